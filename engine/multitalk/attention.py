@@ -1,0 +1,162 @@
+"""The three attentions of a block: self (with the reference map), text and image, and audio."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from engine.errors import ConfigError, UnknownComponent
+from engine.multitalk.compat import (
+    AttentionBackendName,
+    AttentionModuleMixin,
+    WanAttention,
+    check_attention_backend_requirements,
+    dispatch_attention_fn,
+)
+from engine.multitalk.embeddings import Rotary, rotate
+from engine.multitalk.speakers import Speakers, label_positions, rotary_at
+
+NATIVE = AttentionBackendName.NATIVE
+
+
+def set_self_attention_backend(model: nn.Module, name: str) -> None:
+    """Switch the self-attention of every block of `model` to diffusers' attention backend `name`.
+
+    Only `attn1` is switched, and only of this model: diffusers' own `set_attention_backend` would switch the short
+    text and audio attentions too and change the default of the whole process. Raises UnknownComponent for a name
+    diffusers does not have, ConfigError if what the backend needs is not installed.
+    """
+    known = [backend.value for backend in AttentionBackendName]
+    if name not in known:
+        raise UnknownComponent("attention", name, known)
+    backend = AttentionBackendName(name)
+    try:
+        check_attention_backend_requirements(backend)
+    except (RuntimeError, ImportError) as error:
+        raise ConfigError(str(error), field="attention", hint="choose attention=sdpa or install the package") from error
+    for module in model.modules():
+        if isinstance(module, WanAttention) and isinstance(module.processor, SelfAttentionProcessor):
+            module.processor._attention_backend = backend
+
+
+class SelfAttentionProcessor:
+    """Self-attention with 3-D rotary positions; also scores every token by speaker when two or more speak."""
+
+    # Not None: that would follow a default another model may have set for the whole process.
+    _attention_backend = NATIVE
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Rotary | None = None,
+        speakers: Speakers | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend over (1, L, D); returns the output (1, L, D) and the class scores (L, C), None without `speakers`."""
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
+        value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
+        if rotary_emb is not None:
+            query, key = rotate(query, rotary_emb), rotate(key, rotary_emb)
+        output = dispatch_attention_fn(
+            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
+        output = attn.to_out[1](attn.to_out[0](output.flatten(2, 3)))
+        return output, None if speakers is None else class_scores(query, key, speakers)
+
+
+def class_scores(query: Tensor, key: Tensor, speakers: Speakers) -> Tensor:
+    """Score how much each token looks at each class's part of the first latent frame: (L, C), float32.
+
+    Attention over the first frame's keys with the class masks as values gives, per head, the attention mass on every
+    class; the mean over heads divided by the class's size is the reference's map, without its L x S matrix. Always
+    torch's own kernel: other backends may refuse or approximate values that are masks.
+    """
+    tokens, classes = speakers.values.shape[1], speakers.sums.shape[0]
+    values = speakers.values.expand(-1, -1, query.shape[2], -1)
+    mass = dispatch_attention_fn(query, key[:, :tokens], values, backend=NATIVE)
+    return mass[0, :, :, :classes].float().mean(dim=1) / speakers.sums
+
+
+class CrossAttentionProcessor:
+    """Attention to image tokens and, added to it, to text tokens.
+
+    diffusers' own processor takes all but the last 512 tokens for image tokens, which is wrong for any other text
+    length; here the number of image tokens is given.
+    """
+
+    _attention_backend = NATIVE
+    _parallel_config = None
+
+    def __init__(self, image_tokens: int) -> None:
+        self.image_tokens = image_tokens
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Rotary | None = None,
+    ) -> Tensor:
+        """Attend from (1, L, D) to [image tokens, text tokens] (1, image_tokens + text_len, D)."""
+        image = encoder_hidden_states[:, : self.image_tokens]
+        text = encoder_hidden_states[:, self.image_tokens :]
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(attn.to_k(text)).unflatten(2, (attn.heads, -1))
+        value = attn.to_v(text).unflatten(2, (attn.heads, -1))
+        output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        key = attn.norm_added_k(attn.add_k_proj(image)).unflatten(2, (attn.heads, -1))
+        value = attn.add_v_proj(image).unflatten(2, (attn.heads, -1))
+        output = output + dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        return attn.to_out[1](attn.to_out[0](output.flatten(2, 3)))
+
+
+class AudioAttentionProcessor:
+    """Attention from the tokens of each latent frame to that frame's audio tokens, told apart by L-RoPE."""
+
+    _attention_backend = NATIVE
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: AudioAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        scores: Tensor | None = None,
+        speakers: Speakers | None = None,
+    ) -> Tensor:
+        """Attend from (1, L, D) to audio tokens (T, K, audio_dim); `scores` (L, C) and `speakers` place the labels."""
+        query = attn.to_q(hidden_states).unflatten(2, (attn.heads, -1))
+        key, value = attn.to_kv(encoder_hidden_states).unflatten(2, (2, attn.heads, -1)).unbind(2)
+        if speakers is not None and scores is not None:
+            query = rotate(query, rotary_at(label_positions(scores, speakers), speakers.frequencies))
+            key = rotate(key, speakers.keys)
+        query = query.unflatten(1, (encoder_hidden_states.shape[0], -1))[0]
+        output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        return attn.to_out(output.flatten(2, 3).flatten(0, 1)[None])
+
+
+class AudioAttention(nn.Module, AttentionModuleMixin):
+    """Audio cross-attention: `to_q`, `to_kv` (rows: keys of all heads, then values) and `to_out`, all with bias."""
+
+    _default_processor_cls = AudioAttentionProcessor
+    _available_processors = [AudioAttentionProcessor]
+    _supports_qkv_fusion = False
+    is_cross_attention = True
+
+    def __init__(self, dim: int, heads: int, audio_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim)
+        self.to_kv = nn.Linear(audio_dim, 2 * dim)
+        self.to_out = nn.Linear(dim, dim)
+        self.set_processor(AudioAttentionProcessor())
+
+    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        output: Tensor = self.processor(self, hidden_states, encoder_hidden_states, **kwargs)
+        return output

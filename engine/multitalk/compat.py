@@ -1,0 +1,52 @@
+"""The one home of every import from diffusers that is not in its public face.
+
+Each name is held by tests/test_compat.py, so an upgrade of diffusers that moves one breaks here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _check_attention_backend_requirements,
+    dispatch_attention_fn,
+)
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbedding
+from diffusers.models.normalization import FP32LayerNorm
+from diffusers.models.transformers.transformer_wan import WanAttention, WanImageEmbedding
+from diffusers.utils.peft_utils import apply_lora_scale
+
+check_attention_backend_requirements = _check_attention_backend_requirements
+
+__all__ = [
+    "AttentionBackendName",
+    "AttentionMixin",
+    "AttentionModuleMixin",
+    "CacheMixin",
+    "FP32LayerNorm",
+    "FeedForward",
+    "PeftAdapterMixin",
+    "PixArtAlphaTextProjection",
+    "TimestepEmbedding",
+    "TransformerBlockMetadata",
+    "TransformerBlockRegistry",
+    "WanAttention",
+    "WanImageEmbedding",
+    "apply_lora_scale",
+    "check_attention_backend_requirements",
+    "dispatch_attention_fn",
+    "register_cached_block",
+]
+
+
+def register_cached_block(block: type) -> None:
+    """Tell diffusers' step caches that `block` takes `hidden_states` first and returns one tensor.
+
+    The registry is looked up by exact class, so every block class is entered once, where it is defined.
+    """
+    TransformerBlockRegistry.register(
+        block, TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None)
+    )

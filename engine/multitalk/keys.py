@@ -1,0 +1,95 @@
+"""Reference key names <-> ours: a pure, complete, invertible map over single names."""
+
+from __future__ import annotations
+
+import re
+
+from engine.errors import SourceError
+
+# Reference module -> ours. Only whole dotted modules are matched, longest first.
+_ROOT = {
+    "patch_embedding": "patch_embedding",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
+    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
+    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
+    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
+    "head.head": "proj_out",
+    "audio_proj.proj1": "audio_proj.proj1",
+    "audio_proj.proj1_vf": "audio_proj.proj1_vf",
+    "audio_proj.proj2": "audio_proj.proj2",
+    "audio_proj.proj3": "audio_proj.proj3",
+    "audio_proj.norm": "audio_proj.norm",
+}
+_BLOCK = {
+    "self_attn.q": "attn1.to_q",
+    "self_attn.k": "attn1.to_k",
+    "self_attn.v": "attn1.to_v",
+    "self_attn.o": "attn1.to_out.0",
+    "self_attn.norm_q": "attn1.norm_q",
+    "self_attn.norm_k": "attn1.norm_k",
+    "cross_attn.q": "attn2.to_q",
+    "cross_attn.k": "attn2.to_k",
+    "cross_attn.v": "attn2.to_v",
+    "cross_attn.o": "attn2.to_out.0",
+    "cross_attn.k_img": "attn2.add_k_proj",
+    "cross_attn.v_img": "attn2.add_v_proj",
+    "cross_attn.norm_q": "attn2.norm_q",
+    "cross_attn.norm_k": "attn2.norm_k",
+    "cross_attn.norm_k_img": "attn2.norm_added_k",
+    "norm3": "norm2",
+    "norm_x": "norm_audio",
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    "audio_cross_attn.q_linear": "audio_attn.to_q",
+    "audio_cross_attn.kv_linear": "audio_attn.to_kv",
+    "audio_cross_attn.proj": "audio_attn.to_out",
+}
+# Tensors that are no module's weight or bias.
+_TENSORS = {"head.modulation": "scale_shift_table"}
+_BLOCK_TENSORS = {"modulation": "scale_shift_table"}
+
+_NAME = re.compile(r"^(?P<block>blocks\.\d+\.)?(?P<rest>.+)$")
+_LEAF = re.compile(r"^(?P<module>.+)\.(?P<leaf>weight|bias)$")
+
+
+def to_engine(key: str) -> str:
+    """Return our name of the reference's tensor `key`. Raises SourceError for a name the reference does not have."""
+    return _translate(key, _ROOT, _BLOCK, _TENSORS, _BLOCK_TENSORS, "reference")
+
+
+def to_reference(key: str) -> str:
+    """Return the reference's name of our tensor `key`. Raises SourceError for a name our network does not have."""
+    return _translate(key, *map(_invert, (_ROOT, _BLOCK, _TENSORS, _BLOCK_TENSORS)), "engine")
+
+
+def to_engine_module(name: str) -> str:
+    """Return our name of the reference's module `name` (a tensor's name without `.weight`); same errors."""
+    return to_engine(f"{name}.weight").removesuffix(".weight")
+
+
+def _translate(
+    key: str,
+    root: dict[str, str],
+    block: dict[str, str],
+    tensors: dict[str, str],
+    block_tensors: dict[str, str],
+    kind: str,
+) -> str:
+    match = _NAME.match(key)
+    prefix, rest = (match["block"] or "", match["rest"]) if match else ("", key)
+    modules, singles = (block, block_tensors) if prefix else (root, tensors)
+    if rest in singles:
+        return prefix + singles[rest]
+    leaf = _LEAF.match(rest)
+    if leaf and leaf["module"] in modules:
+        return f"{prefix}{modules[leaf['module']]}.{leaf['leaf']}"
+    raise SourceError(f"no tensor of the {kind} network is named {key!r}", field="key")
+
+
+def _invert(names: dict[str, str]) -> dict[str, str]:
+    return {ours: theirs for theirs, ours in names.items()}

@@ -1,0 +1,105 @@
+"""Who speaks where: speaker masks and attention scores -> positions on the label axis (L-RoPE).
+
+Tokens of a speaker's face and that speaker's audio tokens get rotary positions from the same label range, so that
+attention finds its voice by phase. Source: MultiTalk, arXiv:2505.22647, section 3.3.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.errors import RequestError
+from engine.multitalk.embeddings import Rotary, rotary_frequencies
+
+
+class Speakers(NamedTuple):
+    """All that L-RoPE needs and that does not change within a window; C = speakers + 1, background last.
+
+    `values`: token masks as attention values, (1, S, 1, head_dim), 0 or 1 in the first C channels, zero beyond.
+    `sums`: tokens per class (C,), at least 1; `penalty`: (C,), -inf for a class without tokens, else 0.
+    `starts`, `spans`: label range per class (C,). `frequencies`: (head_dim / 2,). `keys`: rotary table of the audio
+    tokens, (1, audio tokens, 1, head_dim / 2). All but `values` float32.
+    """
+
+    values: Tensor
+    sums: Tensor
+    penalty: Tensor
+    starts: Tensor
+    spans: Tensor
+    frequencies: Tensor
+    keys: Rotary
+
+
+def label_ranges(speakers: int, class_range: int, class_interval: int) -> tuple[list[float], float]:
+    """Return the start of every speaker's label range and the background's label.
+
+    Two speakers are the reference's: [0, 4] and [20, 24], background 12. Three and more are **experimental** (no
+    published weights were trained so): ranges of the same length start at even distances and the background sits
+    midway between the first two.
+    """
+    step = (class_range - class_interval) / (speakers - 1)
+    return [step * index for index in range(speakers)], (class_interval + step) / 2
+
+
+def token_masks(masks: Tensor, rows: int, columns: int) -> Tensor:
+    """Resize masks (C, h, w), anything above 0 is inside, to tokens by nearest: bool (C, rows * columns)."""
+    resized = F.interpolate(masks[None].float(), size=(rows, columns), mode="nearest")[0]
+    return (resized > 0).flatten(1)
+
+
+def prepare_speakers(
+    masks: Tensor, audio_tokens: int, head_dim: int, class_range: int, class_interval: int, dtype: torch.dtype
+) -> Speakers:
+    """Turn token masks (C, S) of two or more speakers and the background into the constants of L-RoPE.
+
+    `audio_tokens` is the number of tokens of one speaker in one latent frame. An empty mask takes no token at all;
+    the reference divides 0 by 0 there and sends every token to the background. Raises RequestError if all are empty.
+    """
+    classes = masks.shape[0]
+    if classes > head_dim:
+        raise RequestError(
+            f"{classes - 1} speakers do not fit attention heads of {head_dim} channels",
+            field="speaker_masks",
+            hint=f"give at most {head_dim - 1}",
+        )
+    tokens = masks.sum(dim=1)
+    if not bool(tokens.any()):
+        raise RequestError("every mask is empty", field="speaker_masks", hint="mark at least one region")
+    starts, background = label_ranges(classes - 1, class_range, class_interval)
+    device = masks.device
+    frequencies = rotary_frequencies(head_dim).float().to(device)
+    positions = torch.tensor(starts, device=device) + class_interval / 2
+    spans = torch.full((classes,), float(class_interval), device=device)
+    spans[-1] = 0.0
+    return Speakers(
+        # Padded to the head dimension, since fused kernels want values as wide as keys.
+        values=F.pad(masks.T, (0, head_dim - classes)).to(dtype)[None, :, None],
+        sums=tokens.clamp(min=1).float(),
+        penalty=torch.zeros(classes, device=device).masked_fill(tokens == 0, -torch.inf),
+        starts=torch.tensor([*starts, background], device=device),
+        spans=spans,
+        frequencies=frequencies,
+        keys=rotary_at(positions.repeat_interleave(audio_tokens), frequencies),
+    )
+
+
+def rotary_at(positions: Tensor, frequencies: Tensor) -> Rotary:
+    """Return float32 rotary tables (1, L, 1, head_dim / 2) for positions (L,)."""
+    angles = (positions[:, None] * frequencies)[None, :, None]
+    return Rotary(angles.cos(), angles.sin())
+
+
+def label_positions(scores: Tensor, speakers: Speakers) -> Tensor:
+    """Place every token on the label axis: (L,), float32.
+
+    `scores` (L, C) say how much a token attends to each class's part of the first frame. A token belongs to its best
+    class and sits in that class's range by its score, normalised over all tokens.
+    """
+    low, high = torch.aminmax(scores, dim=0)
+    positions = speakers.starts + speakers.spans * ((scores - low) / (high - low + 1e-8))
+    best = (scores + speakers.penalty).argmax(dim=1, keepdim=True)
+    return positions.gather(1, best)[:, 0]

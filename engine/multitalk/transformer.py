@@ -1,0 +1,398 @@
+"""The MultiTalk diffusion transformer: Wan 2.1 image-to-video with an audio attention in every block."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.errors import ConfigError, RequestError
+from engine.multitalk.attention import AudioAttention, CrossAttentionProcessor, SelfAttentionProcessor
+from engine.multitalk.audio_projection import AudioProjection
+from engine.multitalk.compat import (
+    AttentionMixin,
+    CacheMixin,
+    FeedForward,
+    FP32LayerNorm,
+    PeftAdapterMixin,
+    WanAttention,
+    apply_lora_scale,
+    register_cached_block,
+)
+from engine.multitalk.embeddings import Rotary, TimeTextImageEmbedding, rotary_grid
+from engine.multitalk.speakers import Speakers, prepare_speakers, token_masks
+
+
+@dataclass(frozen=True)
+class TransformerConditions:
+    """What a forward needs beside latents and time; depends on conditions and size only, so made once per window.
+
+    `context`: image then text tokens, (1, image_tokens + text_len, D). `audio`: audio tokens of every latent frame,
+    speakers one after the other, (T, n * audio_tokens, audio_output_dim). `rotary`: float32 table of the token grid.
+    `speakers`: None unless two or more speak. `latent_shape`: (T, h, w) these conditions were made for.
+    """
+
+    context: Tensor
+    audio: Tensor
+    rotary: Rotary
+    speakers: Speakers | None
+    latent_shape: tuple[int, int, int]
+
+
+class ModulatedLayerNorm(nn.Module):
+    """LayerNorm without parameters, then scale and shift by the time embedding, all in float32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+
+    def forward(self, hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """Normalise (1, L, D); `shift` and `scale` are float32 (D,). Keeps the dtype."""
+        # One sample has one time, so the modulation is the affine part of a LayerNorm: one fused kernel.
+        return F.layer_norm(hidden_states.float(), (self.dim,), 1 + scale, shift, self.eps).type_as(hidden_states)
+
+
+class MultiTalkTransformerBlock(nn.Module):
+    """Self-attention, text and image attention, audio attention, feed-forward."""
+
+    def __init__(
+        self, dim: int, ffn_dim: int, heads: int, audio_dim: int, image_tokens: int, cross_attn_norm: bool, eps: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = ModulatedLayerNorm(dim, eps)
+        self.attn1 = WanAttention(dim, heads, dim // heads, eps, processor=SelfAttentionProcessor())
+        self.norm2 = FP32LayerNorm(dim, eps, elementwise_affine=True) if cross_attn_norm else nn.Identity()
+        self.attn2 = WanAttention(
+            dim,
+            heads,
+            dim // heads,
+            eps,
+            added_kv_proj_dim=dim,
+            cross_attention_dim_head=dim // heads,
+            processor=CrossAttentionProcessor(image_tokens),
+        )
+        self.norm_audio = FP32LayerNorm(dim, eps, elementwise_affine=True)
+        self.audio_attn = AudioAttention(dim, heads, audio_dim)
+        self.norm3 = ModulatedLayerNorm(dim, eps)
+        self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        temb: Tensor,
+        rotary_emb: Rotary,
+        audio_hidden_states: Tensor,
+        speakers: Speakers | None = None,
+    ) -> Tensor:
+        """Transform tokens (1, L, D); the other arguments as in TransformerConditions, `temb` (1, 6, D) float32."""
+        table = self.scale_shift_table[0].float() + temb[0]
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(0)
+
+        attended, scores = self.attn1(
+            self.norm1(hidden_states, shift, scale), rotary_emb=rotary_emb, speakers=speakers
+        )
+        hidden_states = (hidden_states.float() + attended * gate).type_as(hidden_states)
+        hidden_states = hidden_states + self.attn2(self.norm2(hidden_states), encoder_hidden_states)
+        hidden_states = hidden_states + self.audio_attn(
+            self.norm_audio(hidden_states), audio_hidden_states, scores=scores, speakers=speakers
+        )
+        forwarded = self.ffn(self.norm3(hidden_states, ffn_shift, ffn_scale))
+        return (hidden_states.float() + forwarded * ffn_gate).type_as(hidden_states)
+
+
+register_cached_block(MultiTalkTransformerBlock)
+
+
+class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin, AttentionMixin):  # type: ignore[misc]
+    """A sibling of diffusers' WanTransformer3DModel that hears: same parts and names, plus audio.
+
+    The defaults are the 14B model. Audio parameters are `audio_proj.*`, `blocks.N.audio_attn.*` and
+    `blocks.N.norm_audio.*`; everything else is named as in diffusers' Wan checkpoints. Raises ConfigError for
+    sizes that cannot be built.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["MultiTalkTransformerBlock"]
+    _repeated_blocks = ["MultiTalkTransformerBlock"]
+    # Matched against the dot-separated parts of a name.
+    _keep_in_fp32_modules = [
+        "time_embedder",
+        "time_proj",
+        "scale_shift_table",
+        "norm1",
+        "norm2",
+        "norm3",
+        "norm_audio",
+        "norm",
+        "proj_out",
+    ]
+    _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm", "audio_proj", "proj_out"]
+    _keys_to_ignore_on_load_unexpected = ["norm_added_q"]
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        num_attention_heads: int = 40,
+        attention_head_dim: int = 128,
+        in_channels: int = 36,
+        out_channels: int = 16,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 13824,
+        num_layers: int = 40,
+        cross_attn_norm: bool = True,
+        qk_norm: str = "rms_norm_across_heads",
+        eps: float = 1e-6,
+        image_dim: int = 1280,
+        added_kv_proj_dim: int | None = None,
+        rope_max_seq_len: int = 1024,
+        pos_embed_seq_len: int | None = None,
+        text_len: int = 512,
+        image_tokens: int = 257,
+        audio_window: int = 5,
+        audio_layers: int = 12,
+        audio_channels: int = 768,
+        audio_intermediate_dim: int = 512,
+        audio_output_dim: int = 768,
+        audio_tokens: int = 32,
+        vae_scale_temporal: int = 4,
+        class_range: int = 24,
+        class_interval: int = 4,
+    ) -> None:
+        super().__init__()
+        dim = num_attention_heads * attention_head_dim
+        _check_config(
+            patch_size=tuple(patch_size),
+            head_dim=attention_head_dim,
+            qk_norm=qk_norm,
+            added_kv=added_kv_proj_dim in (None, dim),
+            pos_embed_seq_len=pos_embed_seq_len,
+            audio_window=audio_window,
+        )
+        self.patch_embedding = nn.Conv3d(in_channels, dim, kernel_size=tuple(patch_size), stride=tuple(patch_size))
+        self.condition_embedder = TimeTextImageEmbedding(dim, freq_dim, text_dim, image_dim)
+        self.audio_proj = AudioProjection(
+            window=audio_window,
+            stride=vae_scale_temporal,
+            layers=audio_layers,
+            channels=audio_channels,
+            intermediate_dim=audio_intermediate_dim,
+            output_dim=audio_output_dim,
+            tokens=audio_tokens,
+        )
+        self.blocks = nn.ModuleList(
+            MultiTalkTransformerBlock(
+                dim, ffn_dim, num_attention_heads, audio_output_dim, image_tokens, cross_attn_norm, eps
+            )
+            for _ in range(num_layers)
+        )
+        self.norm_out = ModulatedLayerNorm(dim, eps)
+        self.proj_out = nn.Linear(dim, out_channels * math.prod(patch_size))
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+        self.gradient_checkpointing = False
+
+    def embed_conditions(
+        self,
+        latent_shape: tuple[int, int, int],
+        encoder_hidden_states: Tensor,
+        encoder_hidden_states_image: Tensor,
+        audio_windows: Tensor | None = None,
+        speaker_masks: Tensor | None = None,
+    ) -> TransformerConditions:
+        """Embed one guidance branch's conditions for latents of shape (T, h, w), once per window.
+
+        The other arguments are forward's. Goes through the module's own call, so that hooks on the root (offloading)
+        run as they do for a forward.
+        """
+        conditions: TransformerConditions = self(
+            latent_shape=latent_shape,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_hidden_states_image=encoder_hidden_states_image,
+            audio_windows=audio_windows,
+            speaker_masks=speaker_masks,
+        )
+        return conditions
+
+    @apply_lora_scale("attention_kwargs")  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        hidden_states: Tensor | None = None,
+        timestep: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_hidden_states_image: Tensor | None = None,
+        audio_windows: Tensor | None = None,
+        speaker_masks: Tensor | None = None,
+        conditions: TransformerConditions | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+        latent_shape: tuple[int, int, int] | None = None,
+    ) -> Transformer2DModelOutput | tuple[Tensor] | TransformerConditions:
+        """Predict the velocity of noisy latents.
+
+        Args:
+            hidden_states: (1, in_channels, T, h, w): noisy latents, mask, condition latents along the channels.
+            timestep: (1,), 0..1000, float32 (an integer or bfloat16 timestep is another time).
+            encoder_hidden_states: text features without padding, (1, at most text_len, text_dim).
+            encoder_hidden_states_image: image features, (1, image_tokens, image_dim).
+            audio_windows: (n, F, audio_window, audio_layers, audio_channels) for n speakers and
+                F = 1 + vae_scale_temporal * (T - 1) pixel frames; None is silence, heard as one speaker's zeros.
+            speaker_masks: (n + 1, h, w), inside where above 0, last row the background. Used when n is 2 or more;
+                None lets every token hear all speakers alike.
+            conditions: result of `embed_conditions`, instead of the four arguments above.
+            attention_kwargs: {"scale": s} scales LoRA adapters in this forward.
+            return_dict: False returns a tuple of the sample.
+            latent_shape: (T, h, w) instead of `hidden_states`: only embed the conditions and return them.
+
+        Returns:
+            `sample` (1, out_channels, T, h, w), float32.
+
+        Raises:
+            RequestError: a tensor has the wrong shape, named by its argument.
+        """
+        if latent_shape is not None:
+            return self._embed(
+                latent_shape, encoder_hidden_states, encoder_hidden_states_image, audio_windows, speaker_masks
+            )
+        if hidden_states is None or timestep is None:
+            raise RequestError("a forward needs latents and a time", field="hidden_states, timestep")
+        shape = self._check_latents(hidden_states, timestep)
+        if conditions is None:
+            conditions = self._embed(
+                shape, encoder_hidden_states, encoder_hidden_states_image, audio_windows, speaker_masks
+            )
+        elif conditions.latent_shape != shape:
+            raise RequestError(
+                f"conditions were embedded for latents of {conditions.latent_shape}, not {shape}", field="conditions"
+            )
+
+        temb, time_proj = self.condition_embedder(timestep)
+        tokens = self.patch_embedding(hidden_states.to(self.patch_embedding.weight.dtype))
+        tokens = tokens.flatten(2).transpose(1, 2).contiguous()
+        arguments = (conditions.context, time_proj, conditions.rotary, conditions.audio, conditions.speakers)
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, tokens, *arguments)
+            else:
+                tokens = block(tokens, *arguments)
+
+        shift, scale = (self.scale_shift_table[0].float() + temb).unbind(0)
+        tokens = self.norm_out(tokens.float(), shift, scale).to(self.proj_out.weight.dtype)
+        sample = self._unpatchify(self.proj_out(tokens).float(), shape)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _unpatchify(self, patches: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        t, h, w = self.config.patch_size
+        frames, rows, columns = shape[0] // t, shape[1] // h, shape[2] // w
+        patches = patches.view(frames, rows, columns, t, h, w, self.config.out_channels)
+        return patches.permute(6, 0, 3, 1, 4, 2, 5).reshape(1, self.config.out_channels, *shape)
+
+    def _embed(
+        self,
+        shape: tuple[int, int, int],
+        text: Tensor | None,
+        image: Tensor | None,
+        windows: Tensor | None,
+        masks: Tensor | None,
+    ) -> TransformerConditions:
+        config, dtype, device = self.config, self.patch_embedding.weight.dtype, self.patch_embedding.weight.device
+        frames, rows, columns = self._check_grid(shape)
+        if text is None or image is None:
+            raise RequestError(
+                "text and image features are needed", field="encoder_hidden_states, encoder_hidden_states_image"
+            )
+        _check_shape("encoder_hidden_states", text, (1, None, config.text_dim))
+        _check_shape("encoder_hidden_states_image", image, (1, config.image_tokens, config.image_dim))
+        if text.shape[1] > config.text_len:
+            raise RequestError(
+                f"{text.shape[1]} text tokens", field="encoder_hidden_states", hint=f"at most {config.text_len}"
+            )
+        # The reference pads before the projection and masks nothing: padding rows are attended to.
+        text = F.pad(text.to(dtype), (0, 0, 0, config.text_len - text.shape[1]))
+        text_tokens, image_tokens = self.condition_embedder(text=text, image=image.to(dtype))
+
+        features = (config.audio_window, config.audio_layers, config.audio_channels)
+        pixel_frames = 1 + config.vae_scale_temporal * (shape[0] - 1)
+        if windows is None:
+            windows = torch.zeros(1, pixel_frames, *features, device=device)
+        _check_shape("audio_windows", windows, (None, pixel_frames, *features))
+        audio = self.audio_proj(windows.to(dtype))  # (n, T, tokens, dim)
+        speakers = None
+        if masks is not None and windows.shape[0] > 1:
+            _check_shape("speaker_masks", masks, (windows.shape[0] + 1, *shape[1:]))
+            speakers = prepare_speakers(
+                token_masks(masks, rows, columns),
+                config.audio_tokens,
+                config.attention_head_dim,
+                config.class_range,
+                config.class_interval,
+                dtype,
+            )
+        return TransformerConditions(
+            context=torch.cat([image_tokens.to(dtype), text_tokens], dim=1),
+            audio=audio.transpose(0, 1).flatten(1, 2).to(dtype),
+            rotary=rotary_grid(frames, rows, columns, config.attention_head_dim, device),
+            speakers=speakers,
+            latent_shape=shape,
+        )
+
+    def _check_latents(self, latents: Tensor, timestep: Tensor) -> tuple[int, int, int]:
+        _check_shape("hidden_states", latents, (1, self.config.in_channels, None, None, None))
+        _check_shape("timestep", timestep, (1,))
+        frames, height, width = latents.shape[2:]
+        return int(frames), int(height), int(width)
+
+    def _check_grid(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        patch = self.config.patch_size
+        if any(size < step or size % step for size, step in zip(shape, patch, strict=True)):
+            raise RequestError(f"latents of {shape} do not divide into patches of {tuple(patch)}", field="latent_shape")
+        grid = (shape[0] // patch[0], shape[1] // patch[1], shape[2] // patch[2])
+        if max(grid) > self.config.rope_max_seq_len:
+            raise RequestError(
+                f"{max(grid)} tokens along one axis",
+                field="latent_shape",
+                hint=f"at most {self.config.rope_max_seq_len}",
+            )
+        return grid
+
+
+def _check_shape(name: str, tensor: Tensor, wanted: tuple[int | None, ...]) -> None:
+    matches = tensor.ndim == len(wanted) and all(
+        want is None or size == want for size, want in zip(tensor.shape, wanted, strict=False)
+    )
+    if not matches:
+        shown = ", ".join("any" if want is None else str(want) for want in wanted)
+        batch = " (one sample at a time: run guidance branches one after the other)" if wanted[0] == 1 else ""
+        raise RequestError(f"shape {tuple(tensor.shape)}", field=name, hint=f"must be ({shown}){batch}")
+
+
+def _check_config(
+    *,
+    patch_size: tuple[int, ...],
+    head_dim: int,
+    qk_norm: str,
+    added_kv: bool,
+    pos_embed_seq_len: int | None,
+    audio_window: int,
+) -> None:
+    rules = (
+        (len(patch_size) == 3 and patch_size[0] == 1, "patch_size", "must be (1, height, width)"),
+        (head_dim % 2 == 0 and head_dim >= 6, "attention_head_dim", "must be even and at least 6"),
+        (qk_norm == "rms_norm_across_heads", "qk_norm", "only rms_norm_across_heads is built"),
+        (added_kv, "added_kv_proj_dim", "must be the model's width or left out"),
+        (pos_embed_seq_len is None, "pos_embed_seq_len", "image position embeddings are not built"),
+        (audio_window % 2 == 1, "audio_window", "must be odd, its middle is the frame itself"),
+    )
+    for holds, field, hint in rules:
+        if not holds:
+            raise ConfigError("the transformer cannot be built so", field=field, hint=hint)
