@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from engine.errors import SourceError
 
@@ -53,6 +55,31 @@ _BLOCK = {
 _TENSORS = {"head.modulation": "scale_shift_table"}
 _BLOCK_TENSORS = {"modulation": "scale_shift_table"}
 
+# Arguments of the reference's constructor (its config.json holds the first few) -> ours, where they mean the same.
+_CONFIG = {
+    "patch_size": "patch_size",
+    "num_heads": "num_attention_heads",
+    "in_dim": "in_channels",
+    "out_dim": "out_channels",
+    "text_dim": "text_dim",
+    "freq_dim": "freq_dim",
+    "ffn_dim": "ffn_dim",
+    "num_layers": "num_layers",
+    "cross_attn_norm": "cross_attn_norm",
+    "eps": "eps",
+    "text_len": "text_len",
+    "clip_dim": "image_dim",
+    "audio_window": "audio_window",
+    "audio_blocks": "audio_layers",
+    "audio_channels": "audio_channels",
+    "intermediate_dim": "audio_intermediate_dim",
+    "output_dim": "audio_output_dim",
+    "context_tokens": "audio_tokens",
+    "vae_scale": "vae_scale_temporal",
+    "class_range": "class_range",
+    "class_interval": "class_interval",
+}
+
 _NAME = re.compile(r"^(?P<block>blocks\.\d+\.)?(?P<rest>.+)$")
 _LEAF = re.compile(r"^(?P<module>.+)\.(?P<leaf>weight|bias)$")
 
@@ -65,6 +92,21 @@ def to_engine(key: str) -> str:
 def to_reference(key: str) -> str:
     """Return the reference's name of our tensor `key`. Raises SourceError for a name our network does not have."""
     return _translate(key, *map(_invert, (_ROOT, _BLOCK, _TENSORS, _BLOCK_TENSORS)), "engine")
+
+
+def to_engine_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return our constructor's arguments for a reference config; what it leaves out keeps our default.
+
+    Entries that say nothing about sizes (`model_type`, `_class_name`, ...) are left out. Raises SourceError if `dim`
+    does not divide into `num_heads`.
+    """
+    ours = {_CONFIG[name]: value for name, value in config.items() if name in _CONFIG}
+    if "dim" in config:
+        dim, heads = int(config["dim"]), int(config.get("num_heads", 40))
+        if dim % heads:
+            raise SourceError(f"a width of {dim} does not divide into {heads} heads", field="config.dim")
+        ours["attention_head_dim"] = dim // heads
+    return ours
 
 
 def to_engine_module(name: str) -> str:

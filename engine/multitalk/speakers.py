@@ -87,6 +87,11 @@ def prepare_speakers(
     )
 
 
+def class_counts(speakers: Speakers) -> Tensor:
+    """Return the number of tokens of every class (C,), 0 for an empty one."""
+    return torch.where(speakers.penalty == 0, speakers.sums, 0.0)
+
+
 def rotary_at(positions: Tensor, frequencies: Tensor) -> Rotary:
     """Return float32 rotary tables (1, L, 1, head_dim / 2) for positions (L,)."""
     angles = (positions[:, None] * frequencies)[None, :, None]

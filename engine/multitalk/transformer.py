@@ -366,6 +366,21 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         return grid
 
 
+def kept_in_float32(name: str) -> bool:
+    """Say whether the parameter `name` stays float32 whatever the model's dtype (time path, norms, modulation, head)."""
+    return not set(name.split(".")).isdisjoint(MultiTalkTransformer3DModel._keep_in_fp32_modules)
+
+
+def cast_model(model: MultiTalkTransformer3DModel, dtype: torch.dtype) -> MultiTalkTransformer3DModel:
+    """Cast a loaded model in place to `dtype` but for its float32 parts, as from_pretrained(torch_dtype=) does.
+
+    A plain `.to(dtype)` casts all of them; the model then runs too, only less exactly.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if kept_in_float32(name) else dtype)
+    return model
+
+
 def _check_shape(name: str, tensor: Tensor, wanted: tuple[int | None, ...]) -> None:
     matches = tensor.ndim == len(wanted) and all(
         want is None or size == want for size, want in zip(tensor.shape, wanted, strict=False)

@@ -1,0 +1,85 @@
+"""What many tests share: the folder of recordings and the models that stand in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HOME = Path(__file__).parent / "golden"
+
+
+class Recordings:
+    """A folder of golden tensors; a file that is not in it is looked for in tests/golden."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, name: str) -> Path:
+        return next(path for path in (self.folder / name, HOME / name) if path.exists())
+
+    def names(self, pattern: str) -> list[str]:
+        """Return the stems of the safetensors files that match `pattern`, sorted."""
+        return sorted(path.stem for path in self.folder.glob(f"{pattern}.safetensors"))
+
+    def tensors(self, name: str) -> dict[str, Any]:
+        from safetensors.torch import load_file
+
+        return load_file(self.path(f"{name}.safetensors"))
+
+    def header(self, name: str) -> dict[str, str]:
+        from safetensors import safe_open
+
+        with safe_open(self.path(f"{name}.safetensors"), "pt") as file:
+            return file.metadata() or {}
+
+    def config(self, model: str) -> dict[str, Any]:
+        """Return our constructor's arguments for the recorded `model`."""
+        from engine.multitalk.keys import to_engine_config
+
+        return to_engine_config(json.loads(self.header(model)["config"]))
+
+    def model(self, name: str, state: dict[str, Any] | None = None, **replaced: Any) -> Any:
+        """Build the recorded model `name` in float32, ready to run.
+
+        `state` (reference names) replaces its whole state dict, `replaced` single tensors by reference name.
+        """
+        from engine.multitalk.keys import to_engine
+        from engine.multitalk.transformer import MultiTalkTransformer3DModel
+
+        model = MultiTalkTransformer3DModel(**self.config(name))
+        tensors = (self.tensors(name) if state is None else state) | replaced
+        model.load_state_dict({to_engine(key): tensor for key, tensor in tensors.items()})
+        return model.eval()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", metavar="DIR", default=str(HOME), help="folder of golden recordings to run")
+
+
+@pytest.fixture(scope="session")
+def recordings(pytestconfig: pytest.Config) -> Recordings:
+    """The folder given with --golden."""
+    return Recordings(Path(pytestconfig.getoption("--golden")))
+
+
+@pytest.fixture(scope="session")
+def home_recordings() -> Recordings:
+    """The recordings that stand in the repository, whatever --golden says."""
+    return Recordings(HOME)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test with an argument `<kind>_recording` one case per matching file of the golden folder."""
+    patterns = {
+        "forward_recording": "forward_*",
+        "quant_recording": "quant_*_forward",
+        "loop_recording": "loop_*",
+        "infinite_loop_recording": "infinite_loop_*",
+    }
+    for argument, pattern in patterns.items():
+        if argument in metafunc.fixturenames:
+            folder = Path(metafunc.config.getoption("--golden"))
+            metafunc.parametrize(argument, Recordings(folder).names(pattern))
