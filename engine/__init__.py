@@ -1,0 +1,40 @@
+"""MultiTalk Engine: talking videos from a picture and voices, put together from plugins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from engine.data import Access, Delivery, Plan, Progress, Region, Request, Speaker
+from engine.errors import EngineError
+from engine.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from engine.pipeline import Engine
+    from engine.service import EngineService
+
+__all__ = [
+    "Access",
+    "Delivery",
+    "Engine",
+    "EngineError",
+    "EngineService",
+    "Plan",
+    "Progress",
+    "Region",
+    "Request",
+    "Speaker",
+    "hookimpl",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The network needs torch, which takes seconds to import: only those who ask for it pay.
+    if name == "Engine":
+        from engine.pipeline import Engine
+
+        return Engine
+    if name == "EngineService":
+        from engine.service import EngineService
+
+        return EngineService
+    raise AttributeError(f"module 'engine' has no attribute {name!r}")

@@ -1,0 +1,133 @@
+"""The kinds of component that a plugin may offer, and the service that an entrypoint is handed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+from engine.data import Artifact, Delivery, Plan, Progress, Request, Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ProgressCallback: TypeAlias = Callable[[Progress], None]
+
+
+class CancelToken(Protocol):
+    """Says whether the caller withdrew the request; `threading.Event` is one."""
+
+    def is_set(self) -> bool: ...
+
+
+class ModelSource(Protocol):
+    """Where weights come from."""
+
+    def locate(self, weights: Weights) -> Path | None:
+        """Return a local folder that holds `weights`, or None where this source does not know them.
+
+        Raises SourceError where the place is known and the weights in it are incomplete, naming each file.
+        """
+        ...
+
+    def looked(self, weights: Weights) -> str:
+        """Say in a few words where `locate` looks, for the error that nothing was found."""
+        ...
+
+
+class AttentionBackend(Protocol):
+    """Which kernel computes the network's self-attention."""
+
+    def resolve(self, device: str) -> str:
+        """Return the name by which diffusers' attention dispatch knows the kernel, for "cuda" or "cpu".
+
+        Raises MissingExtra where its package is absent and ConfigError where the device cannot run it.
+        """
+        ...
+
+
+class Schedule(Protocol):
+    """One walk from noise to latents: made anew for each window, since solvers keep state."""
+
+    #: steps + 1 values on the network's 0 .. 1000 scale, falling, the last is 0.
+    timesteps: Sequence[float]
+
+    def step(self, velocity: Tensor, index: int, latents: Tensor) -> Tensor:
+        """Go from timesteps[index] to timesteps[index + 1]; float32 in and out.
+
+        `velocity` is the guided prediction of the direction noise - data.
+        """
+        ...
+
+
+class Sampler(Protocol):
+    """How noise becomes latents."""
+
+    def schedule(self) -> Schedule:
+        """Return a fresh schedule."""
+        ...
+
+
+class Sink(Protocol):
+    """Where a finished video is kept."""
+
+    def put(self, artifact: Artifact) -> Kept:
+        """Keep the artifact (its file is gone afterwards) and say where it is. Raises SinkError."""
+        ...
+
+    def check(self, filename: str | None) -> None:
+        """Raise SinkError or RequestError before any work if `put` could not succeed."""
+        ...
+
+
+class Kept(Protocol):
+    """What a sink answers: an address, or the content itself as base64 text."""
+
+    @property
+    def address(self) -> str | None: ...
+
+    @property
+    def content(self) -> str | None: ...
+
+
+@runtime_checkable
+class Service(Protocol):
+    """The engine as an entrypoint sees it."""
+
+    def generate(
+        self, request: Request, *, progress: ProgressCallback | None = None, cancel: CancelToken | None = None
+    ) -> Delivery:
+        """Make the video; load the weights first if this has not happened yet. Raises EngineError."""
+        ...
+
+    def plan(self, request: Request) -> Plan:
+        """Say what `generate` would do. Reads the headers of the media; loads no weights."""
+        ...
+
+    def preview(self, request: Request, path: Path) -> Plan:
+        """Draw the speakers' regions on the picture as the network will see it, as a PNG at `path`."""
+        ...
+
+    def capabilities(self) -> Mapping[str, Any]:
+        """Say what this service was booted with and what a request may choose."""
+        ...
+
+    def check(self) -> Mapping[str, Any]:
+        """Say how it stands with device, weights and sink, without loading weights."""
+        ...
+
+    def open(self, overrides: Sequence[str]) -> Service:
+        """Return another service, booted with `overrides` after this one's own."""
+        ...
+
+    def close(self) -> None:
+        """Release weights and device."""
+        ...
+
+
+class Entrypoint(Protocol):
+    """A way in which requests arrive."""
+
+    def run(self, service: Service) -> int:
+        """Take requests and answer each through `service` until done; return the process' exit status."""
+        ...

@@ -1,0 +1,171 @@
+"""Overrides -> a typed config, with the rules for what a request may override."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from engine import registry
+from engine.config import FIXED, OVERRIDABLE, Config
+from engine.errors import ConfigError, EngineError, RequestError, UnknownComponent
+
+CONF = "engine.conf"
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """Compose the presets in conf/ with `overrides` (Hydra's grammar) into typed dataclasses.
+
+    Raises ConfigError, in one line, for an unknown group, name or key and for a value that does not fit.
+    """
+    registry.installed()
+    with translated(), _hydra():
+        return typed(hydra.compose("config", list(overrides)))
+
+
+def compose_request(boot: Sequence[str], overrides: Sequence[str]) -> Config:
+    """Compose an engine's boot overrides with those of one request.
+
+    Raises RequestError for a request override that is not a plain change of an allowed key to a bool, a number or a
+    bare word, or that would change what is fixed at boot.
+    """
+    if not overrides:
+        return compose(boot)
+    _check(overrides)
+    try:
+        config = compose([*boot, *overrides])
+    except ConfigError as error:
+        raise RequestError(error.what, field=f"overrides ({error.field})", hint=error.hint) from error
+    fixed = compose(boot)
+    for key in FIXED:
+        if getattr(config, key) != getattr(fixed, key):
+            raise RequestError(
+                f"{' '.join(overrides)} would change {key!r}, which is fixed when the engine starts",
+                field="overrides",
+                hint=f"start an engine with another {key}",
+            )
+    return config
+
+
+def typed(composed: DictConfig) -> Config:
+    """Turn a composed config into dataclasses. Raises ConfigError where it does not fit."""
+    with translated():
+        _check_resolution(composed)
+        config = OmegaConf.to_object(composed)
+    if not isinstance(config, Config):
+        raise ConfigError(f"the composed config is a {type(config).__name__}, not the engine's schema")
+    return config
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the errors of Hydra and OmegaConf into ConfigError, one line each."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except MissingConfigException as error:
+        raise _missing(error) from error
+    except OverrideParseException as error:
+        raise ConfigError(
+            f"cannot read {error.override!r}", field="override", hint="write group=name or key=value; quote lists"
+        ) from error
+    except (ConfigCompositionException, OmegaConfBaseException) as error:
+        raise _misfit(error) from error
+    except HydraException as error:
+        raise ConfigError(str(error)) from error
+
+
+def _missing(error: MissingConfigException) -> ConfigError:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    if group and error.options:
+        known = [option for option in error.options if option != "schema"]
+        return UnknownComponent(group, name, known, broken=registry.installed().broken)
+    return ConfigError(str(error).partition("\n")[0], field=group)
+
+
+def _misfit(error: Exception) -> ConfigError:
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    first, *rest = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
+    key = getattr(cause, "full_key", None) or next((r.partition(":")[2].strip() for r in rest if "full_key" in r), "")
+    text = str(error).partition("\n")[0]
+    if "Could not override" in text or "not in" in first:
+        wrong = text.partition("'")[2].partition("'")[0] or str(key)
+        near = difflib.get_close_matches(wrong.partition("=")[0], _keys(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "multitalk --help lists the groups and keys"
+        return ConfigError(f"there is no {wrong!r} in the config", field=wrong.partition("=")[0], hint=hint)
+    return ConfigError(first, field=str(key), hint="see the field's type in engine/config.py")
+
+
+def _keys() -> list[str]:
+    keys: list[str] = []
+
+    def walk(node: DictConfig, prefix: str) -> None:
+        for key in node:
+            keys.append(f"{prefix}{key}")
+            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+                child = node._get_node(key)
+                if isinstance(child, DictConfig) and not child._is_none():
+                    walk(child, f"{prefix}{key}.")
+
+    with _hydra():
+        walk(hydra.compose("config"), "")
+    return keys
+
+
+def _check_resolution(composed: DictConfig) -> None:
+    # Before anything is resolved: schedules and caches interpolate through the table by this name.
+    name, table = str(composed.resolution), composed.model.resolutions
+    if name not in table:
+        raise ConfigError(
+            f"the model {composed.model.name!r} has no resolution {name!r}",
+            field="resolution",
+            hint=f"it has: {', '.join(map(str, table))}",
+        )
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    if GlobalHydra.instance().is_initialized():
+        yield
+        return
+    with hydra.initialize_config_module(CONF, version_base="1.3"):
+        yield
+
+
+def _check(overrides: Sequence[str]) -> None:
+    allowed = ", ".join(OVERRIDABLE)
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise RequestError(
+            f"cannot read {' '.join(overrides)!r}", field="overrides", hint="write key=value"
+        ) from error
+    for override in parsed:
+        line = override.input_line or ""
+        key = override.key_or_group
+        if override.type is not OverrideType.CHANGE or override.package is not None or override.is_sweep_override():
+            raise RequestError(f"{line!r} is not a plain change", field="overrides", hint="write key=value")
+        if key.partition(".")[0].partition("/")[0] not in OVERRIDABLE or key.endswith(".name") or "/" in key:
+            raise RequestError(f"{key!r} cannot be overridden by a request", field="overrides", hint=f"allowed: {allowed}")
+        if not _plain(override):
+            raise RequestError(
+                f"{line!r} has a value that a request may not give",
+                field="overrides",
+                hint="a number, true, false or a bare word",
+            )
+
+
+def _plain(override: Override) -> bool:
+    value = override.value()
+    if isinstance(value, bool | int | float):
+        return True
+    return isinstance(value, str) and value.replace("-", "").replace("_", "").isalnum()

@@ -1,0 +1,283 @@
+"""The shape of the composed config, and what of it a request may override. Presets in conf/ fill it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import II, MISSING
+
+
+@dataclass
+class ComponentConfig:
+    """What every component's config says first: which component it is for."""
+
+    name: str = MISSING
+
+
+# --- the model and what depends on it ---------------------------------------------------------------------------------
+
+
+@dataclass
+class ResolutionConfig:
+    """One entry of a model's table of resolutions."""
+
+    #: Nominal height / width -> [height, width] in pixels; the nearest to the source picture's is taken.
+    buckets: dict[str, list[int]] = field(default_factory=dict)
+    #: Shift of the flow-matching schedule.
+    shift: float = 7.0
+    #: Polynomial of the TeaCache estimate, highest power first; empty: none was measured for this model.
+    teacache: list[float] = field(default_factory=list)
+
+
+@dataclass
+class AdapterConfig:
+    """One LoRA."""
+
+    #: File below the weights' folder, or an absolute path.
+    file: str = MISSING
+    scale: float = 1.0
+
+
+@dataclass
+class BundleConfig:
+    """Settings that belong together: how a model is sampled in one mode."""
+
+    steps: int = 40
+    shift: float = 7.0
+    text_scale: float = 5.0
+    audio_scale: float = 4.0
+    loras: list[AdapterConfig] = field(default_factory=list)
+
+
+@dataclass
+class ContinuationModelConfig:
+    """How a model continues a video from window to window."""
+
+    #: "multitalk": motion frames mixed with noise of the step; "infinitetalk": clean motion frames, fixed reference.
+    style: str = "multitalk"
+    #: Frames of the window before that the next one is given: 4n + 1.
+    frames: int = 25
+
+
+@dataclass
+class ModelConfig:
+    """A model preset: its weights and everything that depends on them."""
+
+    name: str = MISSING
+    #: Folder of the weights on a volume.
+    folder: str = MISSING
+    packaged: bool = False
+    #: Command that gets the weights, named when they are missing.
+    command: str = ""
+    #: Native frames a second, of the audio features as well.
+    fps: float = 25.0
+    #: Most frames of one window: 4n + 1.
+    window: int = 81
+    resolutions: dict[str, ResolutionConfig] = field(default_factory=dict)
+    resolution: str = MISSING
+    continuation: ContinuationModelConfig = field(default_factory=ContinuationModelConfig)
+    standard: BundleConfig = field(default_factory=BundleConfig)
+    turbo: BundleConfig = field(default_factory=BundleConfig)
+    negative_prompt: str = ""
+
+
+# --- groups of the engine itself --------------------------------------------------------------------------------------
+
+
+@dataclass
+class QuantConfig:
+    """How the transformer's weights are kept in memory: "none" or "int8"."""
+
+    name: str = "none"
+
+
+@dataclass
+class LoraConfig:
+    """How LoRAs are applied; fixed at boot."""
+
+    #: "runtime": an unmerged side branch that each request can have on or off; "merged": into the weights, at load.
+    mode: str = "runtime"
+    #: LoRAs beside those of the sampler's bundle.
+    extra: list[AdapterConfig] = field(default_factory=list)
+
+
+@dataclass
+class MemoryConfig:
+    """What of the model is on the device at a time: "none" (all), "model-offload" or "group-offload"."""
+
+    name: str = "none"
+    #: group-offload: transformer blocks moved together.
+    blocks: int = 1
+
+
+@dataclass
+class GuidanceConfig:
+    """Classifier-free guidance over text and audio. A scale of 1 turns its part off and saves its forwards."""
+
+    name: str = "cfg"
+    text_scale: float = II("model.${sampler.bundle}.text_scale")
+    audio_scale: float = II("model.${sampler.bundle}.audio_scale")
+
+
+@dataclass
+class ApgConfig(GuidanceConfig):
+    """Adaptive projected guidance (arXiv 2410.02416)."""
+
+    name: str = "apg"
+    momentum: float = -0.75
+    norm_threshold: float = 55.0
+    eta: float = 0.0
+
+
+@dataclass
+class CacheConfig:
+    """A step cache: which forwards are replaced by what an earlier one gave."""
+
+    name: str = "none"
+
+
+@dataclass
+class TeaCacheConfig(CacheConfig):
+    """TeaCache (arXiv 2411.19108): skip the blocks while the time embedding has changed little."""
+
+    name: str = "teacache"
+    #: Accumulated relative change that forces a computed step; 0.2 .. 0.5 is useful.
+    threshold: float = 0.2
+    #: First steps that are always computed.
+    warmup: int = 5
+    coefficients: list[float] = II("model.resolutions.${resolution}.teacache")
+
+
+@dataclass
+class FirstBlockCacheConfig(CacheConfig):
+    """First-block cache of diffusers: skip the other blocks while the first one's residual has changed little."""
+
+    name: str = "firstblock"
+    threshold: float = 0.05
+
+
+@dataclass
+class TaylorSeerConfig(CacheConfig):
+    """TaylorSeer cache of diffusers, lite mode: predict the network's output between computed steps."""
+
+    name: str = "taylorseer"
+    interval: int = 3
+    warmup: int = 3
+    order: int = 1
+
+
+@dataclass
+class ContinuationConfig:
+    """How a video goes on from one window to the next."""
+
+    style: str = II("model.continuation.style")
+    frames: int = II("model.continuation.frames")
+    #: Pull each window's colours towards the picture's, 0 (off) .. 1.
+    color_strength: float = 1.0
+
+
+@dataclass
+class VideoConfig:
+    """How the MP4 is encoded."""
+
+    #: x264 constant rate factor, 0 (lossless) .. 51.
+    crf: int = 18
+    preset: str = "medium"
+    #: AAC bits a second.
+    audio_bitrate: int = 192_000
+
+
+@dataclass
+class SpeakerConfig:
+    """One person: `audio` or `silence: true`, and where they sit (a box, a mask, or neither for automatic)."""
+
+    audio: str | None = None
+    silence: bool = False
+    box: list[float] | None = None
+    mask: str | None = None
+
+
+@dataclass
+class RequestConfig:
+    """The request of the `generate` entrypoint; the flags of the command line end here."""
+
+    image: str | None = None
+    audio: list[str] = field(default_factory=list)
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    #: A YAML or JSON file with a list `speakers`, in place of `audio`.
+    speakers: str | None = None
+    seed: int = 42
+    frames: int | None = None
+    fps: float | None = None
+    audio_type: str = "para"
+    timing: str = "direct"
+    fit: str = "crop"
+    filename: str | None = None
+
+
+# --- kinds of component -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class SamplerConfig(ComponentConfig):
+    """What every sampler knows. Steps, shift, guidance scales and LoRAs come from the model's bundle."""
+
+    #: "standard" or "turbo": which of the model's bundles the defaults come from.
+    bundle: str = "standard"
+    steps: int = II("model.${sampler.bundle}.steps")
+    shift: float = II("model.${sampler.bundle}.shift")
+
+
+@dataclass
+class SinkConfig(ComponentConfig):
+    """What every sink's config is a kind of."""
+
+
+@dataclass
+class Config:
+    """The whole composed config."""
+
+    model: ModelConfig = MISSING
+    resolution: str = II("model.resolution")
+    source: ComponentConfig = MISSING
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    attention: ComponentConfig = MISSING
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    sampler: SamplerConfig = MISSING
+    guidance: GuidanceConfig = MISSING
+    cache: CacheConfig = MISSING
+    continuation: ContinuationConfig = field(default_factory=ContinuationConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    sink: SinkConfig = MISSING
+    entrypoint: ComponentConfig = MISSING
+    request: RequestConfig = field(default_factory=RequestConfig)
+    #: "auto" (CUDA where there is one), "cpu" or "cuda".
+    device: str = "auto"
+    #: Of the transformer: "auto" (bfloat16 on CUDA, float32 on CPU), "bfloat16" or "float32".
+    dtype: str = "auto"
+
+
+#: Groups and keys that are fixed once an engine is booted: a request that changes one is refused.
+FIXED = ("model", "source", "quant", "attention", "lora", "memory", "sink", "entrypoint", "device", "dtype", "video")
+
+#: What a request's overrides may name: these keys and, with a dot, what lies below them.
+OVERRIDABLE = ("resolution", "sampler", "guidance", "cache", "continuation")
+
+
+def store_schema() -> None:
+    """Enter the engine's own nodes into Hydra's ConfigStore."""
+    store = ConfigStore.instance().store
+    store(name="schema", node=Config)
+    store(group="model", name="schema", node=ModelConfig)
+    store(group="quant", name="schema", node=QuantConfig)
+    store(group="memory", name="schema", node=MemoryConfig)
+    for guidance in (GuidanceConfig, ApgConfig):
+        store(group="guidance", name=guidance.name, node=guidance)
+    for cache in (CacheConfig, TeaCacheConfig, FirstBlockCacheConfig, TaylorSeerConfig):
+        store(group="cache", name=cache.name, node=cache)
+
+
+store_schema()

@@ -1,0 +1,339 @@
+"""What flows through the engine, in the order in which it comes to be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor
+
+AudioType = Literal["para", "add"]
+Timing = Literal["direct", "native"]
+Fit = Literal["crop", "pad"]
+
+
+# --- asked ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where a speaker sits in the source picture; neither `box` nor `mask` means: place them automatically."""
+
+    #: [x0, y0, x1, y1], x to the right, y down; pixels of the upright source picture, or fractions if none exceeds 1.
+    box: tuple[float, float, float, float] | None = None
+    #: Address of a picture of the source picture's shape; bright pixels belong to the speaker.
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """One person of the picture: the address of their voice, or None for a person who stays silent."""
+
+    audio: str | None
+    region: Region = Region()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller asks for: addresses and wishes, nothing loaded."""
+
+    prompt: str
+    image: str
+    #: The first speaker is the leftmost person where regions are automatic.
+    speakers: tuple[Speaker, ...]
+    #: None: the model's own.
+    negative_prompt: str | None = None
+    #: 0 .. 2**63 - 1.
+    seed: int = 42
+    #: Frames of the finished video; None: as long as the audio.
+    frames: int | None = None
+    #: Frames a second of the finished video; None: the model's native rate.
+    fps: float | None = None
+    #: "para": all voices start at once; "add": one after the other, in order.
+    audio_type: AudioType = "para"
+    timing: Timing = "direct"
+    fit: Fit = "crop"
+    #: File name for the sink, without a folder; None: the sink's choice.
+    filename: str | None = None
+    #: Config overrides of this request alone, e.g. "sampler=turbo", "guidance.text_scale=3".
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a request's addresses may reach. The core enforces it before any plugin opens an address."""
+
+    #: Schemes that may be opened; a plain path has the scheme "path".
+    schemes: tuple[str, ...] = ("path", "data")
+    #: Folders below which paths may lie; None: anywhere.
+    folders: tuple[Path, ...] | None = None
+    max_bytes: int = 512 * 2**20
+    #: Seconds to open one address.
+    timeout: float = 60.0
+    max_pixels: int = 100_000_000
+    #: Longest voice in seconds.
+    max_seconds: float = 3600.0
+
+
+# --- found ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Media:
+    """The request's addresses as local files, with what their headers say."""
+
+    image: Path
+    #: (width, height) in pixels after the EXIF orientation is applied.
+    image_size: tuple[int, int]
+    #: One entry a speaker; None: silent.
+    voices: tuple[Path | None, ...]
+    #: Seconds of each voice as decoded; 0.0 for a silent speaker.
+    seconds: tuple[float, ...]
+    #: One entry a speaker: the mask picture, if the region is a mask.
+    masks: tuple[Path | None, ...]
+
+
+# --- planned ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a config says to the planner: the model's facts and the choices that count windows and forwards."""
+
+    model: str
+    resolution: str
+    #: Nominal height / width -> (height, width).
+    buckets: Mapping[str, tuple[int, int]]
+    native_fps: float
+    #: Most frames of a window, and frames given from the window before: 4n + 1 each.
+    window: int
+    motion: int
+    sampler: str
+    steps: int
+    guidance: str
+    passes: int
+    untrained: bool
+    #: Folder of the weights; None: not found, `absent` says why.
+    weights: Path | None
+    absent: str = ""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """How the source picture comes to the model's size. All sizes are (width, height) in pixels."""
+
+    source: tuple[int, int]
+    scaled: tuple[int, int]
+    target: tuple[int, int]
+    #: (x, y) of the target's corner in the scaled picture (crop), negative where the picture is padded (pad).
+    offset: tuple[int, int]
+    fit: Fit
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Who sits where."""
+
+    speaker: int
+    #: [x0, y0, x1, y1] in target pixels: the part of the region that the target shows.
+    box: tuple[int, int, int, int]
+    #: "auto", "box" or "mask".
+    kind: str
+    silent: bool
+    #: Seconds of voice, and the second at which it begins.
+    seconds: float
+    begins: float
+
+
+@dataclass(frozen=True)
+class Window:
+    """One stretch of frames that the network makes in one go."""
+
+    index: int
+    #: First frame, on the axis of generated frames; the motion frames count from here.
+    start: int
+    #: Frames computed: 4n + 1.
+    frames: int
+    #: Leading frames that repeat the end of the window before; 0 in the first.
+    motion: int
+    #: New frames used of this window: frames[motion : motion + keep].
+    keep: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole walk, decided before anything is loaded."""
+
+    model: str
+    resolution: str
+    #: The weights say of themselves that nobody has trained them.
+    untrained: bool
+    canvas: Canvas
+    seats: tuple[Seat, ...]
+    #: Frames and rate of the finished video.
+    frames: int
+    fps: float
+    seconds: float
+    timing: Timing
+    audio_type: AudioType
+    #: Frames that the network makes on its own axis, and that axis' rate.
+    generated_frames: int
+    generated_fps: float
+    windows: tuple[Window, ...]
+    sampler: str
+    steps: int
+    guidance: str
+    #: Forwards of the network in each step (guidance passes), and in all (before any step cache).
+    passes: int
+    forwards: int
+    seed: int
+    #: Folder of the weights; None: not found (the warnings say where was looked).
+    weights: Path | None
+    warnings: tuple[str, ...] = ()
+
+
+# --- made -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The request's media, decoded and cut to size."""
+
+    #: uint8 RGB (height, width, 3) at target size.
+    image: npt.NDArray[np.uint8]
+    #: float32 mono 16 kHz, one a speaker, all of one length on the request's time axis; zeros for a silent speaker.
+    voices: tuple[npt.NDArray[np.float32], ...]
+    #: float32 0/1 (speakers + 1, height / 8, width / 8), the last row is the background.
+    masks: npt.NDArray[np.float32]
+    #: float32 stereo 48 kHz (samples, 2): the mix of the original voices.
+    sound: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Motion:
+    """The leading latent frames of a window that are given, not made."""
+
+    #: float32 (16, t, h, w).
+    latents: Tensor
+    #: True: overwritten clean before every forward and after every step (InfiniteTalk); False: mixed with fresh noise
+    #: of the current level before the first and after every step (MultiTalk).
+    clean: bool
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """All that steers the denoiser for one window, embedded once."""
+
+    #: float32 (20, T, h, w): 4 mask channels, 16 channels of the encoded conditioning frames.
+    latents: Tensor
+    #: What the network needs for each guidance branch ("cond", "drop_text", "drop_audio", "uncond").
+    branches: Mapping[str, Any]
+    motion: Motion | None
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Finished pictures: uint8 RGB (time, height, width, 3)."""
+
+    pictures: npt.NDArray[np.uint8]
+    fps: float
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished file on the local disk."""
+
+    path: Path
+    media_type: str
+    seconds: float
+    frames: int
+    filename: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Where the caller finds the video, and what it took."""
+
+    #: A path or URL; None where the content itself is the answer.
+    address: str | None
+    #: The content as base64 text, for sinks that hand it over.
+    content: str | None
+    media_type: str
+    seconds: float
+    frames: int
+    fps: float
+    seed: int
+    #: Seconds by stage.
+    timings: Mapping[str, float]
+    plan: Plan
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One sign of life."""
+
+    stage: str
+    #: Counted from 1; 0 where windows or steps do not apply.
+    window: int = 0
+    windows: int = 0
+    step: int = 0
+    steps: int = 0
+    #: Share of the whole generation that is done, 0 .. 1.
+    fraction: float = 0.0
+    #: Seconds left; None while nothing is known.
+    remaining: float | None = None
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which weights a model needs: a folder in the layout of diffusers, a sub-folder for each component."""
+
+    model: str
+    #: Name of the folder, e.g. below the volume.
+    folder: str
+    components: tuple[str, ...]
+    #: The model's weights ship inside the package.
+    packaged: bool = False
+    #: A command that gets them.
+    command: str = ""
+
+    def missing(self, root: Path) -> tuple[str, ...]:
+        """Return the files below `root` that are needed and absent or empty, as relative paths."""
+        wanted: list[Path] = []
+        for component in self.components:
+            folder = root / component
+            if component == "tokenizer":
+                wanted.append(folder / "tokenizer_config.json")
+                continue
+            wanted.append(folder / "config.json")
+            wanted += _weight_files(folder)
+        return tuple(str(path.relative_to(root)) for path in wanted if not path.is_file() or path.stat().st_size == 0)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    # diffusers and transformers call the same file by two names; an index decides where there is one.
+    stems = ("diffusion_pytorch_model", "model")
+    for stem in stems:
+        index = folder / f"{stem}.safetensors.index.json"
+        if index.is_file():
+            try:
+                shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            except (ValueError, KeyError, AttributeError):
+                return [folder / f"{stem}.safetensors"]
+            return [folder / shard for shard in sorted(shards)]
+    present = [folder / f"{stem}.safetensors" for stem in stems if (folder / f"{stem}.safetensors").is_file()]
+    if present:
+        return present[:1]
+    stem = stems[0] if folder.name in ("transformer", "vae") else stems[1]
+    return [folder / f"{stem}.safetensors"]

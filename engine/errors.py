@@ -1,0 +1,79 @@
+"""What can go wrong, and how it is told.
+
+* EngineError
+  + ConfigError            the composed config cannot be built
+    - UnknownComponent     no installed plugin or preset bears the name
+    - MissingExtra         an optional package that was chosen is not installed
+  + SourceError            weights are absent, incomplete or not what they should be
+  + RequestError           the caller asked for something that cannot be made
+  + SinkError              the finished video cannot be kept
+  + Cancelled              the caller withdrew the request
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class EngineError(Exception):
+    """Base of every error the engine raises on purpose.
+
+    `what` says in one line what is wrong, `field` names the input it is about (`request.frames`, `sampler`, ...)
+    and `hint` what would work. An entrypoint shows the three as one line and keeps no traceback.
+    """
+
+    def __init__(self, what: str, *, field: str = "", hint: str = "") -> None:
+        self.what = " ".join(what.split())
+        self.field = field
+        self.hint = " ".join(hint.split())
+        super().__init__(self.what)
+
+    def __str__(self) -> str:
+        line = f"{self.field}: {self.what}" if self.field else self.what
+        return f"{line}; {self.hint}" if self.hint else line
+
+
+class ConfigError(EngineError):
+    """The composed config cannot be built."""
+
+
+class UnknownComponent(ConfigError):
+    """No installed plugin or preset offers what the config names."""
+
+    def __init__(self, group: str, name: str, known: Iterable[str], *, broken: Iterable[str] = ()) -> None:
+        self.group, self.name, self.known = group, name, tuple(known)
+        failed = f" (plugins that failed to load: {', '.join(broken)})" if (broken := tuple(broken)) else ""
+        super().__init__(
+            f"no {group} named {name!r}", field=group, hint=f"installed: {', '.join(self.known) or 'none'}{failed}"
+        )
+
+
+class MissingExtra(ConfigError):
+    """A component was chosen whose optional package is not installed."""
+
+    def __init__(self, chosen: str, package: str, extra: str, *, why: str = "") -> None:
+        reason = f" ({why})" if why else ""
+        super().__init__(
+            f"{chosen} needs the package {package!r}, which is not installed{reason}",
+            field=chosen.partition("=")[0],
+            hint=f"pip install 'multitalk-engine[{extra}]'",
+        )
+
+
+class SourceError(EngineError):
+    """Weights are absent, incomplete or not what they should be."""
+
+
+class RequestError(EngineError):
+    """The caller asked for something that cannot be made."""
+
+
+class SinkError(EngineError):
+    """The finished video cannot be kept where it should go."""
+
+
+class Cancelled(EngineError):
+    """The caller withdrew the request while it ran."""
+
+    def __init__(self, stage: str = "") -> None:
+        super().__init__(f"cancelled during {stage}" if stage else "cancelled")

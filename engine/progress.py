@@ -1,0 +1,71 @@
+"""Signs of life: where a generation stands, how long each stage took, how long the rest will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from engine.components import CancelToken, ProgressCallback
+from engine.data import Progress
+from engine.errors import Cancelled
+
+
+class Meter:
+    """Counts the steps of one generation, times its stages and asks the cancel token between them."""
+
+    def __init__(self, callback: ProgressCallback | None, cancel: CancelToken | None) -> None:
+        self._callback = callback
+        self._cancel = cancel
+        self._steps = self._windows = self._window = self._done = 0
+        self._began: float | None = None
+        #: Seconds by stage.
+        self.timings: dict[str, float] = {}
+        self.last = Progress("start")
+
+    def expect(self, windows: int, steps: int) -> None:
+        """Say how much there is to do: `windows` windows of `steps` steps."""
+        self._windows, self._steps = windows, steps
+
+    @contextmanager
+    def stage(self, name: str, *, window: int = 0) -> Iterator[None]:
+        """Time what happens inside as stage `name`. Raises Cancelled at its begin if the caller withdrew."""
+        self.check(name)
+        if window and self._began is None:
+            self._began = time.monotonic()
+        self._window = window
+        self._tell(name, step=0)
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - began
+
+    def step(self, index: int) -> Progress:
+        """Note that step `index` (from 0) of the current window is done."""
+        self._done += 1
+        self._tell("denoise", step=index + 1)
+        return self.last
+
+    def check(self, stage: str) -> None:
+        """Raise Cancelled if the caller withdrew."""
+        if self._cancel is not None and self._cancel.is_set():
+            raise Cancelled(stage)
+
+    def _tell(self, stage: str, *, step: int) -> None:
+        total = self._windows * self._steps
+        remaining = None
+        if self._began is not None and self._done:
+            # Everything of a window (encoding, decoding, writing) is spread over its steps.
+            remaining = (time.monotonic() - self._began) / self._done * (total - self._done)
+        self.last = Progress(
+            stage=stage,
+            window=self._window,
+            windows=self._windows,
+            step=step,
+            steps=self._steps,
+            fraction=self._done / total if total else 0.0,
+            remaining=remaining,
+        )
+        if self._callback is not None:
+            self._callback(self.last)

@@ -1,0 +1,109 @@
+"""The recipe that a video carries: what decided its frames, and nothing that could identify or leak."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from engine.config import Config
+from engine.data import Media, Request
+
+FORMAT = 1
+
+#: Packages whose version can change the frames or their encoding.
+PACKAGES = ("multitalk-engine", "torch", "diffusers", "transformers", "numpy", "pillow", "av", "soxr", "pyloudnorm")
+
+#: Parts of the config that decide the result.
+_DECISIVE = ("resolution", "quant", "sampler", "guidance", "cache", "lora", "continuation", "video", "dtype")
+
+
+def make_recipe(request: Request, media: Media, config: Config, *, weights: Path, threads: int, device: str) -> dict[str, Any]:
+    """Return the recipe as plain JSON values; no address, path, host name or date is in it."""
+    return {
+        "format": FORMAT,
+        "model": config.model.name,
+        **{key: _plain(getattr(config, key)) for key in _DECISIVE},
+        "request": {
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "seed": request.seed,
+            "frames": request.frames,
+            "fps": request.fps,
+            "audio_type": request.audio_type,
+            "timing": request.timing,
+            "fit": request.fit,
+            "speakers": [
+                {"silence": speaker.audio is None, "box": speaker.region.box, "mask": speaker.region.mask is not None}
+                for speaker in request.speakers
+            ],
+        },
+        "inputs": input_hashes(media),
+        "weights": weights_hash(weights),
+        "versions": versions(),
+        "threads": threads,
+        "device": device,
+    }
+
+
+def input_hashes(media: Media) -> dict[str, Any]:
+    """Return the SHA-256 of each input file."""
+    return {
+        "image": _sha256(media.image),
+        "voices": [_sha256(path) if path else None for path in media.voices],
+        "masks": [_sha256(path) if path else None for path in media.masks],
+    }
+
+
+def weights_hash(folder: Path) -> str:
+    """Return a hash that tells one set of weights from another without reading all of it.
+
+    It covers the names and sizes of all weight files and configs, the headers of the former and the whole of the
+    latter, and one mebibyte from the end of each weight file.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix not in (".safetensors", ".json") or not path.is_file():
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()}:{size}\n".encode())
+        with path.open("rb") as file:
+            if path.suffix == ".json":
+                digest.update(file.read())
+                continue
+            length = int.from_bytes(head := file.read(8), "little")
+            digest.update(head + file.read(min(length, size)))
+            file.seek(max(8, size - 2**20))
+            digest.update(file.read(2**20))
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that can change the result."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    for block in _blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            yield block

@@ -1,0 +1,69 @@
+"""The books in which plugins enter what they offer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from hydra.core.config_store import ConfigStore
+
+from engine.config import ComponentConfig
+from engine.errors import ConfigError, UnknownComponent
+
+T = TypeVar("T")
+
+
+class Register(Generic[T]):
+    """The components of one config group, by name."""
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+        self._factories: dict[str, Callable[[Any], T]] = {}
+        self._configs: dict[str, type[ComponentConfig]] = {}
+        #: Names of plugins that failed to load, told with every unknown name.
+        self.broken: tuple[str, ...] = ()
+
+    def __call__(self, factory: Callable[[Any], T], config: type[ComponentConfig]) -> None:
+        """Offer `factory`; its `config` becomes selectable as `group=name`. Raises ConfigError for a name taken."""
+        name = config.name
+        if name in self._factories:
+            taken = self._configs[name].__module__
+            raise ConfigError(
+                f"{self.group} {name!r} is registered twice, by {taken} and {config.__module__}",
+                field=self.group,
+                hint="disable one of them with MULTITALK_DISABLED_PLUGINS",
+            )
+        self._factories[name] = factory
+        self._configs[name] = config
+        ConfigStore.instance().store(group=self.group, name=name, node=config, provider=config.__module__)
+
+    def build(self, config: ComponentConfig) -> T:
+        """Make the component that `config` names. Raises UnknownComponent."""
+        try:
+            factory = self._factories[config.name]
+        except KeyError:
+            raise UnknownComponent(self.group, config.name, self.names(), broken=self.broken) from None
+        return factory(config)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all components, sorted."""
+        return tuple(sorted(self._factories))
+
+    def config(self, name: str) -> type[ComponentConfig]:
+        """Return the config class of a component. Raises UnknownComponent."""
+        try:
+            return self._configs[name]
+        except KeyError:
+            raise UnknownComponent(self.group, name, self.names(), broken=self.broken) from None
+
+
+class Presets:
+    """Package folders of YAML presets, in the order in which they are searched."""
+
+    def __init__(self) -> None:
+        self.packages: list[str] = []
+
+    def __call__(self, package: str) -> None:
+        """Add `package`, an importable package whose sub-folders are config groups."""
+        if package not in self.packages:
+            self.packages.append(package)

@@ -1,0 +1,114 @@
+"""The engine as entrypoints see it: it plans without weights and loads them when the first video is asked for."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.components import CancelToken, ProgressCallback
+from engine.compose import compose, compose_request
+from engine.config import Config
+from engine.data import Access, Delivery, Plan, Request
+from engine.errors import EngineError, SourceError
+from engine.recipe import versions
+from engine.registry import installed
+from engine.settings import locate_weights, make_settings
+from engine.stages.plan import plan_walk
+from engine.stages.read import fetch
+
+if TYPE_CHECKING:
+    from engine.pipeline import Engine
+
+
+class EngineService:
+    """Implements `components.Service` for one boot config."""
+
+    def __init__(self, overrides: Sequence[str] = (), *, access: Access | None = None) -> None:
+        """Compose `overrides` (Hydra's grammar). Raises ConfigError; loads nothing."""
+        self.overrides = tuple(overrides)
+        self.config = compose(self.overrides)
+        self.access = access or Access()
+        self._registry = installed()
+        self._engine: Engine | None = None
+        self._lock = threading.Lock()
+
+    def generate(
+        self, request: Request, *, progress: ProgressCallback | None = None, cancel: CancelToken | None = None
+    ) -> Delivery:
+        """See `components.Service`. One generation runs at a time; others wait."""
+        config = self._config(request)
+        with self._lock:
+            if self._engine is None:
+                from engine.pipeline import Engine
+
+                self._engine = Engine(self.config, self._registry, access=self.access)
+            return self._engine.generate(request, config=config, progress=progress, cancel=cancel)
+
+    def plan(self, request: Request) -> Plan:
+        """See `components.Service`."""
+        settings = make_settings(self._config(request), self._registry)
+        with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
+            media = fetch(request, self._registry.plugins.hook.open_address, self.access, Path(folder))
+            return plan_walk(request, media, settings)
+
+    def preview(self, request: Request, path: Path) -> Plan:
+        """See `components.Service`."""
+        from engine.stages.preview import draw_preview
+
+        settings = make_settings(self._config(request), self._registry)
+        with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
+            media = fetch(request, self._registry.plugins.hook.open_address, self.access, Path(folder))
+            plan = plan_walk(request, media, settings)
+            draw_preview(media, request, plan, path)
+            return plan
+
+    def capabilities(self) -> Mapping[str, Any]:
+        """See `components.Service`."""
+        config = self.config
+        return {
+            "model": config.model.name,
+            "resolutions": sorted(config.model.resolutions),
+            "resolution": config.resolution,
+            "samplers": list(self._registry.samplers.names()),
+            "sampler": config.sampler.name,
+            "source": config.source.name,
+            "quant": config.quant.name,
+            "attention": config.attention.name,
+            "lora": config.lora.mode,
+            "memory": config.memory.name,
+            "sink": config.sink.name,
+            "window": config.model.window,
+            "fps": config.model.fps,
+            "versions": versions(),
+        }
+
+    def check(self) -> Mapping[str, Any]:
+        """See `components.Service`."""
+        report: dict[str, Any] = {"loaded": self._engine is not None and self._engine.loaded, "errors": []}
+        try:
+            report["weights"] = str(locate_weights(self.config, self._registry))
+        except SourceError as error:
+            report["errors"].append(str(error))
+        try:
+            self._registry.sinks.build(self.config.sink).check(None)
+        except EngineError as error:
+            report["errors"].append(str(error))
+        report["healthy"] = not report["errors"]
+        return report
+
+    def open(self, overrides: Sequence[str]) -> EngineService:
+        """See `components.Service`."""
+        return EngineService([*self.overrides, *overrides], access=self.access)
+
+    def close(self) -> None:
+        """See `components.Service`."""
+        with self._lock:
+            if self._engine is not None:
+                self._engine.close()
+                self._engine = None
+
+    def _config(self, request: Request) -> Config:
+        return compose_request(self.overrides, request.overrides) if request.overrides else self.config

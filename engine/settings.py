@@ -1,0 +1,104 @@
+"""Config and registry -> Settings: what the planner needs to know, and where the weights are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from engine.config import Config, ModelConfig
+from engine.data import Settings, Weights
+from engine.errors import ConfigError, SourceError
+from engine.registry import Registry
+from engine.stages.passes import branches
+
+COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder", "audio_encoder")
+
+
+def make_settings(config: Config, registry: Registry) -> Settings:
+    """Return the facts and choices that decide windows and forwards. Raises ConfigError; missing weights are noted."""
+    model = config.model
+    _check(config)
+    registry.samplers.build(config.sampler)
+    absent = ""
+    try:
+        weights: Path | None = locate_weights(config, registry)
+    except SourceError as error:
+        weights, absent = None, str(error)
+    table = model.resolutions[config.resolution]
+    return Settings(
+        model=model.name,
+        resolution=config.resolution,
+        buckets={key: _size(config, key, size) for key, size in table.buckets.items()},
+        native_fps=model.fps,
+        window=model.window,
+        motion=config.continuation.frames,
+        sampler=f"{config.sampler.name} ({config.sampler.bundle})",
+        steps=config.sampler.steps,
+        guidance=config.guidance.name,
+        passes=len(branches(config.guidance.text_scale, config.guidance.audio_scale)),
+        untrained=weights is not None and _untrained(weights),
+        weights=weights,
+        absent=absent,
+    )
+
+
+def locate_weights(config: Config, registry: Registry) -> Path:
+    """Return the folder of the model's weights. Raises SourceError naming where was looked and what would help."""
+    wanted = weights_of(config.model)
+    source = registry.sources.build(config.source)
+    found = source.locate(wanted)
+    if found is None:
+        raise SourceError(
+            f"no weights for the model {config.model.name!r}; looked in {source.looked(wanted)}",
+            field="source",
+            hint=f"get them with: {wanted.command}" if wanted.command else "choose another source or model",
+        )
+    return found
+
+
+def weights_of(model: ModelConfig) -> Weights:
+    """Return which weights a model needs."""
+    return Weights(model.name, model.folder, COMPONENTS, packaged=model.packaged, command=model.command)
+
+
+def _check(config: Config) -> None:
+    for field, frames in (("model.window", config.model.window), ("continuation.frames", config.continuation.frames)):
+        if frames < 1 or frames % 4 != 1:
+            raise ConfigError(f"{frames} is not of the form 4n + 1", field=field, hint="such as 9, 25 or 81")
+    if config.continuation.frames >= config.model.window:
+        raise ConfigError(
+            f"{config.continuation.frames} motion frames leave nothing new in a window of {config.model.window}",
+            field="continuation.frames",
+            hint=f"less than {config.model.window}",
+        )
+    if config.continuation.style not in ("multitalk", "infinitetalk"):
+        raise ConfigError(
+            f"no continuation named {config.continuation.style!r}",
+            field="continuation.style",
+            hint="multitalk or infinitetalk",
+        )
+    if not 0 <= config.continuation.color_strength <= 1:
+        raise ConfigError(f"{config.continuation.color_strength:g} is out of range", field="continuation.color_strength", hint="0 to 1")
+    if config.sampler.bundle not in ("standard", "turbo"):
+        raise ConfigError(f"no bundle named {config.sampler.bundle!r}", field="sampler.bundle", hint="standard or turbo")
+    if config.lora.mode not in ("runtime", "merged"):
+        raise ConfigError(f"no LoRA mode named {config.lora.mode!r}", field="lora.mode", hint="runtime or merged")
+    if not 0 <= config.video.crf <= 51:
+        raise ConfigError(f"{config.video.crf} is out of range", field="video.crf", hint="0 (lossless) to 51")
+
+
+def _size(config: Config, key: str, size: list[int]) -> tuple[int, int]:
+    if len(size) != 2 or any(side < 16 or side % 16 for side in size):
+        raise ConfigError(
+            f"{size} is no size",
+            field=f"model.resolutions.{config.resolution}.buckets.{key}",
+            hint="[height, width], multiples of 16",
+        )
+    return size[0], size[1]
+
+
+def _untrained(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / "model_index.json").read_text("utf-8")).get("untrained"))
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -1,0 +1,57 @@
+"""Frames -> Windows: which stretch of frames is made in which go; a pure plan."""
+
+from __future__ import annotations
+
+from engine.data import Window
+
+#: Pixel frames in one latent frame of the video autoencoder, after the first.
+TEMPORAL = 4
+
+
+def plan_windows(frames: int, *, window: int, motion: int) -> tuple[Window, ...]:
+    """Cover `frames` frames with windows of at most `window` frames that overlap by `motion`.
+
+    Every window but the first repeats the last `motion` frames of the one before and adds new ones; each is as short
+    as its new frames allow, since its length must be 4n + 1 (the surplus is dropped, so that the sum of `keep` is
+    exactly `frames`). `window` and `motion` are 4n + 1 and motion < window.
+    """
+    first = min(window, _round_up(frames))
+    windows = [Window(index=0, start=0, frames=first, motion=0, keep=min(first, frames))]
+    done = windows[0].keep
+    while done < frames:
+        size = min(window, _round_up(motion + frames - done))
+        keep = min(size - motion, frames - done)
+        windows.append(Window(index=len(windows), start=done - motion, frames=size, motion=motion, keep=keep))
+        done += keep
+    return tuple(windows)
+
+
+def generated_frames(frames: int, fps: float, native_fps: float) -> int:
+    """Return how many frames at `native_fps` hold the moments of `frames` frames at `fps`."""
+    return pick(frames - 1, fps, native_fps) + 1
+
+
+def pick(frame: int, fps: float, native_fps: float) -> int:
+    """Return the frame at `native_fps` nearest to the moment frame / fps."""
+    return int(frame * native_fps / fps + 0.5)
+
+
+def _round_up(frames: int) -> int:
+    return -(-(frames - 1) // TEMPORAL) * TEMPORAL + 1
+
+
+def picks(window: Window, frames: int, fps: float, native_fps: float) -> tuple[int, ...]:
+    """Return which of the window's new frames make up its share of the finished video, by index from 0.
+
+    At equal rates that is each of them once; a slower video leaves some out, a faster one repeats some.
+    """
+    begin = window.start + window.motion
+    end = begin + window.keep
+    # The first output frame whose moment falls into this window; one earlier allows for rounding.
+    output = max(0, int(begin * fps / native_fps) - 1)
+    found = []
+    while output < frames and (at := pick(output, fps, native_fps)) < end:
+        if at >= begin:
+            found.append(at - begin)
+        output += 1
+    return tuple(found)
