@@ -1,0 +1,110 @@
+"""The checks: nox -s tests types lint wheel. All run in the environment nox itself runs in, so torch is there once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+import textwrap
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["tests", "types", "lint", "wheel"]
+nox.options.error_on_external_run = False
+
+ROOT = Path(__file__).parent
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """Run pytest; arguments after -- are handed on."""
+    session.run(sys.executable, "-m", "pytest", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def types(session: nox.Session) -> None:
+    """Run mypy, strict as setup.cfg says."""
+    session.run(sys.executable, "-m", "mypy", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def lint(session: nox.Session) -> None:
+    """Run ruff, as linter and as formatter."""
+    session.run(sys.executable, "-m", "ruff", "check", ".")
+    session.run(sys.executable, "-m", "ruff", "format", "--check", ".")
+
+
+@nox.session(venv_backend="none")
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, install it where the checkout is out of sight, compose every preset and run the demo there."""
+    outside = Path(session.create_tmp()).resolve() / "wheel"
+    shutil.rmtree(outside, ignore_errors=True)
+    # setuptools would put into the wheel what an earlier build left here.
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    session.run(*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(outside), str(ROOT))
+    (built,) = outside.glob("*.whl")
+
+    python = outside / "venv" / "bin" / "python"
+    session.run(sys.executable, "-m", "venv", "--without-pip", str(outside / "venv"))
+    session.run(*pip, "--python", str(python), "install", "--quiet", "--no-deps", str(built))
+    site = _share_libraries(python)
+
+    examples = site / "engine" / "examples"
+    work = outside / "work"
+    work.mkdir()
+    # A PYTHONPATH of the caller could let the checkout in by the back door.
+    clean = {name: None for name in ("PYTHONPATH", "PYTHONHOME")}
+    with session.chdir(work):
+        session.run(str(python), "-c", _COMPOSE_EVERY_PRESET, str(outside / "venv"), env=clean)
+        session.run(
+            *(str(python.with_name("multitalk")), "generate", "--prompt", "Two people talk.", "--seed", "7"),
+            *("--image", str(examples / "two.png")),
+            *("--audio", str(examples / "left.flac"), "--audio", str(examples / "right.flac")),
+            *("--frames", "9", "model=tiny", "sampler=turbo", "sink.folder=videos"),
+            env=clean,
+        )
+    if not list((work / "videos").glob("*.mp4")):
+        session.error("the installed package made no video")
+
+
+def _share_libraries(python: Path) -> Path:
+    # A .pth inside a shared folder is not read, so the editable install of the checkout stays out.
+    here = sysconfig.get_paths()
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    site = python.parent.parent / "lib" / version / "site-packages"
+    shared = dict.fromkeys((here["purelib"], here["platlib"]))
+    (site / "shared.pth").write_text("".join(f"{path}{os.linesep}" for path in shared), "utf-8")
+    return site
+
+
+_COMPOSE_EVERY_PRESET = textwrap.dedent(
+    """
+    import sys
+    from pathlib import Path
+
+    import engine
+    import plugins
+
+    for package in (engine, plugins):
+        assert Path(package.__file__).is_relative_to(sys.argv[1]), package.__file__
+
+    from importlib.resources import files
+
+    from engine.compose import compose
+    from engine.registry import installed
+
+    assert not installed().broken, installed().broken
+    presets = [
+        f"{folder.name}={preset.name.removesuffix('.yaml')}"
+        for folder in files("engine.conf").iterdir() if folder.is_dir()
+        for preset in folder.iterdir() if preset.name.endswith(".yaml")
+    ]
+    assert presets, "no preset is in the wheel"
+    for preset in sorted(presets):
+        compose([preset])
+    print(f"composed {len(presets)} presets from {Path(engine.__file__).parent}")
+    """
+)

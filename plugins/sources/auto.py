@@ -1,0 +1,63 @@
+"""The first of several sources that knows the model."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from engine import hookimpl
+from engine.components import ModelSource
+from engine.config import ComponentConfig
+from engine.data import Weights
+from engine.errors import ConfigError
+from engine.register import Register
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class AutoConfig(ComponentConfig):
+    """A chain of other sources, each with its own defaults."""
+
+    name: str = "auto"
+    chain: list[str] = field(default_factory=lambda: ["volume", "packaged"])
+
+
+class Auto:
+    """Asks each source of the chain in turn; one that knows the place but finds it incomplete ends the search."""
+
+    def __init__(self, config: AutoConfig, register: Register[ModelSource]) -> None:
+        if config.name in config.chain:
+            raise ConfigError("the chain names itself", field="source.chain", hint="name other sources")
+        if not config.chain:
+            raise ConfigError("the chain is empty", field="source.chain", hint="name sources, e.g. [volume]")
+        self.sources = {name: register.build(_defaults(register.config(name))) for name in config.chain}
+
+    def locate(self, weights: Weights) -> Path | None:
+        """Return the first folder found, None where no source knows the model. Raises SourceError."""
+        for name, source in self.sources.items():
+            folder = source.locate(weights)
+            if folder is not None:
+                logger.info("source %s has the weights of %s: %s", name, weights.model, folder)
+                return folder
+        return None
+
+    def looked(self, weights: Weights) -> str:
+        """Say where each source of the chain looked."""
+        return "; ".join(f"{name}: {source.looked(weights)}" for name, source in self.sources.items())
+
+
+def _defaults(config: type[ComponentConfig]) -> ComponentConfig:
+    # Through OmegaConf, since defaults may be read from the environment.
+    made = OmegaConf.to_object(OmegaConf.structured(config))
+    assert isinstance(made, ComponentConfig)
+    return made
+
+
+@hookimpl
+def register_sources(register: Register[ModelSource]) -> None:
+    """Offer the chain; its members are built through the same register."""
+    register(lambda config: Auto(config, register), AutoConfig)

@@ -1,0 +1,54 @@
+"""Weights that ship inside the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from engine import hookimpl
+from engine.components import ModelSource
+from engine.config import ComponentConfig
+from engine.data import Weights
+from engine.errors import SourceError
+from engine.register import Register
+
+
+@dataclass
+class PackagedConfig(ComponentConfig):
+    """The package itself; there is nothing to set."""
+
+    name: str = "packaged"
+
+
+class Packaged:
+    """Finds the weights of a model whose preset says `packaged: true`."""
+
+    def __init__(self, config: PackagedConfig, root: Path | None = None) -> None:
+        self.root = root or Path(str(files("engine"))) / "weights"
+
+    def locate(self, weights: Weights) -> Path | None:
+        """Return the folder in the package, None for a model that is not packaged. Raises SourceError."""
+        if not weights.packaged:
+            return None
+        folder = self.root / weights.folder
+        missing = weights.missing(folder)
+        if missing:
+            raise SourceError(
+                f"the package lacks weights of {weights.model!r} in {folder}: {', '.join(missing)}",
+                field="source",
+                hint="install multitalk-engine again",
+            )
+        return folder
+
+    def looked(self, weights: Weights) -> str:
+        """Say where."""
+        if weights.packaged:
+            return f"in the package ({self.root / weights.folder})"
+        return "not in the package (this model does not ship with it)"
+
+
+@hookimpl
+def register_sources(register: Register[ModelSource]) -> None:
+    """Offer the package as a source."""
+    register(Packaged, PackagedConfig)

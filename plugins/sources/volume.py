@@ -1,0 +1,53 @@
+"""Weights on a mounted volume or in any local folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine import hookimpl
+from engine.components import ModelSource
+from engine.config import ComponentConfig
+from engine.data import Weights
+from engine.errors import SourceError
+from engine.register import Register
+
+
+@dataclass
+class VolumeConfig(ComponentConfig):
+    """A folder with one sub-folder a model."""
+
+    name: str = "volume"
+    path: str = "${oc.env:MODEL_PATH,/runpod-volume/models}"
+
+
+class Volume:
+    """Finds weights in `<path>/<folder of the model>`."""
+
+    def __init__(self, config: VolumeConfig) -> None:
+        self.root = Path(config.path).expanduser()
+
+    def locate(self, weights: Weights) -> Path | None:
+        """Return the model's folder, None where there is none. Raises SourceError where it is incomplete."""
+        folder = self.root / weights.folder
+        if not folder.is_dir():
+            return None
+        missing = weights.missing(folder)
+        if missing:
+            get = f"get them with: {weights.command}" if weights.command else "copy them there"
+            raise SourceError(
+                f"weights of {weights.model!r} in {folder} are incomplete, missing: {', '.join(missing)}",
+                field="source",
+                hint=get,
+            )
+        return folder
+
+    def looked(self, weights: Weights) -> str:
+        """Say where."""
+        return f"in {self.root / weights.folder}"
+
+
+@hookimpl
+def register_sources(register: Register[ModelSource]) -> None:
+    """Offer a folder as a source."""
+    register(Volume, VolumeConfig)
