@@ -1,0 +1,1 @@
+"""Attention backends: which kernel computes the network's self-attention."""

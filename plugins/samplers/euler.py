@@ -1,0 +1,63 @@
+"""Euler's method along the flow-matching schedule: the solver of the public implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from engine import hookimpl
+from engine.components import Sampler, Schedule
+from engine.config import SamplerConfig
+from engine.errors import ConfigError
+from engine.register import Register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_STEPS = 1000
+
+
+@dataclass
+class EulerConfig(SamplerConfig):
+    """Euler: one forward a step, first order, float32."""
+
+    name: str = "euler"
+
+
+class Euler:
+    """Sampler over diffusers' FlowMatchEulerDiscreteScheduler. Raises ConfigError for steps or shift out of range."""
+
+    def __init__(self, config: EulerConfig) -> None:
+        if not 1 <= config.steps <= MOST_STEPS:
+            raise ConfigError(f"{config.steps} steps", field="sampler.steps", hint=f"give 1 to {MOST_STEPS}")
+        if not config.shift > 0:
+            raise ConfigError(f"a shift of {config.shift:g}", field="sampler.shift", hint="give more than 0")
+        self.steps = config.steps
+        self.shift = config.shift
+
+    def schedule(self) -> Schedule:
+        """Return a fresh schedule over linspace(1000, 1, steps), shifted."""
+        return _EulerSchedule(self.steps, self.shift)
+
+
+class _EulerSchedule:
+    def __init__(self, steps: int, shift: float) -> None:
+        import numpy as np
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        self._scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=shift)  # type: ignore[no-untyped-call]
+        # Without explicit sigmas diffusers would start from an already shifted smallest sigma and shift it again.
+        self._scheduler.set_timesteps(sigmas=np.linspace(1000, 1, steps, dtype=np.float32) / 1000)
+        self._scheduler.set_begin_index(0)
+        self.timesteps: Sequence[float] = (*self._scheduler.timesteps.tolist(), 0.0)
+
+    def step(self, velocity: Tensor, index: int, latents: Tensor) -> Tensor:
+        """Go one step on. Steps are taken in order, from index 0."""
+        time = self._scheduler.timesteps[index]
+        return cast("Tensor", self._scheduler.step(velocity, time, latents, return_dict=False)[0])
+
+
+@hookimpl
+def register_samplers(register: Register[Sampler]) -> None:
+    register(Euler, EulerConfig)
