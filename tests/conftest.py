@@ -27,7 +27,8 @@ class Recordings:
     def tensors(self, name: str) -> dict[str, Any]:
         from safetensors.torch import load_file
 
-        return load_file(self.path(f"{name}.safetensors"))
+        # Views into the file are unaligned, and kernels round unaligned input differently.
+        return {key: tensor.clone() for key, tensor in load_file(self.path(f"{name}.safetensors")).items()}
 
     def header(self, name: str) -> dict[str, str]:
         from safetensors import safe_open

@@ -98,9 +98,7 @@ class MultiTalkTransformerBlock(nn.Module):
         table = self.scale_shift_table[0].float() + temb[0]
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(0)
 
-        attended, scores = self.attn1(
-            self.norm1(hidden_states, shift, scale), rotary_emb=rotary_emb, speakers=speakers
-        )
+        attended, scores = self.attn1(self.norm1(hidden_states, shift, scale), rotary_emb=rotary_emb, speakers=speakers)
         hidden_states = (hidden_states.float() + attended * gate).type_as(hidden_states)
         hidden_states = hidden_states + self.attn2(self.norm2(hidden_states), encoder_hidden_states)
         hidden_states = hidden_states + self.audio_attn(
