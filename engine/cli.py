@@ -1,0 +1,176 @@
+"""`multitalk COMMAND ...`: understand the words, run what they name, tell errors in one line."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+from engine.errors import Cancelled, ConfigError, EngineError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return the exit status.
+
+    0: done; 2: an error the caller can mend, told in one line; 130: interrupted. Anything else that goes wrong is a
+    bug and keeps its traceback.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path need not be text in the terminal's encoding; it is printed as the bytes it is.
+        sys.stdout.reconfigure(errors="surrogateescape")
+    try:
+        with warnings.catch_warnings():
+            _hush()
+            status = _dispatch(words)
+            sys.stdout.flush()
+            return status
+    except Cancelled as error:
+        print(f"multitalk: {error}", file=sys.stderr)
+        return 130
+    except EngineError as error:
+        print(f"multitalk: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("multitalk: cancelled", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; what is left must not be flushed into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except SystemExit as end:
+        # argparse ends --help this way.
+        return end.code if isinstance(end.code, int) else 0
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words:
+        raise ConfigError("no command", field="command line", hint="try multitalk --help")
+    name, rest = words[0], words[1:]
+    if name in ("-h", "--help", "help"):
+        from engine.commands.manual import manual
+
+        print(manual())
+        return 0
+    if name == "--version":
+        print(f"multitalk-engine {version('multitalk-engine')}")
+        return 0
+    if name in _COMMANDS:
+        return _COMMANDS[name](rest)
+    from engine.commands.flags import nearest
+    from engine.registry import installed
+
+    entrypoints = installed().entrypoints.names()
+    if name in entrypoints:
+        return _entrypoint(name, rest)
+    if "=" in name and not name.startswith("-"):
+        chosen = [word.partition("=")[2] for word in words if word.startswith("entrypoint=")]
+        return _entrypoint(chosen[-1] if chosen else "generate", [w for w in words if not w.startswith("entrypoint=")])
+    kind = "flag" if name.startswith("-") else "command"
+    raise ConfigError(
+        f"unknown {kind} {name!r}",
+        field="command line",
+        hint=nearest(name, ["--help", "--version", *_COMMANDS, *entrypoints], "multitalk"),
+    )
+
+
+def _entrypoint(name: str, words: Sequence[str], *extra: str) -> int:
+    from engine.commands.flags import entrypoint_parser, read_entrypoint
+    from engine.registry import installed
+
+    config = installed().entrypoints.config(name)
+    found = read_entrypoint(name, entrypoint_parser(name, config, config.__doc__ or ""), words)
+    from engine.commands.launch import launch, sweep
+
+    return (sweep if found.multirun else launch)([*found.overrides, *extra])
+
+
+def _plan(words: Sequence[str]) -> int:
+    return _entrypoint("generate", words, "entrypoint.dry_run=true")
+
+
+def _plugins(words: Sequence[str]) -> int:
+    from engine.commands.catalog import print_catalog
+    from engine.commands.flags import Parser
+
+    parser = Parser(prog="multitalk plugins", description="List every component and preset by group.")
+    parser.flag("--json", action="store_true", help="as one JSON object")
+    values, rest = parser.read(words)
+    _none(rest, parser.prog)
+    return print_catalog(as_json=values.json)
+
+
+def _show(words: Sequence[str]) -> int:
+    from engine.commands.flags import Parser
+    from engine.commands.recipes import show
+
+    parser = Parser(
+        prog="multitalk show", usage="multitalk show FILE.mp4 [--json]", description="Print the recipe of a video."
+    )
+    parser.flag("--json", action="store_true", help="as one JSON object")
+    values, rest = parser.read(words)
+    return show(_one(rest, "FILE.mp4", parser.prog), as_json=values.json)
+
+
+def _again(words: Sequence[str]) -> int:
+    from engine.commands.recipes import again, again_overrides
+
+    return again(*again_overrides(words))
+
+
+def _bench(words: Sequence[str]) -> int:
+    from engine.commands.flags import Parser
+
+    parser = Parser(
+        prog="multitalk bench", usage="multitalk bench transformer", description="Time a part of the engine, as JSON."
+    )
+    _, rest = parser.read(words)
+    name = _one(rest, "the name of a bench (transformer)", parser.prog)
+    if name != "transformer":
+        raise ConfigError(f"no bench named {name!r}", field="bench", hint="known: transformer")
+    import json
+
+    from engine.bench import transformer
+
+    print(json.dumps(transformer.run(), indent=2))
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "plan": _plan,
+    "plugins": _plugins,
+    "show": _show,
+    "again": _again,
+    "bench": _bench,
+}
+
+
+def _one(rest: Sequence[str], what: str, command: str) -> str:
+    if len(rest) != 1:
+        raise ConfigError(
+            f"give {what}" if not rest else f"{rest[1]!r} is too much", field=command, hint=f"see {command} --help"
+        )
+    return rest[0]
+
+
+def _none(rest: Sequence[str], command: str) -> None:
+    if rest:
+        raise ConfigError(f"{rest[0]!r} is too much", field=command, hint=f"see {command} --help")
+
+
+def _hush() -> None:
+    # Libraries speak to programmers; our errors and warnings speak to users. -W or PYTHONWARNINGS bring theirs back.
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    root = logging.getLogger()
+    if not root.handlers:
+        # Without any handler Python prints warnings of every logger.
+        root.addHandler(logging.NullHandler())

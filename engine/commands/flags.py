@@ -1,0 +1,195 @@
+"""Words of the command line -> overrides of the config."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from engine.commands.escape import override, override_list
+from engine.config import ComponentConfig
+from engine.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag that ends as `request.<key>`."""
+
+    key: str
+    word: str
+    help: str
+    many: bool = False
+
+    @property
+    def name(self) -> str:
+        """The flag as it is typed."""
+        return "--" + self.key.replace("_", "-")
+
+
+REQUEST = (
+    Flag("image", "FILE", "the picture: a path, or an address that a plugin opens"),
+    Flag(
+        "audio", "FILE", "a voice, once for each person from left to right; 'silence' for one who is quiet", many=True
+    ),
+    Flag("prompt", "TEXT", "what is to be seen"),
+    Flag("negative_prompt", "TEXT", "what is not to be seen; without it the model's own"),
+    Flag("frames", "N", "frames of the video; without it as long as the audio"),
+    Flag("fps", "F", "frames a second; without it the model's own rate"),
+    Flag("seed", "S", "start of the noise, 0 to 2**63 - 1 (42)"),
+    Flag("speakers", "FILE", "YAML or JSON: who speaks where, in place of --audio (see docs/cli.md)"),
+    Flag("audio_type", "para|add", "para: all voices start at once; add: one after the other"),
+    Flag(
+        "timing", "direct|native", "direct: each frame at its own time; native: made at the model's rate, then picked"
+    ),
+    Flag("fit", "crop|pad", "how the picture comes to the model's shape"),
+)
+
+
+@dataclass(frozen=True)
+class Words:
+    """A command line, understood: overrides in Hydra's grammar, and whether they are a sweep."""
+
+    overrides: list[str]
+    multirun: bool = False
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our errors: one line, with the nearest known flag."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=False, **arguments
+        )
+        self._valued: set[str] = set()
+        self._known: set[str] = {"--help", "-h"}
+        self.add_argument("-h", "--help", action="help", help="show this")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError in place of printing usage."""
+        text = message.removeprefix("argument ")
+        raise ConfigError(text, field="command line", hint=f"see {self.prog} --help")
+
+    def flag(self, name: str, group: Any = None, **arguments: Any) -> None:
+        """Add the flag `name` (or several names, separated by blanks)."""
+        names = name.split()
+        (group or self).add_argument(*names, **arguments)
+        self._known.update(names)
+        if arguments.get("action") in (None, "append"):
+            self._valued.update(names)
+
+    def read(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Return the flags and all other words in order. Raises ConfigError for an unknown flag."""
+        values, rest = self.parse_known_args(self._glued(argv))
+        for word in rest:
+            if word.startswith("-") and word != "--":
+                name = word.partition("=")[0]
+                raise ConfigError(
+                    f"unknown flag {name}", field="command line", hint=nearest(name, self._known, self.prog)
+                )
+        return values, [word for word in rest if word != "--"]
+
+    def _glued(self, argv: Sequence[str]) -> list[str]:
+        # "--prompt -5" and "--prompt -x" are values, not flags, unless the next word is a flag we know.
+        glued: list[str] = []
+        words = iter(argv)
+        for word in words:
+            if word == "--":
+                return [*glued, word, *words]
+            if word not in self._valued or (value := next(words, None)) is None:
+                glued.append(word)
+            elif value.partition("=")[0] in self._known:
+                raise ConfigError(f"{word} needs a value", field="command line", hint=f"see {self.prog} --help")
+            else:
+                glued += [f"{word}={value}"] if word.startswith("--") else [word, value]
+        return glued
+
+
+def nearest(name: str, known: Sequence[str] | set[str], command: str) -> str:
+    """Return a hint with the known name that is most like `name`, or where to read on."""
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"did you mean {near[0]}?" if near else f"see {command} --help"
+
+
+def entrypoint_parser(name: str, config: type[ComponentConfig], description: str) -> Parser:
+    """Return the parser of a sub-command: flags of the request if the entrypoint takes one, and its own."""
+    parser = Parser(
+        prog=f"multitalk {name}",
+        usage=f"multitalk {name} [flags] group=name key=value ...",
+        description=description,
+        epilog="Everything else is an override of the config: group=name chooses, key=value changes;\n"
+        "with -m, commas make a sweep. 'multitalk --help' lists the groups.",
+    )
+    hints = typing.get_type_hints(config)
+    if "request" in hints:
+        request = parser.add_argument_group("the request")
+        for flag in REQUEST:
+            action = {"action": "append"} if flag.many else {}
+            parser.flag(flag.name, request, dest=flag.key, metavar=flag.word, help=flag.help, **action)
+        parser.flag("--output", request, metavar="FILE", help="where the video goes (the disk sink's folder and name)")
+    own = parser.add_argument_group("this command")
+    for field in dataclasses.fields(config):
+        if field.name in ("name", "request"):
+            continue
+        flag_name = "--" + field.name.replace("_", "-")
+        text = field.metadata.get("help", f"entrypoint.{field.name}")
+        if hints[field.name] is bool:
+            parser.flag(flag_name, own, dest=f"entrypoint.{field.name}", action="store_true", help=text)
+        else:
+            word = field.metadata.get("word", "VALUE")
+            parser.flag(flag_name, own, dest=f"entrypoint.{field.name}", metavar=word, help=text)
+    parser.flag("-m --multirun", own, action="store_true", help="run every combination of the values given with commas")
+    return parser
+
+
+def read_entrypoint(name: str, parser: Parser, argv: Sequence[str]) -> Words:
+    """Return the overrides that a sub-command's words stand for. Raises ConfigError."""
+    values, rest = parser.read(argv)
+    found: dict[str, Any] = {key: value for key, value in vars(values).items() if value not in (None, False)}
+    multirun = bool(found.pop("multirun", False))
+    output = found.pop("output", None)
+    overrides = [f"entrypoint={name}"]
+    for flag in REQUEST:
+        if flag.key in found:
+            value = found.pop(flag.key)
+            if flag.many:
+                overrides.append(override_list(f"request.{flag.key}", value))
+                continue
+            if multirun and flag.key in ("frames", "fps", "seed") and "," in value:
+                hint = f"to sweep, write request.{flag.key}={value}"
+                raise ConfigError(f"{flag.name} takes one value", field=f"request.{flag.key}", hint=hint)
+            overrides.append(override(f"request.{flag.key}", value))
+    for key, value in found.items():
+        overrides.append(f"{key}=true" if value is True else override(key, value))
+    if output is not None:
+        overrides += _output(output, rest)
+    return Words(overrides + plain(rest, parser.prog), multirun)
+
+
+def plain(words: Sequence[str], command: str) -> list[str]:
+    """Return `words` if each is an override. Raises ConfigError."""
+    for word in words:
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError(
+                f"{word!r} is neither a flag nor group=name nor key=value",
+                field="command line",
+                hint=f"put texts with blanks in quotes; see {command} --help",
+            )
+    return list(words)
+
+
+def _output(text: str, rest: Sequence[str]) -> list[str]:
+    path = Path(text)
+    if not path.name or text.endswith("/"):
+        raise ConfigError(f"{text!r} names no file", field="--output", hint="such as --output films/talk.mp4")
+    overrides = [override("request.filename", path.name)]
+    sinks = [word.partition("=")[2] for word in rest if word.startswith("sink=")]
+    if not sinks or sinks[-1] == "disk":
+        overrides.append(override("sink.folder", str(path.parent)))
+    elif str(path.parent) != ".":
+        raise ConfigError("only the disk sink has folders", field="--output", hint=f"give {path.name} alone")
+    return overrides

@@ -1,0 +1,69 @@
+"""Overrides -> the entrypoint at work, once or for every combination of a sweep."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from engine.commands.escape import override
+from engine.compose import CONF, compose, translated
+from engine.errors import Cancelled, EngineError
+from engine.registry import installed
+from engine.service import EngineService
+
+
+def launch(overrides: Sequence[str]) -> int:
+    """Boot the engine with `overrides` and hand it to the entrypoint they name; return its exit status.
+
+    A single run composes without hydra.main: the config is the same, our errors arrive as they are raised, and
+    nothing is written beside the video.
+    """
+    service = EngineService(overrides)
+    try:
+        return installed().entrypoints.build(service.config.entrypoint).run(service)
+    finally:
+        service.close()
+
+
+def sweep(overrides: Sequence[str]) -> int:
+    """Run every combination of the values that `overrides` give with commas, through Hydra's sweeper and launcher.
+
+    A job that cannot be made tells so in one line and the others go on; the status is the highest of all jobs'.
+    """
+    installed()
+    GlobalHydra.instance().clear()
+    with initialize_config_module(CONF, version_base="1.3", job_name="multitalk"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        with translated():
+            batches = hydra.multirun("config", run_job, list(overrides))
+    # Other sweepers than Hydra's own return whatever they like: then a job's failure has been told, not counted.
+    jobs = [job for batch in batches or () for job in batch] if isinstance(batches, list) else []
+    return max((int(job.return_value) for job in jobs), default=0)
+
+
+def run_job(composed: DictConfig) -> int:
+    """Run one job of a sweep; launchers may call this in a fresh process."""
+    installed()
+    # Taken unresolved: resolving would unescape a prompt's "${" once too often.
+    overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    number = HydraConfig.get().job.num
+    assert isinstance(overrides, list)
+    try:
+        filename = compose(overrides).request.filename
+        if filename is not None:
+            name = Path(filename)
+            overrides.append(override("request.filename", f"{name.stem}-{number}{name.suffix}"))
+        return launch(overrides)
+    except Cancelled:
+        # Not an Exception: Hydra would go on with the next job.
+        raise KeyboardInterrupt from None
+    except EngineError as error:
+        print(f"multitalk: error: job {number}: {error}", file=sys.stderr)
+        return 2

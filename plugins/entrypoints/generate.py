@@ -1,0 +1,260 @@
+"""One request from the command line: plan it, show it, make it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, get_args
+
+from omegaconf import II
+
+from engine import Delivery, Plan, Progress, Request, Speaker, hookimpl
+from engine.components import CancelToken, Entrypoint, ProgressCallback, Service
+from engine.config import ComponentConfig, RequestConfig
+from engine.data import AudioType, Canvas, Fit, Seat, Timing, Window
+from engine.errors import RequestError, SinkError
+from engine.register import Register
+from engine.speakers import SILENCE, read_speakers
+
+
+@dataclass
+class GenerateConfig(ComponentConfig):
+    """Makes one video: a picture, voices and a prompt in, an MP4 out."""
+
+    name: str = "generate"
+    request: RequestConfig = II("request")
+    json: bool = field(default=False, metadata={"help": "answer with one JSON object, the last line of stdout"})
+    dry_run: bool = field(default=False, metadata={"help": "show the plan, load nothing, make nothing"})
+    preview: str | None = field(
+        default=None,
+        metadata={"help": "first draw who sits where on the picture as the network sees it", "word": "PNG"},
+    )
+    quiet: bool = field(default=False, metadata={"help": "no progress and no summary; warnings stay"})
+
+
+class Generate:
+    """Entrypoint for one request. Prints the video's address on stdout and everything else on stderr."""
+
+    def __init__(self, config: GenerateConfig) -> None:
+        self.config = config
+
+    def run(self, service: Service) -> int:
+        """Make the request's video, or only plan it. Raises EngineError; an interrupt becomes Cancelled."""
+        config = self.config
+        request = make_request(config.request)
+        if config.preview is not None:
+            _draw(service, request, Path(config.preview), quiet=config.quiet)
+        if config.dry_run:
+            plan = service.plan(request)
+            print(to_json(plan) if config.json else describe(plan, request))
+            return 0
+        with interruptible() as cancel, shown(quiet=config.quiet) as progress:
+            delivery = service.generate(request, progress=progress, cancel=cancel)
+        for warning in delivery.warnings:
+            print(f"multitalk: warning: {warning}", file=sys.stderr)
+        if config.json:
+            print(to_json(delivery))
+            return 0
+        if not config.quiet:
+            print(f"multitalk: {_summary(delivery)}", file=sys.stderr)
+        print(delivery.address if delivery.address is not None else delivery.content)
+        return 0
+
+
+def make_request(config: RequestConfig) -> Request:
+    """Check the parts of the config that have no type of their own and put the request together.
+
+    Raises RequestError naming the field; ranges are the engine's to judge.
+    """
+    if not config.image:
+        raise RequestError("no picture", field="request.image", hint="give --image FILE")
+    if config.prompt is None or not config.prompt.strip():
+        raise RequestError("no prompt", field="request.prompt", hint='give --prompt "what is to be seen"')
+    return Request(
+        prompt=config.prompt,
+        image=config.image,
+        speakers=_speakers(config),
+        negative_prompt=config.negative_prompt,
+        seed=config.seed,
+        frames=config.frames,
+        fps=config.fps,
+        audio_type=_choice(config.audio_type, AudioType, "audio_type"),
+        timing=_choice(config.timing, Timing, "timing"),
+        fit=_choice(config.fit, Fit, "fit"),
+        filename=config.filename,
+    )
+
+
+def describe(plan: Plan, request: Request) -> str:
+    """Return the plan as lines to read."""
+    passes = "1 pass" if plan.passes == 1 else f"{plan.passes} passes"
+    sampling = f"{plan.sampler}, {plan.steps} steps, guidance {plan.guidance}, {passes} a step"
+    lines = [
+        ("model", f"{plan.model}, resolution {plan.resolution}"),
+        ("weights", str(plan.weights) if plan.weights else "not found"),
+        ("picture", _picture(plan.canvas)),
+        *(("speakers" if index == 0 else "", _seat(seat, request)) for index, seat in enumerate(plan.seats)),
+        ("video", f"{plan.frames} frames at {plan.fps:g} a second, {plan.seconds:.2f} s, seed {plan.seed}"),
+        *([_native(plan)] if plan.timing == "native" else []),
+        *(("windows" if index == 0 else "", line) for index, line in enumerate(_windows(plan.windows))),
+        ("sampling", f"{sampling}: {plan.forwards} forwards in all"),
+        *(("warning", warning) for warning in plan.warnings),
+    ]
+    return "\n".join(f"{name:<10}{text}" for name, text in lines)
+
+
+def to_json(answer: Plan | Delivery) -> str:
+    """Return the answer as one line of JSON; the keys are those of the dataclass, paths are text."""
+    return json.dumps(asdict(answer), default=str, allow_nan=False)
+
+
+@contextmanager
+def interruptible() -> Iterator[CancelToken]:
+    """Turn the first interrupt (Ctrl-C) into a set token; a second one interrupts at once."""
+    cancel = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield cancel
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if cancel.is_set():
+            raise KeyboardInterrupt
+        cancel.set()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield cancel
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def shown(*, quiet: bool) -> Iterator[ProgressCallback | None]:
+    """Show progress on stderr: a live bar on a terminal, a line every tenth elsewhere, nothing if `quiet`."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lines(lambda text: print(f"multitalk: {text}", file=sys.stderr, flush=True))
+        return
+    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("start", total=1.0)
+        yield lambda progress: bar.update(task, completed=progress.fraction, description=state(progress))
+
+
+def lines(write: Callable[[str], None]) -> ProgressCallback:
+    """Return a callback that writes a line whenever another tenth is done, and before the first."""
+    told = -1
+
+    def tell(progress: Progress) -> None:
+        nonlocal told
+        if (tenth := int(progress.fraction * 10 + 1e-9)) > told:
+            told = tenth
+            write(f"{progress.fraction:4.0%}  {state(progress)}")
+
+    return tell
+
+
+def state(progress: Progress) -> str:
+    """Say where a generation stands: stage, window, step, time left."""
+    parts = [progress.stage]
+    if progress.window:
+        parts.append(f"window {progress.window}/{progress.windows}")
+    if progress.step:
+        parts.append(f"step {progress.step}/{progress.steps}")
+    if progress.remaining is not None:
+        minutes, seconds = divmod(round(progress.remaining), 60)
+        parts.append(f"{minutes}:{seconds:02d} left")
+    return ", ".join(parts)
+
+
+def _draw(service: Service, request: Request, path: Path, *, quiet: bool) -> None:
+    try:
+        service.preview(request, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SinkError(
+            f"cannot write {str(path)!r}: {reason}", field="entrypoint.preview", hint="give a PNG file in a folder"
+        ) from error
+    if not quiet:
+        print(f"multitalk: preview: {path}", file=sys.stderr)
+
+
+def _summary(delivery: Delivery) -> str:
+    took = sum(delivery.timings.values())
+    return (
+        f"{delivery.seconds:.2f} s of video, {delivery.frames} frames at {delivery.fps:g} a second, "
+        f"seed {delivery.seed}, made in {took:.0f} s"
+    )
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _picture(canvas: Canvas) -> str:
+    fitted = "cut" if canvas.fit == "crop" else "padded"
+    x, y = canvas.offset
+    return f"{_size(canvas.source)}, scaled to {_size(canvas.scaled)}, {fitted} to {_size(canvas.target)} at ({x}, {y})"
+
+
+def _seat(seat: Seat, request: Request) -> str:
+    voice = "silent" if seat.silent else f"{request.speakers[seat.speaker].audio}, {seat.begins:.2f} s to "
+    if not seat.silent:
+        voice += f"{seat.begins + seat.seconds:.2f} s"
+    return f"{seat.speaker + 1}: in {list(seat.box)} ({seat.kind}), {voice}"
+
+
+def _native(plan: Plan) -> tuple[str, str]:
+    return "timing", f"native: {plan.generated_frames} frames at {plan.generated_fps:g} a second, picked for the video"
+
+
+def _windows(windows: Sequence[Window]) -> list[str]:
+    told = [
+        f"{window.index + 1}: frames {window.start} to {window.start + window.frames - 1}"
+        + (f", {window.motion} of them given" if window.motion else "")
+        + f", {window.keep} kept"
+        for window in windows
+    ]
+    return told if len(told) <= 6 else [*told[:4], f"... {len(told) - 5} more ...", told[-1]]
+
+
+def _speakers(config: RequestConfig) -> tuple[Speaker, ...]:
+    if config.speakers is not None:
+        if config.audio:
+            raise RequestError(
+                "voices are given twice, by audio and by speakers",
+                field="request.speakers",
+                hint="give either --audio or --speakers",
+            )
+        return read_speakers(config.speakers)
+    if not config.audio:
+        raise RequestError(
+            "no voice", field="request.audio", hint="give --audio FILE for each person (silence for one who is quiet)"
+        )
+    return tuple(Speaker(None if audio == SILENCE else audio) for audio in config.audio)
+
+
+def _choice(value: str, choices: Any, key: str) -> Any:
+    known = get_args(choices)
+    if value not in known:
+        raise RequestError(f"{value!r} is unknown", field=f"request.{key}", hint=f"give {' or '.join(known)}")
+    return value
+
+
+@hookimpl
+def register_entrypoints(register: Register[Entrypoint]) -> None:
+    register(Generate, GenerateConfig)
