@@ -56,7 +56,7 @@ def wheel(session: nox.Session) -> None:
     work = outside / "work"
     work.mkdir()
     # A PYTHONPATH of the caller could let the checkout in by the back door.
-    clean = {name: None for name in ("PYTHONPATH", "PYTHONHOME")}
+    clean = dict.fromkeys(("PYTHONPATH", "PYTHONHOME"))
     with session.chdir(work):
         session.run(str(python), "-c", _COMPOSE_EVERY_PRESET, str(outside / "venv"), env=clean)
         session.run(
