@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,79 @@ class Recordings:
         tensors = (self.tensors(name) if state is None else state) | replaced
         model.load_state_dict({to_engine(key): tensor for key, tensor in tensors.items()})
         return model.eval()
+
+
+@dataclass(frozen=True)
+class TinyNetwork:
+    """A two-layer network with seeded weights, and inputs for it."""
+
+    config: dict[str, Any] = field(
+        default_factory=lambda: {
+            "num_attention_heads": 2,
+            "attention_head_dim": 12,
+            "text_dim": 8,
+            "freq_dim": 16,
+            "ffn_dim": 32,
+            "num_layers": 2,
+            "image_dim": 10,
+            "text_len": 6,
+            "image_tokens": 5,
+            "audio_layers": 2,
+            "audio_channels": 4,
+            "audio_intermediate_dim": 8,
+            "audio_output_dim": 8,
+            "audio_tokens": 3,
+        }
+    )
+    latent_shape: tuple[int, int, int] = (3, 4, 8)
+
+    def model(self, **changes: Any) -> Any:
+        import torch
+
+        from engine.multitalk.transformer import MultiTalkTransformer3DModel
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = MultiTalkTransformer3DModel(**self.config | changes)
+            for parameter in model.parameters():
+                torch.nn.init.normal_(parameter, std=0.3)
+        return model.eval()
+
+    def conditions(self, speakers: int = 2) -> dict[str, Any]:
+        """Return what embed_conditions takes, by name, for a number of speakers."""
+        import torch
+
+        random = torch.Generator().manual_seed(1)
+        frames, rows, columns = self.latent_shape
+        masks = torch.zeros(speakers + 1, rows, columns)
+        for column in range(columns):
+            masks[min(column * (speakers + 1) // columns, speakers), :, column] = 1
+        return {
+            "encoder_hidden_states": torch.randn(1, 4, 8, generator=random),
+            "encoder_hidden_states_image": torch.randn(1, 5, 10, generator=random),
+            "audio_windows": torch.randn(speakers, 1 + 4 * (frames - 1), 5, 2, 4, generator=random),
+            "speaker_masks": masks,
+        }
+
+    def latents(self) -> dict[str, Any]:
+        """Return the noisy latents and the time, by name."""
+        import torch
+
+        latents = torch.randn(1, 36, *self.latent_shape, generator=torch.Generator().manual_seed(2))
+        return {"hidden_states": latents, "timestep": torch.tensor([731.5])}
+
+    def run(self, model: Any, speakers: int = 2) -> Any:
+        """Return the sample of one forward without gradients."""
+        import torch
+
+        with torch.no_grad():
+            return model(**self.latents(), **self.conditions(speakers)).sample
+
+
+@pytest.fixture(scope="session")
+def tiny() -> TinyNetwork:
+    """The tiny network's recipe; every test builds its own model from it."""
+    return TinyNetwork()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

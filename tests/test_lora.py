@@ -168,7 +168,8 @@ def test_two_runtime_loras_add_up_and_switch_apart(home_recordings: Any, lora: d
     torch.testing.assert_close(forward(model, home_recordings), both, atol=1e-4, rtol=0)
     two.disable()
     torch.testing.assert_close(forward(model, home_recordings), only_first, atol=1e-4, rtol=0)
-    assert one.enabled and not two.enabled
+    assert one.enabled
+    assert not two.enabled
 
 
 def test_runtime_lora_name_is_taken_once(home_recordings: Any, lora: dict[str, Tensor]) -> None:

@@ -46,6 +46,8 @@ def test_dense_tensors_take_the_dtype_asked_for() -> None:
         ({"layer.weight": torch.ones(2, 2)}, INT8, "is dense"),
     ],
 )
-def test_map_and_tensors_that_disagree_are_an_error(state: dict[str, Tensor], quantised: dict, told: str) -> None:
+def test_map_and_tensors_that_disagree_are_an_error(
+    state: dict[str, Tensor], quantised: dict[str, dict[str, str]], told: str
+) -> None:
     with pytest.raises(SourceError, match=told):
         dequantize(state, quantised, torch.float32)

@@ -86,12 +86,14 @@ _LEAF = re.compile(r"^(?P<module>.+)\.(?P<leaf>weight|bias)$")
 
 def to_engine(key: str) -> str:
     """Return our name of the reference's tensor `key`. Raises SourceError for a name the reference does not have."""
-    return _translate(key, _ROOT, _BLOCK, _TENSORS, _BLOCK_TENSORS, "reference")
+    return _translate(key, _ROOT, _BLOCK, _TENSORS, _BLOCK_TENSORS, kind="reference")
 
 
 def to_reference(key: str) -> str:
     """Return the reference's name of our tensor `key`. Raises SourceError for a name our network does not have."""
-    return _translate(key, *map(_invert, (_ROOT, _BLOCK, _TENSORS, _BLOCK_TENSORS)), "engine")
+    return _translate(
+        key, _invert(_ROOT), _invert(_BLOCK), _invert(_TENSORS), _invert(_BLOCK_TENSORS), kind="engine"
+    )
 
 
 def to_engine_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,6 +122,7 @@ def _translate(
     block: dict[str, str],
     tensors: dict[str, str],
     block_tensors: dict[str, str],
+    *,
     kind: str,
 ) -> str:
     match = _NAME.match(key)

@@ -17,7 +17,7 @@ def quantize_int8(model: nn.Module) -> int:
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:
-        raise MissingExtra("quant=int8", "torchao", "torchao") from error
+        raise MissingExtra("quant=int8", "torchao", "quant") from error
     layers = [name for name, module in model.named_modules() if _is_block_linear(module, name)]
     # Without set_inductor_config=False it would change the compiler's settings for the whole process.
     quantize_(model, Int8WeightOnlyConfig(set_inductor_config=False), filter_fn=_is_block_linear)

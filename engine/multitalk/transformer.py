@@ -365,7 +365,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
 
 
 def kept_in_float32(name: str) -> bool:
-    """Say whether the parameter `name` stays float32 whatever the model's dtype (time path, norms, modulation, head)."""
+    """Say whether the parameter `name` stays float32 whatever the model's dtype: time path, norms, tables, head."""
     return not set(name.split(".")).isdisjoint(MultiTalkTransformer3DModel._keep_in_fp32_modules)
 
 
