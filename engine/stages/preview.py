@@ -1,0 +1,50 @@
+"""Media and Plan -> a picture of who sits where."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from engine.data import Media, Plan, Request
+from engine.errors import RequestError
+from engine.stages.canvas import apply_canvas, region_masks
+from engine.stages.picture import read_picture
+
+_COLORS = ((230, 80, 60), (50, 130, 240), (60, 180, 90), (240, 180, 40), (170, 90, 220), (40, 190, 200))
+#: Longer side in pixels below which a preview is enlarged, so that its names can be read.
+_READABLE = 640
+
+
+def draw_preview(media: Media, request: Request, plan: Plan, path: Path) -> None:
+    """Write a PNG of the cropped picture with each speaker's latent cells tinted, framed and named.
+
+    Raises RequestError where the picture or a mask cannot be read or `path` cannot be written.
+    """
+    image = apply_canvas(read_picture(media.image, field="request.image"), plan.canvas)
+    masks, _ = region_masks([speaker.region for speaker in request.speakers], media.masks, plan.canvas)
+    height, width = image.shape[:2]
+    factor = max(1, math.ceil(_READABLE / max(height, width)))
+    sheet = Image.fromarray(image).resize((width * factor, height * factor), Image.Resampling.NEAREST)
+    for seat in plan.seats:
+        tint = Image.new("RGB", sheet.size, _COLORS[seat.speaker % len(_COLORS)])
+        cells = Image.fromarray((masks[seat.speaker] * 80).astype(np.uint8))
+        sheet.paste(tint, mask=cells.resize(sheet.size, Image.Resampling.NEAREST))
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=max(16, sheet.height // 30))
+    for seat in plan.seats:
+        color = _COLORS[seat.speaker % len(_COLORS)]
+        left, top, right, bottom = (edge * factor for edge in seat.box)
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=color, width=max(2, sheet.height // 240))
+        label = f" speaker {seat.speaker + 1}{' (silent)' if seat.silent else ''} "
+        corner = (left + 4, top + 4)
+        draw.rectangle(draw.textbbox(corner, label, font=font), fill=color)
+        draw.text(corner, label, font=font, fill="white")
+    try:
+        sheet.save(path, format="PNG")
+    except OSError as error:
+        raise RequestError(
+            f"cannot write {path}: {error.strerror or error}", field="preview", hint="name a file in a writable folder"
+        ) from error

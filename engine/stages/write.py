@@ -1,0 +1,219 @@
+"""Frames -> Artifact: one MP4, encoded as the frames come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.codec.context import Flags
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
+
+from engine.data import Artifact, Frames
+from engine.errors import ConfigError, RequestError, SinkError
+from engine.stages.audio import SOUND_RATE
+
+#: x264 gives different bytes for different thread counts, so the machine's cores must not decide.
+THREADS = 4
+#: Key of the recipe in the JSON of the comment tag.
+_KEY = "multitalk"
+_MEDIA_TYPE = "video/mp4"
+#: Audio samples encoded in one go.
+_CHUNK = SOUND_RATE
+
+
+class Writer:
+    """Encodes frames as they come: H.264 yuv420p (BT.709) and AAC in an MP4 with its index in front.
+
+    Use as a context manager: left without `finish`, it removes its file. The bytes depend on frames, sound, settings
+    and the versions of the libraries alone, not on time, host or cores.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        size: tuple[int, int],
+        fps: float,
+        sound: npt.NDArray[np.float32] | None = None,
+        *,
+        crf: int = 18,
+        preset: str = "medium",
+        audio_bitrate: int = 192_000,
+        metadata: Mapping[str, Any] | None = None,
+        filename: str | None = None,
+    ) -> None:
+        """Open `path` for frames of `size` (width, height), both even.
+
+        `sound` is float32 stereo 48 kHz (samples, 2); it is cut, or followed by silence, where the frames end; None
+        is silence. `metadata` is kept in the file as its recipe. Raises ConfigError and SinkError.
+        """
+        if size[0] % 2 or size[1] % 2:
+            raise ConfigError(
+                f"a video of {size[0]} x {size[1]} pixels cannot be encoded",
+                field="model.resolutions",
+                hint="H.264 in yuv420p needs even sizes",
+            )
+        self.path = path
+        self.size = size
+        # 23.976 and 12.5 as they are meant: the largest denominator in use is NTSC's 1001.
+        self.rate = Fraction(fps).limit_denominator(1001)
+        self.frames = 0
+        self._sound = np.zeros((0, 2), np.float32) if sound is None else sound
+        self._samples = 0
+        self._metadata = dict(metadata or {})
+        self._filename = filename
+        self._container: av.container.OutputContainer | None = None
+        try:
+            self._open(crf, preset, audio_bitrate)
+        except (av.FFmpegError, OSError) as error:
+            self.abort()
+            raise _sink_error(error, path) from error
+        except ValueError as error:
+            self.abort()
+            raise ConfigError(f"the encoder refuses its settings: {error}", field="video") from error
+
+    def add(self, frames: Frames) -> None:
+        """Encode frames, and the sound up to their end. Raises SinkError, and ValueError for frames of another size."""
+        if frames.pictures.shape[1:] != (self.size[1], self.size[0], 3):
+            raise ValueError(f"frames of shape {frames.pictures.shape} do not fit a video of {self.size}")
+        try:
+            for picture in frames.pictures:
+                self._encode_picture(picture)
+                self._encode_sound(round(self.frames / self.rate * SOUND_RATE))
+        except (av.FFmpegError, OSError) as error:
+            raise _sink_error(error, self.path) from error
+
+    def finish(self) -> Artifact:
+        """Close the file and return it. Raises SinkError where it did not come out whole."""
+        if self._container is None or self.frames == 0:
+            raise ValueError("no frame was written")
+        container = self._container
+        try:
+            container.mux(self._video.encode(None))
+            container.mux(self._audio.encode(None))
+            container.close()
+            self._container = None
+            with self.path.open("rb") as file, av.open(file) as written:
+                kept = written.streams.video[0].frames
+        except (av.FFmpegError, OSError) as error:
+            self.abort()
+            raise _sink_error(error, self.path) from error
+        if kept != self.frames:
+            self.path.unlink(missing_ok=True)
+            raise SinkError(f"{kept} of {self.frames} frames were kept in {self.path}", field="sink")
+        return Artifact(
+            path=self.path,
+            media_type=_MEDIA_TYPE,
+            seconds=float(self.frames / self.rate),
+            frames=self.frames,
+            filename=self._filename,
+            metadata=self._metadata,
+        )
+
+    def abort(self) -> None:
+        """Stop and remove the file."""
+        container, self._container = self._container, None
+        if container is not None:
+            # The file is thrown away in any case.
+            with suppress(av.FFmpegError, OSError):
+                container.close()
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._container is not None:
+            self.abort()
+
+    def _open(self, crf: int, preset: str, audio_bitrate: int) -> None:
+        options = {"movflags": "+faststart", "fflags": "+bitexact"}
+        self._container = container = av.open(str(self.path.absolute()), "w", format="mp4", options=options)
+        container.metadata["comment"] = json.dumps({_KEY: self._metadata}, ensure_ascii=False, sort_keys=True)
+
+        self._video = video = container.add_stream(
+            "libx264", rate=self.rate, options={"crf": str(crf), "preset": preset}
+        )
+        video.width, video.height = self.size
+        video.pix_fmt = "yuv420p"
+        context = video.codec_context
+        context.thread_count = THREADS
+        context.time_base = 1 / self.rate
+        context.flags |= Flags.bitexact
+        # Players guess the matrix of an untagged video by its size.
+        context.colorspace = Colorspace.ITU709
+        context.color_range = ColorRange.MPEG
+        context.color_primaries = ColorPrimaries.BT709
+        context.color_trc = ColorTrc.BT709
+        self._reformatter = VideoReformatter()
+
+        self._audio = audio = container.add_stream("aac", rate=SOUND_RATE, layout="stereo")
+        audio.codec_context.bit_rate = audio_bitrate
+        audio.codec_context.flags |= Flags.bitexact
+        video.codec_context.open()
+        audio.codec_context.open()
+
+    def _encode_picture(self, picture: npt.NDArray[np.uint8]) -> None:
+        assert self._container is not None
+        frame = self._reformatter.reformat(
+            av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24"),
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
+            interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT,
+            threads=1,
+        )
+        frame.pts = self.frames
+        frame.time_base = 1 / self.rate
+        self.frames += 1
+        self._container.mux(self._video.encode(frame))
+
+    def _encode_sound(self, until: int) -> None:
+        assert self._container is not None
+        while self._samples < until:
+            count = min(until - self._samples, _CHUNK)
+            part = np.zeros((count, 2), np.float32)
+            given = self._sound[self._samples : self._samples + count]
+            part[: len(given)] = given
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(part.T), format="fltp", layout="stereo")
+            frame.sample_rate = SOUND_RATE
+            frame.pts = self._samples
+            frame.time_base = Fraction(1, SOUND_RATE)
+            self._samples += count
+            self._container.mux(self._audio.encode(frame))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Return the recipe that a video carries. Raises RequestError for a file without one."""
+    hint = "name a video that multitalk made"
+    try:
+        # The open file and no protocol: see engine/stages/audio.py.
+        with path.open("rb") as file, av.open(file, options={"protocol_whitelist": "none"}) as container:
+            comment = container.metadata.get("comment", "")
+    except (av.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"{path} cannot be read: {reason}", field="file", hint=hint) from error
+    try:
+        recipe = json.loads(comment)[_KEY]
+    except (ValueError, KeyError, TypeError):
+        recipe = None
+    if not isinstance(recipe, dict):
+        raise RequestError(f"{path} carries no recipe", field="file", hint=hint)
+    return recipe
+
+
+def _sink_error(error: Exception, path: Path) -> SinkError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return SinkError(
+        f"the video cannot be written to {path.parent}: {reason}", field="sink", hint="free some space there"
+    )
