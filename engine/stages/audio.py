@@ -168,19 +168,21 @@ def _blocks(path: Path, field: str) -> Iterator[tuple[int, Samples]]:
         # are mixed by its standard matrix.
         channels = min(stream.channels, 2)
         resampler = av.AudioResampler(format="flt", layout="mono" if channels == 1 else "stereo", rate=stream.rate)
-        for frame in container.decode(stream):
+        for frame in _with_end(container.decode(stream)):
             for part in resampler.resample(frame):
-                block = part.to_ndarray().reshape(-1, channels)
+                block: Samples = part.to_ndarray().reshape(-1, channels).astype(np.float32, copy=False)
                 if not np.isfinite(block).all():
                     raise RequestError("the audio holds samples that are not finite", field=field, hint=_HINT)
                 count += len(block)
                 yield stream.rate, block
-        for part in resampler.resample(None):
-            block = part.to_ndarray().reshape(-1, channels)
-            count += len(block)
-            yield stream.rate, block
     if count == 0:
         raise RequestError("the audio track has no samples", field=field, hint=_HINT)
+
+
+def _with_end(frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame | None]:
+    # None asks the resampler for what it still holds.
+    yield from frames
+    yield None
 
 
 @contextmanager
@@ -190,7 +192,7 @@ def _opened(path: Path, field: str) -> Iterator[av.container.InputContainer]:
     try:
         if path.stat().st_size == 0:
             raise RequestError("the audio file is empty (0 bytes)", field=field, hint=_HINT)
-        with path.open("rb") as file, av.open(file, options={"protocol_whitelist": "none"}) as container:
+        with path.open("rb") as file, av.open(file, "r", options={"protocol_whitelist": "none"}) as container:
             yield container
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from engine.errors import RequestError
 
@@ -64,7 +64,7 @@ def _open(path: Path, field: str, max_pixels: int | None) -> Iterator[Image.Imag
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RequestError("the picture has too many pixels", field=field, hint=_LARGE) from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise RequestError("not a picture of a known format", field=field, hint=_HINT) from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error) as error:
         raise RequestError(f"the picture cannot be read: {error}", field=field, hint=_HINT) from error

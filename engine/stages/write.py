@@ -100,7 +100,7 @@ class Writer:
             container.mux(self._audio.encode(None))
             container.close()
             self._container = None
-            with self.path.open("rb") as file, av.open(file) as written:
+            with self.path.open("rb") as file, av.open(file, "r") as written:
                 kept = written.streams.video[0].frames
         except (av.FFmpegError, OSError) as error:
             self.abort()
@@ -198,7 +198,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     hint = "name a video that multitalk made"
     try:
         # The open file and no protocol: see engine/stages/audio.py.
-        with path.open("rb") as file, av.open(file, options={"protocol_whitelist": "none"}) as container:
+        with path.open("rb") as file, av.open(file, "r", options={"protocol_whitelist": "none"}) as container:
             comment = container.metadata.get("comment", "")
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

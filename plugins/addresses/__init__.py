@@ -1,0 +1,1 @@
+"""Plugins that bring what lies at an address to a local file."""
