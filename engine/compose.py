@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -62,6 +63,7 @@ def typed(composed: DictConfig) -> Config:
         config = OmegaConf.to_object(composed)
     if not isinstance(config, Config):
         raise ConfigError(f"the composed config is a {type(config).__name__}, not the engine's schema")
+    _check_extra(config, "")
     return config
 
 
@@ -86,8 +88,8 @@ def translated() -> Iterator[None]:
 
 def _missing(error: MissingConfigException) -> ConfigError:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
-    if group and error.options:
-        known = [option for option in error.options if option != "schema"]
+    if group:
+        known = [option for option in error.options or () if option != "schema"]
         return UnknownComponent(group, name, known, broken=registry.installed().broken)
     return ConfigError(str(error).partition("\n")[0], field=group)
 
@@ -109,11 +111,11 @@ def _keys() -> list[str]:
     keys: list[str] = []
 
     def walk(node: DictConfig, prefix: str) -> None:
-        for key in node:
+        for key in map(str, node):
             keys.append(f"{prefix}{key}")
             if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
-                child = node._get_node(key)
-                if isinstance(child, DictConfig) and not child._is_none():
+                child = node[key]
+                if isinstance(child, DictConfig):
                     walk(child, f"{prefix}{key}.")
 
     with _hydra():
@@ -130,6 +132,19 @@ def _check_resolution(composed: DictConfig) -> None:
             field="resolution",
             hint=f"it has: {', '.join(map(str, table))}",
         )
+
+
+def _check_extra(node: object, prefix: str) -> None:
+    # An override with a leading "+" adds keys behind the schema's back, and OmegaConf sets them as attributes.
+    if not is_dataclass(node):
+        return
+    known = {field.name for field in fields(node)}
+    for key, value in vars(node).items():
+        if key not in known:
+            raise ConfigError(
+                f"there is no {prefix + key!r} in the config", field=prefix + key, hint="leave out the leading '+'"
+            )
+        _check_extra(value, f"{prefix}{key}.")
 
 
 @contextmanager

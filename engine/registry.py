@@ -74,7 +74,8 @@ class Registry:
         try:
             self.plugins.check_pending()
         except pluggy.PluginValidationError as error:
-            raise ConfigError(f"plugin {error.plugin.__name__}: {error}", hint="see engine/hookspecs.py") from error
+            name = getattr(error.plugin, "__name__", "")
+            raise ConfigError(f"plugin {name}: {error}", hint="see engine/hookspecs.py") from error
         for register in self.registers:
             register.broken = tuple(sorted(self.broken))
         hook = self.plugins.hook

@@ -15,7 +15,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from engine.errors import RequestError
 
 #: Formats that are opened. EPS, PDF and the like run foreign programs or hold no pixels, and stay closed.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "TGA")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "TGA")
 
 _ORIENTATION = 0x0112
 _HINT = "give a JPEG, PNG, WebP, AVIF or TIFF picture"

@@ -47,8 +47,8 @@ def picks(window: Window, frames: int, fps: float, native_fps: float) -> tuple[i
     """
     begin = window.start + window.motion
     end = begin + window.keep
-    # The first output frame whose moment falls into this window; one earlier allows for rounding.
-    output = max(0, int(begin * fps / native_fps) - 1)
+    # A frame is picked for moments up to half a frame before its own; one earlier allows for rounding.
+    output = max(0, int((begin - 0.5) * fps / native_fps) - 1)
     found = []
     while output < frames and (at := pick(output, fps, native_fps)) < end:
         if at >= begin:
