@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from engine.errors import Cancelled, ConfigError, EngineError
 
@@ -113,13 +114,13 @@ def _show(words: Sequence[str]) -> int:
     )
     parser.flag("--json", action="store_true", help="as one JSON object")
     values, rest = parser.read(words)
-    return show(_one(rest, "FILE.mp4", parser.prog), as_json=values.json)
+    return show(Path(_one(rest, "FILE.mp4", parser.prog)), as_json=values.json)
 
 
 def _again(words: Sequence[str]) -> int:
-    from engine.commands.recipes import again, again_overrides
+    from engine.commands.recipes import again
 
-    return again(*again_overrides(words))
+    return again(words)
 
 
 def _bench(words: Sequence[str]) -> int:

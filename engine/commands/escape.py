@@ -10,15 +10,16 @@ from engine.errors import ConfigError
 
 def override(key: str, value: str) -> str:
     """Return the override that sets `key` to the text `value`, whatever stands in it. Raises ConfigError."""
-    return f"{key}={_quoted(key, value)}"
+    return f"{key}={quoted(key, value)}"
 
 
 def override_list(key: str, values: Iterable[str]) -> str:
     """Return the override that sets `key` to a list of texts. Raises ConfigError."""
-    return f"{key}=[{','.join(_quoted(key, value) for value in values)}]"
+    return f"{key}=[{','.join(quoted(key, value) for value in values)}]"
 
 
-def _quoted(key: str, text: str) -> str:
+def quoted(key: str, text: str) -> str:
+    """Return `text` as a quoted value of Hydra's grammar, for `key`. Raises ConfigError."""
     if text == "???":
         # OmegaConf's word for "missing": it has no escape.
         raise ConfigError("'???' stands for a missing value", field=key, hint="write something else")

@@ -43,9 +43,7 @@ REQUEST = (
     Flag("seed", "S", "start of the noise, 0 to 2**63 - 1 (42)"),
     Flag("speakers", "FILE", "YAML or JSON: who speaks where, in place of --audio (see docs/cli.md)"),
     Flag("audio_type", "para|add", "para: all voices start at once; add: one after the other"),
-    Flag(
-        "timing", "direct|native", "direct: each frame at its own time; native: made at the model's rate, then picked"
-    ),
+    Flag("timing", "direct|native", "direct: each frame at its own time; native: made at the model's rate and picked"),
     Flag("fit", "crop|pad", "how the picture comes to the model's shape"),
 )
 
@@ -124,50 +122,65 @@ def entrypoint_parser(name: str, config: type[ComponentConfig], description: str
         epilog="Everything else is an override of the config: group=name chooses, key=value changes;\n"
         "with -m, commas make a sweep. 'multitalk --help' lists the groups.",
     )
+    if "request" in typing.get_type_hints(config):
+        add_request_flags(parser, REQUEST)
+    add_own_flags(parser, config)
+    parser.flag("-m --multirun", action="store_true", help="run every combination of the values given with commas")
+    return parser
+
+
+def add_request_flags(parser: Parser, flags: Sequence[Flag]) -> None:
+    """Give `parser` flags of the request, and --output."""
+    group = parser.add_argument_group("the request")
+    for flag in flags:
+        action = {"action": "append"} if flag.many else {}
+        parser.flag(flag.name, group, dest=flag.key, metavar=flag.word, help=flag.help, **action)
+    parser.flag("--output", group, metavar="FILE", help="where the video goes (the disk sink's folder and name)")
+
+
+def add_own_flags(parser: Parser, config: type[ComponentConfig]) -> None:
+    """Give `parser` a flag for each field of an entrypoint's config; `help` and `word` come from its metadata."""
+    group = parser.add_argument_group("this command")
     hints = typing.get_type_hints(config)
-    if "request" in hints:
-        request = parser.add_argument_group("the request")
-        for flag in REQUEST:
-            action = {"action": "append"} if flag.many else {}
-            parser.flag(flag.name, request, dest=flag.key, metavar=flag.word, help=flag.help, **action)
-        parser.flag("--output", request, metavar="FILE", help="where the video goes (the disk sink's folder and name)")
-    own = parser.add_argument_group("this command")
     for field in dataclasses.fields(config):
         if field.name in ("name", "request"):
             continue
-        flag_name = "--" + field.name.replace("_", "-")
-        text = field.metadata.get("help", f"entrypoint.{field.name}")
+        name, dest = "--" + field.name.replace("_", "-"), f"entrypoint.{field.name}"
+        text = field.metadata.get("help", dest)
         if hints[field.name] is bool:
-            parser.flag(flag_name, own, dest=f"entrypoint.{field.name}", action="store_true", help=text)
+            parser.flag(name, group, dest=dest, action="store_true", help=text)
         else:
-            word = field.metadata.get("word", "VALUE")
-            parser.flag(flag_name, own, dest=f"entrypoint.{field.name}", metavar=word, help=text)
-    parser.flag("-m --multirun", own, action="store_true", help="run every combination of the values given with commas")
-    return parser
+            parser.flag(name, group, dest=dest, metavar=field.metadata.get("word", "VALUE"), help=text)
 
 
 def read_entrypoint(name: str, parser: Parser, argv: Sequence[str]) -> Words:
     """Return the overrides that a sub-command's words stand for. Raises ConfigError."""
     values, rest = parser.read(argv)
+    return read_words(name, parser, values, rest)
+
+
+def read_words(name: str, parser: Parser, values: argparse.Namespace, rest: Sequence[str]) -> Words:
+    """Return the overrides that flags and other words of the sub-command `name` stand for. Raises ConfigError."""
     found: dict[str, Any] = {key: value for key, value in vars(values).items() if value not in (None, False)}
     multirun = bool(found.pop("multirun", False))
     output = found.pop("output", None)
     overrides = [f"entrypoint={name}"]
     for flag in REQUEST:
-        if flag.key in found:
-            value = found.pop(flag.key)
-            if flag.many:
-                overrides.append(override_list(f"request.{flag.key}", value))
-                continue
-            if multirun and flag.key in ("frames", "fps", "seed") and "," in value:
-                hint = f"to sweep, write request.{flag.key}={value}"
-                raise ConfigError(f"{flag.name} takes one value", field=f"request.{flag.key}", hint=hint)
-            overrides.append(override(f"request.{flag.key}", value))
+        value = found.pop(flag.key, None)
+        if value is None:
+            continue
+        if flag.many:
+            overrides.append(override_list(f"request.{flag.key}", value))
+            continue
+        if multirun and flag.key in ("frames", "fps", "seed") and "," in value:
+            hint = f"to sweep, write request.{flag.key}={value}"
+            raise ConfigError(f"{flag.name} takes one value", field=f"request.{flag.key}", hint=hint)
+        overrides.append(override(f"request.{flag.key}", value))
     for key, value in found.items():
         overrides.append(f"{key}=true" if value is True else override(key, value))
     if output is not None:
         overrides += _output(output, rest)
-    return Words(overrides + plain(rest, parser.prog), multirun)
+    return Words([*overrides, *plain(rest, parser.prog)], multirun)
 
 
 def plain(words: Sequence[str], command: str) -> list[str]:

@@ -1,0 +1,226 @@
+"""The generate entrypoint in front of a service that makes no video: what it asks for and what it tells."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import Delivery, Plan, Progress, Request
+from engine.components import CancelToken, ProgressCallback, Service
+from engine.config import RequestConfig
+from engine.data import Canvas, Seat, Speaker, Window
+from engine.errors import Cancelled, RequestError, SinkError
+from plugins.entrypoints.generate import Generate, GenerateConfig, describe, lines, make_request, state
+
+PLAN = Plan(
+    model="tiny",
+    resolution="small",
+    untrained=True,
+    canvas=Canvas((1024, 768), (171, 128), (128, 128), (21, 0), "crop"),
+    seats=(
+        Seat(0, (0, 0, 64, 128), "auto", silent=False, seconds=1.5, begins=0.25),
+        Seat(1, (64, 0, 128, 128), "box", silent=True, seconds=0.0, begins=0.0),
+    ),
+    frames=100,
+    fps=25.0,
+    seconds=4.0,
+    timing="direct",
+    audio_type="para",
+    generated_frames=100,
+    generated_fps=25.0,
+    windows=(Window(0, 0, 81, 0, 81), Window(1, 56, 45, 25, 19)),
+    sampler="euler (standard)",
+    steps=10,
+    guidance="cfg",
+    passes=2,
+    forwards=40,
+    seed=3,
+    weights=Path("weights/tiny"),
+    warnings=("the weights of 'tiny' are untrained: the video shows noise, not a talking person",),
+)
+ASKED = RequestConfig(image="a.png", audio=["a.wav", "silence"], prompt="two people")
+
+
+class FakeService:
+    """Answers with one plan and one delivery; reports two signs of life on the way."""
+
+    def __init__(self, *, interrupt: bool = False, address: str | None = "films/talk.mp4") -> None:
+        self.requests: list[Request] = []
+        self.interrupt = interrupt
+        self.address = address
+
+    def generate(
+        self, request: Request, *, progress: ProgressCallback | None = None, cancel: CancelToken | None = None
+    ) -> Delivery:
+        self.requests.append(request)
+        for step in (1, 10):
+            if progress is not None:
+                progress(Progress("denoise", 1, 2, step, 10, fraction=step / 20, remaining=61.0))
+        if self.interrupt:
+            assert cancel is not None
+            os.kill(os.getpid(), signal.SIGINT)
+            if cancel.is_set():
+                raise Cancelled("denoise")
+        content = None if self.address else "AAAA"
+        return Delivery(self.address, content, "video/mp4", 4.0, 100, 25.0, 3, {"denoise": 2.5}, PLAN, PLAN.warnings)
+
+    def plan(self, request: Request) -> Plan:
+        self.requests.append(request)
+        return PLAN
+
+    def preview(self, request: Request, path: Path) -> Plan:
+        path.write_bytes(b"PNG")
+        return PLAN
+
+    def capabilities(self) -> Mapping[str, Any]:
+        return {}
+
+    def check(self) -> Mapping[str, Any]:
+        return {}
+
+    def open(self, overrides: Sequence[str]) -> Service:
+        return self
+
+    def close(self) -> None:
+        pass
+
+
+def test_the_video_is_on_stdout_and_the_rest_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    service = FakeService()
+    assert Generate(GenerateConfig(request=ASKED)).run(service) == 0
+    told = capsys.readouterr()
+    assert told.out == "films/talk.mp4\n"
+    assert "denoise, window 1/2, step 10/10, 1:01 left" in told.err
+    assert "multitalk: warning: the weights of 'tiny' are untrained" in told.err
+    assert service.requests == [Request(prompt="two people", image="a.png", speakers=(Speaker("a.wav"), Speaker(None)))]
+
+
+def test_quiet_leaves_the_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    Generate(GenerateConfig(request=ASKED, quiet=True)).run(FakeService())
+    assert capsys.readouterr().err.splitlines() == [f"multitalk: warning: {PLAN.warnings[0]}"]
+
+
+def test_json_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    Generate(GenerateConfig(request=ASKED, json=True)).run(FakeService())
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(answer) == [
+        "address",
+        "content",
+        "media_type",
+        "seconds",
+        "frames",
+        "fps",
+        "seed",
+        "timings",
+        "plan",
+        "warnings",
+    ]
+    assert answer["address"] == "films/talk.mp4"
+    assert answer["plan"]["weights"] == "weights/tiny"
+    assert answer["plan"]["seats"][1]["silent"] is True
+
+
+def test_a_video_without_an_address_is_handed_over_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    Generate(GenerateConfig(request=ASKED, quiet=True)).run(FakeService(address=None))
+    assert capsys.readouterr().out == "AAAA\n"
+
+
+def test_a_dry_run_makes_nothing_and_says_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    service = FakeService(interrupt=True)
+    assert Generate(GenerateConfig(request=ASKED, dry_run=True)).run(service) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "tiny, resolution small",
+        "1024 x 768, scaled to 171 x 128, cut to 128 x 128 at (21, 0)",
+        "1: in [0, 0, 64, 128] (auto), a.wav, 0.25 s to 1.75 s",
+        "2: in [64, 0, 128, 128] (box), silent",
+        "100 frames at 25 a second, 4.00 s, seed 3",
+        "2: frames 56 to 100, 25 of them given, 19 kept",
+        "euler (standard), 10 steps, guidance cfg, 2 passes a step: 40 forwards in all",
+        "untrained: the video shows noise",
+    ):
+        assert part in text
+
+
+def test_a_dry_run_as_json_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    Generate(GenerateConfig(request=ASKED, dry_run=True, json=True)).run(FakeService())
+    plan = json.loads(capsys.readouterr().out)
+    assert list(plan)[:4] == ["model", "resolution", "untrained", "canvas"]
+    assert plan["windows"][1] == {"index": 1, "start": 56, "frames": 45, "motion": 25, "keep": 19}
+
+
+def test_many_windows_are_told_in_short() -> None:
+    windows = tuple(Window(i, 56 * i, 81, 25 if i else 0, 56) for i in range(40))
+    many = Plan(**{**vars(PLAN), "windows": windows})
+    text = describe(many, make_request(ASKED))
+    assert "... 35 more ..." in text
+    assert "40: frames 2184 to 2264" in text
+
+
+def test_a_preview_is_drawn_before_the_video(tmp_path: Path) -> None:
+    preview = tmp_path / "who.png"
+    Generate(GenerateConfig(request=ASKED, preview=str(preview), dry_run=True)).run(FakeService())
+    assert preview.read_bytes() == b"PNG"
+
+
+def test_a_preview_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    preview = str(tmp_path / "none" / "who.png")
+    with pytest.raises(SinkError, match=r"entrypoint\.preview: cannot write .*No such file"):
+        Generate(GenerateConfig(request=ASKED, preview=preview)).run(FakeService())
+
+
+def test_an_interrupt_becomes_the_cancel_token_and_the_handler_comes_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Cancelled, match="cancelled during denoise"):
+        Generate(GenerateConfig(request=ASKED, quiet=True)).run(FakeService(interrupt=True))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_it_runs_outside_the_main_thread() -> None:
+    status: list[int] = []
+    thread = threading.Thread(
+        target=lambda: status.append(Generate(GenerateConfig(request=ASKED, quiet=True)).run(FakeService()))
+    )
+    thread.start()
+    thread.join()
+    assert status == [0]
+
+
+def test_lines_come_once_a_tenth() -> None:
+    told: list[str] = []
+    tell = lines(told.append)
+    for done in range(101):
+        tell(Progress("denoise", fraction=done / 100))
+    assert len(told) == 11
+    assert told[0].startswith("  0%")
+    assert told[-1].startswith("100%")
+
+
+def test_state_leaves_out_what_does_not_apply() -> None:
+    assert state(Progress("load")) == "load"
+    assert state(Progress("decode", window=2, windows=3)) == "decode, window 2/3"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": None}, r"request\.image: no picture; give --image"),
+        ({"prompt": None}, r"request\.prompt: no prompt"),
+        ({"prompt": " \n"}, r"request\.prompt: no prompt"),
+        ({"audio": []}, r"request\.audio: no voice; give --audio"),
+        ({"speakers": "who.yaml"}, r"request\.speakers: voices are given twice"),
+        ({"audio_type": "serial"}, r"request\.audio_type: 'serial' is unknown; give para or add"),
+        ({"timing": "x"}, r"request\.timing: .*direct or native"),
+        ({"fit": "x"}, r"request\.fit: .*crop or pad"),
+    ],
+)
+def test_a_wrong_request_names_its_field(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        make_request(RequestConfig(**{**vars(ASKED), **change}))
