@@ -149,4 +149,5 @@ class AdaptiveProjectedGuidance:
         exact, direction = clipped.double(), cond.double()
         direction = direction / direction.norm().clamp(min=1e-12)
         parallel = (exact * direction).sum() * direction
-        return (exact - parallel + self.eta * parallel).to(difference.dtype)
+        projected: Tensor = exact - parallel + self.eta * parallel
+        return projected.to(difference.dtype)

@@ -46,7 +46,8 @@ class _EulerSchedule:
         import numpy as np
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        self._scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=shift)  # type: ignore[no-untyped-call]
+        kind = cast("Any", FlowMatchEulerDiscreteScheduler)
+        self._scheduler = kind(shift=shift)
         # Without explicit sigmas diffusers would start from an already shifted smallest sigma and shift it again.
         self._scheduler.set_timesteps(sigmas=np.linspace(1000, 1, steps, dtype=np.float32) / 1000)
         self._scheduler.set_begin_index(0)

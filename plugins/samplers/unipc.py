@@ -45,9 +45,8 @@ class _UnipcSchedule:
     def __init__(self, steps: int, shift: float) -> None:
         from diffusers import UniPCMultistepScheduler
 
-        self._scheduler: Any = UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
-        )
+        kind = cast("Any", UniPCMultistepScheduler)
+        self._scheduler = kind(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
         # Not Euler's grid: its last time but one is 1, a leap in log-SNR over which a second-order step overshoots
         # (measured: twice Euler's error instead of a third).
         self._scheduler.set_timesteps(steps)

@@ -1,0 +1,112 @@
+"""Pixels <-> latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import Cancelled, RequestError, SourceError
+
+
+class Withdrawn(Protocol):
+    """Says whether the caller withdrew the request."""
+
+    def is_set(self) -> bool: ...
+
+
+class LatentCodec(Protocol):
+    """Turns frames into normalised latents and back."""
+
+    #: Pixels along one side, and frames (after the first), that one latent stands for.
+    spatial: int
+    temporal: int
+    #: Latent channels.
+    channels: int
+
+    def encode(self, pixels: Tensor, *, cancel: Withdrawn | None = None) -> Tensor:
+        """Encode (3, F, H, W), float32 -1 .. 1, to (16, T, h, w), float32 of mean 0 and deviation 1.
+
+        F is 4n + 1. Raises Cancelled between chunks once `cancel` is set.
+        """
+        ...
+
+    def decode(self, latents: Tensor, *, cancel: Withdrawn | None = None) -> Tensor:
+        """Decode (16, T, h, w) to (3, F, H, W), float32 -1 .. 1. Raises Cancelled as `encode` does."""
+        ...
+
+
+class WanCodec:
+    """Wan's video autoencoder, in float32 as the public implementation runs it.
+
+    `vae` is diffusers' AutoencoderKLWan, which works through time in chunks and keeps what a chunk needs of the ones
+    before. Raises SourceError for one without statistics of its latents.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        config = vae.config
+        self.vae = vae
+        self.spatial = int(config.scale_factor_spatial or 8)
+        self.temporal = int(config.scale_factor_temporal or 4)
+        self.channels = int(config.z_dim)
+        if len(config.latents_mean) != self.channels or len(config.latents_std) != self.channels:
+            raise SourceError(
+                f"vae/config.json gives {len(config.latents_mean)} means and {len(config.latents_std)} deviations "
+                f"for {self.channels} latent channels",
+                field="weights",
+            )
+        self._mean = torch.tensor(config.latents_mean, dtype=torch.float32).view(-1, 1, 1, 1)
+        self._std = torch.tensor(config.latents_std, dtype=torch.float32).view(-1, 1, 1, 1)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, *, cancel: Withdrawn | None = None) -> Tensor:
+        """Return the mean of the posterior, normalised; nothing is sampled."""
+        frames, height, width = pixels.shape[1:]
+        if frames % self.temporal != 1 % self.temporal or height % self.spatial or width % self.spatial:
+            raise RequestError(
+                f"{frames} frames of {height} x {width} pixels do not divide into latents",
+                field="pixels",
+                hint=f"{self.temporal}n + 1 frames, sides a multiple of {self.spatial}",
+            )
+        with _watched(self.vae.encoder, cancel, "encode"):
+            latents = self.vae.encode(pixels[None].to(self._device, torch.float32)).latent_dist.mode()[0]
+        normalised: Tensor = (latents - self._mean.to(latents.device)) / self._std.to(latents.device)
+        return normalised
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, *, cancel: Withdrawn | None = None) -> Tensor:
+        """Return the frames, clipped to -1 .. 1."""
+        latents = latents.to(self._device, torch.float32)
+        latents = latents * self._std.to(latents.device) + self._mean.to(latents.device)
+        with _watched(self.vae.decoder, cancel, "decode"):
+            pixels: Tensor = self.vae.decode(latents[None], return_dict=False)[0][0]
+        return pixels.clamp(-1, 1)
+
+    @property
+    def _device(self) -> torch.device:
+        parameter: nn.Parameter = next(self.vae.parameters())
+        return parameter.device
+
+
+@contextmanager
+def _watched(part: nn.Module, cancel: Withdrawn | None, stage: str) -> Iterator[None]:
+    """Look at `cancel` before each chunk: `part` runs once a chunk."""
+    if cancel is None:
+        yield
+        return
+
+    def check(token: Withdrawn) -> Callable[..., None]:
+        def look(*_: Any) -> None:
+            if token.is_set():
+                raise Cancelled(stage)
+
+        return look
+
+    handle = part.register_forward_pre_hook(check(cancel))
+    try:
+        yield
+    finally:
+        handle.remove()

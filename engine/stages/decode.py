@@ -1,0 +1,54 @@
+"""Latents -> Frames in the picture's colours, and the history the next window continues from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.components import CancelToken
+from engine.data import Frames, Window
+from engine.stages.color import Statistics, match_color
+
+if TYPE_CHECKING:
+    from engine.multitalk.load import Model
+
+
+class Decoded(NamedTuple):
+    """A window's new frames, and its last ones for the next window: float32 (3, M, H, W) in -1 .. 1, on the CPU."""
+
+    frames: Frames
+    history: Tensor
+
+
+@torch.no_grad()
+def decode(
+    model: Model,
+    latents: Tensor,
+    window: Window,
+    *,
+    motion_frames: int,
+    reference: Statistics,
+    color_strength: float,
+    fps: float,
+    cancel: CancelToken | None = None,
+) -> Decoded:
+    """Decode a window's latents, float32 (16, T, h, w), to its `keep` new frames.
+
+    Colours are pulled towards `reference` by `color_strength`, 0 .. 1. The history are the last `motion_frames` frames
+    of those that are kept or repeated, before they are rounded to 8 bits. Raises Cancelled between chunks.
+    """
+    with model.use("vae"):
+        decoded = model.codec.decode(latents, cancel=cancel).cpu()
+    end = window.motion + window.keep
+    # Frames that nobody sees are not corrected.
+    begin = max(0, min(window.motion, end - motion_frames))
+    pixels = decoded[:, begin:end].permute(1, 2, 3, 0).contiguous().numpy()
+    pixels = match_color(pixels, reference, color_strength)
+    new = pixels[window.motion - begin :]
+    pictures = np.clip((new + 1) / 2 * 255, 0, 255).astype(np.uint8)
+    # A copy, so that the window's other frames are not kept alive.
+    history = torch.from_numpy(pixels[-motion_frames:].copy()).permute(3, 0, 1, 2)
+    return Decoded(Frames(pictures, fps), history)

@@ -1,0 +1,94 @@
+"""Conditions and noise -> latents: the denoising loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.components import CancelToken, Sampler
+from engine.data import Conditions, Motion
+from engine.errors import Cancelled
+from engine.multitalk.cache import StepCache
+from engine.multitalk.guidance import Guidance
+
+
+def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw normal noise, float32 on the CPU, so that a seed gives the same noise for every device."""
+    return torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
+
+
+@torch.no_grad()
+def denoise(
+    transformer: Any,
+    conditions: Conditions,
+    noise: Tensor,
+    *,
+    sampler: Sampler,
+    guidance: Guidance,
+    cache: StepCache,
+    generator: torch.Generator,
+    on_step: Callable[[int, int], None] | None = None,
+    cancel: CancelToken | None = None,
+    motion_noise: Iterator[Tensor] | None = None,
+) -> Tensor:
+    """Walk from `noise`, float32 (16, T, h, w), to latents of that shape and dtype on the conditions' device.
+
+    Motion latents that are mixed with noise take fresh noise from `generator` (of the CPU) before the first and after
+    every step, or from `motion_noise` where it is given. `on_step(step, steps)` is called after each step, counted
+    from 1. Raises Cancelled between guidance passes and steps once `cancel` is set.
+    """
+    device = conditions.latents.device
+    schedule = sampler.schedule()
+    guidance.reset()
+    hold = _hold(conditions.motion, generator, motion_noise, device)
+    times = schedule.timesteps
+    steps = len(times) - 1
+    latents = hold(noise.to(device, torch.float32), times[0])
+    with cache.attach(transformer):
+        for index in range(steps):
+            time = torch.tensor([times[index]], dtype=torch.float32, device=device)
+            inputs = torch.cat([latents, conditions.latents])[None]
+            predictions = {}
+            for branch in guidance.branches:
+                _check(cancel)
+                with cache.branch(branch, index):
+                    predictions[branch] = transformer(
+                        hidden_states=inputs,
+                        timestep=time,
+                        conditions=conditions.branches[branch],
+                        return_dict=False,
+                    )[0][0].float()
+            latents = hold(schedule.step(guidance.combine(predictions), index, latents), times[index + 1])
+            if on_step is not None:
+                on_step(index + 1, steps)
+    _check(cancel)
+    return latents
+
+
+def _hold(
+    motion: Motion | None, generator: torch.Generator, recorded: Iterator[Tensor] | None, device: torch.device
+) -> Callable[[Tensor, float], Tensor]:
+    """Return what puts the given leading frames into latents at a time, 0 .. 1000."""
+    if motion is None:
+        return lambda latents, _time: latents
+    given = motion.latents.to(device, torch.float32)
+    length = given.shape[1]
+
+    def hold(latents: Tensor, time: float) -> Tensor:
+        leading = given
+        if not motion.clean:
+            # Also at time 0, where it has no weight: the generator advances as in the public implementation.
+            fresh = draw_noise(tuple(given.shape), generator) if recorded is None else next(recorded)
+            sigma = time / 1000
+            leading = (1 - sigma) * given + sigma * fresh.to(device)
+        return torch.cat([leading, latents[:, length:]], dim=1)
+
+    return hold
+
+
+def _check(cancel: CancelToken | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("denoise")
