@@ -41,15 +41,19 @@ class Meter:
         finally:
             self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - began
 
-    def step(self, index: int) -> Progress:
-        """Note that step `index` (from 0) of the current window is done."""
+    def step(self, number: int) -> Progress:
+        """Note that step `number` (from 1) of the current window is done."""
         self._done += 1
-        self._tell("denoise", step=index + 1)
+        self._tell("denoise", step=number)
         return self.last
+
+    def is_set(self) -> bool:
+        """Whether the caller withdrew: a meter is a cancel token itself."""
+        return self._cancel is not None and self._cancel.is_set()
 
     def check(self, stage: str) -> None:
         """Raise Cancelled if the caller withdrew."""
-        if self._cancel is not None and self._cancel.is_set():
+        if self.is_set():
             raise Cancelled(stage)
 
     def _tell(self, stage: str, *, step: int) -> None:

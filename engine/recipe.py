@@ -18,15 +18,17 @@ FORMAT = 1
 PACKAGES = ("multitalk-engine", "torch", "diffusers", "transformers", "numpy", "pillow", "av", "soxr", "pyloudnorm")
 
 #: Parts of the config that decide the result.
-_DECISIVE = ("resolution", "quant", "sampler", "guidance", "cache", "lora", "continuation", "video", "dtype")
+DECISIVE = ("resolution", "quant", "sampler", "guidance", "cache", "lora", "continuation", "video")
 
 
-def make_recipe(request: Request, media: Media, config: Config, *, weights: Path, threads: int, device: str) -> dict[str, Any]:
+def make_recipe(
+    request: Request, media: Media, config: Config, *, weights: Path, threads: int, device: str, dtype: str
+) -> dict[str, Any]:
     """Return the recipe as plain JSON values; no address, path, host name or date is in it."""
     return {
         "format": FORMAT,
         "model": config.model.name,
-        **{key: _plain(getattr(config, key)) for key in _DECISIVE},
+        **{key: _plain(getattr(config, key)) for key in DECISIVE},
         "request": {
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
@@ -46,6 +48,7 @@ def make_recipe(request: Request, media: Media, config: Config, *, weights: Path
         "versions": versions(),
         "threads": threads,
         "device": device,
+        "dtype": dtype,
     }
 
 

@@ -18,7 +18,7 @@ def test_fraction_and_remaining_follow_the_steps() -> None:
     for window in (1, 2):
         with meter.stage("denoise", window=window):
             for step in range(3):
-                meter.step(step)
+                meter.step(step + 1)
     steps = [p for p in seen if p.step]
     assert [p.fraction for p in steps] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])
     assert [(p.window, p.step) for p in steps] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
