@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 from engine.data import Access, Delivery, Plan, Progress, Region, Request, Speaker
 from engine.errors import EngineError
 from engine.hookspecs import hookimpl
+from engine.speakers import SILENCE, read_speakers
 
 if TYPE_CHECKING:
     from engine.pipeline import Engine
     from engine.service import EngineService
 
 __all__ = [
+    "SILENCE",
     "Access",
     "Delivery",
     "Engine",
@@ -24,6 +26,7 @@ __all__ = [
     "Request",
     "Speaker",
     "hookimpl",
+    "read_speakers",
 ]
 
 

@@ -1,0 +1,1 @@
+"""The bundled plugins: one folder a kind, one file a component."""
