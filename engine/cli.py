@@ -101,7 +101,7 @@ def _plugins(words: Sequence[str]) -> int:
     parser = Parser(prog="multitalk plugins", description="List every component and preset by group.")
     parser.flag("--json", action="store_true", help="as one JSON object")
     values, rest = parser.read(words)
-    _none(rest, parser.prog)
+    parser.none(rest)
     return print_catalog(as_json=values.json)
 
 
@@ -114,7 +114,7 @@ def _show(words: Sequence[str]) -> int:
     )
     parser.flag("--json", action="store_true", help="as one JSON object")
     values, rest = parser.read(words)
-    return show(Path(_one(rest, "FILE.mp4", parser.prog)), as_json=values.json)
+    return show(Path(parser.one(rest, "FILE.mp4")), as_json=values.json)
 
 
 def _again(words: Sequence[str]) -> int:
@@ -124,21 +124,9 @@ def _again(words: Sequence[str]) -> int:
 
 
 def _bench(words: Sequence[str]) -> int:
-    from engine.commands.flags import Parser
+    from engine.commands.bench import bench
 
-    parser = Parser(
-        prog="multitalk bench", usage="multitalk bench transformer", description="Time a part of the engine, as JSON."
-    )
-    _, rest = parser.read(words)
-    name = _one(rest, "the name of a bench (transformer)", parser.prog)
-    if name != "transformer":
-        raise ConfigError(f"no bench named {name!r}", field="bench", hint="known: transformer")
-    import json
-
-    from engine.bench import transformer
-
-    print(json.dumps(transformer.run(), indent=2))
-    return 0
+    return bench(words)
 
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -150,19 +138,6 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-def _one(rest: Sequence[str], what: str, command: str) -> str:
-    if len(rest) != 1:
-        raise ConfigError(
-            f"give {what}" if not rest else f"{rest[1]!r} is too much", field=command, hint=f"see {command} --help"
-        )
-    return rest[0]
-
-
-def _none(rest: Sequence[str], command: str) -> None:
-    if rest:
-        raise ConfigError(f"{rest[0]!r} is too much", field=command, hint=f"see {command} --help")
-
-
 def _hush() -> None:
     # Libraries speak to programmers; our errors and warnings speak to users. -W or PYTHONWARNINGS bring theirs back.
     if not sys.warnoptions:
@@ -171,6 +146,7 @@ def _hush() -> None:
         os.environ.setdefault(variable, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TORCH_LOGS", "-all")
     root = logging.getLogger()
     if not root.handlers:
         # Without any handler Python prints warnings of every logger.

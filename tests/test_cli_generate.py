@@ -213,12 +213,8 @@ def test_state_leaves_out_what_does_not_apply() -> None:
     [
         ({"image": None}, r"request\.image: no picture; give --image"),
         ({"prompt": None}, r"request\.prompt: no prompt"),
-        ({"prompt": " \n"}, r"request\.prompt: no prompt"),
         ({"audio": []}, r"request\.audio: no voice; give --audio"),
         ({"speakers": "who.yaml"}, r"request\.speakers: voices are given twice"),
-        ({"audio_type": "serial"}, r"request\.audio_type: 'serial' is unknown; give para or add"),
-        ({"timing": "x"}, r"request\.timing: .*direct or native"),
-        ({"fit": "x"}, r"request\.fit: .*crop or pad"),
     ],
 )
 def test_a_wrong_request_names_its_field(change: dict[str, Any], message: str) -> None:

@@ -91,6 +91,18 @@ class Parser(argparse.ArgumentParser):
                 )
         return values, [word for word in rest if word != "--"]
 
+    def one(self, rest: Sequence[str], what: str) -> str:
+        """Return the single word of `rest`. Raises ConfigError that asks for `what`."""
+        if not rest:
+            raise ConfigError(f"{what} is missing", field="command line", hint=f"see {self.prog} --help")
+        self.none(rest[1:])
+        return rest[0]
+
+    def none(self, rest: Sequence[str]) -> None:
+        """Raise ConfigError if `rest` has words."""
+        if rest:
+            raise ConfigError(f"{rest[0]!r} is too much", field="command line", hint=f"see {self.prog} --help")
+
     def _glued(self, argv: Sequence[str]) -> list[str]:
         # "--prompt -5" and "--prompt -x" are values, not flags, unless the next word is a flag we know.
         glued: list[str] = []

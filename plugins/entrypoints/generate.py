@@ -11,17 +11,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, cast
 
 from omegaconf import II
 
-from engine import Delivery, Plan, Progress, Request, Speaker, hookimpl
+from engine import SILENCE, Delivery, Plan, Progress, Request, Speaker, hookimpl, read_speakers
 from engine.components import CancelToken, Entrypoint, ProgressCallback, Service
 from engine.config import ComponentConfig, RequestConfig
-from engine.data import AudioType, Canvas, Fit, Seat, Timing, Window
 from engine.errors import RequestError, SinkError
 from engine.register import Register
-from engine.speakers import SILENCE, read_speakers
+
+if TYPE_CHECKING:
+    from engine.data import AudioType, Canvas, Fit, Seat, Timing, Window
 
 
 @dataclass
@@ -69,13 +70,10 @@ class Generate:
 
 
 def make_request(config: RequestConfig) -> Request:
-    """Check the parts of the config that have no type of their own and put the request together.
-
-    Raises RequestError naming the field; ranges are the engine's to judge.
-    """
+    """Put the request together. Raises RequestError for what is missing; values are the engine's to judge."""
     if not config.image:
         raise RequestError("no picture", field="request.image", hint="give --image FILE")
-    if config.prompt is None or not config.prompt.strip():
+    if config.prompt is None:
         raise RequestError("no prompt", field="request.prompt", hint='give --prompt "what is to be seen"')
     return Request(
         prompt=config.prompt,
@@ -85,9 +83,9 @@ def make_request(config: RequestConfig) -> Request:
         seed=config.seed,
         frames=config.frames,
         fps=config.fps,
-        audio_type=_choice(config.audio_type, AudioType, "audio_type"),
-        timing=_choice(config.timing, Timing, "timing"),
-        fit=_choice(config.fit, Fit, "fit"),
+        audio_type=cast("AudioType", config.audio_type),
+        timing=cast("Timing", config.timing),
+        fit=cast("Fit", config.fit),
         filename=config.filename,
     )
 
@@ -246,13 +244,6 @@ def _speakers(config: RequestConfig) -> tuple[Speaker, ...]:
             "no voice", field="request.audio", hint="give --audio FILE for each person (silence for one who is quiet)"
         )
     return tuple(Speaker(None if audio == SILENCE else audio) for audio in config.audio)
-
-
-def _choice(value: str, choices: Any, key: str) -> Any:
-    known = get_args(choices)
-    if value not in known:
-        raise RequestError(f"{value!r} is unknown", field=f"request.{key}", hint=f"give {' or '.join(known)}")
-    return value
 
 
 @hookimpl
