@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import golden_loops
 import pytest
 import torch
 from torch import Tensor
@@ -146,6 +147,29 @@ def test_quantised_forward_equals_the_recording(quant_recording: str, recordings
     output = replay(model, inputs)
 
     torch.testing.assert_close(output, recorded["out"], atol=FORWARD_TOLERANCE, rtol=0)
+
+
+def meet_loop(name: str, recordings: Any, emulate: Any) -> None:
+    loop = golden_loops.load_loop(recordings, name)
+    first = {"in.audio": loop.recorded["clip0.audio"], "in.ref_target_masks": loop.recorded["clip0.ref_target_masks"]}
+    emulate(reference_quirks(first, loop.model.transformer.config.num_attention_heads))
+    met: list[str] = []
+
+    def meet(what: str, ours: Tensor, recorded: Tensor, tolerance: float) -> None:
+        met.append(what)
+        torch.testing.assert_close(ours, recorded, atol=tolerance, rtol=0, msg=lambda text: f"{what}: {text}")
+
+    golden_loops.replay(loop, meet)
+
+    assert {f"clip{loop.clips - 1}.{what}" for what in ("timesteps", "final_latent", "history", "pictures")} <= set(met)
+
+
+def test_loop_equals_the_recording(loop_recording: str, recordings: Any, emulate: Any) -> None:
+    meet_loop(loop_recording, recordings, emulate)
+
+
+def test_infinite_loop_equals_the_recording(infinite_loop_recording: str, recordings: Any, emulate: Any) -> None:
+    meet_loop(infinite_loop_recording, recordings, emulate)
 
 
 def test_audio_projection_equals_the_recording(home_recordings: Any) -> None:

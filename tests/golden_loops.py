@@ -1,0 +1,313 @@
+"""Whole denoising loops of the recordings, replayed through the engine's own stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.data import Inputs, Window
+from engine.multitalk.audio import audio_windows
+from engine.multitalk.cache import StepCache, TeaCache, make_cache
+from engine.multitalk.guidance import Guidance, make_guidance
+from engine.multitalk.load import Model
+from engine.multitalk.memory import place
+from engine.stages.color import color_statistics
+from engine.stages.decode import decode
+from engine.stages.denoise import denoise
+from engine.stages.encode import Texts, encode, encode_text, to_pixels
+from plugins.samplers.euler import Euler, EulerConfig
+
+HOME = Path(__file__).parent / "golden"
+RATE = 25.0
+# TeaCache's polynomials by the name the recordings give them (the public implementation's, with retained steps).
+COEFFICIENTS = {
+    "multitalk-480": (257151.496, -35422.9917, 1402.86849, -13.5890334, 0.132517977),
+    "multitalk-720": (8107.0546, 2133.93892, -372.934672, 16.6203073, -0.0417769401),
+}
+
+
+#: Told what was computed, our tensor, the recorded one and by how much they may differ.
+Meet = Callable[[str, Tensor, Tensor, float], None]
+# The loops add up the differences of float32 kernels over steps and clips; measured: 2e-5.
+LOOP_TOLERANCE = 1e-3
+
+
+class LinearCodec:
+    """The recordings' stand-in for the video autoencoder: pooling and one matrix each way."""
+
+    spatial, temporal, channels = 8, 4, 16
+
+    def __init__(self, recorded: Mapping[str, Tensor]) -> None:
+        self.encoder, self.decoder, self.bias = (recorded[f"vae_{part}"] for part in ("enc", "dec", "bias"))
+
+    def encode(self, pixels: Tensor, *, cancel: Any = None) -> Tensor:
+        pooled = F.avg_pool2d(pixels.transpose(0, 1), 8).transpose(0, 1)
+        groups = [pooled[:, :1], *(pooled[:, at : at + 4] for at in range(1, pooled.shape[1], 4))]
+        grouped = torch.stack([group.mean(dim=1) for group in groups], dim=1)
+        return torch.einsum("lc,cthw->lthw", self.encoder, grouped) + self.bias.view(-1, 1, 1, 1)
+
+    def decode(self, latents: Tensor, *, cancel: Any = None) -> Tensor:
+        mixed = torch.einsum("cl,lthw->cthw", self.decoder, latents - self.bias.view(-1, 1, 1, 1))
+        frames = torch.cat([mixed[:, :1], mixed[:, 1:].repeat_interleave(4, dim=1)], dim=1)
+        pixels = torch.tanh(0.5 * frames).repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+        return pixels.clamp(-1, 1)
+
+
+class RecordedText:
+    def __init__(self, prompts: Mapping[str, Tensor]) -> None:
+        self.prompts = prompts
+
+    def encode(self, prompt: str) -> Tensor:
+        return self.prompts[prompt][None]
+
+
+class RecordedImage:
+    """Gives the recorded features and keeps what it was shown."""
+
+    def __init__(self) -> None:
+        self.features: Tensor | None = None
+        self.seen: Tensor | None = None
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        assert self.features is not None
+        self.seen = pixels
+        return self.features
+
+
+class NoVoice:
+    def encode(self, voice: Tensor, frames: int) -> Tensor:
+        raise AssertionError("the recordings hold the voices' features")
+
+
+@dataclass
+class Loop:
+    """One recorded loop with its parameters."""
+
+    recorded: dict[str, Tensor]
+    #: Parameters, as text.
+    header: dict[str, str]
+    #: Clean motion frames and a fixed reference.
+    infinite: bool
+    image: RecordedImage
+    model: Model
+    #: Source picture, uint8 RGB.
+    source: npt.NDArray[np.uint8]
+
+    def number(self, key: str, default: float) -> float:
+        return float(self.header.get(key, default))
+
+    @property
+    def clips(self) -> int:
+        return sum(name.endswith(".noise") for name in self.recorded)
+
+    def clip(self, index: int) -> dict[str, Tensor]:
+        prefix = f"clip{index}."
+        return {name.removeprefix(prefix): t for name, t in self.recorded.items() if name.startswith(prefix)}
+
+    @property
+    def motion_frames(self) -> int:
+        """Frames that later clips repeat; the recorded latents tell where the header does not."""
+        later = self.recorded.get("clip1.motion_latent")
+        return int(self.number("motion_frame", 5 if later is None else 1 + 4 * (later.shape[1] - 1)))
+
+    def guidance(self) -> Guidance:
+        told = self.header.get("apg", "true" if "norm_threshold" in self.header else "")
+        apg = told.strip().lower() not in ("", "0", "false", "no", "none", "off")
+        return make_guidance(
+            "apg" if apg else "cfg",
+            self.number("text", 5),
+            self.number("audio", 4),
+            momentum=self.number("momentum", -0.75),
+            norm_threshold=self.number("norm_threshold", 55),
+            eta=self.number("eta", 0),
+        )
+
+    def cache(self) -> StepCache:
+        if "thresh" not in self.header:
+            return make_cache("none")
+        return make_cache(
+            "teacache",
+            threshold=self.number("thresh", 0.2),
+            warmup=_warmup(self.header.get("ret_steps", "5")),
+            coefficients=_coefficients(self.header.get("coefficients", "multitalk-480")),
+        )
+
+
+def _warmup(told: str) -> int:
+    """Read the retained steps: "5", "15" calls of three passes are told as "True(5*3)"."""
+    digits = "".join(character if character.isdigit() else " " for character in told).split()
+    return int(digits[0]) if digits else 5
+
+
+def _coefficients(told: str) -> tuple[float, ...]:
+    """Read a name, or numbers between commas."""
+    return COEFFICIENTS[told] if told in COEFFICIENTS else tuple(float(part) for part in told.strip("[]()").split(","))
+
+
+def load_loop(recordings: Any, name: str) -> Loop:
+    """Build the recorded model with stand-ins for its encoders."""
+    recorded, header = recordings.tensors(name), recordings.header(name)
+    overrides = {
+        key.removeprefix("override."): tensor for key, tensor in recorded.items() if key.startswith("override.")
+    }
+    image = RecordedImage()
+    transformer = recordings.model(header["model"], **overrides)
+    model = Model(
+        transformer=transformer,
+        codec=LinearCodec(recorded),
+        text=RecordedText({"prompt": recorded["context"], "negative": recorded["context_null"]}),
+        image=image,
+        audio=NoVoice(),
+        placement=place("none", {"transformer": transformer}, device="cpu"),
+        device="cpu",
+    )
+    return Loop(recorded, header, name.startswith("infinite"), image, model, _picture(recordings, recorded))
+
+
+def _picture(recordings: Any, recorded: Mapping[str, Tensor]) -> npt.NDArray[np.uint8]:
+    """Return the picture the first clip was made from; recordings without one share a sibling's."""
+    shown = recorded["clip0.clip_vision_pixels_s8"][:, 0]
+    height, width = (8 * size for size in shown.shape[1:])
+    candidates: list[Tensor] = [recorded["image_uint8"]] if "image_uint8" in recorded else []
+    for path in [*sorted(recordings.folder.glob("*loop_*.safetensors")), *sorted(HOME.glob("*loop_*.safetensors"))]:
+        with safe_open(path, "pt") as file:
+            if "image_uint8" in file.keys():  # noqa: SIM118 - not a dict
+                candidates.append(file.get_tensor("image_uint8"))
+    for candidate in candidates:
+        if (to_pixels(_fit(candidate.numpy(), height, width))[:, ::8, ::8] - shown).abs().max() < 1e-5:
+            return candidate.numpy()
+    raise AssertionError("no recording holds the picture of this loop")
+
+
+def _fit(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    scale = max(height / image.shape[0], width / image.shape[1])
+    size = (int(np.ceil(scale * image.shape[1])), int(np.ceil(scale * image.shape[0])))
+    scaled = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    top, left = round((size[1] - height) / 2), round((size[0] - width) / 2)
+    return np.ascontiguousarray(scaled[top : top + height, left : left + width])
+
+
+def mirrored(features: Tensor, end: int) -> Tensor:
+    """Make voices long enough as the public implementation does: their end backwards, three frames too many."""
+    missing = end - features.shape[1] + 3
+    return torch.cat([features, features[:, -missing:].flip(1)], dim=1) if missing >= 3 else features
+
+
+def replay(loop: Loop, meet: Meet) -> None:
+    """Run every clip through encode, denoise and decode; `meet(what, ours, recorded)` is told of each tensor."""
+    guidance, cache = loop.guidance(), loop.cache()
+    text = encode_text(loop.model, "prompt", "negative", guidance.branches)
+    voices = loop.recorded["full_audio"]
+    height, width = (8 * size for size in loop.recorded["clip0.decoded_s8"].shape[2:])
+    picture = _fit(loop.source, height, width)
+    reference = color_statistics(to_pixels(picture).permute(1, 2, 0).numpy())
+    history, start = None, 0
+    for index in range(loop.clips):
+        clip = loop.clip(index)
+        frames = clip["decoded_s8"].shape[1]
+        motion = 0 if index == 0 else loop.motion_frames
+        start = start if index == 0 else start + frames - motion
+        if index > 0:
+            voices = mirrored(voices, start + frames)
+        if loop.infinite and index > 0:
+            # Another frame of the source video: its colours inverted.
+            picture = _fit(255 - loop.source, height, width)
+        window = Window(index=index, start=start, frames=frames, motion=motion, keep=frames - motion)
+        inputs = Inputs(
+            image=picture, voices=(), masks=clip["ref_target_masks"].numpy(), sound=np.zeros((0, 2), np.float32)
+        )
+        history = _replay_clip(loop, clip, inputs, window, history, text, voices, guidance, cache, reference, meet)
+
+
+def _replay_clip(
+    loop: Loop,
+    clip: Mapping[str, Tensor],
+    inputs: Inputs,
+    window: Window,
+    history: Tensor | None,
+    text: Texts,
+    voices: Tensor,
+    guidance: Guidance,
+    cache: StepCache,
+    reference: Any,
+    meet: Meet,
+) -> Tensor:
+    def check(name: str, ours: Tensor, recorded: str) -> None:
+        if recorded in clip:
+            meet(f"clip{window.index}.{name}", ours, clip[recorded], LOOP_TOLERANCE)
+
+    loop.image.features = clip["clip_fea"]
+    conditions = encode(
+        loop.model,
+        inputs,
+        window,
+        history=history,
+        text=text,
+        voices=voices,
+        branches=guidance.branches,
+        continuation_style="infinitetalk" if loop.infinite else "multitalk",
+        fps=RATE,
+        native_fps=RATE,
+    )
+    heard = audio_windows(voices, window.start, window.frames, RATE, RATE)
+    check("audio", heard, "audio")
+    check("y", conditions.latents[None], "y")
+    assert loop.image.seen is not None
+    check("clip_vision_pixels", loop.image.seen[:, None, ::8, ::8], "clip_vision_pixels_s8")
+    if conditions.motion is not None:
+        check("motion_latent", conditions.motion.latents, "motion_latent")
+
+    steps = clip["timesteps"].shape[0] - 1
+    sampler = Euler(EulerConfig(bundle="standard", steps=steps, shift=loop.number("shift", 7)))
+    check("timesteps", torch.tensor(sampler.schedule().timesteps), "timesteps")
+    fed: list[Tensor] = []
+
+    def record(_module: Any, _args: Any, given: Mapping[str, Tensor]) -> None:
+        fed.append(given["hidden_states"][0, :16].clone())
+
+    handle = loop.model.transformer.register_forward_pre_hook(record, with_kwargs=True)
+    noise: Iterator[Tensor] | None = iter(clip["motion_noise"]) if "motion_noise" in clip else None
+    latents = denoise(
+        loop.model.transformer,
+        conditions,
+        clip["noise"],
+        sampler=sampler,
+        guidance=guidance,
+        cache=cache,
+        generator=torch.Generator(),
+        motion_noise=noise,
+    )
+    handle.remove()
+    assert noise is None or next(noise, None) is None
+    check("step_latents", torch.stack(fed[:: len(guidance.branches)]), "step_latents")
+    check("final_latent", latents, "final_latent")
+    if isinstance(cache, TeaCache) and "computed" in loop.recorded:
+        computed = loop.recorded["computed"][window.index * steps : (window.index + 1) * steps]
+        meet("computed", torch.tensor(cache.computed).float(), computed.float().mean(dim=1), 0)
+
+    decoded = decode(
+        loop.model,
+        latents,
+        window,
+        motion_frames=loop.motion_frames,
+        reference=reference,
+        color_strength=loop.number("color_strength", 0),
+        fps=RATE,
+    )
+    ends = clip["decoded_s8"][:, -decoded.history.shape[1] :]
+    meet(f"clip{window.index}.history", decoded.history[:, :, ::8, ::8], ends, LOOP_TOLERANCE)
+    pictures = torch.from_numpy(decoded.frames.pictures).permute(3, 0, 1, 2)[:, :, ::8, ::8].float()
+    wanted = ((clip["decoded_s8"][:, window.motion :] + 1) / 2 * 255).clamp(0, 255).floor()
+    # A value beside a whole number may be cut to either side of it.
+    meet(f"clip{window.index}.pictures", pictures, wanted, 1)
+    return decoded.history
