@@ -1,0 +1,1 @@
+"""A package of plugins, as anybody could write one."""

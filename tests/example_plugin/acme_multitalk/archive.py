@@ -1,0 +1,65 @@
+"""A sink whose files are called by the hash of what is in them, and the presets of this package."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine import hookimpl
+from engine.components import Sink
+from engine.config import SinkConfig
+from engine.data import Artifact
+from engine.errors import SinkError
+from engine.register import Presets, Register
+
+
+@dataclass
+class ArchiveConfig(SinkConfig):
+    """A folder in which a video is named by its SHA-256."""
+
+    name: str = "archive"
+    folder: str = "archive"
+
+
+@dataclass(frozen=True)
+class Archived:
+    """Where the video is."""
+
+    address: str
+    content: str | None = None
+
+
+class Archive:
+    """Keeps each video once."""
+
+    def __init__(self, config: ArchiveConfig) -> None:
+        self.folder = Path(config.folder).absolute()
+
+    def check(self, filename: str | None) -> None:
+        """Refuse names: the archive gives its own."""
+        if filename is not None:
+            raise SinkError("an archive names its videos itself", field="request.filename", hint="leave it out")
+
+    def put(self, artifact: Artifact) -> Archived:
+        """Move the video into the archive."""
+        target = self.folder / f"{hashlib.sha256(artifact.path.read_bytes()).hexdigest()}.mp4"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.move(artifact.path, target)
+        except OSError as error:
+            raise SinkError(f"cannot write {target}: {error.strerror}", field="sink.folder") from error
+        return Archived(str(target))
+
+
+@hookimpl
+def register_sinks(register: Register[Sink]) -> None:
+    """Offer the archive."""
+    register(Archive, ArchiveConfig)
+
+
+@hookimpl
+def register_presets(presets: Presets) -> None:
+    """Offer the YAML files of this package."""
+    presets("acme_multitalk.conf")
