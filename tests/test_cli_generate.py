@@ -214,7 +214,10 @@ def test_state_leaves_out_what_does_not_apply() -> None:
         ({"image": None}, r"request\.image: no picture; give --image"),
         ({"prompt": None}, r"request\.prompt: no prompt"),
         ({"audio": []}, r"request\.audio: no voice; give --audio"),
-        ({"speakers": "who.yaml"}, r"request\.speakers: voices are given twice"),
+        (
+            {"speakers": '{"speakers": [{"audio": "a.wav"}]}'},
+            r"request\.speakers: 2 of the voices come by audio and 1 speakers by speakers",
+        ),
     ],
 )
 def test_a_wrong_request_names_its_field(change: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from engine.commands.escape import override
@@ -42,19 +44,23 @@ def sweep(overrides: Sequence[str]) -> int:
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         with translated():
-            batches = hydra.multirun("config", run_job, list(overrides))
+            parsed = OverridesParser.create().parse_overrides(list(overrides))
+            swept = tuple(part.get_key_element() for part in parsed if part.is_sweep_override())
+            batches = hydra.multirun("config", functools.partial(run_job, swept=swept), list(overrides))
     # Other sweepers than Hydra's own return whatever they like: then a job's failure has been told, not counted.
     jobs = [job for batch in batches or () for job in batch] if isinstance(batches, list) else []
     return max((int(job.return_value) for job in jobs), default=0)
 
 
-def run_job(composed: DictConfig) -> int:
-    """Run one job of a sweep; launchers may call this in a fresh process."""
+def run_job(composed: DictConfig, *, swept: Sequence[str] = ()) -> int:
+    """Run one job of a sweep over the keys `swept`; launchers may call this in a fresh process."""
     installed()
     # Taken unresolved: resolving would unescape a prompt's "${" once too often.
     overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     number = HydraConfig.get().job.num
     assert isinstance(overrides, list)
+    chosen = [text for text in overrides if text.partition("=")[0] in swept]
+    print(f"multitalk: job {number}: {', '.join(chosen)}", file=sys.stderr)
     try:
         filename = compose(overrides).request.filename
         if filename is not None:

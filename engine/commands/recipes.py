@@ -73,7 +73,7 @@ def again(words: Sequence[str]) -> int:
     for key in media:
         setattr(values, key, None)
     for word in rest[1:]:
-        if word.lstrip("+~").partition("=")[0].partition(".")[0] in ("model", "recipe", "request", *DECISIVE):
+        if word.lstrip("+~").partition("=")[0].partition(".")[0] in ("model", "recipe", "request", "dtype", *DECISIVE):
             raise RequestError(
                 f"{word!r} would change what the recipe says",
                 field="command line",
@@ -97,7 +97,7 @@ def again(words: Sequence[str]) -> int:
 def recipe_overrides(recipe: Mapping[str, Any], request: Request) -> list[str]:
     """Return the overrides that compose the config of `recipe` and ask for `request`."""
     found = [f"model={quoted('model', recipe['model'])}"]
-    for group in DECISIVE:
+    for group in (*DECISIVE, "dtype"):
         value = recipe[group]
         if not isinstance(value, Mapping):
             found.append(f"{group}={_value(group, value)}")
@@ -125,7 +125,7 @@ def differences(recipe: Mapping[str, Any], overrides: Sequence[str], request: Re
     """Return in words what is not as it was when the video was made. Raises EngineError."""
     import torch
 
-    from engine.pipeline import resolve_device
+    from engine.pipeline import Engine
     from engine.stages.read import fetch
 
     service = EngineService(overrides)
@@ -147,7 +147,8 @@ def differences(recipe: Mapping[str, Any], overrides: Sequence[str], request: Re
             told.append(f"{package} was {version} and is {installed_now.get(package, 'absent')}")
     if recipe["threads"] != torch.get_num_threads():
         told.append(f"it was made with {recipe['threads']} threads, now there are {torch.get_num_threads()}")
-    if recipe["device"] != (device := resolve_device(service.config.device)):
+    device = Engine(service.config, registry).device
+    if recipe["device"] != device:
         told.append(f"it was made on {recipe['device']!r}, now the device is {device!r}")
     return told
 

@@ -232,13 +232,14 @@ def _windows(windows: Sequence[Window]) -> list[str]:
 
 def _speakers(config: RequestConfig) -> tuple[Speaker, ...]:
     if config.speakers is not None:
+        speakers = read_speakers(config.speakers)
         if config.audio:
             raise RequestError(
-                "voices are given twice, by audio and by speakers",
+                f"{len(config.audio)} of the voices come by audio and {len(speakers)} speakers by speakers",
                 field="request.speakers",
-                hint="give either --audio or --speakers",
+                hint="give the voices in one of the two ways",
             )
-        return read_speakers(config.speakers)
+        return speakers
     if not config.audio:
         raise RequestError(
             "no voice", field="request.audio", hint="give --audio FILE for each person (silence for one who is quiet)"
