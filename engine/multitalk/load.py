@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -268,11 +268,25 @@ def _load_encoders(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
             lambda: kind.from_pretrained(folder / name, dtype=dtype, local_files_only=True, output_loading_info=True),
         )
 
-    return (
-        load("text_encoder", UMT5EncoderModel, dtype),
-        load("image_encoder", CLIPVisionModel, dtype),
-        load("audio_encoder", Wav2Vec2Model, torch.float32),
-    )
+    with _without_bars():
+        return (
+            load("text_encoder", UMT5EncoderModel, dtype),
+            load("image_encoder", CLIPVisionModel, dtype),
+            load("audio_encoder", Wav2Vec2Model, torch.float32),
+        )
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _load_tokenizer(folder: Path) -> Any:

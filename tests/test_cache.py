@@ -1,0 +1,202 @@
+"""Step caches: what they skip, what they keep apart, and that they leave nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from tiny_folder import SIZES, build_transformer
+from torch import Tensor
+
+from engine.errors import ConfigError, UnknownComponent
+from engine.multitalk.cache import StepCache, TeaCache, make_cache
+
+SHAPE = (2, 4, 4)
+TIMES = (1000.0, 950.0, 900.0, 820.0, 700.0, 500.0, 300.0, 100.0)
+#: Estimates the change by itself.
+IDENTITY = (1.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def transformer() -> Any:
+    return build_transformer()
+
+
+@pytest.fixture(scope="module")
+def conditions(transformer: Any) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, SIZES["image_tokens"], SIZES["image_dim"], generator=generator)
+    texts = [torch.randn(1, 4, SIZES["text_dim"], generator=generator) for _ in range(3)]
+    with torch.no_grad():
+        return {
+            name: transformer.embed_conditions(SHAPE, text, image)
+            for name, text in zip(("cond", "drop_text", "uncond"), texts, strict=True)
+        }
+
+
+class Counter:
+    """Counts the forwards that reach the middle block's own code."""
+
+    def __init__(self, transformer: Any) -> None:
+        self.calls = 0
+        self.handle = transformer.blocks[1].attn1.register_forward_hook(self._count)
+
+    def _count(self, *_: Any) -> None:
+        self.calls += 1
+
+
+def run(transformer: Any, conditions: dict[str, Any], cache: StepCache, branches: Sequence[str]) -> list[Tensor]:
+    outputs = []
+    counter = Counter(transformer)
+    with torch.no_grad(), cache.attach(transformer):
+        for step, time in enumerate(TIMES):
+            latents = torch.randn(1, 36, *SHAPE, generator=torch.Generator().manual_seed(step))
+            for branch in branches:
+                with cache.branch(branch, step):
+                    outputs.append(transformer(latents, torch.tensor([time]), conditions=conditions[branch]).sample)
+    counter.handle.remove()
+    run.calls = counter.calls  # type: ignore[attr-defined]
+    return outputs
+
+
+def calls() -> int:
+    count: int = run.calls  # type: ignore[attr-defined]
+    return count
+
+
+@pytest.fixture(scope="module")
+def exact(transformer: Any, conditions: dict[str, Any]) -> list[Tensor]:
+    return run(transformer, conditions, make_cache("none"), ("cond", "drop_text", "uncond"))
+
+
+SKIPPING = {
+    "teacache": {"threshold": 1e9, "warmup": 2, "coefficients": IDENTITY},
+    "firstblock": {"threshold": 1e9},
+    "taylorseer": {"warmup": 2, "interval": 3, "order": 1},
+}
+
+
+@pytest.mark.parametrize("name", SKIPPING)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_branches_do_not_touch_each_other(name: str, count: int, transformer: Any, conditions: dict[str, Any]) -> None:
+    branches = ("cond", "drop_text", "uncond")[:count]
+    together = run(transformer, conditions, make_cache(name, **SKIPPING[name]), branches)
+
+    assert 0 < calls() < len(TIMES) * count
+    for index, branch in enumerate(branches):
+        alone = run(transformer, conditions, make_cache(name, **SKIPPING[name]), (branch,))
+        for ours, theirs in zip(together[index::count], alone, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", SKIPPING)
+def test_a_second_window_starts_empty(name: str, transformer: Any, conditions: dict[str, Any]) -> None:
+    cache = make_cache(name, **SKIPPING[name])
+    first, second = (run(transformer, conditions, cache, ("cond", "uncond")) for _ in range(2))
+
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", SKIPPING)
+def test_nothing_stays_behind_after_an_error(
+    name: str, transformer: Any, conditions: dict[str, Any], exact: list[Tensor]
+) -> None:
+    cache = make_cache(name, **SKIPPING[name])
+    with pytest.raises(RuntimeError, match="stop"), cache.attach(transformer), cache.branch("cond", 0):
+        raise RuntimeError("stop")
+
+    again = run(transformer, conditions, make_cache("none"), ("cond", "drop_text", "uncond"))
+
+    assert calls() == 3 * len(TIMES)
+    assert all(torch.equal(*pair) for pair in zip(again, exact, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("teacache", {"threshold": 1e-9, "warmup": 1, "coefficients": IDENTITY}),
+        ("firstblock", {"threshold": 0.0}),
+        ("taylorseer", {"warmup": 2, "interval": 1, "order": 1}),
+    ],
+)
+def test_the_strictest_setting_is_exact(
+    name: str, arguments: dict[str, Any], transformer: Any, conditions: dict[str, Any], exact: list[Tensor]
+) -> None:
+    outputs = run(transformer, conditions, make_cache(name, **arguments), ("cond", "drop_text", "uncond"))
+
+    assert calls() == 3 * len(TIMES)
+    for ours, theirs in zip(outputs, exact, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+def test_teacache_decides_by_the_summed_change_of_the_time_embedding(
+    transformer: Any, conditions: dict[str, Any]
+) -> None:
+    with torch.no_grad():
+        signals = [transformer.condition_embedder(torch.tensor([time]))[1] for time in TIMES]
+    changes = [0.0] + [float((b - a).abs().mean() / a.abs().mean()) for a, b in pairwise(signals)]
+    threshold = 1.5 * changes[3]
+    wanted, total = [], 0.0
+    for step, change in enumerate(changes):
+        total += 2 * change**2 + change
+        wanted.append(step < 2 or total >= threshold)
+        total = 0.0 if wanted[-1] else total
+    cache = make_cache("teacache", threshold=threshold, warmup=2, coefficients=(2.0, 1.0, 0.0))
+
+    run(transformer, conditions, cache, ("cond", "drop_text"))
+
+    assert isinstance(cache, TeaCache)
+    assert cache.computed == wanted
+    assert len(set(wanted[2:])) == 2
+    assert calls() == 2 * sum(wanted)
+
+
+def test_teacache_works_on_one_block(conditions: dict[str, Any]) -> None:
+    transformer = build_transformer(num_layers=1)
+    cache = make_cache("teacache", threshold=1e9, warmup=1, coefficients=IDENTITY)
+    latents, outputs = torch.ones(1, 36, *SHAPE), []
+
+    with torch.no_grad(), cache.attach(transformer):
+        for step in range(2):
+            with cache.branch("cond", step):
+                outputs.append(transformer(latents, torch.tensor([500.0]), conditions=conditions["cond"]).sample)
+
+    assert isinstance(cache, TeaCache)
+    assert cache.computed == [True, False]
+    # Same input and time: the residual is exact but for one addition.
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-5, rtol=0)
+
+
+def test_first_block_cache_needs_blocks_to_skip() -> None:
+    with (
+        pytest.raises(ConfigError, match="one block"),
+        make_cache("firstblock").attach(build_transformer(num_layers=1)),
+    ):
+        pass
+
+
+def test_unknown_cache_lists_the_known() -> None:
+    with pytest.raises(UnknownComponent, match="teacache"):
+        make_cache("tecache")
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "arguments"),
+    [
+        ("teacache", "cache.coefficients", {"coefficients": ()}),
+        ("teacache", "cache.threshold", {"coefficients": IDENTITY, "threshold": 0.0}),
+        ("teacache", "cache.warmup", {"coefficients": IDENTITY, "warmup": 0}),
+        ("firstblock", "cache.threshold", {"threshold": -0.1}),
+        ("taylorseer", "cache.interval", {"interval": 0}),
+        ("taylorseer", "cache.order", {"order": -1}),
+        ("taylorseer", "cache.warmup", {"order": 2, "warmup": 2}),
+    ],
+)
+def test_values_out_of_range_are_named(name: str, field: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_cache(name, **arguments)
+
+    assert caught.value.field == field

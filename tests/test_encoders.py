@@ -1,0 +1,246 @@
+"""Encoders: text, picture, voice and latents against recordings and against the libraries' own ways."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import pytest
+import torch
+from tiny_folder import build_audio_encoder, build_image_encoder, build_text_encoder, build_tokenizer, build_vae
+from torch import Tensor
+
+from engine.errors import Cancelled, RequestError
+from engine.multitalk.audio import AudioEncoder, audio_frames, audio_windows
+from engine.multitalk.codec import WanCodec
+from engine.multitalk.image import MEAN, STD, ImageEncoder, clip_pixels
+from engine.multitalk.text import TextEncoder, clean_prompt
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "cleaned"),
+    [
+        ("  two\n\tpeople  talk ", "two people talk"),
+        ("Tom &amp;amp; Ann", "Tom & Ann"),
+        ("schÃ¶n", "schön"),
+        ("", ""),
+    ],
+)
+def test_prompts_are_cleaned(given: str, cleaned: str) -> None:
+    assert clean_prompt(given) == cleaned
+
+
+@pytest.fixture(scope="module")
+def text() -> TextEncoder:
+    return TextEncoder(build_tokenizer(), build_text_encoder(), text_len=8)
+
+
+@pytest.mark.parametrize("prompt", ["a person speaks", "", "the bright face of a still person speaks to the two"])
+def test_features_equal_those_of_the_padded_prompt(prompt: str, text: TextEncoder) -> None:
+    tokens = text.tokenizer([prompt], padding="max_length", max_length=8, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        padded = text.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+
+    features = text.encode(prompt)
+
+    assert features.shape == (1, int(tokens.attention_mask.sum()), 16)
+    torch.testing.assert_close(features[0], padded[0, : features.shape[1]], atol=1e-5, rtol=0)
+
+
+def test_a_long_prompt_is_cut_and_still_ends(text: TextEncoder) -> None:
+    tokens: list[Tensor] = []
+    handle = text.model.register_forward_pre_hook(
+        lambda _module, _args, given: tokens.append(given["input_ids"]), with_kwargs=True
+    )
+    text.encode("a " * 50)
+    handle.remove()
+
+    assert tokens[0].shape == (1, 8)
+    assert tokens[0][0, -1] == text.tokenizer.eos_token_id
+
+
+# --- picture ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_picture_is_stretched_not_cropped() -> None:
+    pixels = torch.full((3, 40, 80), -1.0)
+    pixels[:, :, -8:] = 1.0
+    given = clip_pixels(pixels, 28)
+
+    assert given.shape == (1, 3, 28, 28)
+    unit = given[0] * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    torch.testing.assert_close(unit[:, :, -1], torch.ones(3, 28), atol=1e-5, rtol=0)
+    torch.testing.assert_close(unit[:, :, 0], torch.zeros(3, 28), atol=1e-5, rtol=0)
+
+
+def test_image_features_leave_out_the_last_layer() -> None:
+    model = build_image_encoder()
+    encoder = ImageEncoder(model)
+    pixels = torch.rand(3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    entered: list[Tensor] = []
+    last = [module for module in model.modules() if type(module).__name__ == "CLIPEncoderLayer"][-1]
+    last.register_forward_pre_hook(
+        lambda _module, args, given: entered.append(args[0] if args else given["hidden_states"]), with_kwargs=True
+    )
+
+    features = encoder.encode(pixels)
+
+    assert features.shape == (1, 5, 24)
+    assert torch.equal(features, entered[0])
+
+
+# --- voice ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recorded_encoder(home_recordings: Any) -> AudioEncoder:
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    told = json.loads(home_recordings.header("wav2vec2_tiny")["config"])
+    # What this version of the library refuses, and what only training reads.
+    told = {key: value for key, value in told.items() if not key.startswith("_") and key != "output_attentions"}
+    model = Wav2Vec2Model(Wav2Vec2Config(**told)).eval()
+    state = {
+        name.removeprefix("model."): tensor
+        for name, tensor in home_recordings.tensors("wav2vec2_tiny").items()
+        if name.startswith("model.")
+    }
+    model.load_state_dict(state)
+    return AudioEncoder(model)
+
+
+@pytest.mark.parametrize("case", ["x", "y"])
+def test_audio_features_equal_the_recording(case: str, recorded_encoder: AudioEncoder, home_recordings: Any) -> None:
+    recorded = home_recordings.tensors("wav2vec2_tiny")
+    voice = recorded[f"{case}.waveform"]
+
+    features = recorded_encoder.encode(voice, audio_frames(len(voice), 25))
+
+    assert features.shape[0] == int(recorded[f"{case}.frames"])
+    # Other versions of the library order the sums otherwise.
+    torch.testing.assert_close(features, recorded[f"{case}.embedding"], atol=1e-4, rtol=0)
+
+
+def test_the_encoder_is_left_as_it_was(recorded_encoder: AudioEncoder) -> None:
+    recorded_encoder.encode(torch.randn(4000, generator=torch.Generator().manual_seed(0)), 7)
+
+    assert not recorded_encoder.model.feature_extractor._forward_hooks
+
+
+@pytest.mark.parametrize("samples", [0, 1, 399, 640])
+def test_a_voice_shorter_than_the_convolutions_is_padded(samples: int) -> None:
+    features = AudioEncoder(build_audio_encoder()).encode(torch.zeros(samples), audio_frames(samples, 25))
+
+    assert features.shape == (1, 2, 16)
+    assert features.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("samples", "fps", "frames"), [(16000, 25, 25), (15999, 25, 24), (0, 25, 1), (640, 25, 1), (53376, 30, 100)]
+)
+def test_frames_of_a_voice(samples: int, fps: float, frames: int) -> None:
+    assert audio_frames(samples, fps) == frames
+
+
+def test_windows_at_the_native_rate_equal_the_recording(home_recordings: Any) -> None:
+    recorded = home_recordings.tensors("audio_window_proj")
+    starts = [int(name[1:].partition(".")[0]) for name in recorded if name.endswith(".windows")]
+
+    assert sorted(starts) == [0, 12, 30]
+    for start in starts:
+        windows = audio_windows(recorded["full_emb"], start, 13, 25, 25)
+        assert torch.equal(windows, recorded[f"s{start}.windows"])
+
+
+@pytest.mark.parametrize("fps", [8.0, 24.0, 29.97, 50.0])
+@pytest.mark.parametrize("start", [0, 7])
+def test_windows_at_another_rate_are_centred_on_the_frames_own_time(fps: float, start: int) -> None:
+    # A feature that says its own native frame number.
+    ramp = torch.arange(100.0).view(1, 100, 1, 1).repeat(2, 1, 3, 4)
+    windows = audio_windows(ramp, start, 9, fps, 25.0)
+
+    assert windows.shape == (2, 9, 5, 3, 4)
+    for frame in range(9):
+        wanted = [min(max((start + frame) / fps * 25 + slot, 0), 99) for slot in (-2, -1, 0, 1, 2)]
+        assert windows[1, frame, :, 2, 3].tolist() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_windows_at_half_the_rate_are_every_second_native_one() -> None:
+    features = torch.randn(1, 30, 2, 3, generator=torch.Generator().manual_seed(0))
+
+    assert torch.equal(audio_windows(features, 0, 9, 12.5, 25.0), audio_windows(features, 0, 17, 25.0, 25.0)[:, ::2])
+
+
+# --- latents ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def codec() -> WanCodec:
+    return WanCodec(build_vae())
+
+
+def test_latents_are_the_normalised_mean(codec: WanCodec) -> None:
+    pixels = torch.rand(3, 9, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        mean = codec.vae.encode(pixels[None]).latent_dist.mean[0]
+
+    latents = codec.encode(pixels)
+
+    assert latents.shape == (16, 3, 2, 3)
+    std, offset = (torch.tensor(codec.vae.config[key]).view(-1, 1, 1, 1) for key in ("latents_std", "latents_mean"))
+    torch.testing.assert_close(latents * std + offset, mean, atol=1e-5, rtol=0)
+    assert torch.equal(codec.encode(pixels), latents)
+
+
+def test_decoding_takes_normalised_latents(codec: WanCodec) -> None:
+    latents = torch.randn(16, 2, 2, 3, generator=torch.Generator().manual_seed(0))
+    std, offset = (torch.tensor(codec.vae.config[key]).view(-1, 1, 1, 1) for key in ("latents_std", "latents_mean"))
+    with torch.no_grad():
+        wanted = codec.vae.decode((latents * std + offset)[None]).sample[0]
+
+    pixels = codec.decode(latents)
+
+    assert pixels.shape == (3, 5, 16, 24)
+    assert torch.equal(pixels, wanted)
+    assert pixels.abs().max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 16, 16), (3, 9, 12, 16), (3, 9, 16, 20)])
+def test_sizes_that_lose_pixels_are_refused(shape: tuple[int, ...], codec: WanCodec) -> None:
+    with pytest.raises(RequestError):
+        codec.encode(torch.zeros(shape))
+
+
+class After(threading.Event):
+    """Set once it was asked `times` times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.left = times
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_cancel_is_seen_between_chunks(codec: WanCodec) -> None:
+    chunks = []
+    handles = [
+        part.register_forward_hook(lambda *_: chunks.append(1)) for part in (codec.vae.encoder, codec.vae.decoder)
+    ]
+
+    with pytest.raises(Cancelled, match="encode"):
+        codec.encode(torch.zeros(3, 13, 16, 16), cancel=After(2))
+    with pytest.raises(Cancelled, match="decode"):
+        codec.decode(torch.zeros(16, 4, 2, 2), cancel=After(3))
+    for handle in handles:
+        handle.remove()
+
+    assert len(chunks) == 5
+    assert not codec.vae.encoder._forward_pre_hooks
+    assert not codec.vae.decoder._forward_pre_hooks
+    # Nothing of the broken run is left in what the next one computes.
+    assert torch.equal(codec.encode(torch.zeros(3, 1, 16, 16)), codec.encode(torch.zeros(3, 1, 16, 16)))
