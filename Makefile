@@ -11,7 +11,7 @@ demo: $(READY)
 	$(VENV)/bin/multitalk generate \
 	    --image $(EXAMPLES)/two.png --audio $(EXAMPLES)/left.flac --audio $(EXAMPLES)/right.flac \
 	    --prompt "Two people talk to each other in the park." --seed 7 \
-	    model=tiny sink.folder=demo
+	    --output demo/two.mp4 sink.overwrite=true model=tiny
 
 test: $(READY)
 	$(VENV)/bin/python -m nox --sessions tests types lint wheel
