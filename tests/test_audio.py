@@ -48,6 +48,7 @@ def write_with_av(path: Path, codec: str, samples: npt.NDArray[np.float64], rate
         if video is not None:
             video.width = video.height = 32
         stream = container.add_stream(codec, rate=rate, layout="mono" if samples.shape[1] == 1 else "stereo")
+        assert isinstance(stream, av.AudioStream)
         if video is not None:
             frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
             container.mux([*video.encode(frame), *video.encode(None)])
@@ -91,7 +92,8 @@ def test_stereo_of_a_mono_file_keeps_its_level(tmp_path: Path) -> None:
     path = write_wav(tmp_path / "a.wav", np.full((800, 1), 0.5), 48_000)
     sound = decode(path, 48_000, "stereo")
 
-    assert sound.shape == (800, 2) and sound.dtype == np.float32
+    assert sound.shape == (800, 2)
+    assert sound.dtype == np.float32
     assert sound == pytest.approx(0.5, abs=1e-4)
 
 
@@ -141,9 +143,12 @@ def test_voices_lie_on_one_axis_with_silence_around(tmp_path: Path) -> None:
     first, silent, second = read_voices(files, voice_spans((0.5, 0, 0.25), "add"), 1.0)
 
     assert len(first) == len(silent) == len(second) == 16_000
-    assert first[:8000].any() and not first[8000:].any()
+    assert first[:8000].any()
+    assert not first[8000:].any()
     assert not silent.any()
-    assert not second[:8000].any() and second[8000:12_000].any() and not second[12_000:].any()
+    assert not second[:8000].any()
+    assert second[8000:12_000].any()
+    assert not second[12_000:].any()
 
 
 def test_voices_are_cut_at_the_end(tmp_path: Path) -> None:
@@ -151,7 +156,8 @@ def test_voices_are_cut_at_the_end(tmp_path: Path) -> None:
     first, second = read_voices(files, voice_spans((0.5, 0.5), "add"), 0.4)
 
     assert len(first) == len(second) == 6400
-    assert first.any() and not second.any()
+    assert first.any()
+    assert not second.any()
 
 
 def test_each_voice_is_brought_to_the_loudness_of_speech(tmp_path: Path) -> None:
@@ -166,7 +172,8 @@ def test_sound_track_has_exactly_the_videos_length(tmp_path: Path, seconds: floa
     path = write_wav(tmp_path / "a.wav", tone(1.0, 44_100), 44_100)
 
     sound = read_sound([path], [(0, 1)], seconds)
-    assert sound.shape == (round(seconds * 48_000), 2) and sound.dtype == np.float32
+    assert sound.shape == (round(seconds * 48_000), 2)
+    assert sound.dtype == np.float32
 
 
 def test_sound_track_is_the_sum_at_the_given_loudness(tmp_path: Path) -> None:

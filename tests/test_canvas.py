@@ -92,15 +92,18 @@ def test_pad_shows_all_of_the_picture_between_black_bars() -> None:
 
     assert (canvas.scaled, canvas.offset) == ((64, 32), (0, -16))
     assert (shown[16:48] == 200).all()
-    assert not shown[:16].any() and not shown[48:].any()
+    assert not shown[:16].any()
+    assert not shown[48:].any()
 
 
 def test_bars_belong_to_the_background() -> None:
     masks, _ = masks_of(Region(box=(0, 0, 0.5, 1)), AUTO, canvas=make_canvas((128, 64), (128, 128), "pad"))
 
     assert masks.shape == (3, 16, 16)
-    assert masks[0, 4:12, :8].all() and masks[0].sum() == 64
-    assert masks[2, :4].all() and masks[2, 12:].all()
+    assert masks[0, 4:12, :8].all()
+    assert masks[0].sum() == 64
+    assert masks[2, :4].all()
+    assert masks[2, 12:].all()
 
 
 def test_very_flat_picture_is_not_blown_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +118,9 @@ def test_very_flat_picture_is_not_blown_up(monkeypatch: pytest.MonkeyPatch) -> N
 def test_one_speaker_owns_picture_and_background() -> None:
     masks, warnings = masks_of(AUTO)
 
-    assert masks.shape == (2, 16, 16) and masks.dtype == np.float32 and masks.all()
+    assert masks.shape == (2, 16, 16)
+    assert masks.dtype == np.float32
+    assert masks.all()
     assert warnings == ()
 
 
@@ -144,7 +149,8 @@ def test_fractions_and_pixels_give_the_same_region() -> None:
 def test_x_of_a_box_goes_to_the_right() -> None:
     masks, _ = masks_of(Region(box=(0, 0, 128, 256)), Region(box=(128, 0, 256, 256)))
 
-    assert masks[0, :, :8].all() and not masks[0, :, 8:].any()
+    assert masks[0, :, :8].all()
+    assert not masks[0, :, 8:].any()
 
 
 def test_mask_picture_is_a_region(tmp_path: Path) -> None:
@@ -154,7 +160,8 @@ def test_mask_picture_is_a_region(tmp_path: Path) -> None:
 
     masks, _ = region_masks([Region(mask="m.png"), AUTO], [tmp_path / "m.png", None], square())
 
-    assert masks[0, :, :8].all() and not masks[0, :, 8:].any()
+    assert masks[0, :, :8].all()
+    assert not masks[0, :, 8:].any()
 
 
 def test_dark_mask_is_refused(tmp_path: Path) -> None:
@@ -194,7 +201,8 @@ def test_box_beyond_the_edge_is_cut_with_a_warning() -> None:
     masks, warnings = masks_of(Region(box=(128, 0, 300, 256)), Region(box=(0, 0, 128, 256)))
 
     assert masks[0, :, 8:].all()
-    assert "speakers[0]" in warnings[0] and "cut" in warnings[0]
+    assert "speakers[0]" in warnings[0]
+    assert "cut" in warnings[0]
 
 
 def test_overlapping_boxes_are_a_warning() -> None:
@@ -214,7 +222,9 @@ def test_seats_say_who_sits_where_and_speaks_when() -> None:
 
     seats, warnings = make_seats(speakers, media, square(), [(0.0, 1.5), (1.5, 1.5)])
 
-    assert seats[0].kind == "auto" and not seats[0].silent and seats[0].seconds == 1.5
+    assert seats[0].kind == "auto"
+    assert not seats[0].silent
+    assert seats[0].seconds == 1.5
     assert seats[1] == Seat(1, (64, 0, 128, 128), "box", True, 0.0, 1.5)
     assert warnings == ()
 

@@ -78,7 +78,8 @@ def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
     image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     pixels = read_picture(save(tmp_path / "a.jpg", image, quality=100), field=FIELD)
 
-    assert pixels[4, 4, 0] > 200 and pixels[4, 4, 1] < 60
+    assert pixels[4, 4, 0] > 200
+    assert pixels[4, 4, 1] < 60
 
 
 def test_broken_profile_of_cmyk_is_passed_over(tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ from engine.stages.audio import SOUND_RATE
 
 #: x264 gives different bytes for different thread counts, so the machine's cores must not decide.
 THREADS = 4
+#: x264's macroblock tree (165, assembly, with B-frames) reads memory that was never set, so that the bytes would differ
+#: from run to run. What it saves in bits is no object here.
+_X264 = "mbtree=0"
 #: Key of the recipe in the JSON of the comment tag.
 _KEY = "multitalk"
 _MEDIA_TYPE = "video/mp4"
@@ -71,13 +74,18 @@ class Writer:
         self._filename = filename
         self._container: av.container.OutputContainer | None = None
         try:
+            # FFmpeg opens the file with the first frame; a missing folder should show before that.
+            path.touch()
             self._open(crf, preset, audio_bitrate)
+        except av.ArgumentError as error:
+            self.abort()
+            what = f"the encoder refuses crf {crf}, preset {preset!r} or audio_bitrate {audio_bitrate}"
+            raise ConfigError(
+                what, field="video", hint="such as crf 18, preset medium, audio_bitrate 192000"
+            ) from error
         except (av.FFmpegError, OSError) as error:
             self.abort()
             raise _sink_error(error, path) from error
-        except ValueError as error:
-            self.abort()
-            raise ConfigError(f"the encoder refuses its settings: {error}", field="video") from error
 
     def add(self, frames: Frames) -> None:
         """Encode frames, and the sound up to their end. Raises SinkError, and ValueError for frames of another size."""
@@ -140,9 +148,8 @@ class Writer:
         self._container = container = av.open(str(self.path.absolute()), "w", format="mp4", options=options)
         container.metadata["comment"] = json.dumps({_KEY: self._metadata}, ensure_ascii=False, sort_keys=True)
 
-        self._video = video = container.add_stream(
-            "libx264", rate=self.rate, options={"crf": str(crf), "preset": preset}
-        )
+        settings = {"crf": str(crf), "preset": preset, "x264-params": _X264}
+        self._video = video = container.add_stream("libx264", rate=self.rate, options=settings)
         video.width, video.height = self.size
         video.pix_fmt = "yuv420p"
         context = video.codec_context
@@ -215,5 +222,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def _sink_error(error: Exception, path: Path) -> SinkError:
     reason = getattr(error, "strerror", None) or str(error)
     return SinkError(
-        f"the video cannot be written to {path.parent}: {reason}", field="sink", hint="free some space there"
+        f"the video cannot be written to {path.parent}: {reason}",
+        field="sink",
+        hint="make room there or choose another folder",
     )

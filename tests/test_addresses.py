@@ -1,0 +1,86 @@
+"""Address plugins bring a file or pass; the data plugin never writes more than it may."""
+
+from __future__ import annotations
+
+import base64
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from engine import Access
+from engine.errors import RequestError
+from plugins.addresses import data, path
+
+ACCESS = Access()
+
+
+def decode(url: str, into: Path, access: Access = ACCESS) -> Path | None:
+    return data.open_address(address=url, scheme="data", access=access, into=into)
+
+
+def url_of(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def test_path_plugin_uses_the_file_where_it_lies(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+
+    assert path.open_address(address=str(file), scheme="path", access=ACCESS, into=tmp_path) == file
+    assert path.open_address(address="s3://b/k", scheme="s3", access=ACCESS, into=tmp_path) is None
+
+
+def test_data_plugin_passes_on_other_schemes(tmp_path: Path) -> None:
+    assert data.open_address(address="x", scheme="path", access=ACCESS, into=tmp_path) is None
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 786_432, 786_433, 2_000_001])
+def test_data_url_becomes_a_file(tmp_path: Path, size: int) -> None:
+    content = (bytes(range(256)) * (size // 256 + 1))[:size]
+    file = decode(url_of(content), tmp_path)
+
+    assert file is not None
+    assert file.parent == tmp_path
+    assert file.read_bytes() == content
+
+
+def test_white_space_and_percent_signs_are_understood(tmp_path: Path) -> None:
+    content = b"\xfb\xff\xfe" * 700_000 + b"x"
+    text = base64.encodebytes(content).decode().replace("+", "%2B").replace("=", "%3D")
+    file = decode("DATA:audio/wav;rate=1;BASE64," + text, tmp_path)
+
+    assert file is not None
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("data:text/plain,hello", "is not base64"),
+        ("data:image/png;base64", "is not base64"),
+        ("data:image/png;base64,abc", "sound base64"),
+        ("data:image/png;base64,ab*d", "sound base64"),
+        ("data:image/png;base64,äöü=", "sound base64"),
+    ],
+)
+def test_what_is_not_base64_is_refused_and_leaves_no_file(tmp_path: Path, url: str, what: str) -> None:
+    with pytest.raises(RequestError, match=what):
+        decode(url, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_url_beyond_the_limit_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="more than 1000 bytes"):
+        decode(url_of(bytes(1001)), tmp_path, Access(max_bytes=1000))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_url_is_decoded_without_a_second_copy(tmp_path: Path) -> None:
+    url = url_of(bytes(16 * 2**20))
+
+    tracemalloc.start()
+    decode(url, tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < 8 * 2**20
