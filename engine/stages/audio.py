@@ -11,7 +11,6 @@ from typing import Literal
 import av
 import numpy as np
 import numpy.typing as npt
-import pyloudnorm
 import soxr
 
 from engine.data import AudioType
@@ -72,6 +71,8 @@ def loudness(voice: Samples, rate: int = VOICE_RATE) -> float:
     """Return the integrated loudness of mono samples in LUFS; -inf for silence."""
     if not voice.any():
         return -math.inf
+    import pyloudnorm  # brings scipy.signal, a second of start-up
+
     block = math.ceil(_GATE * rate)
     if len(voice) < block:
         voice = np.tile(voice, math.ceil(block / len(voice)))
