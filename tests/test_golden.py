@@ -49,11 +49,11 @@ def emulate(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def empty_mask(scores: Tensor, speakers: Speakers) -> Tensor:
         # 0 / 0 for an empty class, which then wins every argmax; the background's label is a constant.
-        scores = torch.where(class_counts(speakers) == 0, torch.nan, scores)
-        low, high = scores.amin(0), scores.amax(0)
-        inside = speakers.spans * (scores - low) / (high - low + 1e-8)
-        positions = speakers.starts + torch.where(speakers.spans == 0, 0.0, inside)
-        return positions.gather(1, scores.argmax(1, keepdim=True))[:, 0]
+        scores = torch.where(class_counts(speakers)[:, None] == 0, torch.nan, scores)
+        low, high = scores.amin(1, keepdim=True), scores.amax(1, keepdim=True)
+        starts, spans = speakers.starts[:, None], speakers.spans[:, None]
+        positions = starts + torch.where(spans == 0, 0.0, spans * (scores - low) / (high - low + 1e-8))
+        return positions.gather(0, scores.argmax(0, keepdim=True))[0]
 
     scores_of_all_heads = attention.class_scores
 
@@ -104,7 +104,7 @@ def test_every_recorded_part_of_a_forward_is_met(forward_recording: str, recordi
     for index, layer in enumerate(model.blocks):
         keep(f"block{index}.out", layer)
     if recorded["in.audio"].shape[0] > 1 and "empty mask" not in quirks:
-        keep("block0.ref_attn_map", block.attn1, lambda output: output[1].T)
+        keep("block0.ref_attn_map", block.attn1, lambda output: output[1])
 
     replay(model, recorded)
 

@@ -10,7 +10,7 @@ import torch
 from engine.errors import ConfigError, EngineError, RequestError, UnknownComponent
 from engine.multitalk.attention import SelfAttentionProcessor, class_scores, set_self_attention_backend
 from engine.multitalk.audio_projection import group_windows
-from engine.multitalk.embeddings import timestep_sinusoid
+from engine.multitalk.embeddings import RMSNorm, rotary_tables, rotate, timestep_sinusoid
 from engine.multitalk.speakers import label_positions, label_ranges, prepare_speakers
 from engine.multitalk.transformer import MultiTalkTransformer3DModel, cast_model, kept_in_float32
 
@@ -72,7 +72,7 @@ def test_map_equals_the_masked_mean_of_softmax_weights() -> None:
     speakers = prepare_speakers(masks, 4, 12, 24, 4, torch.float32)
 
     weights = torch.einsum("blhd,bshd->hls", query, key[:, :6]).div(12**0.5).softmax(-1)
-    expected = torch.stack([weights[:, :, mask].sum(-1).mean(0) / mask.sum() for mask in masks], dim=1)
+    expected = torch.stack([weights[:, :, mask].sum(-1).mean(0) / mask.sum() for mask in masks])
 
     torch.testing.assert_close(class_scores(query, key, speakers), expected, atol=1e-6, rtol=1e-5)
 
@@ -86,7 +86,7 @@ def test_label_ranges_of_two_are_the_references_and_more_are_even() -> None:
 def test_token_of_an_empty_class_is_never_labelled_so() -> None:
     masks = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]], dtype=torch.bool)
     speakers = prepare_speakers(masks, 4, 12, 24, 4, torch.float32)
-    scores = torch.tensor([[0.2, 0.1, 0.0], [0.0, 0.5, 0.0], [0.1, 0.1, 0.0]])
+    scores = torch.tensor([[0.2, 0.0, 0.1], [0.1, 0.5, 0.1], [0.0, 0.0, 0.0]])
 
     assert label_positions(scores, speakers).tolist() == pytest.approx([4.0, 24.0, 2.0])
 
@@ -166,6 +166,31 @@ def test_grouped_windows_hold_past_centres_and_future() -> None:
     assert first.flatten().tolist() == [0, 1, 2, 3, 4]
     assert rest[0, 0].flatten().tolist() == [10, 11, 12, 22, 32, 42, 43, 44]
     assert rest[0, 1].flatten().tolist() == [50, 51, 52, 62, 72, 82, 83, 84]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotation_is_the_complex_product_with_and_without_gradients(dtype: torch.dtype) -> None:
+    x, angles = torch.randn(1, 10, 3, 8).to(dtype), torch.randn(10, 4)
+    turns = torch.polar(torch.ones(10, 4), angles)[None, :, None]
+    expected = torch.view_as_real(torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * turns).flatten(-2)
+
+    slow = rotate(x, rotary_tables(angles), dtype)
+    with torch.no_grad():
+        fast = rotate(x, rotary_tables(angles), dtype)
+
+    for turned in (slow, fast):
+        assert turned.dtype == dtype
+        torch.testing.assert_close(turned, expected.to(dtype))
+
+
+def test_rms_norm_equals_torchs_with_and_without_gradients() -> None:
+    x, norm = torch.randn(2, 5, 16), RMSNorm(16, eps=1e-3)
+    torch.nn.init.normal_(norm.weight)
+    expected = torch.nn.functional.rms_norm(x, (16,), norm.weight, 1e-3)
+
+    torch.testing.assert_close(norm(x), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x), expected)
 
 
 def test_sinusoid_of_late_times_is_exact() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from engine.errors import ConfigError, UnknownComponent
@@ -14,7 +15,7 @@ from engine.multitalk.compat import (
     check_attention_backend_requirements,
     dispatch_attention_fn,
 )
-from engine.multitalk.embeddings import Rotary, rotate
+from engine.multitalk.embeddings import RMSNorm, Rotary, rotate
 from engine.multitalk.speakers import Speakers, label_positions, rotary_at
 
 NATIVE = AttentionBackendName.NATIVE
@@ -40,6 +41,20 @@ def set_self_attention_backend(model: nn.Module, name: str) -> None:
             module.processor._attention_backend = backend
 
 
+def add(own: Tensor, other: Tensor) -> Tensor:
+    """Return own + other; without gradients into `own`, which must be the caller's alone."""
+    return own + other if torch.is_grad_enabled() else own.add_(other)
+
+
+def wan_attention(dim: int, heads: int, eps: float, **kwargs: Any) -> WanAttention:
+    """Return diffusers' Wan attention (its names, its layers) with the norms of this network."""
+    attention = WanAttention(dim, heads, dim // heads, eps, **kwargs)
+    for name in ("norm_q", "norm_k", "norm_added_k"):
+        if hasattr(attention, name):
+            setattr(attention, name, RMSNorm(dim, eps))
+    return attention
+
+
 class SelfAttentionProcessor:
     """Self-attention with 3-D rotary positions; also scores every token by speaker when two or more speak."""
 
@@ -56,12 +71,12 @@ class SelfAttentionProcessor:
         rotary_emb: Rotary | None = None,
         speakers: Speakers | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend over (1, L, D); returns the output (1, L, D) and the class scores (L, C), None without `speakers`."""
+        """Attend over (1, L, D); returns the output (1, L, D) and the class scores (C, L), None without `speakers`."""
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
         key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
         value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
         if rotary_emb is not None:
-            query, key = rotate(query, rotary_emb), rotate(key, rotary_emb)
+            query, key = rotate(query, rotary_emb, value.dtype), rotate(key, rotary_emb, value.dtype)
         output = dispatch_attention_fn(
             query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
         )
@@ -70,7 +85,7 @@ class SelfAttentionProcessor:
 
 
 def class_scores(query: Tensor, key: Tensor, speakers: Speakers) -> Tensor:
-    """Score how much each token looks at each class's part of the first latent frame: (L, C), float32.
+    """Score how much each token looks at each class's part of the first latent frame: (C, L), float32.
 
     Attention over the first frame's keys with the class masks as values gives, per head, the attention mass on every
     class; the mean over heads divided by the class's size is the reference's map, without its L x S matrix. Always
@@ -79,7 +94,7 @@ def class_scores(query: Tensor, key: Tensor, speakers: Speakers) -> Tensor:
     tokens, classes = speakers.values.shape[1], speakers.sums.shape[0]
     values = speakers.values.expand(-1, -1, query.shape[2], -1)
     mass = dispatch_attention_fn(query, key[:, :tokens], values, backend=NATIVE)
-    return mass[0, :, :, :classes].float().mean(dim=1) / speakers.sums
+    return mass[0, :, :, :classes].float().mean(dim=1).T / speakers.sums[:, None]
 
 
 class CrossAttentionProcessor:
@@ -106,13 +121,13 @@ class CrossAttentionProcessor:
         """Attend from (1, L, D) to [image tokens, text tokens] (1, image_tokens + text_len, D)."""
         image = encoder_hidden_states[:, : self.image_tokens]
         text = encoder_hidden_states[:, self.image_tokens :]
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        key = attn.norm_k(attn.to_k(text)).unflatten(2, (attn.heads, -1))
         value = attn.to_v(text).unflatten(2, (attn.heads, -1))
+        query = attn.norm_q(attn.to_q(hidden_states)).type_as(value).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(attn.to_k(text)).type_as(value).unflatten(2, (attn.heads, -1))
         output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
-        key = attn.norm_added_k(attn.add_k_proj(image)).unflatten(2, (attn.heads, -1))
         value = attn.add_v_proj(image).unflatten(2, (attn.heads, -1))
-        output = output + dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        key = attn.norm_added_k(attn.add_k_proj(image)).type_as(value).unflatten(2, (attn.heads, -1))
+        output = add(output, dispatch_attention_fn(query, key, value, backend=self._attention_backend))
         return attn.to_out[1](attn.to_out[0](output.flatten(2, 3)))
 
 
@@ -130,12 +145,12 @@ class AudioAttentionProcessor:
         scores: Tensor | None = None,
         speakers: Speakers | None = None,
     ) -> Tensor:
-        """Attend from (1, L, D) to audio tokens (T, K, audio_dim); `scores` (L, C) and `speakers` place the labels."""
+        """Attend from (1, L, D) to audio tokens (T, K, audio_dim); `scores` (C, L) and `speakers` place the labels."""
         query = attn.to_q(hidden_states).unflatten(2, (attn.heads, -1))
         key, value = attn.to_kv(encoder_hidden_states).unflatten(2, (2, attn.heads, -1)).unbind(2)
         if speakers is not None and scores is not None:
-            query = rotate(query, rotary_at(label_positions(scores, speakers), speakers.frequencies))
-            key = rotate(key, speakers.keys)
+            query = rotate(query, rotary_at(label_positions(scores, speakers), speakers.frequencies), value.dtype)
+            key = rotate(key, speakers.keys, value.dtype)
         query = query.unflatten(1, (encoder_hidden_states.shape[0], -1))[0]
         output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         return attn.to_out(output.flatten(2, 3).flatten(0, 1)[None])

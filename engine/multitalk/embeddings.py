@@ -13,10 +13,15 @@ ROPE_THETA = 10000.0
 
 
 class Rotary(NamedTuple):
-    """Cosine and sine of rotary phases, broadcastable against the pairs of (B, L, heads, head_dim)."""
+    """Rotary tables (1, L, 1, head_dim), float32, broadcastable against queries and keys (B, L, heads, head_dim).
+
+    For the pair (2j, 2j+1) turned by angle p: `cos` holds cos p at both places, `after` holds -sin p at 2j and 0 at
+    2j+1, `before` 0 at 2j and sin p at 2j+1: what the next and the previous channel contribute.
+    """
 
     cos: Tensor
-    sin: Tensor
+    after: Tensor
+    before: Tensor
 
 
 def timestep_sinusoid(timestep: Tensor, channels: int) -> Tensor:
@@ -39,9 +44,8 @@ def rotary_frequencies(dim: int) -> Tensor:
 def rotary_grid(frames: int, rows: int, columns: int, head_dim: int, device: torch.device) -> Rotary:
     """Build Wan's 3-D rotary table for tokens in (time, row, column) order.
 
-    A head's pairs are split over time, height and width; height and width have 2 * (head_dim // 6) channels each and
-    time the rest. Returns float32 tables (1, frames * rows * columns, 1, head_dim / 2), computed in float64 from
-    frames + rows + columns angles only.
+    A head's channels are split over time, height and width; height and width have 2 * (head_dim // 6) each and time
+    the rest. Angles are computed in float64.
     """
     side = 2 * (head_dim // 6)
     shape = (frames, rows, columns)
@@ -51,15 +55,40 @@ def rotary_grid(frames: int, rows: int, columns: int, head_dim: int, device: tor
         view = [1, 1, 1, -1]
         view[axis] = shape[axis]
         angles.append(phase.view(view).expand(*shape, -1))
-    table = torch.cat(angles, dim=-1).reshape(1, frames * rows * columns, 1, -1)
-    return Rotary(table.cos().float().to(device), table.sin().float().to(device))
+    table = torch.cat(angles, dim=-1).flatten(0, 2)
+    return Rotary(*(part.float().to(device) for part in rotary_tables(table)))
 
 
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate the interleaved pairs (2j, 2j+1) of `x` (B, L, heads, head_dim) by `rotary`; keeps x's dtype."""
-    cos, sin = rotary
-    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2).type_as(x)
+def rotary_tables(angles: Tensor) -> Rotary:
+    """Lay out angles (L, head_dim / 2) as tables; keeps their dtype."""
+    angles = angles.repeat_interleave(2, dim=-1)[None, :, None]
+    even = torch.tensor([1.0, 0.0], dtype=angles.dtype, device=angles.device).repeat(angles.shape[-1] // 2)
+    sin = angles.sin()
+    return Rotary(angles.cos(), sin * -even, sin * (1 - even))
+
+
+def rotate(x: Tensor, rotary: Rotary, dtype: torch.dtype) -> Tensor:
+    """Turn the interleaved pairs (2j, 2j+1) of `x` (B, L, heads, head_dim) in float32 and return them in `dtype`."""
+    x = x.float()
+    if torch.is_grad_enabled():
+        first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = rotary.cos[..., 0::2], rotary.before[..., 1::2]
+        return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2).to(dtype)
+    # Three contiguous passes with zeros in the tables are three times faster than strided access to pairs.
+    turned = x * rotary.cos
+    turned[..., :-1].addcmul_(x[..., 1:], rotary.after[..., :-1])
+    turned[..., 1:].addcmul_(x[..., :-1], rotary.before[..., 1:])
+    return turned.to(dtype)
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm over all channels that computes and returns float32, so that rotating follows without a rounding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The norm as a reduction reads x once; torch's composite kernel writes the squares first.
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scaled = x * torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
+        return scaled * self.weight if torch.is_grad_enabled() else scaled.mul_(self.weight)
 
 
 class TimeTextImageEmbedding(nn.Module):

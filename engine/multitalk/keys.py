@@ -91,9 +91,7 @@ def to_engine(key: str) -> str:
 
 def to_reference(key: str) -> str:
     """Return the reference's name of our tensor `key`. Raises SourceError for a name our network does not have."""
-    return _translate(
-        key, _invert(_ROOT), _invert(_BLOCK), _invert(_TENSORS), _invert(_BLOCK_TENSORS), kind="engine"
-    )
+    return _translate(key, _invert(_ROOT), _invert(_BLOCK), _invert(_TENSORS), _invert(_BLOCK_TENSORS), kind="engine")
 
 
 def to_engine_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.errors import RequestError
-from engine.multitalk.embeddings import Rotary, rotary_frequencies
+from engine.multitalk.embeddings import Rotary, rotary_frequencies, rotary_tables
 
 
 class Speakers(NamedTuple):
@@ -22,7 +22,7 @@ class Speakers(NamedTuple):
     `values`: token masks as attention values, (1, S, 1, head_dim), 0 or 1 in the first C channels, zero beyond.
     `sums`: tokens per class (C,), at least 1; `penalty`: (C,), -inf for a class without tokens, else 0.
     `starts`, `spans`: label range per class (C,). `frequencies`: (head_dim / 2,). `keys`: rotary table of the audio
-    tokens, (1, audio tokens, 1, head_dim / 2). All but `values` float32.
+    tokens. All but `values` float32.
     """
 
     values: Tensor
@@ -93,18 +93,17 @@ def class_counts(speakers: Speakers) -> Tensor:
 
 
 def rotary_at(positions: Tensor, frequencies: Tensor) -> Rotary:
-    """Return float32 rotary tables (1, L, 1, head_dim / 2) for positions (L,)."""
-    angles = (positions[:, None] * frequencies)[None, :, None]
-    return Rotary(angles.cos(), angles.sin())
+    """Return float32 rotary tables for positions (L,) on the label axis."""
+    return rotary_tables(positions[:, None] * frequencies)
 
 
 def label_positions(scores: Tensor, speakers: Speakers) -> Tensor:
     """Place every token on the label axis: (L,), float32.
 
-    `scores` (L, C) say how much a token attends to each class's part of the first frame. A token belongs to its best
+    `scores` (C, L) say how much a token attends to each class's part of the first frame. A token belongs to its best
     class and sits in that class's range by its score, normalised over all tokens.
     """
-    low, high = torch.aminmax(scores, dim=0)
-    positions = speakers.starts + speakers.spans * ((scores - low) / (high - low + 1e-8))
-    best = (scores + speakers.penalty).argmax(dim=1, keepdim=True)
-    return positions.gather(1, best)[:, 0]
+    low, high = torch.aminmax(scores, dim=1, keepdim=True)
+    positions = speakers.starts[:, None] + speakers.spans[:, None] * ((scores - low) / (high - low + 1e-8))
+    best = (scores + speakers.penalty[:, None]).argmax(dim=0, keepdim=True)
+    return positions.gather(0, best)[0]

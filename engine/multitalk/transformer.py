@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.errors import ConfigError, RequestError
-from engine.multitalk.attention import AudioAttention, CrossAttentionProcessor, SelfAttentionProcessor
+from engine.multitalk.attention import (
+    AudioAttention,
+    CrossAttentionProcessor,
+    SelfAttentionProcessor,
+    add,
+    wan_attention,
+)
 from engine.multitalk.audio_projection import AudioProjection
 from engine.multitalk.compat import (
     AttentionMixin,
@@ -22,7 +28,6 @@ from engine.multitalk.compat import (
     FeedForward,
     FP32LayerNorm,
     PeftAdapterMixin,
-    WanAttention,
     apply_lora_scale,
     register_cached_block,
 )
@@ -55,9 +60,9 @@ class ModulatedLayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """Normalise (1, L, D); `shift` and `scale` are float32 (D,). Keeps the dtype."""
+        """Normalise (1, L, D) float32; `shift` and `scale` are float32 (D,)."""
         # One sample has one time, so the modulation is the affine part of a LayerNorm: one fused kernel.
-        return F.layer_norm(hidden_states.float(), (self.dim,), 1 + scale, shift, self.eps).type_as(hidden_states)
+        return F.layer_norm(hidden_states, (self.dim,), 1 + scale, shift, self.eps)
 
 
 class MultiTalkTransformerBlock(nn.Module):
@@ -68,12 +73,11 @@ class MultiTalkTransformerBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = ModulatedLayerNorm(dim, eps)
-        self.attn1 = WanAttention(dim, heads, dim // heads, eps, processor=SelfAttentionProcessor())
+        self.attn1 = wan_attention(dim, heads, eps, processor=SelfAttentionProcessor())
         self.norm2 = FP32LayerNorm(dim, eps, elementwise_affine=True) if cross_attn_norm else nn.Identity()
-        self.attn2 = WanAttention(
+        self.attn2 = wan_attention(
             dim,
             heads,
-            dim // heads,
             eps,
             added_kv_proj_dim=dim,
             cross_attention_dim_head=dim // heads,
@@ -94,18 +98,24 @@ class MultiTalkTransformerBlock(nn.Module):
         audio_hidden_states: Tensor,
         speakers: Speakers | None = None,
     ) -> Tensor:
-        """Transform tokens (1, L, D); the other arguments as in TransformerConditions, `temb` (1, 6, D) float32."""
+        """Transform tokens (1, L, D), float32; `temb` (1, 6, D), float32; the others as in TransformerConditions.
+
+        The layers compute in the conditions' dtype; the stream between them stays float32, which costs no cast more
+        than rounding it at every step and halves the error of a bfloat16 network.
+        """
+        dtype = encoder_hidden_states.dtype
         table = self.scale_shift_table[0].float() + temb[0]
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(0)
 
-        attended, scores = self.attn1(self.norm1(hidden_states, shift, scale), rotary_emb=rotary_emb, speakers=speakers)
-        hidden_states = (hidden_states.float() + attended * gate).type_as(hidden_states)
-        hidden_states = hidden_states + self.attn2(self.norm2(hidden_states), encoder_hidden_states)
-        hidden_states = hidden_states + self.audio_attn(
-            self.norm_audio(hidden_states), audio_hidden_states, scores=scores, speakers=speakers
-        )
-        forwarded = self.ffn(self.norm3(hidden_states, ffn_shift, ffn_scale))
-        return (hidden_states.float() + forwarded * ffn_gate).type_as(hidden_states)
+        normed = self.norm1(hidden_states, shift, scale).to(dtype)
+        attended, scores = self.attn1(normed, rotary_emb=rotary_emb, speakers=speakers)
+        # Out of place: step caches and callers keep the tokens they put in.
+        tokens = torch.addcmul(hidden_states, attended, gate)
+        tokens = add(tokens, self.attn2(self.norm2(tokens).to(dtype), encoder_hidden_states))
+        heard = self.norm_audio(tokens).to(dtype)
+        tokens = add(tokens, self.audio_attn(heard, audio_hidden_states, scores=scores, speakers=speakers))
+        forwarded = self.ffn(self.norm3(tokens, ffn_shift, ffn_scale).to(dtype))
+        return torch.addcmul(tokens, forwarded, ffn_gate)
 
 
 register_cached_block(MultiTalkTransformerBlock)
@@ -130,6 +140,9 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         "norm1",
         "norm2",
         "norm3",
+        "norm_q",
+        "norm_k",
+        "norm_added_k",
         "norm_audio",
         "norm",
         "proj_out",
@@ -276,7 +289,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
 
         temb, time_proj = self.condition_embedder(timestep)
         tokens = self.patch_embedding(hidden_states.to(self.patch_embedding.weight.dtype))
-        tokens = tokens.flatten(2).transpose(1, 2).contiguous()
+        tokens = tokens.flatten(2).transpose(1, 2).float().contiguous()
         arguments = (conditions.context, time_proj, conditions.rotary, conditions.audio, conditions.speakers)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -285,7 +298,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
                 tokens = block(tokens, *arguments)
 
         shift, scale = (self.scale_shift_table[0].float() + temb).unbind(0)
-        tokens = self.norm_out(tokens.float(), shift, scale).to(self.proj_out.weight.dtype)
+        tokens = self.norm_out(tokens, shift, scale).to(self.proj_out.weight.dtype)
         sample = self._unpatchify(self.proj_out(tokens).float(), shape)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 

@@ -1,0 +1,92 @@
+"""Does memory grow with a video's length? Peak resident memory of generations of several lengths, as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import wave
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+#: Frames that warm an engine up: two windows, so that a continuation has run as well.
+WARM = 106
+_KIB = 1024
+
+
+def run(lengths: Sequence[int] = (162, 1000), overrides: Sequence[str] = ("sampler.steps=2",)) -> dict[str, Any]:
+    """Make a video of each length in a fresh process and compare the peaks; Linux only.
+
+    Each process loads the engine, warms it up with a short video, has the kernel forget its peak and then makes the
+    video with a voice of that length. `growth_kib_per_frame` is the difference of the first and the last peak above
+    the warmed engine, by frame.
+    """
+    rows = [_measure(frames, overrides) for frames in lengths]
+    first, last = rows[0], rows[-1]
+    growth = (last["peak_kib"] - last["warm_kib"]) - (first["peak_kib"] - first["warm_kib"])
+    return {
+        "bench": "memory",
+        "model": "tiny",
+        "overrides": list(overrides),
+        "runs": rows,
+        "growth_kib_per_frame": growth / (last["frames"] - first["frames"]),
+        "allowed_kib_per_frame": 64,
+    }
+
+
+def _measure(frames: int, overrides: Sequence[str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "engine.bench.memory", str(frames), *overrides]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def _child(frames: int, overrides: Sequence[str]) -> dict[str, Any]:
+    from engine import EngineService, Request, Speaker
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        service = EngineService([f"sink.folder={folder}", *overrides])
+
+        def make(length: int) -> None:
+            voice = folder / f"{length}.wav"
+            _write_voice(voice, length / 25)
+            picture = str(files("engine") / "examples" / "one.png")
+            service.generate(Request("a person talks", picture, (Speaker(str(voice)),), frames=length))
+
+        make(WARM)
+        warm = _status("VmRSS")
+        # Linux: forget the peak so far, so that VmHWM counts from here.
+        Path("/proc/self/clear_refs").write_text("5")
+        make(frames)
+        return {"frames": frames, "warm_kib": warm, "peak_kib": _status("VmHWM")}
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def _write_voice(path: Path, seconds: float) -> None:
+    # A tone that swells and fades four times a second: loud enough for the loudness meter, cheap to make.
+    rate = 16_000
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        second = bytearray()
+        for i in range(rate):
+            value = int(9000 * math.sin(math.tau * 220 * i / rate) * math.sin(math.tau * 2 * i / rate) ** 2)
+            second += value.to_bytes(2, "little", signed=True)
+        whole, rest = divmod(round(seconds * rate), rate)
+        for _ in range(whole):
+            file.writeframes(bytes(second))
+        file.writeframes(bytes(second[: 2 * rest]))
+
+
+if __name__ == "__main__":
+    print(json.dumps(_child(int(sys.argv[1]), sys.argv[2:])))
