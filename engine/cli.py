@@ -147,6 +147,10 @@ def _hush() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TORCH_LOGS", "-all")
+    # PyTorch makes a folder for compiled kernels as soon as it is imported: not among the temporary files.
+    cache = Path("~/.cache").expanduser()
+    if os.access(cache if cache.exists() else cache.parent, os.W_OK | os.X_OK):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "multitalk-engine" / "torchinductor"))
     root = logging.getLogger()
     if not root.handlers:
         # Without any handler Python prints warnings of every logger.

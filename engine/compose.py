@@ -82,8 +82,9 @@ def translated() -> Iterator[None]:
         ) from error
     except (ConfigCompositionException, OmegaConfBaseException) as error:
         raise _misfit(error) from error
-    except HydraException as error:
-        raise ConfigError(str(error)) from error
+    except (HydraException, ValueError) as error:
+        # Hydra has no error of its own for some overrides, such as sampler=null.
+        raise ConfigError(str(error), field="override", hint="write group=name or key=value") from error
 
 
 def _missing(error: MissingConfigException) -> ConfigError:
@@ -99,6 +100,13 @@ def _misfit(error: Exception) -> ConfigError:
     first, *rest = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
     key = getattr(cause, "full_key", None) or next((r.partition(":")[2].strip() for r in rest if "full_key" in r), "")
     text = str(error).partition("\n")[0]
+    if text.startswith("Ambiguous value"):
+        wrong = text.partition("'")[2].rpartition("'")[0]
+        return ConfigError(
+            f"{wrong!r} gives several values",
+            field=wrong.partition("=")[0],
+            hint="add -m to run each, or quote the comma",
+        )
     if "Could not override" in text or "not in" in first:
         wrong = text.partition("'")[2].partition("'")[0] or str(key)
         near = difflib.get_close_matches(wrong.partition("=")[0], _keys(), n=3)
@@ -161,16 +169,16 @@ def _check(overrides: Sequence[str]) -> None:
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise RequestError(
-            f"cannot read {' '.join(overrides)!r}", field="overrides", hint="write key=value"
-        ) from error
+        raise RequestError(f"cannot read {' '.join(overrides)!r}", field="overrides", hint="write key=value") from error
     for override in parsed:
         line = override.input_line or ""
         key = override.key_or_group
         if override.type is not OverrideType.CHANGE or override.package is not None or override.is_sweep_override():
             raise RequestError(f"{line!r} is not a plain change", field="overrides", hint="write key=value")
         if key.partition(".")[0].partition("/")[0] not in OVERRIDABLE or key.endswith(".name") or "/" in key:
-            raise RequestError(f"{key!r} cannot be overridden by a request", field="overrides", hint=f"allowed: {allowed}")
+            raise RequestError(
+                f"{key!r} cannot be overridden by a request", field="overrides", hint=f"allowed: {allowed}"
+            )
         if not _plain(override):
             raise RequestError(
                 f"{line!r} has a value that a request may not give",
