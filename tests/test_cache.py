@@ -72,7 +72,7 @@ def exact(transformer: Any, conditions: dict[str, Any]) -> list[Tensor]:
     return run(transformer, conditions, make_cache("none"), ("cond", "drop_text", "uncond"))
 
 
-SKIPPING = {
+SKIPPING: dict[str, dict[str, Any]] = {
     "teacache": {"threshold": 1e9, "warmup": 2, "coefficients": IDENTITY},
     "firstblock": {"threshold": 1e9},
     "taylorseer": {"warmup": 2, "interval": 3, "order": 1},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -102,7 +102,7 @@ def recorded_encoder(home_recordings: Any) -> AudioEncoder:
     told = json.loads(home_recordings.header("wav2vec2_tiny")["config"])
     # What this version of the library refuses, and what only training reads.
     told = {key: value for key, value in told.items() if not key.startswith("_") and key != "output_attentions"}
-    model = Wav2Vec2Model(Wav2Vec2Config(**told)).eval()
+    model = cast("Any", Wav2Vec2Model)(Wav2Vec2Config(**told)).eval()
     state = {
         name.removeprefix("model."): tensor
         for name, tensor in home_recordings.tensors("wav2vec2_tiny").items()

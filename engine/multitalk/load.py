@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -278,8 +278,9 @@ def _load_encoders(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
+    logging = cast("Any", transformers_logging)
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -1,0 +1,97 @@
+"""Frames of a window: which are kept, how they are rounded and what the next window gets."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from engine.data import Window
+from engine.multitalk.load import Model
+from engine.multitalk.memory import place
+from engine.stages.color import color_statistics, match_color
+from engine.stages.decode import Decoded, decode
+
+FRAMES = 9
+
+
+class Playback:
+    """Decodes to given frames."""
+
+    spatial, temporal, channels = 8, 4, 16
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels
+
+    def encode(self, pixels: Tensor, *, cancel: Any = None) -> Tensor:
+        raise AssertionError("nothing is encoded here")
+
+    def decode(self, latents: Tensor, *, cancel: Any = None) -> Tensor:
+        return self.pixels
+
+
+@pytest.fixture(scope="module")
+def pixels() -> Tensor:
+    return torch.rand(3, FRAMES, 8, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    return color_statistics(np.random.RandomState(1).uniform(-0.5, 1, (8, 16, 3)).astype(np.float32))
+
+
+def run(pixels: Tensor, window: Window, reference: Any, strength: float = 0.0, motion_frames: int = 5) -> Decoded:
+    nothing = cast("Any", None)
+    model = Model(nothing, Playback(pixels), nothing, nothing, nothing, place("none", {}, device="cpu"), "cpu")
+    return decode(
+        model,
+        torch.zeros(16, 3, 1, 2),
+        window,
+        motion_frames=motion_frames,
+        reference=reference,
+        color_strength=strength,
+        fps=25.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("motion", "keep", "shown", "last"),
+    [
+        (0, 9, slice(0, 9), slice(4, 9)),
+        (0, 7, slice(0, 7), slice(2, 7)),
+        (5, 4, slice(5, 9), slice(4, 9)),
+        (5, 2, slice(5, 7), slice(2, 7)),
+        (0, 3, slice(0, 3), slice(0, 3)),
+    ],
+)
+@pytest.mark.parametrize("strength", [0.0, 0.6])
+def test_new_frames_are_kept_and_the_last_go_on(
+    motion: int, keep: int, shown: slice, last: slice, strength: float, pixels: Tensor, reference: Any
+) -> None:
+    frames = match_color(pixels.permute(1, 2, 3, 0).numpy(), reference, strength)
+
+    decoded = run(pixels, Window(0, 0, FRAMES, motion, keep), reference, strength)
+
+    assert decoded.frames.fps == 25.0
+    wanted = np.trunc(np.clip((frames[shown] + 1) / 2 * 255, 0, 255))
+    assert decoded.frames.pictures.dtype == np.uint8
+    assert np.array_equal(decoded.frames.pictures, wanted)
+    np.testing.assert_allclose(decoded.history.permute(1, 2, 3, 0).numpy(), frames[last], atol=1e-6)
+
+
+def test_pictures_are_cut_not_rounded(reference: Any) -> None:
+    values = torch.tensor([-1.0, -0.9999, 0.0, 0.999, 1.0])
+    pixels = values.view(1, 5, 1, 1).repeat(3, 1, 8, 8)
+
+    pictures = run(pixels, Window(0, 0, 5, 0, 5), reference).frames.pictures
+
+    assert pictures[:, 0, 0, 0].tolist() == [0, 0, 127, 254, 255]
+
+
+def test_the_history_keeps_nothing_else_alive(pixels: Tensor, reference: Any) -> None:
+    history = run(pixels, Window(0, 0, FRAMES, 0, FRAMES), reference).history
+
+    assert history.untyped_storage().nbytes() == 3 * 5 * 8 * 16 * 4

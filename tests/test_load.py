@@ -1,0 +1,292 @@
+"""Loading: a folder becomes a model, and whatever is wrong with the folder is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_folder import SIZES, write_folder
+from torch import Tensor
+
+from engine.errors import RequestError, SourceError, UnknownComponent
+from engine.multitalk.load import COMPONENTS, Model, load_model
+
+SHAPE = (2, 4, 4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture
+def broken(folder: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(folder, tmp_path / "weights"))
+
+
+@pytest.fixture(scope="module")
+def loras(folder: Path) -> list[Path]:
+    generator = torch.Generator().manual_seed(0)
+    paths = []
+    for name in ("one", "two"):
+        paths.append(folder / f"{name}.safetensors")
+        save_file(
+            {
+                "diffusion_model.blocks.0.self_attn.q.lora_down.weight": torch.randn(2, 24, generator=generator),
+                "diffusion_model.blocks.0.self_attn.q.lora_up.weight": torch.randn(24, 2, generator=generator),
+                "diffusion_model.blocks.1.norm3.diff": torch.randn(24, generator=generator),
+            },
+            paths[-1],
+        )
+    return paths
+
+
+def load(folder: Path, **more: Any) -> Model:
+    return load_model(folder, **({"device": "cpu", "dtype": "float32"} | more))
+
+
+def forward(model: Model) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(1, 4, SIZES["text_dim"], generator=generator)
+    image = torch.randn(1, SIZES["image_tokens"], SIZES["image_dim"], generator=generator)
+    latents = torch.randn(1, 36, *SHAPE, generator=generator)
+    with torch.no_grad():
+        conditions = model.transformer.embed_conditions(SHAPE, text, image)
+        sample: Tensor = model.transformer(latents, torch.tensor([500.0]), conditions=conditions).sample
+    return sample
+
+
+def test_the_parts_fit_together(folder: Path) -> None:
+    model = load(folder)
+
+    assert forward(model).isfinite().all()
+    assert model.text.encode("a person speaks").shape == (1, 4, SIZES["text_dim"])
+    assert model.image.encode(torch.zeros(3, 32, 32)).shape == (1, SIZES["image_tokens"], SIZES["image_dim"])
+    assert model.audio.encode(torch.zeros(16000), 25).shape == (25, SIZES["audio_layers"], SIZES["audio_channels"])
+    assert model.codec.encode(torch.zeros(3, 5, 32, 32)).shape == (16, 2, 4, 4)
+    assert not model.transformer.training
+
+
+def test_weights_are_those_of_the_files(folder: Path) -> None:
+    state = load(folder).transformer.state_dict()
+
+    saved = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert state.keys() == saved.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in saved.items())
+
+
+def test_bfloat16_keeps_the_sensitive_parts_and_the_other_encoders(folder: Path) -> None:
+    model: Any = load(folder, dtype="bfloat16")
+
+    assert model.transformer.blocks[0].ffn.net[2].weight.dtype == torch.bfloat16
+    assert model.transformer.condition_embedder.time_proj.weight.dtype == torch.float32
+    assert model.text.model.dtype == torch.bfloat16
+    assert model.codec.vae.dtype == torch.float32
+    assert model.audio.model.dtype == torch.float32
+
+
+def test_int8_stays_near(folder: Path) -> None:
+    pytest.importorskip("torchao")
+    exact, near = forward(load(folder)), forward(load(folder, quant="int8"))
+
+    assert not torch.equal(exact, near)
+    assert (near - exact).norm() / exact.norm() < 0.05
+
+
+@pytest.mark.parametrize("memory", ["model-offload", "group-offload"])
+def test_memory_modes_compute_the_same(memory: str, folder: Path) -> None:
+    model = load(folder, memory=memory)
+
+    with model.use("transformer"):
+        assert torch.equal(forward(model), forward(load(folder)))
+    model.close()
+
+
+# --- LoRA -------------------------------------------------------------------------------------------------------------
+
+
+def test_runtime_loras_are_switched_for_each_request(folder: Path, loras: list[Path]) -> None:
+    model = load(folder, loras=[(path, 1.0) for path in loras])
+    bare = forward(load(folder))
+
+    assert torch.equal(forward(model), bare)
+    model.set_loras([(loras[0], 1.0)])
+    first = forward(model)
+    model.set_loras([(loras[1], 1.0)])
+    second = forward(model)
+    model.set_loras([(loras[0], 0.5)])
+    half = forward(model)
+    model.set_loras([])
+
+    assert len({float(output.sum()) for output in (bare, first, second, half)}) == 4
+    assert torch.equal(forward(model), bare)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_merged_equals_runtime(scale: float, folder: Path, loras: list[Path]) -> None:
+    active = [(path, scale) for path in loras]
+    runtime, merged = load(folder, loras=active), load(folder, loras=active, lora_mode="merged")
+    runtime.set_loras(active)
+    merged.set_loras(active)
+
+    torch.testing.assert_close(forward(merged), forward(runtime), atol=1e-4, rtol=1e-4)
+
+
+def test_merged_loras_cannot_be_taken_back(folder: Path, loras: list[Path]) -> None:
+    model = load(folder, loras=[(loras[0], 1.0)], lora_mode="merged")
+
+    for wanted in ([], [(loras[1], 1.0)], [(loras[0], 0.5)]):
+        with pytest.raises(RequestError, match=r"one.safetensors is merged"):
+            model.set_loras(wanted)
+
+
+@pytest.mark.parametrize("mode", ["runtime", "merged"])
+def test_a_lora_that_was_not_loaded_is_refused(mode: str, folder: Path, loras: list[Path]) -> None:
+    with pytest.raises(RequestError, match=r"two.safetensors"):
+        load(folder, lora_mode=mode).set_loras([(loras[1], 1.0)])
+
+
+def test_a_missing_or_damaged_lora_is_named(folder: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"nothing")
+
+    for path in (tmp_path / "absent.safetensors", damaged):
+        with pytest.raises(SourceError, match=path.name):
+            load(folder, loras=[(path, 1.0)])
+
+
+# --- what can be wrong with a folder ----------------------------------------------------------------------------------
+
+
+def weights(folder: Path, component: str) -> Path:
+    return next((folder / component).glob("*.safetensors"))
+
+
+def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    told = json.loads(path.read_text())
+    edit(told)
+    path.write_text(json.dumps(told))
+
+
+def change_tensors(path: Path, edit: Callable[[dict[str, Tensor]], Any]) -> None:
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="absent"):
+        load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_a_missing_component_is_named(component: str, broken: Path) -> None:
+    shutil.rmtree(broken / component)
+
+    with pytest.raises(SourceError, match=f"lacks {component}/"):
+        load(broken)
+
+
+WITH_WEIGHTS = [component for component in COMPONENTS if component != "tokenizer"]
+
+
+@pytest.mark.parametrize("component", WITH_WEIGHTS)
+def test_a_file_cut_short_is_named(component: str, broken: Path) -> None:
+    path = weights(broken, component)
+    path.write_bytes(path.read_bytes()[:-7])
+
+    with pytest.raises(SourceError, match=f"{component}/{path.name} is damaged"):
+        load(broken)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_a_config_that_is_no_json_is_named(component: str, broken: Path) -> None:
+    name = "tokenizer_config.json" if component == "tokenizer" else "config.json"
+    (broken / component / name).write_text("{")
+
+    with pytest.raises(SourceError, match=f"{component}/{name} cannot be read"):
+        load(broken)
+
+
+@pytest.mark.parametrize("component", WITH_WEIGHTS)
+def test_a_missing_tensor_is_named(component: str, broken: Path) -> None:
+    path = weights(broken, component)
+    gone: list[str] = []
+
+    def drop(tensors: dict[str, Tensor]) -> None:
+        gone.append(sorted(name for name in tensors if tensors[name].ndim == 2 and "shared" not in name)[0:1][0])
+        del tensors[gone[0]]
+
+    if component == "vae":
+        change_tensors(path, lambda tensors: (gone.append("decoder.conv_in.bias"), tensors.pop(gone[0])))
+    else:
+        change_tensors(path, drop)
+
+    with pytest.raises(SourceError, match=rf"{component} lacks .*{gone[0].rpartition('.')[0].split('.')[-1]}"):
+        load(broken)
+
+
+@pytest.mark.parametrize("component", WITH_WEIGHTS)
+def test_an_unknown_tensor_is_named(component: str, broken: Path) -> None:
+    change_tensors(weights(broken, component), lambda tensors: tensors.update(stranger=torch.zeros(2)))
+
+    with pytest.raises(SourceError, match=f"{component} has the unknown stranger"):
+        load(broken)
+
+
+@pytest.mark.parametrize("component", WITH_WEIGHTS)
+def test_a_tensor_of_another_shape_is_told(component: str, broken: Path) -> None:
+    def widen(tensors: dict[str, Tensor]) -> None:
+        name = next(name for name in sorted(tensors) if name.endswith(("bias", "layer_norm.weight")))
+        tensors[name] = torch.zeros(tensors[name].numel() + 1)
+
+    change_tensors(weights(broken, component), widen)
+
+    with pytest.raises(SourceError, match=component):
+        load(broken)
+
+
+def test_heads_that_checkpoints_bring_along_are_passed_over(broken: Path) -> None:
+    change_tensors(weights(broken, "audio_encoder"), lambda tensors: tensors.update({"quantizer.x": torch.zeros(2)}))
+
+    assert forward(load(broken)).isfinite().all()
+
+
+def test_parts_of_different_models_are_told(broken: Path) -> None:
+    from tiny_folder import build_transformer
+
+    build_transformer(text_dim=20).save_pretrained(broken / "transformer")
+
+    with pytest.raises(SourceError, match="text_dim 20, text_encoder has 16"):
+        load(broken)
+
+
+def test_a_config_the_network_refuses_is_told(broken: Path) -> None:
+    change(broken / "transformer" / "config.json", lambda told: told.update(qk_norm="none"))
+
+    with pytest.raises(SourceError, match="transformer cannot be loaded"):
+        load(broken)
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("dtype", {"dtype": "float8"}),
+        ("quant", {"quant": "int4"}),
+        ("lora.mode", {"lora_mode": "sometimes"}),
+        ("attention", {"attention": "keen"}),
+        ("memory", {"memory": "disk"}),
+    ],
+)
+def test_choices_that_do_not_exist_are_named(field: str, arguments: dict[str, str], folder: Path) -> None:
+    with pytest.raises(UnknownComponent) as caught:
+        load(folder, **arguments)
+
+    assert caught.value.field == field
