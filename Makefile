@@ -1,5 +1,4 @@
 # Two commands for a fresh clone: `make demo` and `make test`. Both need only python3 (3.11 or later) with venv and pip.
-SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import sysconfig
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -39,10 +40,13 @@ def lint(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def wheel(session: nox.Session) -> None:
     """Build the wheel, install it where the checkout is out of sight, compose every preset and run the demo there."""
-    outside = Path(session.create_tmp()).resolve() / "wheel"
-    shutil.rmtree(outside, ignore_errors=True)
     # setuptools would put into the wheel what an earlier build left here.
     shutil.rmtree(ROOT / "build", ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="multitalk-wheel-") as folder:
+        _try_wheel(session, Path(folder).resolve())
+
+
+def _try_wheel(session: nox.Session, outside: Path) -> None:
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     session.run(*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(outside), str(ROOT))
     (built,) = outside.glob("*.whl")
@@ -53,17 +57,19 @@ def wheel(session: nox.Session) -> None:
     site = _share_libraries(python)
 
     examples = site / "engine" / "examples"
+    script = outside / "compose_every_preset.py"
+    script.write_text(_COMPOSE_EVERY_PRESET, "utf-8")
     work = outside / "work"
     work.mkdir()
     # A PYTHONPATH of the caller could let the checkout in by the back door.
     clean = dict.fromkeys(("PYTHONPATH", "PYTHONHOME"))
     with session.chdir(work):
-        session.run(str(python), "-c", _COMPOSE_EVERY_PRESET, str(outside / "venv"), env=clean)
+        session.run(str(python), str(script), str(outside / "venv"), env=clean)
         session.run(
             *(str(python.with_name("multitalk")), "generate", "--prompt", "Two people talk.", "--seed", "7"),
             *("--image", str(examples / "two.png")),
             *("--audio", str(examples / "left.flac"), "--audio", str(examples / "right.flac")),
-            *("--frames", "9", "model=tiny", "sampler=turbo", "sink.folder=videos"),
+            *("--frames", "9", "model=tiny", "source=packaged", "sampler=turbo", "sink.folder=videos"),
             env=clean,
         )
     if not list((work / "videos").glob("*.mp4")):

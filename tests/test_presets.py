@@ -6,7 +6,6 @@ import itertools
 from pathlib import Path
 
 import pytest
-import yaml
 from hydra.core.config_store import ConfigStore
 
 from engine.compose import compose
@@ -104,11 +103,11 @@ def test_windows_are_whole_groups_of_frames(name: str) -> None:
     assert model(name).continuation.frames < model(name).window
 
 
-def test_only_one_file_sets_a_value_for_a_preset() -> None:
-    # A key written twice in YAML: the first is lost in silence.
-    for path in PRESETS:
-        tops = [line.partition(":")[0] for line in path.read_text("utf-8").splitlines() if line[:1].isalpha()]
-        assert len(tops) == len(set(tops)) == len(yaml.safe_load(path.read_text("utf-8")) or {}), path
+@pytest.mark.parametrize("path", PRESETS, ids=NAMES)
+def test_preset_sets_no_key_twice(path: Path) -> None:
+    # YAML would drop the first in silence.
+    keys = [line.partition(":")[0] for line in path.read_text("utf-8").splitlines() if line[:1].isalpha()]
+    assert len(keys) == len(set(keys))
 
 
 def test_modes_and_guidances_and_caches_combine() -> None:
