@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EngineError as error:
         print(f"multitalk: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("multitalk: cancelled", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"multitalk: {error if error.args else 'cancelled'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader (head, less) has seen enough; what is left must not be flushed into the closed pipe at exit.

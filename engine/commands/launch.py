@@ -67,9 +67,9 @@ def run_job(composed: DictConfig, *, swept: Sequence[str] = ()) -> int:
             name = Path(filename)
             overrides.append(override("request.filename", f"{name.stem}-{number}{name.suffix}"))
         return launch(overrides)
-    except Cancelled:
-        # Not an Exception: Hydra would go on with the next job.
-        raise KeyboardInterrupt from None
+    except Cancelled as error:
+        # No Exception: Hydra would go on with the next job.
+        raise KeyboardInterrupt(str(error)) from error
     except EngineError as error:
         print(f"multitalk: error: job {number}: {error}", file=sys.stderr)
         return 2

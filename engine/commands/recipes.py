@@ -99,6 +99,8 @@ def recipe_overrides(recipe: Mapping[str, Any], request: Request) -> list[str]:
     found = [f"model={quoted('model', recipe['model'])}"]
     for group in (*DECISIVE, "dtype"):
         value = recipe[group]
+        if value is None:
+            raise ValueError(f"{group} is empty")
         if not isinstance(value, Mapping):
             found.append(f"{group}={_value(group, value)}")
             continue
