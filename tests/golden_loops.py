@@ -85,7 +85,7 @@ class RecordedImage:
 
 
 class NoVoice:
-    def encode(self, voice: Tensor, frames: int) -> Tensor:
+    def encode(self, voice: Tensor, frames: int, *, cancel: Any = None) -> Tensor:
         raise AssertionError("the recordings hold the voices' features")
 
 

@@ -17,6 +17,19 @@ from engine.multitalk.codec import WanCodec
 from engine.multitalk.image import MEAN, STD, ImageEncoder, clip_pixels
 from engine.multitalk.text import TextEncoder, clean_prompt
 
+
+class After(threading.Event):
+    """Set once it was asked `times` times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.left = times
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
@@ -125,9 +138,35 @@ def test_audio_features_equal_the_recording(case: str, recorded_encoder: AudioEn
 
 
 def test_the_encoder_is_left_as_it_was(recorded_encoder: AudioEncoder) -> None:
-    recorded_encoder.encode(torch.randn(4000, generator=torch.Generator().manual_seed(0)), 7)
+    extractor = recorded_encoder.model.feature_extractor
+    with pytest.raises(Cancelled):
+        recorded_encoder.encode(torch.zeros(4000), 7, cancel=After(2))
 
-    assert not recorded_encoder.model.feature_extractor._forward_hooks
+    assert recorded_encoder.model.feature_extractor is extractor
+    assert not any(layer._forward_pre_hooks for layer in recorded_encoder.model.encoder.layers)
+
+
+@pytest.mark.parametrize("chunk", [0.02, 0.1, 0.25])
+@pytest.mark.parametrize("samples", [20800, 16400, 16079])
+def test_a_long_voice_comes_out_the_same_in_chunks(chunk: float, samples: int, recorded_encoder: AudioEncoder) -> None:
+    voice = torch.randn(samples, generator=torch.Generator().manual_seed(0)).cumsum(0)
+    chunked = AudioEncoder(recorded_encoder.model, chunk=chunk).encode(voice, 30)
+
+    torch.testing.assert_close(chunked, recorded_encoder.encode(voice, 30), atol=2e-5, rtol=0)
+
+
+def test_layers_with_norms_of_their_own_come_out_the_same_in_chunks() -> None:
+    model = build_audio_encoder(feat_extract_norm="layer", do_stable_layer_norm=True)
+    voice = torch.randn(9000, generator=torch.Generator().manual_seed(0))
+
+    whole, chunked = (AudioEncoder(model, chunk=chunk).encode(voice, 14) for chunk in (30.0, 0.1))
+
+    torch.testing.assert_close(chunked, whole, atol=2e-5, rtol=0)
+
+
+def test_cancel_is_seen_between_chunks_of_a_voice(recorded_encoder: AudioEncoder) -> None:
+    with pytest.raises(Cancelled):
+        AudioEncoder(recorded_encoder.model, chunk=0.1).encode(torch.zeros(16000), 25, cancel=After(3))
 
 
 @pytest.mark.parametrize("samples", [0, 1, 399, 640])
@@ -212,18 +251,6 @@ def test_decoding_takes_normalised_latents(codec: WanCodec) -> None:
 def test_sizes_that_lose_pixels_are_refused(shape: tuple[int, ...], codec: WanCodec) -> None:
     with pytest.raises(RequestError):
         codec.encode(torch.zeros(shape))
-
-
-class After(threading.Event):
-    """Set once it was asked `times` times."""
-
-    def __init__(self, times: int) -> None:
-        super().__init__()
-        self.left = times
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 def test_cancel_is_seen_between_chunks(codec: WanCodec) -> None:

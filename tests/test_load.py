@@ -225,7 +225,8 @@ def test_a_missing_tensor_is_named(component: str, broken: Path) -> None:
         del tensors[gone[0]]
 
     if component == "vae":
-        change_tensors(path, lambda tensors: (gone.append("decoder.conv_in.bias"), tensors.pop(gone[0])))
+        gone.append("decoder.conv_in.bias")
+        change_tensors(path, lambda tensors: tensors.pop(gone[0]))
     else:
         change_tensors(path, drop)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from tiny_folder import SIZES, build_transformer
+from tiny_folder import SIZES, build_transformer, build_vae
 from torch import nn
 
 from engine.errors import ConfigError, UnknownComponent
 from engine.multitalk.cache import TeaCache, make_cache
-from engine.multitalk.memory import place
+from engine.multitalk.codec import WanCodec
+from engine.multitalk.memory import place, trace_blocks
 
 NAMES = ("transformer", "vae", "text_encoder", "image_encoder")
 
@@ -139,6 +140,30 @@ def test_a_step_cache_works_over_group_offload() -> None:
     assert caches[1].computed == [True, False, False]
 
 
+def test_tracing_teaches_the_order_of_all_blocks() -> None:
+    from diffusers.hooks import HookRegistry
+    from diffusers.hooks.group_offloading import (
+        _GROUP_OFFLOADING,
+        _LAZY_PREFETCH_GROUP_OFFLOADING,
+        LazyPrefetchGroupOffloadingHook,
+    )
+
+    transformer = build_transformer()
+    place("group-offload", {"transformer": transformer}, device="cpu")
+    # What diffusers adds where there are streams, which need CUDA.
+    registry = HookRegistry.check_if_exists_or_initialize(transformer)
+    registry.register_hook(LazyPrefetchGroupOffloadingHook(), _LAZY_PREFETCH_GROUP_OFFLOADING)
+
+    trace_blocks(transformer, "cpu")
+
+    hooks = [registry, *(block._diffusers_hook for block in transformer.blocks)]
+    order = [hook.get_hook(_GROUP_OFFLOADING) for hook in hooks]
+    assert all(hook.next_group is follower.group for hook, follower in pairwise(order))
+    assert all(len(hook.hooks) == 1 for hook in hooks)
+    pairs = zip(run(transformer, make_cache("none")), run(build_transformer(), make_cache("none")), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+
+
 def test_group_offload_leaves_the_room_to_the_transformer(log: list[tuple[str, str]]) -> None:
     parts = {"transformer": build_transformer(), "vae": Part("vae", log)}
     placement = place("group-offload", parts, device="cpu")
@@ -150,11 +175,7 @@ def test_group_offload_leaves_the_room_to_the_transformer(log: list[tuple[str, s
         assert log[before:] == [("vae", "cpu")]
 
 
-def test_the_vae_decodes_under_model_offload(tmp_path: Path) -> None:
-    from tiny_folder import build_vae
-
-    from engine.multitalk.codec import WanCodec
-
+def test_the_vae_decodes_under_model_offload() -> None:
     vae = build_vae()
     placement = place("model-offload", {"vae": vae}, device="cpu")
 

@@ -96,7 +96,7 @@ def build_image_encoder() -> Any:
         return _shaken(CLIPVisionModel(config))
 
 
-def build_audio_encoder() -> Any:
+def build_audio_encoder(**changes: Any) -> Any:
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
     config = Wav2Vec2Config(
@@ -107,6 +107,7 @@ def build_audio_encoder() -> Any:
         conv_dim=(8,) * 7,
         num_conv_pos_embeddings=8,
         num_conv_pos_embedding_groups=2,
+        **changes,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)

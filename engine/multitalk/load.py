@@ -17,7 +17,7 @@ from engine.data import Weights
 from engine.errors import RequestError, SourceError, UnknownComponent
 from engine.multitalk.attention import set_self_attention_backend
 from engine.multitalk.audio import AudioEncoder
-from engine.multitalk.codec import LatentCodec, WanCodec
+from engine.multitalk.codec import LatentCodec, WanCodec, Withdrawn
 from engine.multitalk.image import ImageEncoder
 from engine.multitalk.lora import LoraMerger, RuntimeLora, load_runtime_lora
 from engine.multitalk.memory import Placement, place
@@ -53,7 +53,7 @@ class Seeing(Protocol):
 class Hearing(Protocol):
     """Encodes a voice (samples,), float32 mono 16 kHz: (frames, layers, channels)."""
 
-    def encode(self, voice: Tensor, frames: int) -> Tensor: ...
+    def encode(self, voice: Tensor, frames: int, *, cancel: Withdrawn | None = None) -> Tensor: ...
 
 
 Lora = tuple[Path, float]

@@ -123,6 +123,24 @@ def _offload_groups(transformer: Any, device: str, blocks: int) -> None:
         use_stream=cuda,
         low_cpu_mem_usage=cuda,
     )
+    if cuda:
+        trace_blocks(transformer, device)
+
+
+@torch.no_grad()
+def trace_blocks(transformer: Any, device: str) -> None:
+    """Run one token through the network.
+
+    diffusers learns from the first forward in which order to prefetch groups. Ours would be an embedding of
+    conditions, which enters no block: nothing would ever be prefetched.
+    """
+    config = transformer.config
+    transformer(
+        hidden_states=torch.zeros(1, config.in_channels, *config.patch_size, device=device),
+        timestep=torch.zeros(1, device=device),
+        encoder_hidden_states=torch.zeros(1, 1, config.text_dim, device=device),
+        encoder_hidden_states_image=torch.zeros(1, config.image_tokens, config.image_dim, device=device),
+    )
 
 
 def _free_cache() -> None:

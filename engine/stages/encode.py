@@ -46,12 +46,12 @@ def encode_voices(
 ) -> Tensor:
     """Encode voices, float32 mono 16 kHz of one length, once a request: (n, frames, layers, channels) on the CPU.
 
-    Raises Cancelled between two voices once `cancel` is set.
+    Raises Cancelled once `cancel` is set.
     """
     features = []
     for voice in voices:
-        _check(cancel)
-        features.append(model.audio.encode(torch.tensor(voice), audio_frames(len(voice), native_fps)).cpu())
+        frames = audio_frames(len(voice), native_fps)
+        features.append(model.audio.encode(torch.tensor(voice), frames, cancel=cancel).cpu())
     return torch.stack(features)
 
 
