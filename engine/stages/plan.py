@@ -30,6 +30,8 @@ def plan_walk(request: Request, media: Media, settings: Settings) -> Plan:
         warnings.append(f"the weights of {settings.model!r} are untrained: the video shows noise, not a talking person")
     if settings.weights is None:
         warnings.append(f"no weights: {settings.absent}")
+    if len(request.speakers) > 2:
+        warnings.append("three and more speakers are experimental: the public weights were trained on one and two")
     warnings += _time_warnings(frames / fps, audio_seconds, fps, settings.native_fps, request)
     warnings += seat_warnings
     return Plan(

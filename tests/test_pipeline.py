@@ -1,0 +1,295 @@
+"""The whole walk on the embedded model: what comes out, that it comes out again, and that it can be stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from engine import Delivery, EngineService, Progress, Request, Speaker, hookimpl
+from engine.data import Frames, Window
+from engine.errors import Cancelled, RequestError, SinkError
+from engine.registry import installed
+from engine.stages.write import read_recipe
+
+EXAMPLES = files("engine") / "examples"
+FEW = ("sampler.steps=2",)
+TWO = Request(
+    prompt="Two people talk to each other in the park.",
+    image=str(EXAMPLES / "two.png"),
+    speakers=(Speaker(str(EXAMPLES / "left.flac")), Speaker(str(EXAMPLES / "right.flac"))),
+    frames=9,
+)
+ONE = replace(TWO, image=str(EXAMPLES / "one.png"), speakers=(Speaker(str(EXAMPLES / "one.flac")),))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("videos")
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[EngineService]:
+    service = EngineService([f"sink.folder={folder}", *FEW])
+    yield service
+    service.close()
+
+
+def digest(delivery: Delivery) -> str:
+    assert delivery.address is not None
+    return hashlib.sha256(Path(delivery.address).read_bytes()).hexdigest()
+
+
+def lengths(path: str) -> tuple[int, float, float]:
+    """Count frames, and the seconds of video and of decoded sound."""
+    with av.open(path) as container:
+        video, audio = container.streams.video[0], container.streams.audio[0]
+        rate = float(video.average_rate or 0)
+        frames = sum(1 for _ in container.decode(video))
+        container.seek(0)
+        samples = sum(frame.samples for frame in container.decode(audio))
+        return frames, frames / rate, samples / audio.rate
+
+
+@pytest.mark.parametrize("frames", [1, 9, 10, 82, 100])
+def test_frames_are_those_asked_for_and_sound_is_as_long(service: EngineService, frames: int) -> None:
+    delivery = service.generate(replace(ONE, frames=frames, overrides=("sampler.steps=1",)))
+    assert delivery.address is not None
+    written, video, sound = lengths(delivery.address)
+    assert written == delivery.frames == frames
+    assert abs(video - sound) <= 1 / 25
+
+
+def test_length_is_the_audios_where_none_is_asked_for(service: EngineService) -> None:
+    delivery = service.generate(replace(ONE, frames=None, overrides=("sampler.steps=1",)))
+    assert delivery.address is not None
+    with av.open(str(EXAMPLES / "one.flac")) as container:
+        seconds = sum(f.samples for f in container.decode(audio=0)) / container.streams.audio[0].rate
+    assert abs(lengths(delivery.address)[1] - seconds) <= 1 / 25
+
+
+@pytest.mark.parametrize(("fps", "timing"), [(8.0, "direct"), (12.5, "native"), (30.0, "native")])
+def test_other_rates_keep_the_number_of_frames(service: EngineService, fps: float, timing: str) -> None:
+    delivery = service.generate(replace(ONE, frames=10, fps=fps, timing=timing))  # type: ignore[arg-type]
+    assert delivery.address is not None
+    frames, video, sound = lengths(delivery.address)
+    assert (frames, delivery.fps) == (10, fps)
+    assert video == pytest.approx(10 / fps)
+    assert abs(video - sound) <= 1 / fps
+
+
+def test_same_request_twice_gives_identical_bytes(service: EngineService) -> None:
+    request = replace(TWO, frames=40)
+    assert digest(service.generate(request)) == digest(service.generate(request))
+
+
+def test_another_process_gives_identical_bytes(service: EngineService, tmp_path: Path) -> None:
+    here = service.generate(TWO)
+    overrides = ("--quiet", f"sink.folder={tmp_path}", *FEW)
+    subprocess.run(
+        [sys.executable, "-m", "engine", "generate", "--image", TWO.image, "--prompt", TWO.prompt, "--frames", "9"]
+        + [word for speaker in TWO.speakers for word in ("--audio", str(speaker.audio))]
+        + list(overrides),
+        check=True,
+        capture_output=True,
+        env={**os.environ, "TZ": "Asia/Tokyo"},
+    )
+    (video,) = tmp_path.glob("*.mp4")
+    assert hashlib.sha256(video.read_bytes()).hexdigest() == digest(here)
+
+
+def test_another_seed_gives_another_video(service: EngineService) -> None:
+    assert digest(service.generate(TWO)) != digest(service.generate(replace(TWO, seed=43)))
+
+
+def test_turbo_leaves_standard_as_it_was(service: EngineService) -> None:
+    first = digest(service.generate(TWO))
+    turbo = service.generate(replace(TWO, overrides=("sampler=turbo", "sampler.steps=2")))
+    third = digest(service.generate(TWO))
+    assert turbo.plan.passes == 1
+    assert first == third != digest(turbo)
+
+
+def test_merged_lora_refuses_the_other_bundle(tmp_path: Path) -> None:
+    merged = EngineService([f"sink.folder={tmp_path}", "lora.mode=merged", "sampler=turbo", "sampler.steps=1"])
+    merged.generate(TWO)
+    with pytest.raises(RequestError, match="merged"):
+        merged.generate(replace(TWO, overrides=("sampler=standard", "sampler.steps=1")))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("sampler=unipc", "sampler.steps=3"),
+        ("guidance=apg", "guidance.text_scale=2"),
+        ("cache=teacache", "cache.warmup=1", "sampler.steps=3"),
+        ("cache=firstblock",),
+        ("cache=taylorseer", "sampler.steps=6"),
+        ("resolution=large",),
+        ("continuation.style=infinitetalk", "continuation.frames=9"),
+        ("continuation.color_strength=0",),
+    ],
+    ids=" ".join,
+)
+def test_every_choice_of_a_request_makes_a_video_and_leaves_nothing_behind(
+    service: EngineService, overrides: tuple[str, ...]
+) -> None:
+    before = digest(service.generate(TWO))
+    other = service.generate(replace(TWO, overrides=overrides))
+    assert other.frames == 9
+    assert digest(service.generate(TWO)) == before != digest(other)
+
+
+@pytest.mark.parametrize("style", ["multitalk", "infinitetalk"])
+def test_windows_go_on_from_each_other(service: EngineService, style: str) -> None:
+    delivery = service.generate(replace(TWO, frames=100, overrides=(f"continuation.style={style}", "sampler.steps=1")))
+    assert len(delivery.plan.windows) == 2
+    assert delivery.frames == 100
+
+
+@pytest.mark.parametrize("memory", ["model-offload", "group-offload"])
+def test_memory_modes_give_the_same_frames(service: EngineService, tmp_path: Path, memory: str) -> None:
+    other = EngineService([f"sink.folder={tmp_path}", f"memory={memory}", *FEW])
+    assert digest(other.generate(TWO)) == digest(service.generate(TWO))
+
+
+def test_silent_speaker_is_first_class(service: EngineService) -> None:
+    silent = replace(TWO, speakers=(TWO.speakers[0], Speaker(None)))
+    delivery = service.generate(silent)
+    assert [seat.silent for seat in delivery.plan.seats] == [False, True]
+    assert digest(delivery) != digest(service.generate(TWO))
+
+
+def test_nobody_speaking_still_makes_a_video_with_a_silent_track(service: EngineService) -> None:
+    delivery = service.generate(replace(TWO, speakers=(Speaker(None), Speaker(None))))
+    assert delivery.address is not None
+    with av.open(delivery.address) as container:
+        assert max(float(np.abs(f.to_ndarray()).max()) for f in container.decode(audio=0)) < 1e-4
+
+
+def test_three_speakers_are_placed_and_marked_experimental(service: EngineService) -> None:
+    delivery = service.generate(replace(TWO, speakers=(*TWO.speakers, Speaker(None))))
+    assert len(delivery.plan.seats) == 3
+    assert any("experimental" in warning for warning in delivery.warnings)
+
+
+def test_progress_is_in_order_and_ends_at_one(service: EngineService) -> None:
+    seen: list[Progress] = []
+    service.generate(replace(TWO, frames=100), progress=seen.append)
+    assert [p.fraction for p in seen] == sorted(p.fraction for p in seen)
+    assert seen[-1].fraction == 1
+    assert list(dict.fromkeys(p.stage for p in seen)) == [
+        "read", "load", "listen", "encode", "denoise", "decode", "write", "keep",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["read", "listen", "encode", "denoise", "decode", "write"])
+def test_withdrawn_request_ends_at_the_next_check_and_leaves_nothing(
+    service: EngineService, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    cancel = threading.Event()
+    kept = sorted(folder.iterdir())
+
+    def withdraw(progress: Progress) -> None:
+        if progress.stage == stage:
+            cancel.set()
+
+    with pytest.raises(Cancelled):
+        service.generate(replace(TWO, frames=100), progress=withdraw, cancel=cancel)
+    assert sorted(folder.iterdir()) == kept
+    assert not list(tmp_path.iterdir())
+    assert service.generate(TWO).frames == 9
+
+
+def test_lifecycle_hooks_are_called_in_order(service: EngineService) -> None:
+    calls: list[str] = []
+
+    class Watcher:
+        @hookimpl
+        def step_finished(self, request: Request, progress: Progress) -> None:
+            calls.append(f"step {progress.window}.{progress.step}")
+
+        @hookimpl
+        def window_finished(self, request: Request, window: Window, frames: Frames) -> None:
+            calls.append(f"window {window.index + 1}: {len(frames.pictures)}")
+
+        @hookimpl
+        def generation_finished(self, request: Request, delivery: Delivery) -> None:
+            calls.append(f"done: {delivery.frames}")
+
+    plugins = installed().plugins
+    plugins.register(watcher := Watcher())
+    try:
+        service.generate(replace(TWO, frames=82))
+    finally:
+        plugins.unregister(watcher)
+    assert calls == ["step 1.1", "step 1.2", "window 1: 81", "step 2.1", "step 2.2", "window 2: 1", "done: 82"]
+
+
+def test_a_window_hook_may_change_the_frames(service: EngineService) -> None:
+    class Black:
+        @hookimpl
+        def window_finished(self, request: Request, window: Window, frames: Frames) -> None:
+            frames.pictures[:] = 0
+
+    plugins = installed().plugins
+    plugins.register(black := Black())
+    try:
+        delivery = service.generate(TWO)
+    finally:
+        plugins.unregister(black)
+    assert delivery.address is not None
+    with av.open(delivery.address) as container:
+        assert max(int(frame.to_ndarray(format="gray").max()) for frame in container.decode(video=0)) <= 16
+
+
+def test_video_carries_its_recipe_and_no_address(service: EngineService, folder: Path) -> None:
+    delivery = service.generate(TWO)
+    assert delivery.address is not None
+    recipe = read_recipe(Path(delivery.address))
+    assert recipe["request"]["prompt"] == TWO.prompt
+    assert recipe["request"]["seed"] == 42
+    assert recipe["sampler"]["steps"] == 2
+    assert recipe["inputs"]["image"] == hashlib.sha256(Path(TWO.image).read_bytes()).hexdigest()
+    told = json.dumps(recipe)
+    for secret in (TWO.image, "two.png", "left.flac", str(folder), os.uname().nodename):
+        assert secret not in told
+
+
+def test_secrets_of_the_environment_reach_no_video(
+    service: EngineService, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    secrets = {"AWS_SECRET_ACCESS_KEY": "sentinel-aws-1", "HF_TOKEN": "sentinel-hf-2", "RUNPOD_API_KEY": "sentinel-rp-3"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    request = replace(TWO, prompt="say ${oc.env:AWS_SECRET_ACCESS_KEY} aloud")
+    delivery = service.generate(request)
+    base64 = EngineService(["sink=base64", *FEW]).generate(request)
+    assert delivery.address is not None
+    shown = "".join(capfd.readouterr())
+    for value in secrets.values():
+        assert value.encode() not in Path(delivery.address).read_bytes()
+        assert value not in str(base64)
+        assert value not in shown
+
+
+def test_existing_file_is_never_overwritten_unless_told(service: EngineService, folder: Path) -> None:
+    named = replace(TWO, filename="mine.mp4")
+    service.generate(named)
+    with pytest.raises(SinkError, match="overwrite"):
+        service.generate(named)
+    again = EngineService([f"sink.folder={folder}", "sink.overwrite=true", *FEW])
+    assert again.generate(named).address == str(folder / "mine.mp4")
