@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ import pytest
 from engine import Progress, Request, hookimpl
 from engine.cli import main
 from engine.commands.catalog import choices, print_catalog, resolutions
+from engine.commands.flags import REQUEST
+from engine.commands.manual import COMMANDS
 from engine.registry import installed
 
 EXAMPLES = Path(__file__).parent.parent / "engine" / "examples"
@@ -37,6 +40,14 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     words = [command, "transformer", "--help"] if command == "bench" else [command, "--help"]
     assert main(words) == 0
     assert f"usage: multitalk {command if command != 'plan' else 'generate'}" in capsys.readouterr().out
+
+
+def test_the_manual_names_every_flag_and_command() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "cli.md").read_text("utf-8")
+    own = [field.name for field in fields(installed().entrypoints.config("generate")) if field.name != "request"]
+    flags = [flag.name for flag in REQUEST] + ["--" + name.replace("_", "-") for name in own if name != "name"]
+    for word in ("--output", "--multirun", *flags, *COMMANDS):
+        assert f"`{word}" in text
 
 
 def test_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) -> None:
