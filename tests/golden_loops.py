@@ -197,6 +197,13 @@ def _fit(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[n
     return np.ascontiguousarray(scaled[top : top + height, left : left + width])
 
 
+def _reference_frame(loop: Loop, clip: Mapping[str, Tensor], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Return the frame of the source video that the clip was shown: the picture, or its colours inverted."""
+    frames = [_fit(source, height, width) for source in (loop.source, 255 - loop.source)]
+    shown = clip["clip_vision_pixels_s8"][:, 0]
+    return min(frames, key=lambda frame: float((to_pixels(frame)[:, ::8, ::8] - shown).abs().max()))
+
+
 def mirrored(features: Tensor, end: int) -> Tensor:
     """Make voices long enough as the public implementation does: their end backwards, three frames too many."""
     missing = end - features.shape[1] + 3
@@ -219,9 +226,8 @@ def replay(loop: Loop, meet: Meet) -> None:
         start = start if index == 0 else start + frames - motion
         if index > 0:
             voices = mirrored(voices, start + frames)
-        if loop.infinite and index > 0:
-            # Another frame of the source video: its colours inverted.
-            picture = _fit(255 - loop.source, height, width)
+        if loop.infinite:
+            picture = _reference_frame(loop, clip, height, width)
         window = Window(index=index, start=start, frames=frames, motion=motion, keep=frames - motion)
         inputs = Inputs(
             image=picture, voices=(), masks=clip["ref_target_masks"].numpy(), sound=np.zeros((0, 2), np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,12 +11,14 @@ import torch
 from tiny_folder import SIZES, build_transformer
 from torch import Tensor
 
+from engine.components import Sampler
 from engine.data import Conditions, Motion
 from engine.errors import Cancelled
 from engine.multitalk.cache import make_cache
 from engine.multitalk.guidance import make_guidance
 from engine.stages.denoise import denoise, draw_noise
 from plugins.samplers.euler import Euler, EulerConfig
+from plugins.samplers.unipc import Unipc, UnipcConfig
 
 SHAPE = (3, 4, 4)
 STEPS = 3
@@ -60,18 +63,26 @@ class Watch:
         self.fed.append(given["hidden_states"][0, :16].clone())
 
 
+def euler() -> Sampler:
+    return Euler(EulerConfig(bundle="standard", steps=STEPS, shift=3.0))
+
+
+def unipc() -> Sampler:
+    return Unipc(UnipcConfig(bundle="standard", steps=STEPS, shift=3.0))
+
+
 def run(transformer: Any, branches: dict[str, Any], motion: Motion | None = None, seed: int = 1, **more: Any) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     noise = draw_noise((16, *SHAPE), generator)
     conditions = Conditions(torch.zeros(20, *SHAPE), branches, motion)
+    given: dict[str, Any] = {"generator": generator, "sampler": euler()} | more
     return denoise(
         transformer,
         conditions,
         noise,
-        sampler=Euler(EulerConfig(bundle="standard", steps=STEPS, shift=3.0)),
         guidance=make_guidance("cfg", 5.0, 4.0),
         cache=make_cache("none"),
-        **({"generator": generator} | more),
+        **given,
     )
 
 
@@ -85,10 +96,11 @@ def watch(transformer: Any) -> Any:
 MOTION = torch.full((16, 2, 4, 4), 3.0)
 
 
+@pytest.mark.parametrize("sampler", [euler, unipc])
 def test_clean_motion_is_there_at_every_forward_and_at_the_end(
-    transformer: Any, branches: dict[str, Any], watch: Watch
+    sampler: Callable[[], Sampler], transformer: Any, branches: dict[str, Any], watch: Watch
 ) -> None:
-    latents = run(transformer, branches, Motion(MOTION, clean=True))
+    latents = run(transformer, branches, Motion(MOTION, clean=True), sampler=sampler())
 
     assert len(watch.fed) == 3 * STEPS
     for fed in [*watch.fed, latents]:
@@ -102,7 +114,7 @@ def test_mixed_motion_carries_fresh_noise_of_its_step_and_ends_clean(
     latents = run(transformer, branches, Motion(MOTION, clean=False))
     generator = torch.Generator().manual_seed(1)
     draw_noise((16, *SHAPE), generator)
-    times = Euler(EulerConfig(bundle="standard", steps=STEPS, shift=3.0)).schedule().timesteps
+    times = euler().schedule().timesteps
 
     for step in range(STEPS):
         sigma = times[step] / 1000

@@ -254,6 +254,24 @@ def test_a_tensor_of_another_shape_is_told(component: str, broken: Path) -> None
         load(broken)
 
 
+def rename(path: Path, new: Callable[[str], str]) -> None:
+    save_file({new(name): tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+
+
+def test_names_of_older_checkpoints_are_understood(folder: Path, broken: Path) -> None:
+    def older(name: str) -> str:
+        name = name.replace("parametrizations.weight.original0", "weight_g")
+        return "wav2vec2." + name.replace("parametrizations.weight.original1", "weight_v")
+
+    rename(weights(broken, "audio_encoder"), older)
+    rename(weights(broken, "image_encoder"), lambda name: name if "vision_model." in name else f"vision_model.{name}")
+    now, then = load(folder), load(broken)
+    voice, pixels = torch.linspace(-1, 1, 16000).sin(), torch.linspace(-1, 1, 3 * 32 * 32).view(3, 32, 32)
+
+    assert torch.equal(then.audio.encode(voice, 25), now.audio.encode(voice, 25))
+    assert torch.equal(then.image.encode(pixels), now.image.encode(pixels))
+
+
 def test_heads_that_checkpoints_bring_along_are_passed_over(broken: Path) -> None:
     change_tensors(weights(broken, "audio_encoder"), lambda tensors: tensors.update({"quantizer.x": torch.zeros(2)}))
 
