@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from engine import recipe
 from engine.choices import Choices, bundled_loras, choose, loadable_loras
-from engine.components import CancelToken, ProgressCallback
+from engine.components import CancelToken, Kept, ProgressCallback
 from engine.config import Config
-from engine.data import Access, Artifact, Delivery, Frames, Inputs, Media, Plan, Request, Window
+from engine.data import Access, Artifact, Conditions, Delivery, Frames, Inputs, Media, Plan, Request, Window
 from engine.errors import ConfigError
 from engine.multitalk.load import Model, load_model
 from engine.progress import Meter
+from engine.recipe import make_recipe
 from engine.registry import Registry
 from engine.settings import locate_weights, make_settings
-from engine.stages.color import color_statistics
-from engine.stages.decode import decode
+from engine.stages.color import Statistics, color_statistics
+from engine.stages.decode import Decoded, decode
 from engine.stages.denoise import denoise, draw_noise
-from engine.stages.encode import encode, encode_text, encode_voices, to_pixels
+from engine.stages.encode import Texts, encode, encode_text, encode_voices, to_pixels
 from engine.stages.plan import plan_walk
 from engine.stages.read import fetch, read
 from engine.stages.windows import picks
@@ -43,11 +45,6 @@ class Engine:
         self._model: Model | None = None
         self._weights = Path()
 
-    @property
-    def loaded(self) -> bool:
-        """Whether the weights are in memory."""
-        return self._model is not None
-
     def generate(
         self,
         request: Request,
@@ -62,135 +59,25 @@ class Engine:
         them; nothing is left behind then.
         """
         config = config or self.config
-        choices = choose(config, self._registry)
-        meter = Meter(progress, cancel)
-        with tempfile.TemporaryDirectory(prefix="multitalk-") as name:
-            folder = Path(name)
-            with meter.stage("read"):
-                media = fetch(request, self._hooks.open_address, self.access, folder)
-                plan = plan_walk(request, media, make_settings(config, self._registry))
-                self.sink.check(request.filename)
-                inputs = read(request, media, plan)
-            with meter.stage("load"):
-                model = self._load()
-                model.set_loras(bundled_loras(config, self._weights))
-            meter.expect(len(plan.windows), plan.steps)
-            artifact = self._walk(request, config, choices, media, plan, inputs, model, meter, folder / "video.mp4")
-            with meter.stage("keep"):
-                kept = self.sink.put(artifact)
-        delivery = Delivery(
-            address=kept.address,
-            content=kept.content,
-            media_type=artifact.media_type,
-            seconds=artifact.seconds,
-            frames=artifact.frames,
-            fps=plan.fps,
-            seed=plan.seed,
-            timings=meter.timings,
-            plan=plan,
-            warnings=plan.warnings,
-        )
-        self._hooks.generation_finished(request=request, delivery=delivery)
-        return delivery
+        job = _Job(request, config, choose(config, self._registry), Meter(progress, cancel))
+        with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
+            media, plan = self._plan(job, Path(folder))
+            inputs = self._read(job, media, plan)
+            model = self._ready(job, plan)
+            heard = self._listen(job, model, inputs)
+            history = None
+            with self._writer(job, media, plan, inputs, Path(folder) / "video.mp4") as writer:
+                for window in plan.windows:
+                    conditions = self._encode(job, model, plan, inputs, heard, window, history)
+                    latents = self._denoise(job, model, heard, window, conditions)
+                    frames, history = self._decode(job, model, plan, heard, window, latents)
+                    self._write(job, plan, window, frames, writer)
+                artifact = self._finish(job, writer)
+            kept = self._keep(job, artifact)
+        return self._deliver(job, plan, artifact, kept)
 
-    def _walk(
-        self,
-        request: Request,
-        config: Config,
-        choices: Choices,
-        media: Media,
-        plan: Plan,
-        inputs: Inputs,
-        model: Model,
-        meter: Meter,
-        path: Path,
-    ) -> Artifact:
-        generator = torch.Generator().manual_seed(request.seed)
-        negative = config.model.negative_prompt if request.negative_prompt is None else request.negative_prompt
-        branches = choices.guidance.branches
-        native = config.model.fps
-        with meter.stage("listen"):
-            text = encode_text(model, request.prompt, negative, branches)
-            voices = encode_voices(model, inputs.voices, native, meter)
-            colors = color_statistics(to_pixels(inputs.image).permute(1, 2, 0).numpy())
-            told = recipe.make_recipe(
-                request,
-                media,
-                config,
-                weights=self._weights,
-                threads=torch.get_num_threads(),
-                device=self.device,
-                dtype=self.dtype,
-            )
-        history = None
-        size = plan.canvas.target
-        with Writer(
-            path,
-            size,
-            plan.fps,
-            inputs.sound,
-            crf=config.video.crf,
-            preset=config.video.preset,
-            audio_bitrate=config.video.audio_bitrate,
-            metadata=told,
-            filename=request.filename,
-        ) as writer:
-            for window in plan.windows:
-                number = window.index + 1
-                with meter.stage("encode", window=number):
-                    conditions = encode(
-                        model,
-                        inputs,
-                        window,
-                        history=history,
-                        text=text,
-                        voices=voices,
-                        branches=branches,
-                        continuation_style=config.continuation.style,
-                        fps=plan.generated_fps,
-                        native_fps=native,
-                        cancel=meter,
-                    )
-                with meter.stage("denoise", window=number), model.use("transformer"):
-                    latents = denoise(
-                        model.transformer,
-                        conditions,
-                        draw_noise((model.codec.channels, *conditions.latents.shape[1:]), generator),
-                        sampler=choices.sampler,
-                        guidance=choices.guidance,
-                        cache=choices.cache,
-                        generator=generator,
-                        on_step=lambda step, _: self._hooks.step_finished(request=request, progress=meter.step(step)),
-                        cancel=meter,
-                    )
-                with meter.stage("decode", window=number):
-                    frames, history = decode(
-                        model,
-                        latents,
-                        window,
-                        motion_frames=config.continuation.frames,
-                        reference=colors,
-                        color_strength=config.continuation.color_strength,
-                        fps=plan.generated_fps,
-                        cancel=meter,
-                    )
-                with meter.stage("write", window=number):
-                    self._hooks.window_finished(request=request, window=window, frames=frames)
-                    writer.add(_picked(frames, window, plan))
-            with meter.stage("write"):
-                return writer.finish()
-
-    def load(self) -> None:
-        """Load the weights now, not with the first request. Raises SourceError and ConfigError."""
-        self._load()
-
-    def close(self) -> None:
-        """Release weights and device."""
-        if self._model is not None:
-            self._model.close()
-            self._model = None
-
-    def _load(self) -> Model:
+    def load(self) -> Model:
+        """Load the weights, if that has not happened yet. Raises SourceError and ConfigError."""
         if self._model is None:
             config = self.config
             self._weights = locate_weights(config, self._registry)
@@ -207,10 +94,174 @@ class Engine:
             )
         return self._model
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return self._model is not None
 
-def _picked(frames: Frames, window: Window, plan: Plan) -> Frames:
-    chosen = picks(window, plan.frames, plan.fps, plan.generated_fps)
-    return Frames(frames.pictures[list(chosen)], plan.fps)
+    def close(self) -> None:
+        """Release weights and device."""
+        if self._model is not None:
+            self._model.close()
+            self._model = None
+
+    # --- the stages, with what the config says to each ----------------------------------------------------------------
+
+    def _plan(self, job: _Job, folder: Path) -> tuple[Media, Plan]:
+        with job.meter.stage("read"):
+            media = fetch(job.request, self._hooks.open_address, self.access, folder)
+            plan = plan_walk(job.request, media, make_settings(job.config, self._registry))
+            self.sink.check(job.request.filename)
+            return media, plan
+
+    def _read(self, job: _Job, media: Media, plan: Plan) -> Inputs:
+        with job.meter.stage("read"):
+            return read(job.request, media, plan)
+
+    def _ready(self, job: _Job, plan: Plan) -> Model:
+        with job.meter.stage("load"):
+            model = self.load()
+            model.set_loras(bundled_loras(job.config, self._weights))
+        job.meter.expect(len(plan.windows), plan.steps)
+        return model
+
+    def _listen(self, job: _Job, model: Model, inputs: Inputs) -> _Heard:
+        model_config = job.config.model
+        negative = job.request.negative_prompt
+        with job.meter.stage("listen"):
+            return _Heard(
+                text=encode_text(
+                    model,
+                    job.request.prompt,
+                    model_config.negative_prompt if negative is None else negative,
+                    job.choices.guidance.branches,
+                ),
+                voices=encode_voices(model, inputs.voices, model_config.fps, job.meter),
+                colors=color_statistics(to_pixels(inputs.image).permute(1, 2, 0).numpy()),
+                generator=torch.Generator().manual_seed(job.request.seed),
+            )
+
+    def _writer(self, job: _Job, media: Media, plan: Plan, inputs: Inputs, path: Path) -> Writer:
+        video = job.config.video
+        recipe = make_recipe(
+            job.request,
+            media,
+            job.config,
+            weights=self._weights,
+            threads=torch.get_num_threads(),
+            device=self.device,
+            dtype=self.dtype,
+        )
+        return Writer(
+            path,
+            plan.canvas.target,
+            plan.fps,
+            inputs.sound,
+            crf=video.crf,
+            preset=video.preset,
+            audio_bitrate=video.audio_bitrate,
+            metadata=recipe,
+            filename=job.request.filename,
+        )
+
+    def _encode(
+        self, job: _Job, model: Model, plan: Plan, inputs: Inputs, heard: _Heard, window: Window, history: Tensor | None
+    ) -> Conditions:
+        with job.meter.stage("encode", window=window.index + 1):
+            return encode(
+                model,
+                inputs,
+                window,
+                history=history,
+                text=heard.text,
+                voices=heard.voices,
+                branches=job.choices.guidance.branches,
+                continuation_style=job.config.continuation.style,
+                fps=plan.generated_fps,
+                native_fps=job.config.model.fps,
+                cancel=job.meter,
+            )
+
+    def _denoise(self, job: _Job, model: Model, heard: _Heard, window: Window, conditions: Conditions) -> Tensor:
+        def tell(step: int, _steps: int) -> None:
+            self._hooks.step_finished(request=job.request, progress=job.meter.step(step))
+
+        with job.meter.stage("denoise", window=window.index + 1), model.use("transformer"):
+            return denoise(
+                model.transformer,
+                conditions,
+                draw_noise((model.codec.channels, *conditions.latents.shape[1:]), heard.generator),
+                sampler=job.choices.sampler,
+                guidance=job.choices.guidance,
+                cache=job.choices.cache,
+                generator=heard.generator,
+                on_step=tell,
+                cancel=job.meter,
+            )
+
+    def _decode(self, job: _Job, model: Model, plan: Plan, heard: _Heard, window: Window, latents: Tensor) -> Decoded:
+        continuation = job.config.continuation
+        with job.meter.stage("decode", window=window.index + 1):
+            return decode(
+                model,
+                latents,
+                window,
+                motion_frames=continuation.frames,
+                reference=heard.colors,
+                color_strength=continuation.color_strength,
+                fps=plan.generated_fps,
+                cancel=job.meter,
+            )
+
+    def _write(self, job: _Job, plan: Plan, window: Window, frames: Frames, writer: Writer) -> None:
+        with job.meter.stage("write", window=window.index + 1):
+            self._hooks.window_finished(request=job.request, window=window, frames=frames)
+            chosen = picks(window, plan.frames, plan.fps, plan.generated_fps)
+            writer.add(Frames(frames.pictures[list(chosen)], plan.fps))
+
+    def _finish(self, job: _Job, writer: Writer) -> Artifact:
+        with job.meter.stage("write"):
+            return writer.finish()
+
+    def _keep(self, job: _Job, artifact: Artifact) -> Kept:
+        with job.meter.stage("keep"):
+            return self.sink.put(artifact)
+
+    def _deliver(self, job: _Job, plan: Plan, artifact: Artifact, kept: Kept) -> Delivery:
+        delivery = Delivery(
+            address=kept.address,
+            content=kept.content,
+            media_type=artifact.media_type,
+            seconds=artifact.seconds,
+            frames=artifact.frames,
+            fps=plan.fps,
+            seed=plan.seed,
+            timings=job.meter.timings,
+            plan=plan,
+            warnings=plan.warnings,
+        )
+        self._hooks.generation_finished(request=job.request, delivery=delivery)
+        return delivery
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One request with what was chosen for it."""
+
+    request: Request
+    config: Config
+    choices: Choices
+    meter: Meter
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """What holds for all windows of a request: features of prompt and voices, the picture's colours, the noise."""
+
+    text: Texts
+    voices: Tensor
+    colors: Statistics
+    generator: torch.Generator
 
 
 def _device(name: str) -> str:

@@ -62,6 +62,7 @@ def weights_of(model: ModelConfig) -> Weights:
 
 
 def _check(config: Config) -> None:
+    """Raise ConfigError for values that are of the right type and cannot be meant."""
     for field, frames in (("model.window", config.model.window), ("continuation.frames", config.continuation.frames)):
         if frames < 1 or frames % 4 != 1:
             raise ConfigError(f"{frames} is not of the form 4n + 1", field=field, hint="such as 9, 25 or 81")
@@ -71,20 +72,19 @@ def _check(config: Config) -> None:
             field="continuation.frames",
             hint=f"less than {config.model.window}",
         )
-    if config.continuation.style not in ("multitalk", "infinitetalk"):
-        raise ConfigError(
-            f"no continuation named {config.continuation.style!r}",
-            field="continuation.style",
-            hint="multitalk or infinitetalk",
-        )
-    if not 0 <= config.continuation.color_strength <= 1:
-        raise ConfigError(f"{config.continuation.color_strength:g} is out of range", field="continuation.color_strength", hint="0 to 1")
-    if config.sampler.bundle not in ("standard", "turbo"):
-        raise ConfigError(f"no bundle named {config.sampler.bundle!r}", field="sampler.bundle", hint="standard or turbo")
-    if config.lora.mode not in ("runtime", "merged"):
-        raise ConfigError(f"no LoRA mode named {config.lora.mode!r}", field="lora.mode", hint="runtime or merged")
-    if not 0 <= config.video.crf <= 51:
-        raise ConfigError(f"{config.video.crf} is out of range", field="video.crf", hint="0 (lossless) to 51")
+    for field, name, known in (
+        ("continuation.style", config.continuation.style, ("multitalk", "infinitetalk")),
+        ("sampler.bundle", config.sampler.bundle, ("standard", "turbo")),
+        ("lora.mode", config.lora.mode, ("runtime", "merged")),
+    ):
+        if name not in known:
+            raise ConfigError(f"{name!r} is unknown", field=field, hint=" or ".join(known))
+    for field, value, most in (
+        ("continuation.color_strength", config.continuation.color_strength, 1),
+        ("video.crf", config.video.crf, 51),
+    ):
+        if not 0 <= value <= most:
+            raise ConfigError(f"{value:g} is out of range", field=field, hint=f"0 to {most}")
 
 
 def _size(config: Config, key: str, size: list[int]) -> tuple[int, int]:

@@ -272,7 +272,11 @@ def test_video_carries_its_recipe_and_no_address(service: EngineService, folder:
 def test_secrets_of_the_environment_reach_no_video(
     service: EngineService, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    secrets = {"AWS_SECRET_ACCESS_KEY": "sentinel-aws-1", "HF_TOKEN": "sentinel-hf-2", "RUNPOD_API_KEY": "sentinel-rp-3"}
+    secrets = {
+        "AWS_SECRET_ACCESS_KEY": "sentinel-aws-1",
+        "HF_TOKEN": "sentinel-hf-2",
+        "RUNPOD_API_KEY": "sentinel-rp-3",
+    }
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
     request = replace(TWO, prompt="say ${oc.env:AWS_SECRET_ACCESS_KEY} aloud")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.data import Media, Plan, Request, Seat, Settings
+from engine.data import Media, Plan, Request, Settings
 from engine.errors import RequestError
 from engine.stages.audio import voice_spans
 from engine.stages.canvas import choose_bucket, make_canvas, make_seats
