@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import sys
 import warnings
@@ -11,6 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from engine.commands.hush import hush
 from engine.errors import Cancelled, ConfigError, EngineError
 
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
         with warnings.catch_warnings():
-            _hush()
+            hush()
             status = _dispatch(words)
             sys.stdout.flush()
             return status
@@ -136,22 +136,3 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "again": _again,
     "bench": _bench,
 }
-
-
-def _hush() -> None:
-    # Libraries speak to programmers; our errors and warnings speak to users. -W or PYTHONWARNINGS bring theirs back.
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        os.environ.setdefault(variable, "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TORCH_LOGS", "-all")
-    # PyTorch makes a folder for compiled kernels as soon as it is imported: not among the temporary files.
-    cache = Path("~/.cache").expanduser()
-    if os.access(cache if cache.exists() else cache.parent, os.W_OK | os.X_OK):
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "multitalk-engine" / "torchinductor"))
-    root = logging.getLogger()
-    if not root.handlers:
-        # Without any handler Python prints warnings of every logger.
-        root.addHandler(logging.NullHandler())

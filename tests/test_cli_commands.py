@@ -16,10 +16,10 @@ import pytest
 
 from engine import Progress, Request, hookimpl
 from engine.cli import main
-from engine.commands.catalog import choices, print_catalog, resolutions
+from engine.commands.catalog import Choice, choices, print_catalog, resolutions
 from engine.commands.flags import REQUEST
 from engine.commands.manual import COMMANDS
-from engine.registry import installed
+from engine.registry import Registry, installed
 
 EXAMPLES = Path(__file__).parent.parent / "engine" / "examples"
 
@@ -87,6 +87,22 @@ def test_every_registered_component_and_model_is_listed() -> None:
     for register in installed().registers:
         assert {(register.group, name) for name in register.names()} <= listed
     assert set(resolutions()) == {name for group, name in listed if group == "model"}
+
+
+def test_presets_of_another_package_are_listed_as_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "acme_presets" / "sampler").mkdir(parents=True)
+    (tmp_path / "acme_presets" / "__init__.py").touch()
+    preset = tmp_path / "acme_presets" / "sampler" / "brisk.yaml"
+    preset.write_text("# @package _group_\n# Two steps, for the impatient.\ndefaults: [euler]\n")
+    info = tmp_path / "acme-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+    (info / "top_level.txt").write_text("acme_presets\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry()
+    registry.presets("acme_presets")
+    brisk = next(choice for choice in choices(registry) if choice.name == "brisk")
+    assert brisk == Choice("sampler", "brisk", "preset", "acme", "Two steps, for the impatient.")
 
 
 def test_a_broken_plugin_is_listed_with_its_reason(

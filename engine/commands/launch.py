@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from engine.commands.escape import override
+from engine.commands.hush import hush
 from engine.compose import CONF, compose, translated
 from engine.errors import Cancelled, EngineError
 from engine.registry import installed
@@ -54,6 +55,7 @@ def sweep(overrides: Sequence[str]) -> int:
 
 def run_job(composed: DictConfig, *, swept: Sequence[str] = ()) -> int:
     """Run one job of a sweep over the keys `swept`; launchers may call this in a fresh process."""
+    hush()
     installed()
     # Taken unresolved: resolving would unescape a prompt's "${" once too often.
     overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
