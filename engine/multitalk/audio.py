@@ -27,11 +27,11 @@ def audio_frames(samples: int, fps: float) -> int:
 class AudioEncoder:
     """wav2vec 2.0 (transformers' Wav2Vec2Model) at the frame rate of the video; float32 on the CPU.
 
-    `chunk` is how many seconds of voice the convolutions see at once: in one go, an hour would take 24 GB in the first
-    of them. Longer voices come out the same but for rounding.
+    `chunk` is how many seconds of voice the convolutions see at once: in one go, each minute would take 1 GB. Longer
+    voices come out the same but for rounding.
     """
 
-    def __init__(self, model: Any, chunk: float = 30.0) -> None:
+    def __init__(self, model: Any, chunk: float = 10.0) -> None:
         config = model.config
         self.model = model
         self._field = _receptive_field(config.conv_kernel, config.conv_stride)
