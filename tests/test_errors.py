@@ -12,6 +12,7 @@ import tempfile
 import wave
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -253,19 +254,23 @@ def good(inputs: Path, *words: str) -> list[str]:
     return ["generate", *flags, "--quiet", "sampler.steps=1", *words]
 
 
-@pytest.fixture
+@contextmanager
 def file_limit() -> Iterator[None]:
-    """No file of this process can grow beyond 8 KiB: writing fails as on a full disk."""
+    """No file of this process can grow beyond 8 KiB: writing fails as on a full disk.
+
+    Not a fixture: pytest reports a test before its fixtures end, perhaps into a file that is larger.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_video_that_cannot_grow_is_one_line(
-    desk: Path, inputs: Path, file_limit: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = told_once(good(inputs), desk, inputs, capsys)
+def test_a_video_that_cannot_grow_is_one_line(desk: Path, inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with file_limit():
+        line = told_once(good(inputs), desk, inputs, capsys)
     assert "sink" in line
     assert "File too large" in line
 
