@@ -23,7 +23,7 @@ BFLOAT16_TOLERANCE = 0.02
 
 def replay(model: Any, recorded: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        return model(
+        sample: Tensor = model(
             torch.cat([recorded["in.x"][None], recorded["in.y"]], dim=1),
             recorded["in.t"],
             recorded["in.context"][None],
@@ -31,6 +31,7 @@ def replay(model: Any, recorded: dict[str, Tensor]) -> Tensor:
             recorded["in.audio"],
             recorded["in.ref_target_masks"],
         ).sample[0]
+    return sample
 
 
 def reference_quirks(recorded: dict[str, Tensor], heads: int) -> set[str]:

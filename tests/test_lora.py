@@ -18,7 +18,7 @@ TOLERANCE = 2e-6
 def forward(model: Any, recordings: Any) -> Tensor:
     recorded = recordings.tensors("forward_b_two_default")
     with torch.no_grad():
-        return model(
+        sample: Tensor = model(
             torch.cat([recorded["in.x"][None], recorded["in.y"]], dim=1),
             recorded["in.t"],
             recorded["in.context"][None],
@@ -26,6 +26,7 @@ def forward(model: Any, recordings: Any) -> Tensor:
             recorded["in.audio"],
             recorded["in.ref_target_masks"],
         ).sample
+    return sample
 
 
 def engine_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -34,7 +35,8 @@ def engine_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.fixture
 def lora(home_recordings: Any) -> dict[str, Tensor]:
-    return home_recordings.tensors("lora_in")
+    tensors: dict[str, Tensor] = home_recordings.tensors("lora_in")
+    return tensors
 
 
 @pytest.mark.parametrize("names", ["reference", "engine"])

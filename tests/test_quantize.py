@@ -20,7 +20,7 @@ BOUND = 0.02
 def forward(model: Any, recordings: Any) -> Tensor:
     recorded = recordings.tensors("forward_d_grid")
     with torch.no_grad():
-        return model(
+        sample: Tensor = model(
             torch.cat([recorded["in.x"][None], recorded["in.y"]], dim=1),
             recorded["in.t"],
             recorded["in.context"][None],
@@ -28,6 +28,7 @@ def forward(model: Any, recordings: Any) -> Tensor:
             recorded["in.audio"],
             recorded["in.ref_target_masks"],
         ).sample
+    return sample
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

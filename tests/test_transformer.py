@@ -172,7 +172,7 @@ def test_grouped_windows_hold_past_centres_and_future() -> None:
 def test_rotation_is_the_complex_product_with_and_without_gradients(dtype: torch.dtype) -> None:
     x, angles = torch.randn(1, 10, 3, 8).to(dtype), torch.randn(10, 4)
     turns = torch.polar(torch.ones(10, 4), angles)[None, :, None]
-    expected = torch.view_as_real(torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * turns).flatten(-2)
+    expected = torch.view_as_real(torch.view_as_complex(x.float().view(1, 10, 3, 4, 2)) * turns).flatten(-2)
 
     slow = rotate(x, rotary_tables(angles), dtype)
     with torch.no_grad():

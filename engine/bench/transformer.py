@@ -8,7 +8,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -106,11 +106,13 @@ def bare_calls(
     text, image = config.text_len, config.image_tokens
 
     weight, bias = model.patch_embedding.weight, model.patch_embedding.bias
-    yield lambda x=latents.to(dtype): F.conv3d(x, weight, bias, stride=patch)
-    embedder = model.condition_embedder
+    pixels = latents.to(dtype)
+    yield lambda: F.conv3d(pixels, weight, bias, stride=patch)
+    embedder: Any = model.condition_embedder
+    blocks: Iterable[Any] = model.blocks
     for layer in (embedder.time_embedder.linear_1, embedder.time_embedder.linear_2, embedder.time_proj):
         yield _linear(layer, 1)
-    for block in model.blocks:
+    for block in blocks:
         self_, cross, heard, ffn = block.attn1, block.attn2, block.audio_attn, block.ffn.net
         for layer in (self_.to_q, self_.to_k, self_.to_v, self_.to_out[0], cross.to_q, cross.to_out[0]):
             yield _linear(layer, tokens)
@@ -159,7 +161,8 @@ def _model(
     )
     for parameter in model.parameters():
         parameter.data.normal_(std=0.02, generator=random)
-    return cast_model(model, dtype).eval()
+    model.eval()
+    return cast_model(model, dtype)
 
 
 def _inputs(

@@ -93,7 +93,7 @@ def class_scores(query: Tensor, key: Tensor, speakers: Speakers) -> Tensor:
     """
     tokens, classes = speakers.values.shape[1], speakers.sums.shape[0]
     values = speakers.values.expand(-1, -1, query.shape[2], -1)
-    mass = dispatch_attention_fn(query, key[:, :tokens], values, backend=NATIVE)
+    mass: Tensor = dispatch_attention_fn(query, key[:, :tokens], values, backend=NATIVE)
     return mass[0, :, :, :classes].float().mean(dim=1).T / speakers.sums[:, None]
 
 
@@ -128,7 +128,8 @@ class CrossAttentionProcessor:
         value = attn.add_v_proj(image).unflatten(2, (attn.heads, -1))
         key = attn.norm_added_k(attn.add_k_proj(image)).type_as(value).unflatten(2, (attn.heads, -1))
         output = add(output, dispatch_attention_fn(query, key, value, backend=self._attention_backend))
-        return attn.to_out[1](attn.to_out[0](output.flatten(2, 3)))
+        attended: Tensor = attn.to_out[1](attn.to_out[0](output.flatten(2, 3)))
+        return attended
 
 
 class AudioAttentionProcessor:
@@ -153,16 +154,18 @@ class AudioAttentionProcessor:
             key = rotate(key, speakers.keys, value.dtype)
         query = query.unflatten(1, (encoder_hidden_states.shape[0], -1))[0]
         output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
-        return attn.to_out(output.flatten(2, 3).flatten(0, 1)[None])
+        heard: Tensor = attn.to_out(output.flatten(2, 3).flatten(0, 1)[None])
+        return heard
 
 
-class AudioAttention(nn.Module, AttentionModuleMixin):
+class AudioAttention(nn.Module, AttentionModuleMixin):  # type: ignore[misc]
     """Audio cross-attention: `to_q`, `to_kv` (rows: keys of all heads, then values) and `to_out`, all with bias."""
 
     _default_processor_cls = AudioAttentionProcessor
     _available_processors = [AudioAttentionProcessor]
     _supports_qkv_fusion = False
     is_cross_attention = True
+    processor: Any
 
     def __init__(self, dim: int, heads: int, audio_dim: int) -> None:
         super().__init__()
@@ -170,7 +173,7 @@ class AudioAttention(nn.Module, AttentionModuleMixin):
         self.to_q = nn.Linear(dim, dim)
         self.to_kv = nn.Linear(audio_dim, 2 * dim)
         self.to_out = nn.Linear(dim, dim)
-        self.set_processor(AudioAttentionProcessor())
+        self.processor = AudioAttentionProcessor()
 
     def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, **kwargs: Any) -> Tensor:
         output: Tensor = self.processor(self, hidden_states, encoder_hidden_states, **kwargs)

@@ -18,7 +18,7 @@ def group_windows(windows: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     and future half of the last. Source: MultiTalk, wan/modules/multitalk_model.py, forward.
     """
     middle = windows.shape[2] // 2
-    first, rest = windows[:, :1], windows[:, 1:].unflatten(1, (-1, stride))
+    first, rest = windows[:, :1], windows[:, 1:].unflatten(1, (-1, stride))  # type: ignore[no-untyped-call]
     if stride == 1:
         return first, rest[:, :, 0]
     grouped = torch.cat(
@@ -60,4 +60,5 @@ class AudioProjection(nn.Module):
         first, rest = group_windows(windows, self.stride)
         hidden = torch.cat([F.relu(self.proj1(first.flatten(2))), F.relu(self.proj1_vf(rest.flatten(2)))], dim=1)
         hidden = self.proj3(F.relu(self.proj2(hidden)))
-        return self.norm(hidden.unflatten(2, (self.tokens, -1)))
+        tokens: Tensor = self.norm(hidden.unflatten(2, (self.tokens, -1)))
+        return tokens

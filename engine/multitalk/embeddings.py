@@ -71,7 +71,7 @@ def rotate(x: Tensor, rotary: Rotary, dtype: torch.dtype) -> Tensor:
     """Turn the interleaved pairs (2j, 2j+1) of `x` (B, L, heads, head_dim) in float32 and return them in `dtype`."""
     x = x.float()
     if torch.is_grad_enabled():
-        first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+        first, second = x.unflatten(-1, (-1, 2)).unbind(-1)  # type: ignore[no-untyped-call]
         cos, sin = rotary.cos[..., 0::2], rotary.before[..., 1::2]
         return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2).to(dtype)
     # Three contiguous passes with zeros in the tables are three times faster than strided access to pairs.

@@ -229,7 +229,8 @@ def _add_branch(layer: nn.Module, changes: dict[str, Tensor], active: dict[str, 
         if scale is None:
             return None
         # Not a submodule, so that saving and offloading see the bare network; it follows its layer's input.
-        return output + scale * branch.to(inputs[0].device)(*inputs)
+        change: Tensor = branch.to(inputs[0].device)(*inputs)
+        return output + scale * change
 
     layer.register_forward_hook(add)
 

@@ -150,7 +150,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
     _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm", "audio_proj", "proj_out"]
     _keys_to_ignore_on_load_unexpected = ["norm_added_q"]
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         patch_size: tuple[int, int, int] = (1, 2, 2),
@@ -191,7 +191,8 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
             pos_embed_seq_len=pos_embed_seq_len,
             audio_window=audio_window,
         )
-        self.patch_embedding = nn.Conv3d(in_channels, dim, kernel_size=tuple(patch_size), stride=tuple(patch_size))
+        patch_size = (1, patch_size[1], patch_size[2])  # a list where it was read from JSON
+        self.patch_embedding = nn.Conv3d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
         self.condition_embedder = TimeTextImageEmbedding(dim, freq_dim, text_dim, image_dim)
         self.audio_proj = AudioProjection(
             window=audio_window,
