@@ -112,7 +112,18 @@ def _misfit(error: Exception) -> ConfigError:
         near = difflib.get_close_matches(wrong.partition("=")[0], _keys(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "multitalk --help lists the groups and keys"
         return ConfigError(f"there is no {wrong!r} in the config", field=wrong.partition("=")[0], hint=hint)
-    return ConfigError(first, field=str(key), hint="see the field's type in engine/config.py")
+    wanted = next((hint for kind, hint in _KINDS.items() if kind in first), "multitalk plugins shows what fits")
+    return ConfigError(first, field=str(key), hint=wanted)
+
+
+#: What OmegaConf's messages call a type, and what to give.
+_KINDS = {
+    "to Integer": "give a whole number",
+    "to Float": "give a number",
+    "Boolean": "give true or false",
+    "not a list": "give a list, [a, b]",
+    "Missing mandatory": "give it a value",
+}
 
 
 def _keys() -> list[str]:

@@ -151,6 +151,7 @@ class Engine:
             threads=torch.get_num_threads(),
             device=self.device,
             dtype=self.dtype,
+            attention=self.attention,
         )
         return Writer(
             path,
@@ -218,6 +219,7 @@ class Engine:
             self._hooks.window_finished(request=job.request, window=window, frames=frames)
             chosen = picks(window, plan.frames, plan.fps, plan.generated_fps)
             writer.add(Frames(frames.pictures[list(chosen)], plan.fps))
+        job.meter.window_done()
 
     def _finish(self, job: _Job, writer: Writer) -> Artifact:
         with job.meter.stage("write"):

@@ -17,7 +17,9 @@ class Meter:
     def __init__(self, callback: ProgressCallback | None, cancel: CancelToken | None) -> None:
         self._callback = callback
         self._cancel = cancel
-        self._steps = self._windows = self._window = self._done = 0
+        self._steps = self._windows = self._window = 0
+        # Units of work: each step is one, and what follows the steps of a window (decoding, writing) is another.
+        self._done = 0
         self._began: float | None = None
         #: Seconds by stage.
         self.timings: dict[str, float] = {}
@@ -47,6 +49,11 @@ class Meter:
         self._tell("denoise", step=number)
         return self.last
 
+    def window_done(self) -> None:
+        """Note that all of the current window is done."""
+        self._done += 1
+        self._tell("write", step=0)
+
     def is_set(self) -> bool:
         """Whether the caller withdrew: a meter is a cancel token itself."""
         return self._cancel is not None and self._cancel.is_set()
@@ -57,10 +64,9 @@ class Meter:
             raise Cancelled(stage)
 
     def _tell(self, stage: str, *, step: int) -> None:
-        total = self._windows * self._steps
+        total = self._windows * (self._steps + 1)
         remaining = None
         if self._began is not None and self._done:
-            # Everything of a window (encoding, decoding, writing) is spread over its steps.
             remaining = (time.monotonic() - self._began) / self._done * (total - self._done)
         self.last = Progress(
             stage=stage,

@@ -22,7 +22,15 @@ DECISIVE = ("resolution", "quant", "sampler", "guidance", "cache", "lora", "cont
 
 
 def make_recipe(
-    request: Request, media: Media, config: Config, *, weights: Path, threads: int, device: str, dtype: str
+    request: Request,
+    media: Media,
+    config: Config,
+    *,
+    weights: Path,
+    threads: int,
+    device: str,
+    dtype: str,
+    attention: str,
 ) -> dict[str, Any]:
     """Return the recipe as plain JSON values; no address, path, host name or date is in it."""
     return {
@@ -34,12 +42,17 @@ def make_recipe(
             "negative_prompt": request.negative_prompt,
             "seed": request.seed,
             "frames": request.frames,
-            "fps": request.fps,
+            "fps": None if request.fps is None else float(request.fps),
             "audio_type": request.audio_type,
             "timing": request.timing,
             "fit": request.fit,
             "speakers": [
-                {"silence": speaker.audio is None, "box": speaker.region.box, "mask": speaker.region.mask is not None}
+                {
+                    "silence": speaker.audio is None,
+                    # Whole numbers and fractions as one type, so that a repeated video carries the same text.
+                    "box": [float(edge) for edge in speaker.region.box] if speaker.region.box else None,
+                    "mask": speaker.region.mask is not None,
+                }
                 for speaker in request.speakers
             ],
         },
@@ -49,6 +62,7 @@ def make_recipe(
         "threads": threads,
         "device": device,
         "dtype": dtype,
+        "attention": attention,
     }
 
 

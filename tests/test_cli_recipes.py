@@ -85,7 +85,7 @@ def test_what_differs_is_told(film: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "the weights are not those" in told
     assert "torch was 0.1 and is " in told
     assert "made with 77 threads" in told
-    assert "made on 'cuda'" in told
+    assert "its device was 'cuda'" in told
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,11 @@ def test_fraction_and_remaining_follow_the_steps() -> None:
         with meter.stage("denoise", window=window):
             for step in range(3):
                 meter.step(step + 1)
+        meter.window_done()
     steps = [p for p in seen if p.step]
-    assert [p.fraction for p in steps] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])
+    assert [p.fraction for p in steps] == pytest.approx([1 / 8, 2 / 8, 3 / 8, 5 / 8, 6 / 8, 7 / 8])
     assert [(p.window, p.step) for p in steps] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
-    assert steps[-1].remaining == 0
+    assert (seen[-1].fraction, seen[-1].remaining) == (1.0, 0)
     assert seen[0].remaining is None
 
 

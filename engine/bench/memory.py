@@ -13,27 +13,31 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from engine.errors import RequestError
+
 #: Frames that warm an engine up: two windows, so that a continuation has run as well.
 WARM = 106
 _KIB = 1024
 
 
-def run(lengths: Sequence[int] = (162, 1000), overrides: Sequence[str] = ("sampler.steps=2",)) -> dict[str, Any]:
-    """Make a video of each length in a fresh process and compare the peaks; Linux only.
+def run(short: int = 162, long: int = 1000, steps: int = 2) -> dict[str, Any]:
+    """Make a video of `short` and one of `long` frames in fresh processes and compare the peaks; Linux only.
 
-    Each process loads the engine, warms it up with a short video, has the kernel forget its peak and then makes the
-    video with a voice of that length. `growth_kib_per_frame` is the difference of the first and the last peak above
-    the warmed engine, by frame.
+    Each process loads the engine, warms it up with a video of two windows, has the kernel forget its peak and then
+    makes its video, `steps` steps a window, with a voice of that length. `growth_kib_per_frame` is by how much the
+    peak above the warmed engine grows with each frame.
     """
-    rows = [_measure(frames, overrides) for frames in lengths]
-    first, last = rows[0], rows[-1]
-    growth = (last["peak_kib"] - last["warm_kib"]) - (first["peak_kib"] - first["warm_kib"])
+    if not WARM < short < long:
+        raise RequestError(f"{short} and {long} frames", field="bench memory", hint=f"more than {WARM}, then more")
+    overrides = [f"sampler.steps={steps}"]
+    rows = [_measure(frames, overrides) for frames in (short, long)]
+    above = [row["peak_kib"] - row["warm_kib"] for row in rows]
     return {
         "bench": "memory",
         "model": "tiny",
-        "overrides": list(overrides),
+        "overrides": overrides,
         "runs": rows,
-        "growth_kib_per_frame": growth / (last["frames"] - first["frames"]),
+        "growth_kib_per_frame": (above[1] - above[0]) / (long - short),
         "allowed_kib_per_frame": 64,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 from collections.abc import Callable, Sequence
@@ -10,24 +11,30 @@ from typing import Any
 from engine.commands.flags import Parser, nearest
 from engine.errors import ConfigError
 
-BENCHES = ("transformer",)
+#: Name of a bench, which is a module of engine.bench with a function `run`, and what it measures.
+BENCHES = {
+    "transformer": "Time one forward of the network against its bare matrix products and attention calls.",
+    "memory": "Compare the peak memory of a short and a long video, each in a fresh process.",
+}
 
 
 def bench(words: Sequence[str]) -> int:
     """Run the bench that `words` name; each of its settings is a flag. Raises ConfigError and RequestError."""
+    name = words[0] if words else ""
     parser = Parser(
         prog="multitalk bench",
-        usage="multitalk bench transformer [flags]",
-        description="Time one forward of the network against its bare matrix products and attention calls.",
+        usage=f"multitalk bench {name if name in BENCHES else '|'.join(BENCHES)} [flags]",
+        description=BENCHES.get(name) or "\n".join(f"{bench}: {about}" for bench, about in BENCHES.items()),
     )
-    name = words[0] if words else ""
-    if name not in BENCHES and not name.startswith("-"):
-        hint = nearest(name, BENCHES, parser.prog) if name else "multitalk bench transformer"
+    if name not in BENCHES:
+        if name.startswith("-"):
+            parser.read(words)
+        hint = nearest(name, tuple(BENCHES), parser.prog) if name else f"multitalk bench {' or '.join(BENCHES)}"
         raise ConfigError(f"no bench named {name!r}" if name else "no bench named", field="command line", hint=hint)
     # Needs torch: a bench is not among the commands that start at once.
-    from engine.bench import transformer
+    run: Callable[..., dict[str, Any]] = importlib.import_module(f"engine.bench.{name}").run
 
-    for setting in inspect.signature(transformer.run).parameters.values():
+    for setting in inspect.signature(run).parameters.values():
         parser.flag(
             "--" + setting.name.replace("_", "-"),
             dest=setting.name,
@@ -37,7 +44,7 @@ def bench(words: Sequence[str]) -> int:
         )
     values, rest = parser.read(words)
     parser.one(rest, "the name of a bench")
-    print(json.dumps(transformer.run(**vars(values))))
+    print(json.dumps(run(**vars(values))))
     return 0
 
 

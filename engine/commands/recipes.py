@@ -149,9 +149,10 @@ def differences(recipe: Mapping[str, Any], overrides: Sequence[str], request: Re
             told.append(f"{package} was {version} and is {installed_now.get(package, 'absent')}")
     if recipe["threads"] != torch.get_num_threads():
         told.append(f"it was made with {recipe['threads']} threads, now there are {torch.get_num_threads()}")
-    device = Engine(service.config, registry).device
-    if recipe["device"] != device:
-        told.append(f"it was made on {recipe['device']!r}, now the device is {device!r}")
+    engine = Engine(service.config, registry)
+    for key, value in (("device", engine.device), ("attention", engine.attention)):
+        if recipe[key] != value:
+            told.append(f"its {key} was {recipe[key]!r}, now it is {value!r}")
     return told
 
 
