@@ -132,7 +132,7 @@ class ApgConfig(GuidanceConfig):
 
 @dataclass
 class CacheConfig:
-    """A step cache: which forwards are replaced by what an earlier one gave."""
+    """No step cache: every forward is computed. The caches derive from this."""
 
     name: str = "none"
 

@@ -1,0 +1,100 @@
+"""The service plans and answers about itself without weights, and loads them when a video is asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from engine import Access, EngineService, Request, Speaker
+from engine.components import Service
+from engine.errors import RequestError, SourceError
+
+EXAMPLES = files("engine") / "examples"
+REQUEST = Request(
+    prompt="a person talks",
+    image=str(EXAMPLES / "one.png"),
+    speakers=(Speaker(str(EXAMPLES / "one.flac")),),
+    frames=5,
+    overrides=("sampler.steps=1",),
+)
+
+
+def test_engine_service_is_a_service() -> None:
+    assert isinstance(EngineService(), Service)
+
+
+def test_plan_preview_check_and_capabilities_do_not_import_torch(tmp_path: Path) -> None:
+    code = textwrap.dedent(
+        f"""
+        import sys
+        from pathlib import Path
+        from engine import EngineService, Request, Speaker
+        service = EngineService()
+        request = Request("hello", {REQUEST.image!r}, (Speaker({REQUEST.speakers[0].audio!r}),))
+        service.plan(request), service.check(), service.capabilities()
+        service.preview(request, Path({str(tmp_path / "who.png")!r}))
+        assert "torch" not in sys.modules
+        """
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (tmp_path / "who.png").stat().st_size > 0
+
+
+def test_plan_and_delivery_agree(tmp_path: Path) -> None:
+    service = EngineService([f"sink.folder={tmp_path}"])
+    assert service.generate(REQUEST).plan == service.plan(REQUEST)
+
+
+def test_check_is_healthy_with_packaged_weights() -> None:
+    report = EngineService().check()
+    assert report["healthy"]
+    assert not report["loaded"]
+
+
+def test_check_names_missing_weights_and_an_unusable_sink(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    report = EngineService([f"source.path={tmp_path}", "source=volume", f"sink.folder={tmp_path / 'file'}"]).check()
+    assert not report["healthy"]
+    assert any("tiny" in error for error in report["errors"])
+    assert any("file" in error and "sink" in error for error in report["errors"])
+
+
+def test_missing_weights_stop_a_generation_but_not_a_plan(tmp_path: Path) -> None:
+    service = EngineService(["model=multitalk", "source=volume", f"source.path={tmp_path}"])
+    assert service.plan(REQUEST).weights is None
+    with pytest.raises(SourceError, match="multitalk"):
+        service.generate(REQUEST)
+
+
+def test_another_service_opens_beside_this_one(tmp_path: Path) -> None:
+    service = EngineService([f"sink.folder={tmp_path}"])
+    other = service.open(["resolution=large"])
+    assert service.plan(REQUEST).canvas.target != other.plan(REQUEST).canvas.target
+    assert other.config.sink == service.config.sink
+
+
+def test_closed_service_loads_again_when_asked(tmp_path: Path) -> None:
+    service = EngineService([f"sink.folder={tmp_path}"])
+    service.generate(REQUEST)
+    service.close()
+    assert not service.check()["loaded"]
+    service.generate(REQUEST)
+    assert service.check()["loaded"]
+
+
+def test_access_bounds_what_a_request_may_reach(tmp_path: Path) -> None:
+    service = EngineService(access=Access(folders=(tmp_path,)))
+    with pytest.raises(RequestError) as caught:
+        service.plan(REQUEST)
+    assert caught.value.field == "request.image"
+    assert str(tmp_path) in caught.value.hint
+
+
+def test_request_cannot_change_what_is_fixed_at_boot() -> None:
+    with pytest.raises(RequestError, match="sink"):
+        EngineService().plan(Request("a", REQUEST.image, REQUEST.speakers, overrides=("sink=base64",)))
