@@ -65,6 +65,44 @@ def test_reference_map_is_computed_only_for_several_speakers(
         tiny.run(tiny.model(), 2)
 
 
+def test_no_head_of_an_odd_number_is_lost_in_the_map() -> None:
+    """Declined quirk: the reference averages two halves of the heads and so drops the last of an odd number."""
+    query, key = torch.zeros(1, 18, 3, 12), torch.zeros(1, 18, 3, 12)
+    masks = torch.zeros(3, 6, dtype=torch.bool)
+    masks[0, 0] = masks[1, 1:4] = masks[2, 4:] = True
+    speakers = prepare_speakers(masks, 4, 12, 24, 4, torch.float32)
+    even = class_scores(query, key, speakers)
+
+    # Only the last head looks anywhere: at the first speaker's only token.
+    query[:, :, 2], key[:, 0, 2] = 10.0, 10.0
+    scores = class_scores(query, key, speakers)
+
+    torch.testing.assert_close(even, torch.full((3, 18), 1 / 6))
+    torch.testing.assert_close(scores[0], torch.full((18,), (1 / 6 + 1 / 6 + 1) / 3))
+
+
+def test_speakers_are_scored_from_unrounded_queries_in_a_bfloat16_model(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scored(model: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        seen = []
+
+        def watch(query: torch.Tensor, key: torch.Tensor, speakers: Any) -> torch.Tensor:
+            seen.append((query, speakers.values))
+            return class_scores(query, key, speakers)
+
+        monkeypatch.setattr("engine.multitalk.attention.class_scores", watch)
+        tiny.run(model)
+        return seen
+
+    calls = scored(cast_model(tiny.model(), torch.bfloat16))
+
+    assert len(calls) == 2
+    for query, values in calls:
+        assert query.dtype == values.dtype == torch.float32
+        assert (query != query.bfloat16()).float().mean() > 0.9
+
+
 def test_map_equals_the_masked_mean_of_softmax_weights() -> None:
     query, key = torch.randn(1, 18, 3, 12), torch.randn(1, 18, 3, 12)
     masks = torch.zeros(3, 6, dtype=torch.bool)
@@ -254,5 +292,10 @@ def test_cast_keeps_the_float32_parts(tiny: Any) -> None:
     kept = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32}
 
     assert kept == {name for name, _ in model.named_parameters() if kept_in_float32(name)}
-    assert {"proj_out.weight", "blocks.1.scale_shift_table", "condition_embedder.time_proj.bias"} <= kept
+    assert {
+        "patch_embedding.weight",
+        "proj_out.weight",
+        "blocks.1.scale_shift_table",
+        "condition_embedder.time_proj.bias",
+    } <= kept
     assert "blocks.0.attn1.to_q.weight" not in kept

@@ -106,7 +106,7 @@ def bare_calls(
     text, image = config.text_len, config.image_tokens
 
     weight, bias = model.patch_embedding.weight, model.patch_embedding.bias
-    pixels = latents.to(dtype)
+    pixels = latents.to(weight.dtype)
     yield lambda: F.conv3d(pixels, weight, bias, stride=patch)
     embedder: Any = model.condition_embedder
     blocks: Iterable[Any] = model.blocks
@@ -128,7 +128,7 @@ def bare_calls(
         yield _attention(1, tokens, image, heads, width, dtype)
         yield _attention(frames, per_frame, audio.shape[1], heads, width, dtype)
         if conditions.speakers is not None:
-            yield _attention(1, tokens, per_frame, heads, width, dtype)
+            yield _attention(1, tokens, per_frame, heads, width, conditions.speakers.values.dtype)
     yield _linear(model.proj_out, tokens)
 
 

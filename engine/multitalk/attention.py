@@ -75,25 +75,29 @@ class SelfAttentionProcessor:
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
         key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
         value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
+        # The scores are wanted from unrounded queries and keys: a class changes hands by the last bits.
+        precise = value.dtype if speakers is None else torch.float32
         if rotary_emb is not None:
-            query, key = rotate(query, rotary_emb, value.dtype), rotate(key, rotary_emb, value.dtype)
+            query, key = rotate(query, rotary_emb, precise), rotate(key, rotary_emb, precise)
+        scores = None if speakers is None else class_scores(query, key, speakers)
+        query, key = query.to(value.dtype), key.to(value.dtype)
         output = dispatch_attention_fn(
             query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
         )
-        output = attn.to_out[1](attn.to_out[0](output.flatten(2, 3)))
-        return output, None if speakers is None else class_scores(query, key, speakers)
+        return attn.to_out[1](attn.to_out[0](output.flatten(2, 3))), scores
 
 
 def class_scores(query: Tensor, key: Tensor, speakers: Speakers) -> Tensor:
     """Score how much each token looks at each class's part of the first latent frame: (C, L), float32.
 
     Attention over the first frame's keys with the class masks as values gives, per head, the attention mass on every
-    class; the mean over heads divided by the class's size is the reference's map, without its L x S matrix. Always
-    torch's own kernel: other backends may refuse or approximate values that are masks.
+    class; the mean over heads divided by the class's size is the reference's map, without its L x S matrix. Computed
+    in the dtype of `speakers.values`, and always by torch's own kernel: other backends may refuse or approximate
+    values that are masks.
     """
-    tokens, classes = speakers.values.shape[1], speakers.sums.shape[0]
+    tokens, classes, dtype = speakers.values.shape[1], speakers.sums.shape[0], speakers.values.dtype
     values = speakers.values.expand(-1, -1, query.shape[2], -1)
-    mass: Tensor = dispatch_attention_fn(query, key[:, :tokens], values, backend=NATIVE)
+    mass: Tensor = dispatch_attention_fn(query.to(dtype), key[:, :tokens].to(dtype), values, backend=NATIVE)
     return mass[0, :, :, :classes].float().mean(dim=1).T / speakers.sums[:, None]
 
 

@@ -22,7 +22,7 @@ class Speakers(NamedTuple):
     `values`: token masks as attention values, (1, S, 1, head_dim), 0 or 1 in the first C channels, zero beyond.
     `sums`: tokens per class (C,), at least 1; `penalty`: (C,), -inf for a class without tokens, else 0.
     `starts`, `spans`: label range per class (C,). `frequencies`: (head_dim / 2,). `keys`: rotary table of the audio
-    tokens. All but `values` float32.
+    tokens. All but `values` float32; the dtype of `values` is that in which scores are computed.
     """
 
     values: Tensor

@@ -134,6 +134,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
     _repeated_blocks = ["MultiTalkTransformerBlock"]
     # Matched against the dot-separated parts of a name.
     _keep_in_fp32_modules = [
+        "patch_embedding",
         "time_embedder",
         "time_proj",
         "scale_shift_table",
@@ -317,7 +318,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         windows: Tensor | None,
         masks: Tensor | None,
     ) -> TransformerConditions:
-        config, dtype, device = self.config, self.patch_embedding.weight.dtype, self.patch_embedding.weight.device
+        config, dtype, device = self.config, self._compute_dtype(), self.patch_embedding.weight.device
         frames, rows, columns = self._check_grid(shape)
         if text is None or image is None:
             raise RequestError(
@@ -348,7 +349,8 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
                 config.attention_head_dim,
                 config.class_range,
                 config.class_interval,
-                dtype,
+                # torch's CPU kernel is no slower in float32; on a GPU only halves have a fast one.
+                torch.float32 if device.type == "cpu" else dtype,
             )
         return TransformerConditions(
             context=torch.cat([image_tokens.to(dtype), text_tokens], dim=1),
@@ -357,6 +359,11 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
             speakers=speakers,
             latent_shape=shape,
         )
+
+    def _compute_dtype(self) -> torch.dtype:
+        # A layer that is neither kept in float32 nor stored in another dtype by layerwise casting or quantisation.
+        dtype: torch.dtype = self.condition_embedder.text_embedder.linear_1.weight.dtype
+        return dtype
 
     def _check_latents(self, latents: Tensor, timestep: Tensor) -> tuple[int, int, int]:
         _check_shape("hidden_states", latents, (1, self.config.in_channels, None, None, None))
@@ -379,7 +386,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
 
 
 def kept_in_float32(name: str) -> bool:
-    """Say whether the parameter `name` stays float32 whatever the model's dtype: time path, norms, tables, head."""
+    """Say whether the parameter `name` stays float32 whatever the model's dtype: patches, time path, norms, tables, head."""
     return not set(name.split(".")).isdisjoint(MultiTalkTransformer3DModel._keep_in_fp32_modules)
 
 
