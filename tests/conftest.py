@@ -10,6 +10,13 @@ from typing import Any
 import pytest
 
 HOME = Path(__file__).parent / "golden"
+#: Test argument -> the files of the golden folder it takes its cases from.
+PATTERNS = {
+    "forward_recording": "forward_*",
+    "quant_recording": "quant_*_forward",
+    "loop_recording": "loop_*",
+    "infinite_loop_recording": "infinite_loop_*",
+}
 
 
 class Recordings:
@@ -19,7 +26,10 @@ class Recordings:
         self.folder = folder
 
     def path(self, name: str) -> Path:
-        return next(path for path in (self.folder / name, HOME / name) if path.exists())
+        for path in (self.folder / name, HOME / name):
+            if path.exists():
+                return path
+        raise FileNotFoundError(f"{name} is neither in {self.folder} nor in {HOME}")
 
     def names(self, pattern: str) -> list[str]:
         """Return the stems of the safetensors files that match `pattern`, sorted."""
@@ -36,6 +46,11 @@ class Recordings:
 
         with safe_open(self.path(f"{name}.safetensors"), "pt") as file:
             return file.metadata() or {}
+
+    def model_name(self, recording: str) -> str:
+        """Return the model a recording was made with; one that does not tell was made with the only one there is."""
+        told = self.header(recording).get("model")
+        return str(told).strip('"') if told else next(iter(self.names("model_*") or Recordings(HOME).names("model_*")))
 
     def config(self, model: str) -> dict[str, Any]:
         """Return our constructor's arguments for the recorded `model`."""
@@ -146,15 +161,16 @@ def home_recordings() -> Recordings:
     return Recordings(HOME)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a golden folder without a recording: every golden test would be skipped and the run be green."""
+    folder = Path(config.getoption("--golden"))
+    if not any(Recordings(folder).names(pattern) for pattern in PATTERNS.values()):
+        raise pytest.UsageError(f"--golden {folder} holds no recording: {', '.join(PATTERNS.values())}")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give a test with an argument `<kind>_recording` one case per matching file of the golden folder."""
-    patterns = {
-        "forward_recording": "forward_*",
-        "quant_recording": "quant_*_forward",
-        "loop_recording": "loop_*",
-        "infinite_loop_recording": "infinite_loop_*",
-    }
-    for argument, pattern in patterns.items():
+    for argument, pattern in PATTERNS.items():
         if argument in metafunc.fixturenames:
             folder = Path(metafunc.config.getoption("--golden"))
             metafunc.parametrize(argument, Recordings(folder).names(pattern))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,10 @@ class Loop:
     source: npt.NDArray[np.uint8]
 
     def number(self, key: str, default: float) -> float:
-        return float(self.header.get(key, default))
+        """Read a number of the header, told by itself or inside a JSON object."""
+        told = [self.header, *(value for value in map(_read, self.header.values()) if isinstance(value, dict))]
+        names = (key, f"apg_{key}")
+        return float(next((told_here[name] for told_here in told for name in names if name in told_here), default))
 
     @property
     def clips(self) -> int:
@@ -121,16 +125,35 @@ class Loop:
         return int(self.number("motion_frame", 5 if later is None else 1 + 4 * (later.shape[1] - 1)))
 
     def guidance(self) -> Guidance:
-        told = self.header.get("apg", "true" if "norm_threshold" in self.header else "")
-        apg = told.strip().lower() not in ("", "0", "false", "no", "none", "off")
-        return make_guidance(
-            "apg" if apg else "cfg",
-            self.number("text", 5),
-            self.number("audio", 4),
-            momentum=self.number("momentum", -0.75),
-            norm_threshold=self.number("norm_threshold", 55),
-            eta=self.number("eta", 0),
-        )
+        made = [
+            make_guidance(
+                name,
+                self.number("text", 5),
+                self.number("audio", 4),
+                momentum=self.number("momentum", -0.75),
+                norm_threshold=self.number("norm_threshold", 55),
+                eta=self.number("eta", 0),
+            )
+            for name in ("cfg", "apg")
+        ]
+        told = [str(_read(value)).strip().lower() for key, value in self.header.items() if "apg" in key.lower()]
+        if told or "norm_threshold" in self.header:
+            return made[0 if told and all(value in _NO for value in told) else 1]
+        return min(made, key=self._misses_first_step)
+
+    def _misses_first_step(self, guidance: Guidance) -> float:
+        """Say by how much `guidance` misses the recorded first step: the header need not name it."""
+        clip = self.clip(0)
+        predictions = [clip[f"step0.pred{index}"] for index in range(3) if f"step0.pred{index}" in clip]
+        if len(predictions) < len(guidance.branches) or len(clip.get("step_latents", ())) < 2:
+            return 0.0
+        names = ("cond", "drop_text", "uncond") if len(predictions) == 3 else ("cond", "drop_audio")
+        velocity = guidance.combine(dict(zip(names, predictions, strict=False)))
+        guidance.reset()
+        before, after = clip["step_latents"][:2]
+        taken = (before - after) * 1000 / (clip["timesteps"][0] - clip["timesteps"][1])
+        # The leading frames may be given.
+        return float((taken - velocity)[:, -1].norm())
 
     def cache(self) -> StepCache:
         if "thresh" not in self.header:
@@ -143,14 +166,27 @@ class Loop:
         )
 
 
+# Values that say no.
+_NO = ("", "0", "0.0", "false", "no", "none", "null", "off")
+
+
+def _read(told: str) -> Any:
+    """Read a header's value: JSON, or what it says."""
+    try:
+        return json.loads(told)
+    except ValueError:
+        return told
+
+
 def _warmup(told: str) -> int:
-    """Read the retained steps: "5", "15" calls of three passes are told as "True(5*3)"."""
+    """Read the retained steps: "5", or "True(5*3)" for three passes."""
     digits = "".join(character if character.isdigit() else " " for character in told).split()
     return int(digits[0]) if digits else 5
 
 
 def _coefficients(told: str) -> tuple[float, ...]:
-    """Read a name, or numbers between commas."""
+    """Read a name (of either repository: their numbers are the same), or numbers between commas."""
+    told = told.replace("infinitetalk", "multitalk")
     return COEFFICIENTS[told] if told in COEFFICIENTS else tuple(float(part) for part in told.strip("[]()").split(","))
 
 
@@ -161,7 +197,7 @@ def load_loop(recordings: Any, name: str) -> Loop:
         key.removeprefix("override."): tensor for key, tensor in recorded.items() if key.startswith("override.")
     }
     image = RecordedImage()
-    transformer = recordings.model(header["model"], **overrides)
+    transformer = recordings.model(recordings.model_name(name), **overrides)
     model = Model(
         transformer=transformer,
         codec=LinearCodec(recorded),
@@ -186,7 +222,24 @@ def _picture(recordings: Any, recorded: Mapping[str, Tensor]) -> npt.NDArray[np.
     for candidate in candidates:
         if (to_pixels(_fit(candidate.numpy(), height, width))[:, ::8, ::8] - shown).abs().max() < 1e-5:
             return candidate.numpy()
-    raise AssertionError("no recording holds the picture of this loop")
+    return _rebuilt(recorded, {name.removeprefix("clip0."): tensor for name, tensor in recorded.items()})
+
+
+def _rebuilt(recorded: Mapping[str, Tensor], clip: Mapping[str, Tensor]) -> npt.NDArray[np.uint8]:
+    """Make a picture that the stand-in encoders cannot tell from the recorded one.
+
+    The image branch saw the first pixel of every 8 x 8 block, the autoencoder the mean of every block.
+    """
+    corners = clip["clip_vision_pixels_s8"][:, 0]
+    latents = clip["y"][0, 4:, 0] - recorded["vae_bias"][:, None, None]
+    means = torch.einsum("cl,lhw->chw", torch.linalg.pinv(recorded["vae_enc"].double()).float(), latents)
+    first, total = ((corners + 1) / 2 * 255).round(), ((means + 1) / 2 * 255 * 64).round()
+    # Whole numbers with the wanted sum: the others share the rest evenly, some one higher.
+    share, higher = torch.div(total - first, 63, rounding_mode="floor"), (total - first) % 63
+    pixels = share[..., None] + (torch.arange(64) <= higher[..., None])
+    pixels[..., 0] = first
+    blocks = pixels.unflatten(-1, (8, 8)).permute(1, 3, 2, 4, 0)
+    return blocks.flatten(2, 3).flatten(0, 1).clamp(0, 255).to(torch.uint8).numpy()
 
 
 def _fit(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
@@ -201,7 +254,10 @@ def _reference_frame(loop: Loop, clip: Mapping[str, Tensor], height: int, width:
     """Return the frame of the source video that the clip was shown: the picture, or its colours inverted."""
     frames = [_fit(source, height, width) for source in (loop.source, 255 - loop.source)]
     shown = clip["clip_vision_pixels_s8"][:, 0]
-    return min(frames, key=lambda frame: float((to_pixels(frame)[:, ::8, ::8] - shown).abs().max()))
+    for frame in frames:
+        if (to_pixels(frame)[:, ::8, ::8] - shown).abs().max() < 1e-5:
+            return frame
+    return _rebuilt(loop.recorded, clip)
 
 
 def mirrored(features: Tensor, end: int) -> Tensor:
@@ -277,12 +333,16 @@ def _replay_clip(
     sampler = Euler(EulerConfig(bundle="standard", steps=steps, shift=loop.number("shift", 7)))
     check("timesteps", torch.tensor(sampler.schedule().timesteps), "timesteps")
     fed: list[Tensor] = []
+    predicted: list[Tensor] = []
 
-    def record(_module: Any, _args: Any, given: Mapping[str, Tensor]) -> None:
+    def record(_module: Any, _args: Any, given: Mapping[str, Tensor], output: tuple[Tensor]) -> None:
         fed.append(given["hidden_states"][0, :16].clone())
+        predicted.append(output[0][0].clone())
 
-    handle = loop.model.transformer.register_forward_pre_hook(record, with_kwargs=True)
-    noise: Iterator[Tensor] | None = iter(clip["motion_noise"]) if "motion_noise" in clip else None
+    handle = loop.model.transformer.register_forward_hook(record, with_kwargs=True)
+    noise: Iterator[Tensor] | None = (
+        iter(clip["motion_noise"]) if not loop.infinite and "motion_noise" in clip else None
+    )
     latents = denoise(
         loop.model.transformer,
         conditions,
@@ -296,6 +356,9 @@ def _replay_clip(
     handle.remove()
     assert noise is None or next(noise, None) is None
     check("step_latents", torch.stack(fed[:: len(guidance.branches)]), "step_latents")
+    # Where a scale is 1 the public implementation runs passes that cancel out; the first two are ours as well.
+    for index, prediction in enumerate(predicted[: len(guidance.branches)]):
+        check(f"step0.pred{index}", prediction, f"step0.pred{index}")
     check("final_latent", latents, "final_latent")
     if isinstance(cache, TeaCache) and "computed" in loop.recorded:
         computed = loop.recorded["computed"][window.index * steps : (window.index + 1) * steps]
@@ -307,7 +370,7 @@ def _replay_clip(
         window,
         motion_frames=loop.motion_frames,
         reference=reference,
-        color_strength=loop.number("color_strength", 0),
+        color_strength=loop.number("color_strength", loop.number("color_correction_strength", 0)),
         fps=RATE,
     )
     ends = clip["decoded_s8"][:, -decoded.history.shape[1] :]
