@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_folder import SIZES, write_folder
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.errors import RequestError, SourceError, UnknownComponent
 from engine.multitalk.load import COMPONENTS, Model, load_model
@@ -127,6 +127,79 @@ def test_runtime_loras_are_switched_for_each_request(folder: Path, loras: list[P
 
     assert len({float(output.sum()) for output in (bare, first, second, half)}) == 4
     assert torch.equal(forward(model), bare)
+
+
+@pytest.fixture(scope="module")
+def full_lora(folder: Path) -> Path:
+    """As distilled LoRAs are: pairs, and changes of weights and biases, on layers that int8 stores."""
+    generator = torch.Generator().manual_seed(1)
+    path = folder / "full.safetensors"
+    save_file(
+        {
+            f"diffusion_model.blocks.{block}.{name}": 0.2 * torch.randn(shape, generator=generator)
+            for block in range(2)
+            for name, shape in {
+                "self_attn.q.lora_down.weight": (2, 24),
+                "self_attn.q.lora_up.weight": (24, 2),
+                "self_attn.q.diff_b": (24,),
+                "self_attn.k.diff_b": (24,),
+                "self_attn.o.diff": (24, 24),
+                "norm3.diff": (24,),
+            }.items()
+        },
+        path,
+    )
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("memory", ["none", "group-offload"])
+@pytest.mark.parametrize("quant", ["none", "int8"])
+def test_a_runtime_lora_works_on_every_kind_of_network(
+    quant: str, memory: str, dtype: str, folder: Path, full_lora: Path
+) -> None:
+    if quant == "int8":
+        pytest.importorskip("torchao")
+    wanted = forward(load(folder, loras=[(full_lora, 0.7)], lora_mode="merged"))
+    model = load(folder, quant=quant, memory=memory, dtype=dtype, loras=[(full_lora, 0.7)])
+
+    outputs = []
+    with model.use("transformer"):
+        for active in ([], [(full_lora, 0.7)], []):
+            model.set_loras(active)
+            outputs.append(forward(model))
+
+    assert torch.equal(outputs[0], outputs[2])
+    assert (outputs[1] - wanted).norm() / wanted.norm() < (0.02 if quant == "int8" or dtype == "bfloat16" else 1e-5)
+    assert (outputs[0] - wanted).norm() / wanted.norm() > 0.05
+
+
+def test_a_change_of_a_bias_costs_no_second_weight(folder: Path, full_lora: Path) -> None:
+    model = load(folder, loras=[(full_lora, 1.0)])
+    layer = model.transformer.blocks[0].attn1.to_k
+
+    (hook,) = layer._forward_hooks.values()
+    branches = [cell.cell_contents for cell in hook.__closure__ or () if isinstance(cell.cell_contents, nn.Module)]
+
+    assert [parameter.shape for branch in branches for parameter in branch.parameters()] == [(24,)]
+
+
+@pytest.mark.parametrize("mode", ["runtime", "merged"])
+def test_what_a_lora_does_not_reach_is_told(
+    mode: str, folder: Path, loras: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    partly, foreign = tmp_path / "partly.safetensors", tmp_path / "foreign.safetensors"
+    unknown = {"diffusion_model.blocks.99.norm3.diff": torch.zeros(24), "text.lora_up.weight": torch.zeros(2, 2)}
+    save_file(load_file(loras[0]) | unknown, partly)
+    save_file(unknown, foreign)
+
+    load(folder, loras=[(partly, 1.0)], lora_mode=mode)
+
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "partly.safetensors: 2 entries match no tensor" in warning
+    assert all(name in warning for name in unknown)
+    with pytest.raises(SourceError, match="no entry of the LoRA matches"):
+        load(folder, loras=[(foreign, 1.0)], lora_mode=mode)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,11 +20,13 @@ from engine.multitalk.attention import set_self_attention_backend
 from engine.multitalk.audio import AudioEncoder
 from engine.multitalk.codec import LatentCodec, WanCodec, Withdrawn
 from engine.multitalk.image import ImageEncoder
-from engine.multitalk.lora import LoraMerger, RuntimeLora, load_runtime_lora
+from engine.multitalk.lora import Coverage, LoraMerger, RuntimeLora, load_runtime_lora
 from engine.multitalk.memory import Placement, place
 from engine.multitalk.quantize import quantize_int8
 from engine.multitalk.text import TextEncoder
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
+
+logger = logging.getLogger(__name__)
 
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder", "audio_encoder")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -157,6 +160,7 @@ def load_model(
     if lora_mode == "runtime":
         for index, (path, _) in enumerate(dict(loras).items()):
             runtime[path] = load_runtime_lora(transformer, _read_lora(path), f"lora{index}")
+            _tell_coverage(path, runtime[path].coverage)
     set_self_attention_backend(transformer, attention)
 
     vae = _load_vae(folder / "vae")
@@ -280,14 +284,14 @@ def _load_encoders(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
 def _without_bars() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
-    logging = cast("Any", transformers_logging)
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    bars = cast("Any", transformers_logging)
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            bars.enable_progress_bar()
 
 
 def _load_tokenizer(folder: Path) -> Any:
@@ -341,7 +345,15 @@ def _merge(transformer: nn.Module, path: Path, scale: float) -> None:
     for name, parameter in transformer.named_parameters():
         # Tensor by tensor: a second copy of the whole network would not fit.
         parameter.data = merger.merge(name, parameter.data)
-    merger.coverage()
+    _tell_coverage(path, merger.coverage())
+
+
+def _tell_coverage(path: Path, coverage: Coverage) -> None:
+    """Log what a LoRA changes, as a warning where some of it finds no tensor."""
+    logger.info("%s changes %d tensors", path.name, len(coverage.matched))
+    if coverage.unmatched:
+        shown = ", ".join(coverage.unmatched[:3]) + (", ..." if len(coverage.unmatched) > 3 else "")
+        logger.warning("%s: %d entries match no tensor: %s", path.name, len(coverage.unmatched), shown)
 
 
 def _names(loras: Sequence[Lora]) -> str:

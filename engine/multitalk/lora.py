@@ -217,12 +217,11 @@ def load_runtime_lora(model: Any, state: Mapping[str, Tensor], name: str, *, use
 
 
 def _add_branch(layer: nn.Module, changes: dict[str, Tensor], active: dict[str, float], name: str) -> None:
-    branch = copy.deepcopy(layer)
-    branch._forward_hooks.clear()
-    branch._forward_pre_hooks.clear()
-    for leaf, parameter in list(branch.named_parameters(recurse=False)):
-        change = changes.get(leaf, torch.zeros_like(parameter))
-        setattr(branch, leaf, nn.Parameter(change.to(parameter.device), requires_grad=False))
+    if "weight" in changes or not isinstance(layer, nn.Linear):
+        branch = _like(layer, changes)
+    else:
+        # Most entries of a large file are biases: a second weight of zeros would be a second network.
+        branch = _Constant(changes["bias"])
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         scale = active.get(name)
@@ -233,6 +232,28 @@ def _add_branch(layer: nn.Module, changes: dict[str, Tensor], active: dict[str, 
         return output + scale * change
 
     layer.register_forward_hook(add)
+
+
+class _Constant(nn.Module):
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = nn.Parameter(value, requires_grad=False)
+
+    def forward(self, _hidden_states: Tensor) -> Tensor:
+        return self.value
+
+
+def _like(layer: nn.Module, changes: dict[str, Tensor]) -> nn.Module:
+    """Copy `layer` with `changes` for its parameters, and noughts where there are none."""
+    fresh = {}
+    for leaf, parameter in layer.named_parameters(recurse=False):
+        # Not zeros_like: a quantised weight has none, and the change of one is dense.
+        change = changes.get(leaf, torch.zeros(parameter.shape, dtype=parameter.dtype))
+        fresh[id(parameter)] = nn.Parameter(change.to(parameter.device), requires_grad=False)
+    branch = copy.deepcopy(layer, fresh)
+    branch._forward_hooks.clear()
+    branch._forward_pre_hooks.clear()
+    return branch
 
 
 def _base_layer(module: nn.Module) -> nn.Module:

@@ -214,6 +214,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         self.proj_out = nn.Linear(dim, out_channels * math.prod(patch_size))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
         self.gradient_checkpointing = False
+        self._rotary: tuple[tuple[int, int, int, torch.device], Rotary] | None = None
 
     def embed_conditions(
         self,
@@ -355,10 +356,19 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         return TransformerConditions(
             context=torch.cat([image_tokens.to(dtype), text_tokens], dim=1),
             audio=audio.transpose(0, 1).flatten(1, 2).to(dtype),
-            rotary=rotary_grid(frames, rows, columns, config.attention_head_dim, device),
+            rotary=self._rotary_table(frames, rows, columns, device),
             speakers=speakers,
             latent_shape=shape,
         )
+
+    def _rotary_table(self, frames: int, rows: int, columns: int, device: torch.device) -> Rotary:
+        # All branches of a window, and mostly all windows, have one size: they share one table.
+        size = (frames, rows, columns, device)
+        if self._rotary is None or self._rotary[0] != size:
+            # A later training step may use it, too.
+            with torch.inference_mode(False):
+                self._rotary = size, rotary_grid(frames, rows, columns, self.config.attention_head_dim, device)
+        return self._rotary[1]
 
     def _compute_dtype(self) -> torch.dtype:
         # A layer that is neither kept in float32 nor stored in another dtype by layerwise casting or quantisation.
@@ -386,7 +396,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
 
 
 def kept_in_float32(name: str) -> bool:
-    """Say whether the parameter `name` stays float32 whatever the model's dtype: patches, time path, norms, tables, head."""
+    """Say whether `name` stays float32 whatever the model's dtype: patches, time path, norms, tables, head."""
     return not set(name.split(".")).isdisjoint(MultiTalkTransformer3DModel._keep_in_fp32_modules)
 
 
