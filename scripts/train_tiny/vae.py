@@ -1,0 +1,293 @@
+"""Train the video autoencoder: first stills, then short crops in motion, then whole pictures.
+
+    python -m scripts.train_tiny.vae --run FOLDER [--steps N] [--threads N]
+
+Resumes from FOLDER/vae.pt; writes FOLDER/vae.jsonl, one line a report, and in the end FOLDER/vae in diffusers' layout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+
+from scripts.train_tiny.clips import Clip, make_clip
+
+#: Small enough for a laptop; `patch_size=2` leaves out the layers at full resolution, which cost most.
+CONFIG: dict[str, Any] = {
+    "base_dim": 24,
+    "z_dim": 16,
+    "dim_mult": [1, 2, 4],
+    "num_res_blocks": 1,
+    "attn_scales": [],
+    "temperal_downsample": [True, True],
+    "patch_size": 2,
+    "in_channels": 12,
+    "out_channels": 12,
+    "scale_factor_spatial": 8,
+    "scale_factor_temporal": 4,
+    "latents_mean": [0.0] * 16,
+    "latents_std": [1.0] * 16,
+}
+SIZES = ((160, 96), (128, 128), (96, 160))
+FRAMES = 33
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training: until `share` of the steps, batches of `batch` pieces of one of `lengths` frames."""
+
+    share: float
+    lengths: tuple[int, ...]
+    batch: int
+    #: Side of a square crop in pixels; None: the whole picture.
+    crop: int | None
+
+
+PHASES = (
+    Phase(0.25, (1,), 16, 64),
+    Phase(0.65, (5, 5, 9), 6, 64),
+    Phase(0.85, (9, 17), 3, 80),
+    Phase(1.00, (17, 33), 1, None),
+)
+
+
+def initialise(vae: nn.Module, generator: torch.Generator) -> None:
+    """Start near a linear codec: residual branches small, causal kernels carried by their last temporal tap.
+
+    With the usual initialisation the signal arrives mixed with the zeros that pad a causal convolution, and the first
+    hundreds of steps are spent on undoing that.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanResample, WanResidualBlock
+
+    with torch.no_grad():
+        for module in vae.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                if module.bias is not None:
+                    module.bias.zero_()
+                _orthogonal(module.weight, generator)
+        for module in vae.modules():
+            if isinstance(module, WanResidualBlock):
+                module.conv2.weight.mul_(0.05)
+            if isinstance(module, WanAttentionBlock):
+                module.proj.weight.zero_()
+            if isinstance(module, WanResample) and hasattr(module, "time_conv"):
+                weight = module.time_conv.weight
+                channels = weight.shape[1]
+                weight.mul_(0.3)
+                for start in range(0, weight.shape[0], channels):
+                    weight[start : start + channels, :, -1, 0, 0] += torch.eye(channels)
+
+
+def _orthogonal(weight: Tensor, generator: torch.Generator) -> None:
+    spatial = weight.shape[-1] > 1
+    plane = torch.empty(weight.shape[0], weight.shape[1] * weight.shape[-2] * weight.shape[-1])
+    nn.init.orthogonal_(plane, 1.4 if spatial and weight.dim() == 4 else 1.0, generator=generator)
+    plane = plane.view(weight.shape[0], weight.shape[1], weight.shape[-2], weight.shape[-1])
+    if weight.dim() == 4:
+        weight.copy_(plane)
+        return
+    weight.mul_(0.3 if weight.shape[2] > 1 else 0.0)
+    weight[:, :, -1] += plane
+
+
+class Pool:
+    """Rendered clips in memory; some are replaced as the training goes on, so that no face is learnt by heart."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._seed = seed
+        self._next = 0
+        self.clips = [self._new() for _ in range(size)]
+
+    def _new(self) -> Clip:
+        self._next += 1
+        return make_clip(self._seed + self._next, frames=FRAMES, size=SIZES[self._next % len(SIZES)])
+
+    def refresh(self, count: int) -> None:
+        """Replace the `count` oldest clips."""
+        for _ in range(count):
+            self.clips.pop(0)
+            self.clips.append(self._new())
+
+    def batch(self, phase: Phase, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Return pixels (B, 3, T, H, W) in -1 .. 1 and weights (B, 1, T, H, W), larger on mouths."""
+        length = int(rng.choice(phase.lengths))
+        # Pieces of one batch have one shape: whole pictures come from clips of one size.
+        size = self.clips[int(rng.integers(len(self.clips)))].frames.shape[1:3]
+        pieces: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]] = []
+        while len(pieces) < phase.batch:
+            clip = self.clips[int(rng.integers(len(self.clips)))]
+            if phase.crop is None and clip.frames.shape[1:3] != size:
+                continue
+            pieces.append(_piece(clip, length, phase.crop, rng))
+        pixels = np.stack([piece for piece, _ in pieces]).astype(np.float32) / 127.5 - 1
+        weights = np.stack([weight for _, weight in pieces])
+        return torch.from_numpy(pixels).permute(0, 4, 1, 2, 3).contiguous(), torch.from_numpy(weights)[:, None]
+
+
+def _piece(
+    clip: Clip, length: int, crop: int | None, rng: np.random.Generator
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    frames, height, width = clip.frames.shape[:3]
+    start = int(rng.integers(frames - length + 1))
+    pixels = clip.frames[start : start + length]
+    weights = mouth_weights(clip)[start : start + length]
+    if crop is not None:
+        if rng.random() < 0.7:
+            person = int(rng.integers(len(clip.mouth_boxes)))
+            x0, y0, x1, y1 = clip.mouth_boxes[person, start]
+            x, y = (x0 + x1) / 2 - crop / 2 + rng.integers(-20, 21), (y0 + y1) / 2 - crop / 2 + rng.integers(-20, 21)
+        else:
+            x, y = rng.integers(width), rng.integers(height)
+        x, y = int(np.clip(x, 0, width - crop)), int(np.clip(y, 0, height - crop))
+        pixels, weights = pixels[:, y : y + crop, x : x + crop], weights[:, y : y + crop, x : x + crop]
+    if rng.random() < 0.5:
+        pixels, weights = pixels[:, :, ::-1], weights[:, :, ::-1]
+    return np.ascontiguousarray(pixels), np.ascontiguousarray(weights)
+
+
+def mouth_weights(clip: Clip, on_mouth: float = 4.0) -> npt.NDArray[np.float32]:
+    """Return (F, H, W): 1, and `on_mouth` in the boxes of the mouths."""
+    frames, height, width = clip.frames.shape[:3]
+    weights = np.ones((frames, height, width), np.float32)
+    for boxes in clip.mouth_boxes:
+        for frame, (x0, y0, x1, y1) in enumerate(boxes):
+            rows, columns = slice(max(0, int(y0)), math.ceil(y1)), slice(max(0, int(x0)), math.ceil(x1))
+            weights[frame, rows, columns] = on_mouth
+    return weights
+
+
+def loss_of(
+    vae: Any, pixels: Tensor, weights: Tensor, noise: float, generator: torch.Generator
+) -> tuple[Tensor, float]:
+    """Return the training loss and, for the report, the plain weighted L1."""
+    with torch.autocast("cpu", torch.bfloat16):
+        mean = vae.encode(pixels).latent_dist.mean
+        # The decoder must bear the errors of a generated latent; the encoder learns to use room for that.
+        latents = mean + noise * torch.randn(mean.shape, generator=generator)
+        output = vae.decode(latents).sample
+    output = output.float()
+    error = (output - pixels) * weights
+    total = weights.sum() * pixels.shape[1]
+    l1 = error.abs().sum() / total
+    l2 = ((output - pixels).square() * weights).sum() / total
+    # Brightness that drifts from frame to frame is a small error everywhere, which L1 hardly sees.
+    drift = (output - pixels).mean(dim=(3, 4)).abs().mean()
+    edges = sum(
+        ((output - pixels).diff(dim=dim) * weights.narrow(dim, 1, weights.shape[dim] - 1)).abs().sum() / total
+        for dim in (3, 4)
+    )
+    return l1 + 2 * l2 + drift + 0.5 * edges + 5e-4 * mean.float().square().mean(), float(l1.detach())
+
+
+@torch.no_grad()
+def evaluate(vae: Any, clips: Sequence[Clip]) -> dict[str, float]:
+    """Return PSNR of whole frames and of mouths in dB, and the largest drift of a frame's mean brightness in 1/255."""
+    full, mouth, drift = [], [], []
+    for clip in clips:
+        pixels = torch.from_numpy(clip.frames.astype(np.float32) / 127.5 - 1).permute(3, 0, 1, 2)[None]
+        output = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
+        error = ((output - pixels) / 2).square()[0].mean(dim=0).numpy()
+        full.append(-10 * math.log10(error.mean()))
+        on = mouth_weights(clip) > 1
+        mouth.append(-10 * math.log10(error[on].mean()))
+        drift.append(float((output - pixels)[0].mean(dim=(0, 2, 3)).abs().max()) * 127.5)
+    return {"psnr": float(np.mean(full)), "psnr_mouth": float(np.mean(mouth)), "drift_255": float(np.max(drift))}
+
+
+def train(run: Path, *, steps: int, seed: int, pool_size: int, rate: float) -> None:
+    """Train for `steps` steps in all, from the checkpoint in `run` if there is one."""
+    run.mkdir(parents=True, exist_ok=True)
+    vae = AutoencoderKLWan(**CONFIG)
+    initialise(vae, torch.Generator().manual_seed(seed))
+    average = AutoencoderKLWan(**CONFIG)
+    average.load_state_dict(vae.state_dict())
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    step = 0
+    checkpoint = run / "vae.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        vae.load_state_dict(state["vae"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        step = int(state["step"])
+    rng = np.random.default_rng((seed, step))
+    generator = torch.Generator().manual_seed(seed + step)
+    pool = Pool(pool_size, seed=1_000_000 * (1 + seed) + 10 * step)
+    held_out = [make_clip(900_000_000 + i, frames=FRAMES, size=SIZES[i % 3], split="held_out") for i in range(6)]
+    began, losses = time.monotonic(), []
+    while step < steps:
+        share = step / steps
+        phase = next(phase for phase in PHASES if share < phase.share)
+        # Warm-up, then a cosine to a twentieth.
+        factor = min(1.0, (step + 1) / 50) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
+        for group in optimiser.param_groups:
+            group["lr"] = rate * factor
+        loss, l1 = loss_of(vae, *pool.batch(phase, rng), noise=0.05, generator=generator)
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        decay = min(0.995, step / (step + 10))
+        with torch.no_grad():
+            for slow, fast in zip(average.parameters(), vae.parameters(), strict=True):
+                slow.lerp_(fast, 1 - decay)
+        step += 1
+        losses.append(l1)
+        if step % 10 == 0:
+            pool.refresh(1)
+        if step % 100 == 0 or step == steps:
+            row = {"step": step, "l1": float(np.mean(losses)), "seconds": time.monotonic() - began}
+            losses.clear()
+            if step % 500 == 0 or step == steps:
+                row |= evaluate(average, held_out)
+                state = {"vae": vae.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict()}
+                torch.save(state | {"step": step}, checkpoint)
+            with (run / "vae.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+    finish(average, pool.clips[:60], run / "vae")
+
+
+@torch.no_grad()
+def finish(vae: Any, clips: Sequence[Clip], folder: Path) -> None:
+    """Measure the latents' mean and deviation by channel, put them into the config and save in float16."""
+    latents = []
+    for clip in clips:
+        pixels = torch.from_numpy(clip.frames.astype(np.float32) / 127.5 - 1).permute(3, 0, 1, 2)[None]
+        latents.append(vae.encode(pixels).latent_dist.mode()[0].flatten(1))
+    joined = torch.cat(latents, dim=1)
+    vae.register_to_config(
+        latents_mean=[round(float(x), 4) for x in joined.mean(dim=1)],
+        latents_std=[round(float(x), 4) for x in joined.std(dim=1)],
+    )
+    vae.to(torch.float16).save_pretrained(folder)
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints and results")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pool", type=int, default=300, help="clips held in memory")
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--threads", type=int, default=1, help="more than one is slower beside another training")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    train(given.run, steps=given.steps, seed=given.seed, pool_size=given.pool, rate=given.rate)
+
+
+if __name__ == "__main__":
+    main()
