@@ -238,8 +238,9 @@ def _rebuilt(recorded: Mapping[str, Tensor], clip: Mapping[str, Tensor]) -> npt.
     share, higher = torch.div(total - first, 63, rounding_mode="floor"), (total - first) % 63
     pixels = share[..., None] + (torch.arange(64) <= higher[..., None])
     pixels[..., 0] = first
-    blocks = pixels.unflatten(-1, (8, 8)).permute(1, 3, 2, 4, 0)
-    return blocks.flatten(2, 3).flatten(0, 1).clamp(0, 255).to(torch.uint8).numpy()
+    blocks = pixels.reshape(*first.shape, 8, 8).permute(1, 3, 2, 4, 0)
+    picture: npt.NDArray[np.uint8] = blocks.flatten(2, 3).flatten(0, 1).clamp(0, 255).to(torch.uint8).numpy()
+    return picture
 
 
 def _fit(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:

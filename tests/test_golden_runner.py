@@ -13,6 +13,9 @@ from conftest import Recordings
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.multitalk.guidance import make_guidance
+from engine.stages.encode import to_pixels
+
 Changes = dict[str, Tensor | None]
 
 
@@ -50,7 +53,7 @@ def test_a_loop_needs_neither_its_picture_nor_all_of_its_header(tmp_path: Path, 
         changes={"image_uint8": None},
     )
 
-    assert torch.equal(golden_loops.to_pixels(rebuilt)[:, ::8, ::8], seen[:, 0])
+    assert torch.equal(to_pixels(rebuilt)[:, ::8, ::8], seen[:, 0])
     assert {"clip0.y", "clip0.step_latents", "clip0.step0.pred1", "clip0.final_latent"} <= set(
         meet_all(recordings, name)
     )
@@ -87,7 +90,7 @@ def test_guidance_is_known_by_the_first_step_where_the_header_is_silent(
     predictions = {
         branch: recorded[f"clip0.step0.pred{index}"] for index, branch in enumerate(("cond", "drop_text", "uncond"))
     }
-    velocity = golden_loops.make_guidance(kind, 5, 4).combine(predictions)
+    velocity = make_guidance(kind, 5, 4).combine(predictions)
     latents = recorded["clip0.step_latents"].clone()
     interval = (recorded["clip0.timesteps"][0] - recorded["clip0.timesteps"][1]) / 1000
     latents[1] = latents[0] - velocity * interval

@@ -176,7 +176,7 @@ def test_a_runtime_lora_works_on_every_kind_of_network(
 
 def test_a_change_of_a_bias_costs_no_second_weight(folder: Path, full_lora: Path) -> None:
     model = load(folder, loras=[(full_lora, 1.0)])
-    layer = model.transformer.blocks[0].attn1.to_k
+    layer: Any = model.transformer.get_submodule("blocks.0.attn1.to_k")
 
     (hook,) = layer._forward_hooks.values()
     branches = [cell.cell_contents for cell in hook.__closure__ or () if isinstance(cell.cell_contents, nn.Module)]

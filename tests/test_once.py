@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from engine.multitalk import transformer
+from engine.multitalk.embeddings import rotary_grid
 
 
 def test_conditions_are_embedded_once_a_window_and_branch(
@@ -17,7 +18,7 @@ def test_conditions_are_embedded_once_a_window_and_branch(
 ) -> None:
     loop = golden_loops.load_loop(home_recordings, "loop_stream_3nfe")
     network, counts = loop.model.transformer, Counter[str]()
-    made = transformer.rotary_grid
+    made = rotary_grid
 
     def count(name: str, module: torch.nn.Module) -> None:
         module.register_forward_hook(lambda *_: counts.update([name]))
@@ -51,7 +52,7 @@ def test_no_tensor_of_a_forward_is_as_large_as_the_map_of_all_keys(tiny: Any) ->
 
     sizes = []
 
-    class Watch(TorchDispatchMode):
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             output = function(*args, **(kwargs or {}))
             for tensor in output if isinstance(output, tuple | list) else [output]:
@@ -67,7 +68,7 @@ def test_no_tensor_of_a_forward_is_as_large_as_the_map_of_all_keys(tiny: Any) ->
         shape, **conditions | {"audio_windows": torch.randn(2, 17, 5, 2, 4), "speaker_masks": masks}
     )
 
-    with torch.no_grad(), Watch():
+    with torch.no_grad(), Watch():  # type: ignore[no-untyped-call]
         model(torch.randn(1, 36, *shape), torch.tensor([500.0]), conditions=embedded)
 
     heads, tokens, frame = tiny.config["num_attention_heads"], 5 * 16 * 16, 16 * 16

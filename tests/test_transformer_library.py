@@ -47,9 +47,13 @@ def gradients(model: Any, tiny: Any) -> dict[str, Tensor]:
 def test_gradient_checkpointing_gives_the_same_gradients(tiny: Any) -> None:
     plain, saving = tiny.model().train(), tiny.model().train()
     saving.enable_gradient_checkpointing()
+    once, twice = ([count_calls(block) for block in model.blocks] for model in (plain, saving))
 
     expected, actual = gradients(plain, tiny), gradients(saving, tiny)
 
+    # Nothing inside a block is kept: going backward runs it again.
+    assert [len(calls) for calls in once] == [1, 1]
+    assert [len(calls) for calls in twice] == [2, 2]
     assert all(gradient is not None for gradient in expected.values())
     for name, gradient in expected.items():
         torch.testing.assert_close(actual[name], gradient, msg=name)
