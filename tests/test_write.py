@@ -236,3 +236,9 @@ def test_frames_of_another_size_are_a_bug(tmp_path: Path) -> None:
 
 def test_lower_crf_gives_more_bytes(tmp_path: Path) -> None:
     assert make(tmp_path / "a.mp4", crf=4).stat().st_size > make(tmp_path / "b.mp4", crf=40).stat().st_size
+
+
+@pytest.mark.parametrize("count", [7, 33, 100])
+def test_sound_ends_within_a_frame_where_a_frame_is_shorter_than_an_aac_packet(tmp_path: Path, count: int) -> None:
+    seconds = len(decoded_sound(make(tmp_path / "a.mp4", count, 60.0))) / 48_000
+    assert abs(seconds - count / 60) <= 1 / 60

@@ -30,6 +30,8 @@ _KEY = "multitalk"
 _MEDIA_TYPE = "video/mp4"
 #: Audio samples encoded in one go.
 _CHUNK = SOUND_RATE
+#: Samples of an AAC packet: decoders give whole packets.
+_PACKET = 1024
 
 
 class Writer:
@@ -94,7 +96,8 @@ class Writer:
         try:
             for picture in frames.pictures:
                 self._encode_picture(picture)
-                self._encode_sound(round(self.frames / self.rate * SOUND_RATE))
+                until = self._sound_end()
+                self._encode_sound(until - until % _PACKET)
         except (av.FFmpegError, OSError) as error:
             raise _sink_error(error, self.path) from error
 
@@ -104,6 +107,7 @@ class Writer:
             raise ValueError("no frame was written")
         container = self._container
         try:
+            self._encode_last_sound()
             container.mux(self._video.encode(None))
             container.mux(self._audio.encode(None))
             container.close()
@@ -184,6 +188,16 @@ class Writer:
         frame.time_base = 1 / self.rate
         self.frames += 1
         self._container.mux(self._video.encode(frame))
+
+    def _sound_end(self) -> int:
+        return round(self.frames / self.rate * SOUND_RATE)
+
+    def _encode_last_sound(self) -> None:
+        # The last packet is filled up with silence. Where a packet is longer than a frame, less than half a packet
+        # (11 ms) is dropped instead: sound and pictures then end within one frame of each other, up to 93 a second.
+        end = self._sound_end()
+        if self.rate * _PACKET <= SOUND_RATE or end % _PACKET >= _PACKET // 2:
+            self._encode_sound(end)
 
     def _encode_sound(self, until: int) -> None:
         assert self._container is not None
