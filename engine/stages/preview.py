@@ -21,8 +21,10 @@ _READABLE = 640
 def draw_preview(media: Media, request: Request, plan: Plan, path: Path) -> None:
     """Write a PNG of the cropped picture with each speaker's latent cells tinted, framed and named.
 
-    Raises RequestError where the picture or a mask cannot be read or `path` cannot be written.
+    An existing PNG is drawn anew. Raises RequestError where the picture or a mask cannot be read, and where `path` is
+    no PNG's name, is one of the request's own files, or cannot be written.
     """
+    _check_path(path, media)
     image = apply_canvas(read_picture(media.image, field="request.image"), plan.canvas)
     masks, _ = region_masks([speaker.region for speaker in request.speakers], media.masks, plan.canvas)
     height, width = image.shape[:2]
@@ -48,3 +50,11 @@ def draw_preview(media: Media, request: Request, plan: Plan, path: Path) -> None
         raise RequestError(
             f"cannot write {path}: {error.strerror or error}", field="preview", hint="name a file in a writable folder"
         ) from error
+
+
+def _check_path(path: Path, media: Media) -> None:
+    hint = "such as --preview who.png"
+    if path.suffix.lower() != ".png":
+        raise RequestError(f"{str(path)!r} does not end in .png", field="preview", hint=hint)
+    if path.resolve() in {given.resolve() for given in (media.image, *media.masks) if given is not None}:
+        raise RequestError(f"{path} is a picture of the request and would be overwritten", field="preview", hint=hint)
