@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -28,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             hush()
             status = _dispatch(words)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # None: the caller closed it
+                sys.stdout.flush()
             return status
     except Cancelled as error:
         print(f"multitalk: {error}", file=sys.stderr)
@@ -41,11 +43,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # The reader (head, less) has seen enough; what is left must not be flushed into the closed pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()
         return 141
+    except OSError as error:
+        # The stages name the file they could not write; what is left is a full disk below stdout or TMPDIR.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _forget_stdout()
+        where = f" for {error.filename}" if error.filename else ""
+        hint = "make room where TMPDIR and the output are"
+        print(f"multitalk: error: disk: {error.strerror}{where}; {hint}", file=sys.stderr)
+        return 2
     except SystemExit as end:
         # argparse ends --help this way.
         return end.code if isinstance(end.code, int) else 0
+
+
+def _forget_stdout() -> None:
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(words: list[str]) -> int:
@@ -79,19 +95,20 @@ def _dispatch(words: list[str]) -> int:
     )
 
 
-def _entrypoint(name: str, words: Sequence[str], *extra: str) -> int:
+def _entrypoint(name: str, words: Sequence[str], *extra: str, shown: str = "", about: str = "") -> int:
     from engine.commands.flags import entrypoint_parser, read_entrypoint
     from engine.registry import installed
 
     config = installed().entrypoints.config(name)
-    found = read_entrypoint(name, entrypoint_parser(name, config, config.__doc__ or ""), words)
+    found = read_entrypoint(name, entrypoint_parser(shown or name, config, about or config.__doc__ or ""), words)
     from engine.commands.launch import launch, sweep
 
     return (sweep if found.multirun else launch)([*found.overrides, *extra])
 
 
 def _plan(words: Sequence[str]) -> int:
-    return _entrypoint("generate", words, "entrypoint.dry_run=true")
+    about = "Shows what generate would do with the same words: loads nothing, makes nothing."
+    return _entrypoint("generate", words, "entrypoint.dry_run=true", shown="plan", about=about)
 
 
 def _plugins(words: Sequence[str]) -> int:

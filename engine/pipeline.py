@@ -112,6 +112,8 @@ class Engine:
             media = fetch(job.request, self._hooks.open_address, self.access, folder)
             plan = plan_walk(job.request, media, make_settings(job.config, self._registry))
             self.sink.check(job.request.filename)
+            if plan.weights is None:
+                locate_weights(job.config, self._registry)  # says what is missing, before any sound is decoded
             return media, plan
 
     def _read(self, job: _Job, media: Media, plan: Plan) -> Inputs:

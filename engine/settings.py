@@ -12,6 +12,11 @@ from engine.registry import Registry
 from engine.stages.passes import branches
 
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder", "audio_encoder")
+#: x264's, from quick to small. x264 itself would write about an unknown one on stderr.
+PRESETS = (
+    *("ultrafast", "superfast", "veryfast", "faster", "fast"),
+    *("medium", "slow", "slower", "veryslow", "placebo"),
+)
 
 
 def make_settings(config: Config, registry: Registry) -> Settings:
@@ -23,7 +28,7 @@ def make_settings(config: Config, registry: Registry) -> Settings:
     try:
         weights: Path | None = locate_weights(config, registry)
     except SourceError as error:
-        weights, absent = None, str(error)
+        weights, absent = None, "; ".join(filter(None, (error.what, error.hint)))
     table = model.resolutions[config.resolution]
     return Settings(
         model=model.name,
@@ -76,15 +81,19 @@ def _check(config: Config) -> None:
         ("continuation.style", config.continuation.style, ("multitalk", "infinitetalk")),
         ("sampler.bundle", config.sampler.bundle, ("standard", "turbo")),
         ("lora.mode", config.lora.mode, ("runtime", "merged")),
+        ("video.preset", config.video.preset, PRESETS),
     ):
         if name not in known:
-            raise ConfigError(f"{name!r} is unknown", field=field, hint=" or ".join(known))
-    for field, value, most in (
-        ("continuation.color_strength", config.continuation.color_strength, 1),
-        ("video.crf", config.video.crf, 51),
+            raise ConfigError(
+                f"{name!r} is unknown", field=field, hint=f"choose {', '.join(known[:-1])} or {known[-1]}"
+            )
+    for field, value, least, most in (
+        ("continuation.color_strength", config.continuation.color_strength, 0, 1),
+        ("video.crf", config.video.crf, 0, 51),
+        ("video.audio_bitrate", config.video.audio_bitrate, 32_000, 512_000),
     ):
-        if not 0 <= value <= most:
-            raise ConfigError(f"{value:g} is out of range", field=field, hint=f"0 to {most}")
+        if not least <= value <= most:
+            raise ConfigError(f"{value:g} is out of range", field=field, hint=f"{least} to {most}")
 
 
 def _size(config: Config, key: str, size: list[int]) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from engine.components import CancelToken, ProgressCallback, Service
 from engine.config import RequestConfig
 from engine.data import Canvas, Seat, Speaker, Window
 from engine.errors import Cancelled, RequestError, SinkError
-from plugins.entrypoints.generate import Generate, GenerateConfig, describe, lines, make_request, state
+from plugins.entrypoints.generate import Generate, GenerateConfig, describe, interruptible, lines, make_request, state
 
 PLAN = Plan(
     model="tiny",
@@ -193,9 +193,19 @@ def test_it_runs_outside_the_main_thread() -> None:
     assert status == [0]
 
 
+def test_a_request_to_terminate_cancels_as_an_interrupt_does() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with interruptible() as cancel:
+        signal.raise_signal(signal.SIGTERM)
+        assert cancel.is_set()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_lines_come_once_a_tenth() -> None:
     told: list[str] = []
     tell = lines(told.append)
+    tell(Progress("read"))
+    assert told == []  # a wrong request is one line, the error
     for done in range(101):
         tell(Progress("denoise", fraction=done / 100))
     assert len(told) == 11
@@ -216,7 +226,7 @@ def test_state_leaves_out_what_does_not_apply() -> None:
         ({"audio": []}, r"request\.audio: no voice; give --audio"),
         (
             {"speakers": '{"speakers": [{"audio": "a.wav"}]}'},
-            r"request\.speakers: 2 of the voices come by audio and 1 speakers by speakers",
+            r"request\.speakers: 2 voices are given by --audio and 1 speakers by --speakers; write each voice beside",
         ),
     ],
 )

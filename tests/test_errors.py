@@ -8,6 +8,7 @@ import resource
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 import wave
 import zlib
@@ -130,12 +131,14 @@ CASES: dict[str, tuple[dict[str, str | None], list[str], list[str]]] = {
     "three voices for two regions": (
         {},
         ["--audio", "@/ok.wav", "--audio", "@/ok.wav", "--speakers", "@/two.yaml"],
-        ["request.speakers", "3 of the voices", "2 speakers"],
+        ["request.speakers", "3 voices", "2 speakers", "beside its region"],
     ),
     "no prompt": ({"--prompt": None}, [], ["request.prompt", "--prompt"]),
+    "prompt that is no text": ({"--prompt": "a \udcff b"}, [], ["request.prompt", "UTF-8"]),
     "blank prompt": ({"--prompt": "  "}, [], ["request.prompt", "empty"]),
     "frames are a word": ({"--frames": "abc"}, [], ["request.frames", "'abc'", "Integer"]),
     "no frames": ({"--frames": "0"}, [], ["request.frames", "1 or more"]),
+    "rate too high": ({}, ["--fps", "61"], ["request.fps", "at most 60"]),
     "negative rate": ({}, ["--fps", "-5"], ["request.fps", "above 0"]),
     "rate is no number": ({}, ["--fps", "nan"], ["request.fps", "above 0"]),
     "negative seed": ({}, ["--seed", "-1"], ["request.seed", "9223372036854775807"]),
@@ -165,7 +168,8 @@ CASES: dict[str, tuple[dict[str, str | None], list[str], list[str]]] = {
     "key added behind the schema": ({}, ["+sampler.foo=3"], ["sampler.foo", "+"]),
     "sweep without -m": ({}, ["request.seed=1,2"], ["request.seed", "-m"]),
     "group set to nothing": ({}, ["sampler=null"], ["override", "group=name"]),
-    "encoder preset misspelt": ({}, ["video.preset=quick", "sampler.steps=1"], ["video", "preset"]),
+    "encoder preset misspelt": ({}, ["video.preset=quick"], ["video.preset", "'quick'", "veryfast"]),
+    "bitrate of nothing": ({}, ["video.audio_bitrate=1"], ["video.audio_bitrate", "32000"]),
     "cache interval of nothing": ({}, ["cache=taylorseer", "cache.interval=0"], ["cache.interval"]),
     "override with an open bracket": ({}, ["lora.extra=[1"], ["lora.extra=[1", "key=value"]),
     "no steps": ({}, ["sampler.steps=0"], ["sampler.steps", "1 to"]),
@@ -193,6 +197,8 @@ CASES: dict[str, tuple[dict[str, str | None], list[str], list[str]]] = {
     "output where nobody may write": ({}, ["--output", "/proc/talk.mp4"], ["sink.folder", "/proc"]),
     "output of another kind": ({}, ["--output", "talk.avi"], ["request.filename", ".mp4"]),
     "preview into a folder that is not there": ({}, ["--preview", "gone/who.png"], ["preview", "gone/who.png"]),
+    "preview over the picture": ({}, ["--preview", "@/ok.png"], ["preview", "ok.png", "overwritten"]),
+    "preview that is no PNG": ({}, ["--preview", "@/full.mp4"], ["preview", "full.mp4", ".png"]),
     "unknown flag": ({}, ["--promt", "x"], ["--promt", "did you mean --prompt"]),
     "a word too much": ({}, ["picture.png"], ["'picture.png'", "key=value"]),
     "unknown entrypoint": ({}, ["entrypoint=server"], ["entrypoint"]),
@@ -204,7 +210,7 @@ def told_once(argv: list[str], desk: Path, inputs: Path, capsys: pytest.CaptureF
     before = sorted(inputs.rglob("*"))
     status = main([word.replace("@", str(inputs), 1) if "@" in word else word for word in argv])
     told = capsys.readouterr()
-    lines = [line for line in told.err.splitlines() if not line.startswith("multitalk:   0%  ")]
+    lines = [line for line in told.err.splitlines() if not line.startswith("multitalk:   0%  load")]
     assert status == 2, told.err
     assert len(lines) == 1, told.err
     assert lines[0].startswith("multitalk: error: ")
@@ -326,6 +332,19 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.commands.manual.manual", broken)
     with pytest.raises(ZeroDivisionError):
         main(["--help"])
+
+
+def test_a_full_disk_below_stdout_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "engine", "--version"]
+        told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (told.returncode, told.stderr.count("\n")) == (2, 1)
+    assert "No space left on device" in told.stderr
+
+
+def test_closed_stdout_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    assert main(["plugins"]) == 0
 
 
 def test_output_in_another_encoding_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,9 @@ from engine.stages.audio import measure_seconds, read_sound, read_voices, voice_
 from engine.stages.canvas import apply_canvas, region_masks
 from engine.stages.picture import picture_size, read_picture
 
-#: Frames a second beyond which a wish is a slip of the keyboard.
-MOST_FPS = 120.0
+#: Frames a second beyond which a wish is a slip of the keyboard, and sound in whole AAC packets (21 ms) could no longer
+#: end within a frame of the pictures.
+MOST_FPS = 60.0
 MOST_SEED = 2**63 - 1
 
 
@@ -26,6 +27,9 @@ def check_request(request: Request) -> None:
     """Raise RequestError for what is wrong with a request by itself, before anything is opened."""
     if not isinstance(request.prompt, str) or not request.prompt.strip():
         raise _wrong("prompt", "the prompt is empty", "say in a sentence who talks and where")
+    for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
+        if text is not None and not _is_text(text):
+            raise _wrong(name, "the text holds bytes that are not UTF-8", "type it in a terminal that works in UTF-8")
     _check_choice("audio_type", request.audio_type, get_args(AudioType))
     _check_choice("timing", request.timing, get_args(Timing))
     _check_choice("fit", request.fit, get_args(Fit))
@@ -207,12 +211,25 @@ def _check_filename(name: str) -> None:
     hint = "give a bare name such as talk.mp4; the folder belongs to the sink"
     if not isinstance(name, str) or not name.strip() or name.startswith("."):
         raise _wrong("filename", f"{name!r} is not a file name", hint)
-    if any(mark in name for mark in "/\\\0") or not name.isprintable():
+    if any(mark in name for mark in "/\\\0") or not _printable(name):
         raise _wrong("filename", f"{name!r} holds a folder or a control character", hint)
     if len(name.encode("utf-8", "surrogateescape")) > 200:
         raise _wrong("filename", f"the name has {len(name)} letters", "give at most 200 bytes")
     if not name.lower().endswith(".mp4"):
         raise _wrong("filename", f"{name!r} does not end in .mp4", hint)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _printable(name: str) -> bool:
+    # Bytes that are no text in this locale arrive as lone surrogates: strange, but a name.
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace").isprintable()
 
 
 def _check_region(name: str, region: Region) -> None:

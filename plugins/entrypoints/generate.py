@@ -115,7 +115,7 @@ def to_json(answer: Plan | Delivery) -> str:
 
 @contextmanager
 def interruptible() -> Iterator[CancelToken]:
-    """Turn the first interrupt (Ctrl-C) into a set token; a second one interrupts at once."""
+    """Turn the first interrupt (Ctrl-C, SIGTERM) into a set token; a second one interrupts at once."""
     cancel = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield cancel
@@ -126,11 +126,12 @@ def interruptible() -> Iterator[CancelToken]:
             raise KeyboardInterrupt
         cancel.set()
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield cancel
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -154,11 +155,16 @@ def shown(*, quiet: bool) -> Iterator[ProgressCallback | None]:
 
 
 def lines(write: Callable[[str], None]) -> ProgressCallback:
-    """Return a callback that writes a line whenever another tenth is done, and before the first."""
+    """Return a callback that writes a line whenever another tenth is done, and once the request has been read.
+
+    Not earlier: what is wrong with a request shows while it is read, and is to be one line.
+    """
     told = -1
 
     def tell(progress: Progress) -> None:
         nonlocal told
+        if progress.stage == "read":
+            return
         if (tenth := int(progress.fraction * 10 + 1e-9)) > told:
             told = tenth
             write(f"{progress.fraction:4.0%}  {state(progress)}")
@@ -235,9 +241,9 @@ def _speakers(config: RequestConfig) -> tuple[Speaker, ...]:
         speakers = read_speakers(config.speakers)
         if config.audio:
             raise RequestError(
-                f"{len(config.audio)} of the voices come by audio and {len(speakers)} speakers by speakers",
+                f"{len(config.audio)} voices are given by --audio and {len(speakers)} speakers by --speakers",
                 field="request.speakers",
-                hint="give the voices in one of the two ways",
+                hint="write each voice beside its region in the speakers file, and leave out --audio",
             )
         return speakers
     if not config.audio:
