@@ -137,8 +137,8 @@ def test_auto_does_not_pass_over_an_incomplete_volume(sources: Register[ModelSou
 
 def test_auto_tells_every_place_it_looked(sources: Register[ModelSource], tmp_path: Path) -> None:
     looked = build(sources, auto.AutoConfig).looked(BIG)
-    assert f"volume: in {tmp_path / 'multitalk'}" in looked
-    assert "packaged: not in the package" in looked
+    assert f"volume: folder {tmp_path / 'multitalk'}" in looked
+    assert "packaged: the package, which does not ship this model" in looked
 
 
 def test_auto_takes_any_registered_chain(sources: Register[ModelSource]) -> None:

@@ -40,7 +40,8 @@ def bench(words: Sequence[str]) -> int:
             dest=setting.name,
             type=_kind(setting.default),
             default=setting.default,
-            metavar=_text(setting.default),
+            metavar=_word(setting.default),
+            help=f"{_text(setting.default)} unless given",
         )
     values, rest = parser.read(words)
     parser.one(rest, "the name of a bench")
@@ -63,3 +64,9 @@ def _kind(default: Any) -> Callable[[str], Any]:
 
 def _text(default: Any) -> str:
     return "x".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _word(default: Any) -> str:
+    if isinstance(default, str):
+        return "NAME"
+    return "TxHxW" if isinstance(default, tuple) else "N"

@@ -15,7 +15,7 @@ from engine.register import Register
 
 @dataclass
 class Base64Config(SinkConfig):
-    """Keep nothing: the answer is the content."""
+    """Keep no file: the answer is the video itself, as base64 text."""
 
     name: str = "base64"
 

@@ -21,7 +21,7 @@ from engine.register import Register
 
 @dataclass
 class DiskConfig(SinkConfig):
-    """A folder on this machine."""
+    """A folder on this machine: sink.folder, or the folder of --output."""
 
     name: str = "disk"
     folder: str = "."

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class AutoConfig(ComponentConfig):
-    """A chain of other sources, each with its own defaults."""
+    """The first of source.chain (volume, then packaged) that has the model."""
 
     name: str = "auto"
     chain: list[str] = field(default_factory=lambda: ["volume", "packaged"])

@@ -16,7 +16,7 @@ from engine.register import Register
 
 @dataclass
 class PackagedConfig(ComponentConfig):
-    """The package itself; there is nothing to set."""
+    """The weights that ship inside the package: those of model=tiny."""
 
     name: str = "packaged"
 
@@ -44,8 +44,8 @@ class Packaged:
     def looked(self, weights: Weights) -> str:
         """Say where."""
         if weights.packaged:
-            return f"in the package ({self.root / weights.folder})"
-        return "not in the package (this model does not ship with it)"
+            return f"the package ({self.root / weights.folder})"
+        return "the package, which does not ship this model"
 
 
 @hookimpl

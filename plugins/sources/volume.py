@@ -15,7 +15,7 @@ from engine.register import Register
 
 @dataclass
 class VolumeConfig(ComponentConfig):
-    """A folder with one sub-folder a model."""
+    """A folder with a sub-folder for each model: source.path, else $MODEL_PATH."""
 
     name: str = "volume"
     path: str = "${oc.env:MODEL_PATH,/runpod-volume/models}"
@@ -44,7 +44,7 @@ class Volume:
 
     def looked(self, weights: Weights) -> str:
         """Say where."""
-        return f"in {self.root / weights.folder}"
+        return f"folder {self.root / weights.folder}"
 
 
 @hookimpl
