@@ -1,0 +1,117 @@
+"""Put the trained parts into one folder of the engine's layout.
+
+    python -m scripts.train_tiny.assemble OUT/tiny --run RUN --data LATENTS [--vae RUN/vae] [--loras RUN/loras]
+    multitalk generate model=tiny source=volume source.path=OUT ...
+
+Transformer, tokenizer, text and image encoder come from the transformer's training; audio encoder and autoencoder are
+those its latents were encoded with, unless a decoder that was trained further is given. Everything is float16, in
+files of at most 8 MB; the folder is loaded by the engine before this says that it is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+#: Of one weights file, as diffusers and transformers count: a little under 8 MiB.
+LARGEST = "8MB"
+
+
+def assemble(out: Path, *, run: Path, data: Path, vae: Path | None = None, loras: Path | None = None) -> int:
+    """Write `out` anew and return the size of its files in bytes.
+
+    `run` holds {transformer,text_encoder,image_encoder,tokenizer}, `data` {vae,audio_encoder}; `loras` is a folder of
+    safetensors files. Raises ValueError for an autoencoder whose encoder has other weights or other statistics than the
+    one the training saw, SourceError for parts that do not fit each other.
+    """
+    from diffusers import AutoencoderKLWan
+    from transformers import (
+        AutoTokenizer,
+        CLIPVisionModel,
+        UMT5EncoderModel,
+        Wav2Vec2FeatureExtractor,
+        Wav2Vec2Model,
+    )
+
+    from engine.multitalk.load import load_model
+    from engine.multitalk.transformer import MultiTalkTransformer3DModel
+
+    if vae is not None:
+        _check_encoder(AutoencoderKLWan, vae, data / "vae")
+    parts: dict[str, tuple[Any, Path]] = {
+        "transformer": (MultiTalkTransformer3DModel, run / "transformer"),
+        "vae": (AutoencoderKLWan, vae or data / "vae"),
+        "text_encoder": (UMT5EncoderModel, run / "text_encoder"),
+        "image_encoder": (CLIPVisionModel, run / "image_encoder"),
+        "audio_encoder": (Wav2Vec2Model, data / "audio_encoder"),
+    }
+    if out.exists():
+        # A file of an earlier shape (one shard more) would be shipped along.
+        if not (out / "model_index.json").is_file():
+            raise ValueError(f"{out} is there and is not a model; choose another folder")
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    for name, (kind, origin) in parts.items():
+        kind.from_pretrained(origin).half().save_pretrained(out / name, max_shard_size=LARGEST)
+    AutoTokenizer.from_pretrained(run / "tokenizer", local_files_only=True).save_pretrained(out / "tokenizer")
+    reader = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False)  # type: ignore[no-untyped-call]
+    reader.save_pretrained(out / "audio_encoder")
+    if loras is not None:
+        (out / "loras").mkdir()
+        for file in sorted(loras.glob("*.safetensors")):
+            shutil.copy(file, out / "loras" / file.name)
+    _write_index(out / "model_index.json", {name: kind.__name__ for name, (kind, _) in parts.items()})
+    for path in out.rglob("*.*"):
+        # safetensors keeps its files to their owner; these become part of a package.
+        path.chmod(0o644)
+    load_model(out, device="cpu", dtype="float32").close()
+    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+
+
+def _check_encoder(kind: Any, given: Path, trained_with: Path) -> None:
+    new, old = kind.from_pretrained(given), kind.from_pretrained(trained_with)
+    same = all(new.config[key] == old.config[key] for key in ("latents_mean", "latents_std"))
+    weights = old.state_dict()
+    for name, tensor in new.state_dict().items():
+        if name.startswith(("encoder.", "quant_conv.")):
+            same = same and torch.equal(tensor, weights[name])
+    if not same:
+        raise ValueError(f"{given} encodes otherwise than {trained_with}, which the transformer was trained with")
+
+
+def _write_index(path: Path, classes: dict[str, str]) -> None:
+    from diffusers import __version__ as diffusers_version
+    from transformers import __version__ as transformers_version
+
+    libraries = {"vae": "diffusers", "transformer": "engine.multitalk.transformer"}
+    index = {
+        "_class_name": "MultiTalk",
+        "_diffusers_version": diffusers_version,
+        "_transformers_version": transformers_version,
+        "license": "MIT",
+        **{name: [libraries.get(name, "transformers"), kind] for name, kind in sorted(classes.items())},
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+    }
+    path.write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+
+
+def main() -> None:
+    """Read the command line and assemble."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="the model's folder; its name is the preset's, tiny")
+    parser.add_argument("--run", type=Path, required=True, help="folder of the transformer's training")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the clips it was trained on")
+    parser.add_argument("--vae", type=Path, help="autoencoder with the same encoder and a better decoder")
+    parser.add_argument("--loras", type=Path, help="folder of LoRA files")
+    given = parser.parse_args()
+    size = assemble(given.out, run=given.run, data=given.data, vae=given.vae, loras=given.loras)
+    print(f"{given.out}: {size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()

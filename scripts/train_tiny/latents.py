@@ -1,0 +1,302 @@
+"""Encode clips once for the transformer's training: latents, audio features, pictures, boxes and prompts.
+
+    python -m scripts.train_tiny.latents --vae RUN/vae --audio RUN/audio_encoder --out LATENTS --seeds 0 800
+
+Shards of 20 clips, each a safetensors file and, written last, a JSON file of the same name. A shard that is there is
+skipped, so that a run resumes, and several processes can share the work by disjoint ranges of seeds. Autoencoder and
+audio encoder are given as finished folders or as checkpoints of their trainings (.pt) and kept in LATENTS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Wav2Vec2Model
+
+from engine.multitalk.audio import AudioEncoder, audio_frames
+from engine.multitalk.codec import WanCodec
+from engine.stages.encode import to_pixels
+from scripts.train_tiny import audio, vae
+from scripts.train_tiny.clips import make_clip
+from scripts.train_tiny.speech import Speak, Split, say
+
+#: Frames a second at which voices become features, whatever the clip's own rate.
+NATIVE_FPS = 25.0
+SHARD = 20
+LARGE = ((320, 192), (256, 256), (192, 320))
+OTHER_FPS = (8.0, 10.0, 12.0, 12.5, 15.0, 16.0, 20.0, 24.0, 30.0)
+#: Frames of history that a continued window begins with.
+MOTIONS = (9, 25)
+#: Seeds of held-out clips begin here, so that file names of both splits sort apart.
+HELD_OUT = 800_000_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The shape of a seed's clip: a window of `frames` frames that begins `offset` frames after the picture."""
+
+    size: tuple[int, int]
+    frames: int
+    fps: float
+    offset: int
+    #: Frames of history in the conditions of the continued window.
+    motion: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a shard's JSON file says of a clip."""
+
+    seed: int
+    split: Split
+    plan: Plan
+    prompt: str
+    #: mood, energy, time of day, place, in the words of scene.py and places.py; and how many people there are.
+    attributes: dict[str, str]
+    silent: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A clip of n people as it is stored; T latent frames of h x w.
+
+    `latents` (16, T, h, w): the window, normalised. `reference`, `continued`: likewise, of the picture followed by
+    mid grey, and of the window's first `plan.motion` frames followed by mid grey. `voices` (n, A, layers, channels):
+    features of the whole clip's voices at NATIVE_FPS, from the picture's time on. `mouths`: uint8 (T, h, w), 1 where
+    a mouth is. `boxes` (n, 4): faces in pixels. `pictures`: uint8 (2, H, W, 3), the picture and the last frame of
+    the history. `openings` (n, F): how far the window's mouths are open, 0 to 1. Floats come as float32.
+    """
+
+    facts: Facts
+    latents: Tensor
+    reference: Tensor
+    continued: Tensor
+    voices: Tensor
+    mouths: Tensor
+    boxes: Tensor
+    pictures: Tensor
+    openings: Tensor
+
+
+_TENSORS = ("latents", "reference", "continued", "voices", "mouths", "boxes", "pictures", "openings")
+
+
+def plan(seed: int, split: Split = "train") -> Plan:
+    """Draw the shape of a seed's clip.
+
+    Seven of ten are 33 frames long, the others 17 or 81; one of eight is in the large bucket, of 17 or 33 frames (81
+    of them cost as much as thirty small clips); a quarter has another frame rate. Half of the windows begin with the
+    picture, the others up to two seconds later.
+    """
+    rng = np.random.default_rng((5, split == "held_out", seed))
+    frames = int(rng.choice((17, 33, 81), p=(0.15, 0.7, 0.15)))
+    sizes: Sequence[tuple[int, int]] = vae.SIZES
+    if rng.random() < 0.125:
+        sizes, frames = LARGE, min(frames, 33)
+    size = sizes[int(rng.integers(len(sizes)))]
+    fps = float(rng.choice(OTHER_FPS)) if rng.random() < 0.25 else NATIVE_FPS
+    offset = 0 if rng.random() < 0.5 else int(rng.integers(1, max(2, int(2 * fps)) + 1))
+    # At least two latent frames are left to be made.
+    motion = int(rng.choice([length for length in MOTIONS if length <= frames - 8]))
+    return Plan(size=size, frames=frames, fps=fps, offset=offset, motion=motion)
+
+
+@torch.no_grad()
+def encode_clip(
+    codec: WanCodec, hearing: AudioEncoder, seed: int, shape: Plan, split: Split, speak: Speak = say
+) -> tuple[Facts, dict[str, Tensor]]:
+    """Make the clip of a seed and encode it: facts, and tensors as `Sample` has them with floats in float16."""
+    clip = make_clip(seed, frames=shape.offset + shape.frames, fps=shape.fps, size=shape.size, split=split, speak=speak)
+    window = slice(shape.offset, None)
+    pixels = torch.stack([to_pixels(frame) for frame in clip.frames[window]], dim=1)
+    picture = to_pixels(clip.frames[0])
+    voices = torch.stack(
+        [hearing.encode(torch.from_numpy(voice), audio_frames(len(voice), NATIVE_FPS)) for voice in clip.voices]
+    )
+    on_mouth = torch.from_numpy(vae.mouth_weights(clip)[window] > 1).float()
+    # By cell, then by group: the first frame is a latent frame alone, each four that follow share one.
+    cells = F.max_pool2d(on_mouth[:, None], codec.spatial)[:, 0]
+    groups = [cells[:1], *torch.split(cells[1:], codec.temporal)]
+    scene = clip.scene
+    facts = Facts(
+        seed=seed,
+        split=split,
+        plan=shape,
+        prompt=clip.prompt,
+        attributes={
+            "mood": scene.mood,
+            "energy": scene.energy,
+            "time": scene.time_of_day,
+            "place": scene.place,
+            "people": str(len(scene.people)),
+        },
+        silent=clip.silent,
+    )
+    # A third of the time of float32, and 0.005 away from it where latents have a deviation of 1.
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = {
+            "latents": codec.encode(pixels).half(),
+            "reference": codec.encode(_padded(picture[:, None], shape.frames)).half(),
+            "continued": codec.encode(_padded(pixels[:, : shape.motion], shape.frames)).half(),
+        }
+    tensors = latents | {
+        "voices": voices.half(),
+        "mouths": torch.stack([group.amax(dim=0) for group in groups]).to(torch.uint8),
+        "boxes": torch.from_numpy(clip.face_boxes),
+        "pictures": torch.from_numpy(clip.frames[[0, shape.offset + shape.motion - 1]]),
+        "openings": torch.from_numpy(np.ascontiguousarray(clip.openings[:, window])).half(),
+    }
+    return facts, {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def write_shard(
+    out: Path,
+    codec: WanCodec,
+    hearing: AudioEncoder,
+    seeds: Sequence[int],
+    split: Split,
+    *,
+    speak: Speak = say,
+    shape_of: Callable[[int, Split], Plan] = plan,
+) -> bool:
+    """Encode the clips of `seeds` into one shard of `out`; say whether there was anything to do.
+
+    Raises ValueError where a shard that begins with the same seed has others.
+    """
+    name = f"{split}-{seeds[0]:09d}"
+    listing = out / f"{name}.json"
+    if listing.exists():
+        if [row["seed"] for row in json.loads(listing.read_text("utf-8"))] != list(seeds):
+            raise ValueError(f"{listing} holds other seeds; give ranges that begin and end where it does")
+        return False
+    rows: list[dict[str, Any]] = []
+    tensors: dict[str, Tensor] = {}
+    for seed in seeds:
+        facts, parts = encode_clip(codec, hearing, seed, shape_of(seed, split), split, speak)
+        rows.append(asdict(facts))
+        tensors |= {f"{seed}.{key}": tensor for key, tensor in parts.items()}
+    part = out / f"{name}.part"
+    save_file(tensors, part)
+    part.replace(out / f"{name}.safetensors")
+    part.write_text(json.dumps(rows, indent=1), "utf-8")
+    part.replace(listing)
+    return True
+
+
+class Samples:
+    """The encoded clips of a split in a folder; tensors are read when they are asked for."""
+
+    def __init__(self, folder: Path, split: Split) -> None:
+        self.facts: list[Facts] = []
+        self._files: list[Any] = []
+        for listing in sorted(folder.glob(f"{split}-*.json")):
+            file = safe_open(listing.with_suffix(".safetensors"), "pt")
+            for row in json.loads(listing.read_text("utf-8")):
+                row["plan"]["size"] = tuple(row["plan"]["size"])
+                row |= {"plan": Plan(**row["plan"]), "silent": tuple(row["silent"])}
+                self.facts.append(Facts(**row))
+                self._files.append(file)
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def __getitem__(self, index: int) -> Sample:
+        facts, file = self.facts[index], self._files[index]
+        tensors = {key: file.get_tensor(f"{facts.seed}.{key}") for key in _TENSORS}
+        return Sample(facts, **{key: t.float() if t.is_floating_point() else t for key, t in tensors.items()})
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+
+def prepare(out: Path, vae_at: Path, audio_at: Path) -> tuple[WanCodec, AudioEncoder]:
+    """Put both encoders into `out` in the layout they ship in, and return them as the engine will run them.
+
+    `vae_at` and `audio_at` are folders, or checkpoints of the trainings, whose latents are then measured. Once they
+    are in `out` they stay: latents of two autoencoders must not mix. Raises ValueError for others than those there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    # The decoder may be trained further; what the latents mean is the encoder's alone, but that is not looked into.
+    origin = out / "encoders.json"
+    given = {"vae": _fingerprint(vae_at), "audio_encoder": _fingerprint(audio_at)}
+    if origin.exists():
+        if json.loads(origin.read_text("utf-8")) != given:
+            raise ValueError(f"{out} was encoded by other encoders; choose another folder")
+    else:
+        _finished_vae(vae_at, out / "vae")
+        _finished_audio(audio_at, out / "audio_encoder")
+        origin.write_text(json.dumps(given, indent=1) + "\n", "utf-8")
+    codec = WanCodec(AutoencoderKLWan.from_pretrained(out / "vae", torch_dtype=torch.float32).train(False))
+    hearing = Wav2Vec2Model.from_pretrained(out / "audio_encoder", dtype=torch.float32).train(False)
+    return codec, AudioEncoder(hearing)
+
+
+def _finished_vae(at: Path, folder: Path) -> None:
+    if at.is_dir():
+        shutil.copytree(at, folder, dirs_exist_ok=True)
+        return
+    model = AutoencoderKLWan(**vae.CONFIG)
+    model.load_state_dict(torch.load(at, weights_only=True)["average"])
+    sizes = vae.SIZES
+    clips = [make_clip(1_000_000 + i, frames=vae.FRAMES, size=sizes[i % len(sizes)]) for i in range(24)]
+    vae.finish(model.train(False), clips, folder)
+
+
+def _finished_audio(at: Path, folder: Path) -> None:
+    if at.is_dir():
+        shutil.copytree(at, folder, dirs_exist_ok=True)
+        return
+    model = audio.Regressor()
+    model.load_state_dict(torch.load(at, weights_only=True)["model"])
+    model.encoder.train(False).half().save_pretrained(folder)
+
+
+def _fingerprint(at: Path) -> str:
+    files = sorted(at.glob("*.safetensors")) if at.is_dir() else [at]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _padded(given: Tensor, frames: int) -> Tensor:
+    return F.pad(given, (0, 0, 0, 0, 0, frames - given.shape[1]))
+
+
+def main() -> None:
+    """Read the command line and encode."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae", type=Path, required=True, help="finished folder, or vae.pt")
+    parser.add_argument("--audio", type=Path, required=True, help="finished folder, or audio.pt")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs=2, default=(0, 800), metavar=("FIRST", "END"))
+    parser.add_argument("--split", choices=("train", "held_out"), default="train")
+    parser.add_argument("--threads", type=int, default=1, help="rather start several processes")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    codec, hearing = prepare(given.out, given.vae, given.audio)
+    began, base = time.monotonic(), HELD_OUT if given.split == "held_out" else 0
+    start, end = given.seeds
+    for first in range(start, end, SHARD):
+        seeds = [base + seed for seed in range(first, min(first + SHARD, end))]
+        if write_shard(given.out, codec, hearing, seeds, given.split):
+            print(json.dumps({"until": seeds[-1] - base + 1, "seconds": time.monotonic() - began}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

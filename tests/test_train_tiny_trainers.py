@@ -1,0 +1,278 @@
+"""Encoded clips, the transformer's trainer and the assembled folder, all on toy sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from transformers import AutoTokenizer, Wav2Vec2Config, Wav2Vec2Model
+
+from engine.data import Inputs, Window
+from engine.multitalk.load import load_model
+from engine.stages.encode import Texts, encode
+from scripts.train_tiny import vae
+from scripts.train_tiny.assemble import assemble
+from scripts.train_tiny.clips import make_clip
+from scripts.train_tiny.latents import Plan, Sample, Samples, plan, prepare, write_shard
+from scripts.train_tiny.speech import Split, synthetic
+from scripts.train_tiny.transformer import (
+    IMAGE,
+    TEXT,
+    TRANSFORMER,
+    Case,
+    Configs,
+    Example,
+    Network,
+    draw_case,
+    make_example,
+    make_tokenizer,
+    predict,
+    tokenize,
+    train,
+)
+
+SIZE = (64, 32)
+TOY = Configs(
+    transformer=TRANSFORMER
+    | {
+        "attention_head_dim": 8,
+        "num_layers": 1,
+        "ffn_dim": 32,
+        "freq_dim": 16,
+        "text_dim": 16,
+        "image_dim": 16,
+        "image_tokens": 5,
+        "added_kv_proj_dim": None,
+        "audio_layers": 2,
+        "audio_channels": 16,
+        "audio_intermediate_dim": 16,
+        "audio_output_dim": 16,
+    },
+    text=TEXT | {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1},
+    image=IMAGE
+    | {"hidden_size": 16, "intermediate_size": 16, "projection_dim": 16, "image_size": 32, "patch_size": 16},
+    vocabulary=300,
+)
+
+
+def shape(seed: int, _split: Split) -> Plan:
+    """17 frames; every second clip begins three frames after its picture, at another rate."""
+    late = seed % 2
+    return Plan(size=SIZE, frames=17, fps=12.5 if late else 25.0, offset=3 * late, motion=9)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of encoded clips: seeds 0 to 3 for training, one held out; encoders with random weights."""
+    folder = tmp_path_factory.mktemp("encoded")
+    torch.manual_seed(0)
+    AutoencoderKLWan(**(vae.CONFIG | {"base_dim": 4})).save_pretrained(folder / "vae")
+    Wav2Vec2Model(
+        Wav2Vec2Config(
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=16,
+            conv_dim=(8, 8, 8, 8, 8, 8, 8),
+            feat_extract_norm="layer",
+            conv_bias=True,
+            num_conv_pos_embeddings=4,
+            num_conv_pos_embedding_groups=2,
+        )
+    ).save_pretrained(folder / "audio_encoder")
+    out = folder / "latents"
+    encoders = prepare(out, folder / "vae", folder / "audio_encoder")
+    assert write_shard(out, *encoders, (0, 1, 2, 3), "train", speak=synthetic, shape_of=shape)
+    assert write_shard(out, *encoders, (5,), "held_out", speak=synthetic, shape_of=shape)
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps of training."""
+    run = tmp_path_factory.mktemp("run")
+    train(run, data, steps=2, accumulate=2, configs=TOY)
+    return run
+
+
+def two_people(data: Path) -> Sample:
+    return next(sample for sample in Samples(data, "train") if len(sample.voices) == 2)
+
+
+def example_of(sample: Sample, case: Case) -> Example:
+    return make_example(sample, case, np.random.default_rng(0), torch.Generator().manual_seed(0))
+
+
+def test_every_planned_window_leaves_something_to_make() -> None:
+    for planned in map(plan, range(200)):
+        assert planned.frames % 4 == planned.motion % 4 == 1
+        assert planned.motion + 8 <= planned.frames
+        assert all(side % 16 == 0 for side in planned.size)
+        assert 8 <= planned.fps <= 30
+
+
+def test_a_shard_that_is_there_is_not_made_again(data: Path) -> None:
+    encoders = prepare(data, data.parent / "vae", data.parent / "audio_encoder")
+    assert not write_shard(data, *encoders, (0, 1, 2, 3), "train", speak=synthetic, shape_of=shape)
+    with pytest.raises(ValueError, match="other seeds"):
+        write_shard(data, *encoders, (0, 1), "train", speak=synthetic, shape_of=shape)
+
+
+def test_latents_of_two_autoencoders_do_not_mix(data: Path, tmp_path: Path) -> None:
+    AutoencoderKLWan(**(vae.CONFIG | {"base_dim": 4})).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="other encoders"):
+        prepare(data, tmp_path, data.parent / "audio_encoder")
+
+
+def test_a_window_that_continues_begins_as_the_window_itself(data: Path) -> None:
+    for sample in Samples(data, "train"):
+        # bfloat16 rounds to 3 digits; latents of this network are of size 0.1 to 1.
+        torch.testing.assert_close(sample.continued[:, :3], sample.latents[:, :3], atol=0.01, rtol=0.01)
+        alike = torch.allclose(sample.reference[:, 0], sample.latents[:, 0], atol=0.01, rtol=0.01)
+        assert alike == (sample.facts.plan.offset == 0)
+
+
+def test_mouths_are_marked_where_they_are_drawn(data: Path) -> None:
+    sample = Samples(data, "train")[0]
+    clip = make_clip(0, frames=17, size=SIZE, speak=synthetic)
+    for x0, y0, x1, y1 in clip.mouth_boxes[:, 16]:
+        assert sample.mouths[4, int((y0 + y1) / 16), int((x0 + x1) / 16)] == 1
+    assert sample.mouths.float().mean() < 0.5
+
+
+def test_history_is_given_as_the_engine_gives_it(data: Path) -> None:
+    sample = two_people(data)
+    first = example_of(sample, Case("first", 5, 0, 0.5))
+    continued = example_of(sample, Case("continued", 5, 3, 0.5))
+    clean = example_of(sample, Case("clean", 5, 3, 0.5))
+    assert torch.equal(first.inputs, torch.cat([continued.inputs[:, :16], first.inputs[:, 16:]], dim=1))
+    assert torch.equal(clean.inputs[0, :16, :3], sample.latents[:, :3])
+    assert torch.equal(clean.inputs[0, :16, 3:], first.inputs[0, :16, 3:])
+    assert [example.weights.amin(dim=(1, 2)).bool().tolist() for example in (first, continued, clean)] == [
+        [True] * 5,
+        [False] * 3 + [True] * 2,
+        [False] * 3 + [True] * 2,
+    ]
+    assert [example.inputs[0, 16:20, :, 0, 0].sum().item() for example in (first, continued, clean)] == [4, 12, 4]
+
+
+def test_the_target_leads_from_the_noisy_to_the_true_latents(data: Path) -> None:
+    sample = two_people(data)
+    example = example_of(sample, Case("first", 5, 0, 0.7))
+    torch.testing.assert_close(example.inputs[0, :16] - 0.7 * example.target, sample.latents)
+    assert example.timestep.item() == pytest.approx(700)
+
+
+def test_exchanged_speakers_keep_their_boxes(data: Path) -> None:
+    sample = two_people(data)
+    there, back = (
+        example_of(sample, Case("first", 5, 0, 0.5, boxes=True, exchanged=exchanged)) for exchanged in (False, True)
+    )
+    assert there.windows is not None
+    assert back.windows is not None
+    assert there.masks is not None
+    assert back.masks is not None
+    assert torch.equal(there.windows, back.windows.flip(0))
+    columns = torch.arange(8.0)
+    left, right = ((there.masks[i].mean(dim=0) * columns).sum() / there.masks[i].mean(dim=0).sum() for i in (0, 1))
+    assert left < right
+    first, second = ((back.masks[i].mean(dim=0) * columns).sum() / back.masks[i].mean(dim=0).sum() for i in (0, 1))
+    assert first > second
+
+
+def test_cases_take_a_tenth_of_all_clips_without_audio(data: Path) -> None:
+    facts = two_people(data).facts
+    rng = np.random.default_rng(0)
+    cases = [draw_case(facts, "first", 0.5, rng) for _ in range(2000)]
+    # Three standard deviations of 2000 draws are 0.02.
+    assert np.mean([not case.audio for case in cases]) == pytest.approx(0.1, abs=0.02)
+    assert np.mean([case.prompt is not None for case in cases]) == pytest.approx(0.1, abs=0.02)
+    assert all(0 < case.sigma < 1 for case in cases)
+
+
+def test_any_text_survives_the_tokenizer() -> None:
+    tokenizer = make_tokenizer(["Two people talk in a café, cheerful."] * 3, 400)
+    for text in ("Two people talk in a café, cheerful.", "二人が話す 🙂", "\u0000\u07ff\U0010ffff"):
+        tokens = tokenizer(text).input_ids
+        assert tokens[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(tokens[:-1]) == text
+
+
+def test_training_moves_every_part_and_reports(trained: Path) -> None:
+    row = json.loads((trained / "transformer.jsonl").read_text("utf-8").splitlines()[-1])
+    assert row["step"] == 2
+    assert {"loss", "mouth", "told", "shown", "val", "val_mouth", "val_mouth_silent"} <= set(row)
+    state = torch.load(trained / "transformer.pt", weights_only=True)
+    moved = {
+        name.split(".")[0]
+        for name, tensor in state["network"].items()
+        if not torch.equal(tensor, state["average"][name])
+    }
+    assert {"transformer", "text_encoder", "image_encoder", "told", "shown"} <= moved
+
+
+def test_a_resumed_training_is_the_one_that_did_not_stop(trained: Path, data: Path, tmp_path: Path) -> None:
+    train(tmp_path, data, steps=2, accumulate=2, minutes=0, configs=TOY)
+    assert torch.load(tmp_path / "transformer.pt", weights_only=True)["step"] == 1
+    train(tmp_path, data, steps=2, accumulate=2, configs=TOY)
+    straight, resumed = (
+        torch.load(run / "transformer.pt", weights_only=True)["average"] for run in (trained, tmp_path)
+    )
+    for name, tensor in straight.items():
+        # One thread, one order of operations: nothing may differ.
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_the_assembled_folder_is_conditioned_as_in_training(trained: Path, data: Path, tmp_path: Path) -> None:
+    size = assemble(tmp_path / "tiny", run=trained, data=data)
+    assert size == sum(path.stat().st_size for path in (tmp_path / "tiny").rglob("*") if path.is_file())
+    model = load_model(tmp_path / "tiny", device="cpu", dtype="float32")
+    sample = two_people(data)
+    assert sample.facts.plan == shape(0, "train")
+    example = example_of(sample, Case("first", 5, 0, 0.5))
+    assert example.masks is not None
+    conditions = encode(
+        model,
+        Inputs(image=sample.pictures[0].numpy(), voices=(), masks=example.masks.numpy(), sound=np.zeros((0, 2), "f4")),
+        Window(index=0, start=0, frames=17, motion=0, keep=17),
+        history=None,
+        text=Texts(model.text.encode(example.prompt), None),
+        voices=sample.voices,
+        branches=("cond",),
+        continuation_style="multitalk",
+        fps=25.0,
+        native_fps=25.0,
+    )
+    # Stored latents were rounded to bfloat16 on their way.
+    torch.testing.assert_close(conditions.latents, example.inputs[0, 16:], atol=0.01, rtol=0.01)
+    tokenizer = AutoTokenizer.from_pretrained(trained / "tokenizer")
+    network = Network(TOY, binding=True, pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id)
+    network.load_state_dict(torch.load(trained / "transformer.pt", weights_only=True)["average"])
+    # The folder's numbers are float16: three digits.
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.text.encode(example.prompt),
+            network.read(tokenize(tokenizer, [example.prompt])),
+            atol=0.01,
+            rtol=0.01,
+        )
+        torch.testing.assert_close(
+            model.image.encode(example.picture), network.look(example.picture), atol=0.01, rtol=0.01
+        )
+        inside = model.transformer(
+            hidden_states=example.inputs,
+            timestep=example.timestep,
+            conditions=conditions.branches["cond"],
+            return_dict=False,
+        )[0][0]
+        torch.testing.assert_close(inside, predict(network, tokenizer, example), atol=0.01, rtol=0.01)
+
+
+def test_another_encoder_is_not_assembled(trained: Path, data: Path, tmp_path: Path) -> None:
+    AutoencoderKLWan(**(vae.CONFIG | {"base_dim": 4})).save_pretrained(tmp_path / "vae")
+    with pytest.raises(ValueError, match="encodes otherwise"):
+        assemble(tmp_path / "tiny", run=trained, data=data, vae=tmp_path / "vae")
