@@ -67,7 +67,7 @@ class Writer:
             )
         self.path = path
         self.size = size
-        # 23.976 and 12.5 as they are meant: the largest denominator in use is NTSC's 1001.
+        # As typed, not as the nearest binary fraction: 23.976 is 2997/125, 12.5 is 25/2.
         self.rate = Fraction(fps).limit_denominator(1001)
         self.frames = 0
         self._sound = np.zeros((0, 2), np.float32) if sound is None else sound
