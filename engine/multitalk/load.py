@@ -223,7 +223,11 @@ def _read(folder: Path, load: Callable[[], tuple[Any, Mapping[str, Any]]]) -> An
         model, report = load()
     except Exception as error:
         # Config values reach constructors unchecked, so anything may come out of them.
-        raise SourceError(f"{folder} cannot be loaded: {error}", field="source") from error
+        raise SourceError(
+            f"{folder} cannot be loaded: its config.json and weights do not fit each other ({_first(error)})",
+            field="source",
+            hint="get both again",
+        ) from error
     unused = _UNUSED.get(folder.name)
     # Both libraries list names, or (name, shape, shape) where shapes differ.
     missing, unexpected, mismatched = (
@@ -300,7 +304,15 @@ def _load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise SourceError(f"{folder} cannot be loaded: {error}", field="source") from error
+        raise SourceError(
+            f"{folder} cannot be loaded as a tokenizer ({_first(error)})", field="source", hint="get its files again"
+        ) from error
+
+
+def _first(error: Exception) -> str:
+    # What follows the first sentence is a library's advice to programmers.
+    line = str(error).strip().partition("\n")[0].partition(". ")[0]
+    return f"{type(error).__name__}: {line[:160]}" if line else type(error).__name__
 
 
 def _check_fit(folder: Path, transformer: Any, vae: Any, text: Any, image: Any, audio: Any) -> None:
