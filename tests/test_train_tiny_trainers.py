@@ -272,7 +272,19 @@ def test_the_assembled_folder_is_conditioned_as_in_training(trained: Path, data:
         torch.testing.assert_close(inside, predict(network, tokenizer, example), atol=0.01, rtol=0.01)
 
 
+def test_a_decoder_that_was_trained_further_keeps_the_statistics(trained: Path, data: Path, tmp_path: Path) -> None:
+    further = AutoencoderKLWan.from_pretrained(data / "vae")
+    with torch.no_grad():
+        further.decoder.conv_out.bias.fill_(0.25)
+    further.register_to_config(latents_mean=[0.5] * 16)
+    further.save_pretrained(tmp_path / "vae")
+    assemble(tmp_path / "tiny", run=trained, data=data, vae=tmp_path / "vae")
+    model = AutoencoderKLWan.from_pretrained(tmp_path / "tiny" / "vae", torch_dtype=torch.float32)
+    assert set(model.decoder.conv_out.bias.tolist()) == {0.25}
+    assert model.config.latents_mean == [0.0] * 16
+
+
 def test_another_encoder_is_not_assembled(trained: Path, data: Path, tmp_path: Path) -> None:
     AutoencoderKLWan(**(vae.CONFIG | {"base_dim": 4})).save_pretrained(tmp_path / "vae")
-    with pytest.raises(ValueError, match="encodes otherwise"):
+    with pytest.raises(ValueError, match="is not the one"):
         assemble(tmp_path / "tiny", run=trained, data=data, vae=tmp_path / "vae")

@@ -26,8 +26,8 @@ def assemble(out: Path, *, run: Path, data: Path, vae: Path | None = None, loras
     """Write `out` anew and return the size of its files in bytes.
 
     `run` holds {transformer,text_encoder,image_encoder,tokenizer}, `data` {vae,audio_encoder}; `loras` is a folder of
-    safetensors files. Raises ValueError for an autoencoder whose encoder has other weights or other statistics than the
-    one the training saw, SourceError for parts that do not fit each other.
+    safetensors files. Raises ValueError for an autoencoder whose encoder has other weights than the one the
+    training saw, and SourceError for parts that do not fit each other.
     """
     from diffusers import AutoencoderKLWan
     from transformers import (
@@ -41,14 +41,13 @@ def assemble(out: Path, *, run: Path, data: Path, vae: Path | None = None, loras
     from engine.multitalk.load import load_model
     from engine.multitalk.transformer import MultiTalkTransformer3DModel
 
-    if vae is not None:
-        _check_encoder(AutoencoderKLWan, vae, data / "vae")
-    parts: dict[str, tuple[Any, Path]] = {
-        "transformer": (MultiTalkTransformer3DModel, run / "transformer"),
-        "vae": (AutoencoderKLWan, vae or data / "vae"),
-        "text_encoder": (UMT5EncoderModel, run / "text_encoder"),
-        "image_encoder": (CLIPVisionModel, run / "image_encoder"),
-        "audio_encoder": (Wav2Vec2Model, data / "audio_encoder"),
+    codec = AutoencoderKLWan.from_pretrained(data / "vae")
+    parts: dict[str, Any] = {
+        "transformer": MultiTalkTransformer3DModel.from_pretrained(run / "transformer"),
+        "vae": codec if vae is None else _with_its_statistics(AutoencoderKLWan.from_pretrained(vae), codec),
+        "text_encoder": UMT5EncoderModel.from_pretrained(run / "text_encoder"),
+        "image_encoder": CLIPVisionModel.from_pretrained(run / "image_encoder"),
+        "audio_encoder": Wav2Vec2Model.from_pretrained(data / "audio_encoder"),
     }
     if out.exists():
         # A file of an earlier shape (one shard more) would be shipped along.
@@ -56,8 +55,8 @@ def assemble(out: Path, *, run: Path, data: Path, vae: Path | None = None, loras
             raise ValueError(f"{out} is there and is not a model; choose another folder")
         shutil.rmtree(out)
     out.mkdir(parents=True)
-    for name, (kind, origin) in parts.items():
-        kind.from_pretrained(origin).half().save_pretrained(out / name, max_shard_size=LARGEST)
+    for name, part in parts.items():
+        part.half().save_pretrained(out / name, max_shard_size=LARGEST)
     AutoTokenizer.from_pretrained(run / "tokenizer", local_files_only=True).save_pretrained(out / "tokenizer")
     reader = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False)  # type: ignore[no-untyped-call]
     reader.save_pretrained(out / "audio_encoder")
@@ -65,7 +64,7 @@ def assemble(out: Path, *, run: Path, data: Path, vae: Path | None = None, loras
         (out / "loras").mkdir()
         for file in sorted(loras.glob("*.safetensors")):
             shutil.copy(file, out / "loras" / file.name)
-    _write_index(out / "model_index.json", {name: kind.__name__ for name, (kind, _) in parts.items()})
+    _write_index(out / "model_index.json", {name: type(part).__name__ for name, part in parts.items()})
     for path in out.rglob("*.*"):
         # safetensors keeps its files to their owner; these become part of a package.
         path.chmod(0o644)
@@ -73,15 +72,14 @@ def assemble(out: Path, *, run: Path, data: Path, vae: Path | None = None, loras
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 
-def _check_encoder(kind: Any, given: Path, trained_with: Path) -> None:
-    new, old = kind.from_pretrained(given), kind.from_pretrained(trained_with)
-    same = all(new.config[key] == old.config[key] for key in ("latents_mean", "latents_std"))
-    weights = old.state_dict()
-    for name, tensor in new.state_dict().items():
-        if name.startswith(("encoder.", "quant_conv.")):
-            same = same and torch.equal(tensor, weights[name])
-    if not same:
-        raise ValueError(f"{given} encodes otherwise than {trained_with}, which the transformer was trained with")
+def _with_its_statistics(given: Any, trained_with: Any) -> Any:
+    """Return `given` with the statistics by which the training normalised: a new measurement differs in digits."""
+    old = trained_with.state_dict()
+    for name, tensor in given.state_dict().items():
+        if name.startswith(("encoder.", "quant_conv.")) and not torch.equal(tensor.half(), old[name].half()):
+            raise ValueError(f"the autoencoder's {name} is not the one that the transformer's latents were made with")
+    given.register_to_config(latents_mean=trained_with.config.latents_mean, latents_std=trained_with.config.latents_std)
+    return given
 
 
 def _write_index(path: Path, classes: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -391,8 +391,8 @@ def attribute_loss(
 
 @torch.no_grad()
 def validate(network: Network, tokenizer: Any, held_out: Samples, count: int = 24) -> dict[str, float]:
-    """Return losses on held-out clips with fixed noise and times, by mode; on mouths also without and with another
-    voice's audio, whose distance from the true one's says how much is heard.
+    """Return losses on held-out clips with fixed noise and times, by mode; on mouths also without audio, to be
+    compared with `val_mouth`, and with two speakers' voices exchanged, to be compared with `val_mouth_both`.
     """
     found: dict[str, list[float]] = defaultdict(list)
     modes: tuple[Mode, ...] = tuple(MODES)
@@ -402,19 +402,19 @@ def validate(network: Network, tokenizer: Any, held_out: Samples, count: int = 2
         rng = np.random.default_rng((7, index))
         case = draw_case(sample.facts, mode, 0.5, rng)
         # Times spread evenly over the middle, where sound decides.
-        case = Case(mode, case.length, case.known, 0.3 + 0.6 * (index * 0.618 % 1), boxes=case.boxes)
-        for kind in ("", "_silent", "_exchanged"):
-            if kind == "_exchanged" and (len(sample.voices) == 1 or any(sample.facts.silent)):
-                continue
-            heard = sample.voices.flip(0) if kind == "_exchanged" else sample.voices
-            given = Sample(**(vars(sample) | {"voices": heard}))
-            now = Case(**(vars(case) | {"audio": kind != "_silent"}))
+        case = Case(mode, case.length, case.known, sigma=0.3 + 0.6 * (index * 0.618 % 1), boxes=case.boxes)
+        both = len(sample.voices) > 1 and not any(sample.facts.silent)
+        for kind in ("", "_silent", "_exchanged") if both else ("", "_silent"):
+            given = replace(sample, voices=sample.voices.flip(0)) if kind == "_exchanged" else sample
+            now = replace(case, audio=kind != "_silent")
             example = make_example(given, now, np.random.default_rng(index), torch.Generator().manual_seed(index))
             loss, mouth = losses(predict(network, tokenizer, example), example)
             found[f"val_mouth{kind}"].append(mouth)
             if not kind:
                 found["val"].append(float(loss))
                 found[f"val_{mode}"].append(float(loss))
+                if both:
+                    found["val_mouth_both"].append(mouth)
     return {name: float(np.nanmean(values)) for name, values in found.items()}
 
 
