@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING
 
+from engine.errors import ConfigError
+
 
 @dataclass
 class ComponentConfig:
@@ -226,8 +228,16 @@ class SamplerConfig(ComponentConfig):
 
     #: "standard" or "turbo": which of the model's bundles the defaults come from.
     bundle: str = "standard"
+    #: 1 .. 1000.
     steps: int = II("model.${sampler.bundle}.steps")
     shift: float = II("model.${sampler.bundle}.shift")
+
+    def check(self) -> None:
+        """Raise ConfigError for steps or a shift that no sampler can mean."""
+        if not 1 <= self.steps <= 1000:
+            raise ConfigError(f"{self.steps} steps", field="sampler.steps", hint="give 1 to 1000")
+        if not self.shift > 0:
+            raise ConfigError(f"a shift of {self.shift:g}", field="sampler.shift", hint="give more than 0")
 
 
 @dataclass

@@ -23,7 +23,7 @@ ORDER = ("cli", "service", "pipeline", "registry", "hookspecs", "register", "con
 ROOMS = {
     "engine.data": set[str](),
     "engine.errors": set[str](),
-    "engine.config": set[str](),
+    "engine.config": {"engine.errors"},
     "engine.components": {"engine.data"},
     "engine.speakers": {"engine.data", "engine.errors"},
     "engine.register": {"engine.config", "engine.errors"},

@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 from engine import hookimpl
 from engine.components import Sampler, Schedule
 from engine.config import SamplerConfig
-from engine.errors import ConfigError
 from engine.register import Register
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MOST_STEPS = 1000
 
 
 @dataclass
@@ -29,10 +26,7 @@ class Unipc:
     """Sampler over diffusers' UniPCMultistepScheduler. Raises ConfigError for steps or shift out of range."""
 
     def __init__(self, config: UnipcConfig) -> None:
-        if not 1 <= config.steps <= MOST_STEPS:
-            raise ConfigError(f"{config.steps} steps", field="sampler.steps", hint=f"give 1 to {MOST_STEPS}")
-        if not config.shift > 0:
-            raise ConfigError(f"a shift of {config.shift:g}", field="sampler.shift", hint="give more than 0")
+        config.check()
         self.steps = config.steps
         self.shift = config.shift
 
