@@ -16,7 +16,7 @@ from engine.data import Access, Artifact, Conditions, Delivery, Frames, Inputs, 
 from engine.errors import ConfigError
 from engine.multitalk.load import Model, load_model
 from engine.progress import Meter
-from engine.recipe import make_recipe
+from engine.recipe import make_recipe, weights_hash
 from engine.registry import Registry
 from engine.settings import locate_weights, make_settings
 from engine.stages.color import Statistics, color_statistics
@@ -44,6 +44,7 @@ class Engine:
         self._hooks = registry.plugins.hook
         self._model: Model | None = None
         self._weights = Path()
+        self._fingerprint = ""
 
     def generate(
         self,
@@ -81,6 +82,7 @@ class Engine:
         if self._model is None:
             config = self.config
             self._weights = locate_weights(config, self._registry)
+            self._fingerprint = weights_hash(self._weights)
             self._model = load_model(
                 self._weights,
                 device=self.device,
@@ -149,7 +151,7 @@ class Engine:
             job.request,
             media,
             job.config,
-            weights=self._weights,
+            weights=self._fingerprint,
             threads=torch.get_num_threads(),
             device=self.device,
             dtype=self.dtype,

@@ -26,13 +26,16 @@ def make_recipe(
     media: Media,
     config: Config,
     *,
-    weights: Path,
+    weights: str,
     threads: int,
     device: str,
     dtype: str,
     attention: str,
 ) -> dict[str, Any]:
-    """Return the recipe as plain JSON values; no address, path, host name or date is in it."""
+    """Return the recipe as plain JSON values; no address, path, host name or date is in it.
+
+    `weights` is their `weights_hash`.
+    """
     return {
         "format": FORMAT,
         "model": config.model.name,
@@ -57,7 +60,7 @@ def make_recipe(
             ],
         },
         "inputs": input_hashes(media),
-        "weights": weights_hash(weights),
+        "weights": weights,
         "versions": versions(),
         "threads": threads,
         "device": device,

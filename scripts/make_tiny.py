@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ SENTENCES = (
 def make(folder: Path = FOLDER) -> None:
     """Write all components below `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(SENTENCES, VOCABULARY, TEXT_LEN)
     tokenizer.save_pretrained(folder / "tokenizer")
     transformer = MultiTalkTransformer3DModel(**TRANSFORMER)
     parts: dict[str, nn.Module] = {
@@ -214,15 +215,15 @@ def make_lora(transformer: nn.Module) -> dict[str, Tensor]:
     return lora
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a byte-level tokenizer: any text comes back from its tokens, none is unknown."""
+def make_tokenizer(texts: Iterable[str], vocabulary: int, length: int) -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer trained on `texts`: any text comes back from its tokens, none is unknown."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.train_from_iterator(
-        SENTENCES,
+        texts,
         trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
+            vocab_size=vocabulary,
             special_tokens=["<pad>", "</s>"],
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
@@ -234,7 +235,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=core,
         pad_token="<pad>",
         eos_token="</s>",
-        model_max_length=TEXT_LEN,
+        model_max_length=length,
         clean_up_tokenization_spaces=False,
     )
 

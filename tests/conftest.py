@@ -76,6 +76,20 @@ class Recordings:
         model.load_state_dict({to_engine(key): tensor for key, tensor in tensors.items()})
         return model.eval()
 
+    def replay(self, model: Any, recorded: dict[str, Any]) -> Any:
+        """Run `model` on a recorded forward's inputs: (1, 16, T, h, w)."""
+        import torch
+
+        with torch.no_grad():
+            return model(
+                torch.cat([recorded["in.x"][None], recorded["in.y"]], dim=1),
+                recorded["in.t"],
+                recorded["in.context"][None],
+                recorded["in.clip_fea"],
+                recorded["in.audio"],
+                recorded["in.ref_target_masks"],
+            ).sample
+
 
 @dataclass(frozen=True)
 class TinyNetwork:

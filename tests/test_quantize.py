@@ -18,16 +18,7 @@ BOUND = 0.02
 
 
 def forward(model: Any, recordings: Any) -> Tensor:
-    recorded = recordings.tensors("forward_d_grid")
-    with torch.no_grad():
-        sample: Tensor = model(
-            torch.cat([recorded["in.x"][None], recorded["in.y"]], dim=1),
-            recorded["in.t"],
-            recorded["in.context"][None],
-            recorded["in.clip_fea"],
-            recorded["in.audio"],
-            recorded["in.ref_target_masks"],
-        ).sample
+    sample: Tensor = recordings.replay(model, recordings.tensors("forward_d_grid"))
     return sample
 
 

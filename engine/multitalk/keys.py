@@ -109,11 +109,6 @@ def to_engine_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return ours
 
 
-def to_engine_module(name: str) -> str:
-    """Return our name of the reference's module `name` (a tensor's name without `.weight`); same errors."""
-    return to_engine(f"{name}.weight").removesuffix(".weight")
-
-
 def _translate(
     key: str,
     root: dict[str, str],

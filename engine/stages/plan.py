@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.data import Media, Plan, Request, Settings
 from engine.errors import RequestError
-from engine.stages.audio import voice_spans
+from engine.stages.audio import length_seconds, voice_spans
 from engine.stages.canvas import choose_bucket, make_canvas, make_seats
 from engine.stages.windows import generated_frames, plan_windows
 
@@ -17,7 +17,7 @@ def plan_walk(request: Request, media: Media, settings: Settings) -> Plan:
     warnings: list[str] = []
     fps = request.fps or settings.native_fps
     spans = voice_spans(media.seconds, request.audio_type)
-    audio_seconds = max((end for _, end in spans), default=0.0)
+    audio_seconds = length_seconds(media.seconds, request.audio_type)
     frames = _frames(request, fps, audio_seconds)
     target = choose_bucket(media.image_size, settings.buckets)
     canvas = make_canvas(media.image_size, target, request.fit)

@@ -197,33 +197,12 @@ def hold_labels(transformer: Any) -> None:
 
 def make_tokenizer(prompts: Iterable[str], vocabulary: int) -> Any:
     """Return a byte-level BPE tokenizer trained on prompts and plain words: any text comes back from its tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
+    from scripts import make_tiny
 
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
     phrases = [f"It is, {word}." for group in (MOODS, ENERGIES) for _, words in group.values() for word in words]
     phrases += [f"It is {word}." for words in (*TIMES.values(), tuple(PLACES), EMPTY) for word in words]
     plain = [" ".join(words) for words in WORDS.values()]
-    core.train_from_iterator(
-        [*prompts, *phrases * 10, *plain],
-        trainers.BpeTrainer(
-            vocab_size=vocabulary,
-            special_tokens=["<pad>", "</s>"],
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        ),
-    )
-    end = core.token_to_id("</s>")
-    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)])
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=core,
-        pad_token="<pad>",
-        eos_token="</s>",
-        model_max_length=TEXT_LEN,
-        clean_up_tokenization_spaces=False,
-    )
+    return make_tiny.make_tokenizer([*prompts, *phrases * 10, *plain], vocabulary, TEXT_LEN)
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Any:
