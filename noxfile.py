@@ -1,7 +1,11 @@
-"""The checks: nox -s tests types lint wheel. All run in the environment nox itself runs in, so torch is there once."""
+"""The checks: nox -s tests types lint wheel. All run in the environment nox itself runs in, so torch is there once.
+
+`nox -s talk` measures the embedded model; it takes hours and runs only when it is asked for.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -44,6 +48,24 @@ def wheel(session: nox.Session) -> None:
     shutil.rmtree(ROOT / "build", ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="multitalk-wheel-") as folder:
         _try_wheel(session, Path(folder).resolve())
+
+
+@nox.session(venv_backend="none")
+def talk(session: nox.Session) -> None:
+    """Run `multitalk bench talk`, keep its report in docs/measured and hold it to its bars.
+
+    Arguments after -- are handed on. Nothing is written unless every kind was measured.
+    """
+    kept = ROOT / "docs" / "measured" / "talk.json"
+    with tempfile.TemporaryFile("w+") as output:
+        session.run(sys.executable, "-m", "engine", "bench", "talk", *session.posargs, stdout=output)
+        output.seek(0)
+        report = json.loads(output.read().splitlines()[-1])
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    missed = [f"{bar['name']}: {bar['value']}, not {bar['bar']}" for bar in report["bars"] if not bar["holds"]]
+    if missed:
+        session.error("; ".join(missed))
 
 
 def _try_wheel(session: nox.Session, outside: Path) -> None:

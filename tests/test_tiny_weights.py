@@ -1,8 +1,7 @@
-"""The embedded model is small, comes out of its script bit for bit, and loads through the libraries' own classes."""
+"""The embedded model is small, loads through the libraries' own classes, and its parts fit each other."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import sys
@@ -42,29 +41,15 @@ def load(cls: Any, component: str) -> Any:
     return part.eval()
 
 
-def without_versions(path: Path) -> Any:
-    return {key: value for key, value in json.loads(path.read_text("utf-8")).items() if not key.endswith("_version")}
+def test_weights_are_small_and_in_small_files() -> None:
+    sizes = [path.stat().st_size for path in TINY.rglob("*") if path.is_file()]
+    assert sum(sizes) <= 32 * 2**20
+    assert max(sizes) <= 8 * 2**20
 
 
-def test_script_writes_the_committed_weights_bit_for_bit(tmp_path: Path) -> None:
-    script("make_tiny").make(tmp_path)
-    made = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
-    assert made == {path.relative_to(TINY) for path in TINY.rglob("*") if path.is_file()}
-    for path in made:
-        if path.suffix == ".json":
-            assert without_versions(tmp_path / path) == without_versions(TINY / path), path
-        else:
-            new, old = (hashlib.sha256((root / path).read_bytes()).hexdigest() for root in (tmp_path, TINY))
-            assert new == old, path
-
-
-def test_weights_take_at_most_two_mebibytes() -> None:
-    assert sum(path.stat().st_size for path in TINY.rglob("*") if path.is_file()) <= 2 * 2**20
-
-
-def test_index_says_that_nobody_trained_these_weights() -> None:
+def test_index_names_every_part_and_the_licence() -> None:
     index = json.loads((TINY / "model_index.json").read_text("utf-8"))
-    assert index["untrained"] is True
+    assert "untrained" not in index
     assert index["license"] == "MIT"
     parts = {path.name for path in TINY.iterdir() if path.is_dir()} - {"loras"}
     assert parts == {key for key, value in index.items() if isinstance(value, list)}
@@ -127,19 +112,17 @@ def test_components_fit_each_other_and_the_network_hears_sees_and_reads() -> Non
         assert (said[0] - other).abs().max() > 1e-4
 
 
-def test_autoencoder_makes_pictures_that_are_neither_flat_nor_saturated() -> None:
+def test_autoencoder_keeps_a_picture_it_has_never_seen() -> None:
     vae = load(AutoencoderKLWan, "vae")
     with Image.open(EXAMPLES / "two.png") as picture:
-        pixels = torch.tensor(list(picture.convert("RGB").resize((64, 32)).tobytes()), dtype=torch.float32)
-    video = pixels.view(1, 1, 32, 64, 3).permute(0, 4, 1, 2, 3).repeat(1, 1, 5, 1, 1) / 127.5 - 1
+        pixels = torch.tensor(list(picture.convert("RGB").resize((160, 96)).tobytes()), dtype=torch.float32)
+    video = pixels.view(1, 1, 96, 160, 3).permute(0, 4, 1, 2, 3).repeat(1, 1, 5, 1, 1) / 127.5 - 1
     with torch.no_grad():
         latents = vae.encode(video).latent_dist.mode()
         pictures = vae.decode(latents).sample
-    assert latents.shape == (1, 16, 2, 4, 8)
-    assert 0.3 < latents.std() < 3
-    assert pictures.shape == video.shape
-    assert pictures.std() > 0.1
-    assert (pictures.abs() > 0.99).float().mean() < 0.05
+    assert latents.shape == (1, vae.config.z_dim, 2, 12, 20)
+    # 25 dB: between the trial's autoencoder and the bar that `multitalk bench talk` holds over many pictures.
+    assert ((pictures - video) / 2).square().mean() < 10**-2.5
 
 
 def test_turbo_lora_changes_what_the_network_says() -> None:
@@ -163,6 +146,6 @@ def test_demo_inputs_are_small_and_of_the_expected_shape() -> None:
 
 def test_pictures_are_drawn_as_committed() -> None:
     drawing = script("make_examples")
-    for name, faces in drawing.PICTURES.items():
+    for name, (people, seed) in drawing.PICTURES.items():
         with Image.open(EXAMPLES / name) as committed:
-            assert drawing.draw(faces).convert("RGB").tobytes() == committed.convert("RGB").tobytes()
+            assert drawing.picture(people, seed).convert("RGB").tobytes() == committed.convert("RGB").tobytes()

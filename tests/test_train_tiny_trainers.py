@@ -70,7 +70,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of encoded clips: seeds 0 to 3 for training, one held out; encoders with random weights."""
     folder = tmp_path_factory.mktemp("encoded")
     torch.manual_seed(0)
-    AutoencoderKLWan(**(vae.CONFIG | {"base_dim": 4})).save_pretrained(folder / "vae")
+    AutoencoderKLWan(**(vae.CONFIG | {"base_dim": 4, "dim_mult": [1, 2, 4]})).save_pretrained(folder / "vae")
     Wav2Vec2Model(
         Wav2Vec2Config(
             hidden_size=16,
@@ -123,7 +123,7 @@ def test_a_shard_that_is_there_is_not_made_again(data: Path) -> None:
 
 
 def test_latents_of_two_autoencoders_do_not_mix(data: Path, tmp_path: Path) -> None:
-    AutoencoderKLWan(**(vae.CONFIG | {"base_dim": 4})).save_pretrained(tmp_path)
+    AutoencoderKLWan(**(vae.CONFIG | {"base_dim": 4, "dim_mult": [1, 2, 4]})).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="other encoders"):
         prepare(data, tmp_path, data.parent / "audio_encoder")
 
@@ -149,21 +149,26 @@ def test_history_is_given_as_the_engine_gives_it(data: Path) -> None:
     first = example_of(sample, Case("first", 5, 0, 0.5))
     continued = example_of(sample, Case("continued", 5, 3, 0.5))
     clean = example_of(sample, Case("clean", 5, 3, 0.5))
-    assert torch.equal(first.inputs, torch.cat([continued.inputs[:, :16], first.inputs[:, 16:]], dim=1))
-    assert torch.equal(clean.inputs[0, :16, :3], sample.latents[:, :3])
-    assert torch.equal(clean.inputs[0, :16, 3:], first.inputs[0, :16, 3:])
+    assert torch.equal(
+        first.inputs, torch.cat([continued.inputs[:, : vae.CHANNELS], first.inputs[:, vae.CHANNELS :]], dim=1)
+    )
+    assert torch.equal(clean.inputs[0, : vae.CHANNELS, :3], sample.latents[:, :3])
+    assert torch.equal(clean.inputs[0, : vae.CHANNELS, 3:], first.inputs[0, : vae.CHANNELS, 3:])
     assert [example.weights.amin(dim=(1, 2)).bool().tolist() for example in (first, continued, clean)] == [
         [True] * 5,
         [False] * 3 + [True] * 2,
         [False] * 3 + [True] * 2,
     ]
-    assert [example.inputs[0, 16:20, :, 0, 0].sum().item() for example in (first, continued, clean)] == [4, 12, 4]
+    assert [
+        example.inputs[0, vae.CHANNELS : vae.CHANNELS + 4, :, 0, 0].sum().item()
+        for example in (first, continued, clean)
+    ] == [4, 12, 4]
 
 
 def test_the_target_leads_from_the_noisy_to_the_true_latents(data: Path) -> None:
     sample = two_people(data)
     example = example_of(sample, Case("first", 5, 0, 0.7))
-    torch.testing.assert_close(example.inputs[0, :16] - 0.7 * example.target, sample.latents)
+    torch.testing.assert_close(example.inputs[0, : vae.CHANNELS] - 0.7 * example.target, sample.latents)
     assert example.timestep.item() == pytest.approx(700)
 
 
@@ -248,7 +253,7 @@ def test_the_assembled_folder_is_conditioned_as_in_training(trained: Path, data:
         native_fps=25.0,
     )
     # Stored latents were rounded to bfloat16 on their way.
-    torch.testing.assert_close(conditions.latents, example.inputs[0, 16:], atol=0.01, rtol=0.01)
+    torch.testing.assert_close(conditions.latents, example.inputs[0, vae.CHANNELS :], atol=0.01, rtol=0.01)
     tokenizer = AutoTokenizer.from_pretrained(trained / "tokenizer")
     network = Network(TOY, binding=True, pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id)
     network.load_state_dict(torch.load(trained / "transformer.pt", weights_only=True)["average"])
@@ -276,15 +281,15 @@ def test_a_decoder_that_was_trained_further_keeps_the_statistics(trained: Path, 
     further = AutoencoderKLWan.from_pretrained(data / "vae")
     with torch.no_grad():
         further.decoder.conv_out.bias.fill_(0.25)
-    further.register_to_config(latents_mean=[0.5] * 16)
+    further.register_to_config(latents_mean=[0.5] * vae.CHANNELS)
     further.save_pretrained(tmp_path / "vae")
     assemble(tmp_path / "tiny", run=trained, data=data, vae=tmp_path / "vae")
     model = AutoencoderKLWan.from_pretrained(tmp_path / "tiny" / "vae", torch_dtype=torch.float32)
     assert set(model.decoder.conv_out.bias.tolist()) == {0.25}
-    assert model.config.latents_mean == [0.0] * 16
+    assert model.config.latents_mean == [0.0] * vae.CHANNELS
 
 
 def test_another_encoder_is_not_assembled(trained: Path, data: Path, tmp_path: Path) -> None:
-    AutoencoderKLWan(**(vae.CONFIG | {"base_dim": 4})).save_pretrained(tmp_path / "vae")
+    AutoencoderKLWan(**(vae.CONFIG | {"base_dim": 4, "dim_mult": [1, 2, 4]})).save_pretrained(tmp_path / "vae")
     with pytest.raises(ValueError, match="is not the one"):
         assemble(tmp_path / "tiny", run=trained, data=data, vae=tmp_path / "vae")

@@ -15,6 +15,7 @@ from engine.errors import ConfigError
 BENCHES = {
     "transformer": "Time one forward of the network against its bare matrix products and attention calls.",
     "memory": "Compare the peak memory of a short and a long video, each in a fresh process.",
+    "talk": "Measure whether the embedded model talks: lips, binding, lags, colours, seams, turbo, seconds.",
 }
 
 
@@ -34,18 +35,24 @@ def bench(words: Sequence[str]) -> int:
     # Needs torch: a bench is not among the commands that start at once.
     run: Callable[..., dict[str, Any]] = importlib.import_module(f"engine.bench.{name}").run
 
-    for setting in inspect.signature(run).parameters.values():
+    settings = {setting.name: setting.default for setting in inspect.signature(run).parameters.values()}
+    for setting, default in settings.items():
+        flag = "--" + setting.replace("_", "-")
+        if default == ():
+            parser.flag(flag, dest=setting, action="append", metavar="TEXT", help="may be given several times")
+            continue
         parser.flag(
-            "--" + setting.name.replace("_", "-"),
-            dest=setting.name,
-            type=_kind(setting.default),
-            default=setting.default,
-            metavar=_word(setting.default),
-            help=f"{_text(setting.default)} unless given",
+            flag,
+            dest=setting,
+            type=_kind(default),
+            default=default,
+            metavar=_word(default),
+            help=f"{_text(default) or 'none'} unless given",
         )
     values, rest = parser.read(words)
     parser.one(rest, "the name of a bench")
-    print(json.dumps(run(**vars(values))))
+    given = {name: tuple(value or ()) if settings[name] == () else value for name, value in vars(values).items()}
+    print(json.dumps(run(**given)))
     return 0
 
 

@@ -38,7 +38,6 @@ from scripts.train_tiny.speech import Speak, Split, say
 #: Frames a second at which voices become features, whatever the clip's own rate.
 NATIVE_FPS = 25.0
 SHARD = 20
-LARGE = ((320, 192), (256, 256), (192, 320))
 OTHER_FPS = (8.0, 10.0, 12.0, 12.5, 15.0, 16.0, 20.0, 24.0, 30.0)
 #: Frames of history that a continued window begins with.
 MOTIONS = (9, 25)
@@ -75,7 +74,7 @@ class Facts:
 class Sample:
     """A clip of n people as it is stored; T latent frames of h x w.
 
-    `latents` (16, T, h, w): the window, normalised. `reference`, `continued`: likewise, of the picture followed by
+    `latents` (C, T, h, w): the window, normalised. `reference`, `continued`: likewise, of the picture followed by
     mid grey, and of the window's first `plan.motion` frames followed by mid grey. `voices` (n, A, layers, channels):
     features of the whole clip's voices at NATIVE_FPS, from the picture's time on. `mouths`: uint8 (T, h, w), 1 where
     a mouth is. `boxes` (n, 4): faces in pixels. `pictures`: uint8 (2, H, W, 3), the picture and the last frame of
@@ -99,15 +98,15 @@ _TENSORS = ("latents", "reference", "continued", "voices", "mouths", "boxes", "p
 def plan(seed: int, split: Split = "train") -> Plan:
     """Draw the shape of a seed's clip.
 
-    Seven of ten are 33 frames long, the others 17 or 81; one of eight is in the large bucket, of 17 or 33 frames (81
-    of them cost as much as thirty small clips); a quarter has another frame rate. Half of the windows begin with the
+    Seven of ten are 33 frames long, the others 17 or 81; one of twelve is in the large bucket, of 17 frames (81 of
+    them cost as much as thirty small clips); a quarter has another frame rate. Half of the windows begin with the
     picture, the others up to two seconds later.
     """
     rng = np.random.default_rng((5, split == "held_out", seed))
     frames = int(rng.choice((17, 33, 81), p=(0.15, 0.7, 0.15)))
     sizes: Sequence[tuple[int, int]] = vae.SIZES
-    if rng.random() < 0.125:
-        sizes, frames = LARGE, min(frames, 33)
+    if rng.random() < 1 / 12:
+        sizes, frames = vae.LARGE, 17
     size = sizes[int(rng.integers(len(sizes)))]
     fps = float(rng.choice(OTHER_FPS)) if rng.random() < 0.25 else NATIVE_FPS
     offset = 0 if rng.random() < 0.5 else int(rng.integers(1, max(2, int(2 * fps)) + 1))
@@ -147,13 +146,11 @@ def encode_clip(
         },
         silent=clip.silent,
     )
-    # A third of the time of float32, and 0.005 away from it where latents have a deviation of 1.
-    with torch.autocast("cpu", torch.bfloat16):
-        latents = {
-            "latents": codec.encode(pixels).half(),
-            "reference": codec.encode(_padded(picture[:, None], shape.frames)).half(),
-            "continued": codec.encode(_padded(pixels[:, : shape.motion], shape.frames)).half(),
-        }
+    latents = {
+        "latents": codec.encode(pixels).half(),
+        "reference": codec.encode(_padded(picture[:, None], shape.frames)).half(),
+        "continued": codec.encode(_padded(pixels[:, : shape.motion], shape.frames)).half(),
+    }
     tensors = latents | {
         "voices": voices.half(),
         "mouths": torch.stack([group.amax(dim=0) for group in groups]).to(torch.uint8),

@@ -46,7 +46,7 @@ def backdrop(place: str, light: Light, size: tuple[int, int], rng: np.random.Gen
     width, height = size
     picture = Image.new("RGB", size, light.sky[1])
     PLACES[place](ImageDraw.Draw(picture), width, height, rng, light)
-    soft = picture.filter(ImageFilter.GaussianBlur(height / 220))
+    soft = picture.filter(ImageFilter.GaussianBlur(height / 110))
     return Image.blend(soft, Image.new("RGB", size, mix(light.sky[1], light.tint((214, 210, 206)), 0.7)), 0.16)
 
 
@@ -92,12 +92,12 @@ def _city(pen: ImageDraw.ImageDraw, w: int, h: int, rng: np.random.Generator, li
     _sky(pen, w, h, rng, light)
     x = -0.02 * w
     while x < w:
-        wide, top = rng.uniform(0.09, 0.17) * max(w, h), rng.uniform(0.18, 0.55) * h
+        wide, top = rng.uniform(0.11, 0.18) * max(w, h), rng.uniform(0.18, 0.55) * h
         wall = ((152, 160, 184), (178, 158, 150), (130, 148, 160))[int(rng.integers(3))]
         pen.rectangle((x, top, x + wide, h), fill=light.tint(wall))
-        pane = wide / 5
-        for row in np.arange(top + pane, h, 2.2 * pane):
-            for column in (0.8, 2.0, 3.2):
+        pane = wide / 3.6
+        for row in np.arange(top + 0.8 * pane, h, 2.2 * pane):
+            for column in (0.6, 2.1):
                 lit = light.lamps and rng.random() < 0.55
                 colour = (250, 214, 130) if lit else light.tint((206, 222, 236))
                 pen.rectangle((x + column * pane, row, x + (column + 0.8) * pane, row + 1.1 * pane), fill=colour)
@@ -127,11 +127,11 @@ def _room(pen: ImageDraw.ImageDraw, w: int, h: int, rng: np.random.Generator, li
 
 def _library(pen: ImageDraw.ImageDraw, w: int, h: int, rng: np.random.Generator, light: Light) -> None:
     pen.rectangle((0, 0, w, h), fill=_lamplit(light, (112, 78, 56)))
-    shelf = h / 4
-    for row in range(4):
+    shelf = h / 3
+    for row in range(3):
         x = 0.01 * w
         while x < w:
-            wide, high = rng.uniform(0.10, 0.2) * shelf, rng.uniform(0.6, 0.84) * shelf
+            wide, high = rng.uniform(0.18, 0.34) * shelf, rng.uniform(0.6, 0.84) * shelf
             book = _choose(
                 rng, ((176, 74, 66), (72, 112, 150), (96, 140, 98), (212, 170, 92), (146, 106, 156), (220, 206, 180))
             )

@@ -1,0 +1,120 @@
+"""Does the embedded model talk? Mouths, colours, seams and seconds of videos of held-out people, as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from engine import EngineService
+from engine.bench.talk_bars import judge_bars
+from engine.bench.talk_cases import load_data, recordings
+from engine.bench.talk_kinds import KINDS
+from engine.bench.talk_studio import Studio
+from engine.commands.escape import override as quoted
+from engine.errors import RequestError
+from engine.recipe import versions, weights_hash
+from engine.registry import installed
+from engine.settings import locate_weights
+
+#: The model's small bucket: landscape, square, portrait.
+SIZES = "160x96,128x128,96x160"
+
+
+def run(
+    *,
+    clips: int = 40,
+    kinds: str = ",".join(KINDS),
+    seed: int = 5_000_000,
+    long: int = 6,
+    sizes: str = SIZES,
+    voices: str = "",
+    details: str = "",
+    override: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Film held-out people and return what is printed as JSON: settings, figures by kind, and bars.
+
+    `clips` of each of `kinds` (of `long`: `long` clips), drawn from `seed` on in `sizes` by turns; all is measured from
+    the MP4 files that the engine writes. `voices` is a folder of recordings for the kind `real`, `details` a file for
+    the figures of every clip, `override` goes to the engine (Hydra's grammar). Needs a checkout, whose
+    scripts/train_tiny draws the clips, and eSpeak NG. Raises EngineError.
+    """
+    chosen = _chosen(kinds)
+    for name, count in (("--clips", clips), ("--long", long)):
+        if count < 1:
+            raise RequestError(f"{count} clips", field=name, hint="give 1 or more")
+    if seed < 0:
+        raise RequestError(f"{seed} is no seed", field="--seed", hint="give 0 or more")
+    if details and not Path(details).absolute().parent.is_dir():
+        raise RequestError(f"no folder for {details}", field="--details", hint="make it first")
+    if voices:
+        recordings(Path(voices))
+    load_data()
+    given = override if any(word.startswith("model=") for word in override) else ("model=tiny", *override)
+    with tempfile.TemporaryDirectory(prefix="multitalk-bench-") as name:
+        folder = Path(name)
+        overrides = (*given, "sink=disk", quoted("sink.folder", str(folder / "films")))
+        service = EngineService(overrides)
+        weights = locate_weights(service.config, installed())
+        studio = Studio(
+            service,
+            folder,
+            overrides=overrides,
+            clips=clips,
+            long=long,
+            seed=seed,
+            sizes=_sizes(sizes),
+            voices=Path(voices) if voices else None,
+        )
+        report: dict[str, Any] = {
+            "bench": "talk",
+            "settings": {
+                "seed": seed,
+                "clips": clips,
+                "long": long,
+                "sizes": sizes,
+                "kinds": list(chosen),
+                "overrides": list(given),
+                "weights": weights_hash(weights),
+                "versions": versions(),
+                "python": platform.python_version(),
+                "threads": torch.get_num_threads(),
+                "cores": os.cpu_count(),
+            },
+        }
+        for kind in chosen:
+            began = perf_counter()
+            figures = KINDS[kind](studio)
+            report[kind] = figures and figures | {"seconds": round(perf_counter() - began, 1)}
+            if details:
+                Path(details).write_text(json.dumps(studio.details), "utf-8")
+        service.close()
+    return report | {"bars": judge_bars(report)}
+
+
+def _chosen(kinds: str) -> tuple[str, ...]:
+    names = [name.strip() for name in kinds.split(",") if name.strip()]
+    for name in names:
+        if name not in KINDS:
+            raise RequestError(f"no kind named {name!r}", field="--kinds", hint=f"choose among {', '.join(KINDS)}")
+    if not names:
+        raise RequestError("no kind is named", field="--kinds", hint=f"choose among {', '.join(KINDS)}")
+    return tuple(name for name in KINDS if name in names)
+
+
+def _sizes(text: str) -> Sequence[tuple[int, int]]:
+    found = []
+    for word in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)x(\d+)\s*", word)
+        if match is None or min(int(match[1]), int(match[2])) < 64:
+            raise RequestError(f"{word!r} is no size", field="--sizes", hint=f"such as {SIZES}, width x height")
+        found.append((int(match[1]), int(match[2])))
+    return found

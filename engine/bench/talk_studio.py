@@ -1,0 +1,116 @@
+"""What the kinds of a run of `bench talk` share: a service, clips, progress and raw figures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from engine.bench.talk_cases import FPS, Case, find_cases, load_data
+from engine.bench.talk_films import Film, film, judge, liveliness, read_film
+from engine.bench.talk_measures import Pictures, Row
+from engine.components import Service
+
+#: Frames of a clip: one window of the embedded model.
+FRAMES = 81
+#: Seeds that a group of clips has to itself.
+_SEEDS = 100_000
+_GROUPS = ("one", "two", "silent", "fps", "long", "real", "vae", "detector", "speed")
+#: Cases between two lines of progress.
+_LINE = 10
+
+
+@dataclass(frozen=True)
+class Group:
+    """Clips that were filmed as they are meant, and what was seen in each."""
+
+    cases: list[Case]
+    seen: list[tuple[Row, ...]]
+    #: How much heads move in each film, and in what was drawn.
+    moves: list[float]
+    drawn: list[float]
+    forwards: int
+
+    @property
+    def rows(self) -> list[Row]:
+        """All mouths."""
+        return [row for rows in self.seen for row in rows]
+
+
+@dataclass
+class Studio:
+    """Films cases with one service, which was booted with `overrides`; `folder` is temporary."""
+
+    service: Service
+    folder: Path
+    overrides: Sequence[str]
+    clips: int
+    long: int
+    seed: int
+    sizes: Sequence[tuple[int, int]]
+    voices: Path | None = None
+    #: Raw figures by kind.
+    details: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def cases(self, group: str, count: int, **wanted: Any) -> list[Case]:
+        """Return the first `count` cases of `group` that are as `wanted`; see `find_cases`."""
+        first = self.seed + _SEEDS * _GROUPS.index(group)
+        self.say(f"{group}: drawing, {count} in all")
+        settings: dict[str, Any] = {"sizes": self.sizes, "frames": FRAMES} | wanted
+        return find_cases(first, count, self.folder / group, **settings)
+
+    @cached_property
+    def one(self) -> Group:
+        """One person each, every class of skin as often as another."""
+        return self._standard("one", self.cases("one", self.clips, people=1, even=True))
+
+    @cached_property
+    def two(self) -> Group:
+        """Two people each, who both speak all the time, in the default halves."""
+        return self._standard("two", self.cases("two", self.clips, people=2))
+
+    def drawn(self, case: Case) -> Pictures:
+        """Draw a case's clip again, without the losses of an MP4."""
+        frames: Pictures = (
+            load_data()
+            .clips.make_clip(
+                case.seed, frames=case.frames, fps=FPS, size=case.size, people=len(case.skins), split="held_out"
+            )
+            .frames
+        )
+        return frames
+
+    def film(self, case: Case, **choices: Any) -> Film:
+        """See `talk_films.film`."""
+        return film(self.service, case, **choices)
+
+    def each(self, kind: str, cases: Sequence[Case]) -> Iterator[Case]:
+        """Yield the cases and tell on stderr how far it is."""
+        began = perf_counter()
+        for number, case in enumerate(cases, 1):
+            yield case
+            if number % _LINE == 0 or number == len(cases):
+                self.say(f"{kind}: {number} of {len(cases)} clips, {perf_counter() - began:.0f} s")
+
+    def say(self, line: str) -> None:
+        """Tell how it goes."""
+        print(f"bench talk: {line}", file=sys.stderr, flush=True)
+
+    def note(self, kind: str, rows: Iterable[Row], **more: Any) -> None:
+        """Keep raw figures."""
+        self.details.setdefault(kind, []).extend(asdict(row) | more for row in rows)
+
+    def _standard(self, kind: str, cases: list[Case]) -> Group:
+        seen, moves, drawn, forwards = [], [], [], 0
+        for case in self.each(kind, cases):
+            made = self.film(case)
+            seen.append(judge(made.frames, case, fps=FPS))
+            moves.append(liveliness(made.frames, case))
+            drawn.append(liveliness(read_film(case.rendered), case))
+            forwards += made.plan.forwards
+            self.note(kind, seen[-1], moves=moves[-1], drawn=drawn[-1])
+        return Group(cases, seen, moves, drawn, forwards)

@@ -1,0 +1,247 @@
+"""Distil the turbo LoRA: few steps, one pass each, that arrive where guided small steps do.
+
+    python -m scripts.train_tiny.turbo --run RUN --data LATENTS [--steps N] [--minutes M]
+    torchrun --nproc-per-node 2 -m scripts.train_tiny.turbo ...
+
+Takes the transformer's average from RUN/transformer.pt, resumes from RUN/turbo.pt; writes RUN/turbo.jsonl, one line a
+report, and RUN/loras/turbo.safetensors whenever it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, distributed, nn
+from transformers import AutoTokenizer
+
+from engine.multitalk.guidance import ClassifierFreeGuidance
+from engine.multitalk.transformer import TransformerConditions
+from plugins.samplers.euler import Euler, EulerConfig
+from scripts.train_tiny.latents import Samples
+from scripts.train_tiny.transformer import (
+    CONFIGS,
+    MODES,
+    Case,
+    Example,
+    Mode,
+    Network,
+    draw_case,
+    hold_labels,
+    make_example,
+    share_gradients,
+    tokenize,
+)
+
+#: The bundle the LoRA is made for: the sampler's steps and shift, no guidance.
+STEPS, SHIFT = 5, 3.0
+#: The teacher: this many of its steps within one of the student's, with the standard audio scale.
+SUBSTEPS, AUDIO_SCALE = 3, 2.0
+RANK = 16
+#: Layers that get a pair.
+LAYERS = r".*blocks\.\d+\.(attn[12]\.to_(q|k|v|out\.0)|audio_attn\.to_(q|kv|out)|ffn\.net\.(0\.proj|2))"
+
+
+class Teacher:
+    """The transformer without its adapter, guided; and the student: the same with it, in one pass."""
+
+    def __init__(self, network: Network, tokenizer: Any) -> None:
+        self.network = network
+        self.tokenizer = tokenizer
+        self.guidance = ClassifierFreeGuidance(text_scale=1.0, audio_scale=AUDIO_SCALE)
+
+    @torch.no_grad()
+    def conditions(self, example: Example, *, audio: bool) -> TransformerConditions:
+        """Embed what an example is conditioned on."""
+        shape = tuple(example.inputs.shape[2:])
+        embedded: TransformerConditions = self.network.transformer.embed_conditions(
+            shape,
+            encoder_hidden_states=self.network.read(tokenize(self.tokenizer, [example.prompt])),
+            encoder_hidden_states_image=self.network.look(example.picture),
+            audio_windows=example.windows if audio else None,
+            speaker_masks=example.masks if audio else None,
+        )
+        return embedded
+
+    def velocity(self, latents: Tensor, given: Tensor, sigma: float, conditions: TransformerConditions) -> Tensor:
+        """Return the velocity (C, T, h, w) of one pass."""
+        velocity: Tensor = self.network.transformer(
+            hidden_states=torch.cat([latents, given])[None],
+            timestep=torch.tensor([1000 * sigma]),
+            conditions=conditions,
+            return_dict=False,
+        )[0][0]
+        return velocity
+
+    @torch.no_grad()
+    def walk(
+        self,
+        latents: Tensor,
+        given: Tensor,
+        start: float,
+        end: float,
+        conditions: Mapping[str, TransformerConditions],
+        hold: Any,
+    ) -> Tensor:
+        """Go from one time to another by guided Euler steps, as the standard sampler does."""
+        sigmas = np.linspace(start, end, SUBSTEPS + 1)
+        for now, then in pairwise(sigmas):
+            said = {name: self.velocity(latents, given, float(now), embedded) for name, embedded in conditions.items()}
+            latents = hold(latents + float(then - now) * self.guidance.combine(said), float(then))
+        return latents
+
+
+def turbo_sigmas() -> list[float]:
+    """Return the times of the bundle's steps, 1 to 0."""
+    schedule = Euler(EulerConfig(steps=STEPS, shift=SHIFT)).schedule()
+    return [time / 1000 for time in schedule.timesteps]
+
+
+def distil_once(
+    teacher: Teacher, sample: Any, case: Case, sigmas: list[float], rng: np.random.Generator, generator: torch.Generator
+) -> Tensor:
+    """Return the loss of one step of one clip: the student's velocity against where the teacher arrives."""
+    transformer = teacher.network.transformer
+    # The last step begins where nothing is left to do.
+    index = int(rng.integers(len(sigmas) - 2))
+    sigma, then = sigmas[index], sigmas[index + 1]
+    example = make_example(
+        sample, Case(**(vars(case) | {"sigma": sigma, "audio": True, "prompt": None})), rng, generator
+    )
+    channels = example.target.shape[0]
+    latents, given = example.inputs[0, :channels], example.inputs[0, channels:]
+    clean = sample.latents[:, : case.length]
+
+    def hold(latents: Tensor, time: float) -> Tensor:
+        if not case.known:
+            return latents
+        leading = clean[:, : case.known]
+        if case.mode != "clean":
+            leading = (1 - time) * leading + time * torch.randn(leading.shape, generator=generator)
+        return torch.cat([leading, latents[:, case.known :]], dim=1)
+
+    student_sees = {"cond": teacher.conditions(example, audio=True)}
+    teacher_sees = student_sees | {"drop_audio": teacher.conditions(example, audio=False)}
+    if index > 0 and rng.random() < 0.5:
+        # Where the student itself arrives, not only where noised clips are.
+        with torch.no_grad():
+            latents = hold(torch.randn(latents.shape, generator=generator), 1.0)
+            for now, next_ in pairwise(sigmas[: index + 1]):
+                velocity = teacher.velocity(latents, given, now, student_sees["cond"])
+                latents = hold(latents + (next_ - now) * velocity, next_)
+    transformer.disable_adapters()
+    arrived = teacher.walk(latents, given, sigma, then, teacher_sees, hold)
+    transformer.enable_adapters()
+    target = (latents - arrived) / (sigma - then)
+    errors = (teacher.velocity(latents, given, sigma, student_sees["cond"]) - target).square().mean(dim=0)
+    return (errors * example.weights).sum() / example.weights.sum()
+
+
+def add_adapter(transformer: Any) -> None:
+    """Give the transformer a LoRA that begins as nothing, and freeze the rest."""
+    transformer.requires_grad_(False)
+    transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS), adapter_name="turbo")
+
+
+def lora_state(transformer: Any) -> dict[str, Tensor]:
+    """Return the adapter under the names that LoRA files of this network use, in float16."""
+    state = get_peft_model_state_dict(transformer, adapter_name="turbo")
+    return {f"transformer.{name}": tensor.detach().half().contiguous() for name, tensor in state.items()}
+
+
+def train(run: Path, data: Path, *, steps: int, seed: int, rate: float, accumulate: int, minutes: float) -> None:
+    """Distil for `steps` steps of `accumulate` clips in all, or until `minutes` are over."""
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    samples = Samples(data, "train")
+    first = [index for index, facts in enumerate(samples.facts) if facts.plan.offset == 0]
+    tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer", local_files_only=True)
+    network = Network(CONFIGS, binding=False, pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id)
+    network.load_state_dict(torch.load(run / "transformer.pt", weights_only=True)["average"])
+    network.requires_grad_(False)
+    add_adapter(network.transformer)
+    hold_labels(network.transformer)
+    learnt = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(learnt, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
+    checkpoint, step = run / "turbo.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        set_peft_model_state_dict(network.transformer, state["lora"], adapter_name="turbo")
+        optimiser.load_state_dict(state["optimiser"])
+        step = int(state["step"])
+    teacher, sigmas = Teacher(network, tokenizer), turbo_sigmas()
+    began, losses, by_step = time.monotonic(), [], 20
+    over = step >= steps
+    while not over:
+        rng = np.random.default_rng((8, seed, step, rank))
+        generator = torch.Generator().manual_seed(10**9 + seed * 10**8 + step + rank * 10**7)
+        for group in optimiser.param_groups:
+            group["lr"] = (
+                rate * min(1.0, (step + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+            )
+        for _ in range(accumulate // world):
+            mode: Mode = list(MODES)[int(rng.choice(len(MODES), p=list(MODES.values())))]
+            sample = samples[int(rng.choice(first if mode == "first" else len(samples)))]
+            case = draw_case(sample.facts, mode, 0.5, rng)
+            loss = distil_once(teacher, sample, case, sigmas, rng, generator)
+            torch.autograd.backward(loss * world / accumulate)
+            losses.append(float(loss.detach()))
+        over = time.monotonic() - began >= 60 * minutes
+        if world > 1:
+            over = share_gradients(network, over, world)
+        nn.utils.clip_grad_norm_(learnt, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        step += 1
+        over = over or step >= steps
+        if rank == 0 and (step % by_step == 0 or over):
+            row = {"step": step, "loss": float(np.mean(losses)), "seconds": time.monotonic() - began}
+            losses.clear()
+            with (run / "turbo.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+        if rank == 0 and (step % 100 == 0 or over):
+            lora = get_peft_model_state_dict(network.transformer, adapter_name="turbo")
+            torch.save({"lora": lora, "optimiser": optimiser.state_dict(), "step": step}, checkpoint)
+    if rank == 0:
+        (run / "loras").mkdir(exist_ok=True)
+        save_file(lora_state(network.transformer), run / "loras" / "turbo.safetensors", {"format": "pt"})
+
+
+def main() -> None:
+    """Read the command line and distil."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of the transformer's training")
+    parser.add_argument("--data", type=Path, required=True, help="folder of encoded clips")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop then, to be resumed")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--accumulate", type=int, default=4, help="clips a step")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        distributed.init_process_group("gloo")
+    train(
+        given.run,
+        given.data,
+        steps=given.steps,
+        seed=given.seed,
+        rate=given.rate,
+        accumulate=given.accumulate,
+        minutes=given.minutes,
+    )
+
+
+if __name__ == "__main__":
+    main()
