@@ -8,9 +8,9 @@ EXAMPLES := engine/examples
 
 demo: $(READY)
 	$(VENV)/bin/multitalk generate \
-	    --image $(EXAMPLES)/two.png --audio $(EXAMPLES)/left.flac --audio $(EXAMPLES)/right.flac \
-	    --prompt "Two people talk to each other in the park." --seed 7 \
-	    --output demo/two.mp4 sink.overwrite=true model=tiny
+	    --image $(EXAMPLES)/two.png --audio $(EXAMPLES)/left.flac --audio $(EXAMPLES)/right.flac --audio-type add \
+	    --prompt "Two people talk in a park in the morning, smiling." --seed 7 \
+	    --output demo/two.mp4 sink.overwrite=true model=tiny sampler=turbo
 
 test: $(READY)
 	$(VENV)/bin/python -m nox --sessions tests types lint wheel

@@ -100,7 +100,7 @@ _SLOW_BELOW = 20480
 
 
 def _fold_time(layer: nn.Conv3d) -> None:
-    """Let `layer` convolve short pieces of small pictures as a batch of frames: the same sums, up to five times as fast.
+    """Let `layer` convolve short pieces of small pictures as a batch of frames: the same sums, several times as fast.
 
     One sample below `_SLOW_BELOW` takes torch's own convolution; its frames, each with its neighbours as channels,
     are a batch, which oneDNN takes.

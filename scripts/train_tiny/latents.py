@@ -56,6 +56,12 @@ class Plan:
     #: Frames of history in the conditions of the continued window.
     motion: int
 
+    @property
+    def tokens(self) -> int:
+        """What the window costs: its latents, over the whole picture."""
+        width, height = self.size
+        return (1 + (self.frames - 1) // 4) * width * height // 64
+
 
 @dataclass(frozen=True)
 class Facts:

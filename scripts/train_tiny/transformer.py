@@ -438,12 +438,14 @@ def train(
     save: int = 250,
     binding: bool = True,
     configs: Configs = CONFIGS,
+    start: Path | None = None,
 ) -> None:
     """Train for `steps` steps of `accumulate` clips in all, from the checkpoint in `run` if there is one.
 
     Stops after `minutes`, too (after one step at least), with a checkpoint to go on from. Every step draws from its
     own seed, so that a training that was stopped and resumed is the one that was not. In a torch.distributed group the
-    clips of a step are shared among its processes, and the first one writes.
+    clips of a step are shared among its processes, and the first one writes. `start` is a model's folder to begin from
+    where there is no checkpoint yet.
     """
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     run.mkdir(parents=True, exist_ok=True)
@@ -459,6 +461,8 @@ def train(
     if rank == 0 and world > 1:
         distributed.barrier()
     network = Network(configs, binding=binding, pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id)
+    if start is not None:
+        _load_parts(network, start)
     average = copy.deepcopy(network)
     hold_labels(network.transformer)
     optimiser = Muon(network, rate, betas=(0.9, 0.98), weight_decay=1e-3)
@@ -475,10 +479,15 @@ def train(
         generator = torch.Generator().manual_seed(seed * 10**8 + step + rank * 10**7)
         for group in optimiser.param_groups:
             group["lr"] = rate * _schedule(step, steps)
+        # What decides how long a forward takes is drawn alike by all processes: none waits for another.
+        common = np.random.default_rng((9, seed, step))
         for _ in range(accumulate // world):
-            mode: Mode = list(MODES)[int(rng.choice(len(MODES), p=list(MODES.values())))]
-            sample = samples[int(rng.choice(by_mode[mode]))]
-            case = draw_case(sample.facts, mode, step / steps, rng)
+            mode: Mode = list(MODES)[int(common.choice(len(MODES), p=list(MODES.values())))]
+            work = samples.facts[int(common.choice(by_mode[mode]))].plan.tokens
+            sample = samples[int(rng.choice([i for i in by_mode[mode] if samples.facts[i].plan.tokens == work]))]
+            case = draw_case(sample.facts, mode, step / steps, common)
+            own = draw_case(sample.facts, mode, step / steps, rng)
+            case = replace(own, length=case.length, known=case.known)
             example = make_example(sample, case, rng, generator)
             loss, mouth = losses(predict(network, tokenizer, example), example)
             torch.autograd.backward(loss * world / accumulate)
@@ -537,6 +546,16 @@ def _tokenizer(folder: Path, samples: Samples, vocabulary: int) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
+def _load_parts(network: Network, folder: Path) -> None:
+    """Take the three networks' weights from a model's folder."""
+    from transformers import CLIPVisionModel, UMT5EncoderModel
+
+    kinds = {"transformer": MultiTalkTransformer3DModel, "text_encoder": UMT5EncoderModel}
+    for name, kind in (kinds | {"image_encoder": CLIPVisionModel}).items():
+        part = kind.from_pretrained(folder / name, torch_dtype=torch.float32)
+        getattr(network, name).load_state_dict(part.state_dict())
+
+
 def _schedule(step: int, steps: int) -> float:
     # Warm-up, then a cosine to a thirtieth.
     return min(1.0, (step + 1) / 60) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / steps)))
@@ -566,6 +585,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--accumulate", type=int, default=6, help="clips a step")
     parser.add_argument("--binding", action=argparse.BooleanOptionalAction, default=True, help="see initialise()")
+    parser.add_argument("--start", type=Path, help="model's folder to begin from, engine/weights/tiny for one")
     parser.add_argument("--threads", type=int, default=1, help="more than one is slower beside another training")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -580,6 +600,7 @@ def main() -> None:
         rate=given.rate,
         accumulate=given.accumulate,
         binding=given.binding,
+        start=given.start,
     )
 
 
