@@ -1,0 +1,77 @@
+"""Train the embedded model: every part in order, resuming where it stopped.
+
+    python -m scripts.train_tiny --run RUN                    # from nothing
+    python -m scripts.train_tiny --run RUN --from-shipped     # further, from the weights in the package
+
+What is finished in RUN is skipped, what was stopped goes on. The model ends in RUN/model/tiny, to be tried with
+`multitalk bench talk --override source=volume --override source.path=RUN/model`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+SHIPPED = Path(__file__).parents[2] / "engine" / "weights" / "tiny"
+PROCESSES = 2
+
+
+def run(*words: str | Path, processes: int = 1) -> None:
+    """Run a module of this package; `processes` of it as one torch.distributed group where there are more."""
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    command = [sys.executable, *launch, "-m", f"scripts.train_tiny.{words[0]}", *map(str, words[1:])]
+    print("$", *command[1:], flush=True)
+    # The threads of two processes would stand in each other's way.
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1" if processes > 1 else "2"})
+
+
+def encode(vae: Path, audio: Path, out: Path, clips: int, held_out: int) -> None:
+    """Encode the clips of both splits, by processes that share them."""
+    encoders: list[str | Path] = ["latents", "--vae", vae, "--audio", audio, "--out", out]
+    # Puts the encoders into place, before several processes would.
+    run(*encoders, "--seeds", "0", "0")
+    share = clips // PROCESSES // 20 * 20
+    ranges = [(n * share, clips if n == PROCESSES - 1 else (n + 1) * share) for n in range(PROCESSES)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", f"scripts.train_tiny.{encoders[0]}", *map(str, encoders[1:]), "--seeds"]
+    running = [subprocess.Popen([*command, str(first), str(end)], env=environment) for first, end in ranges]
+    codes = [process.wait() for process in running]
+    if any(codes):
+        raise SystemExit(f"encoding ended with exit status {max(codes, key=abs)}; run this again to go on")
+    run(*encoders, "--seeds", "0", str(held_out), "--split", "held_out")
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints and results")
+    parser.add_argument("--from-shipped", action="store_true", help="keep both encoders, train the transformer further")
+    parser.add_argument("--clips", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=3200, help="of the transformer")
+    parser.add_argument("--turbo-steps", type=int, default=300)
+    given = parser.parse_args()
+    folder: Path = given.run
+    latents, start = folder / "latents", []
+    vae, audio = folder / "vae", folder / "audio_encoder"
+    if given.from_shipped:
+        vae, audio, start = SHIPPED / "vae", SHIPPED / "audio_encoder", ["--start", str(SHIPPED)]
+        if not (folder / "tokenizer").exists():
+            shutil.copytree(SHIPPED / "tokenizer", folder / "tokenizer")
+    if not audio.exists():
+        run("audio", "--run", folder)
+    if not vae.exists():
+        run("vae", "--run", folder, "--threads", "2")
+    encode(vae, audio, latents, given.clips, held_out=20)
+    learning: list[str | Path] = ["--run", folder, "--data", latents]
+    run("transformer", *learning, "--steps", str(given.steps), *start, processes=PROCESSES)
+    run("turbo", *learning, "--steps", str(given.turbo_steps), processes=PROCESSES)
+    model = folder / "model" / "tiny"
+    run("assemble", model, *learning, "--loras", folder / "loras")
+
+
+if __name__ == "__main__":
+    main()

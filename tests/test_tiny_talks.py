@@ -1,0 +1,122 @@
+"""The embedded model talks: lips follow the voice, and the right person speaks.
+
+A few clips of 33 frames from held-out people and voices, averaged, since one clip of a second proves nothing. The
+tolerances are far below what `multitalk bench talk` measures over many clips (docs/measured/talk.json): a mean of a few
+short clips strays by about 0.1.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine import EngineService
+from engine.bench.talk_cases import Case, find_cases
+from engine.bench.talk_films import Film, film, judge
+from engine.bench.talk_measures import Row
+
+pytestmark = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="eSpeak NG speaks the voices")
+
+FRAMES = 33
+CLIPS = 4
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineService]:
+    folder = tmp_path_factory.mktemp("films")
+    made = EngineService(["model=tiny", "source=packaged", "sink=disk", f"sink.folder={folder}"])
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
+    folder = tmp_path_factory.mktemp("cases")
+    return find_cases(7_000_000, CLIPS, folder, frames=FRAMES, people=2, sizes=((160, 96),))
+
+
+@pytest.fixture(scope="module")
+def standard(service: EngineService, cases: list[Case]) -> list[Film]:
+    return [film(service, case) for case in cases]
+
+
+def own(rows: Sequence[Row]) -> float:
+    return float(np.mean([row.own for row in rows]))
+
+
+def cross(rows: Sequence[Row]) -> float:
+    return float(np.mean([row.cross for row in rows]))
+
+
+def rows_of(films: Sequence[Film], cases: Sequence[Case], *, fps: float = 25.0, swapped: bool = False) -> list[Row]:
+    pairs = zip(films, cases, strict=True)
+    return [row for made, case in pairs for row in judge(made.frames, case, fps=fps, swapped=swapped)]
+
+
+def test_each_person_speaks_the_own_voice(standard: list[Film], cases: list[Case]) -> None:
+    rows = rows_of(standard, cases)
+    assert own(rows) > 0.7
+    assert own(rows) - cross(rows) > 0.5
+
+
+def test_swapped_voices_swap_the_speakers(service: EngineService, cases: list[Case]) -> None:
+    films = [film(service, case, voices=case.voices[::-1]) for case in cases]
+    rows = rows_of(films, cases, swapped=True)
+    assert own(rows) > 0.65
+    assert own(rows) - cross(rows) > 0.45
+
+
+def test_a_silent_person_stays_still(service: EngineService, tmp_path: Path) -> None:
+    cases = find_cases(7_100_000, 3, tmp_path, frames=FRAMES, people=2, sizes=((160, 96),), silent=1)
+    still, moving = [], []
+    for case in cases:
+        rows = judge(film(service, case).frames, case, fps=25.0)
+        for row, quiet in zip(rows, case.silent, strict=True):
+            (still if quiet else moving).append(row.moved)
+    # The detector's own floor is about 0.04: a moving head, seen through a region that does not move.
+    assert np.mean(still) < 0.15 * np.mean(moving)
+
+
+def test_boxes_decide_who_is_who(service: EngineService, cases: list[Case]) -> None:
+    # Named from right to left, each with a box: the voices stay with the boxes, not with the order.
+    rows = rows_of([film(service, case, boxes=True) for case in cases], cases)
+    assert own(rows) - cross(rows) > 0.45
+
+
+def test_turbo_is_near_standard_at_a_quarter_of_its_forwards(
+    service: EngineService, standard: list[Film], cases: list[Case]
+) -> None:
+    films = [film(service, case, overrides=("sampler=turbo",)) for case in cases]
+    assert own(rows_of(films, cases)) > own(rows_of(standard, cases)) - 0.1
+    assert 4 * films[0].plan.forwards <= standard[0].plan.forwards
+
+
+def test_lips_stay_in_step_at_another_frame_rate(service: EngineService, cases: list[Case]) -> None:
+    # As many frames at half the rate need twice the voice; what there is of it is enough for half the frames.
+    shown = [film(service, case, fps=12.5, frames=FRAMES // 2) for case in cases]
+    assert own(rows_of(shown, cases, fps=12.5)) > 0.55
+
+
+def test_a_cache_changes_little(service: EngineService, standard: list[Film], cases: list[Case]) -> None:
+    cached = film(service, cases[0], overrides=("cache=teacache",)).frames.astype(np.float32)
+    plain = standard[0].frames.astype(np.float32)
+    assert 10 * np.log10(255**2 / np.square(cached - plain).mean()) > 20
+
+
+def test_another_seed_moves_the_head_otherwise(service: EngineService, standard: list[Film], cases: list[Case]) -> None:
+    again = film(service, cases[0])
+    assert np.array_equal(again.frames, standard[0].frames)
+    other = film(service, replace(cases[0], seed=cases[0].seed + 1))
+    assert not np.array_equal(other.frames, standard[0].frames)
+
+
+def test_int8_weights_speak_as_well(standard: list[Film], cases: list[Case], tmp_path: Path) -> None:
+    quantised = EngineService(["model=tiny", "source=packaged", "quant=int8", "sink=disk", f"sink.folder={tmp_path}"])
+    films = [film(quantised, case) for case in cases[:2]]
+    quantised.close()
+    assert own(rows_of(films, cases[:2])) > own(rows_of(standard[:2], cases[:2])) - 0.1
