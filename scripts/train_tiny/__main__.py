@@ -23,7 +23,9 @@ PROCESSES = 2
 def run(*words: str | Path, processes: int = 1) -> None:
     """Run a module of this package; `processes` of it as one torch.distributed group where there are more."""
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
-    command = [sys.executable, *launch, "-m", f"scripts.train_tiny.{words[0]}", *map(str, words[1:])]
+    # After "--", or the launcher takes --run for an option of its own.
+    given = ["--"] * bool(launch) + [str(word) for word in words[1:]]
+    command = [sys.executable, *launch, "-m", f"scripts.train_tiny.{words[0]}", *given]
     print("$", *command[1:], flush=True)
     # The threads of two processes would stand in each other's way.
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1" if processes > 1 else "2"})

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 
 class Muon(torch.optim.Optimizer):
@@ -36,26 +36,48 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("this optimiser takes no closure")
         for group in self.param_groups:
-            update = _orthogonal_step if group["matrix"] else _adam_step
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    change = update(parameter.grad, self.state[parameter], group)
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(change, alpha=group["lr"])
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            changes = self._orthogonal_steps(parameters) if group["matrix"] else self._adam_steps(parameters, group)
+            for parameter, change in zip(parameters, changes, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(change, alpha=group["lr"])
+
+    def _orthogonal_steps(self, parameters: list[nn.Parameter], momentum: float = 0.95) -> list[Tensor]:
+        rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+        changes = []
+        for number, parameter in enumerate(parameters):
+            mean = (
+                self.state[parameter]
+                .setdefault("mean", torch.zeros_like(parameter))
+                .lerp_(_of(parameter), 1 - momentum)
+            )
+            if number % world == rank:
+                flat = _of(parameter).lerp(mean, momentum).flatten(1)
+                changes.append((orthogonalise(flat) * (0.2 * max(flat.shape) ** 0.5)).view_as(parameter))
+            else:
+                changes.append(torch.zeros_like(parameter))
+        if world == 1:
+            return changes
+        # The processes have the same gradients and share the work.
+        joined = torch.cat([change.flatten() for change in changes])
+        distributed.all_reduce(joined)
+        pieces = joined.split([change.numel() for change in changes])
+        return [piece.view_as(change) for piece, change in zip(pieces, changes, strict=True)]
+
+    def _adam_steps(self, parameters: list[nn.Parameter], group: dict[str, Any], eps: float = 1e-8) -> list[Tensor]:
+        first, second = group["betas"]
+        changes = []
+        for parameter in parameters:
+            state, gradient = self.state[parameter], _of(parameter)
+            mean = state.setdefault("mean", torch.zeros_like(parameter)).lerp_(gradient, 1 - first)
+            square = state.setdefault("square", torch.zeros_like(parameter)).lerp_(gradient.square(), 1 - second)
+            count = state["count"] = state.get("count", 0) + 1
+            changes.append(mean / (1 - first**count) / ((square / (1 - second**count)).sqrt() + eps))
+        return changes
 
 
-def _orthogonal_step(gradient: Tensor, state: dict[str, Any], _group: dict[str, Any], momentum: float = 0.95) -> Tensor:
-    mean = state.setdefault("mean", torch.zeros_like(gradient))
-    mean.lerp_(gradient, 1 - momentum)
-    flat = gradient.lerp(mean, momentum).flatten(1)
-    return (orthogonalise(flat) * (0.2 * max(flat.shape) ** 0.5)).view_as(gradient)
-
-
-def _adam_step(gradient: Tensor, state: dict[str, Any], group: dict[str, Any], eps: float = 1e-8) -> Tensor:
-    first, second = group["betas"]
-    mean = state.setdefault("mean", torch.zeros_like(gradient)).lerp_(gradient, 1 - first)
-    square = state.setdefault("square", torch.zeros_like(gradient)).lerp_(gradient.square(), 1 - second)
-    count = state["count"] = state.get("count", 0) + 1
-    return mean / (1 - first**count) / ((square / (1 - second**count)).sqrt() + eps)
+def _of(parameter: nn.Parameter) -> Tensor:
+    gradient: Tensor = parameter.grad  # type: ignore[assignment]
+    return gradient
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
@@ -64,11 +86,16 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
-    # Each step multiplies x from the left by a polynomial of its Gram matrix: only that small matrix need be iterated.
+    if x.shape[1] < 3 * len(x):
+        for _ in range(steps):
+            gram = x @ x.T
+            x = a * x + torch.addmm(gram, gram, gram, beta=b, alpha=c) @ x
+        return x.T if tall else x
+    # Each step multiplies x from the left by a polynomial of its Gram matrix: only that small matrix is iterated.
     first = x @ x.T
     left = identity = torch.eye(len(x))
     for _ in range(steps):
         gram = left @ first @ left.T
-        left = (a * identity + b * gram + c * gram @ gram) @ left
+        left = (a * identity + torch.addmm(gram, gram, gram, beta=b, alpha=c)) @ left
     x = left @ x
     return x.T if tall else x

@@ -1,7 +1,7 @@
 """Train the transformer with its text and image encoders on encoded clips, by flow matching.
 
     python -m scripts.train_tiny.transformer --run RUN --data LATENTS [--steps N] [--minutes M]
-    torchrun --nproc-per-node 2 -m scripts.train_tiny.transformer ...
+    torchrun --nproc-per-node 2 -m scripts.train_tiny.transformer -- --run RUN ...
 
 Two processes share the clips of a step; on two cores that is twice as fast, two threads are not. Resumes from
 RUN/transformer.pt, exactly as if it had not stopped; writes RUN/transformer.jsonl, one line a report, and whenever it
@@ -281,7 +281,7 @@ class Example:
 def draw_case(facts: Facts, mode: Mode, share: float, rng: np.random.Generator) -> Case:
     """Draw how to use a clip when `share` of the training is done: at first mostly short pieces, many for the time."""
     whole = 1 + (facts.plan.frames - 1) // TEMPORAL
-    limit = 5 if share < 0.4 and rng.random() < 0.75 else 9 if share < 0.75 else whole
+    limit = 5 if share < 0.6 and rng.random() < 0.85 else 9 if share < 0.8 else whole
     motion = 1
     if mode == "continued":
         motion = facts.plan.motion
@@ -493,8 +493,10 @@ def train(
             torch.autograd.backward(loss * world / accumulate)
             for name, value in (("loss", float(loss.detach())), (mode, float(loss.detach())), ("mouth", mouth)):
                 recent[name].append(value)
-        loss, right = attribute_loss(network, tokenizer, samples, rng)
-        torch.autograd.backward(0.05 * loss)
+        right: dict[str, float] = {}
+        if step % 2 == 0:
+            loss, right = attribute_loss(network, tokenizer, samples, rng)
+            torch.autograd.backward(0.1 * loss)
         over = time.monotonic() - began >= 60 * minutes
         if world > 1:
             over = share_gradients(network, over, world)

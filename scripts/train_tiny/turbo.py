@@ -1,7 +1,7 @@
 """Distil the turbo LoRA: few steps, one pass each, that arrive where guided small steps do.
 
     python -m scripts.train_tiny.turbo --run RUN --data LATENTS [--steps N] [--minutes M]
-    torchrun --nproc-per-node 2 -m scripts.train_tiny.turbo ...
+    torchrun --nproc-per-node 2 -m scripts.train_tiny.turbo -- --run RUN ...
 
 Takes the transformer's average from RUN/transformer.pt, resumes from RUN/turbo.pt; writes RUN/turbo.jsonl, one line a
 report, and RUN/loras/turbo.safetensors whenever it ends.
