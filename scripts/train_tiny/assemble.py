@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-#: Of one weights file, as diffusers and transformers count: a little under 8 MiB.
-LARGEST = "8MB"
+#: Bytes of the tensors of one file: 8 MiB less room for its header.
+LARGEST = 8 * 2**20 - 2**15
 
 
 def assemble(out: Path, *, run: Path, data: Path, vae: Path | None = None, loras: Path | None = None) -> int:

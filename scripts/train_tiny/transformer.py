@@ -105,7 +105,7 @@ MODES: dict[Mode, float] = {"first": 0.6, "continued": 0.25, "clean": 0.15}
 NO_AUDIO, NO_PROMPT = 0.1, 0.1
 #: Said in place of the prompt; the second is the model preset's negative prompt.
 EMPTY = ("", "still picture, blurred")
-ON_MOUTH = 5.0
+ON_MOUTH = 15.0
 SHIFT = 3.0
 #: Attributes that a prompt tells, and those that a picture shows (a mood begins only after it).
 TOLD: dict[str, tuple[str, ...]] = {
