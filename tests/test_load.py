@@ -82,6 +82,18 @@ def test_weights_are_those_of_the_files(folder: Path) -> None:
     assert all(torch.equal(state[name], tensor) for name, tensor in saved.items())
 
 
+def test_weights_in_several_files_are_read_without_bars(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from diffusers import AutoencoderKLWan
+
+    vae = AutoencoderKLWan.from_pretrained(broken / "vae")
+    (broken / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    vae.save_pretrained(broken / "vae", max_shard_size=20_000)
+    assert len(list((broken / "vae").glob("*.safetensors"))) > 1
+    capsys.readouterr()
+    load(broken).close()
+    assert capsys.readouterr().err == ""
+
+
 def test_bfloat16_keeps_the_sensitive_parts_and_the_other_encoders(folder: Path) -> None:
     model: Any = load(folder, dtype="bfloat16")
 

@@ -220,7 +220,8 @@ def _check_files(folder: Path) -> None:
 def _read(folder: Path, load: Callable[[], tuple[Any, Mapping[str, Any]]]) -> Any:
     """Run a from_pretrained that reports, and hold it to having filled exactly the network's tensors."""
     try:
-        model, report = load()
+        with _without_bars():
+            model, report = load()
     except Exception as error:
         # Config values reach constructors unchecked, so anything may come out of them.
         raise SourceError(
@@ -276,25 +277,26 @@ def _load_encoders(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
             lambda: kind.from_pretrained(folder / name, dtype=dtype, local_files_only=True, output_loading_info=True),
         )
 
-    with _without_bars():
-        return (
-            load("text_encoder", UMT5EncoderModel, dtype),
-            load("image_encoder", CLIPVisionModel, dtype),
-            load("audio_encoder", Wav2Vec2Model, torch.float32),
-        )
+    return (
+        load("text_encoder", UMT5EncoderModel, dtype),
+        load("image_encoder", CLIPVisionModel, dtype),
+        load("audio_encoder", Wav2Vec2Model, torch.float32),
+    )
 
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
+    """Keep both libraries from drawing bars; what was enabled is so again afterwards."""
+    from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    bars = cast("Any", transformers_logging)
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
+    shown = [bars for bars in (diffusers_logging, transformers_logging) if bars.is_progress_bar_enabled()]
+    for bars in cast("list[Any]", shown):
+        bars.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        for bars in cast("list[Any]", shown):
             bars.enable_progress_bar()
 
 
