@@ -73,7 +73,8 @@ def test_swapped_voices_swap_the_speakers(service: EngineService, cases: list[Ca
 
 def test_a_silent_person_stays_still(service: EngineService, tmp_path: Path) -> None:
     cases = find_cases(7_100_000, 3, tmp_path, frames=FRAMES, people=2, sizes=((160, 96),), silent=1)
-    still, moving = [], []
+    still: list[float] = []
+    moving: list[float] = []
     for case in cases:
         rows = judge(film(service, case).frames, case, fps=25.0)
         for row, quiet in zip(rows, case.silent, strict=True):

@@ -105,7 +105,7 @@ def _fold_time(layer: nn.Conv3d) -> None:
     One sample below `_SLOW_BELOW` takes torch's own convolution; its frames, each with its neighbours as channels,
     are a batch, which oneDNN takes.
     """
-    usual = layer._conv_forward
+    usual: Callable[[Tensor, Tensor, Tensor | None], Tensor] = layer._conv_forward
 
     def convolve(given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         samples, channels, frames, rows, columns = given.shape

@@ -60,7 +60,7 @@ class Muon(torch.optim.Optimizer):
         # The processes have the same gradients and share the work.
         joined = torch.cat([change.flatten() for change in changes])
         distributed.all_reduce(joined)
-        pieces = joined.split([change.numel() for change in changes])
+        pieces = torch.split(joined, [change.numel() for change in changes])
         return [piece.view_as(change) for piece, change in zip(pieces, changes, strict=True)]
 
     def _adam_steps(self, parameters: list[nn.Parameter], group: dict[str, Any], eps: float = 1e-8) -> list[Tensor]:
@@ -84,7 +84,7 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     """Return about the nearest semi-orthogonal matrix: singular values come out between 0.7 and 1.2."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
+    x: Tensor = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
     if x.shape[1] < 3 * len(x):
         for _ in range(steps):

@@ -529,7 +529,7 @@ def share_gradients(network: nn.Module, over: bool, world: int) -> bool:
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     joined = torch.cat([torch.tensor([float(over)]), *(g.flatten() for g in gradients)])
     distributed.all_reduce(joined)
-    for gradient, mean in zip(gradients, joined[1:].split([g.numel() for g in gradients]), strict=True):
+    for gradient, mean in zip(gradients, torch.split(joined[1:], [g.numel() for g in gradients]), strict=True):
         gradient.copy_((mean / world).view_as(gradient))
     return bool(joined[0] > 0)
 
