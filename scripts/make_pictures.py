@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "engine" / "examples"
 #: Frames of the demo that README shows: the left person talks, then the right one.
 DEMO_FRAMES = (12, 34, 80, 112)
-ROWS, COLUMNS = 6, 8
+ROWS, COLUMNS = 4, 8
 
 Pixels = npt.NDArray[np.uint8]
 

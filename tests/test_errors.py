@@ -283,10 +283,10 @@ def test_a_video_that_cannot_grow_is_one_line(desk: Path, inputs: Path, capsys: 
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 16 KiB."""
+    """A disk of 4 KiB: a video of a picture that hardly moves is small."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(disk)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small disk needs root")
     yield disk
