@@ -57,6 +57,7 @@ def assemble(out: Path, *, run: Path, data: Path, vae: Path | None = None, loras
     out.mkdir(parents=True)
     for name, part in parts.items():
         part.half().save_pretrained(out / name, max_shard_size=LARGEST)
+        _forget_origin(out / name / "config.json")
     AutoTokenizer.from_pretrained(run / "tokenizer", local_files_only=True).save_pretrained(out / "tokenizer")
     reader = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False)  # type: ignore[no-untyped-call]
     reader.save_pretrained(out / "audio_encoder")
@@ -80,6 +81,13 @@ def _with_its_statistics(given: Any, trained_with: Any) -> Any:
             raise ValueError(f"the autoencoder's {name} is not the one that the transformer's latents were made with")
     given.register_to_config(latents_mean=trained_with.config.latents_mean, latents_std=trained_with.config.latents_std)
     return given
+
+
+def _forget_origin(path: Path) -> None:
+    # diffusers notes the folder that a part was read from, which means nothing on another machine.
+    config = json.loads(path.read_text("utf-8"))
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def _write_index(path: Path, classes: dict[str, str]) -> None:

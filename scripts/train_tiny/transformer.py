@@ -524,6 +524,12 @@ def train(
         finish(average, run)
 
 
+def join_group() -> None:
+    """Join the processes that torchrun started, where it did."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        distributed.init_process_group("gloo")
+
+
 def share_gradients(network: nn.Module, over: bool, world: int) -> bool:
     """Average the gradients of all processes in place; say whether the time is over for one of them."""
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
@@ -591,8 +597,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="more than one is slower beside another training")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        distributed.init_process_group("gloo")
+    join_group()
     train(
         given.run,
         given.data,

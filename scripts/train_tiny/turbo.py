@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from itertools import pairwise
@@ -39,6 +38,7 @@ from scripts.train_tiny.transformer import (
     Network,
     draw_case,
     hold_labels,
+    join_group,
     make_example,
     share_gradients,
     tokenize,
@@ -230,8 +230,7 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=4, help="clips a step")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        distributed.init_process_group("gloo")
+    join_group()
     train(
         given.run,
         given.data,
