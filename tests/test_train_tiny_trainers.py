@@ -17,23 +17,19 @@ from engine.stages.encode import Texts, encode
 from scripts.train_tiny import vae
 from scripts.train_tiny.assemble import assemble
 from scripts.train_tiny.clips import make_clip
+from scripts.train_tiny.examples import Case, Example, draw_case, make_example
 from scripts.train_tiny.latents import Plan, Sample, Samples, plan, prepare, write_shard
-from scripts.train_tiny.speech import Split, synthetic
-from scripts.train_tiny.transformer import (
+from scripts.train_tiny.networks import (
     IMAGE,
     TEXT,
     TRANSFORMER,
-    Case,
     Configs,
-    Example,
     Network,
-    draw_case,
-    make_example,
     make_tokenizer,
-    predict,
     tokenize,
-    train,
 )
+from scripts.train_tiny.speech import Split, synthetic
+from scripts.train_tiny.transformer import predict, train
 
 SIZE = (64, 32)
 TOY = Configs(

@@ -52,9 +52,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints and results")
     parser.add_argument("--from-shipped", action="store_true", help="keep both encoders, train the transformer further")
-    parser.add_argument("--clips", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=3200, help="of the transformer")
-    parser.add_argument("--turbo-steps", type=int, default=300)
+    parser.add_argument("--clips", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=7000, help="of the transformer")
+    parser.add_argument("--turbo-steps", type=int, default=600)
     given = parser.parse_args()
     folder: Path = given.run
     latents, start = folder / "latents", []
@@ -66,7 +66,11 @@ def main() -> None:
     if not audio.exists():
         run("audio", "--run", folder)
     if not vae.exists():
-        run("vae", "--run", folder, "--threads", "2")
+        # Short pieces first, which make a codec of it soon; then long ones, over which it must not drift.
+        short = folder / "short"
+        if not (short / "vae").exists():
+            run("vae", "--run", short, "--threads", "2")
+        run("vae", "--run", folder, "--start", short / "vae", "--seed", "11", "--threads", "2")
     encode(vae, audio, latents, given.clips, held_out=20)
     learning: list[str | Path] = ["--run", folder, "--data", latents]
     run("transformer", *learning, "--steps", str(given.steps), *start, processes=PROCESSES)

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from scripts.train_tiny.group import place
+
 
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum for matrices and kernels, AdamW for all other parameters.
 
     Matrices are the weights of a module's linear layers and convolutions; a kernel (out, in, ...) counts as
-    (out, in * ...). Its momentum is replaced by the nearest
-    semi-orthogonal matrix, found by five Newton-Schulz steps (Keller Jordan, "Muon: an optimizer for hidden layers",
-    2024), and scaled so that the mean square of a step is that of AdamW's (Moonlight, arXiv 2502.16982, 2.2): both
-    kinds share one learning rate. torch.optim.Muon takes matrices only and computes in bfloat16, which is slow on many
-    CPUs.
+    (out, in * ...). Its momentum is replaced by the nearest semi-orthogonal matrix, found by five Newton-Schulz steps
+    (Keller Jordan, "Muon: an optimizer for hidden layers", 2024), and scaled so that the mean square of a step is that
+    of AdamW's (Moonlight, arXiv 2502.16982, 2.2): both kinds share one learning rate. torch.optim.Muon takes matrices
+    only and computes in bfloat16, which is slow on many CPUs.
     """
 
     def __init__(self, module: nn.Module, lr: float, *, betas: tuple[float, float], weight_decay: float) -> None:
@@ -42,7 +43,7 @@ class Muon(torch.optim.Optimizer):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(change, alpha=group["lr"])
 
     def _orthogonal_steps(self, parameters: list[nn.Parameter], momentum: float = 0.95) -> list[Tensor]:
-        rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+        rank, world = place()
         changes = []
         for number, parameter in enumerate(parameters):
             mean = (

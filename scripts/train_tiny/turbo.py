@@ -22,27 +22,16 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from engine.multitalk.guidance import ClassifierFreeGuidance
 from engine.multitalk.transformer import TransformerConditions
 from plugins.samplers.euler import Euler, EulerConfig
+from scripts.train_tiny.examples import MODES, Case, Example, Mode, draw_case, make_example
+from scripts.train_tiny.group import join_group, place, share_gradients
 from scripts.train_tiny.latents import Samples
-from scripts.train_tiny.transformer import (
-    CONFIGS,
-    MODES,
-    Case,
-    Example,
-    Mode,
-    Network,
-    draw_case,
-    hold_labels,
-    join_group,
-    make_example,
-    share_gradients,
-    tokenize,
-)
+from scripts.train_tiny.networks import CONFIGS, Network, hold_labels, tokenize
 
 #: The bundle the LoRA is made for: the sampler's steps and shift, no guidance.
 STEPS, SHIFT = 5, 3.0
@@ -162,7 +151,7 @@ def lora_state(transformer: Any) -> dict[str, Tensor]:
 
 def train(run: Path, data: Path, *, steps: int, seed: int, rate: float, accumulate: int, minutes: float) -> None:
     """Distil for `steps` steps of `accumulate` clips in all, or until `minutes` are over."""
-    rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    rank, world = place()
     samples = Samples(data, "train")
     first = [index for index, facts in enumerate(samples.facts) if facts.plan.offset == 0]
     tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer", local_files_only=True)

@@ -1,6 +1,7 @@
 """Train the video autoencoder: first short crops, then longer ones.
 
     python -m scripts.train_tiny.vae --run FOLDER [--steps N] [--threads N]
+    python -m scripts.train_tiny.vae --run FOLDER --start engine/weights/tiny/vae    # further, from finished weights
 
 Resumes from FOLDER/vae.pt; writes FOLDER/vae.jsonl, one line a report, and in the end FOLDER/vae in diffusers' layout.
 """
@@ -66,6 +67,12 @@ PHASES = (
     Phase(0.70, (5, 9), 4, 64),
     Phase(0.85, (9, 17), 3, 64),
     Phase(1.00, (17, 33), 2, 80),
+)
+#: For weights that are a codec already: mostly long pieces, in which brightness could drift.
+FURTHER = (
+    Phase(0.35, (5, 9), 6, 64),
+    Phase(0.75, (9, 17), 4, 64),
+    Phase(1.00, (17, 33), 2, 96),
 )
 
 
@@ -189,7 +196,7 @@ def loss_of(
         ((output - pixels).diff(dim=dim) * weights.narrow(dim, 1, weights.shape[dim] - 1)).abs().sum() / total
         for dim in (3, 4)
     )
-    return l1 + 4 * l2 + drift + 0.5 * edges + 5e-4 * mean.float().square().mean(), float(l1.detach())
+    return l1 + 8 * l2 + 2 * drift + 0.5 * edges + 5e-4 * mean.float().square().mean(), float(l1.detach())
 
 
 @torch.no_grad()
@@ -207,11 +214,19 @@ def evaluate(vae: Any, clips: Sequence[Clip]) -> dict[str, float]:
     return {"psnr": float(np.mean(full)), "psnr_mouth": float(np.mean(mouth)), "drift_255": float(np.max(drift))}
 
 
-def train(run: Path, *, steps: int, seed: int, pool_size: int, rate: float) -> None:
-    """Train for `steps` steps in all, from the checkpoint in `run` if there is one."""
+def train(run: Path, *, steps: int, seed: int, pool_size: int, rate: float, start: Path | None = None) -> None:
+    """Train for `steps` steps in all, from the checkpoint in `run` if there is one.
+
+    `start` is a finished autoencoder's folder to begin from where there is no checkpoint yet.
+    """
     run.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKLWan(**CONFIG)
-    initialise(vae, torch.Generator().manual_seed(seed))
+    if start is None:
+        initialise(vae, torch.Generator().manual_seed(seed))
+    else:
+        given = AutoencoderKLWan.from_pretrained(start, torch_dtype=torch.float32)
+        vae.load_state_dict(given.state_dict())
+    phases = PHASES if start is None else FURTHER
     average = AutoencoderKLWan(**CONFIG)
     average.load_state_dict(vae.state_dict())
     optimiser = Muon(vae, rate, betas=(0.9, 0.99), weight_decay=1e-4)
@@ -230,7 +245,7 @@ def train(run: Path, *, steps: int, seed: int, pool_size: int, rate: float) -> N
     began, losses = time.monotonic(), []
     while step < steps:
         share = step / steps
-        phase = next(phase for phase in PHASES if share < phase.share)
+        phase = next(phase for phase in phases if share < phase.share)
         # Warm-up, then a cosine to a twentieth.
         factor = min(1.0, (step + 1) / 30) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
         for group in optimiser.param_groups:
@@ -251,7 +266,7 @@ def train(run: Path, *, steps: int, seed: int, pool_size: int, rate: float) -> N
         if step % 100 == 0 or step == steps:
             row = {"step": step, "l1": float(np.mean(losses)), "seconds": time.monotonic() - began}
             losses.clear()
-            if step % 250 == 0 or step == steps:
+            if step % 500 == 0 or step == steps:
                 row |= evaluate(average, held_out)
                 state = {"vae": vae.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict()}
                 torch.save(state | {"step": step}, checkpoint)
@@ -280,14 +295,22 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints and results")
-    parser.add_argument("--steps", type=int, default=1300)
+    parser.add_argument("--steps", type=int, help="1300, and 4800 from finished weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pool", type=int, default=300, help="clips held in memory")
-    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--rate", type=float, help="0.003, and 0.002 from finished weights")
+    parser.add_argument("--start", type=Path, help="finished autoencoder's folder to begin from")
     parser.add_argument("--threads", type=int, default=1, help="more than one is slower beside another training")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    train(given.run, steps=given.steps, seed=given.seed, pool_size=given.pool, rate=given.rate)
+    train(
+        given.run,
+        steps=given.steps or (4800 if given.start else 1300),
+        seed=given.seed,
+        pool_size=given.pool,
+        rate=given.rate or (2e-3 if given.start else 3e-3),
+        start=given.start,
+    )
 
 
 if __name__ == "__main__":
