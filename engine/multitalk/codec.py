@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.errors import Cancelled, RequestError, SourceError
+from engine.multitalk.compat import WanRMS_norm
 
 
 class Withdrawn(Protocol):
@@ -53,6 +54,8 @@ class WanCodec:
         for module in vae.modules():
             if isinstance(module, nn.Conv3d) and module.stride == (1, 1, 1):
                 _fold_time(module)
+            if isinstance(module, WanRMS_norm) and module.channel_first:
+                _sum_squares(module)
         self.spatial = int(config.scale_factor_spatial or 8)
         self.temporal = int(config.scale_factor_temporal or 4)
         self.channels = int(config.z_dim)
@@ -117,6 +120,22 @@ def _fold_time(layer: nn.Conv3d) -> None:
         return F.conv2d(folded, weight.flatten(1, 2), bias, padding=layer.padding[1:]).transpose(0, 1)[None]
 
     layer._conv_forward = convolve  # type: ignore[assignment]
+
+
+def _sum_squares(layer: WanRMS_norm) -> None:
+    """Let `layer` find the channels' norm by a sum of squares: the same number, on a CPU up to ten times as fast.
+
+    torch's vector norm over a dimension that is not the last one reads it value by value.
+    """
+    usual: Callable[[Tensor], Tensor] = layer.forward
+
+    def normalise(x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or x.dtype != torch.float32:
+            return usual(x)
+        norm = x.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
+        return x / norm * (layer.gamma * layer.scale) + layer.bias
+
+    layer.forward = normalise
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from diffusers.models.attention_dispatch import (
     _check_attention_backend_requirements,
     dispatch_attention_fn,
 )
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbedding
 from diffusers.models.normalization import FP32LayerNorm
@@ -35,6 +36,7 @@ __all__ = [
     "TransformerBlockRegistry",
     "WanAttention",
     "WanImageEmbedding",
+    "WanRMS_norm",
     "apply_lora_scale",
     "check_attention_backend_requirements",
     "dispatch_attention_fn",

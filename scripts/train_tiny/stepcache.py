@@ -1,4 +1,4 @@
-"""Fit TeaCache's polynomial for the trained transformer; print it as the model's preset has it, with its errors.
+"""Fit TeaCache's polynomial for the trained transformer and print it as the preset has it, with its errors.
 
     python -m scripts.train_tiny.stepcache --model RUN/model/tiny --data RUN/latents
 
@@ -60,7 +60,7 @@ def watched(transformer: Any) -> Iterator[dict[str, Tensor]]:
 
 @torch.no_grad()
 def changes(teacher: Teacher, sample: Sample, steps: int, seed: int) -> list[tuple[float, float]]:
-    """Return the relative changes of embedding and output between the steps of one guided sampling of a first window."""
+    """Return the relative changes of embedding and output from step to step of one guided sampling of a first window."""
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     example = make_example(sample, Case("first", sample.latents.shape[1], 0, sigma=1.0), rng, generator)
     channels = example.target.shape[0]

@@ -120,7 +120,7 @@ def train(
     accumulate: int = 6,
     minutes: float = math.inf,
     report: int = 50,
-    save: int = 250,
+    save: int = 500,
     binding: bool = True,
     configs: Configs = CONFIGS,
     start: Path | None = None,

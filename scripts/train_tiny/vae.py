@@ -295,7 +295,7 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints and results")
-    parser.add_argument("--steps", type=int, help="1300, and 4800 from finished weights")
+    parser.add_argument("--steps", type=int, help="1300, and 3150 from finished weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pool", type=int, default=300, help="clips held in memory")
     parser.add_argument("--rate", type=float, help="0.003, and 0.002 from finished weights")
@@ -305,7 +305,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     train(
         given.run,
-        steps=given.steps or (4800 if given.start else 1300),
+        steps=given.steps or (3150 if given.start else 1300),
         seed=given.seed,
         pool_size=given.pool,
         rate=given.rate or (2e-3 if given.start else 3e-3),
