@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jsonschema
 import pytest
@@ -205,6 +206,12 @@ def test_keys_of_the_job_are_hidden_wherever_they_stand(where: str) -> None:
     assert not [secret for secret in ("key-id-9", "word+9", "word%2B9", "acme") if secret in told]
 
 
+def test_a_key_is_known_in_every_form_that_it_takes() -> None:
+    secret = "a  b'c\\d/é"
+    for text in (secret, repr(secret), str(SinkError(secret)), quote(secret), quote(secret, safe=""), f"{{{secret}}}"):
+        assert "c" not in scrub(text, [secret]), text
+
+
 # --- scrubbing --------------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +227,10 @@ def test_keys_of_the_job_are_hidden_wherever_they_stand(where: str) -> None:
         ("error:/etc/shadow", "shadow"),
         ("[/etc/shadow]", "shadow"),
         ("/root", "root"),
+        ("//server9/share/x", "server9"),
+        ("no:///etc/shadow", "shadow"),
+        ("at ///etc/shadow", "shadow"),
+        ("在/home/anna", "anna"),
         ("~/films/x", "films"),
         ("~anna/films", "anna"),
         ("file:///home/anna/x.png", "anna"),
@@ -250,6 +261,8 @@ def test_keys_of_the_job_are_hidden_wherever_they_stand(where: str) -> None:
         ("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "wJalr"),
         ("token hf_abcdefghijklmnop expired", "hf_"),
         ("rpa_ABCDEFGH12345678 refused", "rpa_"),
+        ("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQR", "abc"),
+        ("eyJhbGciOiJI.eyJzdWIi.c2ln is expired", "zdWIi"),
         ("Authorization: Bearer abc.def", "abc"),
         ("password=hunter2", "hunter2"),
         ("'secret': 'hunter 2'", "hunter"),

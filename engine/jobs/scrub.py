@@ -26,14 +26,17 @@ _PATHS = (
     re.compile(r"(?<=')(?:/|~|[A-Za-z]:\\|\\\\)[^'\n]*(?=')"),
     re.compile(r'(?<=")(?:/|~|[A-Za-z]:\\|\\\\)[^"\n]*(?=")'),
     re.compile(
-        r"(?<![\w/.\]*-])(?:~?/(?=[^\s/])|~\w*/|[A-Za-z]:[\\/]|\\\\\w)[^\s'\",;)\]]*(?:\s[^\s'\",;()]*[/\\][^\s'\",;)]*)*"
+        # Not after a letter (and/or), nor the slashes of a URL, which is cut already.
+        r"(?<![A-Za-z0-9_/.\]*-])(?:/(?=[^\s/])|(?<!:)//+(?=[^\s/])|~(?:[A-Za-z_]\w*)?/|[A-Za-z]:[\\/]|\\\\\w)"
+        r"[^\s'\",;)\]]*(?:\s[^\s'\",;()]*[/\\][^\s'\",;)]*)*"
     ),
 )
+_LONG = r"[A-Za-z0-9+/=_-]"
 _KEYS = re.compile(
     r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b|\bhf_\w{8,}|\brpa_\w{8,}|\b(?:sk|ghp|gho|xox[a-z])[-_][\w-]{8,}"
-    r"|\bBearer\s+\S+|\bBasic\s+[A-Za-z0-9+/=]{8,}"
+    r"|\beyJ[\w-]+\.[\w.-]+|\bBearer\s+\S+|\bBasic\s+[A-Za-z0-9+/=]{8,}"
     # What no word of a sentence is: a key, a token, a hash, base64.
-    r"|(?<![A-Za-z0-9+/=_-])(?=[A-Za-z0-9+/=_-]*\d)[A-Za-z0-9+/=_-]{40,}",
+    rf"|(?<!{_LONG})(?={_LONG}*\d|{_LONG}*[a-z]{_LONG}*[A-Z]){_LONG}{{40,}}"
 )
 _NAMED = re.compile(
     r"(?i)\b([\w-]{0,40}(?:secret|passwo?r?d|token|signature|credential|api[_-]?key|access[_-]?key(?:[_-]?id)?|authorization)[\w-]*)"
@@ -51,13 +54,14 @@ _IPV6 = re.compile(
 def scrub(text: str, secrets: Iterable[str] = ()) -> str:
     """Return `text` as one line without anything that tells more than the caller knows.
 
-    `secrets` are hidden wherever they stand, as they are and percent-encoded. Of URLs only scheme and public host stay.
+    `secrets` are hidden wherever they stand. Of URLs only scheme and public host stay.
     What looks like a key is hidden even if it is none: a message that says too little can be mended with the log.
     """
     # Shorter ones keep no secret, and hiding each letter `a` would hide the message.
     for secret in sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True):
-        for form in (secret, quote(secret), quote(secret, safe="")):
-            text = text.replace(form, HIDDEN)
+        # As it is, in an error (whose white space is narrowed), in a repr, in a URL.
+        for form in (secret, " ".join(secret.split()), repr(secret)[1:-1], quote(secret), quote(secret, safe="")):
+            text = text.replace(form, HIDDEN) if form else text
     # Before the patterns: on a hostile text some of them take time with the square of its length.
     text = _TRACEBACK.sub("", text[: 4 * _MOST])
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
