@@ -40,6 +40,14 @@ class Speaker:
 
 
 @dataclass(frozen=True)
+class Store:
+    """A bucket that a job brings along, such as RunPod's s3Config."""
+
+    bucket: str
+    credentials: Credentials
+
+
+@dataclass(frozen=True)
 class Request:
     """What the caller asks for: addresses and wishes, nothing loaded."""
 
@@ -63,6 +71,18 @@ class Request:
     filename: str | None = None
     #: Config overrides of this request alone, e.g. "sampler=turbo", "guidance.text_scale=3".
     overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A job's own keys to an object store; they live as long as the job, and no repr shows them."""
+
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    #: URL of the store; None: Amazon's.
+    endpoint: str | None = field(default=None, repr=False)
+    region: str | None = None
 
 
 @dataclass(frozen=True)

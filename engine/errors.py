@@ -19,13 +19,18 @@ class EngineError(Exception):
     """Base of every error the engine raises on purpose.
 
     `what` says in one line what is wrong, `field` names the input it is about (`request.frames`, `sampler`, ...)
-    and `hint` what would work. An entrypoint shows the three as one line and keeps no traceback.
+    and `hint` what would work. An entrypoint shows the three as one line and keeps no traceback. `code` is a word that
+    stays the same from release to release, for programs; the class says which where none is given.
     """
 
-    def __init__(self, what: str, *, field: str = "", hint: str = "") -> None:
+    #: The code of an error that brings none of its own.
+    CODE = "engine_error"
+
+    def __init__(self, what: str, *, field: str = "", hint: str = "", code: str = "") -> None:
         self.what = " ".join(what.split())
         self.field = field
         self.hint = " ".join(hint.split())
+        self.code = code or self.CODE
         super().__init__(self.what)
 
     def __str__(self) -> str:
@@ -36,9 +41,13 @@ class EngineError(Exception):
 class ConfigError(EngineError):
     """The composed config cannot be built."""
 
+    CODE = "bad_config"
+
 
 class UnknownComponent(ConfigError):
     """No installed plugin or preset offers what the config names."""
+
+    CODE = "unknown_component"
 
     def __init__(self, group: str, name: str, known: Iterable[str], *, broken: Iterable[str] = ()) -> None:
         self.group, self.name, self.known = group, name, tuple(known)
@@ -50,6 +59,8 @@ class UnknownComponent(ConfigError):
 
 class MissingExtra(ConfigError):
     """A component was chosen whose optional package is not installed."""
+
+    CODE = "missing_package"
 
     def __init__(self, chosen: str, package: str, extra: str, *, why: str = "") -> None:
         reason = f" ({why})" if why else ""
@@ -63,17 +74,25 @@ class MissingExtra(ConfigError):
 class SourceError(EngineError):
     """Weights are absent, incomplete or not what they should be."""
 
+    CODE = "weights_missing"
+
 
 class RequestError(EngineError):
     """The caller asked for something that cannot be made."""
+
+    CODE = "bad_request"
 
 
 class SinkError(EngineError):
     """The finished video cannot be kept where it should go."""
 
+    CODE = "sink_failed"
+
 
 class Cancelled(EngineError):
     """The caller withdrew the request while it ran."""
+
+    CODE = "cancelled"
 
     def __init__(self, stage: str = "") -> None:
         super().__init__(f"cancelled during {stage}" if stage else "cancelled")

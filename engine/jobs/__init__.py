@@ -1,0 +1,1 @@
+"""The job API: JSON in, JSON out."""

@@ -1,0 +1,80 @@
+"""Delivery or exception -> the JSON that the caller of a job gets."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from engine.data import Delivery
+from engine.errors import EngineError, SinkError
+from engine.jobs.job import FIELDS, Job, spell
+from engine.jobs.scrub import scrub
+
+_LOG = logging.getLogger(__name__)
+
+
+def answer(job: Job, delivery: Delivery) -> dict[str, Any]:
+    """Return what a finished job answers: where the video is, or the video itself, and how it was made.
+
+    One of `video_url`, `video_base64` and `video_path` is in it. Raises SinkError for a delivery that holds no video.
+    """
+    return {
+        **_video(delivery),
+        "seed": delivery.seed,
+        "frames": delivery.frames,
+        "fps": delivery.fps,
+        "seconds": round(delivery.seconds, 3),
+        "timings": {stage: round(seconds, 3) for stage, seconds in delivery.timings.items()},
+        "engine_version": engine_version(),
+        "warnings": [scrub(warning, _secrets(job)) for warning in delivery.warnings],
+    }
+
+
+def error_answer(error: BaseException, job: Job | None = None) -> dict[str, str]:
+    """Return what a failed job answers: one line, a code, the job's field and what would work.
+
+    An error that the engine did not raise on purpose is a bug: the caller reads a reference, and the log has it beside
+    the traceback. Nothing of the text of such an error is answered.
+    """
+    if not isinstance(error, EngineError):
+        return _internal(error)
+    hidden = _secrets(job)
+    field = scrub(spell(error.field, job.fields if job else FIELDS), hidden)
+    what, hint = scrub(error.what, hidden), scrub(error.hint, hidden)
+    line = f"{field}: {what}" if field else what
+    return {
+        "error": f"{line}; {hint}" if hint else line,
+        "error_code": error.code,
+        "field": field,
+        "hint": hint,
+    }
+
+
+def engine_version() -> str:
+    """Return the version of the engine that is installed."""
+    try:
+        return version("multitalk-engine")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _video(delivery: Delivery) -> dict[str, str]:
+    if delivery.content is not None:
+        return {"video_base64": delivery.content}
+    if delivery.address is None:
+        raise SinkError("the sink kept no video", field="output.sink", hint="choose another sink")
+    return {"video_url" if "://" in delivery.address else "video_path": delivery.address}
+
+
+def _internal(error: BaseException) -> dict[str, str]:
+    reference = secrets.token_hex(4)
+    _LOG.error("internal error, reference %s", reference, exc_info=error)
+    hint = f"send the job again; if it fails again, look for {reference} in the worker's log"
+    what = f"internal error (reference {reference})"
+    return {"error": f"{what}; {hint}", "error_code": "internal_error", "field": "", "hint": hint}
+
+
+def _secrets(job: Job | None) -> tuple[str, ...]:
+    return job.credentials.secrets() if job is not None and job.credentials is not None else ()
