@@ -19,13 +19,15 @@ class EngineError(Exception):
     """Base of every error the engine raises on purpose.
 
     `what` says in one line what is wrong, `field` names the input it is about (`request.frames`, `sampler`, ...)
-    and `hint` what would work. An entrypoint shows the three as one line and keeps no traceback.
+    and `hint` what would work. An entrypoint shows the three as one line and keeps no traceback. `code` is a word that
+    stays the same from release to release, for programs (docs/errors.md); "" where none is given yet.
     """
 
-    def __init__(self, what: str, *, field: str = "", hint: str = "") -> None:
+    def __init__(self, what: str, *, field: str = "", hint: str = "", code: str = "") -> None:
         self.what = " ".join(what.split())
         self.field = field
         self.hint = " ".join(hint.split())
+        self.code = code
         super().__init__(self.what)
 
     def __str__(self) -> str:
