@@ -66,6 +66,18 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Credentials:
+    """A job's own keys to an object store; they live as long as the job, and no repr shows them."""
+
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    #: URL of the store; None: Amazon's.
+    endpoint: str | None = field(default=None, repr=False)
+    region: str | None = None
+
+
+@dataclass(frozen=True)
 class Access:
     """What a request's addresses may reach. The core enforces it before any plugin opens an address."""
 
@@ -79,6 +91,10 @@ class Access:
     max_pixels: int = 100_000_000
     #: Longest voice in seconds.
     max_seconds: float = 3600.0
+    #: Hosts, spelled as in the address, that may be fetched from although they are not on the public internet.
+    private_hosts: tuple[str, ...] = ()
+    #: Keys for s3:// addresses; None: those that boto3 finds configured on this machine.
+    credentials: Credentials | None = None
 
 
 # --- found ------------------------------------------------------------------------------------------------------------
