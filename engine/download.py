@@ -186,7 +186,7 @@ def ask(url: Url, access: Access, *, deadline: float, resolve: Resolver = look_u
     """
     wire = connect(url, deadline=deadline, private_hosts=access.private_hosts, resolve=resolve)
     connection = http.client.HTTPConnection(url.host, url.port)
-    connection.sock = wire  # type: ignore[assignment]
+    connection.sock = wire
     headers = {
         "Host": url.authority,
         "User-Agent": "multitalk-engine",

@@ -123,7 +123,7 @@ def connect(url: Url, *, deadline: float, private_hosts: Collection[str] = (), r
 
     The name is resolved once, every address found is judged, and one of exactly those is connected to, so that a name
     which changes its mind in between (DNS rebinding) gains nothing. The certificate is verified for the name. No proxy
-    is used: it would resolve the name itself. Hosts in `private_hosts`, spelled as in the URL, may lie anywhere.
+    is used: it would resolve the name itself. Hosts in `private_hosts`, spelled as `url.host`, may lie anywhere.
     Raises RequestError.
     """
     try:
