@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import tempfile
 import time
 import zlib
@@ -139,9 +140,9 @@ class Answer:
         if not values:
             return None
         value = values.pop()
-        if values or not (value.isascii() and value.isdigit()):
+        if values or not re.fullmatch(r"[0-9]{1,18}", value):
             raise RequestError(
-                f"{self.url.host} sends a Content-Length that is no number",
+                f"{self.url.host} sends a Content-Length that makes no sense",
                 hint="mend the Content-Length that the server sends",
                 code="download_length",
             )

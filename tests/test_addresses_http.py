@@ -535,6 +535,7 @@ def test_redirects_share_the_time(refused: Refused) -> None:
         (reply(CONTENT, "Content-Length: 5"), "download_length"),
         (reply(CONTENT, "Content-Length: -5", length=None), "download_length"),
         (reply(CONTENT, "Content-Length: many", length=None), "download_length"),
+        (reply(CONTENT, "Content-Length: " + "9" * 5000, length=None), "download_length"),
     ],
 )
 def test_body_that_is_not_what_was_announced_is_refused(answer: bytes, code: str, refused: Refused) -> None:

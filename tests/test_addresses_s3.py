@@ -160,6 +160,17 @@ def test_machine_without_keys_says_so(refused: Refused) -> None:
     refused("s3://media/a.png", "s3_credentials", ACCESS)
 
 
+@pytest.mark.parametrize("kept", [{"access_key": ""}, {"secret_key": ""}, {"access_key": "", "secret_key": ""}])
+def test_keys_of_the_machine_do_not_complete_those_of_a_job(
+    kept: dict[str, str], refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    with serving(reply(CONTENT)) as server:
+        refused("s3://media/a.png", "s3_credentials", own(server.url(), session_token="", **kept))
+    assert server.requests == []
+
+
 def test_profile_that_is_not_there_is_told(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", SECRET)
     refused("s3://media/a.png", "s3_credentials", ACCESS)
@@ -259,6 +270,12 @@ def test_store_that_sends_from_region_to_region_is_left(refused: Refused) -> Non
     with serving(*answers) as server:
         refused("s3://media/a.png", "download_status", own(server.url()))
     assert len(server.requests) == 2
+
+
+def test_refusal_that_names_the_region_is_no_reason_to_ask_again(refused: Refused) -> None:
+    with serving(complaint("AccessDenied", "403 Forbidden", "x-amz-bucket-region: us-east-1")) as server:
+        refused("s3://media/a.png", "s3_denied", own(server.url()))
+    assert len(server.requests) == 1
 
 
 def test_store_cannot_send_elsewhere(refused: Refused) -> None:

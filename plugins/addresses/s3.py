@@ -19,6 +19,8 @@ _LONGEST = 1024
 _GRACE = 300
 #: Bytes of a refusal that are looked through for its reason.
 _REFUSAL = 4096
+#: Statuses by which a store says that the bucket lies in another region.
+_ELSEWHERE = (301, 307, 400)
 
 #: The protocol's word -> (what is wrong, what would work).
 _REFUSALS = {
@@ -50,7 +52,7 @@ def fetch_object(address: str, access: Access, into: Path, *, resolve: Resolver 
                 return answer.save(access.max_bytes, into)
             reason, elsewhere = _reason(answer)
             refused = _refused(answer, bucket, reason)
-        if elsewhere in (None, region):
+        if answer.status not in _ELSEWHERE or elsewhere in (None, region):
             break
         # A signature holds for one region, and a bucket knows its own.
         region = elsewhere
@@ -94,6 +96,13 @@ def _signed(bucket: str, key: str, access: Access, region: str | None) -> str:
     # With Amazon the host must name the region, which boto3's signed URLs do in this style alone.
     amazon = {"addressing_style": "virtual"}
     own = access.credentials
+    if own is not None and not (own.access_key and own.secret_key):
+        # boto3 would take an empty key for none, and the machine's keys would go to the job's endpoint.
+        raise RequestError(
+            "the job's own credentials are not complete",
+            hint="send access key and secret key, or no credentials at all",
+            code="s3_credentials",
+        )
     if own is not None and own.endpoint is not None:
         # Before boto3 sees it: its debug log has endpoints as they are, with a password too.
         parse_url(own.endpoint)
