@@ -13,6 +13,7 @@ import ssl
 import threading
 import time
 import traceback
+import tracemalloc
 import wave
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -578,7 +579,11 @@ def test_gzip_may_not_unpack_beyond_the_limit(refused: Refused) -> None:
     bomb = gzip.compress(bytes(20_000_000))
     assert len(bomb) < ACCESS.max_bytes / 10
     with serving(reply(bomb, "Content-Encoding: gzip")) as server:
+        tracemalloc.start()
         refused(server.url(QUERY), "download_too_large")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 5_000_000
 
 
 def test_members_of_gzip_that_hold_nothing_end_at_the_limit(refused: Refused) -> None:
