@@ -180,6 +180,20 @@ class ContinuationConfig:
 
 
 @dataclass
+class AccessConfig:
+    """What a request's addresses may reach, unless the caller of the engine gives an Access of its own."""
+
+    schemes: list[str] = field(default_factory=lambda: ["path", "data"])
+    #: Folders below which paths may lie; null: anywhere.
+    folders: list[str] | None = None
+    max_bytes: int = 512 * 2**20
+    #: Seconds to open one address.
+    timeout: float = 60.0
+    #: Hosts that may be fetched from although they are not on the public internet.
+    private_hosts: list[str] = field(default_factory=list)
+
+
+@dataclass
 class VideoConfig:
     """How the MP4 is encoded."""
 
@@ -261,6 +275,7 @@ class Config:
     cache: CacheConfig = MISSING
     continuation: ContinuationConfig = field(default_factory=ContinuationConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
     sink: SinkConfig = MISSING
     entrypoint: ComponentConfig = MISSING
     request: RequestConfig = field(default_factory=RequestConfig)
@@ -271,7 +286,10 @@ class Config:
 
 
 #: Groups and keys that are fixed once an engine is booted: a request that changes one is refused.
-FIXED = ("model", "source", "quant", "attention", "lora", "memory", "sink", "entrypoint", "device", "dtype", "video")
+FIXED = (
+    *("model", "source", "quant", "attention", "lora", "memory"),
+    *("sink", "entrypoint", "device", "dtype", "video", "access"),
+)
 
 #: What a request's overrides may name: these keys and, with a dot, what lies below them.
 OVERRIDABLE = ("resolution", "sampler", "guidance", "cache", "continuation")

@@ -99,6 +99,10 @@ class Access:
     max_pixels: int = 100_000_000
     #: Longest voice in seconds.
     max_seconds: float = 3600.0
+    #: Hosts that may be fetched from although they are not on the public internet: as in the address, in small letters.
+    private_hosts: tuple[str, ...] = ()
+    #: Keys for s3:// addresses; None: those that boto3 finds configured on this machine.
+    credentials: Credentials | None = None
 
 
 # --- found ------------------------------------------------------------------------------------------------------------

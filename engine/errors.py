@@ -20,7 +20,7 @@ class EngineError(Exception):
 
     `what` says in one line what is wrong, `field` names the input it is about (`request.frames`, `sampler`, ...)
     and `hint` what would work. An entrypoint shows the three as one line and keeps no traceback. `code` is a word that
-    stays the same from release to release, for programs; the class says which where none is given.
+    stays the same from release to release, for programs (docs/errors.md); the class says which where none is given.
     """
 
     #: The code of an error that brings none of its own.

@@ -18,7 +18,7 @@ from engine.multitalk.load import Model, load_model
 from engine.progress import Meter
 from engine.recipe import make_recipe, weights_hash
 from engine.registry import Registry
-from engine.settings import locate_weights, make_settings
+from engine.settings import locate_weights, make_access, make_settings
 from engine.stages.color import Statistics, color_statistics
 from engine.stages.decode import Decoded, decode
 from engine.stages.denoise import denoise, draw_noise
@@ -35,7 +35,7 @@ class Engine:
     def __init__(self, config: Config, registry: Registry, *, access: Access | None = None) -> None:
         """Build the components that are fixed at boot. Raises ConfigError; loads no weights."""
         self.config = config
-        self.access = access or Access()
+        self.access = access or make_access(config)
         self.device = _device(config.device)
         self.dtype = _dtype(config.dtype, self.device)
         self.sink = registry.sinks.build(config.sink)

@@ -15,7 +15,7 @@ from engine.data import Access, Delivery, Plan, Request
 from engine.errors import EngineError, SourceError
 from engine.recipe import versions
 from engine.registry import installed
-from engine.settings import locate_weights, make_settings
+from engine.settings import locate_weights, make_access, make_settings
 from engine.stages.plan import plan_walk
 from engine.stages.read import fetch
 
@@ -30,7 +30,7 @@ class EngineService:
         """Compose `overrides` (Hydra's grammar). Raises ConfigError; loads nothing."""
         self.overrides = tuple(overrides)
         self.config = compose(self.overrides)
-        self.access = access or Access()
+        self.access = access or make_access(self.config)
         self._registry = installed()
         self._engine: Engine | None = None
         self._lock = threading.Lock()

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 from engine.config import Config, ModelConfig
-from engine.data import Settings, Weights
+from engine.data import Access, Settings, Weights
 from engine.errors import ConfigError, SourceError
 from engine.registry import Registry
 from engine.stages.passes import branches
 
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder", "audio_encoder")
+#: Seconds; a socket takes no timeout without an end.
+_DAY = 86_400
 #: x264's, from quick to small. x264 itself would write about an unknown one on stderr.
 PRESETS = (
     *("ultrafast", "superfast", "veryfast", "faster", "fast"),
@@ -44,6 +46,23 @@ def make_settings(config: Config, registry: Registry) -> Settings:
         untrained=weights is not None and _untrained(weights),
         weights=weights,
         absent=absent,
+    )
+
+
+def make_access(config: Config) -> Access:
+    """Return what a request's addresses may reach. Raises ConfigError. Credentials are in no config."""
+    access = config.access
+    if access.max_bytes < 1:
+        raise ConfigError(f"at most {access.max_bytes} bytes", field="access.max_bytes", hint="give 1 or more")
+    if not 0 < access.timeout <= _DAY:
+        hint = f"give more than 0, at most {_DAY}"
+        raise ConfigError(f"{access.timeout:g} seconds", field="access.timeout", hint=hint)
+    return Access(
+        schemes=tuple(access.schemes),
+        folders=None if access.folders is None else tuple(Path(folder) for folder in access.folders),
+        max_bytes=access.max_bytes,
+        timeout=access.timeout,
+        private_hosts=tuple(access.private_hosts),
     )
 
 

@@ -89,6 +89,19 @@ def test_extras_that_are_named_exist() -> None:
                 assert extra.value in extras, path
 
 
+def test_each_code_of_an_error_is_documented() -> None:
+    used = set()
+    for path in [*(ROOT / "plugins").rglob("*.py"), *(ROOT / "engine").rglob("*.py")]:
+        for word in ast.walk(ast.parse(path.read_text("utf-8"))):
+            match word:
+                case ast.keyword(arg="code", value=ast.Constant(value=str(code))):
+                    used.add(code)
+                case ast.Assign(targets=[ast.Name(id="CODE")], value=ast.Constant(value=str(code))):
+                    used.add(code)
+    documented = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "errors.md").read_text("utf-8"), re.MULTILINE)
+    assert documented == sorted(used)
+
+
 def test_tested_versions_meet_the_requirements_of_the_package() -> None:
     from packaging.requirements import Requirement
 

@@ -191,6 +191,7 @@ def test_scheme_outside_access_lists_the_allowed_ones(folder: Path) -> None:
         look(request(folder), Access(schemes=("data", "https")))
     assert caught.value.field == "request.image"
     assert "data, https" in caught.value.hint
+    assert caught.value.code == "scheme_refused"
 
 
 def test_scheme_that_no_plugin_opens_is_an_error(folder: Path) -> None:
@@ -253,11 +254,12 @@ def test_limits_of_access_hold(folder: Path, access: Access, field: str, what: s
 
 def test_error_of_a_plugin_gets_the_field_of_the_address(folder: Path) -> None:
     def refuse(address: str, scheme: str, access: Access, into: Path) -> Path:
-        raise RequestError("not found", hint="try again")
+        raise RequestError("not found", hint="try again", code="download_status")
 
     with pytest.raises(RequestError) as caught:
         fetch(request(folder), refuse, Access(), folder)
     assert str(caught.value) == "request.image: not found; try again"
+    assert caught.value.code == "download_status"
 
 
 def make_plan(asked: Request, media: Media, seconds: float) -> Plan:

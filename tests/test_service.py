@@ -12,7 +12,7 @@ import pytest
 
 from engine import Access, EngineService, Request, Speaker
 from engine.components import Service
-from engine.errors import RequestError, SourceError
+from engine.errors import ConfigError, RequestError, SourceError
 
 EXAMPLES = files("engine") / "examples"
 REQUEST = Request(
@@ -93,6 +93,27 @@ def test_access_bounds_what_a_request_may_reach(tmp_path: Path) -> None:
         service.plan(REQUEST)
     assert caught.value.field == "request.image"
     assert str(tmp_path) in caught.value.hint
+
+
+def test_access_comes_from_the_config_where_none_is_given() -> None:
+    assert EngineService().access == Access()
+    words = ["access.schemes=[data,https]", "access.folders=[/media]", "access.max_bytes=10", "access.timeout=2"]
+    assert EngineService([*words, "access.private_hosts=[minio.local]"]).access == Access(
+        schemes=("data", "https"), folders=(Path("/media"),), max_bytes=10, timeout=2, private_hosts=("minio.local",)
+    )
+
+
+@pytest.mark.parametrize("word", ["access.max_bytes=0", "access.timeout=0", "access.timeout=nan", "access.timeout=inf"])
+def test_access_that_lets_nothing_through_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        EngineService([word])
+    assert caught.value.field == word.partition("=")[0]
+
+
+def test_request_cannot_widen_its_access() -> None:
+    request = Request("a", REQUEST.image, REQUEST.speakers, overrides=("access.max_bytes=1",))
+    with pytest.raises(RequestError, match="access"):
+        EngineService().plan(request)
 
 
 def test_request_cannot_change_what_is_fixed_at_boot() -> None:

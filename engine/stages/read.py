@@ -122,6 +122,7 @@ def _bring(address: str, field: str, open_address: Callable[..., Path | None], a
             f"addresses of the scheme {scheme!r} are not allowed here",
             field=field,
             hint=f"allowed: {', '.join(access.schemes) or 'none'}",
+            code="scheme_refused",
         )
     if scheme == "path":
         address = str(_local(address, field, access))
@@ -129,7 +130,7 @@ def _bring(address: str, field: str, open_address: Callable[..., Path | None], a
         path = open_address(address=address, scheme=scheme, access=access, into=into)
     except RequestError as error:
         # A plugin does not know which input of the request it opens.
-        raise RequestError(error.what, field=error.field or field, hint=error.hint) from error
+        raise RequestError(error.what, field=error.field or field, hint=error.hint, code=error.code) from error
     if path is None:
         raise RequestError(f"no installed plugin opens {scheme!r} addresses", field=field, hint="multitalk plugins")
     size = path.stat().st_size
