@@ -7,6 +7,7 @@
   + SourceError            weights are absent, incomplete or not what they should be
   + RequestError           the caller asked for something that cannot be made
   + SinkError              the finished video cannot be kept
+    - NotDelivered         it waits on this machine until it is asked for again
   + Cancelled              the caller withdrew the request
 """
 
@@ -19,13 +20,15 @@ class EngineError(Exception):
     """Base of every error the engine raises on purpose.
 
     `what` says in one line what is wrong, `field` names the input it is about (`request.frames`, `sampler`, ...)
-    and `hint` what would work. An entrypoint shows the three as one line and keeps no traceback.
+    and `hint` what would work. An entrypoint shows the three as one line and keeps no traceback. `code` is a word that
+    stays the same from release to release, for programs (docs/errors.md); "" where none is given yet.
     """
 
-    def __init__(self, what: str, *, field: str = "", hint: str = "") -> None:
+    def __init__(self, what: str, *, field: str = "", hint: str = "", code: str = "") -> None:
         self.what = " ".join(what.split())
         self.field = field
         self.hint = " ".join(hint.split())
+        self.code = code
         super().__init__(self.what)
 
     def __str__(self) -> str:
@@ -70,6 +73,19 @@ class RequestError(EngineError):
 
 class SinkError(EngineError):
     """The finished video cannot be kept where it should go."""
+
+
+class NotDelivered(SinkError):
+    """The video is made and waits on this machine, since the place where it should go refuses it.
+
+    `job` is the name under which the sink finds it again. `path` says where it waits: for this machine's log, not for a
+    remote caller, which is why no text of the error has it.
+    """
+
+    def __init__(self, what: str, *, job: str, path: str, field: str = "", hint: str = "", code: str = "") -> None:
+        self.job = job
+        self.path = path
+        super().__init__(what, field=field, hint=hint, code=code)
 
 
 class Cancelled(EngineError):
