@@ -25,6 +25,7 @@ ROOMS = {
     "engine.errors": set[str](),
     "engine.config": {"engine.errors"},
     "engine.components": {"engine.data"},
+    "engine.buckets": {"engine.data", "engine.errors"},
     "engine.speakers": {"engine.data", "engine.errors"},
     "engine.register": {"engine.config", "engine.errors"},
     "engine.hookspecs": {"engine.components", "engine.data", "engine.register"},
@@ -32,6 +33,7 @@ ROOMS = {
     "engine.stages": {"engine.data", "engine.errors", "engine.components", "engine.multitalk", "engine.stages"},
     "plugins": {
         "engine",
+        "engine.buckets",
         "engine.components",
         "engine.config",
         "engine.data",
