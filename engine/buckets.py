@@ -26,8 +26,8 @@ _AMAZON = re.compile(r"(?:(?P<bucket>.+)\.)?s3(?:[.-](?P<region>[a-z]{2}(?:-[a-z
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
-_REFUSED = ("AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "InvalidSecurity", "InvalidToken", "403", "401")
-_REFUSED += ("AccountProblem", "NotSignedUp", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "UnauthorizedAccess")
+#: Beside all 401 and 403.
+_REFUSED = ("InvalidAccessKeyId", "InvalidSecurity", "InvalidToken", "RequestTimeTooSkewed", "SignatureDoesNotMatch")
 _MISSING = ("NoSuchBucket", "InvalidBucketName", "404")
 _ELSEWHERE = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "301")
 #: Bytes were lost or changed on the way, or the store has too much to do.
@@ -230,7 +230,7 @@ class Bucket:
         if code in _MISSING and error.operation_name != "HeadObject":
             what = f"there is no {place}{self._host(' at')}"
             return Trouble("s3_bucket_missing", what, "check its name and the endpoint, or make it", "bucket")
-        if code in _REFUSED or (status in (401, 403)):
+        if code in _REFUSED or status in (401, 403):
             what = f"{place} refuses the credentials ({reason})"
             return Trouble("s3_credentials_refused", what, _HINTS.get(code, _ASK), "credentials")
         if code in _PASSING or (status >= 500 and status not in _NEVER) or error.operation_name == "HeadObject":

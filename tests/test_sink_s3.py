@@ -8,6 +8,7 @@ import http.client
 import json
 import logging
 import os
+import random
 import re
 import socket
 import subprocess
@@ -670,8 +671,8 @@ def test_waits_grow_and_are_random(
         asked.append((low, high))
         return high / 4
 
-    monkeypatch.setattr(plugin.random, "uniform", uniform)
-    monkeypatch.setattr(plugin.time, "sleep", waits.append)
+    monkeypatch.setattr(random, "uniform", uniform)
+    monkeypatch.setattr(time, "sleep", waits.append)
     sink = S3Sink(replace(config, attempts=8, backoff=1.0))
     passing = Trouble("s3_unreachable", "busy", passing=True)
 
