@@ -110,7 +110,7 @@ class Bucket:
             return call(self._client)
         except _NoEndpointError:
             return Trouble(
-                "s3_unreachable", "the endpoint is not a URL", "such as https://s3.example.com", "endpoint_url"
+                "s3_unreachable", "the endpoint is no plain URL", "such as https://s3.example.com", "endpoint_url"
             )
         except (Boto3Error, BotoCoreError, ClientError) as error:
             return self._explain(error)
@@ -138,8 +138,13 @@ class Bucket:
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, NoCredentialsError
 
-        # At DEBUG it logs what it signs: session tokens, and the queries of presigned URLs.
-        logging.getLogger("botocore.auth").setLevel(logging.INFO)
+        # At DEBUG they log what is signed and sent: session tokens, and the queries of presigned URLs.
+        for name in ("botocore.auth", "botocore.endpoint"):
+            logging.getLogger(name).setLevel(logging.INFO)
+        parts = _split(self.endpoint_url)
+        if parts.username or parts.password or parts.query:
+            # boto3 would log it.
+            raise _NoEndpointError
         session = boto3.session.Session(region_name=self.region, **self._keys())
         if session.get_credentials() is None:
             raise NoCredentialsError
@@ -250,7 +255,7 @@ class Bucket:
 
 
 class _NoEndpointError(Exception):
-    """boto3 takes the endpoint for no URL; its own text would repeat it."""
+    """The endpoint is no URL, or one with more in it than a place; boto3's own text would repeat it."""
 
 
 def _place(name: str, endpoint_url: str | None) -> tuple[str, str | None, str | None]:
