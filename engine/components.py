@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-from engine.data import Artifact, Delivery, Plan, Progress, Request, Weights
+from engine.data import Artifact, Delivery, Plan, Progress, Request, Store, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +77,15 @@ class Sink(Protocol):
 
     def check(self, filename: str | None) -> None:
         """Raise SinkError or RequestError before any work if `put` could not succeed."""
+        ...
+
+
+@runtime_checkable
+class JobSink(Sink, Protocol):
+    """A sink that tells jobs apart; the engine asks it for each request's own sink."""
+
+    def for_job(self, job: str | None, store: Store | None) -> Sink:
+        """Return the sink for the request of that name, which may bring its own bucket. Raises RequestError."""
         ...
 
 

@@ -69,6 +69,10 @@ class Request:
     fit: Fit = "crop"
     #: File name for the sink, without a folder; None: the sink's choice.
     filename: str | None = None
+    #: Name under which a sink keeps the video and finds it again; None: the sink's choice.
+    job: str | None = None
+    #: The job's own bucket; None: the one that the sink was configured with.
+    store: Store | None = None
     #: Config overrides of this request alone, e.g. "sampler=turbo", "guidance.text_scale=3".
     overrides: tuple[str, ...] = ()
 
@@ -285,10 +289,10 @@ class Artifact:
 class Delivery:
     """Where the caller finds the video, and what it took."""
 
-    #: A path or URL; None where the content itself is the answer.
-    address: str | None
+    #: A path or URL; None where the content itself is the answer. No repr shows it: a presigned URL is a key.
+    address: str | None = field(repr=False)
     #: The content as base64 text, for sinks that hand it over.
-    content: str | None
+    content: str | None = field(repr=False)
     media_type: str
     seconds: float
     frames: int

@@ -7,6 +7,7 @@
   + SourceError            weights are absent, incomplete or not what they should be
   + RequestError           the caller asked for something that cannot be made
   + SinkError              the finished video cannot be kept
+    - NotDelivered         it waits on this machine until it is asked for again
   + Cancelled              the caller withdrew the request
 """
 
@@ -87,6 +88,19 @@ class SinkError(EngineError):
     """The finished video cannot be kept where it should go."""
 
     CODE = "sink_failed"
+
+
+class NotDelivered(SinkError):
+    """The video is made and waits on this machine, since the place where it should go refuses it.
+
+    `job` is the name under which the sink finds it again. `path` says where it waits: for this machine's log, not for a
+    remote caller, which is why no text of the error has it.
+    """
+
+    def __init__(self, what: str, *, job: str, path: str, field: str = "", hint: str = "", code: str = "") -> None:
+        self.job = job
+        self.path = path
+        super().__init__(what, field=field, hint=hint, code=code)
 
 
 class Cancelled(EngineError):

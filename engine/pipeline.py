@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from engine.choices import Choices, bundled_loras, choose, loadable_loras
-from engine.components import CancelToken, Kept, ProgressCallback
+from engine.components import CancelToken, JobSink, Kept, ProgressCallback, Sink
 from engine.config import Config
 from engine.data import Access, Artifact, Conditions, Delivery, Frames, Inputs, Media, Plan, Request, Window
-from engine.errors import ConfigError
+from engine.errors import ConfigError, RequestError
 from engine.multitalk.load import Model, load_model
 from engine.progress import Meter
 from engine.recipe import make_recipe, weights_hash
@@ -60,7 +60,8 @@ class Engine:
         them; nothing is left behind then.
         """
         config = config or self.config
-        job = _Job(request, config, choose(config, self._registry), Meter(progress, cancel))
+        sink = _sink_for(self.sink, request)
+        job = _Job(request, config, choose(config, self._registry), Meter(progress, cancel), sink)
         with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
             media, plan = self._plan(job, Path(folder))
             inputs = self._read(job, media, plan)
@@ -113,7 +114,7 @@ class Engine:
         with job.meter.stage("read"):
             media = fetch(job.request, self._hooks.open_address, self.access, folder)
             plan = plan_walk(job.request, media, make_settings(job.config, self._registry))
-            self.sink.check(job.request.filename)
+            job.sink.check(job.request.filename)
             if plan.weights is None:
                 locate_weights(job.config, self._registry)  # says what is missing, before any sound is decoded
             return media, plan
@@ -231,7 +232,7 @@ class Engine:
 
     def _keep(self, job: _Job, artifact: Artifact) -> Kept:
         with job.meter.stage("keep"):
-            return self.sink.put(artifact)
+            return job.sink.put(artifact)
 
     def _deliver(self, job: _Job, plan: Plan, artifact: Artifact, kept: Kept) -> Delivery:
         delivery = Delivery(
@@ -258,6 +259,7 @@ class _Job:
     config: Config
     choices: Choices
     meter: Meter
+    sink: Sink
 
 
 @dataclass(frozen=True)
@@ -268,6 +270,16 @@ class _Heard:
     voices: Tensor
     colors: Statistics
     generator: torch.Generator
+
+
+def _sink_for(sink: Sink, request: Request) -> Sink:
+    if isinstance(sink, JobSink):
+        return sink.for_job(request.job, request.store)
+    if request.store is not None:
+        raise RequestError(
+            "the sink takes no bucket of a job's own", field="request.store", hint="leave it out, or boot with sink=s3"
+        )
+    return sink
 
 
 def _device(name: str) -> str:

@@ -96,6 +96,8 @@ def test_each_code_of_an_error_is_documented() -> None:
             match word:
                 case ast.keyword(arg="code", value=ast.Constant(value=str(code))):
                     used.add(code)
+                case ast.Call(func=ast.Name(id="Trouble"), args=[ast.Constant(value=str(code)), *_]):
+                    used.add(code)
                 case ast.Assign(targets=[ast.Name(id="CODE")], value=ast.Constant(value=str(code))):
                     used.add(code)
     documented = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "errors.md").read_text("utf-8"), re.MULTILINE)

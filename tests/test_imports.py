@@ -27,6 +27,7 @@ ROOMS = {
     "engine.network": {"engine.errors"},
     "engine.download": {"engine.data", "engine.errors", "engine.network"},
     "engine.components": {"engine.data"},
+    "engine.buckets": {"engine.data", "engine.errors"},
     "engine.speakers": {"engine.data", "engine.errors"},
     "engine.jobs": {"engine.data", "engine.errors", "engine.jobs", "engine.speakers"},
     "engine.register": {"engine.config", "engine.errors"},
@@ -35,6 +36,7 @@ ROOMS = {
     "engine.stages": {"engine.data", "engine.errors", "engine.components", "engine.multitalk", "engine.stages"},
     "plugins": {
         "engine",
+        "engine.buckets",
         "engine.components",
         "engine.config",
         "engine.data",

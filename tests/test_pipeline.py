@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 
 from engine import Delivery, EngineService, Progress, Request, Speaker, hookimpl
-from engine.data import Frames, Window
+from engine.components import Kept
+from engine.data import Artifact, Credentials, Frames, Store, Window
 from engine.errors import Cancelled, RequestError, SinkError
+from engine.pipeline import _sink_for
 from engine.registry import installed
 from engine.stages.write import read_recipe
 
@@ -288,6 +290,37 @@ def test_secrets_of_the_environment_reach_no_video(
         assert value.encode() not in Path(delivery.address).read_bytes()
         assert value not in str(base64)
         assert value not in shown
+
+
+class JobBox:
+    """A sink that notes which job it was asked for."""
+
+    def __init__(self, job: str | None = None, store: Store | None = None) -> None:
+        self.asked = (job, store)
+
+    def for_job(self, job: str | None, store: Store | None) -> JobBox:
+        return JobBox(job, store)
+
+    def check(self, filename: str | None) -> None:
+        raise NotImplementedError
+
+    def put(self, artifact: Artifact) -> Kept:
+        raise NotImplementedError
+
+
+def test_sink_that_tells_jobs_apart_is_asked_for_the_requests_own() -> None:
+    store = Store("films", Credentials("id", "sentinel-own-4"))
+    sink = _sink_for(JobBox(), replace(ONE, job="job-1", store=store))
+    assert isinstance(sink, JobBox)
+    assert sink.asked == ("job-1", store)
+
+
+def test_bucket_of_a_jobs_own_is_refused_where_the_sink_takes_none(service: EngineService) -> None:
+    request = replace(ONE, store=Store("films", Credentials("id", "sentinel-own-4")))
+    with pytest.raises(RequestError, match="sink=s3") as caught:
+        service.generate(request)
+    assert caught.value.field == "request.store"
+    assert "sentinel" not in repr(request)
 
 
 def test_existing_file_is_never_overwritten_unless_told(service: EngineService, folder: Path) -> None:

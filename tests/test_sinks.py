@@ -14,7 +14,7 @@ import pytest
 from engine import hookspecs
 from engine.components import Sink
 from engine.data import Artifact
-from engine.errors import SinkError
+from engine.errors import ConfigError, SinkError
 from engine.register import Register
 from plugins.sinks import base64 as base64_plugin
 from plugins.sinks import disk as disk_plugin
@@ -206,3 +206,22 @@ def test_base64_of_a_missing_file_is_a_sink_error(tmp_path: Path) -> None:
 
     with pytest.raises(SinkError, match="read back"):
         Base64Sink(Base64Config()).put(given)
+
+
+def test_base64_measures_the_text_before_it_reads_the_file(tmp_path: Path) -> None:
+    given = artifact(tmp_path, b"x" * 10)
+
+    with pytest.raises(SinkError, match="10 bytes, which are 16 as base64, and the answer carries 15") as caught:
+        Base64Sink(Base64Config(limit=15)).put(given)
+
+    assert caught.value.code == "answer_too_large"
+    assert "sink=s3" in caught.value.hint
+    kept = Base64Sink(Base64Config(limit=16)).put(given)
+    assert len(kept.content) == 16
+    assert "eHh4" not in repr(kept)
+
+
+def test_base64_limit_below_one_is_a_config_error() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Base64Sink(Base64Config(limit=0))
+    assert caught.value.field == "sink.limit"
