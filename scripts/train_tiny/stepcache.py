@@ -2,7 +2,7 @@
 
     python -m scripts.train_tiny.stepcache --model RUN/model/tiny --data RUN/latents
 
-Between two steps of a sampler the time embedding changes by one relative L1 distance and the blocks' output by another;
+Between two steps of a sampler the time embedding changes by one relative L1 distance, the blocks' output by another;
 the polynomial tells the second from the first (TeaCache, arXiv 2411.19108, section 3.3). Both are seen on held-out clips
 with schedules of several lengths, as few steps make large changes and many make small ones.
 """
@@ -60,7 +60,7 @@ def watched(transformer: Any) -> Iterator[dict[str, Tensor]]:
 
 @torch.no_grad()
 def changes(teacher: Teacher, sample: Sample, steps: int, seed: int) -> list[tuple[float, float]]:
-    """Return the relative changes of embedding and output from step to step of one guided sampling of a first window."""
+    """Return the relative changes of embedding and output from step to step of a guided sampling of a first window."""
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     example = make_example(sample, Case("first", sample.latents.shape[1], 0, sigma=1.0), rng, generator)
     channels = example.target.shape[0]
