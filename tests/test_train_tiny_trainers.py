@@ -29,7 +29,9 @@ from scripts.train_tiny.networks import (
     tokenize,
 )
 from scripts.train_tiny.speech import Split, synthetic
+from scripts.train_tiny.stepcache import changes, fit
 from scripts.train_tiny.transformer import predict, train
+from scripts.train_tiny.turbo import Teacher
 
 SIZE = (64, 32)
 TOY = Configs(
@@ -271,6 +273,23 @@ def test_the_assembled_folder_is_conditioned_as_in_training(trained: Path, data:
             return_dict=False,
         )[0][0]
         torch.testing.assert_close(inside, predict(network, tokenizer, example), atol=0.01, rtol=0.01)
+
+
+def test_the_time_embedding_changes_alike_whatever_is_drawn(trained: Path, data: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(trained / "tokenizer")
+    network = Network(TOY, binding=True, pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id)
+    one, other = (changes(Teacher(network, tokenizer), two_people(data), 4, seed) for seed in (0, 1))
+    assert [signal for signal, _ in one] == [signal for signal, _ in other]
+    assert [output for _, output in one] != [output for _, output in other]
+    assert len(one) == 3
+    assert all(signal > 0 and output > 0 for signal, output in one)
+
+
+def test_the_step_caches_polynomial_is_found_again() -> None:
+    found = fit([(x, 2 * x * x + 0.5 * x + 0.01) for x in np.linspace(0.01, 0.3, 20)])
+    np.testing.assert_allclose(found["teacache"], [2, 0.5, 0.01], rtol=1e-4)
+    assert found["error"] < 1e-4
+    assert (found["from"], found["to"]) == (0.01, 0.3)
 
 
 def test_a_decoder_that_was_trained_further_keeps_the_statistics(trained: Path, data: Path, tmp_path: Path) -> None:

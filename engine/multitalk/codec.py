@@ -133,7 +133,8 @@ def _sum_squares(layer: WanRMS_norm) -> None:
         if x.device.type != "cpu" or x.dtype != torch.float32:
             return usual(x)
         norm = x.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
-        return x / norm * (layer.gamma * layer.scale) + layer.bias
+        normalised: Tensor = x / norm * (layer.gamma * layer.scale) + layer.bias
+        return normalised
 
     layer.forward = normalise
 

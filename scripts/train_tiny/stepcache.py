@@ -3,7 +3,7 @@
     python -m scripts.train_tiny.stepcache --model RUN/model/tiny --data RUN/latents
 
 Between two steps of a sampler the time embedding changes by one relative L1 distance, the blocks' output by another;
-the polynomial tells the second from the first (TeaCache, arXiv 2411.19108, section 3.3). Both are seen on held-out clips
+the polynomial tells the second from the first (TeaCache, arXiv 2411.19108, 3.3). Both are seen on held-out clips
 with schedules of several lengths, as few steps make large changes and many make small ones.
 """
 
