@@ -26,6 +26,7 @@ ROOMS = {
     "engine.config": {"engine.errors"},
     "engine.components": {"engine.data"},
     "engine.speakers": {"engine.data", "engine.errors"},
+    "engine.client": {"engine.client", "engine.errors"},
     "engine.register": {"engine.config", "engine.errors"},
     "engine.hookspecs": {"engine.components", "engine.data", "engine.register"},
     "engine.multitalk": {"engine.data", "engine.errors", "engine.multitalk"},
