@@ -103,6 +103,11 @@ class Kept(Protocol):
 class Service(Protocol):
     """The engine as an entrypoint sees it."""
 
+    @property
+    def overrides(self) -> Sequence[str]:
+        """What it was booted with, in Hydra's grammar, for an entrypoint that boots others alike."""
+        ...
+
     def generate(
         self, request: Request, *, progress: ProgressCallback | None = None, cancel: CancelToken | None = None
     ) -> Delivery:

@@ -51,6 +51,8 @@ ASKED = RequestConfig(image="a.png", audio=["a.wav", "silence"], prompt="two peo
 class FakeService:
     """Answers with one plan and one delivery; reports two signs of life on the way."""
 
+    overrides = ()
+
     def __init__(self, *, interrupt: bool = False, address: str | None = "films/talk.mp4") -> None:
         self.requests: list[Request] = []
         self.interrupt = interrupt
