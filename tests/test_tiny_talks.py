@@ -1,9 +1,10 @@
 """The embedded model talks: lips follow the voice, and the right person speaks.
 
 A few clips of 33 frames from held-out people and voices, averaged, since one clip of a second proves nothing. Each bar
-lies about 0.15 below what these very clips reached with the shipped weights (own voice 0.70, the other's -0.07; swapped
-0.68 and -0.05; boxes 0.69 and -0.09; 12.5 frames a second 0.51; a silent mouth's movement 0.22 of a speaker's): another
-machine's last bits move a mean of so few clips, a voice that goes to the wrong mouth moves it by more.
+lies about 0.1 below what these very clips reached with the shipped weights (own voice 0.89, the other's -0.08; swapped
+0.86 and -0.10; boxes 0.89 and -0.09; turbo 0.88; 12.5 frames a second, where they have 16 frames, 0.72; a silent
+mouth's movement 0.09 of a speaker's; TeaCache 37 dB): another machine's last bits move a mean of so few clips, a voice
+that goes to the wrong mouth moves it by more.
 """
 
 from __future__ import annotations
@@ -61,15 +62,15 @@ def rows_of(films: Sequence[Film], cases: Sequence[Case], *, fps: float = 25.0, 
 
 def test_each_person_speaks_the_own_voice(standard: list[Film], cases: list[Case]) -> None:
     rows = rows_of(standard, cases)
-    assert own(rows) > 0.55
-    assert own(rows) - cross(rows) > 0.55
+    assert own(rows) > 0.79
+    assert own(rows) - cross(rows) > 0.85
 
 
 def test_swapped_voices_swap_the_speakers(service: EngineService, cases: list[Case]) -> None:
     films = [film(service, case, voices=case.voices[::-1]) for case in cases]
     rows = rows_of(films, cases, swapped=True)
-    assert own(rows) > 0.5
-    assert own(rows) - cross(rows) > 0.5
+    assert own(rows) > 0.75
+    assert own(rows) - cross(rows) > 0.82
 
 
 def test_a_silent_person_stays_still(service: EngineService, tmp_path: Path) -> None:
@@ -81,33 +82,33 @@ def test_a_silent_person_stays_still(service: EngineService, tmp_path: Path) -> 
         for row, quiet in zip(rows, case.silent, strict=True):
             (still if quiet else moving).append(row.moved)
     # The detector's own floor is about 0.04: a moving head, seen through a region that does not move.
-    assert np.mean(still) < 0.4 * np.mean(moving)
+    assert np.mean(still) < 0.2 * np.mean(moving)
 
 
 def test_boxes_decide_who_is_who(service: EngineService, cases: list[Case]) -> None:
     # Named from right to left, each with a box: the voices stay with the boxes, not with the order.
     rows = rows_of([film(service, case, boxes=True) for case in cases], cases)
-    assert own(rows) - cross(rows) > 0.55
+    assert own(rows) - cross(rows) > 0.85
 
 
 def test_turbo_is_near_standard_at_a_quarter_of_its_forwards(
     service: EngineService, standard: list[Film], cases: list[Case]
 ) -> None:
     films = [film(service, case, overrides=("sampler=turbo",)) for case in cases]
-    assert own(rows_of(films, cases)) > own(rows_of(standard, cases)) - 0.1
+    assert own(rows_of(films, cases)) > own(rows_of(standard, cases)) - 0.07
     assert 4 * films[0].plan.forwards <= standard[0].plan.forwards
 
 
 def test_lips_stay_in_step_at_another_frame_rate(service: EngineService, cases: list[Case]) -> None:
     # As many frames at half the rate need twice the voice; what there is of it is enough for half the frames.
     shown = [film(service, case, fps=12.5, frames=FRAMES // 2) for case in cases]
-    assert own(rows_of(shown, cases, fps=12.5)) > 0.35
+    assert own(rows_of(shown, cases, fps=12.5)) > 0.6
 
 
 def test_a_cache_changes_little(service: EngineService, standard: list[Film], cases: list[Case]) -> None:
     cached = film(service, cases[0], overrides=("cache=teacache",)).frames.astype(np.float32)
     plain = standard[0].frames.astype(np.float32)
-    assert 10 * np.log10(255**2 / np.square(cached - plain).mean()) > 20
+    assert 10 * np.log10(255**2 / np.square(cached - plain).mean()) > 30
 
 
 def test_another_seed_moves_the_head_otherwise(service: EngineService, standard: list[Film], cases: list[Case]) -> None:
@@ -121,4 +122,4 @@ def test_int8_weights_speak_as_well(standard: list[Film], cases: list[Case], tmp
     quantised = EngineService(["model=tiny", "source=packaged", "quant=int8", "sink=disk", f"sink.folder={tmp_path}"])
     films = [film(quantised, case) for case in cases[:2]]
     quantised.close()
-    assert own(rows_of(films, cases[:2])) > own(rows_of(standard[:2], cases[:2])) - 0.1
+    assert own(rows_of(films, cases[:2])) > own(rows_of(standard[:2], cases[:2])) - 0.05
