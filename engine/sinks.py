@@ -19,9 +19,10 @@ _PATIENCE = 15.0
 
 
 def request_sink(sink: Sink, request: Request, registry: Registry, access: Access, *, own: str) -> Sink:
-    """Return the sink for `request`: the engine's own `sink`, or the one it names, bound to its job and its bucket.
+    """Return the sink for `request`: the engine's `sink`, or the one it names, bound to its job and its bucket.
 
-    `own` is the name of `sink`. A bucket of the job's own has to lie on the public internet, as its addresses have. Raises RequestError.
+    `own` is the name of `sink`. A bucket of the job's own has to lie on the public internet, as its addresses have.
+    Raises RequestError.
     """
     if request.sink not in (None, own):
         sink = _named(str(request.sink), registry)

@@ -25,8 +25,8 @@ def request(**changes: object) -> Request:
     return Request("a person talks", "a.png", (Speaker("a.wav"),), **changes)  # type: ignore[arg-type]
 
 
-def sink_of(asked: Request, access: Access = Access()) -> object:
-    return request_sink(Base64Sink(Base64Config(limit=7)), asked, installed(), access, own="base64")
+def sink_of(asked: Request) -> object:
+    return request_sink(Base64Sink(Base64Config(limit=7)), asked, installed(), Access(), own="base64")
 
 
 def test_a_request_has_the_engines_sink_unless_it_names_another() -> None:
