@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,10 @@ from engine.stages.plan import plan_walk
 from engine.stages.read import fetch, read
 from engine.stages.windows import picks
 from engine.stages.write import Writer
+
+#: transformers and accelerate change what PyTorch does in the whole process while they build a network: two engines
+#: that load at once would each miss weights.
+_LOADING = threading.Lock()
 
 
 class Engine:
@@ -85,17 +90,18 @@ class Engine:
             config = self.config
             self._weights = locate_weights(config, self._registry)
             self._fingerprint = weights_hash(self._weights)
-            self._model = load_model(
-                self._weights,
-                device=self.device,
-                dtype=self.dtype,
-                quant=config.quant.name,
-                attention=self.attention,
-                memory=config.memory.name,
-                blocks=config.memory.blocks,
-                loras=loadable_loras(config, self._weights),
-                lora_mode=config.lora.mode,
-            )
+            with _LOADING:
+                self._model = load_model(
+                    self._weights,
+                    device=self.device,
+                    dtype=self.dtype,
+                    quant=config.quant.name,
+                    attention=self.attention,
+                    memory=config.memory.name,
+                    blocks=config.memory.blocks,
+                    loras=loadable_loras(config, self._weights),
+                    lora_mode=config.lora.mode,
+                )
         return self._model
 
     @property

@@ -83,3 +83,9 @@ def test_other_entrypoints_know_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -
     assert main(["runpod", "model=tiny"]) == 0
     assert "sampler.steps=7" not in seen[0]
     assert seen[1][-3:] == ["sampler.steps=7", "entrypoint=runpod", "model=tiny"]
+
+
+def test_the_default_recipe_can_be_left_out() -> None:
+    config = booted("recipe=none")
+    assert (config.model.name, config.device, config.quant.name) == ("multitalk", "auto", "none")
+    assert booted(MULTITALK_RECIPE="none") == booted("recipe=none")

@@ -26,7 +26,7 @@ def failing(part: str, line: str) -> FakeService:
 )
 def test_what_the_service_misses_is_told_in_its_words(part: str, line: str) -> None:
     named = {check.__name__: check for check in checks(failing(part, line))}
-    with pytest.raises(UnfitError, match=r"get them with|set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(UnfitError, match=r"^(get them with|set AWS_ACCESS_KEY_ID)"):
         named[f"multitalk_{part}"]()
     for name in {"multitalk_weights", "multitalk_sink", "multitalk_device"} - {f"multitalk_{part}"}:
         named[name]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import signal
@@ -93,7 +94,7 @@ def test_a_worker_answers_makes_stops_and_leaves_nothing(platform: Platform, tmp
     for _, told in platform.progress("job-stopped"):
         assert set(told) == {"percent", "stage", "step", "steps", "window", "windows", "seconds_left"}
     times = [when for when, _ in platform.progress("job-term")]
-    assert all(later - earlier > 0.9 for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later - earlier > 0.9 for earlier, later in itertools.pairwise(times))
     for posts in platform.posts.values():
         results = ["status" in post for _, post in posts]
         assert results == sorted(results, reverse=True), "progress came after the result"
@@ -102,6 +103,7 @@ def test_a_worker_answers_makes_stops_and_leaves_nothing(platform: Platform, tmp
     text = log.read_text("utf-8")
     assert "hf_sentinel" not in text
     assert "Handler output" not in text
+    assert "Heartbeat Sent" not in text
     assert any("job-term" in query.get("job_id", ()) for _, query in platform.pings)
 
 
@@ -120,7 +122,7 @@ def test_pings_come_before_the_device_and_an_idle_worker_ends_at_once(platform: 
 
 def test_missing_weights_end_the_worker_with_the_command_that_fetches_them(platform: Platform, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    overrides = ["model=multitalk", "recipe=null", "device=cpu"]
+    overrides = ["model=multitalk", "recipe=none", "device=cpu"]
     with working(platform, overrides, log=log, MODEL_PATH=str(tmp_path / "models")) as process:
         assert process.wait(PATIENCE) == 1
         complaint = next(query for _, query in platform.pings if "status" in query)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ def test_many_signs_of_life_become_few_and_stay_in_order() -> None:
     times, steps = zip(*sent, strict=True)
     assert list(steps) == sorted(set(steps))
     assert 2 <= len(sent) <= 6
-    assert all(later - earlier >= 0.099 for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later - earlier >= 0.099 for earlier, later in itertools.pairwise(times))
 
 
 def test_closing_waits_for_the_post_that_is_under_way() -> None:

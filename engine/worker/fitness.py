@@ -113,4 +113,6 @@ def available_memory(root: Path = Path("/")) -> int | None:
 
 def _raise(problem: str | None) -> None:
     if problem is not None:
-        raise UnfitError(problem)
+        # What to do comes first: the platform keeps 256 letters.
+        what, _, hint = problem.rpartition("; ")
+        raise UnfitError(f"{hint}; {what}" if what else hint)

@@ -100,6 +100,8 @@ class Handler:
                 return _plan(self.keeper.service.plan(self._request(job)), job)
             case "selftest":
                 with self._progress(given) as tell:
+                    # Two models are not loaded at once, and here a wait can be cancelled.
+                    self.keeper.ready(cancel)
                     device = str(self.keeper.capabilities.get("device", "auto"))
                     found = selftest(self.keeper.service, device=device, progress=tell, cancel=cancel)
                 return found | {"engine_version": engine_version(), "warnings": []}

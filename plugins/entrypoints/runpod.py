@@ -74,11 +74,11 @@ class Runpod:
 
         sdk.require()
         lines = logs.Lines()
-        # In this order: the pings are forked before a thread runs or torch is there, and the SDK, which is imported for
-        # them, configures the log for itself.
-        mirror = heartbeat.start()
-        logs.install(self.config.log_level, lines)
+        # In this order: the SDK configures the log for itself when it is imported; the pings take its level along, and
+        # are forked before a thread runs or torch is there.
         sdk.quiet(lines)
+        logs.install(self.config.log_level, lines)
+        mirror = heartbeat.start()
         keeper = Keeper(service)
         keeper.warm()
         try:
