@@ -11,6 +11,7 @@ import pytest
 from engine.components import KeepingSink
 from engine.data import Access, Artifact, Credentials, Request, Speaker, Store
 from engine.errors import RequestError
+from engine.network import Url
 from engine.registry import installed
 from engine.settings import request_access
 from engine.sinks import request_sink, resume
@@ -62,15 +63,20 @@ def test_a_bucket_of_its_own_lies_on_the_public_internet() -> None:
 def test_a_bucket_in_front_of_a_private_host_does_not_hide_it(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts: list[str] = []
 
-    def connect(url: object, **_: object) -> object:
-        hosts.append(url.host)  # type: ignore[attr-defined]
+    def connect(url: Url, **_: object) -> Wire:
+        hosts.append(url.host)
         raise RequestError("no")
 
     monkeypatch.setattr("engine.sinks.connect", connect)
     store = Store("films", Credentials("id", "secret", endpoint="https://films.a.example.com"))
     with pytest.raises(RequestError):
         sink_of(request(store=store, sink="s3"))
-    monkeypatch.setattr("engine.sinks.connect", lambda url, **_: hosts.append(url.host) or Wire())
+
+    def answer(url: Url, **_: object) -> Wire:
+        hosts.append(url.host)
+        return Wire()
+
+    monkeypatch.setattr("engine.sinks.connect", answer)
     sink_of(request(store=store, sink="s3"))
     assert hosts[1:] == ["films.a.example.com", "a.example.com"]
 

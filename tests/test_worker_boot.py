@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from engine.compose import compose
@@ -77,7 +79,12 @@ def test_other_entrypoints_know_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -
     from engine.commands import launch
 
     seen: list[list[str]] = []
-    monkeypatch.setattr(launch, "launch", lambda overrides: seen.append(list(overrides)) or 0)
+
+    def launched(overrides: Sequence[str]) -> int:
+        seen.append(list(overrides))
+        return 0
+
+    monkeypatch.setattr(launch, "launch", launched)
     monkeypatch.setenv("MULTITALK_OVERRIDES", "sampler.steps=7")
     assert main(["generate", "seed=1"]) == 0
     assert main(["runpod", "model=tiny"]) == 0

@@ -98,8 +98,8 @@ def test_a_worker_answers_makes_stops_and_leaves_nothing(platform: Platform, tmp
     for posts in platform.posts.values():
         results = ["status" in post for _, post in posts]
         assert results == sorted(results, reverse=True), "progress came after the result"
-    told = lines(log)
-    assert {"job-health", "job-selftest", "job-video", "job-term"} <= {line["requestId"] for line in told}
+    written = lines(log)
+    assert {"job-health", "job-selftest", "job-video", "job-term"} <= {line["requestId"] for line in written}
     text = log.read_text("utf-8")
     assert "hf_sentinel" not in text
     assert "Handler output" not in text

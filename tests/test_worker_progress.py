@@ -62,7 +62,12 @@ def test_closing_waits_for_the_post_that_is_under_way() -> None:
 def test_nothing_is_sent_after_the_pump_is_closed() -> None:
     sent: list[int] = []
     first = threading.Event()
-    pump = Pump(lambda told: (sent.append(told["step"]), first.set())[0], every=60)
+
+    def post(told: Mapping[str, Any]) -> None:
+        sent.append(told["step"])
+        first.set()
+
+    pump = Pump(post, every=60)
     pump.tell(step(1))
     assert first.wait(10)
     pump.tell(step(2))
