@@ -63,6 +63,7 @@ class FakeService:
 
     def __init__(self, work: Work | None = None, *, memory: str = "none", sink: str = "base64") -> None:
         self.work = work
+        self.overrides: tuple[str, ...] = ()
         self.memory = memory
         self.sink = sink
         self.requests: list[Request] = []
