@@ -107,11 +107,9 @@ def test_a_worker_answers_makes_stops_and_leaves_nothing(platform: Platform, tmp
     assert any("job-term" in query.get("job_id", ()) for _, query in platform.pings)
 
 
-def test_pings_come_before_the_device_and_an_idle_worker_ends_at_once(platform: Platform, tmp_path: Path) -> None:
+def test_an_idle_worker_ends_at_once(platform: Platform, tmp_path: Path) -> None:
     with working(platform, ["model=tiny"], log=tmp_path / "log") as process:
         assert platform.asked.wait(PATIENCE)
-        first, _ = platform.pings[0]
-        assert first < time.monotonic()
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         ended(process, platform)

@@ -33,8 +33,7 @@ class Platform:
         #: Set with the first question for a job.
         self.asked = threading.Event()
         self._posted = threading.Condition()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def environment(self) -> dict[str, str]:
@@ -105,6 +104,13 @@ def working(
         finally:
             process.kill()
             process.wait()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: a worker that ends cuts its connections."""
 
 
 def _handler(platform: Platform) -> type[BaseHTTPRequestHandler]:
