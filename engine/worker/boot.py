@@ -11,7 +11,7 @@ from engine.errors import ConfigError
 _RECIPE = "MULTITALK_RECIPE"
 _OVERRIDES = "MULTITALK_OVERRIDES"
 #: For cards of 24 GB and more.
-RECIPE = "24gb"
+RECIPE = "card-24gb"
 
 
 def boot(asked: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
