@@ -102,8 +102,12 @@ def _entrypoint(name: str, words: Sequence[str], *extra: str, shown: str = "", a
     config = installed().entrypoints.config(name)
     found = read_entrypoint(name, entrypoint_parser(shown or name, config, about or config.__doc__ or ""), words)
     from engine.commands.launch import launch, sweep
+    from engine.config import EntrypointConfig
 
-    return (sweep if found.multirun else launch)([*found.overrides, *extra])
+    overrides = [*found.overrides, *extra]
+    if issubclass(config, EntrypointConfig):
+        overrides = config.boot(overrides)
+    return (sweep if found.multirun else launch)(overrides)
 
 
 def _plan(words: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-from engine.data import Artifact, Delivery, Plan, Progress, Request, Store, Weights
+from engine.data import Artifact, Delivery, Plan, Progress, Request, Resumed, Store, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,6 +89,19 @@ class JobSink(Sink, Protocol):
         ...
 
 
+@runtime_checkable
+class KeepingSink(Sink, Protocol):
+    """A sink that keeps a video which it could not deliver until its job comes again."""
+
+    def waiting(self, job: str) -> Artifact | None:
+        """Return the video that waits under this name, None where none does. Raises SinkError."""
+        ...
+
+    def resume(self, job: str) -> Kept:
+        """Deliver the video that waits under this name. Raises SinkError."""
+        ...
+
+
 class Kept(Protocol):
     """What a sink answers: an address, or the content itself as base64 text."""
 
@@ -103,10 +116,26 @@ class Kept(Protocol):
 class Service(Protocol):
     """The engine as an entrypoint sees it."""
 
+    @property
+    def overrides(self) -> Sequence[str]:
+        """What it was booted with, in Hydra's grammar, for an entrypoint that boots others alike."""
+        ...
+
     def generate(
         self, request: Request, *, progress: ProgressCallback | None = None, cancel: CancelToken | None = None
     ) -> Delivery:
         """Make the video; load the weights first if this has not happened yet. Raises EngineError."""
+        ...
+
+    def load(self) -> Mapping[str, float]:
+        """Load the weights, if that has not happened yet; return the seconds of each part, as at the first time."""
+        ...
+
+    def resume(self, request: Request) -> Resumed | None:
+        """Deliver the video that an earlier try of `request.job` left with its sink, None where none waits.
+
+        Loads no weights and opens no media. Raises SinkError and RequestError.
+        """
         ...
 
     def plan(self, request: Request) -> Plan:
@@ -122,11 +151,14 @@ class Service(Protocol):
         ...
 
     def check(self) -> Mapping[str, Any]:
-        """Say how it stands with device, weights and sink, without loading weights."""
+        """Say how it stands with weights and sink, without loading weights.
+
+        "failed" holds a line for each of the two that is not as it should be, by its name.
+        """
         ...
 
-    def open(self, overrides: Sequence[str]) -> Service:
-        """Return another service, booted with `overrides` after this one's own."""
+    def open(self, overrides: Sequence[str], *, alone: bool = False) -> Service:
+        """Return another service, booted with `overrides` after this one's own, or with them `alone`."""
         ...
 
     def close(self) -> None:

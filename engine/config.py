@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
@@ -257,6 +258,16 @@ class SamplerConfig(ComponentConfig):
 @dataclass
 class SinkConfig(ComponentConfig):
     """What every sink's config is a kind of."""
+
+
+@dataclass
+class EntrypointConfig(ComponentConfig):
+    """What the config of an entrypoint with defaults of its own derives from."""
+
+    @classmethod
+    def boot(cls, overrides: Sequence[str]) -> list[str]:
+        """Return what an engine is booted with that is asked for with `overrides`. Raises ConfigError."""
+        return list(overrides)
 
 
 @dataclass

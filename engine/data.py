@@ -71,8 +71,10 @@ class Request:
     filename: str | None = None
     #: Name under which a sink keeps the video and finds it again; None: the sink's choice.
     job: str | None = None
-    #: The job's own bucket; None: the one that the sink was configured with.
+    #: The job's own bucket; None: the one that the sink was configured with. Its keys open s3:// addresses as well.
     store: Store | None = None
+    #: Name of another sink than the engine's, with its own defaults; None: the engine's.
+    sink: str | None = None
     #: Config overrides of this request alone, e.g. "sampler=turbo", "guidance.text_scale=3".
     overrides: tuple[str, ...] = ()
 
@@ -301,6 +303,21 @@ class Delivery:
     #: Seconds by stage.
     timings: Mapping[str, float]
     plan: Plan
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A video that an earlier try of the same job made and could not deliver, delivered now. Fields as in Delivery."""
+
+    address: str | None = field(repr=False)
+    content: str | None = field(repr=False)
+    media_type: str
+    seconds: float
+    frames: int
+    fps: float
+    seed: int
+    timings: Mapping[str, float]
     warnings: tuple[str, ...] = ()
 
 

@@ -29,7 +29,8 @@ class EngineError(Exception):
 
     def __init__(self, what: str, *, field: str = "", hint: str = "", code: str = "") -> None:
         self.what = " ".join(what.split())
-        self.field = field
+        # A caller may name a field as they like; it stays one line.
+        self.field = field if field.isprintable() else field.encode("unicode_escape").decode("ascii")
         self.hint = " ".join(hint.split())
         self.code = code or self.CODE
         super().__init__(self.what)

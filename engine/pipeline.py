@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +11,16 @@ import torch
 from torch import Tensor
 
 from engine.choices import Choices, bundled_loras, choose, loadable_loras
-from engine.components import CancelToken, JobSink, Kept, ProgressCallback, Sink
+from engine.components import CancelToken, Kept, ProgressCallback, Sink
 from engine.config import Config
 from engine.data import Access, Artifact, Conditions, Delivery, Frames, Inputs, Media, Plan, Request, Window
-from engine.errors import ConfigError, RequestError
+from engine.errors import ConfigError
 from engine.multitalk.load import Model, load_model
 from engine.progress import Meter
 from engine.recipe import make_recipe, weights_hash
 from engine.registry import Registry
-from engine.settings import locate_weights, make_access, make_settings
+from engine.settings import locate_weights, make_access, make_settings, request_access
+from engine.sinks import request_sink
 from engine.stages.color import Statistics, color_statistics
 from engine.stages.decode import Decoded, decode
 from engine.stages.denoise import denoise, draw_noise
@@ -27,6 +29,10 @@ from engine.stages.plan import plan_walk
 from engine.stages.read import fetch, read
 from engine.stages.windows import picks
 from engine.stages.write import Writer
+
+#: transformers and accelerate change what PyTorch does in the whole process while they build a network: two engines
+#: that load at once would each miss weights.
+_LOADING = threading.Lock()
 
 
 class Engine:
@@ -60,7 +66,7 @@ class Engine:
         them; nothing is left behind then.
         """
         config = config or self.config
-        sink = _sink_for(self.sink, request)
+        sink = request_sink(self.sink, request, self._registry, self.access, own=self.config.sink.name)
         job = _Job(request, config, choose(config, self._registry), Meter(progress, cancel), sink)
         with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
             media, plan = self._plan(job, Path(folder))
@@ -84,17 +90,18 @@ class Engine:
             config = self.config
             self._weights = locate_weights(config, self._registry)
             self._fingerprint = weights_hash(self._weights)
-            self._model = load_model(
-                self._weights,
-                device=self.device,
-                dtype=self.dtype,
-                quant=config.quant.name,
-                attention=self.attention,
-                memory=config.memory.name,
-                blocks=config.memory.blocks,
-                loras=loadable_loras(config, self._weights),
-                lora_mode=config.lora.mode,
-            )
+            with _LOADING:
+                self._model = load_model(
+                    self._weights,
+                    device=self.device,
+                    dtype=self.dtype,
+                    quant=config.quant.name,
+                    attention=self.attention,
+                    memory=config.memory.name,
+                    blocks=config.memory.blocks,
+                    loras=loadable_loras(config, self._weights),
+                    lora_mode=config.lora.mode,
+                )
         return self._model
 
     @property
@@ -112,7 +119,8 @@ class Engine:
 
     def _plan(self, job: _Job, folder: Path) -> tuple[Media, Plan]:
         with job.meter.stage("read"):
-            media = fetch(job.request, self._hooks.open_address, self.access, folder)
+            access = request_access(self.access, job.request)
+            media = fetch(job.request, self._hooks.open_address, access, folder)
             plan = plan_walk(job.request, media, make_settings(job.config, self._registry))
             job.sink.check(job.request.filename)
             if plan.weights is None:
@@ -270,16 +278,6 @@ class _Heard:
     voices: Tensor
     colors: Statistics
     generator: torch.Generator
-
-
-def _sink_for(sink: Sink, request: Request) -> Sink:
-    if isinstance(sink, JobSink):
-        return sink.for_job(request.job, request.store)
-    if request.store is not None:
-        raise RequestError(
-            "the sink takes no bucket of a job's own", field="request.store", hint="leave it out, or boot with sink=s3"
-        )
-    return sink
 
 
 def _device(name: str) -> str:

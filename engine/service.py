@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from engine.components import CancelToken, ProgressCallback
 from engine.compose import compose, compose_request
 from engine.config import Config
-from engine.data import Access, Delivery, Plan, Request
+from engine.data import Access, Delivery, Media, Plan, Request, Resumed
 from engine.errors import EngineError, SourceError
 from engine.recipe import versions
 from engine.registry import installed
-from engine.settings import locate_weights, make_access, make_settings
+from engine.settings import locate_weights, make_access, make_settings, request_access
+from engine.sinks import request_sink, resume
 from engine.stages.plan import plan_walk
 from engine.stages.read import fetch
 
@@ -31,8 +33,10 @@ class EngineService:
         self.overrides = tuple(overrides)
         self.config = compose(self.overrides)
         self.access = access or make_access(self.config)
+        self._given_access = access
         self._registry = installed()
         self._engine: Engine | None = None
+        self._seconds: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def generate(
@@ -41,17 +45,28 @@ class EngineService:
         """See `components.Service`. One generation runs at a time; others wait."""
         config = self._config(request)
         with self._lock:
-            if self._engine is None:
-                from engine.pipeline import Engine
+            return self._made().generate(request, config=config, progress=progress, cancel=cancel)
 
-                self._engine = Engine(self.config, self._registry, access=self.access)
-            return self._engine.generate(request, config=config, progress=progress, cancel=cancel)
+    def load(self) -> Mapping[str, float]:
+        """See `components.Service`. The parts are "imports" and "weights"."""
+        with self._lock:
+            engine = self._made()
+            if not engine.loaded:
+                began = time.monotonic()
+                engine.load()
+                self._seconds["weights"] = time.monotonic() - began
+            return dict(self._seconds)
+
+    def resume(self, request: Request) -> Resumed | None:
+        """See `components.Service`."""
+        sink = self._registry.sinks.build(self.config.sink)
+        return resume(request_sink(sink, request, self._registry, self.access, own=self.config.sink.name), request)
 
     def plan(self, request: Request) -> Plan:
         """See `components.Service`."""
         settings = make_settings(self._config(request), self._registry)
         with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
-            media = fetch(request, self._registry.plugins.hook.open_address, self.access, Path(folder))
+            media = self._fetch(request, Path(folder))
             return plan_walk(request, media, settings)
 
     def preview(self, request: Request, path: Path) -> Plan:
@@ -60,7 +75,7 @@ class EngineService:
 
         settings = make_settings(self._config(request), self._registry)
         with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
-            media = fetch(request, self._registry.plugins.hook.open_address, self.access, Path(folder))
+            media = self._fetch(request, Path(folder))
             plan = plan_walk(request, media, settings)
             draw_preview(media, request, plan, path)
             return plan
@@ -80,6 +95,8 @@ class EngineService:
             "lora": config.lora.mode,
             "memory": config.memory.name,
             "sink": config.sink.name,
+            "sinks": list(self._registry.sinks.names()),
+            "device": config.device,
             "window": config.model.window,
             "fps": config.model.fps,
             "versions": versions(),
@@ -87,21 +104,21 @@ class EngineService:
 
     def check(self) -> Mapping[str, Any]:
         """See `components.Service`."""
-        report: dict[str, Any] = {"loaded": self._engine is not None and self._engine.loaded, "errors": []}
+        report: dict[str, Any] = {"loaded": self._engine is not None and self._engine.loaded}
+        failed: dict[str, str] = {}
         try:
             report["weights"] = str(locate_weights(self.config, self._registry))
         except SourceError as error:
-            report["errors"].append(str(error))
+            failed["weights"] = str(error)
         try:
             self._registry.sinks.build(self.config.sink).check(None)
         except EngineError as error:
-            report["errors"].append(str(error))
-        report["healthy"] = not report["errors"]
-        return report
+            failed["sink"] = str(error)
+        return report | {"failed": failed, "errors": list(failed.values()), "healthy": not failed}
 
-    def open(self, overrides: Sequence[str]) -> EngineService:
-        """See `components.Service`."""
-        return EngineService([*self.overrides, *overrides], access=self.access)
+    def open(self, overrides: Sequence[str], *, alone: bool = False) -> EngineService:
+        """See `components.Service`. An access given at boot stays; one that was composed is composed anew."""
+        return EngineService([*(() if alone else self.overrides), *overrides], access=self._given_access)
 
     def close(self) -> None:
         """See `components.Service`."""
@@ -109,6 +126,19 @@ class EngineService:
             if self._engine is not None:
                 self._engine.close()
                 self._engine = None
+
+    def _made(self) -> Engine:
+        if self._engine is None:
+            began = time.monotonic()
+            from engine.pipeline import Engine
+
+            self._seconds["imports"] = time.monotonic() - began
+            self._engine = Engine(self.config, self._registry, access=self.access)
+        return self._engine
+
+    def _fetch(self, request: Request, folder: Path) -> Media:
+        opener = self._registry.plugins.hook.open_address
+        return fetch(request, opener, request_access(self.access, request), folder)
 
     def _config(self, request: Request) -> Config:
         return compose_request(self.overrides, request.overrides) if request.overrides else self.config

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from engine.config import Config, ModelConfig
-from engine.data import Access, Settings, Weights
+from engine.data import Access, Request, Settings, Weights
 from engine.errors import ConfigError, SourceError
 from engine.registry import Registry
 from engine.stages.passes import branches
@@ -64,6 +65,11 @@ def make_access(config: Config) -> Access:
         timeout=access.timeout,
         private_hosts=tuple(access.private_hosts),
     )
+
+
+def request_access(access: Access, request: Request) -> Access:
+    """Return what this request's addresses may reach: with keys of its own it reads s3:// by those alone."""
+    return access if request.store is None else replace(access, credentials=request.store.credentials)
 
 
 def locate_weights(config: Config, registry: Registry) -> Path:

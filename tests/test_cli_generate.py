@@ -15,7 +15,7 @@ import pytest
 from engine import Delivery, Plan, Progress, Request
 from engine.components import CancelToken, ProgressCallback, Service
 from engine.config import RequestConfig
-from engine.data import Canvas, Seat, Speaker, Window
+from engine.data import Canvas, Resumed, Seat, Speaker, Window
 from engine.errors import Cancelled, RequestError, SinkError
 from plugins.entrypoints.generate import Generate, GenerateConfig, describe, interruptible, lines, make_request, state
 
@@ -51,6 +51,8 @@ ASKED = RequestConfig(image="a.png", audio=["a.wav", "silence"], prompt="two peo
 class FakeService:
     """Answers with one plan and one delivery; reports two signs of life on the way."""
 
+    overrides = ()
+
     def __init__(self, *, interrupt: bool = False, address: str | None = "films/talk.mp4") -> None:
         self.requests: list[Request] = []
         self.interrupt = interrupt
@@ -85,7 +87,13 @@ class FakeService:
     def check(self) -> Mapping[str, Any]:
         return {}
 
-    def open(self, overrides: Sequence[str]) -> Service:
+    def load(self) -> Mapping[str, float]:
+        return {}
+
+    def resume(self, request: Request) -> Resumed | None:
+        return None
+
+    def open(self, overrides: Sequence[str], *, alone: bool = False) -> Service:
         return self
 
     def close(self) -> None:

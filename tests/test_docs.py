@@ -92,6 +92,8 @@ def test_extras_that_are_named_exist() -> None:
 def test_each_code_of_an_error_is_documented() -> None:
     used = set()
     for path in [*(ROOT / "plugins").rglob("*.py"), *(ROOT / "engine").rglob("*.py")]:
+        if path.is_relative_to(ROOT / "engine" / "client"):
+            continue  # whose own codes stand in docs/client.md
         for word in ast.walk(ast.parse(path.read_text("utf-8"))):
             match word:
                 case ast.keyword(arg="code", value=ast.Constant(value=str(code))):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,58 @@ def test_a_second_run_ends_the_same(tmp_path: Path) -> None:
     download_models.download("infinitetalk", folder, hub.fetch, turbo=False)
     assert json.loads(index.read_text())["weight_map"] == first
     assert not (folder / "loras").exists()
+
+
+def test_the_mark_of_completeness_tells_what_was_got(tmp_path: Path) -> None:
+    hub = Hub(tmp_path / "hub", sharded=False)
+    folder = tmp_path / "multitalk"
+    assert not download_models.is_complete("multitalk", folder)
+    download_models.download("multitalk", folder, hub.fetch, turbo=False)
+    assert download_models.is_complete("multitalk", folder, turbo=False)
+    assert not download_models.is_complete("multitalk", folder)
+    assert not list(folder.rglob("*.part"))
+
+
+def test_a_run_that_is_broken_off_does_not_pass_for_complete(tmp_path: Path) -> None:
+    hub = Hub(tmp_path / "hub", sharded=False)
+    folder = tmp_path / "multitalk"
+    download_models.download("multitalk", folder, hub.fetch)
+
+    def cut(repository: str, patterns: tuple[str, ...], revision: str | None, into: Path) -> None:
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        download_models.download("multitalk", folder, cut)
+    assert not download_models.is_complete("multitalk", folder)
+
+
+def test_audio_weights_are_cut_off_with_a_word_about_it(tmp_path: Path) -> None:
+    hub = Hub(tmp_path / "hub", sharded=False)
+    published = download_models.PRESETS["multitalk"]
+    path = hub.root / published.repository / published.file
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(EOFError, match="run this again"):
+        download_models.download("multitalk", tmp_path / "multitalk", hub.fetch)
+
+
+def test_neither_torch_nor_the_engine_has_to_be_installed(tmp_path: Path) -> None:
+    hub = Hub(tmp_path / "hub", sharded=True)
+    transformer = tmp_path / "transformer"
+    shutil.copytree(hub.root / download_models.WAN / "transformer", transformer)
+    published = download_models.PRESETS["multitalk"]
+    # A module that is None cannot be imported; -I keeps the checkout off the path.
+    code = """
+import runpy, sys
+from pathlib import Path
+absent = "engine torch numpy safetensors pluggy hydra omegaconf diffusers huggingface_hub"
+sys.modules.update(dict.fromkeys(absent.split()))
+add_audio = runpy.run_path(sys.argv[1])["add_audio"]
+add_audio(Path(sys.argv[2]), Path(sys.argv[3]))
+"""
+    words = (download_models.__file__, transformer, hub.root / published.repository / published.file)
+    subprocess.run([sys.executable, "-I", "-c", code, *map(str, words)], check=True)
+    index = json.loads((transformer / "diffusion_pytorch_model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == hub.state.keys()
 
 
 def test_every_model_that_is_not_packaged_names_its_command() -> None:

@@ -30,6 +30,11 @@ ROOMS = {
     "engine.buckets": {"engine.data", "engine.errors"},
     "engine.speakers": {"engine.data", "engine.errors"},
     "engine.jobs": {"engine.data", "engine.errors", "engine.jobs", "engine.speakers"},
+    "engine.endpoint": {"engine.endpoint", "engine.errors"},
+    "engine.client": {"engine.client", "engine.errors"},
+    "engine.worker": {
+        *("engine.components", "engine.data", "engine.errors", "engine.jobs", "engine.worker"),
+    },
     "engine.register": {"engine.config", "engine.errors"},
     "engine.hookspecs": {"engine.components", "engine.data", "engine.register"},
     "engine.multitalk": {"engine.data", "engine.errors", "engine.multitalk"},
@@ -41,11 +46,13 @@ ROOMS = {
         "engine.config",
         "engine.data",
         "engine.download",
+        "engine.endpoint",
         "engine.errors",
         "engine.jobs",
         "engine.network",
         "engine.register",
         "engine.speakers",
+        "engine.worker",
     },
 }
 #: What a plugin may import when it is loaded, beside Python's own library and ours: what loading it costs anyway.

@@ -10,7 +10,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.errors import ConfigError, RequestError
@@ -54,9 +54,9 @@ def test_defaults_of_the_schema_are_accepted_by_it() -> None:
 def test_examples_of_the_schema_are_accepted_by_it() -> None:
     schema = job_schema()
     validator = jsonschema.Draft202012Validator(schema)
-    for example in schema["examples"]:
-        validator.validate(example)
-        parse_job(example)
+    for shown in schema["examples"]:
+        validator.validate(shown)
+        parse_job(shown)
 
 
 def test_schema_ships_in_the_package() -> None:
@@ -291,6 +291,8 @@ JSON = st.recursive(
 NAMES = st.sampled_from([*job_schema()["$defs"]["input"]["properties"], "s3Config", "other"])
 
 
+@example(fields={"region_1": {"\n": None}}, beside={})
+@example(fields={}, beside={"\n": 1})
 @given(fields=st.dictionaries(NAMES, JSON, max_size=4), beside=st.dictionaries(st.text(max_size=9), JSON, max_size=2))
 def test_whatever_is_sent_is_a_job_or_one_request_error(fields: dict[str, Any], beside: dict[str, Any]) -> None:
     try:

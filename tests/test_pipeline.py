@@ -20,10 +20,10 @@ import pytest
 
 from engine import Delivery, EngineService, Progress, Request, Speaker, hookimpl
 from engine.components import Kept
-from engine.data import Artifact, Credentials, Frames, Store, Window
+from engine.data import Access, Artifact, Credentials, Frames, Store, Window
 from engine.errors import Cancelled, RequestError, SinkError
-from engine.pipeline import _sink_for
 from engine.registry import installed
+from engine.sinks import request_sink
 from engine.stages.write import read_recipe
 
 EXAMPLES = files("engine") / "examples"
@@ -310,7 +310,7 @@ class JobBox:
 
 def test_sink_that_tells_jobs_apart_is_asked_for_the_requests_own() -> None:
     store = Store("films", Credentials("id", "sentinel-own-4"))
-    sink = _sink_for(JobBox(), replace(ONE, job="job-1", store=store))
+    sink = request_sink(JobBox(), replace(ONE, job="job-1", store=store), installed(), Access(), own="box")
     assert isinstance(sink, JobBox)
     assert sink.asked == ("job-1", store)
 

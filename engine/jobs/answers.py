@@ -7,7 +7,7 @@ import secrets
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from engine.data import Delivery
+from engine.data import Delivery, Resumed
 from engine.errors import EngineError, SinkError
 from engine.jobs.job import FIELDS, Job, spell
 from engine.jobs.scrub import scrub
@@ -15,7 +15,7 @@ from engine.jobs.scrub import scrub
 _LOG = logging.getLogger(__name__)
 
 
-def answer(job: Job, delivery: Delivery) -> dict[str, Any]:
+def answer(job: Job, delivery: Delivery | Resumed) -> dict[str, Any]:
     """Return what a finished job answers: where the video is, or the video itself, and how it was made.
 
     One of `video_url`, `video_base64` and `video_path` is in it. Raises SinkError for a delivery that holds no video.
@@ -60,7 +60,7 @@ def engine_version() -> str:
         return "unknown"
 
 
-def _video(delivery: Delivery) -> dict[str, str]:
+def _video(delivery: Delivery | Resumed) -> dict[str, str]:
     if delivery.content is not None:
         return {"video_base64": delivery.content}
     if delivery.address is None:

@@ -29,6 +29,7 @@ FIELDS = {
     "request.frames": "num_frames",
     "request.filename": "output.filename",
     "request.store": SECRET,
+    "request.sink": "output.sink",
 }
 
 

@@ -143,6 +143,15 @@ class S3Sink:
         self._shelf.clear(name)
         return _Kept(address)
 
+    def waiting(self, job: str) -> Artifact | None:
+        """Return the video that waits under this name, None where none does. Raises SinkError."""
+        try:
+            return self._shelf.find(job, own=self._store is not None)
+        except SinkError as error:
+            if error.code == "s3_nothing_kept":
+                return None
+            raise
+
     def resume(self, job: str) -> _Kept:
         """Upload the video that waits under this name, as NotDelivered told it, and clear it away. Raises SinkError.
 

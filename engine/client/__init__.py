@@ -1,0 +1,10 @@
+"""A client of endpoints that serve this engine: submit a job, follow it, fetch the video. Sync and async, no torch."""
+
+from __future__ import annotations
+
+from engine.client.answers import ClientError, Download, Status
+from engine.client.asynchronous import AsyncClient, AsyncJob
+from engine.client.media import file
+from engine.client.synchronous import Client, Job
+
+__all__ = ["AsyncClient", "AsyncJob", "Client", "ClientError", "Download", "Job", "Status", "file"]

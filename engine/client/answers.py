@@ -1,0 +1,179 @@
+"""What an endpoint answers, as values and as one kind of error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from engine.errors import EngineError
+
+FINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
+
+
+class ClientError(EngineError):
+    """A job, or a call about it, did not work out.
+
+    `code` is the worker's own where it told one (docs/api.md), else one of docs/client.md. `status` is the HTTP status
+    if it was a call that failed; `job` the last known state of the job if it was the job.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        code: str,
+        field: str = "",
+        hint: str = "",
+        status: int | None = None,
+        job: Status | None = None,
+    ) -> None:
+        super().__init__(what, field=field, hint=hint)
+        self.code, self.status, self.job = code, status, job
+
+    def __str__(self) -> str:
+        # A worker's line holds its field and hint already.
+        if self.job is not None and self.job.error:
+            return self.what
+        return super().__str__()
+
+
+@dataclass(frozen=True)
+class Status:
+    """What /status says of a job."""
+
+    id: str
+    state: str
+    #: The result of a job that is over, the progress of one that runs.
+    output: Any = None
+    error: Any = None
+    #: Seconds in the queue and at work.
+    delay: float | None = None
+    execution: float | None = None
+    worker: str | None = None
+    #: The answer itself.
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def final(self) -> bool:
+        """Whether the job is over."""
+        return self.state in FINAL
+
+    @property
+    def progress(self) -> Any:
+        """What the worker last said of its progress, while the job runs."""
+        return None if self.final else self.output
+
+    @property
+    def seen(self) -> tuple[str, str]:
+        """What has to differ for two answers to be worth telling apart: the times always do."""
+        return self.state, json.dumps(self.output, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Download:
+    """A video that was fetched."""
+
+    path: Path
+    sha256: str
+    bytes: int
+
+
+def read_json(response: httpx2.Response) -> dict[str, Any]:
+    """Return the answer's object. Raises ClientError for an answer that is an error or no JSON."""
+    try:
+        told = response.json()
+    except ValueError:
+        told = None
+    if response.is_success and isinstance(told, dict):
+        return told
+    text = str(told.get("error") or "") if isinstance(told, dict) else ""
+    status = response.status_code
+    code, hint = _CODES.get(status, ("server_error" if status >= 500 else "refused", ""))
+    raise ClientError(
+        text or f"the endpoint answered {status} {response.reason_phrase}", code=code, hint=hint, status=status
+    )
+
+
+def read_status(told: Mapping[str, Any]) -> Status:
+    """Return what an answer of /run, /status, /cancel or /retry says. Raises ClientError if it says nothing."""
+    if not isinstance(told.get("id"), str) or not isinstance(told.get("status"), str):
+        raise ClientError("the endpoint's answer names no job and no state", code="server_error")
+    return Status(
+        id=told["id"],
+        state=told["status"],
+        output=told.get("output"),
+        error=told.get("error"),
+        delay=_seconds(told.get("delayTime")),
+        execution=_seconds(told.get("executionTime")),
+        worker=told.get("workerId"),
+        raw=told,
+    )
+
+
+def result(status: Status) -> Any:
+    """Return the output of a job that is over. Raises ClientError unless it completed."""
+    if status.state == "COMPLETED":
+        return status.output
+    told: dict[str, Any] = dict(status.output) if isinstance(status.output, dict) else {}
+    error = status.error
+    if isinstance(error, str) and error.startswith("{"):
+        # An exception that the handler let through: the SDK sends it as JSON, with the traceback.
+        with contextlib.suppress(ValueError):
+            error = json.loads(error).get("error_message", error)
+    if isinstance(error, dict):
+        told, error = {**error, **told}, error.get("error")
+    what, code = _ENDS.get(status.state, (f"the job is {status.state}", "job_failed"))
+    raise ClientError(
+        str(error or what),
+        code=str(told.get("error_code") or code),
+        field=str(told.get("field") or ""),
+        hint=str(told.get("hint") or ""),
+        job=status,
+    )
+
+
+def unreachable(error: httpx2.TransportError) -> ClientError:
+    """Return what a connection that failed means to the caller."""
+    text = str(error) or type(error).__name__
+    return ClientError(
+        f"no answer: {text}", code="unreachable", hint="is the endpoint's address right, and is it running?"
+    )
+
+
+def refused(response: httpx2.Response) -> ClientError:
+    """Return the error for a video that its host does not give."""
+    status = response.status_code
+    hint = "its URL may have run out: ask for the job's status, or retry the job" if status in (403, 404) else ""
+    # Not the URL: a presigned one is a key.
+    return ClientError(f"the video's host answered {status}", code="download_failed", hint=hint, status=status)
+
+
+def length(response: httpx2.Response) -> int | None:
+    """Return how many bytes the body has, if the answer tells."""
+    told = response.headers.get("Content-Length", "")
+    # Of a compressed body this is another number.
+    return int(told) if told.isdigit() and "Content-Encoding" not in response.headers else None
+
+
+_CODES = {
+    401: ("unauthorized", "check the API key"),
+    403: ("unauthorized", "check the API key"),
+    404: ("not_found", "results are kept for 30 minutes; check the endpoint's id as well"),
+    413: ("too_large", "send large media as URLs"),
+    429: ("rate_limited", "call less often"),
+}
+_ENDS = {
+    "CANCELLED": ("the job was cancelled", "cancelled"),
+    "TIMED_OUT": ("the job took longer than its execution timeout", "timed_out"),
+    "FAILED": ("the job failed and its worker did not say why", "job_failed"),
+}
+
+
+def _seconds(milliseconds: Any) -> float | None:
+    return milliseconds / 1000 if isinstance(milliseconds, int | float) else None

@@ -1,0 +1,122 @@
+"""How often a call is tried, and how long a job is left alone between two looks."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx2
+
+from engine.client.answers import ClientError, unreachable
+from engine.client.media import MB
+
+BASE_URL = "https://api.runpod.ai/v2"
+#: What the platform takes in /run.
+RUN_BYTES = 10 * MB
+TIMEOUT = httpx2.Timeout(60, connect=10)
+_FIRST, _LONGEST = 0.5, 30.0
+#: A server that asks for more patience than this is told of in place of waiting.
+_PATIENCE = 120.0
+
+
+class Attempts:
+    """The tries of one call. `safe`: the call may be made twice without harm, even if the first one arrived."""
+
+    def __init__(self, tries: int, *, safe: bool) -> None:
+        self._left = tries - 1
+        self._made = 0
+        self._safe = safe
+
+    def failed(self, error: httpx2.TransportError) -> float:
+        """Return the seconds to wait after a connection that failed. Raises ClientError if that was the last try."""
+        # Without a connection nothing arrived.
+        before = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
+        if self._left <= 0 or not (self._safe or before):
+            raise unreachable(error) from error
+        return self._next()
+
+    def answered(self, response: httpx2.Response) -> float | None:
+        """Return the seconds to wait after an answer, or None if it is to be taken as it is."""
+        status = response.status_code
+        # 429 says that nothing was done. After 5xx nobody knows.
+        if self._left <= 0 or not (status == 429 or (self._safe and status >= 500)):
+            return None
+        asked = retry_after(response)
+        if asked is not None and asked > _PATIENCE:
+            return None
+        return max(self._next(), asked or 0.0)
+
+    def _next(self) -> float:
+        self._left -= 1
+        longest = min(_LONGEST, _FIRST * 2.0**self._made)
+        self._made += 1
+        # Spread, so that many clients that were refused together do not come back together.
+        return longest * random.uniform(0.5, 1)
+
+
+class Looks:
+    """How long to wait before the next look at a job: longer and longer while nothing changes."""
+
+    def __init__(self, shortest: float, longest: float) -> None:
+        self._shortest, self._longest = shortest, longest
+        self._wait = shortest
+
+    def next(self, *, changed: bool) -> float:
+        """Return the seconds to wait."""
+        self._wait = self._shortest if changed else min(self._longest, self._wait * 1.5)
+        return self._wait
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an endpoint is, and how it knows us."""
+
+    endpoint_id: str
+    api_key: str | None
+    base_url: str
+
+    def url(self, path: str) -> str:
+        """Return the URL of a verb."""
+        return f"{self.base_url.rstrip('/')}/{self.endpoint_id}/{path}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of a call; never of a download, whose host is another."""
+        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
+
+def retry_after(response: httpx2.Response) -> float | None:
+    """Return the seconds that the answer asks to wait, which it may give as a date."""
+    text = response.headers.get("Retry-After", "").strip()
+    if not text:
+        return None
+    if text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def submission(
+    given: Mapping[str, Any],
+    policy: Mapping[str, Any] | None,
+    webhook: str | None,
+    s3_config: Mapping[str, Any] | None,
+) -> bytes:
+    """Return the body of /run. Raises ClientError if it is larger than the platform takes."""
+    told = {"input": given, "policy": policy, "webhook": webhook, "s3Config": s3_config}
+    body = json.dumps({key: value for key, value in told.items() if value is not None}, allow_nan=False).encode()
+    if len(body) > RUN_BYTES:
+        raise ClientError(
+            f"the job has {len(body) / MB:.1f} MB, and 10 MB is the most",
+            code="too_large",
+            field="input",
+            hint="send large media as URLs",
+        )
+    return body

@@ -1,0 +1,120 @@
+"""Local files into a job, and a job's video into a local file."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import mimetypes
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from engine.client.answers import ClientError, Download
+
+MB = 1_000_000
+#: A job of 10 MB holds three quarters of that as base64, and needs room for its other fields.
+FILE_BYTES = 7 * MB
+
+
+def file(path: str | os.PathLike[str], *, most: int = FILE_BYTES) -> str:
+    """Return a file as a data: URL for a job. Raises ClientError if it cannot be read or has more than `most` bytes."""
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > most:
+            raise ClientError(
+                f"{path} has {size / MB:.1f} MB, and {most / MB:g} MB fit into a job",
+                code="too_large",
+                hint="put it where the worker can fetch it, and send its URL",
+            )
+        content = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ClientError(f"cannot read {path}: {reason}", code="bad_file") from error
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def address_of(output: Any) -> str | None:
+    """Return the URL of a finished job's video, or None if the answer holds the video. Raises ClientError."""
+    told = output if isinstance(output, dict) else {}
+    if isinstance(url := told.get("video_url"), str):
+        return url
+    if isinstance(told.get("video_base64"), str):
+        return None
+    if path := told.get("video_path"):
+        hint = "fetch it from there, or ask for another sink (output.sink)"
+        raise ClientError(f"the video is on the worker's volume, as {path}", code="no_video", hint=hint)
+    raise ClientError("the job's answer holds no video", code="no_video")
+
+
+def content_of(output: Mapping[str, Any]) -> bytes:
+    """Return the video that the answer holds. Raises ClientError for text that is cut off."""
+    try:
+        return base64.b64decode(output["video_base64"], validate=True)
+    except binascii.Error as error:
+        raise ClientError(f"the video in the answer is damaged: {error}", code="damaged") from error
+
+
+class Writer(Protocol):
+    """Takes a video piece by piece."""
+
+    def write(self, piece: bytes, /) -> None:
+        """Take the next piece."""
+        ...
+
+    def done(self, length: int | None = None) -> Download:
+        """Check what was written, put it in its place and say what it is. Raises ClientError."""
+        ...
+
+
+@contextmanager
+def saving(path: str | os.PathLike[str], output: Mapping[str, Any]) -> Iterator[Writer]:
+    """Write a video beside `path` and move it there when it is whole; nothing is left if it never is."""
+    target = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        part = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                yield _Part(stream, part, target, output)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ClientError(f"cannot write {target}: {reason}", code="bad_file") from error
+
+
+class _Part:
+    def __init__(self, stream: IO[bytes], part: Path, target: Path, output: Mapping[str, Any]) -> None:
+        self._stream, self._part, self._target, self._output = stream, part, target, output
+        self._hash = hashlib.sha256()
+        self._size = 0
+
+    def write(self, piece: bytes, /) -> None:
+        self._hash.update(piece)
+        self._size += len(piece)
+        self._stream.write(piece)
+
+    def done(self, length: int | None = None) -> Download:
+        digest, told = self._hash.hexdigest(), self._output.get("sha256")
+        if isinstance(told, str) and told.lower() != digest:
+            raise ClientError(
+                f"the video's SHA-256 is {digest}, and the worker told {told}", code="damaged", hint="fetch it again"
+            )
+        if length is not None and length != self._size:
+            raise ClientError(
+                f"{self._size} of {length} bytes of the video came", code="damaged", hint="fetch it again"
+            )
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        # mkstemp's files are for their owner alone; a video is like any other new file.
+        umask = os.umask(0)
+        os.umask(umask)
+        self._part.chmod(0o666 & ~umask)
+        self._part.replace(self._target)
+        return Download(self._target, digest, self._size)

@@ -1,0 +1,1 @@
+"""A RunPod serverless endpoint on this machine: real verbs, real worker processes, no torch."""

@@ -1,0 +1,167 @@
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const root = `/v2/${document.querySelector("meta[name=endpoint]").content}`;
+const FINAL = ["COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"];
+const WORDS = {
+  IN_QUEUE: "Waiting for a worker", IN_PROGRESS: "At work", COMPLETED: "Done", FAILED: "Failed",
+  CANCELLED: "Cancelled", TIMED_OUT: "Took too long",
+};
+const MOST = 10e6; // what /run takes
+let job = null; // id of the job that is shown
+let blob = null; // address of its video
+
+async function call(method, path, body) {
+  const headers = { "Content-Type": "application/json" };
+  if ($("key").value) headers.Authorization = `Bearer ${$("key").value}`;
+  const response = await fetch(root + path, { method, headers, body });
+  const told = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(told.error || `the endpoint answered ${response.status}`);
+  return told;
+}
+
+function data(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Error(`${file.name} cannot be read`));
+    reader.readAsDataURL(file);
+  });
+}
+
+function wrong(id, text) {
+  $(`${id}-error`).textContent = text;
+  $(id).setAttribute("aria-invalid", String(Boolean(text)));
+  return text ? $(id) : null;
+}
+
+async function input() {
+  const first = [
+    wrong("picture", $("picture").files.length ? "" : "Choose a picture."),
+    wrong("voice1", $("voice1").files.length ? "" : "Choose a sound file."),
+    wrong("prompt", $("prompt").value.trim() ? "" : "Say what is to be seen."),
+  ].find(Boolean);
+  if (first) { first.focus(); return null; }
+  const asked = { prompt: $("prompt").value, turbo: $("turbo").checked, audio_type: $("audio_type").value };
+  asked.reference_image = await data($("picture").files[0]);
+  asked.audio_1 = await data($("voice1").files[0]);
+  if ($("voice2").files.length) asked.audio_2 = await data($("voice2").files[0]);
+  for (const id of ["num_frames", "fps", "seed", "sampling_steps", "guidance_scale", "audio_guidance_scale"]) {
+    if ($(id).value !== "") asked[id] = Number($(id).value);
+  }
+  for (const id of ["resolution", "negative_prompt"]) {
+    if ($(id).value.trim()) asked[id] = $(id).value.trim();
+  }
+  return asked;
+}
+
+function clear() {
+  if (blob) URL.revokeObjectURL(blob);
+  blob = null;
+  for (const id of ["video", "save"]) { $(id).hidden = true; $(id).removeAttribute(id === "video" ? "src" : "href"); }
+  for (const id of ["failure", "detail"]) $(id).textContent = "";
+  $("warnings").replaceChildren();
+}
+
+function progress(output) {
+  const known = typeof output === "object" && output !== null;
+  const percent = known && Number.isFinite(output.percent) ? output.percent : null;
+  if (percent === null) $("bar").removeAttribute("value"); else $("bar").value = percent;
+  if (!known) { $("detail").textContent = output === undefined ? "" : String(output); return; }
+  const parts = percent === null ? [] : [`${Math.round(percent)} %`];
+  for (const [key, value] of Object.entries(output)) {
+    if (key !== "percent" && ["string", "number"].includes(typeof value)) parts.push(`${key.replaceAll("_", " ")} ${value}`);
+  }
+  $("detail").textContent = parts.join(", ");
+}
+
+async function finish(told) {
+  const output = told.output || {};
+  $("failure").textContent = told.status === "COMPLETED" ? "" : (told.error || "");
+  $("bar").hidden = true;
+  if (told.status !== "COMPLETED") { $("detail").textContent = ""; return; }
+  if (output.video_base64) {
+    const bytes = Uint8Array.from(atob(output.video_base64), (letter) => letter.charCodeAt(0));
+    blob = URL.createObjectURL(new Blob([bytes], { type: "video/mp4" }));
+  }
+  const address = blob || output.video_url;
+  if (address) {
+    $("video").src = $("save").href = address;
+    $("video").hidden = $("save").hidden = false;
+  }
+  const { video_base64: _, video_url: __, warnings, ...rest } = output;
+  $("detail").textContent = output.seconds
+    ? `${output.seconds} s of video, ${output.frames} frames, seed ${output.seed}, made in ${(told.executionTime / 1000).toFixed(1)} s`
+    : JSON.stringify(rest);
+  for (const warning of warnings || []) {
+    $("warnings").append(Object.assign(document.createElement("li"), { textContent: warning }));
+  }
+}
+
+function show(told) {
+  $("state").textContent = WORDS[told.status] || told.status;
+  const final = FINAL.includes(told.status);
+  $("cancel").hidden = final;
+  $("retry").hidden = !["FAILED", "TIMED_OUT"].includes(told.status);
+  $("send").disabled = !final;
+  if (!final) progress(told.output);
+  return final;
+}
+
+async function follow(id) {
+  job = id;
+  clear();
+  $("id").textContent = id;
+  $("work").hidden = $("bar").hidden = false;
+  $("work").focus();
+  let missed = 0;
+  while (job === id) {
+    try {
+      const told = await call("GET", `/status/${id}`);
+      missed = 0;
+      if (show(told)) { await finish(told); return; }
+    } catch (error) {
+      if (++missed > 5) { $("failure").textContent = error.message; $("send").disabled = false; return; }
+    }
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+  }
+}
+
+function guarded(work) {
+  return async (event) => {
+    event.preventDefault();
+    try { await work(); } catch (error) {
+      $("work").hidden = false;
+      $("failure").textContent = error.message;
+      $("send").disabled = false;
+    }
+  };
+}
+
+$("job").addEventListener("submit", guarded(async () => {
+  const asked = await input();
+  if (!asked) return;
+  const body = JSON.stringify({ input: asked });
+  if (new Blob([body]).size > MOST) throw new Error("Picture and voices are larger than 10 MB together; make them smaller.");
+  $("send").disabled = true;
+  follow((await call("POST", "/run", body)).id);
+}));
+$("cancel").addEventListener("click", guarded(() => call("POST", `/cancel/${job}`)));
+$("retry").addEventListener("click", guarded(async () => { await call("POST", `/retry/${job}`); follow(job); }));
+
+function length() {
+  const seconds = Number($("num_frames").value) / Number($("fps").value);
+  $("length").textContent = Number.isFinite(seconds) && seconds > 0 ? `${seconds.toFixed(1)} s of video` : "";
+}
+for (const id of ["num_frames", "fps"]) $(id).addEventListener("input", length);
+length();
+
+async function health() {
+  try {
+    const { workers, jobs } = await call("GET", "/health");
+    $("health").textContent = `${workers.ready} of ${workers.ready + workers.initializing + workers.unhealthy} workers ready, ` +
+      `${jobs.inProgress} jobs at work, ${jobs.inQueue} waiting`;
+  } catch (error) { $("health").textContent = error.message; }
+}
+health();
+setInterval(health, 5000);

@@ -1,0 +1,59 @@
+"""What a worker boots with before anybody says anything, and what its environment says."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+
+from engine.errors import ConfigError
+
+_RECIPE = "MULTITALK_RECIPE"
+_OVERRIDES = "MULTITALK_OVERRIDES"
+#: For cards of 24 GB and more.
+RECIPE = "card-24gb"
+
+
+def boot(asked: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the overrides of a worker that is asked for with `asked`: its defaults, its environment's, and those.
+
+    What comes later wins. The one place where code reads the environment in a config's stead: an override cannot stand
+    in a config. Raises ConfigError.
+    """
+    told = [*_split(environment.get(_OVERRIDES, "")), *asked]
+    named = {override.lstrip("+~").partition("=")[0] for override in told}
+    recipe = environment.get(_RECIPE, "").strip()
+    tiny = [override.partition("=")[2] for override in told if override.startswith("model=")][-1:] == ["tiny"]
+    return [*_defaults(named, environment, tiny=tiny, recipe=recipe), *told]
+
+
+def _defaults(named: set[str], environment: Mapping[str, str], *, tiny: bool, recipe: str) -> Iterator[str]:
+    if "model" not in named:
+        # Whoever pays for a GPU gets the tiny model by asking for it alone.
+        yield "model=multitalk"
+    if "recipe" not in named and (recipe or not tiny):
+        yield f"recipe={recipe or RECIPE}"
+    if "access.schemes" not in named:
+        # No paths: a job comes from anywhere.
+        yield "access.schemes=[data,http,https,s3]"
+    if "sink" not in named:
+        if environment.get("S3_BUCKET") or environment.get("BUCKET_ENDPOINT_URL"):
+            yield "sink=s3"
+        else:
+            yield "sink=base64"
+            if "sink.limit" not in named:
+                yield "sink.limit=${entrypoint.answer_bytes}"
+
+
+def _split(text: str) -> list[str]:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"it cannot be split into words: {error}", field=_OVERRIDES, hint="quote as in a shell"
+        ) from error
+    for word in words:
+        if "=" not in word and not word.startswith("~"):
+            hint = "write group=name or key=value, separated by blanks; quote blanks as in a shell"
+            raise ConfigError(f"{word!r} is no override", field=_OVERRIDES, hint=hint)
+    return words

@@ -1,0 +1,47 @@
+"""Take out of a log line what a log must not keep: keys, media, and URLs, which may be keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from urllib.parse import quote
+
+HIDDEN = "[hidden]"
+#: Letters of one line that are kept.
+_MOST = 20_000
+#: Shorter ones keep no secret, and hiding them would hide the line.
+_LEAST = 4
+
+_NAMED = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
+_DATA = re.compile(r"data:[\w.+;=/-]{0,200},[A-Za-z0-9+/=%_-]*", re.IGNORECASE)
+#: Base64 of media, and what no word of a sentence is. A hash has 64 letters.
+_LONG = re.compile(r"[A-Za-z0-9+/_=-]{100,}")
+#: The host says whom was spoken to; path and query may let anybody in.
+_URL = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]{1,20}://)(?:[^\s/@'\"<>]*@)?([^\s/?#'\"<>\\]*)[^\s'\"<>\\]*")
+_SIGNED = re.compile(r"(?i)\b(X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId)(=|%3D)[^&\s'\"]+")
+_HEADER = re.compile(r"(?i)\b(authorization|x-amz-security-token)(['\"]?\s*[:=]\s*b?['\"]?)[^'\"\r\n,}]+")
+
+
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
+    """Return `text` without the `secrets`, without media and with no more of a URL than scheme and host."""
+    for secret in sorted({secret for secret in secrets if len(secret) >= _LEAST}, key=len, reverse=True):
+        # As it is, in a repr, in a URL.
+        for form in dict.fromkeys((secret, repr(secret)[1:-1], quote(secret), quote(secret, safe=""))):
+            text = text.replace(form, HIDDEN)
+    text = _DATA.sub(f"data:{HIDDEN}", text)
+    text = _LONG.sub(HIDDEN, text)
+    text = _URL.sub(_host, text)
+    text = _SIGNED.sub(rf"\1\2{HIDDEN}", text)
+    text = _HEADER.sub(rf"\1\2{HIDDEN}", text)
+    # Last: a cut in the middle would leave half a secret standing.
+    return text if len(text) <= _MOST else f"{text[:_MOST]}... ({len(text)} letters)"
+
+
+def named_secrets(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the values of the variables whose names say that they are secrets."""
+    return tuple(value for name, value in environment.items() if _NAMED.search(name) and len(value) >= 8)
+
+
+def _host(found: re.Match[str]) -> str:
+    whole = f"{found[1]}{found[2]}"
+    return whole if found[0].rstrip("/") == whole else f"{whole}/{HIDDEN}"

@@ -1,0 +1,130 @@
+"""A RunPod serverless endpoint on this machine, for development and tests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
+
+from engine import hookimpl
+from engine.components import Entrypoint, Service
+from engine.config import ComponentConfig
+from engine.endpoint.limits import Limits
+from engine.errors import MissingExtra
+from engine.register import Register
+
+if TYPE_CHECKING:
+    from engine.endpoint.server import LocalEndpoint
+
+
+def _seconds(default: float, about: str) -> float:
+    return field(default=default, metadata={"help": f"{about} ({default:g} s)", "word": "SECONDS"})
+
+
+def _number(default: int, about: str) -> int:
+    return field(default=default, metadata={"help": f"{about} ({default})", "word": "N"})
+
+
+_LIMITS = Limits()
+
+
+@dataclass
+class EndpointConfig(ComponentConfig):
+    """Serves jobs as a RunPod endpoint does, on this machine, with worker processes of its own."""
+
+    name: str = "endpoint"
+    host: str = field(default="127.0.0.1", metadata={"help": "interface to listen at (127.0.0.1)", "word": "ADDRESS"})
+    port: int = field(default=8000, metadata={"help": "port, 0 for any that is free (8000)", "word": "N"})
+    endpoint_id: str = field(default="local", metadata={"help": "id in the addresses (local)", "word": "ID"})
+    workers: int = _number(1, "worker processes")
+    worker: str | None = field(
+        default=None,
+        metadata={"help": "command of a worker (multitalk runpod, with the overrides given here)", "word": "COMMAND"},
+    )
+    api_key: str | None = field(default=None, metadata={"help": "key that callers need (none)", "word": "KEY"})
+    run_bytes: int = _number(_LIMITS.run_bytes, "largest body of /run, in and out")
+    sync_bytes: int = _number(_LIMITS.sync_bytes, "largest body of /runsync, in and out")
+    run_retention: float = _seconds(_LIMITS.run_retention, "how long a result of /run is kept")
+    sync_retention: float = _seconds(_LIMITS.sync_retention, "how long a result of /runsync is kept")
+    sync_wait: float = _seconds(_LIMITS.sync_wait, "how long /runsync waits unless asked")
+    execution_timeout: float = _seconds(_LIMITS.execution_timeout, "longest work on a job whose policy says nothing")
+    ttl: float = _seconds(_LIMITS.ttl, "life of a job whose policy says nothing")
+    rate: int = _number(_LIMITS.rate, "calls of a verb in 10 s before 429, 0 for no limit")
+    attempts: int = _number(_LIMITS.attempts, "workers a job may outlive")
+    webhook_retries: int = _number(_LIMITS.webhook_retries, "times a webhook is called again")
+    webhook_delay: float = _seconds(_LIMITS.webhook_delay, "pause before a webhook is called again")
+    start_timeout: float = _seconds(_LIMITS.start_timeout, "longest start of a worker")
+    grace: float = _seconds(_LIMITS.grace, "how long a worker may take to stop before it is killed")
+
+
+class Endpoint:
+    """Entrypoint for whoever sends jobs over HTTP. Prints its address on stdout, everything else on stderr."""
+
+    def __init__(self, config: EndpointConfig) -> None:
+        self.config = config
+
+    def run(self, service: Service) -> int:
+        """Serve until interrupted (Ctrl-C, SIGTERM). Raises ConfigError, and MissingExtra without aiohttp."""
+        try:
+            import aiohttp  # noqa: F401
+        except ImportError as error:
+            raise MissingExtra("entrypoint=endpoint", "aiohttp", "endpoint") from error
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("multitalk: %(message)s"))
+        log = logging.getLogger("engine.endpoint")
+        log.addHandler(handler)
+        try:
+            asyncio.run(_serve(self._endpoint(service.overrides)))
+        finally:
+            log.removeHandler(handler)
+        return 0
+
+    def _endpoint(self, overrides: Sequence[str]) -> LocalEndpoint:
+        from engine.endpoint.server import LocalEndpoint
+
+        config = self.config
+        names = {field.name for field in fields(Limits)} & {field.name for field in fields(config)}
+        return LocalEndpoint(
+            shlex.split(config.worker) if config.worker is not None else worker_command(overrides),
+            endpoint_id=config.endpoint_id,
+            host=config.host,
+            port=config.port,
+            workers=config.workers,
+            api_key=config.api_key,
+            limits=Limits(**{name: getattr(config, name) for name in names}),
+        )
+
+
+def worker_command(overrides: Sequence[str]) -> list[str]:
+    """Return the words that start a worker booted with `overrides`, but for those about the entrypoint."""
+    kept = [word for word in overrides if not word.lstrip("+~").startswith(("entrypoint=", "entrypoint."))]
+    return [sys.executable, "-m", "engine", "runpod", *kept]
+
+
+async def _serve(endpoint: LocalEndpoint) -> None:
+    stop = asyncio.Event()
+
+    def interrupt() -> None:
+        if stop.is_set():
+            # Asked for twice: no time of grace any more.
+            for worker in list(endpoint.crew.workers):
+                endpoint.crew.kill(worker)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, interrupt)
+    async with endpoint:
+        print(endpoint.url, flush=True)
+        base, name = endpoint.base_url, endpoint.endpoint_id
+        print(f"multitalk: for clients: RUNPOD_ENDPOINT_BASE_URL={base}, endpoint id {name}", file=sys.stderr)
+        await stop.wait()
+
+
+@hookimpl
+def register_entrypoints(register: Register[Entrypoint]) -> None:
+    register(Endpoint, EndpointConfig)

@@ -1,0 +1,101 @@
+"""Jobs of a RunPod serverless endpoint, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine import hookimpl
+from engine.components import Entrypoint, Service
+from engine.config import EntrypointConfig
+from engine.errors import ConfigError
+from engine.register import Register
+from engine.worker.boot import boot
+
+
+@dataclass
+class RunpodConfig(EntrypointConfig):
+    """Serves jobs as a RunPod serverless worker (docs/worker.md)."""
+
+    name: str = "runpod"
+    max_frames: int = field(default=201, metadata={"help": "most frames that a job may ask for", "word": "N"})
+    max_steps: int = field(default=100, metadata={"help": "most steps that a job may ask for", "word": "N"})
+    #: A worker cannot tell whether /run (10 MB) or /runsync (20 MB) carries it.
+    answer_bytes: int = field(default=10_000_000, metadata={"help": "most bytes of an answer", "word": "N"})
+    sinks: str = field(
+        default="s3 base64",
+        metadata={"help": "sinks that a job may choose beside the worker's own, by blanks", "word": "NAMES"},
+    )
+    grace: float = field(
+        default=20.0, metadata={"help": "seconds that a job has to finish when the worker is told to end", "word": "S"}
+    )
+    log_level: str = field(
+        default="${oc.env:MULTITALK_LOG_LEVEL,INFO}",
+        metadata={"help": "least level of a log line: DEBUG, INFO, WARNING or ERROR", "word": "LEVEL"},
+    )
+    test_input: str | None = field(
+        default=None, metadata={"help": "do this one job and end, without a platform", "word": "JSON"}
+    )
+
+    @classmethod
+    def boot(cls, overrides: Sequence[str]) -> list[str]:
+        """Return the worker's defaults and what its environment says, before `overrides`. Raises ConfigError."""
+        return boot(overrides)
+
+
+class Runpod:
+    """Entrypoint of a serverless worker: the heartbeat first, then weights and checks, then jobs."""
+
+    def __init__(self, config: RunpodConfig) -> None:
+        """Raise ConfigError for limits that cannot be meant."""
+        # The worker's rooms bring asyncio along: only a worker pays for it.
+        from engine.jobs.schema import Limits
+        from engine.worker.handler import ENVELOPE, Terms
+
+        self.config = config
+        if config.answer_bytes <= ENVELOPE:
+            raise ConfigError(
+                f"answers of {config.answer_bytes} bytes", field="entrypoint.answer_bytes", hint=f"more than {ENVELOPE}"
+            )
+        if not config.grace >= 0:
+            raise ConfigError(f"a grace of {config.grace:g} s", field="entrypoint.grace", hint="give 0 or more")
+        self._terms = Terms(
+            limits=Limits(frames=config.max_frames, steps=config.max_steps),
+            answer_bytes=config.answer_bytes,
+            sinks=tuple(config.sinks.split()),
+        )
+
+    def run(self, service: Service) -> int:
+        """Take jobs until told to end. Raises MissingExtra and ConfigError."""
+        from engine.worker import heartbeat, logs, sdk
+        from engine.worker.fitness import checks
+        from engine.worker.handler import Handler
+        from engine.worker.keeper import Keeper
+
+        sdk.require()
+        lines = logs.Lines()
+        # In this order: the SDK configures the log for itself when it is imported; the pings take its level along, and
+        # are forked before a thread runs or torch is there.
+        sdk.quiet(lines)
+        logs.install(self.config.log_level, lines)
+        mirror = heartbeat.start()
+        keeper = Keeper(service)
+        keeper.warm()
+        try:
+            return sdk.serve(
+                Handler(keeper, self._terms, poster=sdk.poster, lines=lines),
+                keeper,
+                checks(service),
+                grace=self.config.grace,
+                lines=lines,
+                mirror=mirror,
+                test_input=self.config.test_input,
+            )
+        finally:
+            keeper.close()
+
+
+@hookimpl
+def register_entrypoints(register: Register[Entrypoint]) -> None:
+    """Offer `multitalk runpod`."""
+    register(Runpod, RunpodConfig)

@@ -1,0 +1,83 @@
+"""A small worker on the SDK's own loop, for tests: what it does is what the job asks. `stream` makes it a generator."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import runpod.serverless
+
+
+async def handler(job: dict[str, Any]) -> Any:
+    asked = job["input"]
+    match asked.get("do", "talk" if "reference_image" in asked else "echo"):
+        case "talk":
+            runpod.serverless.progress_update(job, {"percent": 50, "stage": "denoise", "step": 5, "steps": 10})
+            await asyncio.sleep(2)
+            film = b"\x00\x00\x00\x18ftypmp42" * 100
+            return {
+                "video_base64": base64.b64encode(film).decode(),
+                "sha256": hashlib.sha256(film).hexdigest(),
+                "seed": asked.get("seed", 42),
+                "frames": asked.get("num_frames", 100),
+                "fps": 8,
+                "seconds": 12.5,
+                "warnings": ["this is no video"],
+            }
+        case "tell":
+            runpod.serverless.progress_update(job, {"percent": 50, "stage": "denoise"})
+            await gate(asked["gate"])
+        case "hold":
+            try:
+                await gate(asked["gate"])
+            except asyncio.CancelledError:
+                Path(asked["gate"] + ".stopped").touch()
+                raise
+        case "block":
+            time.sleep(60)
+        case "die":
+            # Once, if it is told where to note that it did.
+            note = asked.get("note")
+            if note is None or not Path(note).exists():
+                if note is not None:
+                    Path(note).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        case "big":
+            return {"text": "x" * asked["size"]}
+        case "fail":
+            return {
+                "error": "num_frames: too many",
+                "error_code": "out_of_range",
+                "field": "num_frames",
+                "hint": "fewer",
+            }
+        case "raise":
+            raise ValueError("a bug")
+        case "lose":
+            return {"answer": {1, 2}}
+        case "refresh":
+            return {"refresh_worker": True, "pid": os.getpid()}
+    return {"pid": os.getpid(), "asked": asked, "s3Config": job.get("s3Config")}
+
+
+async def pieces(job: dict[str, Any]) -> AsyncIterator[Any]:
+    for number in range(job["input"]["count"]):
+        yield {"number": number}
+
+
+async def gate(path: str) -> None:
+    while not Path(path).exists():
+        await asyncio.sleep(0.02)
+
+
+runpod.serverless.start(
+    {"handler": pieces, "return_aggregate_stream": True} if "stream" in sys.argv else {"handler": handler}
+)

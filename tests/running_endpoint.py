@@ -1,0 +1,83 @@
+"""An endpoint that runs in a thread of the test's own process, so that tests can look into it and wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from engine.endpoint.jobs import Job
+from engine.endpoint.limits import Limits
+from engine.endpoint.server import LocalEndpoint
+
+T = TypeVar("T")
+WORKER = Path(__file__).with_name("endpoint_worker.py")
+#: Far longer than anything takes: what waits so long has failed.
+PATIENCE = 120.0
+#: The checks ask for a network and much free room on the disk.
+NO_CHECKS = {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true", "RUNPOD_SKIP_GPU_CHECK": "true"}
+
+
+class Running:
+    """A running endpoint, with the loop it runs on."""
+
+    def __init__(self, endpoint: LocalEndpoint, loop: asyncio.AbstractEventLoop) -> None:
+        self.endpoint, self.loop = endpoint, loop
+
+    def until(self, ready: Callable[[], Any]) -> None:
+        """Wait until `ready()`, which is asked on the endpoint's loop whenever a job or worker changes."""
+        waiting = asyncio.run_coroutine_threadsafe(
+            self.endpoint.jobs.bell.until(lambda: bool(ready()), PATIENCE), self.loop
+        )
+        assert waiting.result(), "it never came to be"
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """Return what `question` answers on the endpoint's loop."""
+
+        async def asked() -> T:
+            return question()
+
+        return asyncio.run_coroutine_threadsafe(asked(), self.loop).result()
+
+    def job(self, job_id: str) -> Job:
+        job = self.endpoint.jobs.find(job_id)
+        assert job is not None
+        return job
+
+    def url(self, path: str) -> str:
+        return f"{self.endpoint.base_url}/{self.endpoint.endpoint_id}/{path}"
+
+
+@contextmanager
+def running(
+    *words: str,
+    workers: int = 1,
+    limits: Limits | None = None,
+    api_key: str | None = None,
+    worker: Sequence[str] | None = None,
+) -> Iterator[Running]:
+    """Run an endpoint whose workers are `worker`, or `endpoint_worker.py` with `words`."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        endpoint = LocalEndpoint(
+            worker or [sys.executable, str(WORKER), *words],
+            workers=workers,
+            limits=limits,
+            api_key=api_key,
+            environment=NO_CHECKS,
+        )
+        asyncio.run_coroutine_threadsafe(endpoint.__aenter__(), loop).result()
+        try:
+            yield Running(endpoint, loop)
+        finally:
+            asyncio.run_coroutine_threadsafe(endpoint.close(), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

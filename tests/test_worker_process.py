@@ -1,0 +1,139 @@
+"""The real command against the SDK's own loop: jobs, pings, a cancellation, and what is left at the end."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.bench.platform import Platform, working
+
+#: Seconds; a busy machine imports torch for a minute.
+PATIENCE = 300.0
+
+
+@pytest.fixture
+def platform() -> Iterator[Platform]:
+    served = Platform()
+    yield served
+    served.close()
+
+
+def example(**changes: Any) -> dict[str, Any]:
+    def inline(name: str) -> str:
+        return base64.b64encode((files("engine") / "examples" / name).read_bytes()).decode("ascii")
+
+    job = {"reference_image": inline("one.png"), "audio_1": inline("one.flac"), "prompt": "a person talks"}
+    return {**job, "num_frames": 5, "fps": 25, "turbo": True, **changes}
+
+
+def lines(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text("utf-8").splitlines() if line.startswith("{")]
+
+
+def ended(process: subprocess.Popen[bytes], platform: Platform) -> None:
+    """Wait until the pings, which are a process of their own, have ended with the worker."""
+    process.wait(60)
+    told = len(platform.pings)
+    time.sleep(2.5)
+    assert len(platform.pings) <= told + 1
+
+
+def test_a_worker_answers_makes_stops_and_leaves_nothing(platform: Platform, tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    log = tmp_path / "log"
+    platform.send("job-health", {"action": "health"})
+    environment = {"TMPDIR": str(temporary), "HF_TOKEN": "hf_sentinel0123456789"}
+    with working(platform, ["model=tiny", "entrypoint.grace=1"], log=log, **environment) as process:
+        health = platform.result("job-health", PATIENCE)
+        assert "error" not in health, health
+        assert health["output"]["model"] == "tiny"
+
+        platform.send("job-selftest", {"action": "selftest"})
+        selftest = platform.result("job-selftest", PATIENCE)
+        assert selftest["output"]["ok"] is True, selftest
+
+        platform.send("job-video", example())
+        video = platform.result("job-video", PATIENCE)["output"]
+        assert base64.b64decode(video["video_base64"])[4:8] == b"ftyp"
+        assert set(video["cold_start"]) == {"imports", "weights", "waited"}
+        assert not list(temporary.rglob("*.mp4"))
+
+        # Long enough not to end by itself.
+        platform.send("job-stopped", example(num_frames=201, sampling_steps=100))
+        while not platform.progress("job-stopped"):
+            time.sleep(0.1)
+        platform.stops.put("job-stopped")
+        platform.send("job-after", {"action": "health"})
+        after = platform.result("job-after", PATIENCE)["output"]
+        assert (after["status"], after["loaded"]) == ("ready", True)
+        with pytest.raises(TimeoutError):
+            platform.result("job-stopped", 0.5)
+
+        platform.send("job-term", example(num_frames=201, sampling_steps=100))
+        while not platform.progress("job-term"):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        stopped = platform.result("job-term", PATIENCE)
+        assert stopped["output"]["error_code"] == "worker_stopped"
+        ended(process, platform)
+        assert process.returncode == 0
+    assert not [path for path in temporary.rglob("*") if path.name.startswith("multitalk-")]
+    for _, told in platform.progress("job-stopped"):
+        assert set(told) == {"percent", "stage", "step", "steps", "window", "windows", "seconds_left"}
+    times = [when for when, _ in platform.progress("job-term")]
+    assert all(later - earlier > 0.9 for earlier, later in itertools.pairwise(times))
+    for posts in platform.posts.values():
+        results = ["status" in post for _, post in posts]
+        assert results == sorted(results, reverse=True), "progress came after the result"
+    written = lines(log)
+    assert {"job-health", "job-selftest", "job-video", "job-term"} <= {line["requestId"] for line in written}
+    text = log.read_text("utf-8")
+    assert "hf_sentinel" not in text
+    assert "Handler output" not in text
+    assert "Heartbeat Sent" not in text
+    assert any("job-term" in query.get("job_id", ()) for _, query in platform.pings)
+
+
+def test_an_idle_worker_ends_at_once(platform: Platform, tmp_path: Path) -> None:
+    with working(platform, ["model=tiny"], log=tmp_path / "log") as process:
+        assert platform.asked.wait(PATIENCE)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        ended(process, platform)
+        assert process.returncode == 0
+        # Not the up to 90 s of the SDK's questions.
+        assert time.monotonic() - began < 30
+
+
+def test_missing_weights_end_the_worker_with_the_command_that_fetches_them(platform: Platform, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    overrides = ["model=multitalk", "recipe=none", "device=cpu"]
+    with working(platform, overrides, log=log, MODEL_PATH=str(tmp_path / "models")) as process:
+        assert process.wait(PATIENCE) == 1
+        complaint = next(query for _, query in platform.pings if "status" in query)
+        assert complaint["check"] == ["multitalk_weights"]
+        assert "python scripts/download_models.py --preset multitalk" in complaint["reason"][0]
+        ended(process, platform)
+    assert not platform.asked.is_set()
+
+
+def test_one_job_is_done_without_a_platform(tmp_path: Path) -> None:
+    job = '{"input": {"action": "health"}}'
+    command = [sys.executable, "-m", "engine", "runpod", "model=tiny", "--test-input", job]
+    known = {name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")}
+    done = subprocess.run(command, env=known, cwd=tmp_path, capture_output=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"completed successfully" in done.stdout

@@ -1,0 +1,94 @@
+"""Progress: the newest in order, at most one in its time, none after the pump is closed."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from engine.data import Progress
+from engine.worker.pump import Pump, payload
+
+
+def step(number: int) -> Progress:
+    return Progress("denoise", 1, 2, number, 10, fraction=number / 20, remaining=61.4)
+
+
+def test_a_payload_says_where_the_job_stands() -> None:
+    assert payload(step(5)) == {
+        "percent": 25,
+        "stage": "denoise",
+        "step": 5,
+        "steps": 10,
+        "window": 1,
+        "windows": 2,
+        "seconds_left": 61,
+    }
+    assert payload(Progress("load"))["seconds_left"] is None
+
+
+def test_many_signs_of_life_become_few_and_stay_in_order() -> None:
+    sent: list[tuple[float, int]] = []
+    pump = Pump(lambda told: sent.append((time.monotonic(), told["step"])), every=0.1)
+    for number in range(1, 31):
+        pump.tell(step(number))
+        time.sleep(0.01)
+    pump.close()
+    times, steps = zip(*sent, strict=True)
+    assert list(steps) == sorted(set(steps))
+    assert 2 <= len(sent) <= 6
+    assert all(later - earlier >= 0.099 for earlier, later in itertools.pairwise(times))
+
+
+def test_closing_waits_for_the_post_that_is_under_way() -> None:
+    begun, gate = threading.Event(), threading.Event()
+    sent: list[int] = []
+
+    def post(told: Mapping[str, Any]) -> None:
+        begun.set()
+        gate.wait(5)
+        sent.append(told["step"])
+
+    pump = Pump(post)
+    pump.tell(step(1))
+    begun.wait(5)
+    threading.Timer(0.05, gate.set).start()
+    pump.close()
+    assert sent == [1]
+
+
+def test_nothing_is_sent_after_the_pump_is_closed() -> None:
+    sent: list[int] = []
+    first = threading.Event()
+
+    def post(told: Mapping[str, Any]) -> None:
+        sent.append(told["step"])
+        first.set()
+
+    pump = Pump(post, every=60)
+    pump.tell(step(1))
+    assert first.wait(10)
+    pump.tell(step(2))
+    pump.close()
+    pump.tell(step(3))
+    time.sleep(0.05)
+    assert sent == [1]
+
+
+def test_a_post_that_fails_costs_nothing_but_itself() -> None:
+    sent: list[int] = []
+
+    def post(told: Mapping[str, Any]) -> None:
+        if told["step"] == 1:
+            raise OSError("the platform is away")
+        sent.append(told["step"])
+
+    pump = Pump(post, every=0.01)
+    pump.tell(step(1))
+    time.sleep(0.05)
+    pump.tell(step(2))
+    time.sleep(0.05)
+    pump.close()
+    assert sent == [2]
