@@ -1,6 +1,6 @@
 """The checks: nox -s tests types lint wheel. All run in the environment nox itself runs in, so torch is there once.
 
-`nox -s talk` measures the embedded model; it takes hours and runs only when it is asked for.
+`nox -s talk` measures the embedded model; it takes half an hour or more and runs only when it is asked for.
 """
 
 from __future__ import annotations
