@@ -298,8 +298,18 @@ class Config:
 
 #: Groups and keys that are fixed once an engine is booted: a request that changes one is refused.
 FIXED = (
-    *("model", "source", "quant", "attention", "lora", "memory"),
-    *("sink", "entrypoint", "device", "dtype", "video", "access"),
+    "model",
+    "source",
+    "quant",
+    "attention",
+    "lora",
+    "memory",
+    "sink",
+    "entrypoint",
+    "device",
+    "dtype",
+    "video",
+    "access",
 )
 
 #: What a request's overrides may name: these keys and, with a dot, what lies below them.

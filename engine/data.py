@@ -288,8 +288,8 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """Where the caller finds the video, and what it took."""
+class Delivered:
+    """Where the caller finds a video, and what it took this time."""
 
     #: A path or URL; None where the content itself is the answer. No repr shows it: a presigned URL is a key.
     address: str | None = field(repr=False)
@@ -302,22 +302,20 @@ class Delivery:
     seed: int
     #: Seconds by stage.
     timings: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Delivery(Delivered):
+    """A video that was made and is where it should be."""
+
     plan: Plan
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Resumed:
-    """A video that an earlier try of the same job made and could not deliver, delivered now. Fields as in Delivery."""
+class Resumed(Delivered):
+    """A video that an earlier try of the same job made and could not deliver, delivered now."""
 
-    address: str | None = field(repr=False)
-    content: str | None = field(repr=False)
-    media_type: str
-    seconds: float
-    frames: int
-    fps: float
-    seed: int
-    timings: Mapping[str, float]
     warnings: tuple[str, ...] = ()
 
 
