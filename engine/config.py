@@ -61,6 +61,8 @@ class ContinuationModelConfig:
     style: str = "multitalk"
     #: Frames of the window before that the next one is given: 4n + 1.
     frames: int = 25
+    #: Frames over which a window is eased from the last one that was shown; 0, as in the public implementation: none.
+    blend: int = 0
 
 
 @dataclass
@@ -176,6 +178,7 @@ class ContinuationConfig:
 
     style: str = II("model.continuation.style")
     frames: int = II("model.continuation.frames")
+    blend: int = II("model.continuation.blend")
     #: Pull each window's colours towards the picture's, 0 (off) .. 1.
     color_strength: float = 1.0
 

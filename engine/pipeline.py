@@ -78,7 +78,7 @@ class Engine:
                 for window in plan.windows:
                     conditions = self._encode(job, model, plan, inputs, heard, window, history)
                     latents = self._denoise(job, model, heard, window, conditions)
-                    frames, history = self._decode(job, model, plan, heard, window, latents)
+                    frames, history = self._decode(job, model, plan, heard, window, latents, history)
                     self._write(job, plan, window, frames, writer)
                 artifact = self._finish(job, writer)
             kept = self._keep(job, artifact)
@@ -213,7 +213,16 @@ class Engine:
                 cancel=job.meter,
             )
 
-    def _decode(self, job: _Job, model: Model, plan: Plan, heard: _Heard, window: Window, latents: Tensor) -> Decoded:
+    def _decode(
+        self,
+        job: _Job,
+        model: Model,
+        plan: Plan,
+        heard: _Heard,
+        window: Window,
+        latents: Tensor,
+        history: Tensor | None,
+    ) -> Decoded:
         continuation = job.config.continuation
         with job.meter.stage("decode", window=window.index + 1):
             return decode(
@@ -223,6 +232,8 @@ class Engine:
                 motion_frames=continuation.frames,
                 reference=heard.colors,
                 color_strength=continuation.color_strength,
+                blend=continuation.blend,
+                history=history,
                 fps=plan.generated_fps,
                 cancel=job.meter,
             )

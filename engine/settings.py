@@ -114,6 +114,7 @@ def _check(config: Config) -> None:
             )
     for field, value, least, most in (
         ("continuation.color_strength", config.continuation.color_strength, 0, 1),
+        ("continuation.blend", config.continuation.blend, 0, config.model.window),
         ("video.crf", config.video.crf, 0, 51),
         ("video.audio_bitrate", config.video.audio_bitrate, 32_000, 512_000),
     ):

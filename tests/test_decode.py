@@ -43,7 +43,15 @@ def reference() -> Any:
     return color_statistics(np.random.RandomState(1).uniform(-0.5, 1, (8, 16, 3)).astype(np.float32))
 
 
-def run(pixels: Tensor, window: Window, reference: Any, strength: float = 0.0, motion_frames: int = 5) -> Decoded:
+def run(
+    pixels: Tensor,
+    window: Window,
+    reference: Any,
+    strength: float = 0.0,
+    motion_frames: int = 5,
+    blend: int = 0,
+    history: Tensor | None = None,
+) -> Decoded:
     nothing = cast("Any", None)
     model = Model(nothing, Playback(pixels), nothing, nothing, nothing, place("none", {}, device="cpu"), "cpu")
     return decode(
@@ -53,6 +61,8 @@ def run(pixels: Tensor, window: Window, reference: Any, strength: float = 0.0, m
         motion_frames=motion_frames,
         reference=reference,
         color_strength=strength,
+        blend=blend,
+        history=history,
         fps=25.0,
     )
 
@@ -95,3 +105,28 @@ def test_the_history_keeps_nothing_else_alive(pixels: Tensor, reference: Any) ->
     history = run(pixels, Window(0, 0, FRAMES, 0, FRAMES), reference).history
 
     assert history.untyped_storage().nbytes() == 3 * 5 * 8 * 16 * 4
+
+
+@pytest.mark.parametrize(("keep", "motion_frames"), [(4, 5), (2, 5), (4, 1)])
+def test_a_window_is_eased_from_the_frame_that_was_shown(
+    keep: int, motion_frames: int, pixels: Tensor, reference: Any
+) -> None:
+    shown = torch.full((3, motion_frames, 8, 16), 0.5)
+
+    eased = run(pixels * 0.5, Window(0, 0, FRAMES, 5, keep), reference, 0.0, motion_frames, blend=2, history=shown)
+    frames = pixels[:, 5 : 5 + keep] * 0.5
+    for index, share in enumerate((2 / 3, 1 / 3)):
+        frames[:, index] += share * (0.5 - pixels[:, 4] * 0.5)
+
+    wanted = np.trunc(np.clip((frames.permute(1, 2, 3, 0).numpy() + 1) / 2 * 255, 0, 255))
+    assert np.abs(eased.frames.pictures - wanted).max() <= 1
+    new = min(keep, motion_frames)
+    np.testing.assert_allclose(eased.history[:, -new:].numpy(), frames[:, -new:].numpy(), atol=1e-6)
+
+
+def test_a_first_window_is_not_eased(pixels: Tensor, reference: Any) -> None:
+    window = Window(0, 0, FRAMES, 0, FRAMES)
+
+    assert np.array_equal(
+        run(pixels, window, reference, blend=4).frames.pictures, run(pixels, window, reference).frames.pictures
+    )

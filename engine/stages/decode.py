@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.components import CancelToken
 from engine.data import Frames, Window
 from engine.stages.color import Statistics, match_color
+from engine.stages.seam import blend_seam
 
 if TYPE_CHECKING:
     from engine.multitalk.load import Model
@@ -32,22 +33,28 @@ def decode(
     motion_frames: int,
     reference: Statistics,
     color_strength: float,
+    blend: int = 0,
+    history: Tensor | None = None,
     fps: float,
     cancel: CancelToken | None = None,
 ) -> Decoded:
     """Decode a window's latents, float32 (16, T, h, w), to its `keep` new frames.
 
-    Colours are pulled towards `reference` by `color_strength`, 0 .. 1. The history are the last `motion_frames` frames
-    of those that are kept or repeated, before they are rounded to 8 bits. Raises Cancelled between chunks.
+    Colours are pulled towards `reference` by `color_strength`, 0 .. 1. A window that continues `history`, as it was
+    returned for the one before, is eased from its last frame over `blend` frames. The new history are the last
+    `motion_frames` frames of those that are kept or repeated, before they are rounded to 8 bits. Raises Cancelled
+    between chunks.
     """
     with model.use("vae"):
         decoded = model.codec.decode(latents, cancel=cancel).cpu()
     end = window.motion + window.keep
     # Frames that nobody sees are not corrected.
-    begin = max(0, min(window.motion, end - motion_frames))
+    begin = max(0, min(window.motion - 1, end - motion_frames))
     pixels = decoded[:, begin:end].permute(1, 2, 3, 0).contiguous().numpy()
     pixels = match_color(pixels, reference, color_strength)
     new = pixels[window.motion - begin :]
+    if history is not None and blend:
+        blend_seam(new, history[:, -1].permute(1, 2, 0).numpy(), pixels[window.motion - begin - 1], blend)
     pictures = np.clip((new + 1) / 2 * 255, 0, 255).astype(np.uint8)
     # A copy, so that the window's other frames are not kept alive.
     history = torch.from_numpy(pixels[-motion_frames:].copy()).permute(3, 0, 1, 2)
