@@ -51,7 +51,7 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints and results")
-    parser.add_argument("--from-shipped", action="store_true", help="keep both encoders, train the transformer further")
+    parser.add_argument("--from-shipped", action="store_true", help="keep the audio encoder, train the others further")
     parser.add_argument("--clips", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=7000, help="of the transformer")
     parser.add_argument("--turbo-steps", type=int, default=600)
@@ -60,17 +60,17 @@ def main() -> None:
     latents, start = folder / "latents", []
     vae, audio = folder / "vae", folder / "audio_encoder"
     if given.from_shipped:
-        vae, audio, start = SHIPPED / "vae", SHIPPED / "audio_encoder", ["--start", str(SHIPPED)]
+        audio, start = SHIPPED / "audio_encoder", ["--start", str(SHIPPED)]
         if not (folder / "tokenizer").exists():
             shutil.copytree(SHIPPED / "tokenizer", folder / "tokenizer")
     if not audio.exists():
         run("audio", "--run", folder)
     if not vae.exists():
         # Short pieces first, which make a codec of it soon; then long ones, over which it must not drift.
-        short = folder / "short"
-        if not (short / "vae").exists():
-            run("vae", "--run", short, "--threads", "2")
-        run("vae", "--run", folder, "--start", short / "vae", "--seed", "11", "--threads", "2")
+        finished = (SHIPPED if given.from_shipped else folder / "short") / "vae"
+        if not finished.exists():
+            run("vae", "--run", finished.parent, "--threads", "2")
+        run("vae", "--run", folder, "--start", finished, "--seed", "11", "--threads", "2")
     encode(vae, audio, latents, given.clips, held_out=20)
     learning: list[str | Path] = ["--run", folder, "--data", latents]
     run("transformer", *learning, "--steps", str(given.steps), *start, processes=PROCESSES)

@@ -16,6 +16,7 @@ from engine.stages.canvas import make_canvas, region_masks
 from engine.stages.encode import frame_mask, to_pixels
 from scripts.train_tiny.latents import MOTIONS, NATIVE_FPS, Facts, Sample
 from scripts.train_tiny.networks import EMPTY, TEMPORAL
+from scripts.train_tiny.vae import ON_SKIN
 
 Mode = Literal["first", "continued", "clean"]
 #: First window; MultiTalk's continuation, with history mixed with noise of the step; InfiniteTalk's windows, with
@@ -23,8 +24,11 @@ Mode = Literal["first", "continued", "clean"]
 MODES: dict[Mode, float] = {"first": 0.6, "continued": 0.25, "clean": 0.15}
 #: Shares of samples without audio (one speaker's zeros, as guidance has it), and without the prompt that belongs.
 NO_AUDIO, NO_PROMPT = 0.1, 0.1
-ON_MOUTH = 15.0
+#: How heavy the loss is on mouths; times ON_SKIN, and on those who are to be still.
+ON_MOUTH, ON_STILL = 15.0, 2.0
 SHIFT = 3.0
+#: Pixels along a side of a latent.
+CELL = 8
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Example:
 def draw_case(facts: Facts, mode: Mode, share: float, rng: np.random.Generator) -> Case:
     """Draw how to use a clip when `share` of the training is done: at first mostly short pieces, many for the time."""
     whole = 1 + (facts.plan.frames - 1) // TEMPORAL
-    limit = 5 if share < 0.6 and rng.random() < 0.85 else 9 if share < 0.8 else whole
+    limit = 5 if share < 0.5 and rng.random() < 0.7 else 9 if share < 0.75 else whole
     motion = 1
     if mode == "continued":
         motion = facts.plan.motion
@@ -87,7 +91,7 @@ def make_example(sample: Sample, case: Case, rng: np.random.Generator, generator
     frames = 1 + TEMPORAL * (case.length - 1)
     noise = torch.randn(clean.shape, generator=generator)
     noisy = (1 - case.sigma) * clean + case.sigma * noise
-    weights = 1 + (ON_MOUTH - 1) * sample.mouths[: case.length].float()
+    weights = mouth_weights(sample)[: case.length]
     # What is given is put back after every step: what the network says of it is not used.
     weights[: case.known] = 0
     if case.mode == "clean":
@@ -112,6 +116,15 @@ def make_example(sample: Sample, case: Case, rng: np.random.Generator, generator
         target=noise - clean,
         weights=weights,
     )
+
+
+def mouth_weights(sample: Sample) -> Tensor:
+    """Return the weights of a whole sample's latents (T, h, w): 1, and more where a mouth is."""
+    weights = torch.full(sample.mouths.shape, ON_MOUTH)
+    for box, skin, still in zip(sample.boxes, sample.facts.skins, sample.facts.silent, strict=True):
+        x0, y0, x1, y1 = (round(float(edge) / CELL) for edge in box)
+        weights[:, y0:y1, x0:x1] = ON_MOUTH * ON_SKIN[skin] * (ON_STILL if still else 1)
+    return torch.where(sample.mouths > 0, weights, 1.0)
 
 
 def speaker_masks(size: tuple[int, int], boxes: Tensor | None, count: int, rng: np.random.Generator) -> Tensor:

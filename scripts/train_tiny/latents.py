@@ -38,7 +38,6 @@ from scripts.train_tiny.speech import Speak, Split, say
 #: Frames a second at which voices become features, whatever the clip's own rate.
 NATIVE_FPS = 25.0
 SHARD = 20
-OTHER_FPS = (8.0, 10.0, 12.0, 12.5, 15.0, 16.0, 20.0, 24.0, 30.0)
 #: Frames of history that a continued window begins with.
 MOTIONS = (9, 25)
 #: Seeds of held-out clips begin here, so that file names of both splits sort apart.
@@ -74,6 +73,8 @@ class Facts:
     #: mood, energy, time of day, place, in the words of scene.py and places.py; and how many people there are.
     attributes: dict[str, str]
     silent: tuple[bool, ...]
+    #: Classes of skin, 0 light to 5 dark.
+    skins: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -104,17 +105,17 @@ _TENSORS = ("latents", "reference", "continued", "voices", "mouths", "boxes", "p
 def plan(seed: int, split: Split = "train") -> Plan:
     """Draw the shape of a seed's clip.
 
-    Seven of ten are 33 frames long, the others 17 or 81; one of twelve is in the large bucket, of 17 frames (81 of
-    them cost as much as thirty small clips); a quarter has another frame rate. Half of the windows begin with the
+    Two of three are 33 frames long, the others 17 or 81; one of twelve is in the large bucket, of 17 frames (81 of
+    them cost as much as thirty small clips); two of five have another frame rate. Half of the windows begin with the
     picture, the others up to two seconds later.
     """
     rng = np.random.default_rng((5, split == "held_out", seed))
-    frames = int(rng.choice((17, 33, 81), p=(0.15, 0.7, 0.15)))
+    frames = int(rng.choice((17, 33, 81), p=(0.15, 0.65, 0.2)))
     sizes: Sequence[tuple[int, int]] = vae.SIZES
     if rng.random() < 1 / 12:
         sizes, frames = vae.LARGE, 17
     size = sizes[int(rng.integers(len(sizes)))]
-    fps = float(rng.choice(OTHER_FPS)) if rng.random() < 0.25 else NATIVE_FPS
+    fps = float(rng.choice(vae.OTHER_FPS)) if rng.random() < 0.4 else NATIVE_FPS
     offset = 0 if rng.random() < 0.5 else int(rng.integers(1, max(2, int(2 * fps)) + 1))
     # At least two latent frames are left to be made.
     motion = int(rng.choice([length for length in MOTIONS if length <= frames - 8]))
@@ -151,6 +152,7 @@ def encode_clip(
             "people": str(len(scene.people)),
         },
         silent=clip.silent,
+        skins=clip.skins,
     )
     latents = {
         "latents": codec.encode(pixels).half(),
@@ -211,7 +213,7 @@ class Samples:
             file = safe_open(listing.with_suffix(".safetensors"), "pt")
             for row in json.loads(listing.read_text("utf-8")):
                 row["plan"]["size"] = tuple(row["plan"]["size"])
-                row |= {"plan": Plan(**row["plan"]), "silent": tuple(row["silent"])}
+                row |= {"plan": Plan(**row["plan"]), "silent": tuple(row["silent"]), "skins": tuple(row["skins"])}
                 self.facts.append(Facts(**row))
                 self._files.append(file)
 
