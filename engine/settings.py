@@ -6,7 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from engine.config import Config, ModelConfig
+from engine.components import FetchingSource
+from engine.config import Config
 from engine.data import Access, Request, Settings, Weights
 from engine.errors import ConfigError, SourceError
 from engine.registry import Registry
@@ -72,11 +73,14 @@ def request_access(access: Access, request: Request) -> Access:
     return access if request.store is None else replace(access, credentials=request.store.credentials)
 
 
-def locate_weights(config: Config, registry: Registry) -> Path:
-    """Return the folder of the model's weights. Raises SourceError naming where was looked and what would help."""
-    wanted = weights_of(config.model)
+def locate_weights(config: Config, registry: Registry, *, fetch: bool = False) -> Path:
+    """Return the folder of the model's weights. Raises SourceError naming where was looked and what would help.
+
+    With `fetch` a source that may get weights does so; without it nothing is changed anywhere.
+    """
+    wanted = weights_of(config)
     source = registry.sources.build(config.source)
-    found = source.locate(wanted)
+    found = source.fetch(wanted) if fetch and isinstance(source, FetchingSource) else source.locate(wanted)
     if found is None:
         raise SourceError(
             f"no weights for the model {config.model.name!r}; looked in {source.looked(wanted)}",
@@ -86,9 +90,17 @@ def locate_weights(config: Config, registry: Registry) -> Path:
     return found
 
 
-def weights_of(model: ModelConfig) -> Weights:
-    """Return which weights a model needs."""
-    return Weights(model.name, model.folder, COMPONENTS, packaged=model.packaged, command=model.command)
+def weights_of(config: Config) -> Weights:
+    """Return which weights a config needs."""
+    model = config.model
+    return Weights(
+        model.name,
+        model.folder,
+        COMPONENTS,
+        packaged=model.packaged,
+        command=model.command,
+        quant=config.quant.name,
+    )
 
 
 def _check(config: Config) -> None:
