@@ -103,7 +103,7 @@ class HubServer:
 
 
 def write_manifest(path: Any, table: dict[str, Any]) -> Any:
-    path.write_text(yaml.safe_dump(table), "utf-8")
+    path.write_text(yaml.safe_dump(table, sort_keys=False), "utf-8")
     return path
 
 
