@@ -15,10 +15,10 @@ import pytest
 from hub_server import HubServer, hub_server, write_manifest
 
 from engine.cli import main
-from engine.errors import ConfigError
+from engine.errors import ConfigError, SourceError
 from engine.models.check import verify
 from engine.models.manifest import Manifest, read_manifest
-from engine.models.pull import pull
+from engine.models.pull import Options, pull
 from engine.models.record import COMPLETE, PRIVATE
 from engine.models.tidy import removable, remove, states
 
@@ -107,6 +107,35 @@ def test_verify_takes_the_mark_from_what_is_damaged_alone(manifest: Manifest, tm
     (folder / "dense.safetensors").unlink()
     verify(presets, folder)
     assert (folder / COMPLETE).read_text().split() == ["m_int8"]
+
+
+def test_damage_that_only_reading_finds_is_repaired(manifest: Manifest, tmp_path: Path) -> None:
+    wanted = manifest.preset("m")
+    folder = pull(wanted, tmp_path)
+    path = folder / "vae.pth"
+    stat, content = path.stat(), path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert findings(folder, wanted) == {"vae.pth": "corrupt"}
+    with pytest.raises(SourceError, match=r"in the way: vae\.pth"):
+        pull(wanted, tmp_path)
+    pull(wanted, tmp_path, Options(repair=True))
+    assert path.read_bytes() == content
+    assert not findings(folder, wanted)
+
+
+def test_what_came_first_is_remembered_after_it_was_pruned(
+    manifest: Manifest, server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("m", "m_int8"):
+        folder = pull(manifest.preset(name), tmp_path)
+    remove(removable(manifest, tmp_path, ["m_int8"]), tmp_path)
+    monkeypatch.setitem(server.files["acme/dense"], "dense.safetensors", bytes(40_000))
+    with pytest.raises(SourceError, match="another file"):
+        pull(manifest.preset("m"), tmp_path)
+    # A file of one's own under that name is not taken for what once was there.
+    (folder / "dense.safetensors").write_bytes(b"mine")
+    assert not removable(manifest, tmp_path, ["m_int8"])
 
 
 def test_states_tell_what_is_there(manifest: Manifest, tmp_path: Path) -> None:

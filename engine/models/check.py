@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.models.hashing import sha256_of
+from engine.models.lock import locked
 from engine.models.manifest import Preset
 from engine.models.record import COMPLETE, PRIVATE, Record
 
@@ -74,12 +76,23 @@ def verify(
         else:
             findings.append(Finding(place, "corrupt", f"SHA-256 {sha256} in place of {wanted}"))
     bad = {finding.file for finding in findings}
-    concerned = [name for name, places in record.complete.items() if not bad.isdisjoint(places)]
-    for name in concerned:
-        del record.complete[name]
-    if concerned:
-        record.save()
+    if not bad.isdisjoint(record.entries):
+        # What is found is told even where it cannot be marked.
+        with suppress(OSError), locked(folder, say=say):
+            unmark(folder, bad)
     return findings + [Finding(place, "foreign", "not one of ours") for place in strangers(folder, record, files)]
+
+
+def unmark(folder: Path, places: Collection[str]) -> None:
+    """Take the mark from presets that need one of `places`, which count as changed. Under the folder's lock.
+
+    What they have to be stays on record: it was trusted when it first came.
+    """
+    record = Record(folder)
+    record.complete = {name: needed for name, needed in record.complete.items() if set(needed).isdisjoint(places)}
+    for place in record.entries.keys() & places:
+        record.entries[place].mtime_ns = 0
+    record.save()
 
 
 def strangers(folder: Path, record: Record, known: Iterable[str] = ()) -> Iterator[str]:

@@ -112,6 +112,8 @@ def _verify(words: Sequence[str], prog: str) -> int:
     names = given.preset or [name for record in known for name in record.complete if name in manifest.names()]
     presets = [manifest.preset(name) for name in names]
     folders = dict.fromkeys([*(given.model_path / preset.folder for preset in presets), *(r.folder for r in known)])
+    if not folders:
+        raise ConfigError(f"nothing was downloaded to {given.model_path}", field="--model-path", hint=f"{prog} --help")
     found: dict[str, list[Finding]] = {}
     for folder in folders:
         mine = [_as_pulled(manifest, folder, preset.name) for preset in presets if preset.folder == folder.name]

@@ -20,6 +20,7 @@ from typing import TextIO, TypeVar
 
 from engine.errors import Cancelled, SourceError
 from engine.models.hashing import git_sha1_of, sha256_of
+from engine.models.lock import LEASE, locked
 from engine.models.manifest import COMMIT, File, Preset
 from engine.models.progress import Progress, amount
 from engine.models.record import PRIVATE, Entry, Record, records, sync_folder
@@ -30,8 +31,6 @@ T = TypeVar("T")
 _MARGIN = 64 * 10**6
 #: Bytes that are written at a time.
 _PIECE = 64 * 2**10
-#: Seconds without a sign of life after which a lock is taken over, where its owner cannot be looked up.
-LEASE = 60.0
 
 
 @dataclass
@@ -61,7 +60,7 @@ def pull(preset: Preset, root: Path, options: Options | None = None) -> Path:
     if Record(folder).has_all(preset.name, places):
         return folder
     try:
-        with _hub_manners(), _locked(folder, options) as stop:
+        with _hub_manners(), locked(folder, lease=options.lease, say=options.say) as stop:
             # Another process may have got all of it while this one waited.
             if not Record(folder).has_all(preset.name, places):
                 _Pull(preset, root, options, stop).run()
@@ -158,7 +157,6 @@ class _Pull:
                 self._enter(file.to, self._verified(file, stated.get(file), self.folder / file.to))
             except _WrongContent as error:
                 wrong.append(f"{file.to} ({error})")
-                self.record.entries.pop(file.to, None)
         if wrong and not self.options.repair:
             raise SourceError(
                 f"in {self.folder} other files are in the way: {', '.join(wrong)}",
@@ -270,37 +268,6 @@ def _offline() -> bool:
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
-
-
-@contextmanager
-def _locked(folder: Path, options: Options) -> Iterator[threading.Event]:
-    """Hold the folder against other processes, of other machines too; the event is set when the hold is lost.
-
-    A lease: a file that its owner touches, since on many network volumes the kernel's locks hold on one machine alone.
-    That of a process that died here is taken over at once, another machine's after `lease` seconds without a touch.
-    """
-    from filelock import SoftFileLease, Timeout
-
-    (folder / PRIVATE).mkdir(parents=True, exist_ok=True)
-    stop = threading.Event()
-    lock = SoftFileLease(folder / PRIVATE / "lock", lease_duration=options.lease, on_compromise=lambda _: stop.set())
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        options.say(f"another process is at work in {folder}; waiting for it")
-        lock.acquire(poll_interval=min(1.0, options.lease / 10))
-    try:
-        yield stop
-    except Cancelled:
-        if lock.compromise is None:
-            raise
-        raise SourceError(
-            f"the lock of {folder} was lost ({lock.compromise.reason})",
-            field="--model-path",
-            hint="start again; does the volume hang at times?",
-        ) from None
-    finally:
-        lock.release()
 
 
 @contextmanager

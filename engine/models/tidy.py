@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import ConfigError
-from engine.models.check import strangers
+from engine.models.check import strangers, unmark
+from engine.models.lock import locked
 from engine.models.manifest import Manifest
 from engine.models.record import PRIVATE, Record, records
 
@@ -90,9 +91,13 @@ def removable(manifest: Manifest, root: Path, keep: Sequence[str] = (), *, forei
             for file in preset.files
         }
         for place in record.entries:
-            with suppress(FileNotFoundError):
-                if place not in needed:
-                    found.append(Removable(record.folder / place, (record.folder / place).stat().st_size, "unneeded"))
+            path = record.folder / place
+            if place in needed or not path.exists():
+                continue
+            # Under a name of ours may stand a file that is not.
+            ours = record.unchanged(place)
+            if ours or foreign:
+                found.append(Removable(path, path.stat().st_size, "unneeded" if ours else "foreign"))
         for part in sorted((record.folder / PRIVATE / "parts").glob("*")):
             found.append(Removable(part, part.stat().st_size, "unfinished"))
         if foreign:
@@ -103,19 +108,16 @@ def removable(manifest: Manifest, root: Path, keep: Sequence[str] = (), *, forei
 
 def remove(found: Sequence[Removable], root: Path) -> int:
     """Remove files, take the mark from presets that lose one by it, and return the bytes. Raises OSError."""
-    gone = {item.path for item in found}
     for record in records(root):
-        lost = {place for place in record.entries if record.folder / place in gone}
-        for name, places in list(record.complete.items()):
-            if not lost.isdisjoint(places):
-                del record.complete[name]
-        for place in lost:
-            del record.entries[place]
-        if lost:
-            record.save()
-    for item in found:
-        item.path.unlink(missing_ok=True)
-        _remove_empty(item.path.parent, root)
+        items = [item for item in found if item.path.is_relative_to(record.folder)]
+        if not items:
+            continue
+        # A download may be at work here, with parts that looked left behind.
+        with locked(record.folder):
+            unmark(record.folder, {str(item.path.relative_to(record.folder)) for item in items})
+            for item in items:
+                item.path.unlink(missing_ok=True)
+                _remove_empty(item.path.parent, root)
     return sum(item.size for item in found)
 
 
