@@ -286,6 +286,18 @@ def test_presets_of_one_folder_share_it_and_those_of_another_get_links(server: H
     assert (other / "model.safetensors").stat().st_ino == (folder / "model.safetensors").stat().st_ino
 
 
+def test_without_hard_links_a_folder_gets_files_of_its_own(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("engine.models.pull.os.link", refuse)
+    folder, other = pull(preset(server), tmp_path), pull(preset(server, "two"), tmp_path)
+    assert (other / "model.safetensors").read_bytes() == OTHER
+    assert (other / "model.safetensors").stat().st_ino != (folder / "model.safetensors").stat().st_ino
+
+
 def test_files_come_side_by_side(server: HubServer, tmp_path: Path) -> None:
     server.rate = 1_000_000
     together = threading.Barrier(2, timeout=5)

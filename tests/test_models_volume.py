@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -239,7 +240,8 @@ def test_a_manifest_that_is_none_is_named(tmp_path: Path) -> None:
         read_manifest(path)
 
 
-def test_the_script_needs_huggingface_hub_alone(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["checkout", "elsewhere"])
+def test_the_script_needs_huggingface_hub_alone(words: list[str], tmp_path: Path, place: str) -> None:
     # A module that is None cannot be imported; -I keeps the checkout and the user's packages off the path.
     code = """
 import runpy, sys
@@ -248,6 +250,9 @@ script, sys.argv = sys.argv[1], sys.argv[1:]
 runpy.run_path(script, run_name="__main__")
 """
     script = str(ROOT / "scripts" / "download_models.py")
+    if place == "elsewhere":
+        # As in the image, where the engine is installed.
+        script = shutil.copy(script, tmp_path / "download_models.py")
     done = subprocess.run(
         [sys.executable, "-I", "-c", code, script, *words], capture_output=True, text=True, check=False, env=os.environ
     )

@@ -283,6 +283,21 @@ def test_what_is_missing_is_downloaded_if_that_is_allowed(
     assert not published.asked
 
 
+def test_weights_are_downloaded_to_be_read_and_not_to_be_looked_for(
+    published: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.compose import compose
+    from engine.registry import installed
+    from engine.settings import locate_weights
+
+    monkeypatch.setenv("MODEL_PATH", str(tmp_path / "models"))
+    config = compose(["model=multitalk", "source.download=true"])
+    with pytest.raises(SourceError, match=r"looked in cached: .*; volume: .*; hub: .*; download: "):
+        locate_weights(config, installed())
+    assert not published.asked
+    assert locate_weights(config, installed(), fetch=True) == tmp_path / "models" / "multitalk"
+
+
 def test_an_incomplete_volume_is_completed_if_that_is_allowed(
     sources: Register[ModelSource], published: HubServer, tmp_path: Path
 ) -> None:

@@ -90,7 +90,7 @@ def _pull(words: Sequence[str], prog: str) -> int:
     options = Options(workers=given.workers, repair=given.repair)
     if not given.quiet:
         options.out, options.say = sys.stderr, _say
-        rough = "" if all(file.exact for file in preset.files) else "about "
+        rough = "" if preset.exact else "about "
         _say(f"{preset.name}: {rough}{amount(preset.size)} on disk when complete; nothing lies there twice meanwhile")
     folder = pull(preset, given.model_path, options)
     if not given.quiet:

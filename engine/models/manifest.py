@@ -61,6 +61,11 @@ class Preset:
         """Return its bytes on disk, which is the most that getting it ever takes: nothing is there twice."""
         return sum(file.size for file in self.files)
 
+    @property
+    def exact(self) -> bool:
+        """Whether `size` is to the byte."""
+        return all(file.exact for file in self.files)
+
 
 class Manifest:
     """The presets, by name."""

@@ -146,7 +146,7 @@ def fetch(
 
 def _stream(file: File, stated: Stated, part: Path, have: int, pause: Callable[[float], None]) -> None:
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # in its __all__, made at run time
 
     # In place of a bar, which is told of every piece that arrives: there the work can be stopped.
     beat: Any = type("_Beat", (_NoBar,), {"update": lambda _, __=1: pause(0)})
