@@ -150,7 +150,7 @@ def test_one_that_never_recovers_is_given_up_and_what_came_is_kept(server: HubSe
 
 def test_damage_on_the_way_never_takes_the_files_place(server: HubServer, tmp_path: Path) -> None:
     honest = server.blob
-    server.blob = lambda name: honest(name)[:-1] + b"?" if name == sha(BIG) else honest(name)  # type: ignore[method-assign]
+    server.blob = lambda sha256: honest(sha256)[:-1] + b"?" if sha256 == sha(BIG) else honest(sha256)  # type: ignore[method-assign]
     with pytest.raises(SourceError, match=r"talk\.safetensors .* damaged: SHA-256"):
         pull(preset(server), tmp_path, options())
     assert not (tmp_path / "one" / "talk.safetensors").exists()
@@ -241,6 +241,12 @@ def test_a_disk_that_fills_up_is_told_in_one_line(
         pull(preset(server), tmp_path, options())
 
 
+def test_a_folder_that_cannot_be_is_told_in_one_line(server: HubServer, tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("not a folder")
+    with pytest.raises(SourceError, match="cannot be written to: Not a directory"):
+        pull(preset(server), tmp_path / "models", options())
+
+
 def test_offline_names_what_is_missing_and_asks_nobody(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,9 +309,9 @@ def test_files_come_side_by_side(server: HubServer, tmp_path: Path) -> None:
     together = threading.Barrier(2, timeout=5)
     honest = server.blob
 
-    def wait_for_the_other(name: str) -> bytes:
+    def wait_for_the_other(sha256: str) -> bytes:
         together.wait()
-        return honest(name)
+        return honest(sha256)
 
     server.blob = wait_for_the_other  # type: ignore[method-assign]
     assert whole(pull(preset(server), tmp_path, options(workers=2)))
@@ -387,6 +393,15 @@ def test_a_damaged_record_says_what_to_do(server: HubServer, tmp_path: Path) -> 
     sent = server.sent()
     assert whole(pull(preset(server), tmp_path))
     assert server.sent() == sent
+
+
+def test_a_run_that_ended_before_the_mark_is_finished_by_the_next(server: HubServer, tmp_path: Path) -> None:
+    folder = pull(preset(server), tmp_path)
+    (folder / COMPLETE).unlink()
+    server.asked.clear()
+    pull(preset(server), tmp_path)
+    assert (folder / COMPLETE).read_text().split() == ["one"]
+    assert not server.asked
 
 
 def test_the_mark_never_names_more_than_the_record(server: HubServer, tmp_path: Path) -> None:

@@ -48,12 +48,9 @@ def run(words: Sequence[str], prog: str) -> int:
             return 0
         told = f"no command named {words[0]!r}" if words else "no command"
         raise ConfigError(told, field="command line", hint=f"{prog} {'|'.join(ABOUT)}")
-    return {"pull": _pull, "verify": _verify, "list": _list, "prune": _prune}[words[0]](words[1:], f"{prog} {words[0]}")
-
-
-def download(words: Sequence[str], prog: str) -> int:
-    """Do `pull` for the script, whose only work that is. Raises EngineError."""
-    return _pull(words, prog)
+    return {"pull": download, "verify": _verify, "list": _list, "prune": _prune}[words[0]](
+        words[1:], f"{prog} {words[0]}"
+    )
 
 
 def _parser(prog: str, about: str) -> Parser:
@@ -74,7 +71,8 @@ def _parser(prog: str, about: str) -> Parser:
     return parser
 
 
-def _pull(words: Sequence[str], prog: str) -> int:
+def download(words: Sequence[str], prog: str) -> int:
+    """Do `pull`, which is all that the script does. Raises EngineError."""
     parser = _parser(prog, "Download a preset's files, verify them and mark the preset complete.")
     parser.add_argument("--preset", metavar="NAME", help="one of `multitalk models list`; without it the default")
     parser.add_argument("--with", dest="extra", action="append", default=[], metavar="PART", help="add a part")
@@ -117,9 +115,7 @@ def _verify(words: Sequence[str], prog: str) -> int:
     found: dict[str, list[Finding]] = {}
     for folder in folders:
         mine = [_as_pulled(manifest, folder, preset.name) for preset in presets if preset.folder == folder.name]
-        found[str(folder)] = verify(
-            mine, folder, quick=given.quick, say=lambda line: None if given.json else _say(line)
-        )
+        found[str(folder)] = verify(mine, folder, quick=given.quick, say=(lambda _: None) if given.json else _say)
     wrong = sum(finding.kind != "foreign" for findings in found.values() for finding in findings)
     if given.json:
         print(json.dumps({"folders": {folder: list(map(asdict, findings)) for folder, findings in found.items()}}))

@@ -29,6 +29,8 @@ from engine.models.remote import WAITS, Stated, ask, fetch
 T = TypeVar("T")
 #: Bytes that stay free on the disk.
 _MARGIN = 64 * 10**6
+#: What is wrong with a folder, in place of with us.
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 #: Bytes that are written at a time.
 _PIECE = 64 * 2**10
 
@@ -65,7 +67,7 @@ def pull(preset: Preset, root: Path, options: Options | None = None) -> Path:
             if not Record(folder).has_all(preset.name, places):
                 _Pull(preset, root, options, stop).run()
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno not in _OF_THE_DISK:
             raise
         raise SourceError(
             f"{folder} cannot be written to: {error.strerror}",

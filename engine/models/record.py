@@ -28,7 +28,7 @@ class Entry:
     revision: str
     size: int
     sha256: str
-    #: "manifest": the hash stands in the manifest. "hub": the hub stated it. "first use": what came first is trusted.
+    #: "manifest": the hash stands in the manifest. "first use": it is that of what came first, as the hub stated it.
     trust: str
     #: Of the file, when it was verified: tells a changed file without reading it.
     mtime_ns: int
@@ -52,7 +52,8 @@ class Record:
             if told["format"] != _FORMAT:
                 raise SourceError(f"{self._file} is of format {told['format']}", field="--model-path")
             self.entries = {place: Entry(**entry) for place, entry in told["files"].items()}
-            self.complete = told["complete"]
+            # The mark is written last: without it a preset is not complete, whatever the record had been told.
+            self.complete = {name: places for name, places in told["complete"].items() if name in self._marked()}
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -68,10 +69,9 @@ class Record:
 
     def save(self) -> None:
         """Write the record and the mark of completeness, which at no moment names more than the record has."""
-        with suppress(FileNotFoundError):
-            marked = (self.folder / COMPLETE).read_text("utf-8").split()
-            if not set(marked) <= self.complete.keys():
-                self._mark([name for name in marked if name in self.complete])
+        marked = self._marked()
+        if not set(marked) <= self.complete.keys():
+            self._mark([name for name in marked if name in self.complete])
         told = {
             "format": _FORMAT,
             "files": {place: asdict(entry) for place, entry in sorted(self.entries.items())},
@@ -79,6 +79,11 @@ class Record:
         }
         write(self._file, json.dumps(told, indent=1) + "\n")
         self._mark(sorted(self.complete))
+
+    def _marked(self) -> list[str]:
+        with suppress(OSError):
+            return (self.folder / COMPLETE).read_text("utf-8").split()
+        return []
 
     def _mark(self, presets: Sequence[str]) -> None:
         mark = self.folder / COMPLETE
