@@ -252,7 +252,7 @@ runpy.run_path(script, run_name="__main__")
     script = str(ROOT / "scripts" / "download_models.py")
     if place == "elsewhere":
         # As in the image, where the engine is installed.
-        script = shutil.copy(script, tmp_path / "download_models.py")
+        script = shutil.copy(script, str(tmp_path / "download_models.py"))
     done = subprocess.run(
         [sys.executable, "-I", "-c", code, script, *words], capture_output=True, text=True, check=False, env=os.environ
     )

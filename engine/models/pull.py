@@ -59,9 +59,9 @@ def pull(preset: Preset, root: Path, options: Options | None = None) -> Path:
     options = options or Options()
     folder = root / preset.folder
     places = [file.to for file in preset.files]
-    if Record(folder).has_all(preset.name, places):
-        return folder
     try:
+        if Record(folder).has_all(preset.name, places):
+            return folder
         with _hub_manners(), locked(folder, lease=options.lease, say=options.say) as stop:
             # Another process may have got all of it while this one waited.
             if not Record(folder).has_all(preset.name, places):
