@@ -10,6 +10,7 @@ from engine.components import FetchingSource
 from engine.config import Config
 from engine.data import Access, Request, Settings, Weights
 from engine.errors import ConfigError, SourceError
+from engine.models.manifest import read_manifest
 from engine.registry import Registry
 from engine.stages.passes import branches
 
@@ -98,9 +99,16 @@ def weights_of(config: Config) -> Weights:
         model.folder,
         COMPONENTS,
         packaged=model.packaged,
-        command=model.command,
+        command=_command(config),
         quant=config.quant.name,
     )
+
+
+def _command(config: Config) -> str:
+    # The model's preset names the command of its unquantised weights.
+    model = config.model
+    preset = None if model.packaged else read_manifest().preset_of(model.name, config.quant.name)
+    return model.command.replace(f"--preset {model.name}", f"--preset {preset.name}") if preset else model.command
 
 
 def _check(config: Config) -> None:

@@ -319,6 +319,18 @@ def test_every_model_that_is_not_packaged_names_its_command() -> None:
         assert read_manifest().preset(preset).folder == name
 
 
+def test_missing_weights_name_the_preset_of_their_quantisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engine.compose import compose
+    from engine.registry import installed
+    from engine.settings import locate_weights
+
+    monkeypatch.setenv("MODEL_PATH", str(tmp_path))
+    for quant, preset in (("none", "multitalk"), ("int8", "multitalk"), ("int8-quanto", "multitalk-int8")):
+        with pytest.raises(SourceError) as caught:
+            locate_weights(compose(["model=multitalk", f"quant.name={quant}"]), installed())
+        assert caught.value.hint.endswith(f"--preset {preset}")
+
+
 def test_the_lora_of_turbo_is_where_the_model_looks_for_it() -> None:
     from engine.compose import compose
 

@@ -190,4 +190,5 @@ def _prune(words: Sequence[str], prog: str) -> int:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    # Over the line of progress, which a terminal shows in place.
+    print(f"\r\x1b[K{line}" if sys.stderr.isatty() else line, file=sys.stderr)

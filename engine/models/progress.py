@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -72,5 +73,5 @@ def amount(size: float) -> str:
 
 def clock(seconds: float) -> str:
     """Return seconds as h:mm:ss."""
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(math.ceil(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
