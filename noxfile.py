@@ -1,6 +1,7 @@
 """The checks: nox -s tests types lint wheel. All run in the environment nox itself runs in, so torch is there once.
 
-`nox -s talk` measures the embedded model; it takes half an hour or more and runs only when it is asked for.
+`nox -s talk` measures the embedded model; it takes half an hour or more and runs only when it is asked for. So does
+`nox -s kills`, which takes minutes.
 """
 
 from __future__ import annotations
@@ -49,6 +50,12 @@ def wheel(session: nox.Session) -> None:
     shutil.rmtree(ROOT / "build", ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="multitalk-wheel-") as folder:
         _try_wheel(session, Path(folder).resolve())
+
+
+@nox.session(venv_backend="none")
+def kills(session: nox.Session) -> None:
+    """Kill a download at twenty random points and start it again; arguments after -- are rounds and first seed."""
+    session.run(sys.executable, "tests/kill_and_resume.py", *session.posargs)
 
 
 #: Kinds of `bench talk` for processes side by side, shares of about equal work; what is timed comes alone, last.

@@ -150,10 +150,17 @@ def _bench(words: Sequence[str]) -> int:
     return bench(words)
 
 
+def _models(words: Sequence[str]) -> int:
+    from engine.commands.models import models
+
+    return models(words)
+
+
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan,
     "plugins": _plugins,
     "show": _show,
     "again": _again,
     "bench": _bench,
+    "models": _models,
 }

@@ -35,6 +35,18 @@ class ModelSource(Protocol):
         ...
 
 
+@runtime_checkable
+class FetchingSource(ModelSource, Protocol):
+    """A source that can bring weights here before they are read."""
+
+    def fetch(self, weights: Weights) -> Path | None:
+        """Do as `locate`, and where nothing is found get the weights, if that is allowed.
+
+        Asked only when they are about to be read, never for a plan. Raises SourceError where it does not succeed.
+        """
+        ...
+
+
 class AttentionBackend(Protocol):
     """Which kernel computes the network's self-attention."""
 

@@ -350,6 +350,8 @@ class Weights:
     packaged: bool = False
     #: A command that gets them.
     command: str = ""
+    #: How the transformer is kept: decides which of its files is read.
+    quant: str = "none"
 
     def missing(self, root: Path) -> tuple[str, ...]:
         """Return the files below `root` that are needed and absent or empty, as relative paths."""

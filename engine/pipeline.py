@@ -88,7 +88,7 @@ class Engine:
         """Load the weights, if that has not happened yet. Raises SourceError and ConfigError."""
         if self._model is None:
             config = self.config
-            self._weights = locate_weights(config, self._registry)
+            self._weights = locate_weights(config, self._registry, fetch=True)
             self._fingerprint = weights_hash(self._weights)
             with _LOADING:
                 self._model = load_model(
@@ -124,7 +124,8 @@ class Engine:
             plan = plan_walk(job.request, media, make_settings(job.config, self._registry))
             job.sink.check(job.request.filename)
             if plan.weights is None:
-                locate_weights(job.config, self._registry)  # says what is missing, before any sound is decoded
+                # Says what is missing, before any sound is decoded.
+                locate_weights(job.config, self._registry, fetch=True)
             return media, plan
 
     def _read(self, job: _Job, media: Media, plan: Plan) -> Inputs:

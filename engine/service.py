@@ -107,7 +107,7 @@ class EngineService:
         report: dict[str, Any] = {"loaded": self._engine is not None and self._engine.loaded}
         failed: dict[str, str] = {}
         try:
-            report["weights"] = str(locate_weights(self.config, self._registry))
+            report["weights"] = str(locate_weights(self.config, self._registry, fetch=True))
         except SourceError as error:
             failed["weights"] = str(error)
         try:

@@ -6,9 +6,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from engine.config import Config, ModelConfig
+from engine.components import FetchingSource
+from engine.config import Config
 from engine.data import Access, Request, Settings, Weights
 from engine.errors import ConfigError, SourceError
+from engine.models.manifest import read_manifest
 from engine.registry import Registry
 from engine.stages.passes import branches
 
@@ -72,11 +74,14 @@ def request_access(access: Access, request: Request) -> Access:
     return access if request.store is None else replace(access, credentials=request.store.credentials)
 
 
-def locate_weights(config: Config, registry: Registry) -> Path:
-    """Return the folder of the model's weights. Raises SourceError naming where was looked and what would help."""
-    wanted = weights_of(config.model)
+def locate_weights(config: Config, registry: Registry, *, fetch: bool = False) -> Path:
+    """Return the folder of the model's weights. Raises SourceError naming where was looked and what would help.
+
+    With `fetch` a source that may get weights does so; without it nothing is changed anywhere.
+    """
+    wanted = weights_of(config)
     source = registry.sources.build(config.source)
-    found = source.locate(wanted)
+    found = source.fetch(wanted) if fetch and isinstance(source, FetchingSource) else source.locate(wanted)
     if found is None:
         raise SourceError(
             f"no weights for the model {config.model.name!r}; looked in {source.looked(wanted)}",
@@ -86,9 +91,24 @@ def locate_weights(config: Config, registry: Registry) -> Path:
     return found
 
 
-def weights_of(model: ModelConfig) -> Weights:
-    """Return which weights a model needs."""
-    return Weights(model.name, model.folder, COMPONENTS, packaged=model.packaged, command=model.command)
+def weights_of(config: Config) -> Weights:
+    """Return which weights a config needs."""
+    model = config.model
+    return Weights(
+        model.name,
+        model.folder,
+        COMPONENTS,
+        packaged=model.packaged,
+        command=_command(config),
+        quant=config.quant.name,
+    )
+
+
+def _command(config: Config) -> str:
+    # The model's preset names the command of its unquantised weights.
+    model = config.model
+    preset = None if model.packaged else read_manifest().preset_of(model.name, config.quant.name)
+    return model.command.replace(f"--preset {model.name}", f"--preset {preset.name}") if preset else model.command
 
 
 def _check(config: Config) -> None:

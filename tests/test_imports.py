@@ -32,6 +32,7 @@ ROOMS = {
     "engine.jobs": {"engine.data", "engine.errors", "engine.jobs", "engine.speakers"},
     "engine.endpoint": {"engine.endpoint", "engine.errors"},
     "engine.client": {"engine.client", "engine.errors"},
+    "engine.models": {"engine.errors", "engine.models"},
     "engine.worker": {
         *("engine.components", "engine.data", "engine.errors", "engine.jobs", "engine.worker"),
     },
@@ -49,6 +50,7 @@ ROOMS = {
         "engine.endpoint",
         "engine.errors",
         "engine.jobs",
+        "engine.models",
         "engine.network",
         "engine.register",
         "engine.speakers",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_server import COMMIT, HubServer, hub_server, write_manifest
 from omegaconf import OmegaConf
 
-from engine.components import ModelSource
+from engine.components import FetchingSource, ModelSource
 from engine.config import ComponentConfig
 from engine.data import Weights
 from engine.errors import ConfigError, SourceError, UnknownComponent
+from engine.models.manifest import Manifest, read_manifest
 from engine.register import Register
-from plugins.sources import auto, packaged, volume
+from plugins.sources import auto, cached, download, hub, packaged, volume
 
 TINY = Weights("tiny", "tiny", ("transformer", "vae", "text_encoder", "tokenizer"), packaged=True)
 BIG = Weights("multitalk", "multitalk", ("transformer", "tokenizer"), command="python scripts/download_models.py")
@@ -22,8 +25,9 @@ BIG = Weights("multitalk", "multitalk", ("transformer", "tokenizer"), command="p
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Register[ModelSource]:
     monkeypatch.setenv("MODEL_PATH", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     register: Register[ModelSource] = Register("source")
-    for plugin in (auto, packaged, volume):
+    for plugin in (auto, cached, download, hub, packaged, volume):
         plugin.register_sources(register)
     return register
 
@@ -147,7 +151,9 @@ def test_auto_takes_any_registered_chain(sources: Register[ModelSource]) -> None
 
 
 def test_auto_with_an_unknown_member_lists_the_installed(sources: Register[ModelSource]) -> None:
-    with pytest.raises(UnknownComponent, match="no source named 'cellar'; installed: auto, packaged, volume"):
+    with pytest.raises(
+        UnknownComponent, match="no source named 'cellar'; installed: auto, cached, download, hub, packaged, volume"
+    ):
         build(sources, auto.AutoConfig, chain=["cellar"])
 
 
@@ -155,3 +161,167 @@ def test_auto_with_an_unknown_member_lists_the_installed(sources: Register[Model
 def test_auto_refuses_a_chain_that_leads_nowhere(sources: Register[ModelSource], chain: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"source\.chain"):
         build(sources, auto.AutoConfig, chain=chain)
+
+
+# --- published weights ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub on loopback that publishes all of BIG in two repositories, and a manifest that says so."""
+    files = {
+        "acme/transformer": {
+            "transformer/config.json": b"{}",
+            "transformer/diffusion_pytorch_model.safetensors": b"weights" * 1000,
+        },
+        "acme/tokenizer": {"tokenizer/tokenizer_config.json": b"{}"},
+    }
+    with hub_server(files) as server:
+        table = server.manifest(multitalk=["transformer", "tokenizer"])
+        manifest = read_manifest(write_manifest(tmp_path / "manifest.yaml", table))
+        monkeypatch.setenv("HF_ENDPOINT", server.hub)
+
+        def ours(_: Path | None = None) -> Manifest:
+            return manifest
+
+        for plugin in (hub, download):
+            monkeypatch.setattr(plugin, "read_manifest", ours)
+        yield server
+
+
+def put_into_cache(server: HubServer, cache: Path, *repositories: str, commit: str = COMMIT, ref: str = "main") -> Path:
+    """Lay repositories out as the hub's library and RunPod do: links in a snapshot to blobs, and a ref."""
+    for repository in repositories:
+        home = cache / f"models--{repository.replace('/', '--')}"
+        for path, content in server.files[repository].items():
+            blob = home / "blobs" / f"{abs(hash(content)):x}"
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            blob.write_bytes(content)
+            place = home / "snapshots" / commit / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(blob)
+        if ref:
+            (home / "refs").mkdir(exist_ok=True)
+            (home / "refs" / ref).write_text(commit)
+    return cache
+
+
+def test_the_cached_repository_of_runpod_is_found_by_its_ref(
+    sources: Register[ModelSource], published: HubServer, tmp_path: Path
+) -> None:
+    published.files["acme/whole"] = published.files["acme/transformer"] | published.files["acme/tokenizer"]
+    cache = put_into_cache(published, tmp_path / "runpod", "acme/whole")
+    source = build(sources, cached.CachedConfig, path=str(cache), repository="acme/whole")
+    folder = source.locate(BIG)
+    assert folder == cache / "models--acme--whole" / "snapshots" / COMMIT
+    assert not BIG.missing(folder)
+    assert build(sources, cached.CachedConfig, path=str(cache)).locate(BIG) is None
+    assert build(sources, cached.CachedConfig, path=str(cache), repository="acme/other").locate(BIG) is None
+
+
+def test_a_cached_repository_without_a_ref_is_its_only_snapshot(
+    sources: Register[ModelSource], published: HubServer, tmp_path: Path
+) -> None:
+    cache = put_into_cache(published, tmp_path / "runpod", "acme/transformer", ref="")
+    source = build(sources, cached.CachedConfig, path=str(cache), repository="acme/transformer")
+    assert source.locate(BIG) is not None
+    put_into_cache(published, cache, "acme/transformer", commit="f" * 40, ref="")
+    assert source.locate(BIG) is None
+
+
+def test_cached_files_of_several_repositories_become_one_folder(
+    sources: Register[ModelSource], published: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "links"))
+    source = build(sources, hub.HubConfig, caches=[str(tmp_path / "runpod")])
+    put_into_cache(published, tmp_path / "runpod", "acme/transformer")
+    assert source.locate(BIG) is None
+    assert "with 2 of 3 files of multitalk" in source.looked(BIG)
+    put_into_cache(published, tmp_path / "hub-cache", "acme/tokenizer")
+    folder = source.locate(BIG)
+    assert folder is not None
+    assert not BIG.missing(folder)
+    assert source.locate(BIG) == folder
+
+
+def test_what_the_hubs_own_library_cached_is_found(
+    sources: Register[ModelSource], published: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import hf_hub_download
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "links"))
+    for repository, files in published.files.items():
+        for path in files:
+            hf_hub_download(
+                repository, path, revision=COMMIT, endpoint=published.hub, cache_dir=tmp_path / "hub-cache", token=False
+            )
+    folder = build(sources, hub.HubConfig).locate(BIG)
+    assert folder is not None
+    assert not BIG.missing(folder)
+
+
+def test_a_plan_downloads_nothing(sources: Register[ModelSource], published: HubServer) -> None:
+    source = build(sources, auto.AutoConfig, download=True)
+    assert source.locate(BIG) is None
+    assert not published.asked
+
+
+def test_what_is_missing_is_downloaded_if_that_is_allowed(
+    sources: Register[ModelSource], published: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    forbidden = build(sources, auto.AutoConfig)
+    assert isinstance(forbidden, FetchingSource)
+    assert forbidden.fetch(BIG) is None
+    allowed = build(sources, auto.AutoConfig, download=True)
+    assert isinstance(allowed, FetchingSource)
+    with caplog.at_level(logging.INFO):
+        assert allowed.fetch(BIG) == tmp_path / "multitalk"
+    assert "source download has brought the weights of multitalk" in caplog.text
+    assert not BIG.missing(tmp_path / "multitalk")
+    published.asked.clear()
+    assert allowed.fetch(BIG) == tmp_path / "multitalk"
+    assert not published.asked
+
+
+def test_weights_are_downloaded_to_be_read_and_not_to_be_looked_for(
+    published: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.compose import compose
+    from engine.registry import installed
+    from engine.settings import locate_weights
+
+    monkeypatch.setenv("MODEL_PATH", str(tmp_path / "models"))
+    config = compose(["model=multitalk", "source.download=true"])
+    with pytest.raises(SourceError, match=r"looked in cached: .*; volume: .*; hub: .*; download: "):
+        locate_weights(config, installed())
+    assert not published.asked
+    assert locate_weights(config, installed(), fetch=True) == tmp_path / "models" / "multitalk"
+
+
+def test_an_incomplete_volume_is_completed_if_that_is_allowed(
+    sources: Register[ModelSource], published: HubServer, tmp_path: Path
+) -> None:
+    (tmp_path / "multitalk" / "transformer").mkdir(parents=True)
+    source = build(sources, auto.AutoConfig, download=True)
+    with pytest.raises(SourceError, match="incomplete"):
+        source.locate(BIG)
+    assert isinstance(source, FetchingSource)
+    assert source.fetch(BIG) == tmp_path / "multitalk"
+
+
+def test_offline_nothing_is_downloaded_even_if_it_is_allowed(
+    sources: Register[ModelSource], published: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    source = build(sources, auto.AutoConfig, download=True)
+    assert isinstance(source, FetchingSource)
+    with pytest.raises(SourceError, match="HF_HUB_OFFLINE"):
+        source.fetch(BIG)
+    assert not published.asked
+
+
+def test_a_preset_of_another_folder_says_what_to_choose(sources: Register[ModelSource], published: HubServer) -> None:
+    source = build(sources, download.DownloadConfig)
+    assert isinstance(source, FetchingSource)
+    with pytest.raises(SourceError, match=r"lives in multitalk, and model\.folder is elsewhere"):
+        source.fetch(Weights("multitalk", "elsewhere", ("transformer",)))

@@ -13,6 +13,7 @@ COMMANDS = {
     "plugins": "list every component and preset by group, with its package (--json)",
     "show": "FILE.mp4: print the recipe a video carries (--json)",
     "again": "FILE.mp4 --image ... --audio ...: make a video again from its recipe",
+    "models": "pull, verify, list, prune: the published weights on this machine or volume (docs/models.md)",
     "bench": "transformer, memory: measure the forward's time, or whether memory grows with length, as JSON",
 }
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from engine import hookimpl
-from engine.components import ModelSource
+from engine.components import FetchingSource, ModelSource
 from engine.config import ComponentConfig
 from engine.data import Weights
-from engine.errors import ConfigError
+from engine.errors import ConfigError, SourceError
 from engine.register import Register
 
 logger = logging.getLogger(__name__)
@@ -20,10 +20,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class AutoConfig(ComponentConfig):
-    """The first of source.chain (volume, then packaged) that has the model."""
+    """The first of source.chain that has the model; with source.download=true the last resort is to download it."""
 
     name: str = "auto"
-    chain: list[str] = field(default_factory=lambda: ["volume", "packaged"])
+    chain: list[str] = field(default_factory=lambda: ["cached", "volume", "hub", "packaged"])
+    #: May what is missing, or incomplete on the volume, be downloaded?
+    download: bool = False
 
 
 class Auto:
@@ -34,7 +36,8 @@ class Auto:
             raise ConfigError("the chain names itself", field="source.chain", hint="name other sources")
         if not config.chain:
             raise ConfigError("the chain is empty", field="source.chain", hint="name sources, e.g. [volume]")
-        self.sources = {name: register.build(_defaults(register.config(name))) for name in config.chain}
+        chain = [*config.chain, *(["download"] if config.download and "download" not in config.chain else [])]
+        self.sources = {name: register.build(_defaults(register.config(name))) for name in chain}
 
     def locate(self, weights: Weights) -> Path | None:
         """Return the first folder found, None where no source knows the model. Raises SourceError."""
@@ -43,6 +46,26 @@ class Auto:
             if folder is not None:
                 logger.info("source %s has the weights of %s: %s", name, weights.model, folder)
                 return folder
+        return None
+
+    def fetch(self, weights: Weights) -> Path | None:
+        """Do as `locate`; what it does not find, or finds incomplete, is brought by the first source that can.
+
+        Raises SourceError.
+        """
+        incomplete: SourceError | None = None
+        try:
+            folder = self.locate(weights)
+        except SourceError as error:
+            folder, incomplete = None, error
+        if folder is not None:
+            return folder
+        for name, source in self.sources.items():
+            if isinstance(source, FetchingSource) and (folder := source.fetch(weights)) is not None:
+                logger.info("source %s has brought the weights of %s: %s", name, weights.model, folder)
+                return folder
+        if incomplete is not None:
+            raise incomplete
         return None
 
     def looked(self, weights: Weights) -> str:

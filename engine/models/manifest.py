@@ -1,0 +1,159 @@
+"""manifest.yaml -> presets and their files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ConfigError
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class File:
+    """One published file."""
+
+    part: str
+    repository: str
+    #: A commit, or a branch where no source records a commit.
+    revision: str
+    #: Inside the repository.
+    path: str
+    #: Inside the model's folder.
+    to: str
+    #: Bytes: exactly, where a source records it, else roughly.
+    size: int
+    exact: bool
+    #: "" where no source records it.
+    sha256: str
+    licence: str
+
+    @property
+    def key(self) -> str:
+        """Return what names this file among all repositories."""
+        return f"{self.repository}:{self.path}"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A set of files that together are a model."""
+
+    name: str
+    about: str
+    #: Below the folder of all models.
+    folder: str
+    #: Overrides that have the engine use it.
+    use: str
+    files: tuple[File, ...]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Return the names of its parts, in order."""
+        return tuple(dict.fromkeys(file.part for file in self.files))
+
+    @property
+    def size(self) -> int:
+        """Return its bytes on disk, which is the most that getting it ever takes: nothing is there twice."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def exact(self) -> bool:
+        """Whether `size` is to the byte."""
+        return all(file.exact for file in self.files)
+
+
+class Manifest:
+    """The presets, by name."""
+
+    def __init__(self, table: dict[str, Any]) -> None:
+        self._table = table
+        self.default: str = table["default"]
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all presets, as they stand in the file."""
+        return tuple(self._table["presets"])
+
+    def parts(self) -> tuple[str, ...]:
+        """Return the names of all parts."""
+        return tuple(self._table["parts"])
+
+    def preset(self, name: str, *, extra: Sequence[str] = (), without: Sequence[str] = ()) -> Preset:
+        """Return a preset, with the parts `extra` added and `without` left out. Raises ConfigError."""
+        told = self._table["presets"].get(name)
+        if told is None:
+            raise ConfigError(f"no preset named {name!r}", field="--preset", hint=f"known: {', '.join(self.names())}")
+        for field, parts, known in (
+            ("--with", extra, self.parts()),
+            ("--without", without, (*told["parts"], *extra)),
+        ):
+            for part in parts:
+                if part not in known:
+                    raise ConfigError(f"no part named {part!r}", field=field, hint=f"known: {', '.join(known)}")
+        parts = [part for part in dict.fromkeys([*told["parts"], *extra]) if part not in without]
+        files = tuple(file for part in parts for file in self._files(part))
+        return Preset(name, told["about"], told["folder"], told["use"], files)
+
+    def presets(self) -> tuple[Preset, ...]:
+        """Return all presets."""
+        return tuple(self.preset(name) for name in self.names())
+
+    def preset_of(self, model: str, quant: str = "none") -> Preset | None:
+        """Return the preset that `model=… quant=…` reads; None for a model that is not published.
+
+        A quantisation that is made while loading reads what quant=none reads.
+        """
+        dense = None
+        for preset in self.presets():
+            use = dict(word.split("=") for word in preset.use.split())
+            if use["model"] == model and "model.folder" not in use:
+                if use.get("quant", "none") == quant:
+                    return preset
+                if "quant" not in use:
+                    dense = preset
+        return dense
+
+    def _files(self, part: str) -> tuple[File, ...]:
+        told = self._table["parts"][part]
+        repository = told["repository"]
+        source = self._table["repositories"][repository]
+        return tuple(
+            File(
+                part=part,
+                repository=repository,
+                revision=source["revision"],
+                path=file["path"],
+                to=_place(file["path"], file.get("to", "")),
+                size=file.get("size", file.get("about")),
+                exact="size" in file,
+                sha256=file.get("sha256", ""),
+                licence=source["licence"],
+            )
+            for file in told["files"]
+        )
+
+
+def _place(path: str, to: str) -> str:
+    return to + Path(path).name if to.endswith("/") else to or path
+
+
+@cache
+def read_manifest(path: Path | None = None) -> Manifest:
+    """Return the manifest of this package, or another. Raises ConfigError where that is none."""
+    import yaml
+
+    path = path or Path(__file__).with_name("manifest.yaml")
+    try:
+        manifest = Manifest(yaml.safe_load(path.read_text("utf-8")))
+        manifest.presets()
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is no manifest ({type(error).__name__}: {error})",
+            field="--manifest",
+            hint="engine/models/manifest.yaml shows the format",
+        ) from error
+    return manifest

@@ -1,0 +1,79 @@
+"""Weights from the hub, brought to the volume when they are about to be read."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine import hookimpl
+from engine.components import ModelSource
+from engine.config import ComponentConfig
+from engine.data import Weights
+from engine.errors import SourceError
+from engine.models.manifest import Preset, read_manifest
+from engine.models.pull import Options, pull
+from engine.models.record import Record
+from engine.register import Register
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DownloadConfig(ComponentConfig):
+    """Downloads the preset that is needed into source.path, else $MODEL_PATH, as `multitalk models pull` does."""
+
+    name: str = "download"
+    path: str = "${oc.env:MODEL_PATH,/runpod-volume/models}"
+    #: Of `multitalk models list`; "": the one that model and quant read.
+    preset: str = ""
+
+
+class Download:
+    """Gets a preset; one that was got before is only looked at."""
+
+    def __init__(self, config: DownloadConfig) -> None:
+        self.config = config
+        self.root = Path(config.path).expanduser()
+
+    def locate(self, weights: Weights) -> Path | None:
+        """Return the folder of a complete download, else None."""
+        preset = self._preset(weights)
+        if preset is None:
+            return None
+        folder = self.root / preset.folder
+        return folder if Record(folder).has_all(preset.name, [file.to for file in preset.files]) else None
+
+    def fetch(self, weights: Weights) -> Path | None:
+        """Return the folder with all files, downloaded if need be; None for a model that is not published.
+
+        Raises SourceError.
+        """
+        preset = self._preset(weights)
+        if preset is None:
+            return None
+        if preset.folder != weights.folder:
+            raise SourceError(
+                f"the preset {preset.name} lives in {preset.folder}, and model.folder is {weights.folder}",
+                field="source.preset",
+                hint=preset.use,
+            )
+        return pull(preset, self.root, Options(out=sys.stderr, say=logger.info))
+
+    def looked(self, weights: Weights) -> str:
+        """Say where."""
+        preset = self._preset(weights)
+        name = f"{preset.name} in {self.root / preset.folder}" if preset else "the hub, where it is not published"
+        return f"a complete download of {name}" if preset else name
+
+    def _preset(self, weights: Weights) -> Preset | None:
+        manifest = read_manifest()
+        name = self.config.preset
+        return manifest.preset(name) if name else manifest.preset_of(weights.model, weights.quant)
+
+
+@hookimpl
+def register_sources(register: Register[ModelSource]) -> None:
+    """Offer downloading as a source."""
+    register(Download, DownloadConfig)

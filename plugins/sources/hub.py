@@ -1,0 +1,64 @@
+"""Weights that the hub's own cache has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine import hookimpl
+from engine.components import ModelSource
+from engine.config import ComponentConfig
+from engine.data import Weights
+from engine.models.cached import find, hub_cache, link
+from engine.models.manifest import Preset, read_manifest
+from engine.register import Register
+
+
+@dataclass
+class HubConfig(ComponentConfig):
+    """The hub's cache ($HF_HUB_CACHE, $HF_HOME) and RunPod's, if they have every file of the preset."""
+
+    name: str = "hub"
+    #: Further caches, looked into first.
+    caches: list[str] = field(default_factory=lambda: ["/runpod-volume/huggingface-cache/hub"])
+    #: Of `multitalk models list`; "": the one that model and quant read.
+    preset: str = ""
+
+
+class Hub:
+    """Makes a folder of links to the cached files of a preset."""
+
+    def __init__(self, config: HubConfig, into: Path | None = None) -> None:
+        self.config = config
+        self._into = into
+
+    def locate(self, weights: Weights) -> Path | None:
+        """Return a folder of links, None where a file is not cached or the model is not published."""
+        preset = self._preset(weights)
+        if preset is None:
+            return None
+        found, missing = find(preset, self._caches())
+        return None if missing else link(found, preset.name, self._into)
+
+    def looked(self, weights: Weights) -> str:
+        """Say where, and how much of it is there."""
+        preset = self._preset(weights)
+        where = ", ".join(map(str, self._caches()))
+        if preset is None:
+            return f"the hub's cache ({where}), where this model is not published"
+        found, missing = find(preset, self._caches())
+        return f"the hub's cache ({where}), with {len(found)} of {len(found) + len(missing)} files of {preset.name}"
+
+    def _preset(self, weights: Weights) -> Preset | None:
+        manifest = read_manifest()
+        name = self.config.preset
+        return manifest.preset(name) if name else manifest.preset_of(weights.model, weights.quant)
+
+    def _caches(self) -> list[Path]:
+        return [*(Path(cache).expanduser() for cache in self.config.caches), hub_cache()]
+
+
+@hookimpl
+def register_sources(register: Register[ModelSource]) -> None:
+    """Offer the hub's cache as a source."""
+    register(Hub, HubConfig)
