@@ -10,6 +10,7 @@ import argparse
 import base64
 import hashlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -55,6 +56,8 @@ def main() -> int:
         "fps": 25,
         "seed": 7,
     }
+    # RunPod's SDK lets every logger of the process speak, and httpx2 has a line for each look at a job.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
     # Neither client may look for loopback behind a proxy.
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
     with tempfile.TemporaryDirectory(prefix="show-") as name:

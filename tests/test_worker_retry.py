@@ -60,10 +60,12 @@ def test_a_video_whose_upload_failed_is_uploaded_by_retry_and_not_made_again(tmp
         with storing(tmp_path / "store.log", {"films": "us-east-1"}, port):
             worker = job.worker
             sent.retry()
-            house.until(lambda: job.final, PATIENCE)
-            assert job.state == "COMPLETED", job.answer(0)
-            assert job.worker == worker
+            retried = house.job(sent.id)
+            house.until(lambda: retried.final, PATIENCE)
+            assert retried.state == "COMPLETED", retried.answer(0)
+            assert retried.worker == worker
             assert sent.download(tmp_path / "talk.mp4").path.read_bytes() == made
-        assert list(job.output["timings"]) == ["keep"]
-        assert any("not made again" in warning for warning in job.output["warnings"])
+        # No stage of a generation among them.
+        assert list(retried.output["timings"]) == ["keep"]
+        assert any("not made again" in warning for warning in retried.output["warnings"])
         assert not [path for path in volume.rglob("*") if path.is_file()]
