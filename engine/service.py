@@ -17,6 +17,7 @@ from engine.data import Access, Delivery, Media, Plan, Request, Resumed
 from engine.errors import EngineError, SourceError
 from engine.readahead import reading_ahead
 from engine.recipe import versions
+from engine.reclaim import reclaim
 from engine.registry import installed
 from engine.settings import locate_weights, make_access, make_settings, request_access
 from engine.sinks import request_sink, resume
@@ -128,6 +129,7 @@ class EngineService:
             if self._engine is not None:
                 self._engine.close()
                 self._engine = None
+                reclaim()
 
     def _made(self) -> Engine:
         if self._engine is None:

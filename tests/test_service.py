@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import textwrap
+import weakref
 from importlib.resources import files
 from pathlib import Path
 
@@ -85,6 +87,20 @@ def test_closed_service_loads_again_when_asked(tmp_path: Path) -> None:
     assert not service.check()["loaded"]
     service.generate(REQUEST)
     assert service.check()["loaded"]
+
+
+def test_closed_service_gives_its_weights_back() -> None:
+    service = EngineService()
+    service.load()
+    assert service._engine is not None
+    weights = weakref.ref(next(service._engine.load().transformer.parameters()))
+    # Circles of references hold them: nobody but `close` may be the one who breaks these.
+    gc.disable()
+    try:
+        service.close()
+        assert weights() is None
+    finally:
+        gc.enable()
 
 
 def test_access_bounds_what_a_request_may_reach(tmp_path: Path) -> None:
