@@ -29,7 +29,6 @@ from urllib.parse import parse_qs, urlsplit
 import pluggy
 import pytest
 from omegaconf import OmegaConf
-from store import free_port, storing
 
 from engine import hookspecs
 from engine.buckets import Bucket, Trouble
@@ -192,13 +191,37 @@ def told(**headers: str) -> Fault:
     return fault
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a store in a process of its own: bucket films is in us-east-1, abroad in eu-west-1."""
     pytest.importorskip("moto")
-    log = tmp_path_factory.mktemp("moto") / "log"
-    with storing(log, {"films": "us-east-1", "abroad": "eu-west-1"}) as port:
+    port = free_port()
+    log = (tmp_path_factory.mktemp("moto") / "log").open("wb")
+    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with log, subprocess.Popen(words, stdout=log, stderr=log) as process:
+        while process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        for name, region in (("films", "us-east-1"), ("abroad", "eu-west-1")):
+            scope = f"AWS4-HMAC-SHA256 Credential=test/20260101/{region}/s3/aws4_request"
+            tag = "CreateBucketConfiguration"
+            place = f"<{tag}><LocationConstraint>{region}</LocationConstraint></{tag}>" if name == "abroad" else ""
+            connection.request("PUT", f"/{name}", place, {"Authorization": scope})
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.read()
+            answer.read()
+        connection.close()
         yield port
+        process.terminate()
 
 
 @pytest.fixture
