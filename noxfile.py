@@ -1,7 +1,8 @@
 """The checks: nox -s tests types lint wheel. All run in the environment nox itself runs in, so torch is there once.
 
-`nox -s talk` measures the embedded model; it takes half an hour or more and runs only when it is asked for. So does
-`nox -s kills`, which takes minutes.
+What takes longer runs only when it is asked for: `nox -s talk` measures the embedded model, `nox -s kills` kills downloads,
+`nox -s soak` tells what the memory of a worker does over 200 jobs, and `nox -s show` shows clients, endpoint, worker and
+store at work together.
 """
 
 from __future__ import annotations
@@ -89,6 +90,27 @@ def talk(session: nox.Session) -> None:
     missed = [f"{bar['name']}: {bar['value']}, not {bar['bar']}" for bar in report["bars"] if not bar["holds"]]
     if missed:
         session.error("; ".join(missed))
+
+
+@nox.session(venv_backend="none")
+def soak(session: nox.Session) -> None:
+    """Run `multitalk bench soak` and hold it to its bars; the report is kept in docs/measured once they are reached.
+
+    Arguments after -- are handed on; a report of fewer jobs than the bench's own is not kept.
+    """
+    command = [sys.executable, "-m", "engine", "bench", "soak", *session.posargs]
+    report = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    if not report["holds"]:
+        session.error(json.dumps(report))
+    if report["jobs"] >= 200:
+        kept = ROOT / "docs" / "measured" / "soak.json"
+        kept.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+
+
+@nox.session(venv_backend="none")
+def show(session: nox.Session) -> None:
+    """Send jobs through both clients to an endpoint, cancel one, kill the worker of one, and fetch what was made."""
+    session.run(sys.executable, "tests/show.py", *session.posargs)
 
 
 def _try_wheel(session: nox.Session, outside: Path) -> None:

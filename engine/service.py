@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import threading
 import time
@@ -14,7 +15,9 @@ from engine.compose import compose, compose_request
 from engine.config import Config
 from engine.data import Access, Delivery, Media, Plan, Request, Resumed
 from engine.errors import EngineError, SourceError
+from engine.readahead import reading_ahead
 from engine.recipe import versions
+from engine.reclaim import reclaim
 from engine.registry import installed
 from engine.settings import locate_weights, make_access, make_settings, request_access
 from engine.sinks import request_sink, resume
@@ -126,15 +129,29 @@ class EngineService:
             if self._engine is not None:
                 self._engine.close()
                 self._engine = None
+                reclaim()
 
     def _made(self) -> Engine:
         if self._engine is None:
             began = time.monotonic()
-            from engine.pipeline import Engine
+            # The libraries take seconds in which nothing would be read.
+            with reading_ahead(self._weight_files()):
+                from engine.pipeline import Engine
 
             self._seconds["imports"] = time.monotonic() - began
             self._engine = Engine(self.config, self._registry, access=self.access)
         return self._engine
+
+    def _weight_files(self) -> list[Path]:
+        if "engine.pipeline" in sys.modules:
+            return []
+        try:
+            folder = locate_weights(self.config, self._registry)
+        except SourceError:
+            # Said by whoever loads them, who may still be waiting for a person to fetch them.
+            return []
+        # The transformer first, as they are loaded: what is read too early has left the cache again.
+        return sorted(folder.rglob("*.safetensors"), key=lambda path: (path.parent.name != "transformer", path))
 
     def _fetch(self, request: Request, folder: Path) -> Media:
         opener = self._registry.plugins.hook.open_address

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,10 +28,10 @@ class Running:
     def __init__(self, endpoint: LocalEndpoint, loop: asyncio.AbstractEventLoop) -> None:
         self.endpoint, self.loop = endpoint, loop
 
-    def until(self, ready: Callable[[], Any]) -> None:
+    def until(self, ready: Callable[[], Any], patience: float = PATIENCE) -> None:
         """Wait until `ready()`, which is asked on the endpoint's loop whenever a job or worker changes."""
         waiting = asyncio.run_coroutine_threadsafe(
-            self.endpoint.jobs.bell.until(lambda: bool(ready()), PATIENCE), self.loop
+            self.endpoint.jobs.bell.until(lambda: bool(ready()), patience), self.loop
         )
         assert waiting.result(), "it never came to be"
 
@@ -59,6 +59,7 @@ def running(
     limits: Limits | None = None,
     api_key: str | None = None,
     worker: Sequence[str] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
     """Run an endpoint whose workers are `worker`, or `endpoint_worker.py` with `words`."""
     loop = asyncio.new_event_loop()
@@ -70,7 +71,7 @@ def running(
             workers=workers,
             limits=limits,
             api_key=api_key,
-            environment=NO_CHECKS,
+            environment={**NO_CHECKS, **(environment or {})},
         )
         asyncio.run_coroutine_threadsafe(endpoint.__aenter__(), loop).result()
         try:

@@ -234,6 +234,15 @@ def test_a_video_elsewhere_is_fetched_without_our_key(tmp_path: Path) -> None:
     assert not any("Authorization" in request.headers for request in network.asked[1:])
 
 
+def test_a_presigned_url_is_in_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    url = "https://films.example/j1.mp4?X-Amz-Signature=sentinel"
+    network = Network(completed(video_url=url), httpx2.Response(200, content=VIDEO))
+    with caplog.at_level("DEBUG"):
+        network.client().job("j1").download(tmp_path / "talk.mp4")
+    assert "GET https://films.example/j1.mp4" in caplog.text
+    assert "sentinel" not in caplog.text
+
+
 @pytest.mark.parametrize(
     "answers",
     [

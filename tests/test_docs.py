@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine import components, hookspecs
+from engine.jobs.schema import job_schema
 
 ROOT = Path(__file__).parent.parent
 PLUGINS = (ROOT / "docs" / "plugins.md").read_text("utf-8")
@@ -90,7 +91,7 @@ def test_extras_that_are_named_exist() -> None:
 
 
 def test_each_code_of_an_error_is_documented() -> None:
-    used = set()
+    used = {"internal_error"}  # of what is no error of the engine's
     for path in [*(ROOT / "plugins").rglob("*.py"), *(ROOT / "engine").rglob("*.py")]:
         if path.is_relative_to(ROOT / "engine" / "client"):
             continue  # whose own codes stand in docs/client.md
@@ -102,8 +103,31 @@ def test_each_code_of_an_error_is_documented() -> None:
                     used.add(code)
                 case ast.Assign(targets=[ast.Name(id="CODE")], value=ast.Constant(value=str(code))):
                     used.add(code)
-    documented = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "errors.md").read_text("utf-8"), re.MULTILINE)
-    assert documented == sorted(used)
+    assert documented_codes() == sorted(used)
+
+
+def documented_codes() -> list[str]:
+    return re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "errors.md").read_text("utf-8"), re.MULTILINE)
+
+
+def test_each_code_is_one_that_a_job_may_answer() -> None:
+    codes = job_schema()["$defs"]["error"]["properties"]["error_code"]["anyOf"]
+    assert sorted(code["const"] for code in codes if "const" in code) == documented_codes()
+
+
+def test_each_code_has_a_remedy() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text("utf-8").partition("## When something goes wrong")[2]
+    table = page.partition("| code |")[2].partition("\n\n")[0]
+    firsts = re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE)
+    assert sorted(code for first in firsts for code in re.findall(r"`(\w+)`", first)) == documented_codes()
+
+
+def test_codes_that_the_readme_names_exist() -> None:
+    page = (ROOT / "README.md").read_text("utf-8").partition("**When something goes wrong**")[2]
+    firsts = re.findall(r"^\| ([^|]*) \|", page.partition("\n\n**Costs")[0], re.MULTILINE)
+    named = {code for first in firsts for code in re.findall(r"`([a-z]\w+)`", first)}
+    assert named
+    assert named <= set(documented_codes())
 
 
 def test_tested_versions_meet_the_requirements_of_the_package() -> None:

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -38,7 +39,15 @@ def serving(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int, int]]:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     worker = shlex.join(["sh", "-c", f"exec > {shlex.quote(str(pipe))}; echo $$; exec sleep 1000"])
-    process = subprocess.Popen([sys.executable, "-c", MAIN, worker], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, worker],
+        env={**os.environ, "TMPDIR": str(disk)},
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
     try:
         told = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
         try:
@@ -65,12 +74,17 @@ def test_sigterm_ends_the_workers_and_then_the_endpoint(tmp_path: Path) -> None:
         assert heard(told) == b""
         with pytest.raises(ProcessLookupError):
             os.killpg(worker, 0)
+        assert not list((tmp_path / "disk").iterdir())
 
 
 def test_an_endpoint_that_is_killed_leaves_no_worker(tmp_path: Path) -> None:
     with serving(tmp_path) as (process, told, _):
         process.kill()
         assert heard(told) == b""
+        deadline = time.monotonic() + 60
+        while list((tmp_path / "disk").iterdir()):
+            assert time.monotonic() < deadline, "temporary files are left"
+            time.sleep(0.1)
 
 
 def test_a_worker_is_booted_as_the_endpoint_was() -> None:

@@ -125,6 +125,7 @@ def test_a_worker_that_dies_is_replaced_and_its_job_runs_again(house: Running, e
     assert (job.state, job.attempts) == ("COMPLETED", 2)
     assert job.worker != first
     house.until(lambda: len(house.endpoint.crew.workers) == 2)
+    assert not Path((tmp_path / "died").read_text("utf-8")).exists(), "what it left on the disk is gone with it"
 
 
 def test_refresh_replaces_the_process_after_the_answer(house: Running, endpoint: Any) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import textwrap
+import weakref
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.nn import Parameter
 
 from engine import Access, EngineService, Request, Speaker
 from engine.components import Service
@@ -85,6 +89,24 @@ def test_closed_service_loads_again_when_asked(tmp_path: Path) -> None:
     assert not service.check()["loaded"]
     service.generate(REQUEST)
     assert service.check()["loaded"]
+
+
+def test_closed_service_gives_its_weights_back() -> None:
+    def parameters() -> dict[int, Any]:
+        return {id(found): weakref.ref(found) for found in gc.get_objects() if type(found) is Parameter}
+
+    before = parameters()
+    service = EngineService()
+    service.load()
+    weights = [found for key, found in parameters().items() if key not in before]
+    assert len(weights) > 100
+    # Circles of references hold some: nobody but `close` may be the one who breaks these.
+    gc.disable()
+    try:
+        service.close()
+        assert not [found() for found in weights if found() is not None]
+    finally:
+        gc.enable()
 
 
 def test_access_bounds_what_a_request_may_reach(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from engine.client.answers import (
     refused,
     result,
 )
-from engine.client.calls import BASE_URL, TIMEOUT, Address, Attempts, Looks, submission
+from engine.client.calls import BASE_URL, TIMEOUT, Address, Attempts, Looks, hide_queries, submission
 from engine.client.media import address_of, content_of, saving
 
 
@@ -40,6 +40,7 @@ class AsyncClient:
         """`tries` bounds how often a call is made in all; `transport` replaces the network."""
         self._address = Address(endpoint_id, api_key, base_url)
         self._tries = tries
+        hide_queries()
         self._http = httpx2.AsyncClient(timeout=TIMEOUT, transport=transport)
 
     async def __aenter__(self) -> AsyncClient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import time
 from collections.abc import Mapping
@@ -88,6 +89,21 @@ class Address:
     def headers(self) -> dict[str, str]:
         """Headers of a call; never of a download, whose host is another."""
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
+
+def hide_queries() -> None:
+    """Keep what follows a URL's path out of the line that httpx2 logs of each request: a presigned URL is a key."""
+    logger = logging.getLogger("httpx2")
+    if _without_queries not in logger.filters:
+        logger.addFilter(_without_queries)
+
+
+def _without_queries(record: logging.LogRecord) -> bool:
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            str(value).partition("?")[0] if isinstance(value, httpx2.URL) else value for value in record.args
+        )
+    return True
 
 
 def retry_after(response: httpx2.Response) -> float | None:

@@ -20,7 +20,7 @@ from engine.client.answers import (
     refused,
     result,
 )
-from engine.client.calls import BASE_URL, TIMEOUT, Address, Attempts, Looks, submission
+from engine.client.calls import BASE_URL, TIMEOUT, Address, Attempts, Looks, hide_queries, submission
 from engine.client.media import address_of, content_of, saving
 
 
@@ -39,6 +39,7 @@ class Client:
         """`tries` bounds how often a call is made in all; `transport` replaces the network."""
         self._address = Address(endpoint_id, api_key, base_url)
         self._tries = tries
+        hide_queries()
         self._http = httpx2.Client(timeout=TIMEOUT, transport=transport)
 
     def __enter__(self) -> Client:

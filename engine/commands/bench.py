@@ -16,6 +16,7 @@ BENCHES = {
     "transformer": "Time one forward of the network against its bare matrix products and attention calls.",
     "memory": "Compare the peak memory of a short and a long video, each in a fresh process.",
     "start": "Time a worker's start to ready against its bare imports and the reading of its weights.",
+    "soak": "Let a worker do many jobs: what its memory grows by, and what it leaves on the disk.",
     "talk": "Measure whether the embedded model talks: lips, binding, lags, colours, seams, turbo, seconds.",
 }
 

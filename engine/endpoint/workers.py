@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class Worker:
 
     id: str
     process: asyncio.subprocess.Process
+    #: Its temporary files, which end with it as a container's disk does.
+    disk: Path
     started: float
     #: It has asked for a job.
     ready: bool = False
@@ -68,6 +71,7 @@ class Crew:
         self._stopping = asyncio.Event()
         self._slots: list[asyncio.Task[None]] = []
         self._guard: subprocess.Popen[str] | None = None
+        self._disks: Path | None = None
 
     async def start(self) -> None:
         """Start all workers. Raises ConfigError if there is no such command."""
@@ -82,7 +86,9 @@ class Crew:
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", str(script)], stdin=subprocess.PIPE, text=True, start_new_session=True
         )
+        self._disks = Path(tempfile.mkdtemp(prefix="multitalk-endpoint-"))
         self._tell_guard(self._mark)
+        self._tell_guard(str(self._disks))
         self._slots = [asyncio.create_task(self._keep_one()) for _ in range(self._count)]
 
     async def stop(self) -> None:
@@ -100,6 +106,8 @@ class Crew:
                 with contextlib.suppress(BrokenPipeError):
                     self._guard.stdin.close()
                 self._guard.wait()
+            if self._disks is not None:
+                shutil.rmtree(self._disks, ignore_errors=True)
 
     def asked(self, worker_id: str) -> Worker | None:
         """Note that a worker asks for a job; return it if it may have one."""
@@ -163,6 +171,7 @@ class Crew:
             del self.workers[worker.id]
             why = f"the worker's process ended ({_told(status)})"
             self._on_gone(worker.id, why)
+            await asyncio.to_thread(shutil.rmtree, worker.disk, ignore_errors=True)
             if worker.ready or worker.retired:
                 failures = 0
                 continue
@@ -180,15 +189,18 @@ class Crew:
 
     async def _spawn(self) -> Worker:
         worker_id = secrets.token_hex(7)
+        assert self._disks is not None
+        disk = self._disks / worker_id
+        disk.mkdir(mode=0o700)
         process = await asyncio.create_subprocess_exec(
             *self._command,
-            env={**os.environ, **self._environment(worker_id)},
+            env={**os.environ, "TMPDIR": str(disk), **self._environment(worker_id)},
             stdin=asyncio.subprocess.DEVNULL,
             # All that workers print belongs to the log: stdout is the entrypoint's.
             stdout=2,
             start_new_session=True,
         )
-        worker = Worker(worker_id, process, time.monotonic())
+        worker = Worker(worker_id, process, disk, time.monotonic())
         self.workers[worker_id] = worker
         if self._stopping.is_set():
             self.retire(worker_id)

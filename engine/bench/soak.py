@@ -1,0 +1,94 @@
+"""Does a worker that does job after job stay as it is? Its memory and what it leaves on the disk, as JSON."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import linear_regression
+from typing import Any
+
+from engine.bench.platform import Platform, working
+from engine.errors import EngineError, RequestError
+
+#: Jobs after which caches and allocators are warm.
+WARM = 20
+#: MiB of resident memory that each further job may add.
+ALLOWED = 0.1
+#: Seconds for one job, the first one's start of the worker included.
+_PATIENCE = 900.0
+
+Row = dict[str, Any]
+
+
+def run(jobs: int = 200) -> dict[str, Any]:
+    """Let `multitalk runpod model=tiny` do `jobs` self-tests one after the other, and return what was seen; Linux only.
+
+    `slope_mib_per_job` is the line through the worker's resident memory after each job but the first 20. `left` names
+    what lies in its temporary folder once it has ended. Raises RequestError, and EngineError for a job that fails.
+    """
+    if jobs < WARM + 2:
+        raise RequestError(
+            f"{jobs} jobs", field="bench soak", hint=f"at least {WARM + 2}: the first {WARM} do not count"
+        )
+    platform = Platform()
+    try:
+        with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+            temporary, log = Path(folder) / "tmp", Path(folder) / "log"
+            temporary.mkdir()
+            with working(platform, ["model=tiny"], log=log, TMPDIR=str(temporary)) as process:
+                rows = [_job(platform, number, process.pid, log) for number in range(1, jobs + 1)]
+                process.terminate()
+                process.wait(_PATIENCE)
+            left = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*"))
+    finally:
+        platform.close()
+    return _report(rows, left, process.returncode)
+
+
+def _report(rows: Sequence[Row], left: Sequence[str], status: int | None) -> dict[str, Any]:
+    warmed = rows[WARM:]
+    slope = linear_regression(range(len(warmed)), [row["rss_mib"] for row in warmed]).slope
+    return {
+        "bench": "soak",
+        "model": "tiny",
+        "jobs": len(rows),
+        "seconds": {"first": rows[0]["seconds"], **_range("seconds", warmed)},
+        "rss_mib": {"first": rows[0]["rss_mib"], "warm": warmed[0]["rss_mib"], "last": rows[-1]["rss_mib"]},
+        "descriptors": _range("descriptors", warmed),
+        "threads": _range("threads", warmed),
+        "sha256": sorted({row["sha256"] for row in rows}),
+        "slope_mib_per_job": round(slope, 4),
+        "allowed_mib_per_job": ALLOWED,
+        "left": list(left),
+        "status": status,
+        "rss_mib_by_job": [row["rss_mib"] for row in rows],
+        "holds": slope <= ALLOWED and not left and status == 0,
+    }
+
+
+def _job(platform: Platform, number: int, worker: int, log: Path) -> Row:
+    began = time.monotonic()
+    platform.send(f"soak-{number}", {"action": "selftest"})
+    answer = platform.result(f"soak-{number}", _PATIENCE)
+    output = answer.get("output") or {}
+    if output.get("ok") is not True:
+        raise EngineError(f"job {number}: {answer}", field="bench soak", hint=log.read_text("utf-8")[-2000:])
+    return {
+        "seconds": round(time.monotonic() - began, 2),
+        "sha256": output["sha256"],
+        "rss_mib": round(_status(worker, "VmRSS") / 1024, 2),
+        "threads": _status(worker, "Threads"),
+        "descriptors": len(list(Path(f"/proc/{worker}/fd").iterdir())),
+    }
+
+
+def _status(process: int, key: str) -> int:
+    lines = Path(f"/proc/{process}/status").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def _range(key: str, rows: Sequence[Row]) -> dict[str, Any]:
+    values = [row[key] for row in rows]
+    return {"least": min(values), "most": max(values)}
