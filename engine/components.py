@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-from engine.data import Artifact, Delivery, Plan, Progress, Request, Resumed, Store, Weights
+from engine.data import Artifact, Delivery, Kept, Plan, Progress, Request, Resumed, Store, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,6 +90,15 @@ class JobSink(Sink, Protocol):
 
 
 @runtime_checkable
+class BoundSink(Sink, Protocol):
+    """A sink whose answer is as long as the video; the engine tells it what a request's answer may carry."""
+
+    def within(self, limit: int) -> Sink:
+        """Return the sink for an answer that carries at most `limit` bytes of the video's text."""
+        ...
+
+
+@runtime_checkable
 class KeepingSink(Sink, Protocol):
     """A sink that keeps a video which it could not deliver until its job comes again."""
 
@@ -100,16 +109,6 @@ class KeepingSink(Sink, Protocol):
     def resume(self, job: str) -> Kept:
         """Deliver the video that waits under this name. Raises SinkError."""
         ...
-
-
-class Kept(Protocol):
-    """What a sink answers: an address, or the content itself as base64 text."""
-
-    @property
-    def address(self) -> str | None: ...
-
-    @property
-    def content(self) -> str | None: ...
 
 
 @runtime_checkable

@@ -75,6 +75,8 @@ class Request:
     store: Store | None = None
     #: Name of another sink than the engine's, with its own defaults; None: the engine's.
     sink: str | None = None
+    #: Most bytes of text that the answer may carry of the video itself; None: any number.
+    answer_bytes: int | None = None
     #: Config overrides of this request alone, e.g. "sampler=turbo", "guidance.text_scale=3".
     overrides: tuple[str, ...] = ()
 
@@ -288,13 +290,29 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Delivered:
-    """Where the caller finds a video, and what it took this time."""
+class Kept:
+    """What a sink answers: where the video is, or the video itself, and how to tell that it is whole."""
 
     #: A path or URL; None where the content itself is the answer. No repr shows it: a presigned URL is a key.
     address: str | None = field(repr=False)
     #: The content as base64 text, for sinks that hand it over.
     content: str | None = field(repr=False)
+    #: SHA-256 of the bytes that the caller gets, in hexadecimal digits, and their number.
+    sha256: str
+    bytes: int
+    #: What the sink did to the video that one might not expect, a sentence each.
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """Where the caller finds a video, and what it took this time."""
+
+    #: As the sink answered them: see `Kept`.
+    address: str | None = field(repr=False)
+    content: str | None = field(repr=False)
+    sha256: str
+    bytes: int
     media_type: str
     seconds: float
     frames: int

@@ -7,7 +7,7 @@ import time
 from omegaconf import OmegaConf
 
 from engine.buckets import Bucket
-from engine.components import JobSink, KeepingSink, Sink
+from engine.components import BoundSink, JobSink, KeepingSink, Sink
 from engine.config import ComponentConfig
 from engine.data import Access, Request, Resumed, Store
 from engine.errors import RequestError, UnknownComponent
@@ -30,6 +30,8 @@ def request_sink(sink: Sink, request: Request, registry: Registry, access: Acces
         if request.store is not None:
             _check_public(request.store, access)
         return sink.for_job(request.job, request.store)
+    if isinstance(sink, BoundSink) and request.answer_bytes is not None:
+        sink = sink.within(request.answer_bytes)
     if request.store is not None and request.sink is None:
         raise RequestError(
             "the sink takes no bucket of a job's own", field="request.store", hint="leave it out, or boot with sink=s3"
@@ -49,13 +51,18 @@ def resume(sink: Sink, request: Request) -> Resumed | None:
     return Resumed(
         address=kept.address,
         content=kept.content,
+        sha256=kept.sha256,
+        bytes=kept.bytes,
         media_type=waiting.media_type,
         seconds=waiting.seconds,
         frames=waiting.frames,
         fps=round(waiting.frames / waiting.seconds, 3) if waiting.seconds else 0.0,
         seed=request.seed,
         timings={"keep": time.monotonic() - began},
-        warnings=("an earlier try of this job made the video and could not deliver it; it was not made again",),
+        warnings=(
+            "an earlier try of this job made the video and could not deliver it; it was not made again",
+            *kept.warnings,
+        ),
     )
 
 

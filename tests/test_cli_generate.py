@@ -71,7 +71,9 @@ class FakeService:
             if cancel.is_set():
                 raise Cancelled("denoise")
         content = None if self.address else "AAAA"
-        return Delivery(self.address, content, "video/mp4", 4.0, 100, 25.0, 3, {"denoise": 2.5}, PLAN, PLAN.warnings)
+        return Delivery(
+            self.address, content, "0" * 64, 7, "video/mp4", 4.0, 100, 25.0, 3, {"denoise": 2.5}, PLAN, PLAN.warnings
+        )
 
     def plan(self, request: Request) -> Plan:
         self.requests.append(request)

@@ -27,6 +27,7 @@ ROOMS = {
     "engine.network": {"engine.errors"},
     "engine.download": {"engine.data", "engine.errors", "engine.network"},
     "engine.components": {"engine.data"},
+    "engine.h264": {"engine.errors"},
     "engine.buckets": {"engine.data", "engine.errors"},
     "engine.speakers": {"engine.data", "engine.errors"},
     "engine.jobs": {"engine.data", "engine.errors", "engine.jobs", "engine.speakers"},
@@ -38,7 +39,9 @@ ROOMS = {
     "engine.register": {"engine.config", "engine.errors"},
     "engine.hookspecs": {"engine.components", "engine.data", "engine.register"},
     "engine.multitalk": {"engine.data", "engine.errors", "engine.multitalk"},
-    "engine.stages": {"engine.data", "engine.errors", "engine.components", "engine.multitalk", "engine.stages"},
+    "engine.stages": {
+        *("engine.components", "engine.data", "engine.errors", "engine.h264", "engine.multitalk", "engine.stages"),
+    },
     "plugins": {
         "engine",
         "engine.buckets",
@@ -48,6 +51,7 @@ ROOMS = {
         "engine.download",
         "engine.endpoint",
         "engine.errors",
+        "engine.h264",
         "engine.jobs",
         "engine.network",
         "engine.register",

@@ -68,6 +68,8 @@ PLAN = Plan(
 DELIVERY = Delivery(
     address="https://bucket.example.org/a.mp4?X-Amz-Signature=1",
     content=None,
+    sha256="0" * 64,
+    bytes=7,
     media_type="video/mp4",
     seconds=12.5,
     frames=100,
@@ -91,6 +93,8 @@ def test_url_of_a_video_is_answered_whole() -> None:
     told = answer(JOB, DELIVERY)
     assert told == {
         "video_url": DELIVERY.address,
+        "sha256": "0" * 64,
+        "bytes": 7,
         "seed": 42,
         "frames": 100,
         "fps": 8.0,

@@ -19,8 +19,7 @@ import numpy as np
 import pytest
 
 from engine import Delivery, EngineService, Progress, Request, Speaker, hookimpl
-from engine.components import Kept
-from engine.data import Access, Artifact, Credentials, Frames, Store, Window
+from engine.data import Access, Artifact, Credentials, Frames, Kept, Store, Window
 from engine.errors import Cancelled, RequestError, SinkError
 from engine.registry import installed
 from engine.sinks import request_sink

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.components import KeepingSink
-from engine.data import Access, Artifact, Credentials, Request, Speaker, Store
+from engine.data import Access, Artifact, Credentials, Kept, Request, Speaker, Store
 from engine.errors import RequestError
 from engine.network import Url
 from engine.registry import installed
@@ -85,10 +85,7 @@ class Wire:
     def hang_up(self) -> None: ...
 
 
-@dataclass(frozen=True)
-class Given:
-    address: str | None = "https://films.example.com/7.mp4"
-    content: str | None = None
+GIVEN = Kept("https://films.example.com/7.mp4", None, "0" * 64, 7)
 
 
 @dataclass
@@ -97,7 +94,7 @@ class Shelf:
 
     resumed: list[str] = field(default_factory=list)
 
-    def put(self, artifact: Artifact) -> Given:
+    def put(self, artifact: Artifact) -> Kept:
         raise AssertionError
 
     def check(self, filename: str | None) -> None: ...
@@ -105,16 +102,17 @@ class Shelf:
     def waiting(self, job: str) -> Artifact | None:
         return Artifact(Path("7.mp4"), "video/mp4", 4.0, 100) if job == "7" else None
 
-    def resume(self, job: str) -> Given:
+    def resume(self, job: str) -> Kept:
         self.resumed.append(job)
-        return Given()
+        return GIVEN
 
 
 def test_a_video_that_waits_for_the_job_is_delivered() -> None:
     shelf = Shelf()
     found = resume(shelf, request(job="7", seed=5))
     assert found is not None
-    assert (found.address, found.frames, found.fps, found.seed) == (Given.address, 100, 25.0, 5)
+    assert (found.address, found.sha256, found.bytes) == (GIVEN.address, GIVEN.sha256, GIVEN.bytes)
+    assert (found.frames, found.fps, found.seed) == (100, 25.0, 5)
     assert shelf.resumed == ["7"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -83,7 +84,9 @@ class FakeService:
         self.requests.append(request)
         if self.work is not None:
             self.work(self, request, progress, cancel)
-        return Delivery(self.address, self.content, "video/mp4", 0.36, 9, 25.0, 42, {"denoise": 2.5}, PLAN, ("cut",))
+        content = base64.b64decode(self.content or "")
+        kept = (self.address, self.content, hashlib.sha256(content).hexdigest(), len(content))
+        return Delivery(*kept, "video/mp4", 0.36, 9, 25.0, 42, {"denoise": 2.5}, PLAN, ("cut",))
 
     def load(self) -> Mapping[str, float]:
         self.loads += 1
