@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
@@ -84,8 +84,11 @@ class Sink(Protocol):
 class JobSink(Sink, Protocol):
     """A sink that tells jobs apart; the engine asks it for each request's own sink."""
 
-    def for_job(self, job: str | None, store: Store | None) -> Sink:
-        """Return the sink for the request of that name, which may bring its own bucket. Raises RequestError."""
+    def for_job(self, job: str | None, store: Store | None, private_hosts: Collection[str]) -> Sink:
+        """Return the sink for the request of that name, which may bring its own bucket. Raises RequestError.
+
+        That bucket is held to the public internet and to `private_hosts`.
+        """
         ...
 
 

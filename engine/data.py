@@ -109,8 +109,13 @@ class Access:
     max_seconds: float = 3600.0
     #: Hosts that may be fetched from although they are not on the public internet: as in the address, in small letters.
     private_hosts: tuple[str, ...] = ()
-    #: Keys for s3:// addresses; None: those that boto3 finds configured on this machine.
+    #: A job's own keys for s3:// addresses, with their store; None: those that are configured on this machine.
     credentials: Credentials | None = None
+    #: Buckets that may be named where this machine's keys open them.
+    buckets: tuple[str, ...] = ()
+    #: URL and region of the store that has them; None: as boto3 is configured.
+    endpoint_url: str | None = None
+    region: str | None = None
 
 
 # --- found ------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,16 @@ def test_many_windows_are_told_in_short() -> None:
     text = describe(many, make_request(ASKED))
     assert "... 35 more ..." in text
     assert "40: frames 2184 to 2264" in text
+
+
+@pytest.mark.parametrize(
+    "address", ["https://media.example/a.wav?X-Amz-Signature=s3cr3t", "data:audio/wav;base64,s3cr3t"]
+)
+def test_a_plan_shows_no_presigned_query_and_no_media(address: str) -> None:
+    asked = replace(make_request(ASKED), speakers=(Speaker(address), Speaker(None)))
+    text = describe(PLAN, asked)
+    assert "s3cr3t" not in text
+    assert "media.example/[hidden]" in text or "data:[hidden]" in text
 
 
 def test_a_preview_is_drawn_before_the_video(tmp_path: Path) -> None:

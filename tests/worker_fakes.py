@@ -166,4 +166,9 @@ def worker(service: FakeService, terms: Terms | None = None, sent: Sent | None =
 
 def ask(handler: Handler, given: Mapping[str, Any] | None = None, **job: Any) -> dict[str, Any]:
     """Give the handler one job and return its answer."""
-    return asyncio.run(handler.handle({"id": "job-1", "input": GOOD if given is None else given, **job}))
+    return ask_whole(handler, {"id": "job-1", "input": GOOD if given is None else given, **job})
+
+
+def ask_whole(handler: Handler, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the handler a job as the platform would and return its answer."""
+    return asyncio.run(handler.handle(job))

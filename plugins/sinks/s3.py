@@ -12,7 +12,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -90,10 +90,12 @@ class S3Sink:
         self._shelf = _Shelf(config)
         self._job: str | None = None
         self._store: Store | None = None
+        self._private_hosts: Collection[str] = ()
 
-    def for_job(self, job: str | None, store: Store | None) -> S3Sink:
+    def for_job(self, job: str | None, store: Store | None, private_hosts: Collection[str] = ()) -> S3Sink:
         """Return the sink for one job: its name decides the key, its own `store` takes the place of the configured one.
 
+        Such a store has to lie on the public internet or among `private_hosts`, whenever it is connected to.
         Raises RequestError for a name that cannot be part of a key.
         """
         if job is not None and not _JOB.fullmatch(job):
@@ -102,8 +104,8 @@ class S3Sink:
         sink = copy.copy(self)
         sink._job = job
         if store is not None:
-            sink._store = store
-            sink._bucket = _bucket(self._config, store)
+            sink._store, sink._private_hosts = store, private_hosts
+            sink._bucket = _bucket(self._config, store, private_hosts)
         return sink
 
     def check(self, filename: str | None) -> None:
@@ -154,7 +156,7 @@ class S3Sink:
         A job that came with its own bucket needs it again: `for_job(job, store).resume(job)`.
         """
         artifact = self._shelf.find(job, own=self._store is not None)
-        kept = self.for_job(job, self._store).put(artifact)
+        kept = self.for_job(job, self._store, self._private_hosts).put(artifact)
         logger.info("the kept video of job %s is uploaded", job)
         return kept
 
@@ -195,8 +197,7 @@ class S3Sink:
         logger.info("uploaded to bucket %s as %s, %s compared", bucket, key, by)
         if config.public_url and self._store is None:
             return config.public_url.format(bucket=bucket, region=client.meta.region_name, key=quote(key))
-        place = {"Bucket": bucket, "Key": key}
-        return str(client.generate_presigned_url("get_object", Params=place, ExpiresIn=config.url_seconds))
+        return self._bucket.sign(key, config.url_seconds)
 
     def _keep(self, artifact: Artifact, name: str, trouble: Trouble) -> SinkError:
         # Passing trouble that did not pass: what failed is the upload, whatever the store last said.
@@ -291,7 +292,7 @@ class _Shelf:
             _remove(folder / f"{name}.json")
 
 
-def _bucket(config: S3Config, store: Store | None = None) -> Bucket:
+def _bucket(config: S3Config, store: Store | None = None, private_hosts: Collection[str] = ()) -> Bucket:
     return Bucket(
         config.bucket if store is None else store.bucket,
         region=config.region or None,
@@ -300,6 +301,7 @@ def _bucket(config: S3Config, store: Store | None = None) -> Bucket:
         timeout=config.timeout,
         checksum=config.checksum,
         credentials=None if store is None else store.credentials,
+        private_hosts=private_hosts,
     )
 
 
