@@ -36,6 +36,12 @@ def test_a_request_has_the_engines_sink_unless_it_names_another() -> None:
     assert isinstance(sink_of(request(sink="s3")), S3Sink)
 
 
+def test_what_the_answer_carries_bounds_the_sink_that_puts_the_video_into_it() -> None:
+    assert sink_of(request(answer_bytes=5)).limit == 5  # type: ignore[attr-defined]
+    assert sink_of(request(answer_bytes=9)).limit == 7  # type: ignore[attr-defined]
+    assert isinstance(sink_of(request(sink="disk", answer_bytes=5)), DiskSink)
+
+
 def test_an_unknown_sink_is_the_requests_error() -> None:
     with pytest.raises(RequestError, match=r"request\.sink: no sink named 'tape'; installed: base64, disk, s3"):
         sink_of(request(sink="tape"))

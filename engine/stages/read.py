@@ -233,7 +233,7 @@ def _is_text(text: str) -> bool:
 
 
 def _printable(name: str) -> bool:
-    # Bytes that are no text in this locale arrive as lone surrogates: strange, but a name. Other surrogates are nothing.
+    # Bytes that are no text in this locale arrive as lone surrogates: strange, but a name. Others are no letters.
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace").isprintable()
     except UnicodeEncodeError:
