@@ -44,7 +44,8 @@ def compose_request(boot: Sequence[str], overrides: Sequence[str]) -> Config:
     try:
         config = compose([*boot, *overrides])
     except ConfigError as error:
-        raise RequestError(error.what, field=f"overrides ({error.field})", hint=error.hint) from error
+        code = "" if error.code == ConfigError.CODE else error.code
+        raise RequestError(error.what, field=f"overrides ({error.field})", hint=error.hint, code=code) from error
     fixed = compose(boot)
     for key in FIXED:
         if getattr(config, key) != getattr(fixed, key):
@@ -150,6 +151,7 @@ def _check_resolution(composed: DictConfig) -> None:
             f"the model {composed.model.name!r} has no resolution {name!r}",
             field="resolution",
             hint=f"it has: {', '.join(map(str, table))}",
+            code="unknown_choice",
         )
 
 

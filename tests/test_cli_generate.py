@@ -124,6 +124,8 @@ def test_json_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> 
     assert list(answer) == [
         "address",
         "content",
+        "sha256",
+        "bytes",
         "media_type",
         "seconds",
         "frames",

@@ -201,7 +201,8 @@ class Handler:
             )
         own = job.credentials.open() if job.credentials is not None else None
         sink = job.sink or ("s3" if own is not None else None)
-        room = max(1, self.terms.answer_bytes - ENVELOPE - _FIELDS)
+        most = self.terms.answer_bytes
+        room = max(most - ENVELOPE - _FIELDS, most // 2)
         return dataclasses.replace(job.request, job=job.id or None, store=own, sink=sink, answer_bytes=room)
 
     # --- around the work ----------------------------------------------------------------------------------------------
