@@ -305,19 +305,14 @@ class Kept:
     #: SHA-256 of the bytes that the caller gets, in hexadecimal digits, and their number.
     sha256: str
     bytes: int
-    #: What the sink did to the video that one might not expect, a sentence each.
+    #: What was done otherwise than one might expect, a sentence each.
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Delivered:
+@dataclass(frozen=True, kw_only=True)
+class Delivered(Kept):
     """Where the caller finds a video, and what it took this time."""
 
-    #: As the sink answered them: see `Kept`.
-    address: str | None = field(repr=False)
-    content: str | None = field(repr=False)
-    sha256: str
-    bytes: int
     media_type: str
     seconds: float
     frames: int
@@ -327,19 +322,16 @@ class Delivered:
     timings: Mapping[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Delivery(Delivered):
     """A video that was made and is where it should be."""
 
     plan: Plan
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Resumed(Delivered):
     """A video that an earlier try of the same job made and could not deliver, delivered now."""
-
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,14 @@ class FakeService:
                 raise Cancelled("denoise")
         content = None if self.address else "AAAA"
         return Delivery(
-            self.address, content, "0" * 64, 7, "video/mp4", 4.0, 100, 25.0, 3, {"denoise": 2.5}, PLAN, PLAN.warnings
+            *(self.address, content, "0" * 64, 7, PLAN.warnings),
+            media_type="video/mp4",
+            seconds=4.0,
+            frames=100,
+            fps=25.0,
+            seed=3,
+            timings={"denoise": 2.5},
+            plan=PLAN,
         )
 
     def plan(self, request: Request) -> Plan:
@@ -126,6 +133,7 @@ def test_json_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> 
         "content",
         "sha256",
         "bytes",
+        "warnings",
         "media_type",
         "seconds",
         "frames",
@@ -133,7 +141,6 @@ def test_json_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> 
         "seed",
         "timings",
         "plan",
-        "warnings",
     ]
     assert answer["address"] == "films/talk.mp4"
     assert answer["plan"]["weights"] == "weights/tiny"

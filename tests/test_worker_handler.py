@@ -132,7 +132,13 @@ def test_a_selftest_that_makes_no_video_fails(monkeypatch: pytest.MonkeyPatch) -
 def test_a_video_that_waits_is_delivered_and_not_made_again() -> None:
     service = FakeService()
     service.resumed = Resumed(
-        "https://films.example.com/7.mp4", None, "0" * 64, 7, "video/mp4", 4.0, 100, 25.0, 42, {}, ("waited",)
+        *("https://films.example.com/7.mp4", None, "0" * 64, 7, ("waited",)),
+        media_type="video/mp4",
+        seconds=4.0,
+        frames=100,
+        fps=25.0,
+        seed=42,
+        timings={},
     )
     told = ask(worker(service))
     assert told["video_url"] == "https://films.example.com/7.mp4"

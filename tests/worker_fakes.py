@@ -85,8 +85,17 @@ class FakeService:
         if self.work is not None:
             self.work(self, request, progress, cancel)
         content = base64.b64decode(self.content or "")
-        kept = (self.address, self.content, hashlib.sha256(content).hexdigest(), len(content))
-        return Delivery(*kept, "video/mp4", 0.36, 9, 25.0, 42, {"denoise": 2.5}, PLAN, ("cut",))
+        kept = (self.address, self.content, hashlib.sha256(content).hexdigest(), len(content), ("cut",))
+        return Delivery(
+            *kept,
+            media_type="video/mp4",
+            seconds=PLAN.seconds,
+            frames=PLAN.frames,
+            fps=PLAN.fps,
+            seed=PLAN.seed,
+            timings={"denoise": 2.5},
+            plan=PLAN,
+        )
 
     def load(self) -> Mapping[str, float]:
         self.loads += 1
