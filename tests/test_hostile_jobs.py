@@ -49,10 +49,12 @@ they get. `[internal host]` stands for the test's own server, too; the name of a
 paths, {MOST_BYTES} bytes an address, {MOST_PIXELS} pixels and {MOST_SECONDS:g} seconds of voice. What is not refused is
 `accepted`, with its plan's warnings. [errors.md](errors.md) and [api.md](api.md) have the codes.
 """
-#: A key, a path of this machine, an address inside, its name. What the caller wrote may be quoted.
+HOST = socket.gethostname()
+#: A key, a path of this machine, an address inside, its name unless it is a word. What the caller wrote may be quoted.
 FORBIDDEN = re.compile(
     rf"{SECRET}|Traceback|site-packages|{tempfile.gettempdir()}/|{re.escape(str(DOCS.parent))}|{re.escape(sys.prefix)}"
-    rf"|(?<![\d.-])(?:127|10|169\.254|100\.64)(?:\.\d+){{2,3}}|::1|\b{re.escape(socket.gethostname())}\b"
+    rf"|(?<![\d.-])(?:127|10|169\.254|100\.64)(?:\.\d+){{2,3}}|::1"
+    + ("" if HOST.isalpha() else rf"|\b{re.escape(HOST)}\b")
 )
 #: Heading -> rows, as they come.
 ROWS: dict[str, list[str]] = {}
