@@ -85,7 +85,7 @@ class Base64Sink:
         raise SinkError(
             f"the video has {size} bytes, which are {letters} as base64, and the answer carries {self.limit}; {why}",
             field="sink.limit",
-            hint="upload it with sink=s3, or make it shorter or smaller",
+            hint="upload it to S3 (sink=s3, or a job's s3Config), or make it shorter or smaller",
             code="answer_too_large",
         )
 
