@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -13,12 +14,16 @@ from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from engine.data import Credentials
-from engine.errors import MissingExtra
+from engine.errors import MissingExtra, RequestError
+from engine.network import Resolver, judge, look_up, parse_url
+from engine.pinned import pin
 
 T = TypeVar("T")
 
 #: Tries of each single request, by botocore and milliseconds apart. What lasts longer is for the caller to sit out.
 _TRIES = 3
+#: Seconds for a connection to be made.
+_CONNECT = 10.0
 #: RunPod's names for the keys of a bucket; they come before boto3's own chain.
 _KEYS = ("BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY")
 _AMAZON = re.compile(r"(?:(?P<bucket>.+)\.)?s3(?:[.-](?P<region>[a-z]{2}(?:-[a-z]+)+-\d+))?\.amazonaws\.com(?:\.cn)?")
@@ -77,11 +82,14 @@ class Bucket:
         timeout: float = 60.0,
         checksum: bool = True,
         credentials: Credentials | None = None,
+        private_hosts: Collection[str] = (),
+        resolve: Resolver = look_up,
     ) -> None:
         """Connect to nothing yet. `endpoint_url` may have the bucket in its host name, and then be all that is given.
 
         `credentials` are a job's own, with their endpoint and region in place of those given here; nothing that this
-        machine is configured with is used with them.
+        machine is configured with is used with them, and no host is reached that neither lies on the public internet
+        nor is one of `private_hosts`.
         """
         if credentials is not None:
             region, endpoint_url = credentials.region, credentials.endpoint
@@ -92,6 +100,8 @@ class Bucket:
         self._timeout = timeout
         self._checksum = checksum
         self._credentials = credentials
+        self._private_hosts = private_hosts
+        self._resolve = resolve
 
     def __repr__(self) -> str:
         return f"Bucket({self.name!r})"
@@ -112,6 +122,8 @@ class Bucket:
             return Trouble(
                 "s3_unreachable", "the endpoint is no plain URL", "such as https://s3.example.com", "endpoint_url"
             )
+        except RequestError as error:
+            return Trouble(error.code, error.what, error.hint, "endpoint_url")
         except (Boto3Error, BotoCoreError, ClientError) as error:
             return self._explain(error)
 
@@ -129,8 +141,18 @@ class Bucket:
         return again if isinstance(again, Trouble) else answer
 
     def find_keys(self) -> Trouble | None:
-        """Look for credentials without asking the store, and return what is wrong with them."""
-        return self.attempt(lambda _: None)
+        """Look for credentials, and where a job's own endpoint lies, without asking the store; return what is wrong."""
+        return self.attempt(self._judge)
+
+    def sign(self, key: str, seconds: int) -> str | Trouble:
+        """Return a URL by which anybody can get the object `key` for so many seconds. The store is not asked."""
+        place = {"Bucket": self.name, "Key": key}
+        return self.attempt(lambda client: str(client.generate_presigned_url("get_object", place, ExpiresIn=seconds)))
+
+    def _judge(self, client: Any) -> None:
+        if self._credentials is not None:
+            url, deadline = parse_url(client.meta.endpoint_url), time.monotonic() + _CONNECT
+            judge(url, deadline=deadline, private_hosts=self._private_hosts, resolve=self._resolve)
 
     @cached_property
     def _client(self) -> Any:
@@ -141,6 +163,8 @@ class Bucket:
         # At DEBUG they log what is signed and sent: session tokens, and the queries of presigned URLs.
         for name in ("botocore.auth", "botocore.endpoint"):
             logging.getLogger(name).setLevel(logging.INFO)
+        if self._credentials is not None and self.endpoint_url:
+            parse_url(self.endpoint_url)
         parts = _split(self.endpoint_url)
         if parts.username or parts.password or parts.query:
             # boto3 would log it.
@@ -150,7 +174,7 @@ class Bucket:
             raise NoCredentialsError
         calculated = "when_supported" if self._checksum else "when_required"
         config = Config(
-            connect_timeout=min(self._timeout, 10.0),
+            connect_timeout=min(self._timeout, _CONNECT),
             read_timeout=self._timeout,
             retries={"mode": "standard", "total_max_attempts": _TRIES},
             s3={"addressing_style": self._addressing},
@@ -162,10 +186,17 @@ class Bucket:
         )
         try:
             client = session.client("s3", endpoint_url=self.endpoint_url, config=config)
+            if self._addressing == "auto" and ".amazonaws." in client.meta.endpoint_url:
+                # Amazon's host must name the region, which boto3's signed URLs do in this style alone.
+                regional = config.merge(Config(s3={"addressing_style": "virtual"}))
+                client = session.client("s3", endpoint_url=self.endpoint_url, config=regional)
         except ValueError as error:
             if isinstance(error, BotoCoreError):
                 raise
             raise _NoEndpointError from None
+        if self._credentials is not None:
+            timeout = min(self._timeout, _CONNECT)
+            pin(client, private_hosts=self._private_hosts, timeout=timeout, resolve=self._resolve)
         self.region = client.meta.region_name
         return client
 

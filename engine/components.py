@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-from engine.data import Artifact, Delivery, Plan, Progress, Request, Resumed, Store, Weights
+from engine.data import Artifact, Delivery, Kept, Plan, Progress, Request, Resumed, Store, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,8 +96,20 @@ class Sink(Protocol):
 class JobSink(Sink, Protocol):
     """A sink that tells jobs apart; the engine asks it for each request's own sink."""
 
-    def for_job(self, job: str | None, store: Store | None) -> Sink:
-        """Return the sink for the request of that name, which may bring its own bucket. Raises RequestError."""
+    def for_job(self, job: str | None, store: Store | None, private_hosts: Collection[str]) -> Sink:
+        """Return the sink for the request of that name, which may bring its own bucket. Raises RequestError.
+
+        That bucket is held to the public internet and to `private_hosts`.
+        """
+        ...
+
+
+@runtime_checkable
+class BoundSink(Sink, Protocol):
+    """A sink whose answer is as long as the video; the engine tells it what a request's answer may carry."""
+
+    def within(self, limit: int) -> Sink:
+        """Return the sink for an answer that carries at most `limit` bytes of the video's text."""
         ...
 
 
@@ -112,16 +124,6 @@ class KeepingSink(Sink, Protocol):
     def resume(self, job: str) -> Kept:
         """Deliver the video that waits under this name. Raises SinkError."""
         ...
-
-
-class Kept(Protocol):
-    """What a sink answers: an address, or the content itself as base64 text."""
-
-    @property
-    def address(self) -> str | None: ...
-
-    @property
-    def content(self) -> str | None: ...
 
 
 @runtime_checkable

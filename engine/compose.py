@@ -44,7 +44,8 @@ def compose_request(boot: Sequence[str], overrides: Sequence[str]) -> Config:
     try:
         config = compose([*boot, *overrides])
     except ConfigError as error:
-        raise RequestError(error.what, field=f"overrides ({error.field})", hint=error.hint) from error
+        code = "" if error.code == ConfigError.CODE else error.code
+        raise RequestError(error.what, field=f"overrides ({error.field})", hint=error.hint, code=code) from error
     fixed = compose(boot)
     for key in FIXED:
         if getattr(config, key) != getattr(fixed, key):
@@ -150,6 +151,7 @@ def _check_resolution(composed: DictConfig) -> None:
             f"the model {composed.model.name!r} has no resolution {name!r}",
             field="resolution",
             hint=f"it has: {', '.join(map(str, table))}",
+            code="unknown_choice",
         )
 
 
@@ -180,22 +182,24 @@ def _check(overrides: Sequence[str]) -> None:
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise RequestError(f"cannot read {' '.join(overrides)!r}", field="overrides", hint="write key=value") from error
+        # Of all that came together, the one at fault.
+        wrong = getattr(error, "override", None) or overrides[-1]
+        raise _refused(f"cannot read {wrong!r}", "write key=value") from error
     for override in parsed:
         line = override.input_line or ""
         key = override.key_or_group
         if override.type is not OverrideType.CHANGE or override.package is not None or override.is_sweep_override():
-            raise RequestError(f"{line!r} is not a plain change", field="overrides", hint="write key=value")
+            raise _refused(f"{line!r} is not a plain change", "write key=value")
         if key.partition(".")[0].partition("/")[0] not in OVERRIDABLE or key.endswith(".name") or "/" in key:
-            raise RequestError(
-                f"{key!r} cannot be overridden by a request", field="overrides", hint=f"allowed: {allowed}"
-            )
+            raise _refused(f"{key!r} cannot be overridden by a request", f"allowed: {allowed}")
         if not _plain(override):
-            raise RequestError(
-                f"{line!r} has a value that a request may not give",
-                field="overrides",
-                hint="a number, true, false or a bare word",
+            raise _refused(
+                f"{line!r} has a value that a request may not give", "give a number, true, false or a bare word"
             )
+
+
+def _refused(what: str, hint: str) -> RequestError:
+    return RequestError(what, field="overrides", hint=hint, code="override_refused")
 
 
 def _plain(override: Override) -> bool:

@@ -195,6 +195,11 @@ class AccessConfig:
     timeout: float = 60.0
     #: Hosts that may be fetched from although they are not on the public internet.
     private_hosts: list[str] = field(default_factory=list)
+    #: Buckets that s3:// addresses may name where this machine's keys open them; "": the one in `endpoint_url`'s host.
+    buckets: list[str] = field(default_factory=lambda: ["${oc.env:S3_BUCKET,''}"])
+    #: Their store, where it is not Amazon's, and their region.
+    endpoint_url: str | None = "${oc.env:BUCKET_ENDPOINT_URL,null}"
+    region: str | None = "${oc.env:AWS_REGION,null}"
 
 
 @dataclass

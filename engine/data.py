@@ -75,6 +75,8 @@ class Request:
     store: Store | None = None
     #: Name of another sink than the engine's, with its own defaults; None: the engine's.
     sink: str | None = None
+    #: Most bytes of text that the answer may carry of the video itself; None: any number.
+    answer_bytes: int | None = None
     #: Config overrides of this request alone, e.g. "sampler=turbo", "guidance.text_scale=3".
     overrides: tuple[str, ...] = ()
 
@@ -107,8 +109,13 @@ class Access:
     max_seconds: float = 3600.0
     #: Hosts that may be fetched from although they are not on the public internet: as in the address, in small letters.
     private_hosts: tuple[str, ...] = ()
-    #: Keys for s3:// addresses; None: those that boto3 finds configured on this machine.
+    #: A job's own keys for s3:// addresses, with their store; None: those that are configured on this machine.
     credentials: Credentials | None = None
+    #: Buckets that may be named where this machine's keys open them.
+    buckets: tuple[str, ...] = ()
+    #: URL and region of the store that has them; None: as boto3 is configured.
+    endpoint_url: str | None = None
+    region: str | None = None
 
 
 # --- found ------------------------------------------------------------------------------------------------------------
@@ -288,13 +295,24 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Delivered:
-    """Where the caller finds a video, and what it took this time."""
+class Kept:
+    """What a sink answers: where the video is, or the video itself, and how to tell that it is whole."""
 
     #: A path or URL; None where the content itself is the answer. No repr shows it: a presigned URL is a key.
     address: str | None = field(repr=False)
     #: The content as base64 text, for sinks that hand it over.
     content: str | None = field(repr=False)
+    #: SHA-256 of the bytes that the caller gets, in hexadecimal digits, and their number.
+    sha256: str
+    bytes: int
+    #: What was done otherwise than one might expect, a sentence each.
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivered(Kept):
+    """Where the caller finds a video, and what it took this time."""
+
     media_type: str
     seconds: float
     frames: int
@@ -304,19 +322,16 @@ class Delivered:
     timings: Mapping[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Delivery(Delivered):
     """A video that was made and is where it should be."""
 
     plan: Plan
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Resumed(Delivered):
     """A video that an earlier try of the same job made and could not deliver, delivered now."""
-
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -119,24 +119,11 @@ def look_up(host: str, port: int) -> list[str]:
 
 
 def connect(url: Url, *, deadline: float, private_hosts: Collection[str] = (), resolve: Resolver = look_up) -> Wire:
-    """Connect to the host of `url`, with TLS for https, before `deadline` (on the clock of `time.monotonic`).
+    """Connect to the host of `url` as `dial` does, with TLS for https. Raises RequestError.
 
-    The name is resolved once, every address found is judged, and one of exactly those is connected to, so that a name
-    which changes its mind in between (DNS rebinding) gains nothing. The certificate is verified for the name. No proxy
-    is used: it would resolve the name itself. Hosts in `private_hosts`, spelled as `url.host`, may lie anywhere.
-    Raises RequestError.
+    The certificate is verified for the name. No proxy is used: it would resolve the name itself.
     """
-    try:
-        addresses = _resolved(url, deadline, resolve)
-        if url.host not in private_hosts and not all(map(is_public, addresses)):
-            raise RequestError(
-                f"{url.host} is not on the public internet",
-                hint="nothing else is fetched here; put the file on a public server or send it as a data: URL",
-                code="address_private",
-            )
-        plain = _first(url, addresses, deadline)
-    except TimeoutError as error:
-        raise late(url) from error
+    plain = dial(url, deadline=deadline, private_hosts=private_hosts, resolve=resolve)
     if url.scheme == "http":
         return Wire(plain, deadline)
     try:
@@ -157,6 +144,29 @@ def connect(url: Url, *, deadline: float, private_hosts: Collection[str] = (), r
     except OSError as error:
         plain.close()
         raise cut_off(url, error) from error
+
+
+def dial(
+    url: Url, *, deadline: float, private_hosts: Collection[str] = (), resolve: Resolver = look_up
+) -> socket.socket:
+    """Connect a plain socket to the host of `url` before `deadline` (on the clock of `time.monotonic`).
+
+    The name is resolved once, every address found is judged, and one of exactly those is connected to, so that a name
+    which changes its mind in between (DNS rebinding) gains nothing. Hosts in `private_hosts`, spelled as `url.host`,
+    may lie anywhere. Raises RequestError.
+    """
+    try:
+        return _first(url, _judged(url, deadline, private_hosts, resolve), deadline)
+    except TimeoutError as error:
+        raise late(url) from error
+
+
+def judge(url: Url, *, deadline: float, private_hosts: Collection[str] = (), resolve: Resolver = look_up) -> None:
+    """Raise RequestError where `dial` would refuse the host of `url`; connect to nothing."""
+    try:
+        _judged(url, deadline, private_hosts, resolve)
+    except TimeoutError as error:
+        raise late(url) from error
 
 
 class Wire:
@@ -264,6 +274,17 @@ def _host(given: str, *, bracketed: bool) -> str:
     if not re.fullmatch(r"[a-z0-9_.-]+", host):
         raise _unsound("it has no host name" if not host else "its host name cannot be read")
     return host
+
+
+def _judged(url: Url, deadline: float, private_hosts: Collection[str], resolve: Resolver) -> Sequence[str]:
+    addresses = _resolved(url, deadline, resolve)
+    if url.host not in private_hosts and not all(map(is_public, addresses)):
+        raise RequestError(
+            f"{url.host} is not on the public internet",
+            hint="nothing else is reached from here; use a public server, or send a file as a data: URL",
+            code="address_private",
+        )
+    return addresses
 
 
 def _resolved(url: Url, deadline: float, resolve: Resolver) -> Sequence[str]:

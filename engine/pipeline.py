@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from engine.choices import Choices, bundled_loras, choose, loadable_loras
-from engine.components import CancelToken, Kept, ProgressCallback, Sink
+from engine.components import CancelToken, ProgressCallback, Sink
 from engine.config import Config
-from engine.data import Access, Artifact, Conditions, Delivery, Frames, Inputs, Media, Plan, Request, Window
+from engine.data import Access, Artifact, Conditions, Delivery, Frames, Inputs, Kept, Media, Plan, Request, Window
 from engine.errors import ConfigError
 from engine.multitalk.load import Model, load_model
 from engine.progress import Meter
@@ -258,6 +258,8 @@ class Engine:
         delivery = Delivery(
             address=kept.address,
             content=kept.content,
+            sha256=kept.sha256,
+            bytes=kept.bytes,
             media_type=artifact.media_type,
             seconds=artifact.seconds,
             frames=artifact.frames,
@@ -265,7 +267,7 @@ class Engine:
             seed=plan.seed,
             timings=job.meter.timings,
             plan=plan,
-            warnings=plan.warnings,
+            warnings=(*plan.warnings, *kept.warnings),
         )
         self._hooks.generation_finished(request=job.request, delivery=delivery)
         return delivery

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from engine.buckets import Bucket
 from engine.components import FetchingSource
 from engine.config import Config
 from engine.data import Access, Request, Settings, Weights
@@ -60,12 +61,18 @@ def make_access(config: Config) -> Access:
     if not 0 < access.timeout <= _DAY:
         hint = f"give more than 0, at most {_DAY}"
         raise ConfigError(f"{access.timeout:g} seconds", field="access.timeout", hint=hint)
+    named = [bucket for bucket in access.buckets if bucket]
+    # An endpoint may have the bucket in its host, as RunPod's has.
+    place = Bucket(named[0] if named else "", endpoint_url=access.endpoint_url)
     return Access(
         schemes=tuple(access.schemes),
         folders=None if access.folders is None else tuple(Path(folder) for folder in access.folders),
         max_bytes=access.max_bytes,
         timeout=access.timeout,
         private_hosts=tuple(access.private_hosts),
+        buckets=tuple(named or filter(None, [place.name])),
+        endpoint_url=place.endpoint_url,
+        region=access.region or None,
     )
 
 

@@ -6,30 +6,25 @@ import time
 
 from omegaconf import OmegaConf
 
-from engine.buckets import Bucket
-from engine.components import JobSink, KeepingSink, Sink
+from engine.components import BoundSink, JobSink, KeepingSink, Sink
 from engine.config import ComponentConfig
-from engine.data import Access, Request, Resumed, Store
+from engine.data import Access, Request, Resumed
 from engine.errors import RequestError, UnknownComponent
-from engine.network import connect, parse_url
 from engine.registry import Registry
-
-#: Seconds to reach the endpoint of a job's own bucket.
-_PATIENCE = 15.0
 
 
 def request_sink(sink: Sink, request: Request, registry: Registry, access: Access, *, own: str) -> Sink:
     """Return the sink for `request`: the engine's `sink`, or the one it names, bound to its job and its bucket.
 
-    `own` is the name of `sink`. A bucket of the job's own has to lie on the public internet, as its addresses have.
+    `own` is the name of `sink`. A bucket of the job's own has to lie where its addresses may; its `check` says so.
     Raises RequestError.
     """
     if request.sink not in (None, own):
         sink = _named(str(request.sink), registry)
     if isinstance(sink, JobSink):
-        if request.store is not None:
-            _check_public(request.store, access)
-        return sink.for_job(request.job, request.store)
+        return sink.for_job(request.job, request.store, access.private_hosts)
+    if isinstance(sink, BoundSink) and request.answer_bytes is not None:
+        sink = sink.within(request.answer_bytes)
     if request.store is not None and request.sink is None:
         raise RequestError(
             "the sink takes no bucket of a job's own", field="request.store", hint="leave it out, or boot with sink=s3"
@@ -49,13 +44,18 @@ def resume(sink: Sink, request: Request) -> Resumed | None:
     return Resumed(
         address=kept.address,
         content=kept.content,
+        sha256=kept.sha256,
+        bytes=kept.bytes,
         media_type=waiting.media_type,
         seconds=waiting.seconds,
         frames=waiting.frames,
         fps=round(waiting.frames / waiting.seconds, 3) if waiting.seconds else 0.0,
         seed=request.seed,
         timings={"keep": time.monotonic() - began},
-        warnings=("an earlier try of this job made the video and could not deliver it; it was not made again",),
+        warnings=(
+            "an earlier try of this job made the video and could not deliver it; it was not made again",
+            *kept.warnings,
+        ),
     )
 
 
@@ -67,17 +67,3 @@ def _named(name: str, registry: Registry) -> Sink:
         raise RequestError(error.what, field="request.sink", hint=error.hint, code=error.code) from None
     assert isinstance(config, ComponentConfig)
     return registry.sinks.build(config)
-
-
-def _check_public(store: Store, access: Access) -> None:
-    given = store.credentials.endpoint
-    # Where the bucket's name stands in the endpoint's host, boto3 is given the rest of it.
-    used = Bucket(store.bucket, endpoint_url=given).endpoint_url if given else None
-    for endpoint in dict.fromkeys(address for address in (given, used) if address):
-        try:
-            wire = connect(
-                parse_url(endpoint), deadline=time.monotonic() + _PATIENCE, private_hosts=access.private_hosts
-            )
-        except RequestError as error:
-            raise RequestError(error.what, field="request.store", hint=error.hint, code=error.code) from error
-        wire.hang_up()

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,16 @@ class FakeService:
             if cancel.is_set():
                 raise Cancelled("denoise")
         content = None if self.address else "AAAA"
-        return Delivery(self.address, content, "video/mp4", 4.0, 100, 25.0, 3, {"denoise": 2.5}, PLAN, PLAN.warnings)
+        return Delivery(
+            *(self.address, content, "0" * 64, 7, PLAN.warnings),
+            media_type="video/mp4",
+            seconds=4.0,
+            frames=100,
+            fps=25.0,
+            seed=3,
+            timings={"denoise": 2.5},
+            plan=PLAN,
+        )
 
     def plan(self, request: Request) -> Plan:
         self.requests.append(request)
@@ -121,6 +131,9 @@ def test_json_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> 
     assert list(answer) == [
         "address",
         "content",
+        "sha256",
+        "bytes",
+        "warnings",
         "media_type",
         "seconds",
         "frames",
@@ -128,7 +141,6 @@ def test_json_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> 
         "seed",
         "timings",
         "plan",
-        "warnings",
     ]
     assert answer["address"] == "films/talk.mp4"
     assert answer["plan"]["weights"] == "weights/tiny"
@@ -170,6 +182,16 @@ def test_many_windows_are_told_in_short() -> None:
     text = describe(many, make_request(ASKED))
     assert "... 35 more ..." in text
     assert "40: frames 2184 to 2264" in text
+
+
+@pytest.mark.parametrize(
+    "address", ["https://media.example/a.wav?X-Amz-Signature=s3cr3t", "data:audio/wav;base64,s3cr3t"]
+)
+def test_a_plan_shows_no_presigned_query_and_no_media(address: str) -> None:
+    asked = replace(make_request(ASKED), speakers=(Speaker(address), Speaker(None)))
+    text = describe(PLAN, asked)
+    assert "s3cr3t" not in text
+    assert "media.example/[hidden]" in text or "data:[hidden]" in text
 
 
 def test_a_preview_is_drawn_before_the_video(tmp_path: Path) -> None:

@@ -249,12 +249,13 @@ def test_a_presigned_url_is_in_no_log(tmp_path: Path, caplog: pytest.LogCaptureF
         [completed(video_base64=base64.b64encode(VIDEO).decode(), sha256="0" * 64)],
         [completed(video_base64="AAA")],
         [completed(video_url="https://films/a", sha256="0" * 64), httpx2.Response(200, content=VIDEO)],
+        [completed(video_url="https://films/a", bytes=len(VIDEO) + 1), httpx2.Response(200, content=VIDEO)],
         [
             completed(video_url="https://films/a"),
             lambda request: httpx2.Response(200, content=iter([VIDEO]), headers={"Content-Length": "99999"}),
         ],
     ],
-    ids=["other bytes", "no base64", "other bytes elsewhere", "too few bytes"],
+    ids=["other bytes", "no base64", "other bytes elsewhere", "another length", "too few bytes"],
 )
 def test_a_damaged_video_leaves_the_old_file_and_nothing_else(tmp_path: Path, answers: list[Any]) -> None:
     target = tmp_path / "talk.mp4"

@@ -13,8 +13,9 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from worker_fakes import PLAN
 
-from engine.data import Canvas, Delivery, Plan
+from engine.data import Delivery
 from engine.errors import (
     Cancelled,
     ConfigError,
@@ -40,31 +41,11 @@ STORE = {
 JOB = parse_job({"id": "job-1", "input": GOOD})
 SECRET_JOB = parse_job({"id": "job-1", "input": GOOD, "s3Config": STORE})
 
-PLAN = Plan(
-    model="tiny",
-    resolution="small",
-    untrained=False,
-    canvas=Canvas((8, 8), (8, 8), (8, 8), (0, 0), "crop"),
-    seats=(),
-    frames=100,
-    fps=8.0,
-    seconds=12.5,
-    timing="direct",
-    audio_type="para",
-    generated_frames=100,
-    generated_fps=8.0,
-    windows=(),
-    sampler="euler (standard)",
-    steps=20,
-    guidance="cfg",
-    passes=3,
-    forwards=60,
-    seed=42,
-    weights=None,
-)
 DELIVERY = Delivery(
     address="https://bucket.example.org/a.mp4?X-Amz-Signature=1",
     content=None,
+    sha256="0" * 64,
+    bytes=7,
     media_type="video/mp4",
     seconds=12.5,
     frames=100,
@@ -88,6 +69,8 @@ def test_url_of_a_video_is_answered_whole() -> None:
     told = answer(JOB, DELIVERY)
     assert told == {
         "video_url": DELIVERY.address,
+        "sha256": "0" * 64,
+        "bytes": 7,
         "seed": 42,
         "frames": 100,
         "fps": 8.0,

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -19,8 +19,7 @@ import numpy as np
 import pytest
 
 from engine import Delivery, EngineService, Progress, Request, Speaker, hookimpl
-from engine.components import Kept
-from engine.data import Access, Artifact, Credentials, Frames, Store, Window
+from engine.data import Access, Artifact, Credentials, Frames, Kept, Store, Window
 from engine.errors import Cancelled, RequestError, SinkError
 from engine.registry import installed
 from engine.sinks import request_sink
@@ -298,7 +297,7 @@ class JobBox:
     def __init__(self, job: str | None = None, store: Store | None = None) -> None:
         self.asked = (job, store)
 
-    def for_job(self, job: str | None, store: Store | None) -> JobBox:
+    def for_job(self, job: str | None, store: Store | None, private_hosts: Collection[str]) -> JobBox:
         return JobBox(job, store)
 
     def check(self, filename: str | None) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from engine.components import KeepingSink
-from engine.data import Access, Artifact, Credentials, Request, Speaker, Store
-from engine.errors import RequestError
-from engine.network import Url
+from engine.data import Access, Artifact, Credentials, Kept, Request, Speaker, Store
+from engine.errors import RequestError, SinkError
 from engine.registry import installed
 from engine.settings import request_access
 from engine.sinks import request_sink, resume
@@ -37,6 +36,12 @@ def test_a_request_has_the_engines_sink_unless_it_names_another() -> None:
     assert isinstance(sink_of(request(sink="s3")), S3Sink)
 
 
+def test_what_the_answer_carries_bounds_the_sink_that_puts_the_video_into_it() -> None:
+    assert sink_of(request(answer_bytes=5)).limit == 5  # type: ignore[attr-defined]
+    assert sink_of(request(answer_bytes=9)).limit == 7  # type: ignore[attr-defined]
+    assert isinstance(sink_of(request(sink="disk", answer_bytes=5)), DiskSink)
+
+
 def test_an_unknown_sink_is_the_requests_error() -> None:
     with pytest.raises(RequestError, match=r"request\.sink: no sink named 'tape'; installed: base64, disk, s3"):
         sink_of(request(sink="tape"))
@@ -55,40 +60,14 @@ def test_a_bucket_of_its_own_may_be_for_reading_alone() -> None:
 
 
 def test_a_bucket_of_its_own_lies_on_the_public_internet() -> None:
-    with pytest.raises(RequestError, match=r"request\.store: 127\.0\.0\.1 is not on the public internet") as refused:
-        sink_of(request(store=STORE, sink="s3"))
+    sink = sink_of(request(store=STORE, sink="s3"))
+    assert isinstance(sink, S3Sink)
+    with pytest.raises(SinkError, match=r"request\.store: 127\.0\.0\.1 is not on the public internet") as refused:
+        sink.check(None)
     assert refused.value.code == "address_private"
 
 
-def test_a_bucket_in_front_of_a_private_host_does_not_hide_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    hosts: list[str] = []
-
-    def connect(url: Url, **_: object) -> Wire:
-        hosts.append(url.host)
-        raise RequestError("no")
-
-    monkeypatch.setattr("engine.sinks.connect", connect)
-    store = Store("films", Credentials("id", "secret", endpoint="https://films.a.example.com"))
-    with pytest.raises(RequestError):
-        sink_of(request(store=store, sink="s3"))
-
-    def answer(url: Url, **_: object) -> Wire:
-        hosts.append(url.host)
-        return Wire()
-
-    monkeypatch.setattr("engine.sinks.connect", answer)
-    sink_of(request(store=store, sink="s3"))
-    assert hosts[1:] == ["films.a.example.com", "a.example.com"]
-
-
-class Wire:
-    def hang_up(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Given:
-    address: str | None = "https://films.example.com/7.mp4"
-    content: str | None = None
+GIVEN = Kept("https://films.example.com/7.mp4", None, "0" * 64, 7)
 
 
 @dataclass
@@ -97,7 +76,7 @@ class Shelf:
 
     resumed: list[str] = field(default_factory=list)
 
-    def put(self, artifact: Artifact) -> Given:
+    def put(self, artifact: Artifact) -> Kept:
         raise AssertionError
 
     def check(self, filename: str | None) -> None: ...
@@ -105,16 +84,17 @@ class Shelf:
     def waiting(self, job: str) -> Artifact | None:
         return Artifact(Path("7.mp4"), "video/mp4", 4.0, 100) if job == "7" else None
 
-    def resume(self, job: str) -> Given:
+    def resume(self, job: str) -> Kept:
         self.resumed.append(job)
-        return Given()
+        return GIVEN
 
 
 def test_a_video_that_waits_for_the_job_is_delivered() -> None:
     shelf = Shelf()
     found = resume(shelf, request(job="7", seed=5))
     assert found is not None
-    assert (found.address, found.frames, found.fps, found.seed) == (Given.address, 100, 25.0, 5)
+    assert (found.address, found.sha256, found.bytes) == (GIVEN.address, GIVEN.sha256, GIVEN.bytes)
+    assert (found.frames, found.fps, found.seed) == (100, 25.0, 5)
     assert shelf.resumed == ["7"]
 
 

@@ -82,7 +82,16 @@ class Drawn:
         self.plans.append(plan)
         path = self.folder / f"film-{len(self.plans)}.mp4"
         write_film(path, self.cases(request), plan.fps)
-        return Delivery(str(path), None, "video/mp4", plan.seconds, plan.frames, plan.fps, plan.seed, {}, plan)
+        return Delivery(
+            *(str(path), None, "", 0),
+            media_type="video/mp4",
+            seconds=plan.seconds,
+            frames=plan.frames,
+            fps=plan.fps,
+            seed=plan.seed,
+            timings={},
+            plan=plan,
+        )
 
 
 def test_the_lead_is_the_one_that_clips_are_drawn_with() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
@@ -53,7 +54,9 @@ def test_memory_that_runs_out_costs_a_retry_then_the_worker(greedy: Greedy, job:
     greedy.times = 1
     told = ask(handler, job)
     assert told["warnings"][-1].endswith("ran out with memory=none; the video was made with memory=model-offload")
-    assert base64.b64decode(told["video_base64"])[4:8] == b"ftyp"
+    video = base64.b64decode(told["video_base64"])
+    assert video[4:8] == b"ftyp"
+    assert (told["sha256"], told["bytes"]) == (hashlib.sha256(video).hexdigest(), len(video))
     assert handler.keeper.memory == "model-offload"
 
     greedy.times = 2

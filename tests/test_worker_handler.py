@@ -16,7 +16,7 @@ from engine.components import Service
 from engine.data import Resumed
 from engine.errors import RequestError, SourceError
 from engine.jobs.schema import Limits
-from engine.worker.handler import Terms
+from engine.worker.handler import ENVELOPE, Terms
 
 
 def test_the_fake_is_a_service() -> None:
@@ -131,7 +131,15 @@ def test_a_selftest_that_makes_no_video_fails(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_video_that_waits_is_delivered_and_not_made_again() -> None:
     service = FakeService()
-    service.resumed = Resumed("https://films.example.com/7.mp4", None, "video/mp4", 4.0, 100, 25.0, 42, {}, ("waited",))
+    service.resumed = Resumed(
+        *("https://films.example.com/7.mp4", None, "0" * 64, 7, ("waited",)),
+        media_type="video/mp4",
+        seconds=4.0,
+        frames=100,
+        fps=25.0,
+        seed=42,
+        timings={},
+    )
     told = ask(worker(service))
     assert told["video_url"] == "https://films.example.com/7.mp4"
     assert told["warnings"] == ["waited"]
@@ -164,6 +172,14 @@ def test_an_answer_too_long_for_the_platform_is_an_error_that_names_s3() -> None
     assert told["error_code"] == "answer_too_large"
     assert "S3" in told["hint"]
     assert "video_base64" not in told
+
+
+def test_the_engine_is_told_what_the_answer_carries_of_the_video() -> None:
+    service = FakeService()
+    ask(worker(service, Terms(answer_bytes=1_000_000)))
+    room = service.requests[0].answer_bytes
+    assert room is not None
+    assert 980_000 < room < 1_000_000 - ENVELOPE
 
 
 def test_what_is_measured_is_what_is_sent() -> None:

@@ -12,10 +12,10 @@ import pytest
 from worker_fakes import GOOD, STORE, FakeService, ask
 
 from engine.errors import ConfigError
+from engine.redact import named_secrets, redact
 from engine.worker.handler import Handler, Terms
 from engine.worker.keeper import Keeper
 from engine.worker.logs import Lines, install
-from engine.worker.redact import named_secrets, redact
 
 SECRET = "sentinel/secret+0123456789"
 SIGNED = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -83,7 +84,18 @@ class FakeService:
         self.requests.append(request)
         if self.work is not None:
             self.work(self, request, progress, cancel)
-        return Delivery(self.address, self.content, "video/mp4", 0.36, 9, 25.0, 42, {"denoise": 2.5}, PLAN, ("cut",))
+        content = base64.b64decode(self.content or "")
+        kept = (self.address, self.content, hashlib.sha256(content).hexdigest(), len(content), ("cut",))
+        return Delivery(
+            *kept,
+            media_type="video/mp4",
+            seconds=PLAN.seconds,
+            frames=PLAN.frames,
+            fps=PLAN.fps,
+            seed=PLAN.seed,
+            timings={"denoise": 2.5},
+            plan=PLAN,
+        )
 
     def load(self) -> Mapping[str, float]:
         self.loads += 1
@@ -163,4 +175,9 @@ def worker(service: FakeService, terms: Terms | None = None, sent: Sent | None =
 
 def ask(handler: Handler, given: Mapping[str, Any] | None = None, **job: Any) -> dict[str, Any]:
     """Give the handler one job and return its answer."""
-    return asyncio.run(handler.handle({"id": "job-1", "input": GOOD if given is None else given, **job}))
+    return ask_whole(handler, {"id": "job-1", "input": GOOD if given is None else given, **job})
+
+
+def ask_whole(handler: Handler, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the handler a job as the platform would and return its answer."""
+    return asyncio.run(handler.handle(job))

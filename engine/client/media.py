@@ -106,10 +106,11 @@ class _Part:
             raise ClientError(
                 f"the video's SHA-256 is {digest}, and the worker told {told}", code="damaged", hint="fetch it again"
             )
-        if length is not None and length != self._size:
-            raise ClientError(
-                f"{self._size} of {length} bytes of the video came", code="damaged", hint="fetch it again"
-            )
+        for expected in (length, self._output.get("bytes")):
+            if isinstance(expected, int) and expected != self._size:
+                raise ClientError(
+                    f"{self._size} of {expected} bytes of the video came", code="damaged", hint="fetch it again"
+                )
         self._stream.flush()
         os.fsync(self._stream.fileno())
         # mkstemp's files are for their owner alone; a video is like any other new file.

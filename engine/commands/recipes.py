@@ -16,6 +16,7 @@ from engine.commands.launch import launch
 from engine.data import Region, Request, Speaker
 from engine.errors import RequestError
 from engine.recipe import DECISIVE, FORMAT, input_hashes, versions, weights_hash
+from engine.redact import redact
 from engine.registry import installed
 from engine.service import EngineService
 from engine.settings import locate_weights
@@ -136,7 +137,7 @@ def differences(recipe: Mapping[str, Any], overrides: Sequence[str], request: Re
         now = input_hashes(fetch(request, registry.plugins.hook.open_address, service.access, Path(folder)))
     then, told = recipe["inputs"], []
     if then["image"] != now["image"]:
-        told.append(f"{request.image} is not the picture that the video was made from")
+        told.append(f"{redact(request.image)} is not the picture that the video was made from")
     for key, what in (("voices", "voice"), ("masks", "mask")):
         for index, (one, other) in enumerate(zip(then[key], now[key], strict=True)):
             if one != other:

@@ -22,6 +22,8 @@ def answer(job: Job, delivery: Delivery | Resumed) -> dict[str, Any]:
     """
     return {
         **_video(delivery),
+        "sha256": delivery.sha256,
+        "bytes": delivery.bytes,
         "seed": delivery.seed,
         "frames": delivery.frames,
         "fps": delivery.fps,

@@ -30,6 +30,7 @@ FIELDS = {
     "request.filename": "output.filename",
     "request.store": SECRET,
     "request.sink": "output.sink",
+    "sink.limit": "output.sink",
 }
 
 

@@ -23,8 +23,8 @@ _URL = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]+)://[^\s'\"<>|`]+")
 _DATA = re.compile(r"\bdata:[\w.+-]*/?[\w.+-]*(;[\w.=+-]+)*,[^\s'\"]*", re.IGNORECASE)
 #: A path in quotes may hold blanks; a bare one ends at the first, unless what follows goes on with slashes.
 _PATHS = (
-    re.compile(r"(?<=')(?:/|~|[A-Za-z]:\\|\\\\)[^'\n]*(?=')"),
-    re.compile(r'(?<=")(?:/|~|[A-Za-z]:\\|\\\\)[^"\n]*(?=")'),
+    re.compile(r"(?<=')(?:/|~\w*/|[A-Za-z]:\\|\\\\)[^'\n]*(?=')"),
+    re.compile(r'(?<=")(?:/|~\w*/|[A-Za-z]:\\|\\\\)[^"\n]*(?=")'),
     re.compile(
         # Not after a letter (and/or), nor the slashes of a URL, which is cut already.
         r"(?<![A-Za-z0-9_/.\]*-])(?:/(?=[^\s/])|(?<!:)//+(?=[^\s/])|~(?:[A-Za-z_]\w*)?/|[A-Za-z]:[\\/]|\\\\\w)"

@@ -42,7 +42,10 @@ def measure_seconds(path: Path, *, field: str, max_seconds: float | None = None)
         seconds += len(block) / rate
         if max_seconds is not None and seconds > max_seconds:
             raise RequestError(
-                f"the voice is longer than {max_seconds:g} seconds", field=field, hint="cut it into several requests"
+                f"the voice is longer than {max_seconds:g} seconds",
+                field=field,
+                hint="cut it into several requests",
+                code="audio_too_long",
             )
     return seconds
 
@@ -163,7 +166,7 @@ def _blocks(path: Path, field: str) -> Iterator[tuple[int, Samples]]:
     count = 0
     with _opened(path, field) as container:
         if not container.streams.audio:
-            raise RequestError("the file has no audio track", field=field, hint=_HINT)
+            raise RequestError("the file has no audio track", field=field, hint=_HINT, code="audio_empty")
         stream = container.streams.audio[0]
         # A mono file stays mono: libswresample would lower it by 3 dB on its way to stereo. More than two channels
         # are mixed by its standard matrix.
@@ -173,11 +176,12 @@ def _blocks(path: Path, field: str) -> Iterator[tuple[int, Samples]]:
             for part in resampler.resample(frame):
                 block: Samples = part.to_ndarray().reshape(-1, channels).astype(np.float32, copy=False)
                 if not np.isfinite(block).all():
-                    raise RequestError("the audio holds samples that are not finite", field=field, hint=_HINT)
+                    what = "the audio holds samples that are not finite"
+                    raise RequestError(what, field=field, hint=_HINT, code="audio_unreadable")
                 count += len(block)
                 yield stream.rate, block
     if count == 0:
-        raise RequestError("the audio track has no samples", field=field, hint=_HINT)
+        raise RequestError("the audio track has no samples", field=field, hint=_HINT, code="audio_empty")
 
 
 def _with_end(frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame | None]:
@@ -192,9 +196,10 @@ def _opened(path: Path, field: str) -> Iterator[av.container.InputContainer]:
     # could make it open other files or addresses.
     try:
         if path.stat().st_size == 0:
-            raise RequestError("the audio file is empty (0 bytes)", field=field, hint=_HINT)
+            raise RequestError("the audio file is empty (0 bytes)", field=field, hint=_HINT, code="audio_empty")
         with path.open("rb") as file, av.open(file, "r", options={"protocol_whitelist": "none"}) as container:
             yield container
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise RequestError(f"the audio cannot be decoded: {reason}", field=field, hint=_HINT) from error
+        what = f"the audio cannot be decoded: {reason}"
+        raise RequestError(what, field=field, hint=_HINT, code="audio_unreadable") from error

@@ -171,10 +171,12 @@ def _find(
                 f"the mask has {mask.shape[1]} x {mask.shape[0]} pixels, the picture {width} x {height}",
                 field=field,
                 hint="draw the mask over the upright picture",
+                code="bad_region",
             )
         bright: npt.NDArray[np.bool_] = mask >= THRESHOLD
         if not bright.any():
-            raise RequestError("the mask has no bright pixel", field=field, hint="paint the speaker white")
+            hint = "paint the speaker white"
+            raise RequestError("the mask has no bright pixel", field=field, hint=hint, code="bad_region")
         return bright
     if region.box is not None:
         return _source_box(index, region.box, canvas, warnings)
@@ -195,9 +197,9 @@ def _source_box(index: int, box: tuple[float, float, float, float], canvas: Canv
     inside = (max(left, 0), max(top, 0), min(right, width), min(bottom, height))
     hint = f"give [x0, y0, x1, y1] within [0, 0, {width}, {height}] or fractions of it"
     if right <= left or bottom <= top:
-        raise RequestError(f"the box {list(box)} holds no pixel", field=field, hint=hint)
+        raise RequestError(f"the box {list(box)} holds no pixel", field=field, hint=hint, code="bad_region")
     if inside[2] <= inside[0] or inside[3] <= inside[1]:
-        raise RequestError(f"the box {list(box)} lies outside the picture", field=field, hint=hint)
+        raise RequestError(f"the box {list(box)} lies outside the picture", field=field, hint=hint, code="bad_region")
     if inside != (left, top, right, bottom):
         warnings.append(f"speakers[{index}]: the box {list(box)} reaches beyond the picture and was cut at its edge")
     return _Box((inside[1], inside[3]), (inside[0], inside[2]))
@@ -255,6 +257,7 @@ def _require_cells(index: int, region: Region, row: npt.NDArray[np.bool_], canva
         f"the region {what} of the {width} x {height} target",
         field=name,
         hint=f"use {other}a larger region or a larger resolution",
+        code="bad_region",
     )
 
 

@@ -63,24 +63,34 @@ def _open(path: Path, field: str, max_pixels: int | None) -> Iterator[Image.Imag
     except RequestError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RequestError("the picture has too many pixels", field=field, hint=_LARGE) from error
+        raise RequestError(
+            "the picture has too many pixels", field=field, hint=_LARGE, code="picture_too_large"
+        ) from error
     except UnidentifiedImageError as error:
-        raise RequestError("not a picture of a known format", field=field, hint=_HINT) from error
+        raise RequestError(
+            "not a picture of a known format", field=field, hint=_HINT, code="picture_unreadable"
+        ) from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error) as error:
-        raise RequestError(f"the picture cannot be read: {error}", field=field, hint=_HINT) from error
+        raise RequestError(
+            f"the picture cannot be read: {error}", field=field, hint=_HINT, code="picture_unreadable"
+        ) from error
 
 
 def _admit(image: Image.Image, field: str, max_pixels: int | None) -> None:
     width, height = image.size
     if max_pixels is not None and width * height > max_pixels:
         raise RequestError(
-            f"the picture has {width} x {height} pixels, more than the {max_pixels} allowed", field=field, hint=_LARGE
+            f"the picture has {width} x {height} pixels, more than the {max_pixels} allowed",
+            field=field,
+            hint=_LARGE,
+            code="picture_too_large",
         )
     # An MPO is a camera's JPEG with a preview or a depth map behind it; the first picture is the photograph.
     count = getattr(image, "n_frames", 1)
     if image.format != "MPO" and count > 1:
         kind = "has several pages" if image.format == "TIFF" else "is animated"
-        raise RequestError(f"the picture {kind} ({count} frames)", field=field, hint="save one frame of it as a PNG")
+        what, hint = f"the picture {kind} ({count} frames)", "save one frame of it as a PNG"
+        raise RequestError(what, field=field, hint=hint, code="picture_unsupported")
 
 
 def _rgb(image: Image.Image, field: str, paper: str = "white") -> Image.Image:
@@ -88,7 +98,7 @@ def _rgb(image: Image.Image, field: str, paper: str = "white") -> Image.Image:
         return _from_wide(image, field)
     if image.mode in ("F", "LAB"):
         kind = "floating-point" if image.mode == "F" else "CIE Lab"
-        raise RequestError(f"pictures with {kind} pixels are not read", field=field, hint="save it as 8-bit RGB")
+        raise _unsupported(kind, field)
     if image.mode == "CMYK":
         return _from_cmyk(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -101,8 +111,13 @@ def _from_wide(image: Image.Image, field: str) -> Image.Image:
     # Pillow's own conversion clips at 255 instead of scaling.
     values = np.asarray(image)
     if values.size and (values.min() < 0 or values.max() > 65535):
-        raise RequestError("pictures with 32-bit pixels are not read", field=field, hint="save it as 8-bit RGB")
+        raise _unsupported("32-bit", field)
     return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+
+
+def _unsupported(kind: str, field: str) -> RequestError:
+    what = f"pictures with {kind} pixels are not read"
+    return RequestError(what, field=field, hint="save it as 8-bit RGB", code="picture_unsupported")
 
 
 def _from_cmyk(image: Image.Image) -> Image.Image:

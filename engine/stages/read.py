@@ -29,7 +29,7 @@ def check_request(request: Request) -> None:
         raise _wrong("prompt", "the prompt is empty", "say in a sentence who talks and where")
     for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
         if text is not None and not _is_text(text):
-            raise _wrong(name, "the text holds bytes that are not UTF-8", "type it in a terminal that works in UTF-8")
+            raise _wrong(name, "the text holds bytes that are not UTF-8", "give it in UTF-8, whole letters only")
     _check_choice("audio_type", request.audio_type, get_args(AudioType))
     _check_choice("timing", request.timing, get_args(Timing))
     _check_choice("fit", request.fit, get_args(Fit))
@@ -135,9 +135,11 @@ def _bring(address: str, field: str, open_address: Callable[..., Path | None], a
         raise RequestError(f"no installed plugin opens {scheme!r} addresses", field=field, hint="multitalk plugins")
     size = path.stat().st_size
     if size == 0:
-        raise RequestError("the file is empty (0 bytes)", field=field, hint="check that it was written completely")
+        hint = "check that it was written completely"
+        raise RequestError("the file is empty (0 bytes)", field=field, hint=hint, code="file_empty")
     if size > access.max_bytes:
-        raise RequestError(f"the file has {size} bytes", field=field, hint=f"at most {access.max_bytes} are allowed")
+        hint = f"at most {access.max_bytes} are allowed"
+        raise RequestError(f"the file has {size} bytes", field=field, hint=hint, code="file_too_large")
     return path
 
 
@@ -185,6 +187,7 @@ def _check_mask(mask: Path, size: tuple[int, int], field: str, access: Access) -
             f"the mask has {found[0]} x {found[1]} pixels, the picture {size[0]} x {size[1]}",
             field=field,
             hint="draw the mask over the upright picture",
+            code="bad_region",
         )
 
 
@@ -214,8 +217,9 @@ def _check_filename(name: str) -> None:
         raise _wrong("filename", f"{name!r} is not a file name", hint)
     if any(mark in name for mark in "/\\\0") or not _printable(name):
         raise _wrong("filename", f"{name!r} holds a folder or a control character", hint)
-    if len(name.encode("utf-8", "surrogateescape")) > 200:
-        raise _wrong("filename", f"the name has {len(name)} letters", "give at most 200 bytes")
+    size = len(name.encode("utf-8", "surrogateescape"))
+    if size > 200:
+        raise _wrong("filename", f"the name has {size} bytes", "give at most 200; letters beyond ASCII have several")
     if not name.lower().endswith(".mp4"):
         raise _wrong("filename", f"{name!r} does not end in .mp4", hint)
 
@@ -229,8 +233,11 @@ def _is_text(text: str) -> bool:
 
 
 def _printable(name: str) -> bool:
-    # Bytes that are no text in this locale arrive as lone surrogates: strange, but a name.
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace").isprintable()
+    # Bytes that are no text in this locale arrive as lone surrogates: strange, but a name. Others are no letters.
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace").isprintable()
+    except UnicodeEncodeError:
+        return False
 
 
 def _check_region(name: str, region: Region) -> None:

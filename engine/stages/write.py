@@ -14,17 +14,13 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.codec.context import Flags
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from engine.data import Artifact, Frames
 from engine.errors import ConfigError, RequestError, SinkError
+from engine.h264 import add_video, open_mp4
 from engine.stages.audio import SOUND_RATE
 
-#: x264 gives different bytes for different thread counts, so the machine's cores must not decide.
-THREADS = 4
-#: x264's macroblock tree (165, assembly, with B-frames) reads memory that was never set, so that the bytes would differ
-#: from run to run. What it saves in bits is no object here.
-_X264 = "mbtree=0"
 #: Key of the recipe in the JSON of the comment tag.
 _KEY = "multitalk"
 _MEDIA_TYPE = "video/mp4"
@@ -148,23 +144,10 @@ class Writer:
             self.abort()
 
     def _open(self, crf: int, preset: str, audio_bitrate: int) -> None:
-        options = {"movflags": "+faststart", "fflags": "+bitexact"}
-        self._container = container = av.open(str(self.path.absolute()), "w", format="mp4", options=options)
+        self._container = container = open_mp4(self.path)
         container.metadata["comment"] = json.dumps({_KEY: self._metadata}, ensure_ascii=False, sort_keys=True)
 
-        settings = {"crf": str(crf), "preset": preset, "x264-params": _X264}
-        self._video = video = container.add_stream("libx264", rate=self.rate, options=settings)
-        video.width, video.height = self.size
-        video.pix_fmt = "yuv420p"
-        context = video.codec_context
-        context.thread_count = THREADS
-        context.time_base = 1 / self.rate
-        context.flags |= Flags.bitexact
-        # Players guess the matrix of an untagged video by its size.
-        context.colorspace = Colorspace.ITU709
-        context.color_range = ColorRange.MPEG
-        context.color_primaries = ColorPrimaries.BT709
-        context.color_trc = ColorTrc.BT709
+        self._video = video = add_video(container, self.size, self.rate, {"crf": str(crf), "preset": preset})
         self._reformatter = VideoReformatter()
 
         self._audio = audio = container.add_stream("aac", rate=SOUND_RATE, layout="stereo")

@@ -30,6 +30,8 @@ _LOG = logging.getLogger(__name__)
 
 #: Bytes that the platform adds around what a handler returns.
 ENVELOPE = 1024
+#: Bytes that an answer needs beside the video itself.
+_FIELDS = 8192
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,9 @@ class Handler:
             )
         own = job.credentials.open() if job.credentials is not None else None
         sink = job.sink or ("s3" if own is not None else None)
-        return dataclasses.replace(job.request, job=job.id or None, store=own, sink=sink)
+        most = self.terms.answer_bytes
+        room = max(most - ENVELOPE - _FIELDS, most // 2)
+        return dataclasses.replace(job.request, job=job.id or None, store=own, sink=sink, answer_bytes=room)
 
     # --- around the work ----------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import time
 from typing import IO, Any
 
 from engine.errors import ConfigError
-from engine.worker.redact import named_secrets, redact
+from engine.redact import named_secrets, redact
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 

@@ -25,17 +25,19 @@ def decode_data(address: str, limit: int, into: Path) -> Path:
     """
     head, comma, _ = address[:1024].partition(",")
     if not comma or not head.lower().endswith(";base64"):
-        raise RequestError("the data: URL is not base64", hint=_HINT)
+        raise RequestError("the data: URL is not base64", hint=_HINT, code="bad_base64")
     with tempfile.NamedTemporaryFile(dir=into, prefix="data-", delete=False) as file:
         path = Path(file.name)
         try:
             for piece in _pieces(address, len(head) + 1):
                 file.write(base64.b64decode(piece, validate=True))
                 if file.tell() > limit:
-                    raise RequestError(f"the data: URL holds more than {limit} bytes", hint="send a smaller file")
+                    what = f"the data: URL holds more than {limit} bytes"
+                    raise RequestError(what, hint="send a smaller file", code="file_too_large")
         except binascii.Error as error:
             path.unlink()
-            raise RequestError(f"the data: URL is not sound base64: {error}", hint=_HINT) from error
+            what = f"the data: URL is not sound base64: {error}"
+            raise RequestError(what, hint=_HINT, code="bad_base64") from error
         except BaseException:
             path.unlink()
             raise

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 
 from engine import Access, hookimpl
+from engine.buckets import Bucket, Trouble
 from engine.download import Answer, ask, deadline_of
-from engine.errors import RequestError
+from engine.errors import MissingExtra, RequestError
 from engine.network import Resolver, look_up, parse_url
 
 _HINT = "write s3://bucket/folder/file"
@@ -37,14 +37,22 @@ _REFUSALS = {
 
 
 def fetch_object(address: str, access: Access, into: Path, *, resolve: Resolver = look_up) -> Path:
-    """Download an object to a new file below `into`, with the job's credentials or those boto3 finds configured.
+    """Download an object to a new file below `into`, with the job's credentials or with this machine's.
 
-    boto3 signs a URL, and the engine's own download fetches it: so the endpoint, which a job may name, is held to
-    public addresses and the body to the limits of `access`. Raises RequestError and leaves no file then.
+    The latter open the buckets of `access` alone. boto3 signs a URL, and the engine's own download fetches it: so the
+    endpoint, which a job may name, is held to public addresses and the body to the limits of `access`. Raises
+    RequestError and leaves no file then.
     """
     bucket, key = _split(address)
+    own = access.credentials
+    if own is None and bucket not in access.buckets:
+        raise RequestError(
+            f"the bucket {bucket!r} is not one that may be read with this machine's keys",
+            hint="send your own keys for it (s3Config), or have it named in access.buckets",
+            code="s3_bucket_refused",
+        )
     deadline = deadline_of(access)
-    region = None
+    region = access.region if own is None else own.region
     for _ in range(2):
         url = parse_url(_signed(bucket, key, access, region))
         with ask(url, access, deadline=deadline, resolve=resolve) as answer:
@@ -65,7 +73,7 @@ def _split(address: str) -> tuple[str, str]:
     if "@" in bucket:
         raise RequestError(
             "the address holds a user name or a password",
-            hint=f"{_HINT}; keys belong into the job's credentials",
+            hint=f"{_HINT} and leave keys to the job's credentials",
             code="credentials_in_url",
         )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", bucket):
@@ -81,68 +89,22 @@ def _split(address: str) -> tuple[str, str]:
 
 def _signed(bucket: str, key: str, access: Access, region: str | None) -> str:
     """Let boto3 sign a GET of the object. Raises RequestError."""
-    if find_spec("boto3") is None:
-        raise RequestError(
-            "s3:// addresses need the package 'boto3', which is not installed",
-            hint="pip install 'multitalk-engine[s3]'",
-            code="s3_unavailable",
-        )
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
-
-    # Its debug log holds what it signs, session tokens among it.
-    logging.getLogger("botocore.auth").setLevel(logging.INFO)
-    # With Amazon the host must name the region, which boto3's signed URLs do in this style alone.
-    amazon = {"addressing_style": "virtual"}
     own = access.credentials
-    if own is not None and not (own.access_key and own.secret_key):
-        # boto3 would take an empty key for none, and the machine's keys would go to the job's endpoint.
-        raise RequestError(
-            "the job's own credentials are not complete",
-            hint="send access key and secret key, or no credentials at all",
-            code="s3_credentials",
-        )
-    if own is not None and own.endpoint is not None:
-        # Before boto3 sees it: its debug log has endpoints as they are, with a password too.
-        parse_url(own.endpoint)
+    place = Bucket(
+        bucket,
+        region=region,
+        endpoint_url=access.endpoint_url,
+        credentials=None if own is None else replace(own, region=region),
+    )
     try:
-        if own is None:
-            session = boto3.session.Session()
-            client = session.client("s3", region_name=region, config=Config(signature_version="s3v4"))
-            if ".amazonaws." in client.meta.endpoint_url:
-                client = session.client("s3", region_name=region, config=Config(signature_version="s3v4", s3=amazon))
-        else:
-            client = boto3.session.Session(
-                aws_access_key_id=own.access_key,
-                aws_secret_access_key=own.secret_key,
-                aws_session_token=own.session_token,
-            ).client(
-                "s3",
-                endpoint_url=own.endpoint,
-                region_name=region or own.region or "us-east-1",
-                # What is configured on this machine is not the job's. Stores beside Amazon's know a bucket by its path.
-                config=Config(
-                    signature_version="s3v4",
-                    ignore_configured_endpoint_urls=True,
-                    s3={"addressing_style": "path"} if own.endpoint else amazon,
-                ),
-            )
-        seconds = int(access.timeout) + _GRACE
-        return str(client.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key}, ExpiresIn=seconds))
-    except (NoCredentialsError, PartialCredentialsError):
+        signed = place.sign(key, int(access.timeout) + _GRACE)
+    except MissingExtra as error:
         raise RequestError(
-            "there are no credentials for s3:// addresses",
-            hint="configure them as for boto3 (AWS_ACCESS_KEY_ID and so on), or send the job's own",
-            code="s3_credentials",
+            "s3:// addresses need the package 'boto3', which is not installed", hint=error.hint, code="s3_unavailable"
         ) from None
-    except (BotoCoreError, ClientError, ValueError) as error:
-        # Its message may quote an endpoint or a key.
-        raise RequestError(
-            f"boto3 cannot use the configuration for s3:// addresses: {type(error).__name__}",
-            hint="check endpoint, region and profile",
-            code="s3_credentials",
-        ) from None
+    if isinstance(signed, Trouble):
+        raise RequestError(signed.what, hint=signed.hint, code=signed.code)
+    return signed
 
 
 def _reason(answer: Answer) -> tuple[str, str | None]:

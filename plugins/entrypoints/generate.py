@@ -19,6 +19,7 @@ from engine import SILENCE, Delivery, Plan, Progress, Request, Speaker, hookimpl
 from engine.components import CancelToken, Entrypoint, ProgressCallback, Service
 from engine.config import ComponentConfig, RequestConfig
 from engine.errors import RequestError, SinkError
+from engine.redact import redact
 from engine.register import Register
 
 if TYPE_CHECKING:
@@ -216,7 +217,9 @@ def _picture(canvas: Canvas) -> str:
 
 
 def _seat(seat: Seat, request: Request) -> str:
-    voice = "silent" if seat.silent else f"{request.speakers[seat.speaker].audio}, {seat.begins:.2f} s to "
+    # A presigned URL is a key, and a data: URL the file itself: neither belongs on a terminal.
+    audio = redact(request.speakers[seat.speaker].audio or "")
+    voice = "silent" if seat.silent else f"{audio}, {seat.begins:.2f} s to "
     if not seat.silent:
         voice += f"{seat.begins + seat.seconds:.2f} s"
     return f"{seat.speaker + 1}: in {list(seat.box)} ({seat.kind}), {voice}"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field
+import copy
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
 
 from engine import hookimpl
 from engine.components import Sink
 from engine.config import SinkConfig
-from engine.data import Artifact
+from engine.data import Artifact, Kept
 from engine.errors import ConfigError, SinkError
 from engine.register import Register
 
@@ -22,14 +25,8 @@ class Base64Config(SinkConfig):
     limit: int | None = None
 
 
-@dataclass(frozen=True)
-class _Kept:
-    content: str = field(repr=False)
-    address: str | None = None
-
-
 class Base64Sink:
-    """Keeps the content in the answer itself."""
+    """Keeps the content in the answer itself, encoded once more where it is too long and still looks the same then."""
 
     def __init__(self, config: Base64Config) -> None:
         """Look at nothing yet. Raises ConfigError for a limit below 1."""
@@ -37,29 +34,60 @@ class Base64Sink:
             raise ConfigError(f"a limit of {config.limit} bytes", field="sink.limit", hint="give 1 or more, or null")
         self.limit = config.limit
 
+    def within(self, limit: int) -> Base64Sink:
+        """Return the sink for an answer that carries at most `limit` bytes of text."""
+        sink = copy.copy(self)
+        sink.limit = limit if self.limit is None else min(limit, self.limit)
+        return sink
+
     def check(self, filename: str | None) -> None:
         """Accept any name: there is no place where it could be taken."""
 
-    def put(self, artifact: Artifact) -> _Kept:
-        """Read the file, remove it and return its content as base64 text. Raises SinkError, also above the limit."""
+    def put(self, artifact: Artifact) -> Kept:
+        """Read the file, remove it and return its content as base64 text.
+
+        One that is longer than the limit is encoded again to fit, if that keeps what `engine.h264.Likeness` asks; a
+        warning says so. Raises SinkError where it does not.
+        """
+        smaller = artifact.path.with_name(f"{artifact.path.stem}-smaller.mp4")
         try:
-            self._measure(artifact.path.stat().st_size)
-            content = base64.b64encode(artifact.path.read_bytes()).decode("ascii")
+            warnings = self._fit(artifact.path, smaller)
+            content = (smaller if warnings else artifact.path).read_bytes()
             artifact.path.unlink()
         except OSError as error:
             raise SinkError(f"the video cannot be read back: {error.strerror or error}", field="sink") from error
-        return _Kept(content)
+        finally:
+            smaller.unlink(missing_ok=True)
+        text = base64.b64encode(content).decode("ascii")
+        return Kept(None, text, hashlib.sha256(content).hexdigest(), len(content), warnings)
 
-    def _measure(self, size: int) -> None:
+    def _fit(self, path: Path, smaller: Path) -> tuple[str, ...]:
+        """Encode a video that is too long once more and say so; () where nothing had to be done. Raises SinkError."""
+        size = path.stat().st_size
         # Before the file is read: three bytes become four letters, and an answer that is too long would vanish unseen.
         letters = (size + 2) // 3 * 4
-        if self.limit is not None and letters > self.limit:
-            raise SinkError(
-                f"the video has {size} bytes, which are {letters} as base64, and the answer carries {self.limit}",
-                field="sink.limit",
-                hint="upload it with sink=s3, or make it shorter or smaller",
-                code="answer_too_large",
+        if self.limit is None or letters <= self.limit:
+            return ()
+        # PyAV takes a moment to import, and most videos fit.
+        from engine.h264 import shrink
+
+        likeness = shrink(path, smaller, self.limit // 4 * 3)
+        if likeness is None:
+            why = "no encoding of it is that small"
+        elif likeness.holds:
+            warning = (
+                f"the video of {size} bytes was too long for the answer and was encoded again to "
+                f"{smaller.stat().st_size} (PSNR {likeness.psnr:.1f} dB, SSIM {likeness.ssim:.3f} at its worst frame)"
             )
+            return (warning,)
+        else:
+            why = f"an encoding that small shows (PSNR {likeness.psnr:.1f} dB, SSIM {likeness.ssim:.3f})"
+        raise SinkError(
+            f"the video has {size} bytes, which are {letters} as base64, and the answer carries {self.limit}; {why}",
+            field="sink.limit",
+            hint="upload it to S3 (sink=s3, or a job's s3Config), or make it shorter or smaller",
+            code="answer_too_large",
+        )
 
 
 @hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 from engine import hookimpl
 from engine.components import Sink
 from engine.config import SinkConfig
-from engine.data import Artifact
+from engine.data import Artifact, Kept
 from engine.errors import SinkError
 from engine.register import Register
 
@@ -29,12 +30,6 @@ class DiskConfig(SinkConfig):
     overwrite: bool = False
     #: Make the folder, and those above it, if they are not there.
     mkdir: bool = True
-
-
-@dataclass(frozen=True)
-class _Kept:
-    address: str
-    content: str | None = None
 
 
 class DiskSink:
@@ -66,7 +61,7 @@ class DiskSink:
         if filename is not None:
             self._check_free(self.folder / filename)
 
-    def put(self, artifact: Artifact) -> _Kept:
+    def put(self, artifact: Artifact) -> Kept:
         """Move the video into the folder and return its absolute path.
 
         Without a file name: talk.mp4, talk-2.mp4, ... whichever is free. Raises SinkError; the folder then holds
@@ -79,12 +74,15 @@ class DiskSink:
         except OSError as error:
             raise self._unusable(f"cannot take the video: {error.strerror or error}") from error
         try:
+            with part.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                size = file.tell()
             path = self._place(part, artifact.filename)
         except OSError as error:
             raise self._unusable(f"cannot take the video: {error.strerror or error}") from error
         finally:
             part.unlink(missing_ok=True)
-        return _Kept(str(path))
+        return Kept(str(path), None, sha256, size)
 
     def _bring(self, source: Path) -> Path:
         """Move `source` to a hidden name in the folder, through a copy if it lies on another file system."""

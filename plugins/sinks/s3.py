@@ -12,8 +12,9 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from engine import hookimpl
 from engine.buckets import Bucket, Trouble
 from engine.components import Sink
 from engine.config import SinkConfig
-from engine.data import Artifact, Store
+from engine.data import Artifact, Kept, Store
 from engine.errors import ConfigError, NotDelivered, RequestError, SinkError
 from engine.register import Register
 
@@ -75,13 +76,6 @@ class S3Config(SinkConfig):
     volume: str = "${oc.env:MODEL_PATH,/runpod-volume/models}"
 
 
-@dataclass(frozen=True)
-class _Kept:
-    # Who has a presigned URL has the video.
-    address: str = field(repr=False)
-    content: str | None = None
-
-
 class S3Sink:
     """Uploads each video under a key that its job decides, so that a job tried again replaces its own video alone."""
 
@@ -96,10 +90,12 @@ class S3Sink:
         self._shelf = _Shelf(config)
         self._job: str | None = None
         self._store: Store | None = None
+        self._private_hosts: Collection[str] = ()
 
-    def for_job(self, job: str | None, store: Store | None) -> S3Sink:
+    def for_job(self, job: str | None, store: Store | None, private_hosts: Collection[str] = ()) -> S3Sink:
         """Return the sink for one job: its name decides the key, its own `store` takes the place of the configured one.
 
+        Such a store has to lie on the public internet or among `private_hosts`, whenever it is connected to.
         Raises RequestError for a name that cannot be part of a key.
         """
         if job is not None and not _JOB.fullmatch(job):
@@ -108,8 +104,8 @@ class S3Sink:
         sink = copy.copy(self)
         sink._job = job
         if store is not None:
-            sink._store = store
-            sink._bucket = _bucket(self._config, store)
+            sink._store, sink._private_hosts = store, private_hosts
+            sink._bucket = _bucket(self._config, store, private_hosts)
         return sink
 
     def check(self, filename: str | None) -> None:
@@ -123,25 +119,27 @@ class S3Sink:
         if trouble is not None:
             raise SinkError(trouble.what, field=self._field(trouble), hint=trouble.hint, code=trouble.code)
 
-    def put(self, artifact: Artifact) -> _Kept:
+    def put(self, artifact: Artifact) -> Kept:
         """Upload the video, remove the local file and return a URL.
 
         Without a job's name the first digits of its SHA-256 take the place. Raises NotDelivered where the store refuses
         for good; the video then waits in the keep folder for `resume`. Raises SinkError where it is lost.
         """
         try:
-            name = self._job or _sha256(artifact.path)[:16]
+            sums = _sums(artifact.path)
+            name = self._job or sums.sha256[:16]
             key = "/".join(
                 part for part in (self._config.prefix.strip("/"), name, artifact.filename or self.FILENAME) if part
             )
-            address = self._patiently(lambda: self._bucket.attempt(lambda client: self._upload(client, artifact, key)))
+            upload = partial(self._upload, artifact=artifact, sums=sums, key=key)
+            address = self._patiently(lambda: self._bucket.attempt(upload))
             if isinstance(address, Trouble):
                 raise self._keep(artifact, name, address)
         except OSError as error:
             raise SinkError(f"the video cannot be read back: {error.strerror or error}", field="sink") from error
         _remove(artifact.path)
         self._shelf.clear(name)
-        return _Kept(address)
+        return Kept(address, None, sums.sha256, sums.bytes)
 
     def waiting(self, job: str) -> Artifact | None:
         """Return the video that waits under this name, None where none does. Raises SinkError."""
@@ -152,13 +150,13 @@ class S3Sink:
                 return None
             raise
 
-    def resume(self, job: str) -> _Kept:
+    def resume(self, job: str) -> Kept:
         """Upload the video that waits under this name, as NotDelivered told it, and clear it away. Raises SinkError.
 
         A job that came with its own bucket needs it again: `for_job(job, store).resume(job)`.
         """
         artifact = self._shelf.find(job, own=self._store is not None)
-        kept = self.for_job(job, self._store).put(artifact)
+        kept = self.for_job(job, self._store, self._private_hosts).put(artifact)
         logger.info("the kept video of job %s is uploaded", job)
         return kept
 
@@ -175,7 +173,7 @@ class S3Sink:
             time.sleep(wait)
         return answer
 
-    def _upload(self, client: Any, artifact: Artifact, key: str) -> str | Trouble:
+    def _upload(self, client: Any, *, artifact: Artifact, sums: _Sums, key: str) -> str | Trouble:
         from boto3.s3.transfer import TransferConfig
 
         config, bucket = self._config, self._bucket.name
@@ -191,7 +189,7 @@ class S3Sink:
         )
         client.upload_file(str(artifact.path), bucket, key, ExtraArgs=extra, Config=parts)
         asked = {"ChecksumMode": "ENABLED"} if config.checksum else {}
-        by, different = _compare(artifact.path, client.head_object(Bucket=bucket, Key=key, **asked))
+        by, different = _compare(artifact.path, sums, client.head_object(Bucket=bucket, Key=key, **asked))
         if different:
             what = f"what has arrived in bucket {bucket!r} is not what was sent: its {by} differs"
             hint = "try again; sink.checksum=false where the store's ETag is no MD5"
@@ -199,8 +197,7 @@ class S3Sink:
         logger.info("uploaded to bucket %s as %s, %s compared", bucket, key, by)
         if config.public_url and self._store is None:
             return config.public_url.format(bucket=bucket, region=client.meta.region_name, key=quote(key))
-        place = {"Bucket": bucket, "Key": key}
-        return str(client.generate_presigned_url("get_object", Params=place, ExpiresIn=config.url_seconds))
+        return self._bucket.sign(key, config.url_seconds)
 
     def _keep(self, artifact: Artifact, name: str, trouble: Trouble) -> SinkError:
         # Passing trouble that did not pass: what failed is the upload, whatever the store last said.
@@ -295,7 +292,7 @@ class _Shelf:
             _remove(folder / f"{name}.json")
 
 
-def _bucket(config: S3Config, store: Store | None = None) -> Bucket:
+def _bucket(config: S3Config, store: Store | None = None, private_hosts: Collection[str] = ()) -> Bucket:
     return Bucket(
         config.bucket if store is None else store.bucket,
         region=config.region or None,
@@ -304,6 +301,7 @@ def _bucket(config: S3Config, store: Store | None = None) -> Bucket:
         timeout=config.timeout,
         checksum=config.checksum,
         credentials=None if store is None else store.credentials,
+        private_hosts=private_hosts,
     )
 
 
@@ -327,37 +325,53 @@ def _check_config(config: S3Config) -> None:
         raise ConfigError("the template is not one", field="sink.public_url", hint=hint) from error
 
 
-def _compare(path: Path, head: Mapping[str, Any]) -> tuple[str, bool]:
+@dataclass(frozen=True)
+class _Sums:
+    """What tells a file from another: its length, its SHA-256, and the one that a store calculates."""
+
+    bytes: int
+    sha256: str
+    stored: str
+
+
+def _sums(path: Path) -> _Sums:
+    """Read the file once. Raises OSError."""
+    whole = hashlib.sha256()
+    parts: list[bytes] = []
+    with path.open("rb") as file:
+        while part := file.read(_PART):
+            whole.update(part)
+            parts.append(hashlib.sha256(part).digest())
+        size = file.tell()
+    # A store keeps the digest of the parts' digests for a file that came in parts.
+    stored = hashlib.sha256(b"".join(parts)).digest() if size >= _PART else whole.digest()
+    return _Sums(size, whole.hexdigest(), base64.b64encode(stored).decode("ascii"))
+
+
+def _compare(path: Path, sums: _Sums, head: Mapping[str, Any]) -> tuple[str, bool]:
     """Return what was compared ("SHA-256", "ETag" or "size"), and whether it differs from the local file's."""
-    size = path.stat().st_size
-    if head["ContentLength"] != size:
+    if head["ContentLength"] != sums.bytes:
         return "size", True
-    # As the store does: of a file in parts, the digest of the parts' digests, with their number behind.
-    several = size >= _PART
     told = head.get("ChecksumSHA256")
     if told:
-        digest = base64.b64encode(_digest("sha256", path, several)).decode("ascii")
-        return "SHA-256", told.partition("-")[0] != digest
+        # Behind a dash stands the number of parts.
+        return "SHA-256", told.partition("-")[0] != sums.stored
     etag = re.fullmatch(r'"?([0-9a-f]{32})(?:-\d+)?"?', head.get("ETag", ""))
     # With a key of the customer's or of KMS it is not an MD5.
     if etag and "SSECustomerAlgorithm" not in head and head.get("ServerSideEncryption", "AES256") == "AES256":
-        return "ETag", etag[1] != _digest("md5", path, several).hex()
+        return "ETag", etag[1] != _md5(path, several=sums.bytes >= _PART)
     return "size", False
 
 
-def _digest(name: str, path: Path, several: bool) -> bytes:
-    def digest(content: bytes) -> bytes:
-        return hashlib.new(name, content, usedforsecurity=False).digest()
+def _md5(path: Path, *, several: bool) -> str:
+    def digest(content: bytes) -> Any:
+        return hashlib.md5(content, usedforsecurity=False)
 
-    if not several:
-        return digest(path.read_bytes())
     with path.open("rb") as file:
-        return digest(b"".join(digest(part) for part in iter(lambda: file.read(_PART), b"")))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if not several:
+            return str(digest(file.read()).hexdigest())
+        parts = b"".join(digest(part).digest() for part in iter(lambda: file.read(_PART), b""))
+        return str(digest(parts).hexdigest())
 
 
 def _remove(path: Path) -> None:

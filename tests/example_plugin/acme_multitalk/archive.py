@@ -10,7 +10,7 @@ from pathlib import Path
 from engine import hookimpl
 from engine.components import Sink
 from engine.config import SinkConfig
-from engine.data import Artifact
+from engine.data import Artifact, Kept
 from engine.errors import SinkError
 from engine.register import Presets, Register
 
@@ -21,14 +21,6 @@ class ArchiveConfig(SinkConfig):
 
     name: str = "archive"
     folder: str = "archive"
-
-
-@dataclass(frozen=True)
-class Archived:
-    """Where the video is."""
-
-    address: str
-    content: str | None = None
 
 
 class Archive:
@@ -42,15 +34,17 @@ class Archive:
         if filename is not None:
             raise SinkError("an archive names its videos itself", field="request.filename", hint="leave it out")
 
-    def put(self, artifact: Artifact) -> Archived:
+    def put(self, artifact: Artifact) -> Kept:
         """Move the video into the archive."""
-        target = self.folder / f"{hashlib.sha256(artifact.path.read_bytes()).hexdigest()}.mp4"
+        content = artifact.path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        target = self.folder / f"{digest}.mp4"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.move(artifact.path, target)
         except OSError as error:
             raise SinkError(f"cannot write {target}: {error.strerror}", field="sink.folder") from error
-        return Archived(str(target))
+        return Kept(str(target), None, digest, len(content))
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Take out of a log line what a log must not keep: keys, media, and URLs, which may be keys."""
+"""Take out of a line what neither log nor terminal must keep: keys, media, and URLs, which may be keys."""
 
 from __future__ import annotations
 

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import logging
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from downloads import SECRET, Refused
 from loopback import reply, serving
 
-from engine import Access
+from engine import Access, EngineService
 from engine.data import Credentials
 from engine.errors import RequestError
-from engine.network import look_up
 from plugins.addresses.s3 import fetch_object, open_address
 
 CONTENT = bytes(range(256)) * 1000
-SECRET = "s3cr3tsentinel"
 #: A key with everything in it that a URL would read otherwise.
 KEY = "a folder/Bücher %2F+?x=1&y#z ü.png"
-ACCESS = Access(schemes=("s3",), private_hosts=("127.0.0.1",), timeout=60)
+FETCH = fetch_object
+ACCESS = Access(schemes=("s3",), private_hosts=("127.0.0.1",), timeout=60, buckets=("media",))
 
 
 @pytest.fixture(autouse=True)
-def _machine_without_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is configured for boto3, and all is logged."""
+def _machine_without_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is configured for boto3."""
     for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "PROFILE", "DEFAULT_REGION", "ENDPOINT_URL"):
         monkeypatch.delenv(f"AWS_{name}", raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    caplog.set_level(logging.DEBUG)
     # The store's own log knows the URLs that it was asked for. (A level set by caplog would hold for all loggers.)
     monkeypatch.setattr(logging.getLogger("werkzeug"), "disabled", True)
 
@@ -55,33 +53,6 @@ def store() -> Iterator[str]:
     client.put_object(Bucket="media", Key="empty", Body=b"")
     yield endpoint
     server.stop()
-
-
-@pytest.fixture
-def into(tmp_path: Path) -> Path:
-    folder = tmp_path / "into"
-    folder.mkdir()
-    return folder
-
-
-Refused = Callable[..., RequestError]
-
-
-@pytest.fixture
-def refused(into: Path, caplog: pytest.LogCaptureFixture) -> Refused:
-    """Return a call that must fail with a code and a hint, give nothing secret away and leave no file."""
-
-    def call(address: str, code: str, access: Access, resolve: Callable[..., Sequence[str]] = look_up) -> RequestError:
-        with pytest.raises(RequestError) as told:
-            fetch_object(address, access, into, resolve=resolve)
-        error = told.value
-        assert error.code == code, error
-        assert error.hint
-        assert list(into.iterdir()) == []
-        assert SECRET not in "".join(traceback.format_exception(error)) + caplog.text
-        return error
-
-    return call
 
 
 def own(endpoint: str | None, **kept: str) -> Access:
@@ -158,7 +129,64 @@ def test_store_of_the_machine_must_be_allowed_too(
 
 
 def test_machine_without_keys_says_so(refused: Refused) -> None:
-    refused("s3://media/a.png", "s3_credentials", ACCESS)
+    refused("s3://media/a.png", "s3_no_credentials", ACCESS)
+
+
+@pytest.mark.parametrize("access", [ACCESS, replace(ACCESS, buckets=())])
+def test_keys_of_the_machine_open_the_buckets_that_are_named_and_no_others(
+    access: Access, store: str, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", store)
+
+    error = refused("s3://payroll/a.png", "s3_bucket_refused", access)
+
+    assert "access.buckets" in error.hint
+
+
+def test_keys_of_a_job_open_its_own_buckets(store: str, refused: Refused) -> None:
+    refused("s3://nowhere/a.png", "s3_not_found", replace(own(store), buckets=()))
+
+
+def test_runpods_names_of_the_keys_and_the_endpoint_work(
+    store: str, into: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUCKET_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("BUCKET_SECRET_ACCESS_KEY", "b")
+
+    assert fetch_object(f"s3://media/{KEY}", replace(ACCESS, endpoint_url=store), into).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "buckets", "endpoint"),
+    [
+        ({}, [], (), None),
+        ({"S3_BUCKET": "films"}, [], ("films",), None),
+        ({"S3_BUCKET": "films"}, ["access.buckets=[films,media]"], ("films", "media"), None),
+        (
+            {"BUCKET_ENDPOINT_URL": "https://films.s3.eu-west-1.amazonaws.com"},
+            [],
+            ("films",),
+            "https://s3.eu-west-1.amazonaws.com",
+        ),
+    ],
+)
+def test_configured_bucket_may_be_read_and_further_ones_by_config(
+    environment: dict[str, str],
+    words: list[str],
+    buckets: tuple[str, ...],
+    endpoint: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("S3_BUCKET", "BUCKET_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    access = EngineService(words).access
+
+    assert (access.buckets, access.endpoint_url) == (buckets, endpoint)
 
 
 @pytest.mark.parametrize("kept", [{"access_key": ""}, {"secret_key": ""}, {"access_key": "", "secret_key": ""}])
@@ -168,13 +196,13 @@ def test_keys_of_the_machine_do_not_complete_those_of_a_job(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     with serving(reply(CONTENT)) as server:
-        refused("s3://media/a.png", "s3_credentials", own(server.url(), session_token="", **kept))
+        refused("s3://media/a.png", "s3_no_credentials", own(server.url(), session_token="", **kept))
     assert server.requests == []
 
 
 def test_profile_that_is_not_there_is_told(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", SECRET)
-    refused("s3://media/a.png", "s3_credentials", ACCESS)
+    refused("s3://media/a.png", "s3_no_credentials", ACCESS)
 
 
 @pytest.mark.parametrize(

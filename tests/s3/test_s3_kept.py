@@ -1,0 +1,148 @@
+"""A video that cannot be uploaded waits on this machine until its job comes again."""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from s3_store import HOSTS, VIDEO, Proxy, artifact, failure, fetch, names, own_store, refuse, stored
+
+from engine.errors import NotDelivered
+from plugins.sinks.s3 import S3Config, S3Sink
+
+
+def test_kept_video_of_a_job_with_its_own_bucket_goes_nowhere_else(
+    config: S3Config, proxy: Proxy, tmp_path: Path
+) -> None:
+    sink = S3Sink(config)
+    proxy.always["PUT"] = refuse(400, "ExpiredToken")
+    failure(lambda: sink.for_job("job-own-2", own_store(proxy), HOSTS).put(artifact(tmp_path)))
+    proxy.always.clear()
+
+    error = failure(lambda: sink.resume("job-own-2"))
+    assert "own bucket" in str(error)
+    assert stored(proxy, "videos/job-own-2/a.mp4") is None
+
+    sink.for_job("job-own-2", own_store(proxy), HOSTS).resume("job-own-2")
+    assert stored(proxy, "videos/job-own-2/a.mp4") == VIDEO
+    assert names(tmp_path / "kept") == []
+
+
+def test_endless_storm_keeps_the_video_until_it_is_resumed(config: S3Config, proxy: Proxy, tmp_path: Path) -> None:
+    proxy.always["PUT"] = refuse(503, "ServiceUnavailable")
+    sink = S3Sink(config)
+
+    error = failure(lambda: sink.for_job("job-4", None).put(artifact(tmp_path)))
+
+    assert isinstance(error, NotDelivered)
+    assert (error.code, error.job) == ("s3_upload_failed", "job-4")
+    assert Path(error.path).read_bytes() == VIDEO
+    assert "kept" in str(error)
+    assert "resume job job-4" in str(error)
+    assert proxy.count("PUT") == 6
+    assert names(tmp_path / "kept") == ["job-4.json", "job-4.mp4"]
+
+    proxy.always.clear()
+    kept = sink.resume("job-4")
+
+    assert fetch(kept.address) == (VIDEO, "video/mp4")
+    assert stored(proxy, "videos/job-4/a.mp4") == VIDEO
+    assert names(tmp_path / "kept") == []
+
+
+def test_remote_caller_is_not_told_where_the_video_waits(config: S3Config, proxy: Proxy, tmp_path: Path) -> None:
+    proxy.always["PUT"] = refuse(403, "AccessDenied")
+
+    error = failure(lambda: S3Sink(config).for_job("job-5", None).put(artifact(tmp_path)))
+
+    shown = "".join(traceback.format_exception(error)[-1:]) + str(error) + repr(error) + str(error.args)
+    assert str(tmp_path) not in shown
+
+
+def test_resume_that_fails_keeps_the_video(config: S3Config, proxy: Proxy, tmp_path: Path) -> None:
+    proxy.always["PUT"] = refuse(403, "AccessDenied")
+    sink = S3Sink(config)
+    failure(lambda: sink.for_job("job-6", None).put(artifact(tmp_path)))
+
+    error = failure(lambda: sink.resume("job-6"))
+
+    assert (error.code, type(error)) == ("s3_credentials_refused", NotDelivered)
+    assert (tmp_path / "kept" / "job-6.mp4").read_bytes() == VIDEO
+    proxy.always.clear()
+    sink.resume("job-6")
+    assert names(tmp_path / "kept") == []
+
+
+def test_video_without_a_job_is_resumed_by_the_name_that_is_told(
+    config: S3Config, proxy: Proxy, tmp_path: Path
+) -> None:
+    proxy.always["PUT"] = refuse(403, "AccessDenied")
+    sink = S3Sink(config)
+    error = failure(lambda: sink.put(artifact(tmp_path)))
+    proxy.always.clear()
+
+    assert isinstance(error, NotDelivered)
+    sink.resume(error.job)
+
+    assert stored(proxy, f"videos/{hashlib.sha256(VIDEO).hexdigest()[:16]}/a.mp4") == VIDEO
+
+
+def test_job_that_is_made_again_clears_what_waited(config: S3Config, proxy: Proxy, tmp_path: Path) -> None:
+    sink = S3Sink(config).for_job("job-7", None)
+    proxy.always["PUT"] = refuse(403, "AccessDenied")
+    failure(lambda: sink.put(artifact(tmp_path)))
+    proxy.always.clear()
+
+    sink.put(artifact(tmp_path, b"made again"))
+
+    assert stored(proxy, "videos/job-7/a.mp4") == b"made again"
+    assert names(tmp_path / "kept") == []
+
+
+@pytest.mark.parametrize("job", ["never-was", "../kept/job", ""])
+def test_nothing_to_resume_is_an_error(job: str, config: S3Config) -> None:
+    assert failure(lambda: S3Sink(config).resume(job)).code == "s3_nothing_kept"
+
+
+@pytest.mark.parametrize("note", ["", "[]", "{}", None])
+def test_video_without_a_whole_note_is_not_resumed(note: str | None, config: S3Config, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "job-8.mp4").write_bytes(VIDEO)
+    if note is not None:
+        (tmp_path / "kept" / "job-8.json").write_text(note)
+
+    assert failure(lambda: S3Sink(config).resume("job-8")).code == "s3_nothing_kept"
+
+
+def test_video_is_kept_on_the_volume_where_there_is_one(config: S3Config, proxy: Proxy, tmp_path: Path) -> None:
+    proxy.always["PUT"] = refuse(403, "AccessDenied")
+    volume = tmp_path / "volume"
+    sink = S3Sink(replace(config, keep_folder=None, volume=str(volume)))
+
+    failure(lambda: sink.for_job("job-9", None).put(artifact(tmp_path)))
+    assert names(tmp_path / "home" / "multitalk-undelivered") == ["job-9.json", "job-9.mp4"]
+    assert not volume.exists()
+
+    volume.mkdir()
+    failure(lambda: sink.for_job("job-10", None).put(artifact(tmp_path)))
+    assert names(volume / "undelivered") == ["job-10.json", "job-10.mp4"]
+
+    proxy.always.clear()
+    for job in ("job-9", "job-10"):
+        sink.resume(job)
+        assert stored(proxy, f"videos/{job}/a.mp4") == VIDEO
+
+
+def test_video_that_can_neither_go_nor_stay_is_told(config: S3Config, proxy: Proxy, tmp_path: Path) -> None:
+    proxy.always["PUT"] = refuse(403, "AccessDenied")
+    (tmp_path / "file").touch()
+    sink = S3Sink(replace(config, keep_folder=str(tmp_path / "file" / "kept")))
+
+    error = failure(lambda: sink.put(artifact(tmp_path)))
+
+    assert not isinstance(error, NotDelivered)
+    assert error.code == "s3_credentials_refused"
+    assert "could not be kept" in str(error)
