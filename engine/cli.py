@@ -150,10 +150,17 @@ def _bench(words: Sequence[str]) -> int:
     return bench(words)
 
 
+def _doctor(words: Sequence[str]) -> int:
+    from engine.commands.doctor import doctor
+
+    return doctor(words)
+
+
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan,
     "plugins": _plugins,
     "show": _show,
     "again": _again,
+    "doctor": _doctor,
     "bench": _bench,
 }

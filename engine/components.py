@@ -102,6 +102,15 @@ class KeepingSink(Sink, Protocol):
         ...
 
 
+@runtime_checkable
+class RehearsingSink(Sink, Protocol):
+    """A sink that can try out whether a video would arrive."""
+
+    def rehearse(self) -> None:
+        """Leave a small object where videos go, read it, and take it away again. Raises SinkError."""
+        ...
+
+
 class Kept(Protocol):
     """What a sink answers: an address, or the content itself as base64 text."""
 

@@ -31,6 +31,7 @@ ROOMS = {
     "engine.speakers": {"engine.data", "engine.errors"},
     "engine.jobs": {"engine.data", "engine.errors", "engine.jobs", "engine.speakers"},
     "engine.endpoint": {"engine.endpoint", "engine.errors"},
+    "engine.fit": {"engine.data", "engine.errors", "engine.fit"},
     "engine.client": {"engine.client", "engine.errors"},
     "engine.worker": {
         *("engine.components", "engine.data", "engine.errors", "engine.jobs", "engine.worker"),
