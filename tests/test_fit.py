@@ -7,17 +7,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from engine import EngineService, Request, Speaker
 from engine.bench.plan import CASES, FITTED, HELD_OUT, Case, request_of
+from engine.bench.plan_tables import tables
 from engine.data import CardEstimate, Estimates
 from engine.errors import SourceError, UnknownComponent
 from engine.fit import activations, memory
 from engine.fit.cards import cards, find_card, installed_cards, prices
-from engine.fit.memory import Load
+from engine.fit.memory import Load, Work
 from engine.fit.seconds import forward_seconds
 from engine.fit.sizes import PARTS, Config, make_sizes, published_sizes, read_sizes
 from engine.fit.work import codec_work, forward_work
@@ -163,7 +164,7 @@ def test_the_autoencoder_holds_what_is_counted(side: str, slack: float) -> None:
 
     from engine.multitalk.codec import WanCodec
 
-    codec = WanCodec(AutoencoderKLWan(base_dim=16).eval())
+    codec = WanCodec(cast("Any", AutoencoderKLWan)(base_dim=16).eval())
     config = {**make_sizes(configs("wide")).configs["vae"], "base_dim": 16}
     frames, height, width = 9, 64, 96
     if side == "encode":
@@ -185,7 +186,7 @@ def test_work_counts_the_products_torch_counts() -> None:
 
     from engine.bench.transformer import build_inputs, build_model
 
-    model = build_model(128, 344, 2, 2, torch.float32, torch.Generator().manual_seed(0))
+    model = build_model(128, 344, 2, 2, torch.float32, torch.Generator().manual_seed(0)).requires_grad_(False)
     latents, time, conditions = build_inputs(model, (3, 4, 4), 2, torch.Generator().manual_seed(0))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(latents, time, conditions=conditions)
@@ -200,7 +201,7 @@ def test_codec_work_counts_the_convolutions_torch_counts() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     config: Config = make_sizes(configs("wide") | {"vae": {"base_dim": 8, "num_res_blocks": 1}}).configs["vae"]
-    vae = AutoencoderKLWan(base_dim=8, num_res_blocks=1).eval()
+    vae: Any = cast("Any", AutoencoderKLWan)(base_dim=8, num_res_blocks=1).eval()
     for side, work in (
         ("encoder", lambda: vae.encode(torch.zeros(1, 3, 9, 32, 32))),
         ("decoder", lambda: vae.decode(torch.zeros(1, 16, 3, 4, 4))),
@@ -223,19 +224,19 @@ def test_an_offloaded_forward_takes_the_longer_of_computing_and_moving() -> None
 # --- estimates of a plan ----------------------------------------------------------------------------------------------
 
 
-def test_memory_profiles_hold_less_and_less() -> None:
-    needed = [
-        card(estimates("model=multitalk", *change), "A100 80 GB").needed_bytes
-        for change in (
-            (),
-            ("quant=int8",),
-            ("memory=model-offload",),
-            ("memory=model-offload", "quant=int8"),
-            ("memory=group-offload", "quant=int8"),
-        )
-    ]
-    assert needed == sorted(needed, reverse=True)
-    assert len(set(needed)) == len(needed)
+@pytest.mark.parametrize("quant", ["none", "int8"])
+def test_memory_profiles_hold_less_and_less(quant: str) -> None:
+    sizes = published_sizes("wan-14b")
+    work = Work((21, 56, 112), 81, 448, 896, speakers=2, passes=3, seconds=3.24)
+
+    def needed(profile: str, chosen: str) -> int:
+        return memory.device_bytes(memory.stages(sizes, Load("cuda", "bfloat16", chosen, profile, 1), work))
+
+    profiles = [needed(profile, quant) for profile in ("none", "model-offload", "group-offload")]
+    assert profiles == sorted(profiles, reverse=True)
+    assert len(set(profiles)) == 3
+    # Offloaded by groups, the largest moment is no longer the transformer's.
+    assert needed("none", "int8") < needed("none", "none") - 15e9
 
 
 def test_a_plan_that_does_not_fit_names_changes_that_do() -> None:
@@ -292,7 +293,8 @@ def test_the_driver_names_the_cards_of_a_machine(tmp_path: Path) -> None:
 #: Recipe -> the cards it is for.
 RECIPES = {
     "card-24gb": ("L4 24 GB", "RTX 4090 24 GB"),
-    "card-24gb-720p": ("L4 24 GB", "RTX 4090 24 GB"),
+    # The L4 shows 1.4 GB less, which the autoencoder would need in the largest pictures.
+    "card-24gb-720p": ("RTX 4090 24 GB",),
     "card-48gb": ("A6000 48 GB", "L40S 48 GB"),
     "card-48gb-720p": ("A6000 48 GB", "L40S 48 GB"),
     "card-80gb": ("A100 80 GB", "H100 80 GB"),
@@ -356,3 +358,9 @@ def test_todays_arithmetic_is_within_a_tenth_of_what_was_measured(run: dict[str,
     assert found is not None
     assert dict(found.parameters) == run["parameters"]
     assert found.host_memory_bytes == pytest.approx(run["measured_bytes"], rel=0.1)
+
+
+def test_the_tables_of_the_page_are_todays() -> None:
+    page = (ROOT / "docs" / "plan.md").read_text("utf-8")
+    for name, table in tables(ROOT / "docs" / "measured" / "plan.json").items():
+        assert f"<!-- {name} -->\n{table}\n" in page, f"python -m engine.bench.plan_tables prints the table {name!r}"

@@ -46,6 +46,9 @@ def write_random_folder(folder: Path, configs: Mapping[str, Mapping[str, Any]], 
         for key, parameter in model.named_parameters():
             exact = name in ("vae", "audio_encoder") or (name == "transformer" and kept_in_float32(key))
             parameter.data = _filled(parameter.shape, block, torch.float32 if exact else dtype)
+        if name == "text_encoder":
+            # Leaving the meta device parts what shares one tensor, and the file would hold it twice.
+            model.tie_weights()
         _save(model, folder / name)
         del model
     _write_tokenizer(folder / "tokenizer")

@@ -26,7 +26,7 @@ SLOW_BELOW = 20480
 def tokens(config: Config, latents: tuple[int, int, int]) -> int:
     """Return the transformer's tokens for latents (T, h, w)."""
     frames, rows, columns = config["patch_size"]
-    return (latents[0] // frames) * (latents[1] // rows) * (latents[2] // columns)
+    return int((latents[0] // frames) * (latents[1] // rows) * (latents[2] // columns))
 
 
 def forward_bytes(config: Config, latents: tuple[int, int, int], *, value: int, speakers: int = 1) -> int:
@@ -44,7 +44,9 @@ def forward_bytes(config: Config, latents: tuple[int, int, int], *, value: int, 
     # rotated and cast, and the tables of every token's own position.
     labels = 4 * length * config["attention_head_dim"] * _EXACT
     labelling = 2 * stream + 4 * thin + (stream + cast if cast else 0) + stream + labels if speakers > 1 else 0
-    worst = max(forwarding, attending, labelling)
+    # Any attention as its output is projected: queries, output, the output laid out anew, and its projection.
+    projecting = 2 * stream + 7 * thin
+    worst: int = max(forwarding, attending, labelling, projecting)
     return worst + conditions_bytes(config, latents, value=value, speakers=speakers)
 
 
