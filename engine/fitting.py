@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.config import Config
 from engine.data import Estimates, Plan
-from engine.errors import EngineError, UnknownComponent
+from engine.errors import EngineError, SourceError, UnknownComponent
 from engine.fit.cards import installed_cards
 from engine.fit.estimate import estimate
 from engine.fit.memory import Load
@@ -26,8 +26,8 @@ CHANGES = (
 def estimate_plan(plan: Plan, config: Config) -> Estimates | None:
     """Estimate what a plan needs; None where the model's sizes are not known or a choice has no arithmetic yet.
 
-    Sizes are those of the weights that the plan found, else those of the model's published architecture. Raises
-    SourceError for a config of theirs that cannot be read.
+    Sizes are those of the weights that the plan found, as far as their configs can be read, else those of the model's
+    published architecture.
     """
     sizes = _sizes(config, plan.weights)
     if sizes is None:
@@ -77,16 +77,17 @@ def advise(estimates: Estimates, config: Config, replan: Callable[[Sequence[str]
 
 
 def _changes(config: Config) -> Iterable[tuple[str, ...]]:
-    chosen = {f"memory={config.memory.name}", f"quant={config.quant.name}"}
-    for change in CHANGES:
-        kept = tuple(word for word in change if word not in chosen)
-        # A quantisation that was chosen stays: another would be no saving.
-        if kept and not (config.quant.name != "none" and any(word.startswith("quant=") for word in kept)):
-            yield kept
+    # A quantisation that was chosen stays: another would be no saving.
+    groups = ("memory=",) if config.quant.name != "none" else ("memory=", "quant=")
+    offered = dict.fromkeys(
+        tuple(word for word in change if word.startswith(groups) and word != f"memory={config.memory.name}")
+        for change in CHANGES
+    )
+    yield from (change for change in offered if change)
     areas = {name: _area(config, name) for name in config.model.resolutions}
     for name in sorted(areas, key=areas.__getitem__, reverse=True):
         if areas[name] < areas[config.resolution]:
-            yield (f"resolution={name}", *CHANGES[-1])
+            yield (f"resolution={name}", *list(offered)[-1])
 
 
 def _area(config: Config, resolution: str) -> int:
@@ -94,8 +95,12 @@ def _area(config: Config, resolution: str) -> int:
 
 
 def _sizes(config: Config, weights: Path | None) -> Sizes | None:
-    if weights is not None:
-        return read_sizes(weights)
+    try:
+        if weights is not None:
+            return read_sizes(weights)
+    except SourceError:
+        # A layout without these configs, or a network of another kind: whether it can be loaded is for loading to say.
+        pass
     return published_sizes(config.model.architecture) if config.model.architecture else None
 
 

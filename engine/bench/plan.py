@@ -68,11 +68,12 @@ class Case:
         }
 
 
+#: Vocabularies are small: of an embedding that is mapped from its file only the rows of the prompt's words are read.
 CASES = {
     "base": Case(16, 2816, 16, (128, 128), 5, base_dim=24),
     "wide": Case(24, 4096, 8, (160, 96), 5, speakers=2),
-    "text": Case(12, 2048, 14, (192, 320), 5, base_dim=16, text={"vocab_size": 120_000, "d_model": 1024}),
-    "half": Case(16, 2816, 16, (128, 128), 5, dtype="bfloat16", text={"vocab_size": 250_000, "d_model": 1024}),
+    "text": Case(12, 2048, 14, (192, 320), 5, base_dim=16, text={"d_model": 1024, "d_ff": 4096, "num_layers": 9}),
+    "half": Case(16, 2816, 16, (128, 128), 5, dtype="bfloat16", text={"d_model": 1024, "d_ff": 4096, "num_layers": 16}),
     "long": Case(14, 3584, 16, (96, 160), 9, base_dim=24, overrides=("guidance.audio_scale=3",)),
 }
 

@@ -21,7 +21,7 @@ FRAGMENTED = 0.1
 #: The same of the host, and what every process takes for compiled kernels and for encoding the video. Both were fitted
 #: to one run of `multitalk bench plan`, that of the case "base".
 HOST_FRAGMENTED = 0.3
-PROCESS = 100 * 10**6
+PROCESS = 40 * 10**6
 
 _ON_DEVICE = ("transformer", "vae", "text_encoder", "image_encoder")
 
@@ -41,7 +41,12 @@ class Load:
 
     def check(self) -> None:
         """Raise UnknownComponent where there is no arithmetic for a choice."""
-        for field, name, known in (("memory", self.memory, PROFILES), ("quant", self.quant, tuple(QUANTS))):
+        for field, name, known in (
+            ("device", self.device, ("cuda", "cpu")),
+            ("dtype", self.dtype, tuple(WIDTHS)),
+            ("memory", self.memory, PROFILES),
+            ("quant", self.quant, tuple(QUANTS)),
+        ):
             if name not in known:
                 raise UnknownComponent(field, name, known)
 
