@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.components import RehearsingSink
-from engine.data import Estimates, Request, Speaker
+from engine.data import Request, Speaker
 from engine.errors import EngineError
+from engine.estimates import Estimates
 from engine.fit.cards import installed_cards
 from engine.registry import Registry, installed
 from engine.service import EngineService
@@ -153,7 +154,12 @@ def check_memory(patient: Patient) -> Iterator[Finding]:
 
 def check_attention(patient: Patient) -> Iterator[Finding]:
     """Each backend, run once on the device against torch's plain arithmetic."""
+    import torch
+
     device = patient.device
+    if device == "cuda" and not torch.cuda.is_available():
+        # Said already.
+        return
     for name in patient.registry.attention.names():
         chosen = name == patient.config.attention.name
         bad: State = "broken" if chosen else "note"

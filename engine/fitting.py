@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.config import Config
-from engine.data import Estimates, Plan
+from engine.data import Plan
 from engine.errors import EngineError, SourceError, UnknownComponent
+from engine.estimates import Estimates
 from engine.fit.cards import installed_cards
 from engine.fit.estimate import estimate
 from engine.fit.memory import Load

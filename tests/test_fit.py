@@ -14,8 +14,8 @@ import pytest
 from engine import EngineService, Request, Speaker
 from engine.bench.plan import CASES, FITTED, HELD_OUT, Case, request_of
 from engine.bench.plan_tables import tables
-from engine.data import CardEstimate, Estimates
 from engine.errors import SourceError, UnknownComponent
+from engine.estimates import CardEstimate, Estimates
 from engine.fit import activations, memory
 from engine.fit.cards import cards, find_card, installed_cards, prices
 from engine.fit.memory import Load, Work

@@ -165,8 +165,8 @@ class _Bench:
             "resident_seconds": resident,
             "offloaded_seconds": offloaded,
             "there_and_back_seconds": moving,
-            # 1: what is moved costs nothing; 0: it costs all of the way there.
-            "hidden": 1 - max(0.0, offloaded - resident) / max(moving / 2, 1e-9),
+            # 1: what is moved costs nothing; 0: it costs all of the way there. Where there is no way, null.
+            "hidden": 1 - max(0.0, offloaded - resident) / (moving / 2) if cuda else None,
         }
 
     def codec(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from engine import EngineService, Request, Speaker
-from engine.data import CardEstimate, Estimates
+from engine.estimates import CardEstimate, Estimates
 
 #: Theirs, of one A100 with 80 GB, three forwards a step: what is on the card, seconds a step, GB.
 PUBLISHED = (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.data import CardEstimate, Estimates, Plan, Window
+from engine.data import Plan, Window
+from engine.estimates import CardEstimate, Estimates
 from engine.fit import memory, seconds
 from engine.fit.cards import Card, cards, find_card, prices
 from engine.fit.memory import Load, Work

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from engine.data import StageMemory
 from engine.errors import UnknownComponent
+from engine.estimates import StageMemory
 from engine.fit import activations
 from engine.fit.sizes import Sizes
 

@@ -22,7 +22,8 @@ from engine.errors import RequestError, SinkError
 from engine.register import Register
 
 if TYPE_CHECKING:
-    from engine.data import AudioType, Canvas, CardEstimate, Estimates, Fit, Seat, Timing, Window
+    from engine.data import AudioType, Canvas, Fit, Seat, Timing, Window
+    from engine.estimates import CardEstimate, Estimates
 
 
 @dataclass
