@@ -78,7 +78,9 @@ class Patient:
         examples = files("engine") / "examples"
         speakers = (Speaker(str(examples / "left.flac")), Speaker(str(examples / "right.flac")))
         request = Request("two people talk", str(examples / "two.png"), speakers, frames=self.config.model.window)
-        return self.service.plan(request).estimates
+        # A plan imports no torch and may not see a GPU that torch does.
+        service = self.service.open([f"device={self.device}"]) if self.config.device == "auto" else self.service
+        return service.plan(request).estimates
 
 
 def examine(overrides: Sequence[str] = ()) -> list[Finding]:
@@ -118,7 +120,7 @@ def check_device(patient: Patient) -> Iterator[Finding]:
     """torch's build against the driver."""
     import torch
 
-    build, driver = torch.version.cuda, _driver()
+    build, driver = torch.version.cuda, _driver() or ("unknown" if torch.cuda.is_available() else None)
     built = f"torch {torch.__version__}, built for " + (f"CUDA {build}" if build else "CPUs alone")
     details = {"torch": torch.__version__, "cuda_build": build, "driver": driver, "cards": list(patient.cards)}
     wanted = patient.config.device == "cuda"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -13,8 +13,10 @@ import pytest
 
 from engine import EngineService, Request, Speaker
 from engine.bench.plan import CASES, FITTED, HELD_OUT, Case, request_of
+from engine.bench.plan import run as run_bench
 from engine.bench.plan_tables import tables
-from engine.errors import SourceError, UnknownComponent
+from engine.cli import main
+from engine.errors import RequestError, SourceError, UnknownComponent
 from engine.estimates import CardEstimate, Estimates
 from engine.fit import activations, memory
 from engine.fit.cards import cards, find_card, installed_cards, prices
@@ -298,6 +300,25 @@ def test_the_driver_names_the_cards_of_a_machine(tmp_path: Path) -> None:
     assert installed_cards(tmp_path / "none") == ()
 
 
+def test_the_command_line_shows_what_fits_and_what_would(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--image", REQUEST.image, "--audio", str(REQUEST.speakers[0].audio), "--prompt", "x", "--frames", "81"]
+    assert main(["plan", *words, "model=multitalk", "device=cuda"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (memory_line,) = [line for line in lines if line.startswith("memory")]
+    assert "(cuda, bfloat16), most of all in" in memory_line
+    assert any("RTX 4090 24 GB" in line and "it fits with memory=group-offload" in line for line in lines)
+    assert any("H100 80 GB" in line and "s a step" in line for line in lines)
+    assert any(prices().date in line for line in lines)
+
+
+def test_estimates_are_json_without_a_path() -> None:
+    plan = EngineService(["model=tiny"]).plan(REQUEST)
+    told = json.loads(json.dumps(asdict(plan), default=str, allow_nan=False))["estimates"]
+    assert told["stages"][0]["stage"] == "load"
+    assert {"card", "needed_bytes", "fits", "seconds", "cost", "change"} <= set(told["cards"][0])
+    assert str(ROOT) not in json.dumps(told)
+
+
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 #: Recipe -> the cards it is for.
@@ -351,6 +372,11 @@ def write_configs(case: Case, folder: Path) -> None:
 
 
 MEASURED = json.loads((ROOT / "docs" / "measured" / "plan.json").read_text("utf-8"))
+
+
+def test_another_case_is_refused() -> None:
+    with pytest.raises(RequestError, match="no case named 'huge'"):
+        run_bench("base,huge")
 
 
 def test_four_models_that_nothing_was_fitted_to_were_measured() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import tempfile
@@ -201,7 +202,9 @@ def _map_libraries() -> None:
         where, rights, *_, path = line.split(maxsplit=5)
         if ".so" in path and rights.startswith("r"):
             begin, end = (int(address, 16) for address in where.split("-"))
-            libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MAPPED)
+            failed = libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MAPPED)
+            if failed and ctypes.get_errno() == errno.EINVAL:
+                raise EngineError("this kernel cannot map pages ahead", field="bench plan", hint="Linux 5.14 or later")
 
 
 def _status(key: str) -> int:

@@ -1,8 +1,8 @@
 """Seconds on a named GPU by a roofline model: what is computed and moved, at a stated share of the data sheet's rates.
 
 The shares are assumptions: nothing has run on a GPU, and they are round numbers of what is commonly reported for large
-bfloat16 products and FlashAttention 2. `multitalk bench device` measures them. Not counted: reading the weights, decoding the media,
-colours and H.264 on the CPU, and whatever step caches save.
+bfloat16 products and FlashAttention 2. `multitalk bench device` measures them. Not counted: reading the weights,
+decoding the media, colours and H.264 on the CPU, and whatever step caches save.
 """
 
 from __future__ import annotations
