@@ -150,6 +150,12 @@ def _bench(words: Sequence[str]) -> int:
     return bench(words)
 
 
+def _doctor(words: Sequence[str]) -> int:
+    from engine.commands.doctor import doctor
+
+    return doctor(words)
+
+
 def _models(words: Sequence[str]) -> int:
     from engine.commands.models import models
 
@@ -161,6 +167,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plugins": _plugins,
     "show": _show,
     "again": _again,
+    "doctor": _doctor,
     "bench": _bench,
     "models": _models,
 }

@@ -127,6 +127,15 @@ class KeepingSink(Sink, Protocol):
 
 
 @runtime_checkable
+class RehearsingSink(Sink, Protocol):
+    """A sink that can try out whether a video would arrive."""
+
+    def rehearse(self) -> None:
+        """Leave a small object where videos go, read it, and take it away again. Raises SinkError."""
+        ...
+
+
+@runtime_checkable
 class Service(Protocol):
     """The engine as an entrypoint sees it."""
 

@@ -75,6 +75,8 @@ class ModelConfig:
     packaged: bool = False
     #: Command that gets the weights, named when they are missing.
     command: str = ""
+    #: Published architecture whose sizes a plan takes while the weights are not there (engine/fit/architectures).
+    architecture: str = ""
     #: Native frames a second, of the audio features as well.
     fps: float = 25.0
     #: Most frames of one window: 4n + 1.

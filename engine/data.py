@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from engine.estimates import Estimates
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -233,6 +235,8 @@ class Plan:
     #: Folder of the weights; None: not found (the warnings say where was looked).
     weights: Path | None
     warnings: tuple[str, ...] = ()
+    #: Of `plan` alone: no part of what is decided. None where the model's sizes are not known.
+    estimates: Estimates | None = field(default=None, compare=False)
 
 
 # --- made -------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from engine.compose import compose, compose_request
 from engine.config import Config
 from engine.data import Access, Delivery, Media, Plan, Request, Resumed
 from engine.errors import EngineError, SourceError
+from engine.fitting import advise, estimate_plan
 from engine.readahead import reading_ahead
 from engine.recipe import versions
 from engine.reclaim import reclaim
@@ -67,10 +69,17 @@ class EngineService:
 
     def plan(self, request: Request) -> Plan:
         """See `components.Service`."""
-        settings = make_settings(self._config(request), self._registry)
+        config = self._config(request)
         with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
             media = self._fetch(request, Path(folder))
-            return plan_walk(request, media, settings)
+            plan = self._estimated(request, media, config)
+            if plan.estimates is None:
+                return plan
+
+            def replan(change: Sequence[str]) -> Plan:
+                return self._estimated(request, media, self._config(request, change))
+
+            return replace(plan, estimates=advise(plan.estimates, config, replan))
 
     def preview(self, request: Request, path: Path) -> Plan:
         """See `components.Service`."""
@@ -157,5 +166,12 @@ class EngineService:
         opener = self._registry.plugins.hook.open_address
         return fetch(request, opener, request_access(self.access, request), folder)
 
-    def _config(self, request: Request) -> Config:
-        return compose_request(self.overrides, request.overrides) if request.overrides else self.config
+    def _estimated(self, request: Request, media: Media, config: Config) -> Plan:
+        plan = plan_walk(request, media, make_settings(config, self._registry))
+        return replace(plan, estimates=estimate_plan(plan, config))
+
+    def _config(self, request: Request, change: Sequence[str] = ()) -> Config:
+        boot = (*self.overrides, *change)
+        if request.overrides:
+            return compose_request(boot, request.overrides)
+        return compose(boot) if change else self.config

@@ -21,7 +21,8 @@ FILES = sorted([*(ROOT / "engine").rglob("*.py"), *(ROOT / "plugins").rglob("*.p
 ORDER = ("cli", "service", "pipeline", "registry", "hookspecs", "register", "config", "errors")
 #: Room -> all it may import of ours.
 ROOMS = {
-    "engine.data": set[str](),
+    "engine.data": {"engine.estimates"},
+    "engine.estimates": set[str](),
     "engine.errors": set[str](),
     "engine.config": {"engine.errors"},
     "engine.network": {"engine.errors"},
@@ -34,6 +35,7 @@ ROOMS = {
     "engine.speakers": {"engine.data", "engine.errors"},
     "engine.jobs": {"engine.data", "engine.errors", "engine.jobs", "engine.speakers"},
     "engine.endpoint": {"engine.endpoint", "engine.errors"},
+    "engine.fit": {"engine.data", "engine.errors", "engine.estimates", "engine.fit"},
     "engine.client": {"engine.client", "engine.errors"},
     "engine.models": {"engine.errors", "engine.models"},
     "engine.worker": {
@@ -54,6 +56,7 @@ ROOMS = {
         "engine.download",
         "engine.endpoint",
         "engine.errors",
+        "engine.estimates",
         "engine.h264",
         "engine.jobs",
         "engine.models",

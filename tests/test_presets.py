@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.core.config_store import ConfigStore
 
 from engine.compose import compose
@@ -30,11 +31,13 @@ def test_preset_composes(preset: str) -> None:
         assert getattr(config, group).name == name
 
 
-@pytest.mark.parametrize("preset", NAMES)
-def test_preset_composes_with_every_model(preset: str) -> None:
+@pytest.mark.parametrize("path", PRESETS, ids=NAMES)
+def test_preset_composes_with_every_model_that_has_its_resolution(path: Path) -> None:
+    wanted = yaml.safe_load(path.read_text("utf-8")) or {}
+    resolution = wanted.get("resolution") if path.parent.name == "recipe" else None
     for name in MODELS:
-        if not preset.startswith("model="):
-            compose([f"model={name}", preset])
+        if path.parent.name != "model" and (resolution is None or resolution in model(name).resolutions):
+            compose([f"model={name}", f"{path.parent.name}={path.stem}"])
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=NAMES)

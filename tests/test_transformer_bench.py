@@ -36,9 +36,9 @@ class Products(TorchFunctionMode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bound_is_every_product_of_a_forward_and_no_more(speakers: int, dtype: torch.dtype) -> None:
     random = torch.Generator().manual_seed(0)
-    model = bench._model(24, 32, 2, 2, dtype, random)
+    model = bench.build_model(24, 32, 2, 2, dtype, random)
     with torch.no_grad():
-        latents, timestep, conditions = bench._inputs(model, (2, 4, 4), speakers, random)
+        latents, timestep, conditions = bench.build_inputs(model, (2, 4, 4), speakers, random)
         with Products() as forward:
             model(latents, timestep, conditions=conditions)
         calls = list(bench.bare_calls(model, latents, conditions))

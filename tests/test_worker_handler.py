@@ -109,7 +109,7 @@ def test_a_plan_is_the_command_lines_without_paths() -> None:
     told = ask(worker(service), {**GOOD, "action": "plan"})
     assert {field.name for field in dataclasses.fields(PLAN)} <= set(told)
     assert told["weights"] == "tiny"
-    assert told["estimates"] == {"seconds": None, "device_memory_bytes": None, "cost": None}
+    assert told["estimates"] is None
     assert "/secret" not in json.dumps(told)
 
 

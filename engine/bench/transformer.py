@@ -52,8 +52,8 @@ def run(
         raise RequestError("runs, speakers and layers start at 1", field="runs")
     with _threads(threads), torch.no_grad():
         random = torch.Generator().manual_seed(seed)
-        model = _model(dim, ffn_dim, heads, layers, _DTYPES[dtype], random)
-        latents, timestep, conditions = _inputs(model, grid, speakers, random)
+        model = build_model(dim, ffn_dim, heads, layers, _DTYPES[dtype], random)
+        latents, timestep, conditions = build_inputs(model, grid, speakers, random)
         calls = list(bare_calls(model, latents, conditions))
 
         def forward() -> None:
@@ -145,9 +145,10 @@ def _attention(batch: int, queries: int, keys: int, heads: int, width: int, dtyp
     return lambda: F.scaled_dot_product_attention(query, key, value)
 
 
-def _model(
+def build_model(
     dim: int, ffn_dim: int, heads: int, layers: int, dtype: torch.dtype, random: torch.Generator
 ) -> MultiTalkTransformer3DModel:
+    """Build a network of these sizes with small random weights, on the CPU."""
     model = MultiTalkTransformer3DModel(
         num_attention_heads=heads,
         attention_head_dim=dim // heads,
@@ -165,10 +166,11 @@ def _model(
     return cast_model(model, dtype)
 
 
-def _inputs(
+def build_inputs(
     model: MultiTalkTransformer3DModel, grid: tuple[int, int, int], speakers: int, random: torch.Generator
 ) -> tuple[Tensor, Tensor, TransformerConditions]:
-    config = model.config
+    """Make latents, a time and conditions for a `grid` of tokens (time, rows, columns), where the model is."""
+    config, device = model.config, model.patch_embedding.weight.device
     shape = (grid[0], grid[1] * config.patch_size[1], grid[2] * config.patch_size[2])
     masks = torch.zeros(speakers + 1, *shape[1:])
     for column in range(shape[2]):
@@ -177,13 +179,13 @@ def _inputs(
     windows = (speakers, pixel_frames, config.audio_window, config.audio_layers, config.audio_channels)
     conditions = model.embed_conditions(
         shape,
-        torch.randn(1, config.text_len, config.text_dim, generator=random),
-        torch.randn(1, config.image_tokens, config.image_dim, generator=random),
-        torch.randn(windows, generator=random),
-        masks,
+        torch.randn(1, config.text_len, config.text_dim, generator=random).to(device),
+        torch.randn(1, config.image_tokens, config.image_dim, generator=random).to(device),
+        torch.randn(windows, generator=random).to(device),
+        masks.to(device),
     )
-    latents = torch.randn(1, config.in_channels, *shape, generator=random)
-    return latents, torch.tensor([500.0]), conditions
+    latents = torch.randn(1, config.in_channels, *shape, generator=random).to(device)
+    return latents, torch.tensor([500.0], device=device), conditions
 
 
 def _interleave(first: Callable[[], None], second: Callable[[], None], runs: int) -> tuple[list[float], list[float]]:

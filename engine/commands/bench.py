@@ -15,6 +15,8 @@ from engine.errors import ConfigError
 BENCHES = {
     "transformer": "Time one forward of the network against its bare matrix products and attention calls.",
     "memory": "Compare the peak memory of a short and a long video, each in a fresh process.",
+    "plan": "Hold the memory that plans predict to that of processes, on random models of 1 to 2 GB.",
+    "device": "Measure what this device does with the 14B model's shapes: backends, dtypes, a block, offloading.",
     "start": "Time a worker's start to ready against its bare imports and the reading of its weights.",
     "soak": "Let a worker do many jobs: what its memory grows by, and what it leaves on the disk.",
     "talk": "Measure whether the embedded model talks: lips, binding, lags, colours, seams, turbo, seconds.",

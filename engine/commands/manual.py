@@ -9,12 +9,13 @@ from engine.commands.flags import REQUEST
 from engine.registry import installed
 
 COMMANDS = {
-    "plan": "what generate would do: sizes, windows, forwards, who sits where (generate --dry-run)",
+    "plan": "what generate would do: sizes, windows, memory, seconds and cost on GPUs (generate --dry-run)",
     "plugins": "list every component and preset by group, with its package (--json)",
     "show": "FILE.mp4: print the recipe a video carries (--json)",
     "again": "FILE.mp4 --image ... --audio ...: make a video again from its recipe",
     "models": "pull, verify, list, prune: the published weights on this machine or volume (docs/models.md)",
-    "bench": "transformer, memory: measure the forward's time, or whether memory grows with length, as JSON",
+    "doctor": "what is wrong on this machine for a config, and what to do (--json)",
+    "bench": "transformer, memory, plan, device, ...: measure a part of the engine or this device, as JSON",
 }
 
 _ABOUT = """\

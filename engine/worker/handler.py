@@ -253,8 +253,7 @@ def _plan(plan: Plan, job: Job) -> dict[str, Any]:
     # As the command line's, but for the folder: it is the machine's business.
     told["weights"] = None if plan.weights is None else plan.weights.name
     told["warnings"] = [scrub(warning, secrets) for warning in plan.warnings]
-    estimates = {"seconds": None, "device_memory_bytes": None, "cost": None}
-    return told | {"estimates": estimates, "engine_version": engine_version()}
+    return told | {"engine_version": engine_version()}
 
 
 def _out_of_memory(memory: str) -> EngineError:

@@ -24,6 +24,7 @@ from engine.register import Register
 
 if TYPE_CHECKING:
     from engine.data import AudioType, Canvas, Fit, Seat, Timing, Window
+    from engine.estimates import CardEstimate, Estimates
 
 
 @dataclass
@@ -104,6 +105,7 @@ def describe(plan: Plan, request: Request) -> str:
         *([_native(plan)] if plan.timing == "native" else []),
         *(("windows" if index == 0 else "", line) for index, line in enumerate(_windows(plan.windows))),
         ("sampling", f"{sampling}: {plan.forwards} forwards in all"),
+        *([] if plan.estimates is None else _estimates(plan.estimates)),
         *(("warning", warning) for warning in plan.warnings),
     ]
     return "\n".join(f"{name:<10}{text}" for name, text in lines)
@@ -237,6 +239,45 @@ def _windows(windows: Sequence[Window]) -> list[str]:
         for window in windows
     ]
     return told if len(told) <= 6 else [*told[:4], f"... {len(told) - 5} more ...", told[-1]]
+
+
+def _estimates(found: Estimates) -> list[tuple[str, str]]:
+    where = f"{found.device}, {found.dtype}"
+    worst = max(
+        (stage for stage in found.stages if stage.device == found.device),
+        key=lambda stage: stage.total,
+    )
+    peak = found.host_memory_bytes if found.device_memory_bytes is None else found.device_memory_bytes
+    host = "" if found.device_memory_bytes is None else f", and {_giga(found.host_memory_bytes)} of the host's"
+    weights = ", ".join(f"{name} {_giga(size)}" for name, size in found.weights.items())
+    work = f"{_operations(found.forward_flops)} operations a forward, {_operations(found.flops)} in all"
+    return [
+        ("memory", f"{_giga(peak)} ({where}), most of all in {worst.stage}{host}"),
+        ("kept", weights),
+        ("work", f"{work}; {_giga(found.start_bytes)} of weights read at the start"),
+        *(("cards" if index == 0 else "", _card(card)) for index, card in enumerate(found.cards)),
+        ("", f"bfloat16, by a model that has not met a GPU yet (docs/plan.md); {found.prices}"),
+    ]
+
+
+def _card(card: CardEstimate) -> str:
+    needed = f"{card.card:<15}{_giga(card.needed_bytes):>9}"
+    if not card.fits:
+        return f"{needed}  too much; it fits with {' '.join(card.change)}" if card.change else f"{needed}  too much"
+    took = f"{card.step_seconds:.1f} s a step" if card.step_seconds >= 0.05 else "under 0.1 s a step"
+    return f"{needed}  {took}, {_minutes(card.seconds)}, {card.cost:.2f}"
+
+
+def _giga(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
+
+
+def _operations(count: int) -> str:
+    return f"{count / 1e15:.2f} peta" if count >= 1e14 else f"{count / 1e12:.2f} tera"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def _speakers(config: RequestConfig) -> tuple[Speaker, ...]:

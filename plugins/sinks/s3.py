@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -118,6 +119,26 @@ class S3Sink:
         trouble = self._patiently(bucket.probe if self._config.probe else bucket.find_keys)
         if trouble is not None:
             raise SinkError(trouble.what, field=self._field(trouble), hint=trouble.hint, code=trouble.code)
+
+    def rehearse(self) -> None:
+        """Put an object of a few bytes beside the videos, read it back and delete it. Raises SinkError."""
+        self.check(None)
+        name, body = f"multitalk-doctor-{secrets.token_hex(8)}", b"multitalk doctor"
+        place = {"Bucket": self._bucket.name, "Key": "/".join(filter(None, (self._config.prefix.strip("/"), name)))}
+
+        def walk(client: Any) -> bytes:
+            client.put_object(**place, Body=body)
+            try:
+                found: bytes = client.get_object(**place)["Body"].read()
+            finally:
+                client.delete_object(**place)
+            return found
+
+        found = self._patiently(lambda: self._bucket.attempt(walk))
+        if isinstance(found, Trouble):
+            raise SinkError(found.what, field=self._field(found), hint=found.hint, code=found.code)
+        if found != body:
+            raise SinkError("the bucket gave back other bytes than it was given", field="sink", hint="check the store")
 
     def put(self, artifact: Artifact) -> Kept:
         """Upload the video, remove the local file and return a URL.

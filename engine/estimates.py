@@ -1,0 +1,70 @@
+"""What a plan needs: memory by stage, work, and seconds and cost on named GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """What one stage needs at its worst moment, in bytes."""
+
+    #: "load", "text", "vae encode", "image", "denoise" or "vae decode".
+    stage: str
+    #: Weights that are there, by component, and temporary tensors.
+    weights: Mapping[str, int]
+    temporaries: int
+    #: On the device ("cuda"), where the stage runs there; else on the host.
+    device: str
+
+    @property
+    def total(self) -> int:
+        return sum(self.weights.values()) + self.temporaries
+
+
+@dataclass(frozen=True)
+class CardEstimate:
+    """What the plan comes to on one GPU."""
+
+    card: str
+    memory_bytes: int
+    #: What the plan needs of it, with CUDA's own share.
+    needed_bytes: int
+    fits: bool
+    #: Seconds of one step and of all windows, while the weights are loaded; an assumption's worth, see docs/plan.md.
+    step_seconds: float
+    seconds: float
+    #: Of those seconds, by the price table.
+    cost: float
+    #: Overrides with which it fits, found by planning them; empty where it fits or none of those tried helps.
+    change: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What a plan needs, found from configs alone: neither weights nor a GPU are looked at."""
+
+    #: Where it would run here, "cuda" or "cpu", in which dtype, and the GPU's name if it is a known one.
+    device: str
+    dtype: str
+    card: str | None
+    #: On this machine: peak of the device (None on a CPU, where all is the host's) and of the host above its imports.
+    device_memory_bytes: int | None
+    host_memory_bytes: int
+    #: On this machine's GPU; None where that is none of the known ones.
+    seconds: float | None
+    cost: float | None
+    #: Parameters of each component, and bytes of its weights as they are kept in memory.
+    parameters: Mapping[str, int]
+    weights: Mapping[str, int]
+    #: On this machine, in the order of the walk.
+    stages: tuple[StageMemory, ...]
+    #: Floating-point operations of one forward and of the whole video, autoencoder included.
+    forward_flops: int
+    flops: int
+    #: Bytes of weights that are read at the start: the files', or the published sizes where there are none yet.
+    start_bytes: int
+    cards: tuple[CardEstimate, ...]
+    #: Where the prices come from, and of which day.
+    prices: str

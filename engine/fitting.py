@@ -1,0 +1,118 @@
+"""Config and plan -> Estimates, and which changes of the config make a plan fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from engine.config import Config
+from engine.data import Plan
+from engine.errors import EngineError, SourceError, UnknownComponent
+from engine.estimates import Estimates
+from engine.fit.cards import installed_cards
+from engine.fit.estimate import estimate
+from engine.fit.memory import Load
+from engine.fit.sizes import PARTS, Sizes, published_sizes, read_sizes
+
+#: What is tried where a plan does not fit, the least harm first: those that change no frame stand in front.
+CHANGES = (
+    ("memory=model-offload",),
+    ("memory=group-offload",),
+    ("quant=int8", "memory=model-offload"),
+    ("quant=int8", "memory=group-offload"),
+)
+
+
+def estimate_plan(plan: Plan, config: Config) -> Estimates | None:
+    """Estimate what a plan needs; None where the model's sizes are not known or a choice has no arithmetic yet.
+
+    Sizes are those of the weights that the plan found, as far as their configs can be read, else those of the model's
+    published architecture.
+    """
+    sizes = _sizes(config, plan.weights)
+    if sizes is None:
+        return None
+    cards = installed_cards()
+    device = config.device if config.device != "auto" else ("cuda" if cards else "cpu")
+    load = Load(
+        device=device,
+        dtype=config.dtype if config.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32"),
+        quant=config.quant.name,
+        memory=config.memory.name,
+        blocks=config.memory.blocks,
+        loras=_lora_bytes(config, plan.weights),
+    )
+    try:
+        return estimate(
+            plan,
+            sizes,
+            load,
+            card=cards[0] if cards and device == "cuda" else None,
+            start_bytes=None if plan.weights is None else _files_bytes(plan.weights),
+        )
+    except UnknownComponent:
+        return None
+
+
+def advise(estimates: Estimates, config: Config, replan: Callable[[Sequence[str]], Plan]) -> Estimates:
+    """Return `estimates` with the first change, for each card that is too small, whose own plan fits it.
+
+    `replan` plans the same request with overrides added. Smaller resolutions of the model come last.
+    """
+    changes: dict[str, tuple[str, ...]] = {}
+    small = [card for card in estimates.cards if not card.fits]
+    for change in _changes(config):
+        if len(changes) == len(small):
+            break
+        try:
+            found = replan(change).estimates
+        except EngineError:
+            # Such as a model that has no such resolution for this picture, or a plugin's own group of that name.
+            continue
+        fitting = {card.card for card in found.cards if card.fits} if found is not None else set()
+        for card in small:
+            if card.card in fitting:
+                changes.setdefault(card.card, change)
+    return replace(estimates, cards=tuple(replace(card, change=changes.get(card.card, ())) for card in estimates.cards))
+
+
+def _changes(config: Config) -> Iterable[tuple[str, ...]]:
+    # A quantisation that was chosen stays: another would be no saving.
+    groups = ("memory=",) if config.quant.name != "none" else ("memory=", "quant=")
+    offered = dict.fromkeys(
+        tuple(word for word in change if word.startswith(groups) and word != f"memory={config.memory.name}")
+        for change in CHANGES
+    )
+    yield from (change for change in offered if change)
+    areas = {name: _area(config, name) for name in config.model.resolutions}
+    for name in sorted(areas, key=areas.__getitem__, reverse=True):
+        if areas[name] < areas[config.resolution]:
+            yield (f"resolution={name}", *list(offered)[-1])
+
+
+def _area(config: Config, resolution: str) -> int:
+    return max((size[0] * size[1] for size in config.model.resolutions[resolution].buckets.values()), default=0)
+
+
+def _sizes(config: Config, weights: Path | None) -> Sizes | None:
+    try:
+        if weights is not None:
+            return read_sizes(weights)
+    except SourceError:
+        # A layout without these configs, or a network of another kind: whether it can be loaded is for loading to say.
+        pass
+    return published_sizes(config.model.architecture) if config.model.architecture else None
+
+
+def _files_bytes(weights: Path) -> int:
+    return sum(path.stat().st_size for part in PARTS for path in (weights / part).glob("*.safetensors"))
+
+
+def _lora_bytes(config: Config, weights: Path | None) -> int:
+    """Return the bytes of LoRAs beside the weights, as far as their files are there."""
+    if weights is None or config.lora.mode == "merged":
+        return 0
+    model = config.model
+    names = {lora.file for lora in (*model.standard.loras, *model.turbo.loras, *config.lora.extra)}
+    return sum((weights / name).stat().st_size for name in names if (weights / name).is_file())

@@ -1,0 +1,402 @@
+"""The arithmetic of plans is held to what torch builds and allocates, and to what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from engine import EngineService, Request, Speaker
+from engine.bench.plan import CASES, FITTED, HELD_OUT, Case, request_of
+from engine.bench.plan import run as run_bench
+from engine.bench.plan_tables import tables
+from engine.cli import main
+from engine.errors import RequestError, SourceError, UnknownComponent
+from engine.estimates import CardEstimate, Estimates
+from engine.fit import activations, memory
+from engine.fit.cards import cards, find_card, installed_cards, prices
+from engine.fit.memory import Load, Work
+from engine.fit.seconds import forward_seconds
+from engine.fit.sizes import PARTS, Config, make_sizes, published_sizes, read_sizes
+from engine.fit.work import codec_work, forward_work
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "engine" / "examples"
+TINY = Path(str(files("engine"))) / "weights" / "tiny"
+REQUEST = Request("a person talks", str(EXAMPLES / "two.png"), (Speaker(str(EXAMPLES / "one.flac")),), frames=81)
+
+
+def estimates(*overrides: str, request: Request = REQUEST) -> Estimates:
+    found = EngineService(overrides).plan(request).estimates
+    assert found is not None
+    return found
+
+
+def card(found: Estimates, name: str) -> CardEstimate:
+    return next(card for card in found.cards if card.card == name)
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def build(part: str, config: dict[str, Any]) -> Any:
+    import torch
+    from diffusers import AutoencoderKLWan
+    from transformers import (
+        CLIPVisionConfig,
+        CLIPVisionModel,
+        UMT5Config,
+        UMT5EncoderModel,
+        Wav2Vec2Config,
+        Wav2Vec2Model,
+    )
+
+    from engine.multitalk.transformer import MultiTalkTransformer3DModel
+
+    config = {key: value for key, value in config.items() if not key.startswith("_")}
+    with torch.device("meta"):
+        match part:
+            case "transformer":
+                return MultiTalkTransformer3DModel(**config)
+            case "vae":
+                return AutoencoderKLWan(**config)
+            case "text_encoder":
+                return UMT5EncoderModel(UMT5Config(**config))
+            case "image_encoder":
+                return CLIPVisionModel(CLIPVisionConfig(**config))
+            case _:
+                return Wav2Vec2Model(Wav2Vec2Config(**config))
+
+
+def configs(model: str) -> dict[str, dict[str, Any]]:
+    if model == "tiny":
+        return {part: json.loads((TINY / part / "config.json").read_text("utf-8")) for part in PARTS}
+    if model == "wan-14b":
+        found: dict[str, dict[str, Any]] = json.loads(
+            (ROOT / "engine" / "fit" / "architectures" / "wan-14b.json").read_text("utf-8")
+        )
+        return found
+    return CASES[model].configs()
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("model", ["tiny", "wan-14b", "wide"])
+def test_parameters_are_those_of_the_network_on_the_meta_device(model: str, part: str) -> None:
+    given = configs(model)
+    counts = make_sizes(given).counts[part]
+    network = build(part, given[part])
+    assert counts.parameters == sum(parameter.numel() for parameter in network.parameters())
+    if part == "transformer":
+        from engine.multitalk.transformer import kept_in_float32
+
+        exact = sum(value.numel() for name, value in network.named_parameters() if kept_in_float32(name))
+        assert counts.float32 == exact
+
+
+def test_the_14b_transformer_has_the_published_number_of_parameters() -> None:
+    # Wan's 1303 tensors and MultiTalk's 330, as their files list them.
+    assert published_sizes("wan-14b").counts["transformer"].parameters == 16_394_878_784 + 2_487_168_000
+
+
+def test_bytes_in_memory_are_those_of_the_loaded_tiny_model() -> None:
+    from engine.multitalk.load import load_model
+
+    model = load_model(TINY, device="cpu", dtype="bfloat16")
+    loaded = sum(value.numel() * value.element_size() for value in model.transformer.parameters())
+    planned = memory.weights_bytes(read_sizes(TINY), Load("cpu", "bfloat16", "none", "none", 1))
+    assert planned["transformer"] == loaded
+
+
+def test_a_config_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"config\.json cannot be read"):
+        read_sizes(tmp_path)
+    with pytest.raises(SourceError, match="no architecture named 'wan-15b'"):
+        published_sizes("wan-15b")
+
+
+# --- temporary tensors ------------------------------------------------------------------------------------------------
+
+
+def allocated(work: Callable[[], Any]) -> int:
+    """Return the peak that torch's CPU allocator counts above what is there before."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, torch.no_grad():
+        work()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+@pytest.mark.parametrize(
+    ("dtype", "speakers", "ffn_dim"),
+    [("float32", 1, 688), ("bfloat16", 1, 688), ("float32", 2, 256), ("bfloat16", 2, 256)],
+)
+def test_a_forward_holds_what_is_counted(dtype: str, speakers: int, ffn_dim: int) -> None:
+    import torch
+
+    from engine.bench.transformer import build_inputs, build_model
+
+    model = build_model(256, ffn_dim, 4, 2, getattr(torch, dtype), torch.Generator().manual_seed(0))
+    latents, time, conditions = build_inputs(model, (3, 16, 16), speakers, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model(latents, time, conditions=conditions)
+    measured = allocated(lambda: model(latents, time, conditions=conditions))
+    shape = conditions.latent_shape
+    value = 2 if dtype == "bfloat16" else 4
+    kept = activations.conditions_bytes(model.config, shape, value=value, speakers=speakers)
+    predicted = activations.forward_bytes(model.config, shape, value=value, speakers=speakers) - kept
+    # The time embedding and single vectors are not counted: a hundredth at this size, nothing at any real one.
+    assert predicted == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.parametrize(("side", "slack"), [("encode", 0.06), ("decode", 0.06)])
+def test_the_autoencoder_holds_what_is_counted(side: str, slack: float) -> None:
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    from engine.multitalk.codec import WanCodec
+
+    codec = WanCodec(cast("Any", AutoencoderKLWan)(base_dim=16).eval())
+    config = {**make_sizes(configs("wide")).configs["vae"], "base_dim": 16}
+    frames, height, width = 9, 64, 96
+    if side == "encode":
+        pixels = torch.zeros(3, frames, height, width)
+        measured = allocated(lambda: codec.encode(pixels)) + pixels.nbytes
+        predicted = activations.encode_bytes(config, frames, height, width, device="cpu")
+    else:
+        measured = allocated(lambda: codec.decode(torch.zeros(16, 3, height // 8, width // 8)))
+        predicted = activations.decode_bytes(config, frames, height, width, device="cpu")
+    assert predicted == pytest.approx(measured, rel=slack)
+
+
+# --- work and seconds -------------------------------------------------------------------------------------------------
+
+
+def test_work_counts_the_products_torch_counts() -> None:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from engine.bench.transformer import build_inputs, build_model
+
+    model = build_model(128, 344, 2, 2, torch.float32, torch.Generator().manual_seed(0)).requires_grad_(False)
+    latents, time, conditions = build_inputs(model, (3, 4, 4), 2, torch.Generator().manual_seed(0))
+    # The fused kernel of a CPU is none that the counter knows.
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(latents, time, conditions=conditions)
+    work = forward_work(model.config, conditions.latent_shape, value=4, speakers=2)
+    # The time embedding runs once a forward, on one row.
+    assert work.operations == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_codec_work_counts_the_convolutions_torch_counts() -> None:
+    import torch
+    from diffusers import AutoencoderKLWan
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config: Config = make_sizes(configs("wide") | {"vae": {"base_dim": 8, "num_res_blocks": 1}}).configs["vae"]
+    vae: Any = cast("Any", AutoencoderKLWan)(base_dim=8, num_res_blocks=1).eval()
+    given = {"encoder": torch.zeros(1, 3, 9, 32, 32), "decoder": torch.zeros(1, 16, 3, 4, 4)}
+    for side, tensor in given.items():
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            vae.encode(tensor) if side == "encoder" else vae.decode(tensor)
+        # torch counts the padding of causal chunks in time as frames.
+        assert codec_work(config, side, 9, 32, 32) == pytest.approx(counter.get_total_flops(), rel=0.15)
+
+
+def test_an_offloaded_forward_takes_the_longer_of_computing_and_moving() -> None:
+    a100 = find_card("A100 80 GB")
+    assert a100 is not None
+    config = published_sizes("wan-14b").configs["transformer"]
+    large, small = (forward_work(config, (frames, 56, 112), value=2) for frames in (21, 1))
+    assert forward_seconds(a100, large, moved_weights=38 * 10**9) == forward_seconds(a100, large)
+    assert forward_seconds(a100, small, moved_weights=38 * 10**9) > 2 * forward_seconds(a100, small)
+
+
+# --- estimates of a plan ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quant", ["none", "int8"])
+def test_memory_profiles_hold_less_and_less(quant: str) -> None:
+    sizes = published_sizes("wan-14b")
+    work = Work((21, 56, 112), 81, 448, 896, speakers=2, passes=3, seconds=3.24)
+
+    def needed(profile: str, chosen: str) -> int:
+        return memory.device_bytes(memory.stages(sizes, Load("cuda", "bfloat16", chosen, profile, 1), work))
+
+    profiles = [needed(profile, quant) for profile in ("none", "model-offload", "group-offload")]
+    assert profiles == sorted(profiles, reverse=True)
+    assert len(set(profiles)) == 3
+    # Offloaded by groups, the largest moment is no longer the transformer's.
+    assert needed("none", "int8") < needed("none", "none") - 15e9
+
+
+def test_a_plan_that_does_not_fit_names_changes_that_do() -> None:
+    found = estimates("model=multitalk")
+    small = [one for one in found.cards if not one.fits]
+    assert [one.card for one in small] == ["L4 24 GB", "RTX 4090 24 GB", "A6000 48 GB", "L40S 48 GB"]
+    for one in small:
+        assert one.change
+        assert card(estimates("model=multitalk", *one.change), one.card).fits
+    assert not any(one.change for one in found.cards if one.fits)
+
+
+def test_a_plan_for_a_cpu_has_no_device_and_one_for_cuda_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = estimates("model=multitalk", "device=cpu")
+    assert (here.device_memory_bytes, here.seconds, here.dtype) == (None, None, "float32")
+    assert here.host_memory_bytes > 100e9
+    monkeypatch.setattr("engine.fitting.installed_cards", lambda: ("NVIDIA L40S",))
+    there = estimates("model=multitalk", "memory=model-offload")
+    assert (there.device, there.dtype, there.card) == ("cuda", "bfloat16", "L40S 48 GB")
+    assert there.device_memory_bytes == card(there, "L40S 48 GB").needed_bytes
+    assert there.seconds == card(there, "L40S 48 GB").seconds
+
+
+def test_start_bytes_are_those_of_the_files_that_are_there() -> None:
+    sizes = [path.stat().st_size for part in PARTS for path in (TINY / part).glob("*.safetensors")]
+    assert estimates("model=tiny").start_bytes == sum(sizes)
+
+
+def test_a_choice_without_arithmetic_leaves_the_estimates_out() -> None:
+    with pytest.raises(UnknownComponent):
+        Load("cpu", "float32", "none", "magic", 1).check()
+    assert EngineService(["memory.name=magic"]).plan(REQUEST).estimates is None
+    assert EngineService(["dtype=float12"]).plan(REQUEST).estimates is None
+
+
+def test_a_folder_without_configs_is_planned_by_the_published_sizes(tmp_path: Path) -> None:
+    folder = tmp_path / "multitalk"
+    write_configs(CASES["base"], tmp_path)
+    (tmp_path / "tiny").rename(folder)
+    (folder / "vae" / "config.json").write_text('{"is_residual": true}')
+    found = estimates("model=multitalk", "source=volume", f"source.path={tmp_path}")
+    assert found.parameters["transformer"] == 16_394_878_784 + 2_487_168_000
+
+
+def test_prices_say_where_and_when_they_are_from() -> None:
+    source = prices()
+    assert source.source.startswith("https://")
+    assert len(source.date.split("-")) == 3
+    found = estimates("model=tiny")
+    assert source.date in found.prices
+    for one, known in zip(found.cards, cards(), strict=True):
+        assert one.cost == pytest.approx(one.seconds * known.price)
+
+
+def test_the_driver_names_the_cards_of_a_machine(tmp_path: Path) -> None:
+    (tmp_path / "0000:01:00.0").mkdir()
+    (tmp_path / "0000:01:00.0" / "information").write_text("Model: \t NVIDIA L40S\nIRQ: 1\n")
+    assert installed_cards(tmp_path) == ("NVIDIA L40S",)
+    assert installed_cards(tmp_path / "none") == ()
+
+
+def test_the_command_line_shows_what_fits_and_what_would(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--image", REQUEST.image, "--audio", str(REQUEST.speakers[0].audio), "--prompt", "x", "--frames", "81"]
+    assert main(["plan", *words, "model=multitalk", "device=cuda"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (memory_line,) = [line for line in lines if line.startswith("memory")]
+    assert "(cuda, bfloat16), most of all in" in memory_line
+    assert any("RTX 4090 24 GB" in line and "it fits with memory=group-offload" in line for line in lines)
+    assert any("H100 80 GB" in line and "s a step" in line for line in lines)
+    assert any(prices().date in line for line in lines)
+
+
+def test_estimates_are_json_without_a_path() -> None:
+    plan = EngineService(["model=tiny"]).plan(REQUEST)
+    told = json.loads(json.dumps(asdict(plan), default=str, allow_nan=False))["estimates"]
+    assert told["stages"][0]["stage"] == "load"
+    assert {"card", "needed_bytes", "fits", "seconds", "cost", "change"} <= set(told["cards"][0])
+    assert str(ROOT) not in json.dumps(told)
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+#: Recipe -> the cards it is for.
+RECIPES = {
+    "card-24gb": ("L4 24 GB", "RTX 4090 24 GB"),
+    # The L4 shows 1.4 GB less, which the autoencoder would need in the largest pictures.
+    "card-24gb-720p": ("RTX 4090 24 GB",),
+    "card-48gb": ("A6000 48 GB", "L40S 48 GB"),
+    "card-48gb-720p": ("A6000 48 GB", "L40S 48 GB"),
+    "card-80gb": ("A100 80 GB", "H100 80 GB"),
+    "card-80gb-720p": ("A100 80 GB", "H100 80 GB"),
+}
+
+
+def test_every_recipe_of_a_card_is_planned() -> None:
+    assert {path.stem for path in (ROOT / "conf" / "recipe").glob("card-*.yaml")} == set(RECIPES)
+
+
+@pytest.mark.parametrize("sampler", ["standard", "turbo"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_fits_its_cards_with_two_speakers_in_the_largest_picture(
+    recipe: str, sampler: str, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    service = EngineService([f"recipe={recipe}", f"sampler={sampler}"])
+    buckets = service.config.model.resolutions[service.config.resolution].buckets
+    height, width = max(buckets.values(), key=lambda size: size[0] * size[1])
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (width, height)).save(picture)
+    plan = service.plan(replace(REQUEST, image=str(picture), speakers=REQUEST.speakers * 2))
+    assert plan.canvas.target == (width, height)
+    assert plan.resolution == ("720p" if recipe.endswith("720p") else "480p")
+    assert plan.estimates is not None
+    for name in RECIPES[recipe]:
+        assert card(plan.estimates, name).fits, name
+
+
+# --- measured ---------------------------------------------------------------------------------------------------------
+
+
+def write_configs(case: Case, folder: Path) -> None:
+    """Write what a plan reads of the case's weights."""
+    for part, config in case.configs().items():
+        (folder / "tiny" / part).mkdir(parents=True)
+        (folder / "tiny" / part / "config.json").write_text(json.dumps(config))
+        stem = "diffusion_pytorch_model" if part in ("transformer", "vae") else "model"
+        (folder / "tiny" / part / f"{stem}.safetensors").write_text("none")
+    (folder / "tiny" / "tokenizer").mkdir()
+    (folder / "tiny" / "tokenizer" / "tokenizer_config.json").write_text("{}")
+
+
+MEASURED = json.loads((ROOT / "docs" / "measured" / "plan.json").read_text("utf-8"))
+
+
+def test_another_case_is_refused() -> None:
+    with pytest.raises(RequestError, match="no case named 'huge'"):
+        run_bench("base,huge")
+
+
+def test_four_models_that_nothing_was_fitted_to_were_measured() -> None:
+    assert {run["case"] for run in MEASURED["runs"]} >= set(HELD_OUT)
+    assert len(HELD_OUT) >= 4
+    assert not set(HELD_OUT) & set(FITTED)
+
+
+@pytest.mark.parametrize("run", MEASURED["runs"], ids=lambda run: run["case"])
+def test_todays_arithmetic_is_within_a_tenth_of_what_was_measured(run: dict[str, Any], tmp_path: Path) -> None:
+    case = CASES[run["case"]]
+    write_configs(case, tmp_path)
+    overrides, request = request_of(case, tmp_path)
+    found = EngineService(overrides).plan(request).estimates
+    assert found is not None
+    assert dict(found.parameters) == run["parameters"]
+    assert found.host_memory_bytes == pytest.approx(run["measured_bytes"], rel=0.1)
+
+
+def test_the_tables_of_the_page_are_todays() -> None:
+    page = (ROOT / "docs" / "plan.md").read_text("utf-8")
+    for name, table in tables(ROOT / "docs" / "measured" / "plan.json").items():
+        assert f"<!-- {name} -->\n{table}\n" in page, f"python -m engine.bench.plan_tables prints the table {name!r}"
