@@ -1,8 +1,8 @@
 """The checks: nox -s tests types lint wheel. All run in the environment nox itself runs in, so torch is there once.
 
-What takes longer runs only when it is asked for: `nox -s talk` measures the embedded model, `nox -s kills` kills downloads,
-`nox -s soak` tells what the memory of a worker does over 200 jobs, and `nox -s show` shows clients, endpoint, worker and
-store at work together.
+What takes longer runs only when it is asked for: `nox -s talk` measures the embedded model, `nox -s kills` kills
+downloads, `nox -s soak` tells what the memory of a worker does over 200 jobs, `nox -s show` shows clients, endpoint,
+worker and store at work together.
 """
 
 from __future__ import annotations

@@ -166,11 +166,6 @@ def told(**headers: str) -> Fault:
     return fault
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def artifact(tmp_path: Path, content: bytes = VIDEO, filename: str | None = "a.mp4") -> Artifact:
     path = tmp_path / "made.mp4"
     path.write_bytes(content)

@@ -206,7 +206,7 @@ class Store:
         digests = {
             digest.hexdigest(),
             base64.b64decode(kept["ChecksumSHA256"]).hex(),
-            answer.get("sha256", digest.hexdigest()),
+            answer["sha256"],
         }
         return {"sha256": digest.hexdigest(), "bytes": kept["ContentLength"], "key": key, "same": len(digests) == 1}
 

@@ -157,6 +157,14 @@ def test_auto_with_an_unknown_member_lists_the_installed(sources: Register[Model
         build(sources, auto.AutoConfig, chain=["cellar"])
 
 
+def test_auto_passes_over_a_usual_source_whose_plugin_was_taken_away() -> None:
+    few = Register[ModelSource]("source")
+    packaged.register_sources(few)
+    auto.register_sources(few)
+
+    assert list(few.build(auto.AutoConfig()).sources) == ["packaged"]  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("chain", [[], ["auto"]])
 def test_auto_refuses_a_chain_that_leads_nowhere(sources: Register[ModelSource], chain: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"source\.chain"):

@@ -18,12 +18,15 @@ from engine.register import Register
 logger = logging.getLogger(__name__)
 
 
+_USUAL = ("cached", "volume", "hub", "packaged")
+
+
 @dataclass
 class AutoConfig(ComponentConfig):
     """The first of source.chain that has the model; with source.download=true the last resort is to download it."""
 
     name: str = "auto"
-    chain: list[str] = field(default_factory=lambda: ["cached", "volume", "hub", "packaged"])
+    chain: list[str] = field(default_factory=lambda: list(_USUAL))
     #: May what is missing, or incomplete on the volume, be downloaded?
     download: bool = False
 
@@ -37,6 +40,8 @@ class Auto:
         if not config.chain:
             raise ConfigError("the chain is empty", field="source.chain", hint="name sources, e.g. [volume]")
         chain = [*config.chain, *(["download"] if config.download and "download" not in config.chain else [])]
+        # One of the usual sources whose plugin was taken away is one choice less; another name is a mistake.
+        chain = [name for name in chain if name in register.names() or name not in _USUAL]
         self.sources = {name: register.build(_defaults(register.config(name))) for name in chain}
 
     def locate(self, weights: Weights) -> Path | None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
 import os
-import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_store import KEY_ID, SECRET, Proxy, free_port
+from s3_store import KEY_ID, SECRET, Proxy
+from store import storing
 
 from plugins.sinks.s3 import S3Config
 
@@ -22,28 +18,8 @@ from plugins.sinks.s3 import S3Config
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a store in a process of its own: bucket films is in us-east-1, abroad in eu-west-1."""
     pytest.importorskip("moto")
-    port = free_port()
-    log = (tmp_path_factory.mktemp("moto") / "log").open("wb")
-    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with log, subprocess.Popen(words, stdout=log, stderr=log) as process:
-        while process.poll() is None:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-        for name, region in (("films", "us-east-1"), ("abroad", "eu-west-1")):
-            scope = f"AWS4-HMAC-SHA256 Credential=test/20260101/{region}/s3/aws4_request"
-            tag = "CreateBucketConfiguration"
-            place = f"<{tag}><LocationConstraint>{region}</LocationConstraint></{tag}>" if name == "abroad" else ""
-            connection.request("PUT", f"/{name}", place, {"Authorization": scope})
-            answer = connection.getresponse()
-            assert answer.status == 200, answer.read()
-            answer.read()
-        connection.close()
+    with storing(tmp_path_factory.mktemp("moto") / "log", {"films": "us-east-1", "abroad": "eu-west-1"}) as port:
         yield port
-        process.terminate()
 
 
 @pytest.fixture

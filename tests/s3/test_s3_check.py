@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from s3_store import VIDEO, Proxy, artifact, failure, fetch, free_port, refuse
+from s3_store import VIDEO, Proxy, artifact, failure, fetch, refuse
+from store import free_port
 
 from engine.errors import EngineError
 from plugins.sinks.s3 import S3Config, S3Sink

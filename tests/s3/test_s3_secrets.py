@@ -25,10 +25,10 @@ from s3_store import (
     artifact,
     cut,
     failure,
-    free_port,
     own_store,
     refuse,
 )
+from store import free_port
 
 from plugins.sinks.s3 import S3Config, S3Sink
 
