@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from engine.config import Config, ModelConfig
+from engine.config import Config
 from engine.data import Access, Request, Settings, Weights
 from engine.errors import ConfigError, SourceError
 from engine.registry import Registry
@@ -74,7 +74,7 @@ def request_access(access: Access, request: Request) -> Access:
 
 def locate_weights(config: Config, registry: Registry) -> Path:
     """Return the folder of the model's weights. Raises SourceError naming where was looked and what would help."""
-    wanted = weights_of(config.model)
+    wanted = weights_of(config)
     source = registry.sources.build(config.source)
     found = source.locate(wanted)
     if found is None:
@@ -86,9 +86,19 @@ def locate_weights(config: Config, registry: Registry) -> Path:
     return found
 
 
-def weights_of(model: ModelConfig) -> Weights:
-    """Return which weights a model needs."""
-    return Weights(model.name, model.folder, COMPONENTS, packaged=model.packaged, command=model.command)
+def weights_of(config: Config) -> Weights:
+    """Return which weights a config needs."""
+    model = config.model
+    return Weights(
+        model.name,
+        model.folder,
+        COMPONENTS,
+        packaged=model.packaged,
+        command=model.command,
+        adapter=model.adapter,
+        quant=config.quant.name,
+        file=config.quant.file,
+    )
 
 
 def _check(config: Config) -> None:

@@ -49,6 +49,7 @@ ROOMS = {
         "engine.endpoint",
         "engine.errors",
         "engine.jobs",
+        "engine.multitalk.layout",
         "engine.network",
         "engine.register",
         "engine.speakers",
