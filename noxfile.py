@@ -1,6 +1,7 @@
 """The checks: nox -s tests types lint wheel. All run in the environment nox itself runs in, so torch is there once.
 
-`nox -s talk` measures the embedded model; it takes half an hour or more and runs only when it is asked for.
+`nox -s talk` measures the embedded model; it takes half an hour or more and runs only when it is asked for. So does
+`nox -s complete`, which reads checkpoints of full size, 90 GB of noughts from sparse files.
 """
 
 from __future__ import annotations
@@ -82,6 +83,12 @@ def talk(session: nox.Session) -> None:
     missed = [f"{bar['name']}: {bar['value']}, not {bar['bar']}" for bar in report["bars"] if not bar["holds"]]
     if missed:
         session.error("; ".join(missed))
+
+
+@nox.session(venv_backend="none")
+def complete(session: nox.Session) -> None:
+    """Read sparse checkpoints of full size through the real reader; arguments after -- are handed on."""
+    session.run(sys.executable, "-m", "pytest", "-s", "tests/full_size.py", *session.posargs)
 
 
 def _try_wheel(session: nox.Session, outside: Path) -> None:

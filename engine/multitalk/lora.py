@@ -291,7 +291,7 @@ def _coverage(deltas: Mapping[str, Delta], unmatched: tuple[str, ...], matched: 
         raise SourceError(
             f"no entry of the LoRA matches the network; it holds {example!r}",
             field="lora",
-            hint="names must be the reference's or ours, behind 'diffusion_model.', 'transformer.', 'lora_unet_' or none",
+            hint="names must be the reference's or ours, bare or behind diffusion_model. transformer. unet. lora_unet_",
         )
     hit = {engine_name(name) or name for name in matched}
     left = tuple(key for tensor, delta in deltas.items() if tensor not in hit for key in delta.sources)
