@@ -90,7 +90,8 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
         return 1 + 0.1 * values
     if len(shape) < 2:
         return 0.1 * values
-    return values / torch.Size(shape[1:]).numel() ** 0.5
+    scaled: Tensor = values / torch.Size(shape[1:]).numel() ** 0.5
+    return scaled
 
 
 def write_index(folder: Path, files: Mapping[str, Iterable[str]]) -> None:

@@ -48,7 +48,7 @@ def umt5_forward(state: State, ids: Tensor, heads: int, layers: int) -> Tensor:
     for block in (f"blocks.{index}" for index in range(layers)):
         normed = norm(f"{block}.norm1", x)
         q, k, v = (
-            linear(state, f"{block}.attn.{part}", normed).unflatten(-1, (heads, -1)).transpose(0, 1) for part in "qkv"
+            linear(state, f"{block}.attn.{part}", normed).view(len(ids), heads, -1).transpose(0, 1) for part in "qkv"
         )
         bias = state[f"{block}.pos_embedding.embedding.weight"][umt5_buckets(len(ids))].permute(2, 0, 1)
         attended = (q @ k.mT + bias).softmax(-1) @ v
@@ -83,7 +83,7 @@ def clip_forward(state: State, pixels: Tensor, heads: int, layers: int) -> Tenso
     x = norm("visual.pre_norm", x)
     for layer in (f"visual.transformer.{index}" for index in range(layers - 1)):
         joint = linear(state, f"{layer}.attn.to_qkv", norm(f"{layer}.norm1", x))
-        q, k, v = joint.unflatten(-1, (3, heads, -1)).permute(1, 2, 0, 3)
+        q, k, v = joint.view(len(x), 3, heads, -1).permute(1, 2, 0, 3)
         attended = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
         x = x + linear(state, f"{layer}.attn.proj", attended.transpose(0, 1).flatten(1))
         x = x + linear(state, f"{layer}.mlp.2", F.gelu(linear(state, f"{layer}.mlp.0", norm(f"{layer}.norm2", x))))
@@ -117,7 +117,8 @@ class OneFrame:
         return F.conv2d(x, weight, self.state[f"{name}.bias"], **({"padding": weight.shape[-1] // 2} | how))
 
     def norm(self, name: str, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=1) * x.shape[1] ** 0.5 * self.state[f"{name}.gamma"].view(1, -1, 1, 1)
+        gain: Tensor = self.state[f"{name}.gamma"].view(1, -1, 1, 1) * x.shape[1] ** 0.5
+        return F.normalize(x, dim=1) * gain
 
     def residual(self, name: str, x: Tensor) -> Tensor:
         kept = self.convolve(f"{name}.shortcut", x) if f"{name}.shortcut.weight" in self.state else x

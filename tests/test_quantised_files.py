@@ -67,6 +67,8 @@ def quanto(tmp_path_factory: pytest.TempPathFactory, home_recordings: Any) -> Pa
     modules = list(json.loads((folder / MAP).read_text()))
     dense = home_recordings.tensors("model_A")
     save_file(as_quanto(dense, modules, FP8), folder / "quant_model_fp8_FusionX.safetensors")
+    told = {module: {"weights": "qfloat8", "activations": "none"} for module in modules}
+    (folder / "quantization_map_fp8_FusionX.json").write_text(json.dumps(told))
     return root
 
 
@@ -101,13 +103,16 @@ def test_a_bfloat16_network_computes_with_them(quant: str, quanto: Path, home_re
 
     model = read(quanto, quant, torch.bfloat16)
 
-    assert error(forward(model, home_recordings), exact) < 0.03
+    # bfloat16 alone is up to 2 % away, and torchao rounds the product once more before it takes the scale.
+    assert error(forward(model, home_recordings), exact) < 0.05
     assert model.condition_embedder.time_proj.weight.dtype == torch.float32
 
 
 def test_a_map_is_found_by_what_it_lists(quanto: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(quanto, tmp_path / "copy"))
-    (folder / "quant_models" / "a_first.json").write_text(json.dumps({"another": {"weights": "qint8"}}))
+    # The float8 file's map, of the same modules, comes first, and so does one of other modules.
+    (folder / "quant_models" / "quantization_map_fp8_FusionX.json").rename(folder / "quant_models" / "a.json")
+    (folder / "quant_models" / "b.json").write_text(json.dumps({"another": {"weights": "qint8"}}))
     (folder / "quant_models" / MAP).rename(folder / "quant_models" / "whatever.json")
 
     parts, _ = find_parts(folder, Weights("", "", ("transformer",), quant="int8-quanto"))

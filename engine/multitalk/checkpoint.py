@@ -106,7 +106,7 @@ def read_tensors(part: Part, convert: Converter, *, outline: bool = False) -> Na
     `outline` tensors are on the meta device: nothing is read but headers; names, shapes and dtypes are the same. Raises
     SourceError for files that are damaged, or that hold a tensor twice.
     """
-    stored = (pair for path in part.files for pair in _stored(path, outline))
+    stored: Named = (pair for path in part.files for pair in _stored(path, outline))
     if part.map is not None:
         stored = join_halves(stored, json.loads(part.map.read_text("utf-8")))
     seen: set[str] = set()
@@ -146,7 +146,9 @@ def _empty_transformer(part: Part, _shapes: Shapes) -> nn.Module:
         told = MultiTalkTransformer3DModel.load_config(part.folder)
         own: nn.Module = MultiTalkTransformer3DModel.from_config(told)
         return own
-    return MultiTalkTransformer3DModel(**to_engine_config(json.loads(part.config.read_text()) if part.config else {}))
+    arguments = {} if part.config is None else to_engine_config(json.loads(part.config.read_text("utf-8")))
+    made: nn.Module = MultiTalkTransformer3DModel(**arguments)
+    return made
 
 
 def _empty_text_encoder(_part: Part, shapes: Shapes) -> nn.Module:

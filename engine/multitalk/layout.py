@@ -25,6 +25,9 @@ QUANTISED: Mapping[str, tuple[Form, str]] = {
     "gguf": ("gguf", ""),
 }
 
+#: Kinds in a quantisation map -> dtypes of safetensors.
+_KINDS = {"qint8": "I8", "qfloat8": "F8_E4M3", "qfloat8_e4m3fn": "F8_E4M3"}
+
 #: How deep below the folder is looked: <repository>/google/umt5-xxl is the deepest that is published.
 _DEPTH = 4
 _ORIGINAL = {
@@ -125,8 +128,8 @@ def _own_folder(folder: Path, component: str) -> Part:
 
 
 def _find_transformer(tree: _Tree, weights: Weights) -> Part:
-    form, dtype = QUANTISED.get(weights.quant, ("", ""))
-    if form:
+    if weights.quant in QUANTISED:
+        form, dtype = QUANTISED[weights.quant]
         known = tree.named(".gguf") if form == "gguf" else _quantised(tree, dtype)
         files = [path for path in known if not _is_umt5(tree.tensors.get(path, {}))]
         chosen = _chosen(tree, files, weights)
@@ -208,17 +211,23 @@ def _endings(tensors: Mapping[str, str]) -> set[tuple[str, str]]:
 
 def _with_map(tree: _Tree, part: Part) -> Part:
     (path,) = part.files
-    modules = {name.removesuffix(".weight._data") for name in tree.tensors[path] if name.endswith(".weight._data")}
-    # By content: names follow no rule, and equal maps of two files are equally right.
+    ending = ".weight._data"
+    kept = {name.removesuffix(ending): dtype for name, dtype in tree.tensors[path].items() if name.endswith(ending)}
+    # By content: names follow no rule, int8 and float8 files lie side by side, and equal maps are equally right.
     for name in tree.files[path.parent]:
         beside = path.parent / name
-        if name.endswith(".json") and beside.stat().st_size <= _MAP_BYTES and _json(beside).keys() == modules:
+        if name.endswith(".json") and beside.stat().st_size <= _MAP_BYTES and _listed(_json(beside)) == kept:
             return replace(part, map=beside)
     raise SourceError(
-        f"no JSON file beside {tree.shown(path)} lists its {len(modules)} quantised modules",
+        f"no JSON file beside {tree.shown(path)} lists its {len(kept)} quantised modules as they are stored",
         field="source",
         hint="get the quantisation map that is published with it",
     )
+
+
+def _listed(told: Mapping[str, Any]) -> dict[str, str]:
+    kinds = {module: kinds.get("weights") for module, kinds in told.items() if isinstance(kinds, dict)}
+    return {module: _KINDS.get(str(kind), "") for module, kind in kinds.items()}
 
 
 def gguf_names(path: Path) -> list[str]:

@@ -257,7 +257,7 @@ def _read(folder: Path, load: Callable[[], tuple[Any, Mapping[str, Any]]], compo
 
 def _load_transformer(part: Part, dtype: torch.dtype) -> MultiTalkTransformer3DModel:
     if part.form != "diffusers" or any(path.parent != part.folder for path in part.files):
-        return read_part("transformer", part, dtype)
+        return cast("MultiTalkTransformer3DModel", read_part("transformer", part, dtype))
     model: MultiTalkTransformer3DModel = _read(
         part.folder,
         lambda: MultiTalkTransformer3DModel.from_pretrained(
@@ -346,10 +346,10 @@ def _check_fit(part: Part, transformer: Any, vae: Any, text: Any, image: Any, au
         ("out_channels", config.out_channels, "vae", vae.config.z_dim),
         ("vae_scale_temporal", config.vae_scale_temporal, "vae", vae.config.scale_factor_temporal),
     )
-    for key, wanted, part, given in pairs:
+    for key, wanted, other, given in pairs:
         if wanted != given:
             raise SourceError(
-                f"{part.config or part.folder / 'config.json'} wants {key} {wanted}, {part} has {given}",
+                f"{part.config or part.folder / 'config.json'} wants {key} {wanted}, {other} has {given}",
                 field="source",
                 hint="the parts are of different models",
             )

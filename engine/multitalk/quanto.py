@@ -36,7 +36,7 @@ class Quantised:
 
     def kept(self, dtype: torch.dtype) -> Tensor:
         """Return the weight as it is stored, for a Linear that computes in `dtype`. Raises MissingExtra."""
-        data, scale = self.data.clone(), self.scale.to(dtype)
+        data, scale = self.data.clone(), self.scale.to(torch.float32, copy=True)
         try:
             if data.dtype == torch.int8:
                 from torchao.quantization import Int8Tensor
