@@ -192,6 +192,14 @@ def test_a_config_of_another_size_is_told_with_tensors(folder: Path) -> None:
         transformer(folder)
 
 
+def test_a_config_that_builds_no_network_is_named(folder: Path) -> None:
+    config = folder / WAN / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_heads": 5}))
+
+    with pytest.raises(SourceError, match=r"config\.json builds no transformer: a width of 24 does not divide"):
+        transformer(folder)
+
+
 # --- what is there twice ----------------------------------------------------------------------------------------------
 
 

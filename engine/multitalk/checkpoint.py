@@ -63,11 +63,17 @@ def build_empty(component: str, part: Part) -> Any:
     naming tensors; nothing is read but headers.
     """
     stored = read_tensors(part, lambda key, tensor: ((key, tensor),), outline=True)
+    shapes = {key: shape_of(tensor) for key, tensor in stored}
     with init_empty_weights():
         try:
-            model = _BUILD[component](part, {key: shape_of(tensor) for key, tensor in stored})
-        except SourceError as error:
-            raise SourceError(f"{_names(part)} {error.what}", field=error.field, hint=error.hint) from error
+            model = _BUILD[component](part, shapes)
+        except Exception as error:
+            # Config values reach constructors unchecked, so anything may come out of them.
+            what = error.what if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+            named = _names(part) if part.config is None else part.config
+            raise SourceError(
+                f"{named} builds no {component}: {what}", field="source", hint="get both again"
+            ) from error
     _check(model, part, read_tensors(part, _CONVERT[component], outline=True))
     return model
 

@@ -135,7 +135,7 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
 
 def _shape(shapes: Shapes, key: str) -> tuple[int, ...]:
     if key not in shapes:
-        raise SourceError(f"holds no {key!r}", field="source", hint="is it the original file of this component?")
+        raise SourceError(f"it holds no {key!r}", field="source")
     return shapes[key]
 
 
