@@ -151,10 +151,15 @@ def _find_transformer(tree: _Tree, weights: Weights) -> Part:
             raise _Absent(*absent)
         config = found / "config.json" if "config.json" in tree.files[found] else None
         part = Part("original", found, tuple(sorted(shards[found])), config)
+        names = {name for path in part.files for name in tree.tensors[path]}
     else:
         part = _own_folder(found, "transformer")
-    heard = any(is_audio(name) for path in part.files for name in tree.tensors.get(path) or _tensors(path))
-    return part if heard else _with_audio(tree, part, weights)
+        try:
+            names = {name for path in part.files for name in _tensors(path)}
+        except SourceError:
+            # Whoever loads it tells of all damaged files in folders of components.
+            return part
+    return part if any(map(is_audio, names)) else _with_audio(tree, part, weights)
 
 
 def _with_audio(tree: _Tree, part: Part, weights: Weights) -> Part:
