@@ -96,7 +96,7 @@ class QuantConfig:
 
     name: str = "none"
     #: That file, below the weights' folder, where there are several.
-    file: str = ""
+    file: str | None = None
 
 
 @dataclass

@@ -355,7 +355,7 @@ class Weights:
     #: How the transformer is kept: decides which of its files is read.
     quant: str = "none"
     #: The quantised file, below the folder, where there are several.
-    file: str = ""
+    file: str | None = None
 
     def missing(self, root: Path) -> tuple[str, ...]:
         """Return the files of diffusers' layout below `root` that are absent or empty, as relative paths."""
