@@ -370,8 +370,8 @@ def component_files(folder: Path, component: str) -> list[Path]:
     return [folder / "config.json", *weight_files(folder, component)]
 
 
-def weight_files(folder: Path, component: str) -> list[Path]:
-    """Return the files of weights that `folder` must hold to be `component`."""
+def weight_files(folder: Path, component: str = "") -> list[Path]:
+    """Return the files of weights, present or not, that make `folder` a component, by default the one it is named."""
     # diffusers and transformers call the same file by two names; an index decides where there is one.
     stems = ("diffusion_pytorch_model", "model")
     for stem in stems:
@@ -387,4 +387,4 @@ def weight_files(folder: Path, component: str) -> list[Path]:
     present = [folder / name for name in names if (folder / name).is_file()]
     if present:
         return present[:1]
-    return [folder / names[0 if component in ("transformer", "vae") else 1]]
+    return [folder / names[0 if (component or folder.name) in ("transformer", "vae") else 1]]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.data import Weights
 from engine.errors import ConfigError, SourceError
-from engine.multitalk.checkpoint import read_part
+from engine.multitalk.checkpoint import placed_size, read_part
 from engine.multitalk.keys import is_audio
 from engine.multitalk.layout import find_parts
 from engine.multitalk.load import load_model
@@ -232,6 +232,19 @@ def test_a_damaged_gguf_file_is_named(packed: Path, tmp_path: Path) -> None:
 
     with pytest.raises(SourceError, match=path.name):
         read(folder, "gguf")
+
+
+@pytest.mark.parametrize("quant", ["int8-quanto", "fp8-quanto", "gguf"])
+def test_the_size_in_memory_is_known_from_the_headers(quant: str, quanto: Path, packed: Path) -> None:
+    folder = packed if quant == "gguf" else quanto
+    parts, _ = find_parts(folder, Weights("", "", ("transformer",), quant=quant))
+    model = read_part("transformer", parts["transformer"], torch.bfloat16)
+
+    def size(weight: Any) -> int:
+        return int(weight.qdata.nbytes + weight.scale.nbytes if hasattr(weight, "qdata") else weight.nbytes)
+
+    told = placed_size("transformer", parts["transformer"], torch.bfloat16)
+    assert told == sum(size(parameter) for parameter in model.parameters())
 
 
 # --- LoRAs on them ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -105,6 +106,20 @@ def place(model: Any, component: str, name: str, tensor: Any, dtype: torch.dtype
     return placed
 
 
+def placed_size(component: str, part: Part, dtype: torch.dtype) -> int:
+    """Return the bytes that `fill` will take, from headers alone."""
+    total = 0
+    for name, tensor in read_tensors(part, _CONVERT[component], outline=True):
+        packed = not isinstance(tensor, Tensor) or hasattr(tensor, "quant_type")
+        if packed and component == "transformer" and name.startswith("blocks."):
+            kept = (tensor.data, tensor.scale.float()) if isinstance(tensor, Quantised) else (tensor,)
+            total += sum(part.nbytes for part in kept)
+        else:
+            wanted = torch.float32 if component == "transformer" and kept_in_float32(name) else dtype
+            total += math.prod(shape_of(tensor)) * wanted.itemsize
+    return total
+
+
 def read_tensors(part: Part, convert: Converter, *, outline: bool = False) -> Named:
     """Stream (name as `convert` gives it, tensor) in the order of the files, holding one tensor at a time.
 
@@ -188,7 +203,7 @@ def _unpack_late(model: nn.Module, name: str, packed: Any, dtype: torch.dtype) -
     """Have the layer of a packed weight unpack it at each forward."""
     path = name.removesuffix(".weight")
     layer: Any = model.get_submodule(path)
-    with init_empty_weights():
+    with torch.device("meta"):
         late = gguf_parts().linear(layer.in_features, layer.out_features, layer.bias is not None, compute_dtype=dtype)
     # The bias may have come first.
     late._parameters["bias"] = layer.bias
