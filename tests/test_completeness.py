@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import published
@@ -12,7 +14,7 @@ from original_folder import write_full_size, write_sparse
 
 from engine.data import Weights
 from engine.errors import SourceError
-from engine.multitalk.checkpoint import build_empty
+from engine.multitalk.checkpoint import build_empty, convert_transformer, read_tensors
 from engine.multitalk.layout import Part, find_parts
 from engine.multitalk.load import COMPONENTS
 
@@ -41,6 +43,19 @@ def test_files_of_full_size_fit_the_network_that_their_config_builds(component: 
     named = {name: tensor for name, tensor in model.named_parameters() if name != "encoder.embed_tokens.weight"}
     assert all(tensor.is_meta for tensor in named.values())
     assert (len(named), sum(tensor.numel() for tensor in named.values())) == SIZES[component]
+
+
+@pytest.mark.skipif(shutil.which("fincore") is None, reason="no fincore of util-linux here")
+def test_an_outline_reads_no_data(tmp_path: Path) -> None:
+    # Of its own: what another test has read would be in memory already.
+    shapes = published.wan(layers=1)
+    path = write_sparse(tmp_path / "wan.safetensors", {name: ("F32", shape) for name, shape in shapes.items()})
+
+    outline = dict(read_tensors(Part("original", tmp_path, (path,)), convert_transformer, outline=True))
+
+    told = subprocess.run(["fincore", "-bno", "RES", path], stdout=subprocess.PIPE, text=True, check=True)
+    assert len(outline) == len(shapes)
+    assert int(told.stdout) < 2**20
 
 
 def test_published_files_have_the_sizes_that_are_known(parts: dict[str, Part]) -> None:

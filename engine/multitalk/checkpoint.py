@@ -46,6 +46,20 @@ _CONVERT: Mapping[str, Converter] = {
     "image_encoder": convert_clip,
     "vae": convert_vae,
 }
+#: Dtypes of safetensors.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 #: Of the text encoder: another name of a tensor that stands under its first.
 _TIED = "encoder.embed_tokens.weight"
 
@@ -216,10 +230,12 @@ def _unpack_late(model: nn.Module, name: str, packed: Any, dtype: torch.dtype) -
 
 
 def _stored(path: Path, outline: bool) -> Named:
-    read = {".gguf": _gguf, ".pth": _pickled}.get(path.suffix, _safetensors)
     try:
-        for key, tensor in read(path):
-            # All three map the file, so that a tensor that is not looked into costs nothing.
+        if path.suffix not in (".gguf", ".pth"):
+            yield from _safetensors(path, outline)
+            return
+        for key, tensor in _gguf(path) if path.suffix == ".gguf" else _pickled(path):
+            # Both map the file, so that a tensor that is not looked into is not read.
             yield key, tensor.to("meta") if outline else tensor
     except EngineError:
         raise
@@ -232,13 +248,18 @@ def _stored(path: Path, outline: bool) -> Named:
         ) from error
 
 
-def _safetensors(path: Path) -> Named:
+def _safetensors(path: Path, outline: bool) -> Named:
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
         # In the order of the file, which is then read from front to back.
         for key in file.offset_keys():
-            yield key, file.get_tensor(key)
+            if outline:
+                # Asking for the tensor itself has the system read it ahead, all 75 GB of them.
+                told = file.get_slice(key)
+                yield key, torch.empty(told.get_shape(), dtype=_DTYPES[told.get_dtype()], device="meta")
+            else:
+                yield key, file.get_tensor(key)
 
 
 def _pickled(path: Path) -> Named:
