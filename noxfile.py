@@ -2,7 +2,7 @@
 
 What takes longer runs only when it is asked for: `nox -s talk` measures the embedded model, `nox -s kills` kills
 downloads, `nox -s soak` tells what the memory of a worker does over 200 jobs, `nox -s show` shows clients, endpoint,
-worker and store at work together.
+worker and store at work together, and `nox -s complete` reads checkpoints of full size.
 """
 
 from __future__ import annotations
@@ -111,6 +111,12 @@ def soak(session: nox.Session) -> None:
 def show(session: nox.Session) -> None:
     """Send jobs through both clients to an endpoint, cancel one, kill the worker of one, and fetch what was made."""
     session.run(sys.executable, "tests/show.py", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def complete(session: nox.Session) -> None:
+    """Read sparse checkpoints of full size through the real reader; arguments after -- are handed on."""
+    session.run(sys.executable, "-m", "pytest", "-s", "tests/full_size.py", *session.posargs)
 
 
 def _try_wheel(session: nox.Session, outside: Path) -> None:

@@ -73,6 +73,8 @@ class ModelConfig:
     #: Folder of the weights on a volume.
     folder: str = MISSING
     packaged: bool = False
+    #: File of audio weights in Wan's key names, or the end of its path, where it lies beside Wan's own; "": any.
+    adapter: str = ""
     #: Command that gets the weights, named when they are missing.
     command: str = ""
     #: Published architecture whose sizes a plan takes while the weights are not there (engine/fit/architectures).
@@ -94,9 +96,11 @@ class ModelConfig:
 
 @dataclass
 class QuantConfig:
-    """How the transformer's weights are kept in memory: "none" or "int8"."""
+    """How the transformer's weights are kept in memory: "none", "int8", or as a quantised file stores them."""
 
     name: str = "none"
+    #: That file, below the weights' folder, where there are several.
+    file: str | None = None
 
 
 @dataclass

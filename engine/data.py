@@ -369,23 +369,28 @@ class Weights:
     packaged: bool = False
     #: A command that gets them.
     command: str = ""
+    #: The file of audio weights that belongs to the model, or the end of its path; "": any.
+    adapter: str = ""
     #: How the transformer is kept: decides which of its files is read.
     quant: str = "none"
+    #: The quantised file, below the folder, where there are several.
+    file: str | None = None
 
     def missing(self, root: Path) -> tuple[str, ...]:
-        """Return the files below `root` that are needed and absent or empty, as relative paths."""
-        wanted: list[Path] = []
-        for component in self.components:
-            folder = root / component
-            if component == "tokenizer":
-                wanted.append(folder / "tokenizer_config.json")
-                continue
-            wanted.append(folder / "config.json")
-            wanted += _weight_files(folder)
+        """Return the files of diffusers' layout below `root` that are absent or empty, as relative paths."""
+        wanted = [path for component in self.components for path in component_files(root / component, component)]
         return tuple(str(path.relative_to(root)) for path in wanted if not path.is_file() or path.stat().st_size == 0)
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def component_files(folder: Path, component: str) -> list[Path]:
+    """Return the files that `folder` must hold to be `component` in the layout of diffusers and transformers."""
+    if component == "tokenizer":
+        return [folder / "tokenizer_config.json"]
+    return [folder / "config.json", *weight_files(folder, component)]
+
+
+def weight_files(folder: Path, component: str = "") -> list[Path]:
+    """Return the files of weights, present or not, that make `folder` a component, by default the one it is named."""
     # diffusers and transformers call the same file by two names; an index decides where there is one.
     stems = ("diffusion_pytorch_model", "model")
     for stem in stems:
@@ -396,8 +401,9 @@ def _weight_files(folder: Path) -> list[Path]:
             except (ValueError, KeyError, AttributeError):
                 return [folder / f"{stem}.safetensors"]
             return [folder / shard for shard in sorted(shards)]
-    present = [folder / f"{stem}.safetensors" for stem in stems if (folder / f"{stem}.safetensors").is_file()]
+    # What transformers wrote before safetensors; wav2vec2's main revision has nothing else.
+    names = [f"{stem}.safetensors" for stem in stems] + ["pytorch_model.bin"]
+    present = [folder / name for name in names if (folder / name).is_file()]
     if present:
         return present[:1]
-    stem = stems[0] if folder.name in ("transformer", "vae") else stems[1]
-    return [folder / f"{stem}.safetensors"]
+    return [folder / names[0 if (component or folder.name) in ("transformer", "vae") else 1]]

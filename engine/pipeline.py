@@ -19,7 +19,7 @@ from engine.multitalk.load import Model, load_model
 from engine.progress import Meter
 from engine.recipe import make_recipe, weights_hash
 from engine.registry import Registry
-from engine.settings import locate_weights, make_access, make_settings, request_access
+from engine.settings import locate_weights, make_access, make_settings, request_access, weights_of
 from engine.sinks import request_sink
 from engine.stages.color import Statistics, color_statistics
 from engine.stages.decode import Decoded, decode
@@ -96,6 +96,7 @@ class Engine:
                     device=self.device,
                     dtype=self.dtype,
                     quant=config.quant.name,
+                    wanted=weights_of(config),
                     attention=self.attention,
                     memory=config.memory.name,
                     blocks=config.memory.blocks,

@@ -86,7 +86,7 @@ def weights_hash(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.suffix not in (".safetensors", ".json") or not path.is_file():
+        if path.suffix not in (".safetensors", ".json", ".pth", ".bin", ".gguf") or not path.is_file():
             continue
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()}:{size}\n".encode())
@@ -94,8 +94,9 @@ def weights_hash(folder: Path) -> str:
             if path.suffix == ".json":
                 digest.update(file.read())
                 continue
-            length = int.from_bytes(head := file.read(8), "little")
-            digest.update(head + file.read(min(length, size)))
+            # Other formats have no header of a length that is told first.
+            head = file.read(8) if path.suffix == ".safetensors" else b""
+            digest.update(head + file.read(min(int.from_bytes(head, "little") if head else 2**20, size)))
             file.seek(max(8, size - 2**20))
             digest.update(file.read(2**20))
     return digest.hexdigest()

@@ -107,7 +107,9 @@ def weights_of(config: Config) -> Weights:
         COMPONENTS,
         packaged=model.packaged,
         command=_command(config),
+        adapter=model.adapter,
         quant=config.quant.name,
+        file=config.quant.file,
     )
 
 

@@ -60,6 +60,7 @@ ROOMS = {
         "engine.h264",
         "engine.jobs",
         "engine.models",
+        "engine.multitalk.layout",
         "engine.network",
         "engine.redact",
         "engine.register",

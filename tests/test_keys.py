@@ -4,69 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import published
 import pytest
 import torch
 
 from engine.errors import SourceError
 from engine.multitalk.keys import to_engine, to_engine_config, to_reference
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
-
-# Tensor names and shapes of the 14B checkpoints, without the leading "blocks.i." of the second and fourth group.
-D, FFN = 5120, 13824
-LINEARS = {
-    "text_embedding.0": (D, 4096),
-    "text_embedding.2": (D, D),
-    "time_embedding.0": (D, 256),
-    "time_embedding.2": (D, D),
-    "time_projection.1": (6 * D, D),
-    "img_emb.proj.1": (1280, 1280),
-    "img_emb.proj.3": (D, 1280),
-    "head.head": (64, D),
-}
-BLOCK_LINEARS = {f"self_attn.{name}": (D, D) for name in "qkvo"} | {
-    f"cross_attn.{name}": (D, D) for name in ("q", "k", "v", "o", "k_img", "v_img")
-}
-BLOCK_LINEARS |= {"ffn.0": (FFN, D), "ffn.2": (D, FFN)}
-AUDIO_LINEARS = {
-    "audio_proj.proj1": (512, 46080),
-    "audio_proj.proj1_vf": (512, 73728),
-    "audio_proj.proj2": (512, 512),
-    "audio_proj.proj3": (24576, 512),
-}
-AUDIO_BLOCK_LINEARS = {
-    "audio_cross_attn.q_linear": (D, D),
-    "audio_cross_attn.kv_linear": (2 * D, 768),
-    "audio_cross_attn.proj": (D, D),
-}
-
-
-def linears(modules: dict[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{module}.{leaf}": shape if leaf == "weight" else shape[:1]
-        for module, shape in modules.items()
-        for leaf in ("weight", "bias")
-    }
-
-
-def norms(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.{leaf}": (size,) for name, size in sizes.items() for leaf in ("weight", "bias")}
-
-
-def in_blocks(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    return {f"blocks.{index}.{name}": shape for index in range(40) for name, shape in shapes.items()}
-
-
-def wan_14b() -> dict[str, tuple[int, ...]]:
-    gains = [f"self_attn.norm_{x}" for x in "qk"] + [f"cross_attn.norm_{x}" for x in ("q", "k", "k_img")]
-    block = linears(BLOCK_LINEARS) | norms({"norm3": D}) | {f"{name}.weight": (D,) for name in gains}
-    root = {"patch_embedding.weight": (D, 36, 1, 2, 2), "patch_embedding.bias": (D,), "head.modulation": (1, 2, D)}
-    root |= linears(LINEARS) | norms({"img_emb.proj.0": 1280, "img_emb.proj.4": D})
-    return root | in_blocks(block | {"modulation": (1, 6, D)})
-
-
-def multitalk_14b() -> dict[str, tuple[int, ...]]:
-    root = linears(AUDIO_LINEARS) | norms({"audio_proj.norm": 768})
-    return root | in_blocks(linears(AUDIO_BLOCK_LINEARS) | norms({"norm_x": D}))
 
 
 def test_recorded_model_maps_there_and_back(home_recordings: Any) -> None:
@@ -85,7 +29,7 @@ def test_full_model_has_exactly_the_published_tensors() -> None:
         model = MultiTalkTransformer3DModel()
     ours = {to_reference(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
-    base, audio = wan_14b(), multitalk_14b()
+    base, audio = published.wan(), published.multitalk()
 
     assert (len(base), len(audio)) == (1303, 330)
     assert ours == base | audio

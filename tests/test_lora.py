@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.errors import SourceError
 from engine.multitalk.keys import to_engine
-from engine.multitalk.lora import LoraMerger, load_runtime_lora, merge_lora
+from engine.multitalk.lora import LoraMerger, load_runtime_lora, merge_lora, read_deltas
 
 TOLERANCE = 2e-6
 
@@ -59,9 +59,20 @@ def test_alpha_scales_a_pair_by_alpha_over_rank(lora: dict[str, Tensor], home_re
     assert not torch.allclose(with_alpha, without)
 
 
-@pytest.mark.parametrize("prefix", ["diffusion_model.", "transformer.", ""])
+PAIRS = [
+    ("lora_down", "lora_up"),
+    ("lora_A", "lora_B"),
+    ("lora_A.default", "lora_B.default"),
+    ("lora_down.default", "lora_up.default"),
+    ("lora.down", "lora.up"),
+]
+
+
+@pytest.mark.parametrize(
+    "prefix", ["diffusion_model.", "transformer.", "unet.", "model.diffusion_model.", "base_model.model.", ""]
+)
 @pytest.mark.parametrize("module", ["blocks.1.ffn.0", "blocks.1.ffn.net.0.proj"])
-@pytest.mark.parametrize("pair", [("lora_down", "lora_up"), ("lora_A", "lora_B"), ("lora_A.default", "lora_B.default")])
+@pytest.mark.parametrize("pair", PAIRS)
 def test_every_spelling_of_a_pair_is_understood(prefix: str, module: str, pair: tuple[str, str]) -> None:
     down, up = torch.randn(3, 64), torch.randn(128, 3)
     file = {f"{prefix}{module}.{pair[0]}.weight": down, f"{prefix}{module}.{pair[1]}.weight": up}
@@ -70,6 +81,50 @@ def test_every_spelling_of_a_pair_is_understood(prefix: str, module: str, pair: 
     merge_lora(state, file, scale=2.0)
 
     torch.testing.assert_close(state["blocks.1.ffn.net.0.proj.weight"], 2.0 * up @ down)
+
+
+@pytest.mark.parametrize("prefix", ["lora_unet_", "lora_unet__", "lora_transformer_"])
+def test_names_with_underscores_for_dots_are_understood(prefix: str, home_recordings: Any) -> None:
+    modules = {name.rpartition(".")[0] for name in home_recordings.tensors("model_A") if name.endswith(".weight")}
+    pair = {"lora_down.weight": torch.ones(1, 1), "lora_up.weight": torch.ones(1, 1), "alpha": torch.ones(())}
+    ours = {to_engine(f"{module}.weight") for module in modules}
+
+    for names in (modules, {name.removesuffix(".weight") for name in ours}):
+        file = {f"{prefix}{name.replace('.', '_')}.{part}": tensor for name in names for part, tensor in pair.items()}
+        deltas, unmatched = read_deltas(file)
+
+        assert set(deltas) == ours
+        assert unmatched == ()
+
+
+def test_pair_without_alpha_is_taken_as_it_is() -> None:
+    down, up = torch.randn(4, 64), torch.randn(64, 4)
+    name = "blocks.0.self_attn.q"
+    file = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+
+    merged = LoraMerger(file).merge(f"{name}.weight", torch.zeros(64, 64))
+
+    torch.testing.assert_close(merged, up @ down)
+
+
+@pytest.mark.parametrize("key", ["dora_scale", "lora_magnitude_vector.default.weight", "hada_w1_a", "lokr_w2"])
+def test_another_kind_of_adapter_is_refused_by_name(key: str, lora: dict[str, Tensor]) -> None:
+    with pytest.raises(SourceError, match=key):
+        read_deltas(lora | {f"diffusion_model.blocks.0.self_attn.q.{key}": torch.ones(1)})
+
+
+def test_loras_are_stacked_each_with_its_scale(lora: dict[str, Tensor], home_recordings: Any) -> None:
+    other = {name: tensor.flip(-1) if tensor.ndim else tensor for name, tensor in lora.items()}
+    before = home_recordings.tensors("model_A")
+    once, twice = dict(before), dict(before)
+
+    merge_lora(once, lora, scale=0.8)
+    merge_lora(twice, lora, scale=0.8)
+    merge_lora(twice, other, scale=-0.3)
+
+    name = "blocks.0.ffn.2"
+    change = other[f"diffusion_model.{name}.lora_up.weight"] @ other[f"diffusion_model.{name}.lora_down.weight"]
+    torch.testing.assert_close(twice[f"{name}.weight"], once[f"{name}.weight"] - 0.3 * change)
 
 
 def test_pair_of_a_convolution_and_change_of_a_modulation_table() -> None:

@@ -5,8 +5,11 @@ Each name is held by tests/test_compat.py, so an upgrade of diffusers that moves
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
@@ -39,7 +42,9 @@ __all__ = [
     "WanRMS_norm",
     "apply_lora_scale",
     "check_attention_backend_requirements",
+    "convert_wan_vae_to_diffusers",
     "dispatch_attention_fn",
+    "gguf_parts",
     "register_cached_block",
 ]
 
@@ -52,3 +57,10 @@ def register_cached_block(block: type) -> None:
     TransformerBlockRegistry.register(
         block, TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None)
     )
+
+
+def gguf_parts() -> SimpleNamespace:
+    """Return diffusers' `parameter`, `linear` and `dequantize` of packed weights, which import the package gguf."""
+    from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter, dequantize_gguf_tensor
+
+    return SimpleNamespace(parameter=GGUFParameter, linear=GGUFLinear, dequantize=dequantize_gguf_tensor)

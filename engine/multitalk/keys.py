@@ -82,16 +82,45 @@ _CONFIG = {
 
 _NAME = re.compile(r"^(?P<block>blocks\.\d+\.)?(?P<rest>.+)$")
 _LEAF = re.compile(r"^(?P<module>.+)\.(?P<leaf>weight|bias)$")
+_AUDIO = re.compile(r"^audio_proj\.|^blocks\.\d+\.(audio_attn|norm_audio)\.")
+
+# Modules and tensors outside the blocks, modules and tensors of a block.
+_TO_ENGINE = (_ROOT, _TENSORS, _BLOCK, _BLOCK_TENSORS)
+_TO_REFERENCE = tuple({ours: theirs for theirs, ours in names.items()} for names in _TO_ENGINE)
 
 
 def to_engine(key: str) -> str:
     """Return our name of the reference's tensor `key`. Raises SourceError for a name the reference does not have."""
-    return _translate(key, _ROOT, _BLOCK, _TENSORS, _BLOCK_TENSORS, kind="reference")
+    return _translate(key, _TO_ENGINE, kind="reference")
 
 
 def to_reference(key: str) -> str:
     """Return the reference's name of our tensor `key`. Raises SourceError for a name our network does not have."""
-    return _translate(key, _invert(_ROOT), _invert(_BLOCK), _invert(_TENSORS), _invert(_BLOCK_TENSORS), kind="engine")
+    return _translate(key, _TO_REFERENCE, kind="engine")
+
+
+def engine_name(key: str) -> str | None:
+    """Return our name for a tensor named by either side, None if neither knows it."""
+    try:
+        return to_engine(key)
+    except SourceError:
+        pass
+    try:
+        to_reference(key)
+    except SourceError:
+        return None
+    return key
+
+
+def is_audio(key: str) -> bool:
+    """Return whether `key`, of either side, names a tensor that MultiTalk adds to Wan's network."""
+    return bool(_AUDIO.match(engine_name(key) or ""))
+
+
+def flat_modules(block: bool) -> dict[str, str]:
+    """Return the reference's and our module names, of a block or of the rest, by what they are with underscores."""
+    names = _BLOCK if block else _ROOT
+    return {name.replace(".", "_"): name for name in (*names.values(), *names)}
 
 
 def to_engine_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,25 +138,13 @@ def to_engine_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return ours
 
 
-def _translate(
-    key: str,
-    root: dict[str, str],
-    block: dict[str, str],
-    tensors: dict[str, str],
-    block_tensors: dict[str, str],
-    *,
-    kind: str,
-) -> str:
+def _translate(key: str, names: tuple[dict[str, str], ...], *, kind: str) -> str:
     match = _NAME.match(key)
     prefix, rest = (match["block"] or "", match["rest"]) if match else ("", key)
-    modules, singles = (block, block_tensors) if prefix else (root, tensors)
+    modules, singles = names[2:] if prefix else names[:2]
     if rest in singles:
         return prefix + singles[rest]
     leaf = _LEAF.match(rest)
     if leaf and leaf["module"] in modules:
         return f"{prefix}{modules[leaf['module']]}.{leaf['leaf']}"
     raise SourceError(f"no tensor of the {kind} network is named {key!r}", field="key")
-
-
-def _invert(names: dict[str, str]) -> dict[str, str]:
-    return {ours: theirs for theirs, ours in names.items()}

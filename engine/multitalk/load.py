@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -18,11 +18,13 @@ from engine.data import Weights
 from engine.errors import RequestError, SourceError, UnknownComponent
 from engine.multitalk.attention import set_self_attention_backend
 from engine.multitalk.audio import AudioEncoder
+from engine.multitalk.checkpoint import read_part
 from engine.multitalk.codec import LatentCodec, WanCodec, Withdrawn
 from engine.multitalk.image import ImageEncoder
+from engine.multitalk.layout import QUANTISED, Part, find_parts
 from engine.multitalk.lora import Coverage, LoraMerger, RuntimeLora, load_runtime_lora
 from engine.multitalk.memory import Placement, place
-from engine.multitalk.quantize import quantize_int8
+from engine.multitalk.quantize import change_weight, quantize_int8
 from engine.multitalk.text import TextEncoder
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
 
@@ -30,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder", "audio_encoder")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-QUANTS = ("none", "int8")
+QUANTS = ("none", "int8", *QUANTISED)
 LORA_MODES = ("runtime", "merged")
 
 # Heads and halves that checkpoints of the encoders bring along and that are not used here.
@@ -119,19 +121,21 @@ def load_model(
     device: str,
     dtype: str,
     quant: str = "none",
+    wanted: Weights | None = None,
     attention: str = "native",
     memory: str = "none",
     blocks: int = 1,
     loras: Sequence[Lora] = (),
     lora_mode: str = "runtime",
 ) -> Model:
-    """Load a model from `folder`, which has a sub-folder for each of COMPONENTS; nothing is downloaded.
+    """Load a model from `folder`, which holds each of COMPONENTS in a layout of `find_parts`; nothing is downloaded.
 
     Args:
-        folder: the layout of diffusers and transformers.
+        folder: the weights; no file in it is changed.
         device: "cuda" or "cpu".
         dtype: "float32" or "bfloat16", of transformer, text and image encoder; the rest is float32.
-        quant: "none" or "int8".
+        quant: "none", "int8", or one of `layout.QUANTISED`, which reads a quantised file and keeps it so.
+        wanted: which of several files is meant.
         attention: name of diffusers' attention backend, as an AttentionBackend resolves it.
         memory: "none", "model-offload" or "group-offload".
         blocks: transformer blocks moved together by "group-offload".
@@ -145,10 +149,10 @@ def load_model(
     _choose("dtype", dtype, tuple(DTYPES))
     _choose("quant", quant, QUANTS)
     _choose("lora.mode", lora_mode, LORA_MODES)
-    _check_files(folder)
+    parts = _check_files(folder, replace(wanted or Weights("", "", COMPONENTS), quant=quant))
     torch_dtype = DTYPES[dtype]
 
-    transformer = _load_transformer(folder / "transformer", torch_dtype)
+    transformer = _load_transformer(parts["transformer"], torch_dtype)
     merged: tuple[Lora, ...] = ()
     if lora_mode == "merged":
         merged = tuple(loras)
@@ -163,11 +167,11 @@ def load_model(
             _tell_coverage(path, runtime[path].coverage)
     set_self_attention_backend(transformer, attention)
 
-    vae = _load_vae(folder / "vae")
-    text_encoder, image_encoder, audio_encoder = _load_encoders(folder, torch_dtype)
-    text = TextEncoder(_load_tokenizer(folder / "tokenizer"), text_encoder, int(transformer.config.text_len))
-    _check_fit(folder, transformer, vae, text_encoder, image_encoder, audio_encoder)
-    parts: dict[str, nn.Module] = {
+    vae = _load_vae(parts["vae"])
+    text_encoder, image_encoder, audio_encoder = _load_encoders(parts, torch_dtype)
+    text = TextEncoder(_load_tokenizer(parts["tokenizer"].folder), text_encoder, int(transformer.config.text_len))
+    _check_fit(parts["transformer"], transformer, vae, text_encoder, image_encoder, audio_encoder)
+    modules: dict[str, nn.Module] = {
         "transformer": transformer,
         "vae": vae,
         "text_encoder": text_encoder,
@@ -179,7 +183,7 @@ def load_model(
         text=text,
         image=ImageEncoder(image_encoder),
         audio=AudioEncoder(audio_encoder),
-        placement=place(memory, parts, device=device, blocks=blocks),
+        placement=place(memory, modules, device=device, blocks=blocks),
         device=device,
         loras=runtime,
         merged=merged,
@@ -194,30 +198,34 @@ def _choose(field: str, name: str, known: tuple[str, ...]) -> None:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _check_files(folder: Path) -> None:
-    """Raise SourceError for files that are absent or damaged, before anything large is read."""
+def _check_files(folder: Path, wanted: Weights) -> Mapping[str, Part]:
+    """Return the components; raise SourceError for files that are absent or damaged, before anything large is read."""
     from safetensors import SafetensorError, safe_open
 
     if not folder.is_dir():
         raise SourceError(f"no folder {folder}", field="source")
-    absent = Weights("", "", COMPONENTS).missing(folder)
+    parts, absent = find_parts(folder, wanted)
     if absent:
         raise SourceError(f"{folder} lacks {', '.join(absent)}", field="source", hint="get the weights again")
-    for path in sorted(folder.glob("*/*.json")):
+    own = sorted(part.folder for part in parts.values() if part.form == "diffusers")
+    for path in (path for below in own for path in sorted(below.glob("*.json"))):
         try:
             json.loads(path.read_text("utf-8"))
         except (ValueError, OSError) as error:
             raise SourceError(f"{path} cannot be read: {error}", field="source", hint="get this file again") from error
-    for path in sorted(folder.glob("*/*.safetensors")):
+    for path in (path for part in parts.values() for path in part.files if path.suffix == ".safetensors"):
         try:
             # The header says how long the file must be.
             with safe_open(path, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
             raise SourceError(f"{path} is damaged: {error}", field="source", hint="get this file again") from error
+    for component, part in parts.items():
+        logger.info("%s (%s): %s", component, part.form, ", ".join(map(str, part.files)) or part.folder)
+    return parts
 
 
-def _read(folder: Path, load: Callable[[], tuple[Any, Mapping[str, Any]]]) -> Any:
+def _read(folder: Path, load: Callable[[], tuple[Any, Mapping[str, Any]]], component: str = "") -> Any:
     """Run a from_pretrained that reports, and hold it to having filled exactly the network's tensors."""
     try:
         with _without_bars():
@@ -229,7 +237,7 @@ def _read(folder: Path, load: Callable[[], tuple[Any, Mapping[str, Any]]]) -> An
             field="source",
             hint="get both again",
         ) from error
-    unused = _UNUSED.get(folder.name)
+    unused = _UNUSED.get(component)
     # Both libraries list names, or (name, shape, shape) where shapes differ.
     missing, unexpected, mismatched = (
         [key if isinstance(key, str) else str(key[0]) for key in report.get(f"{kind}_keys", ())]
@@ -247,34 +255,42 @@ def _read(folder: Path, load: Callable[[], tuple[Any, Mapping[str, Any]]]) -> An
     return model.eval()
 
 
-def _load_transformer(folder: Path, dtype: torch.dtype) -> MultiTalkTransformer3DModel:
+def _load_transformer(part: Part, dtype: torch.dtype) -> MultiTalkTransformer3DModel:
+    if part.form != "diffusers" or any(path.parent != part.folder for path in part.files):
+        return cast("MultiTalkTransformer3DModel", read_part("transformer", part, dtype))
     model: MultiTalkTransformer3DModel = _read(
-        folder,
+        part.folder,
         lambda: MultiTalkTransformer3DModel.from_pretrained(
-            folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True
+            part.folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True
         ),
     )
     return model
 
 
-def _load_vae(folder: Path) -> Any:
+def _load_vae(part: Part) -> Any:
     from diffusers import AutoencoderKLWan
 
+    if part.form != "diffusers":
+        return read_part("vae", part, torch.float32)
     return _read(
-        folder,
+        part.folder,
         lambda: AutoencoderKLWan.from_pretrained(
-            folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
+            part.folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
         ),
     )
 
 
-def _load_encoders(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+def _load_encoders(parts: Mapping[str, Part], dtype: torch.dtype) -> tuple[Any, Any, Any]:
     from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2Model
 
     def load(name: str, kind: Any, dtype: torch.dtype) -> Any:
+        part = parts[name]
+        if part.form != "diffusers":
+            return read_part(name, part, dtype)
         return _read(
-            folder / name,
-            lambda: kind.from_pretrained(folder / name, dtype=dtype, local_files_only=True, output_loading_info=True),
+            part.folder,
+            lambda: kind.from_pretrained(part.folder, dtype=dtype, local_files_only=True, output_loading_info=True),
+            name,
         )
 
     return (
@@ -317,8 +333,8 @@ def _first(error: Exception) -> str:
     return f"{type(error).__name__}: {line[:160]}" if line else type(error).__name__
 
 
-def _check_fit(folder: Path, transformer: Any, vae: Any, text: Any, image: Any, audio: Any) -> None:
-    """Raise SourceError where the parts of `folder` are of different models."""
+def _check_fit(part: Part, transformer: Any, vae: Any, text: Any, image: Any, audio: Any) -> None:
+    """Raise SourceError where the other parts are not made for the transformer, which is in `part`."""
     config = transformer.config
     tokens = (image.config.image_size // image.config.patch_size) ** 2 + 1
     pairs = (
@@ -330,10 +346,10 @@ def _check_fit(folder: Path, transformer: Any, vae: Any, text: Any, image: Any, 
         ("out_channels", config.out_channels, "vae", vae.config.z_dim),
         ("vae_scale_temporal", config.vae_scale_temporal, "vae", vae.config.scale_factor_temporal),
     )
-    for key, wanted, part, given in pairs:
+    for key, wanted, other, given in pairs:
         if wanted != given:
             raise SourceError(
-                f"{folder / 'transformer' / 'config.json'} wants {key} {wanted}, {part} has {given}",
+                f"{part.config or part.folder / 'config.json'} wants {key} {wanted}, {other} has {given}",
                 field="source",
                 hint="the parts are of different models",
             )
@@ -356,9 +372,9 @@ def _read_lora(path: Path) -> dict[str, Tensor]:
 
 def _merge(transformer: nn.Module, path: Path, scale: float) -> None:
     merger = LoraMerger(_read_lora(path), scale=scale)
-    for name, parameter in transformer.named_parameters():
+    for name in [name for name, _ in transformer.named_parameters() if name in merger]:
         # Tensor by tensor: a second copy of the whole network would not fit.
-        parameter.data = merger.merge(name, parameter.data)
+        change_weight(transformer, name, lambda weight, name=name: merger.merge(name, weight))  # type: ignore[misc]
     _tell_coverage(path, merger.coverage())
 
 

@@ -13,14 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import SourceError
-from engine.multitalk.keys import to_engine, to_reference
+from engine.multitalk.keys import engine_name, flat_modules
+from engine.multitalk.quantize import shape_of
 
-_PREFIX = re.compile(r"^(diffusion_model\.|transformer\.|base_model\.model\.)+")
+_PREFIX = re.compile(r"^(diffusion_model\.|transformer\.|unet\.|model\.|base_model\.)+")
+#: kohya-ss and those after it write a module's name with underscores for dots.
+_FLAT = re.compile(r"^lora_(?:unet|transformer)_+(?P<block>blocks_\d+_)?(?P<rest>.+)$")
 _PART = re.compile(
     r"^(?P<module>.+)\.(?:"
-    r"(?P<down>lora_down\.weight|lora_A(?:\.\w+)?\.weight)|(?P<up>lora_up\.weight|lora_B(?:\.\w+)?\.weight)|"
+    r"(?P<down>lora_down(?:\.\w+)?\.weight|lora_A(?:\.\w+)?\.weight|lora\.down\.weight)|"
+    r"(?P<up>lora_up(?:\.\w+)?\.weight|lora_B(?:\.\w+)?\.weight|lora\.up\.weight)|"
     r"(?P<alpha>alpha)|(?P<diff>diff)|(?P<diff_b>diff_b))$"
 )
+#: Kinds of adapter that a product of two matrices is not; what is left of such a file would be another change.
+_OTHER = re.compile(r"\.(dora_scale|lora_magnitude_vector(\.\w+)?(\.weight)?|hada_w\w+|lokr_w\w+|lora_mid\.weight)$")
 
 
 @dataclass(frozen=True)
@@ -60,16 +66,20 @@ class Delta:
 def read_deltas(lora: Mapping[str, Tensor], *, use_alpha: bool = True) -> tuple[dict[str, Delta], tuple[str, ...]]:
     """Sort a LoRA state dict by our tensor names; also return its entries that name no tensor of the network.
 
-    Understood are reference and our own module names behind `diffusion_model.`, `transformer.` or nothing; pairs
-    lora_down/lora_up and lora_A/lora_B, `.diff` (weight) and `.diff_b` (bias). With `use_alpha` a pair with `.alpha`
-    is scaled by alpha / rank, as trainers mean it; without, alpha is ignored, as the public implementation does.
-    Raises SourceError for half a pair.
+    Understood are reference and our own module names behind `diffusion_model.`, `transformer.`, `unet.` or nothing, or
+    with underscores behind `lora_unet_`; pairs lora_down/lora_up and lora_A/lora_B, `.diff` (weight) and `.diff_b`
+    (bias). With `use_alpha` a pair with `.alpha` is scaled by alpha / rank, as trainers mean it, and one without by 1;
+    else alpha is ignored, as the public implementation does. Raises SourceError for half a pair, and for kinds of
+    adapter that are no LoRA (DoRA, LoHa, LoKr).
     """
+    other = next(filter(_OTHER.search, lora), None)
+    if other is not None:
+        raise SourceError(f"{other} is of another kind of adapter", field="lora", hint="LoRA is read: pairs and .diff")
     parts: dict[str, dict[str, str]] = {}
     unmatched: list[str] = []
     for key in lora:
         match = _PART.match(_PREFIX.sub("", key))
-        tensor = _tensor_name(match["module"], "bias" if match["diff_b"] else "weight") if match else None
+        tensor = _tensor_name(_dotted(match["module"]), "bias" if match["diff_b"] else "weight") if match else None
         if match is None or tensor is None or match.lastgroup is None:
             unmatched.append(key)
         else:
@@ -100,9 +110,13 @@ class LoraMerger:
         self._scale = scale
         self._matched: list[str] = []
 
+    def __contains__(self, name: str) -> bool:
+        """Return whether the LoRA changes a tensor, named by either side."""
+        return (engine_name(name) or name) in self._deltas
+
     def merge(self, name: str, tensor: Tensor) -> Tensor:
         """Return `tensor`, whose name is ours or the reference's, plus its change; summed in float32, dtype kept."""
-        delta = self._deltas.get(_engine_name(name) or name)
+        delta = self._deltas.get(engine_name(name) or name)
         if delta is None:
             return tensor
         self._matched.append(name)
@@ -192,16 +206,17 @@ def load_runtime_lora(model: Any, state: Mapping[str, Tensor], name: str, *, use
     for tensor in matched:
         delta, parameter = deltas[tensor], shapes[tensor]
         module, _, leaf = tensor.rpartition(".")
-        delta.dense(parameter.shape, torch.device("cpu"))
+        shape, dtype = torch.Size(shape_of(parameter)), _dtype(model, tensor)
+        delta.dense(shape, torch.device("cpu"))
         if leaf not in ("weight", "bias"):
             raise SourceError(
                 f"{delta.sources[0]} changes a modulation table", field="lora.mode", hint="use lora.mode=merged"
             )
         if delta.down is not None and delta.up is not None:
-            adapter[f"{module}.lora_A.weight"] = delta.down.to(parameter.dtype)
-            adapter[f"{module}.lora_B.weight"] = delta.up.to(parameter.dtype)
+            adapter[f"{module}.lora_A.weight"] = delta.down.to(dtype)
+            adapter[f"{module}.lora_B.weight"] = delta.up.to(dtype)
         if delta.full is not None:
-            layers.setdefault(module, {})[leaf] = delta.full.reshape(parameter.shape).to(parameter.dtype)
+            layers.setdefault(module, {})[leaf] = delta.full.reshape(shape).to(dtype)
     for module, changes in layers.items():
         _add_branch(_base_layer(model.get_submodule(module)), changes, active, name)
     if adapter:
@@ -256,6 +271,14 @@ def _like(layer: nn.Module, changes: dict[str, Tensor]) -> nn.Module:
     return branch
 
 
+def _dtype(model: Any, tensor: str) -> torch.dtype:
+    module, _, leaf = tensor.rpartition(".")
+    layer = _base_layer(model.get_submodule(module)) if module else model
+    # Of a weight that is packed into bytes the layer says what it computes in.
+    dtype: torch.dtype = getattr(layer, "compute_dtype", None) or getattr(layer, leaf).dtype
+    return dtype
+
+
 def _base_layer(module: nn.Module) -> nn.Module:
     base = getattr(module, "base_layer", module)
     assert isinstance(base, nn.Module)
@@ -268,25 +291,20 @@ def _coverage(deltas: Mapping[str, Delta], unmatched: tuple[str, ...], matched: 
         raise SourceError(
             f"no entry of the LoRA matches the network; it holds {example!r}",
             field="lora",
-            hint="names must be the reference's or ours, behind 'diffusion_model.', 'transformer.' or nothing",
+            hint="names must be the reference's or ours, bare or behind diffusion_model. transformer. unet. lora_unet_",
         )
-    hit = {_engine_name(name) or name for name in matched}
+    hit = {engine_name(name) or name for name in matched}
     left = tuple(key for tensor, delta in deltas.items() if tensor not in hit for key in delta.sources)
     return Coverage(tuple(matched), unmatched + left)
 
 
+def _dotted(module: str) -> str:
+    flat = _FLAT.match(module)
+    if flat is None:
+        return module
+    block = flat["block"].replace("_", ".") if flat["block"] else ""
+    return block + flat_modules(bool(block)).get(flat["rest"], flat["rest"])
+
+
 def _tensor_name(module: str, leaf: str) -> str | None:
-    return _engine_name(f"{module}.{leaf}") or (_engine_name(module) if leaf == "weight" else None)
-
-
-def _engine_name(name: str) -> str | None:
-    """Return our name for a tensor named by either side, None if neither knows it."""
-    try:
-        return to_engine(name)
-    except SourceError:
-        pass
-    try:
-        to_reference(name)
-    except SourceError:
-        return None
-    return name
+    return engine_name(f"{module}.{leaf}") or (engine_name(module) if leaf == "weight" else None)

@@ -1,10 +1,15 @@
-"""Quantisation of a loaded network, on the fly."""
+"""Quantisation of a loaded network on the fly, and changes of weights that are quantised."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
+from typing import Any
 
-from engine.errors import MissingExtra
+import torch
+from torch import Tensor, nn
+
+from engine.errors import ConfigError, MissingExtra
+from engine.multitalk.quanto import quantise
 
 
 def quantize_int8(model: nn.Module) -> int:
@@ -26,3 +31,26 @@ def quantize_int8(model: nn.Module) -> int:
 
 def _is_block_linear(module: nn.Module, name: str) -> bool:
     return name.startswith("blocks.") and isinstance(module, nn.Linear)
+
+
+def shape_of(weight: Any) -> tuple[int, ...]:
+    """Return the shape of a weight, of one that a GGUF file packs into bytes as well."""
+    return tuple(getattr(weight, "quant_shape", weight.shape))
+
+
+def change_weight(model: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> None:
+    """Replace the parameter `name` by `change` of it; what is quantised is unpacked, changed and quantised again.
+
+    Raises ConfigError for weights of a GGUF file, which cannot be packed again.
+    """
+    module, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(module)
+    weight: Tensor = owner._parameters[leaf].data  # type: ignore[union-attr]
+    if hasattr(weight, "quant_type"):
+        raise ConfigError("a GGUF file takes no merged LoRAs", field="lora.mode", hint="use lora.mode=runtime")
+    if not hasattr(weight, "qdata"):
+        owner._parameters[leaf].data = change(weight)  # type: ignore[union-attr]
+        return
+    dense = change(weight.dequantize(torch.float32))  # type: ignore[call-arg]
+    again = quantise(dense, weight.qdata.dtype).kept(weight.dtype)
+    owner._parameters[leaf] = nn.Parameter(again, requires_grad=False)

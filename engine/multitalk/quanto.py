@@ -1,4 +1,4 @@
-"""optimum-quanto checkpoints (int8, float8) -> dense tensors, without optimum-quanto.
+"""optimum-quanto checkpoints (int8, float8) -> dense or quantised tensors, without optimum-quanto.
 
 A quantised Linear `m` is stored as `m.weight._data` (out, in), `m.weight._scale` (out, 1) and unused
 `m.input_scale`, `m.output_scale`; a JSON map lists the modules: {m: {"weights": "qint8", "activations": "none"}}.
@@ -7,15 +7,58 @@ A quantised Linear `m` is stored as `m.weight._data` (out, in), `m.weight._scale
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.errors import SourceError
+from engine.errors import MissingExtra, SourceError
 
 _DTYPES = {"qint8": torch.int8, "qfloat8": torch.float8_e4m3fn, "qfloat8_e4m3fn": torch.float8_e4m3fn}
 _UNUSED = (".input_scale", ".output_scale")
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A weight of one scale a row: `data` (out, in), int8 or float8, times `scale` (out, 1)."""
+
+    data: Tensor
+    scale: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.data.shape
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight, multiplied in float32."""
+        return (self.data.float() * self.scale.float()).to(dtype)
+
+    def kept(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight as it is stored, for a Linear that computes in `dtype`. Raises MissingExtra."""
+        data, scale = self.data.clone(), self.scale.to(torch.float32, copy=True)
+        try:
+            if data.dtype == torch.int8:
+                from torchao.quantization import Int8Tensor
+
+                kept: Tensor = Int8Tensor(data, scale, block_size=[1, data.shape[1]], dtype=dtype)
+            else:
+                from torchao.quantization import Float8Tensor
+
+                kept = Float8Tensor(data, scale, block_size=[1, data.shape[1]], dtype=dtype)
+        except ImportError as error:
+            raise MissingExtra(
+                "quant", "torchao", "quant", why="to keep weights as a quanto file stores them"
+            ) from error
+        return kept
+
+
+def quantise(weight: Tensor, dtype: torch.dtype) -> Quantised:
+    """Store a weight (out, in) as int8 or float8_e4m3fn, one scale a row, so that a row's largest value fits just."""
+    most = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
+    scale = weight.float().abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / most
+    data = weight.float() / scale
+    return Quantised((data.round() if dtype == torch.int8 else data).to(dtype), scale)
 
 
 def dequantize(
@@ -25,17 +68,17 @@ def dequantize(
 
     Raises SourceError where map and tensors contradict each other.
     """
-    return dict(iter_dense(state.items(), quantised, dtype))
+    joined = join_halves(state.items(), quantised)
+    return {name: one.dense(dtype) if isinstance(one, Quantised) else one.to(dtype) for name, one in joined}
 
 
-def iter_dense(
-    tensors: Iterable[tuple[str, Tensor]], quantised: Mapping[str, Mapping[str, Any]], dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    """Stream (name, tensor) pairs of a quanto checkpoint as dense tensors, holding at most unpaired halves.
+def join_halves(
+    tensors: Iterable[tuple[str, Tensor]], quantised: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, Tensor | Quantised]]:
+    """Stream the (name, tensor) pairs of a quanto checkpoint, `m.weight` in one piece; holds only unpaired halves.
 
-    Tensors of the map's modules come out as `m.weight` = data * scale, multiplied in float32. Raises SourceError for
-    a kind of quantisation that is not read, a half without its other half, a dtype the map does not say, or a module
-    of the map that the checkpoint does not have.
+    Raises SourceError for a kind of quantisation that is not read, a half without its other half, a dtype the map does
+    not say, or a module of the map that the checkpoint does not have.
     """
     for module, kinds in quantised.items():
         if kinds.get("weights") not in _DTYPES:
@@ -53,14 +96,14 @@ def iter_dense(
         if half not in ("_data", "_scale"):
             if name.removesuffix(".weight") in quantised and name.endswith(".weight"):
                 raise SourceError(f"{name} is dense, its map says it is quantised", field="quantisation map")
-            yield name, tensor.to(dtype)
+            yield name, tensor
             continue
         if module not in quantised:
             raise SourceError(f"{name} is quantised, but not in the map", field="quantisation map")
         halves = waiting.setdefault(module, {})
         halves[half] = tensor
         if len(halves) == 2:
-            yield f"{module}.weight", _dense(module, quantised[module]["weights"], **waiting.pop(module)).to(dtype)
+            yield f"{module}.weight", _join(module, quantised[module]["weights"], **waiting.pop(module))
             done.add(module)
     missing = sorted((set(quantised) - done) | set(waiting))
     if missing:
@@ -71,7 +114,7 @@ def iter_dense(
         )
 
 
-def _dense(module: str, kind: str, _data: Tensor, _scale: Tensor) -> Tensor:
+def _join(module: str, kind: str, _data: Tensor, _scale: Tensor) -> Quantised:
     if _data.dtype != _DTYPES[kind]:
         raise SourceError(f"{module} holds {_data.dtype}, its map says {kind}", field="quantisation map")
-    return _data.float() * _scale.float()
+    return Quantised(_data, _scale)

@@ -10,6 +10,7 @@ from engine.components import ModelSource
 from engine.config import ComponentConfig
 from engine.data import Weights
 from engine.errors import SourceError
+from engine.multitalk.layout import find_parts
 from engine.register import Register
 
 
@@ -22,7 +23,7 @@ class VolumeConfig(ComponentConfig):
 
 
 class Volume:
-    """Finds weights in `<path>/<folder of the model>`."""
+    """Finds weights in `<path>/<folder of the model>`, in any layout that `find_parts` tells."""
 
     def __init__(self, config: VolumeConfig) -> None:
         self.root = Path(config.path).expanduser()
@@ -32,7 +33,7 @@ class Volume:
         folder = self.root / weights.folder
         if not folder.is_dir():
             return None
-        missing = weights.missing(folder)
+        _, missing = find_parts(folder, weights)
         if missing:
             get = f"get them with: {weights.command}" if weights.command else "copy them there"
             raise SourceError(

@@ -1,0 +1,292 @@
+"""Files of one component, in any layout -> its tensors under our names, one at a time -> a network."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+
+from engine.errors import EngineError, SourceError
+from engine.multitalk.compat import gguf_parts
+from engine.multitalk.keys import engine_name, to_engine_config
+from engine.multitalk.layout import Part
+from engine.multitalk.originals import (
+    Converted,
+    Converter,
+    Shapes,
+    clip_config,
+    convert_clip,
+    convert_umt5,
+    convert_vae,
+    umt5_config,
+    vae_config,
+)
+from engine.multitalk.quantize import shape_of
+from engine.multitalk.quanto import Quantised, join_halves
+from engine.multitalk.transformer import MultiTalkTransformer3DModel, kept_in_float32
+
+Named = Iterator[tuple[str, Any]]
+
+
+def convert_transformer(key: str, tensor: Tensor) -> Converted:
+    """Name a tensor of the transformer, whose name is the reference's or ours; an unknown name is kept."""
+    return ((engine_name(key) or key, tensor),)
+
+
+_CONVERT: Mapping[str, Converter] = {
+    "transformer": convert_transformer,
+    "text_encoder": convert_umt5,
+    "image_encoder": convert_clip,
+    "vae": convert_vae,
+}
+#: Dtypes of safetensors.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+#: Of the text encoder: another name of a tensor that stands under its first.
+_TIED = "encoder.embed_tokens.weight"
+
+
+def read_part(component: str, part: Part, dtype: torch.dtype) -> Any:
+    """Return the network of a component, whatever `part` is written in: `build_empty` and `fill`."""
+    model = build_empty(component, part)
+    fill(model, component, part, dtype)
+    return model.eval()
+
+
+def build_empty(component: str, part: Part) -> Any:
+    """Return the network that the tensors of `part` belong to, on the meta device.
+
+    Sizes are those of its config, and of its tensors where there is none. Raises SourceError where the two differ,
+    naming tensors; nothing is read but headers.
+    """
+    stored = read_tensors(part, lambda key, tensor: ((key, tensor),), outline=True)
+    shapes = {key: shape_of(tensor) for key, tensor in stored}
+    with init_empty_weights():
+        try:
+            model = _BUILD[component](part, shapes)
+        except Exception as error:
+            # Config values reach constructors unchecked, so anything may come out of them.
+            what = error.what if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+            named = _names(part) if part.config is None else part.config
+            raise SourceError(
+                f"{named} builds no {component}: {what}", field="source", hint="get both again"
+            ) from error
+    _check(model, part, read_tensors(part, _CONVERT[component], outline=True))
+    return model
+
+
+def fill(model: Any, component: str, part: Part, dtype: torch.dtype) -> None:
+    """Give every parameter of `model`, which `build_empty` made, its tensor.
+
+    `dtype` is that of the transformer but for its float32 parts, and of all of another component. Weights of the
+    transformer's blocks that are quantised are kept so. Raises SourceError, and MissingExtra for a package of that.
+    """
+    for name, tensor in read_tensors(part, _CONVERT[component]):
+        placed = place(model, component, name, tensor, dtype)
+        module, _, leaf = name.rpartition(".")
+        trainable = placed.is_floating_point() and type(placed) is Tensor
+        model.get_submodule(module)._parameters[leaf] = nn.Parameter(placed, requires_grad=trainable)
+    if component == "text_encoder":
+        model.tie_weights()
+
+
+def place(model: Any, component: str, name: str, tensor: Any, dtype: torch.dtype) -> Tensor:
+    """Return `tensor` as `model` keeps it under `name`: cast, in memory of its own."""
+    wanted = torch.float32 if component == "transformer" and kept_in_float32(name) else dtype
+    kept = component == "transformer" and name.startswith("blocks.") and name.endswith(".weight")
+    if isinstance(tensor, Quantised):
+        return tensor.kept(wanted) if kept else tensor.dense(wanted)
+    if hasattr(tensor, "quant_type"):
+        return _unpack_late(model, name, tensor, wanted) if kept else gguf_parts().dequantize(tensor).to(wanted)
+    placed: Tensor = tensor.to(wanted, copy=True)
+    return placed
+
+
+def placed_size(component: str, part: Part, dtype: torch.dtype) -> int:
+    """Return the bytes that `fill` will take, from headers alone."""
+    total = 0
+    for name, tensor in read_tensors(part, _CONVERT[component], outline=True):
+        packed = not isinstance(tensor, Tensor) or hasattr(tensor, "quant_type")
+        if packed and component == "transformer" and name.startswith("blocks."):
+            kept = (tensor.data, tensor.scale.float()) if isinstance(tensor, Quantised) else (tensor,)
+            total += sum(part.nbytes for part in kept)
+        else:
+            wanted = torch.float32 if component == "transformer" and kept_in_float32(name) else dtype
+            total += math.prod(shape_of(tensor)) * wanted.itemsize
+    return total
+
+
+def read_tensors(part: Part, convert: Converter, *, outline: bool = False) -> Named:
+    """Stream (name as `convert` gives it, tensor) in the order of the files, holding one tensor at a time.
+
+    A tensor is dense, and may lie in a mapped file: copy it; or it is Quantised, or diffusers' GGUFParameter. With
+    `outline` tensors are on the meta device: nothing is read but headers; names, shapes and dtypes are the same. Raises
+    SourceError for files that are damaged, or that hold a tensor twice.
+    """
+    stored: Named = (pair for path in part.files for pair in _stored(path, outline))
+    if part.map is not None:
+        stored = join_halves(stored, json.loads(part.map.read_text("utf-8")))
+    seen: set[str] = set()
+    for key, tensor in stored:
+        try:
+            pairs = convert(key, tensor)
+        except SourceError as error:
+            raise SourceError(
+                f"{_names(part)}: {error.what}", field="source", hint="is it the file it is named?"
+            ) from error
+        for name, converted in pairs:
+            if name in seen:
+                raise SourceError(f"{_names(part)} hold {name} twice", field="source", hint="keep one of them")
+            seen.add(name)
+            yield name, converted
+
+
+def _check(model: nn.Module, part: Part, outline: Named) -> None:
+    wanted = {name: shape_of(tensor) for name, tensor in model.named_parameters() if name != _TIED}
+    given = {name: shape_of(tensor) for name, tensor in outline}
+    for what, names in (
+        ("lack", wanted.keys() - given.keys()),
+        ("have the unknown", given.keys() - wanted.keys()),
+        ("have another shape of", {name for name in wanted.keys() & given.keys() if wanted[name] != given[name]}),
+    ):
+        if names:
+            shown = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            hint = "do config.json and weights belong together?"
+            raise SourceError(f"{_names(part)} {what} {shown}", field="source", hint=hint)
+
+
+# --- empty networks ---------------------------------------------------------------------------------------------------
+
+
+def _empty_transformer(part: Part, _shapes: Shapes) -> nn.Module:
+    if part.form == "diffusers":
+        told = MultiTalkTransformer3DModel.load_config(part.folder)
+        own: nn.Module = MultiTalkTransformer3DModel.from_config(told)
+        return own
+    arguments = {} if part.config is None else to_engine_config(json.loads(part.config.read_text("utf-8")))
+    made: nn.Module = MultiTalkTransformer3DModel(**arguments)
+    return made
+
+
+def _empty_text_encoder(_part: Part, shapes: Shapes) -> nn.Module:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    return UMT5EncoderModel(UMT5Config(**umt5_config(shapes)))
+
+
+def _empty_image_encoder(_part: Part, shapes: Shapes) -> nn.Module:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    return CLIPVisionModel(CLIPVisionConfig(**clip_config(shapes)))
+
+
+def _empty_vae(_part: Part, shapes: Shapes) -> nn.Module:
+    from diffusers import AutoencoderKLWan
+
+    empty: nn.Module = AutoencoderKLWan(**vae_config(shapes))
+    return empty
+
+
+_BUILD: Mapping[str, Callable[[Part, Shapes], nn.Module]] = {
+    "transformer": _empty_transformer,
+    "text_encoder": _empty_text_encoder,
+    "image_encoder": _empty_image_encoder,
+    "vae": _empty_vae,
+}
+
+
+def _unpack_late(model: nn.Module, name: str, packed: Any, dtype: torch.dtype) -> Tensor:
+    """Have the layer of a packed weight unpack it at each forward."""
+    path = name.removesuffix(".weight")
+    layer: Any = model.get_submodule(path)
+    with torch.device("meta"):
+        late = gguf_parts().linear(layer.in_features, layer.out_features, layer.bias is not None, compute_dtype=dtype)
+    # The bias may have come first.
+    late._parameters["bias"] = layer.bias
+    model.set_submodule(path, late)
+    copied: Tensor = packed.clone()
+    return copied
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _stored(path: Path, outline: bool) -> Named:
+    try:
+        if path.suffix not in (".gguf", ".pth"):
+            yield from _safetensors(path, outline)
+            return
+        for key, tensor in _gguf(path) if path.suffix == ".gguf" else _pickled(path):
+            # Both map the file, so that a tensor that is not looked into is not read.
+            yield key, tensor.to("meta") if outline else tensor
+    except EngineError:
+        raise
+    except Exception as error:
+        # Each of the three libraries has several of its own for a file that is not what it should be.
+        raise SourceError(
+            f"{path} cannot be read: {str(error).strip().partition(chr(10))[0]}",
+            field="source",
+            hint="get this file again",
+        ) from error
+
+
+def _safetensors(path: Path, outline: bool) -> Named:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        # In the order of the file, which is then read from front to back.
+        for key in file.offset_keys():
+            if outline:
+                # Asking for the tensor itself has the system read it ahead, all 75 GB of them.
+                told = file.get_slice(key)
+                yield key, torch.empty(told.get_shape(), dtype=_DTYPES[told.get_dtype()], device="meta")
+            else:
+                yield key, file.get_tensor(key)
+
+
+def _pickled(path: Path) -> Named:
+    # What was saved before torch 1.6 is no archive, and cannot be mapped.
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    for key in list(state):
+        yield key, state.pop(key)
+
+
+def _gguf(path: Path) -> Named:
+    """Yield what is packed as diffusers' GGUFParameter, and other tensors as they are."""
+    import gguf
+
+    # Copy-on-write: torch has no tensor that cannot be written to.
+    reader = gguf.GGUFReader(path, "c")
+    plain = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
+    for stored in reader.tensors:
+        # The format knows four dimensions; converters note the fifth of the patches' convolution beside it.
+        noted = reader.fields.get(f"comfy.gguf.orig_shape.{stored.name}")
+        packed = torch.from_numpy(stored.data)
+        if stored.tensor_type not in plain:
+            packed = gguf_parts().parameter(packed, quant_type=stored.tensor_type)
+        elif noted is not None:
+            packed = packed.reshape([int(noted.parts[index][0]) for index in noted.data])
+        yield stored.name, packed
+
+
+def _names(part: Part) -> str:
+    shown = ", ".join(str(path) for path in part.files[:2])
+    return f"{shown} and {len(part.files) - 2} more" if len(part.files) > 2 else shown

@@ -1,0 +1,307 @@
+"""A folder of weights -> which files hold which component, in every layout the weights are published in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.data import Weights, component_files, weight_files
+from engine.errors import MissingExtra, SourceError
+from engine.multitalk.keys import engine_name, is_audio
+
+#: "diffusers": a folder of its own with config.json, as diffusers and transformers write it. "original": files of the
+#: Wan repositories. "quanto", "gguf": quantised files.
+Form = Literal["diffusers", "original", "quanto", "gguf"]
+
+#: Which quantised file of the transformer quant=... reads, and how its integers are stored; others read a dense one.
+QUANTISED: Mapping[str, tuple[Form, str]] = {
+    "int8-quanto": ("quanto", "I8"),
+    "fp8-quanto": ("quanto", "F8_E4M3"),
+    "gguf": ("gguf", ""),
+}
+
+#: Kinds in a quantisation map -> dtypes of safetensors.
+_KINDS = {"qint8": "I8", "qfloat8": "F8_E4M3", "qfloat8_e4m3fn": "F8_E4M3"}
+
+#: How deep below the folder is looked: <repository>/google/umt5-xxl is the deepest that is published.
+_DEPTH = 4
+_ORIGINAL = {
+    "text_encoder": re.compile(r"models_t5.*\.pth$"),
+    "image_encoder": re.compile(r"models_clip.*\.pth$"),
+    "vae": re.compile(r"Wan.*VAE.*\.pth$"),
+}
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors$")
+_INDEX = "diffusion_pytorch_model.safetensors.index.json"
+#: No quantisation map is larger; a tokenizer's JSON is.
+_MAP_BYTES = 4 * 2**20
+_GET = "get this file again"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one component's tensors are, and how they are written."""
+
+    form: Form
+    folder: Path
+    #: Files of weights; audio weights that lie over Wan's come last.
+    files: tuple[Path, ...] = ()
+    #: Wan's own config.json, for a form that has none of ours.
+    config: Path | None = None
+    #: The quantisation map of "quanto".
+    map: Path | None = None
+
+
+@dataclass
+class _Tree:
+    """What lies below a folder: files by their folder, and the tensors (name -> dtype) of loose safetensors files."""
+
+    root: Path
+    files: dict[Path, list[str]] = field(default_factory=dict)
+    tensors: dict[Path, dict[str, str]] = field(default_factory=dict)
+
+    def named(self, suffix: str) -> list[Path]:
+        return [folder / name for folder, names in self.files.items() for name in names if name.endswith(suffix)]
+
+    def shown(self, path: Path) -> str:
+        return str(path.relative_to(self.root))
+
+
+class _Absent(Exception):
+    """Files that should be there and are not."""
+
+    def __init__(self, *files: Path | str) -> None:
+        super().__init__()
+        self.files = files
+
+
+def find_parts(root: Path, weights: Weights) -> tuple[dict[str, Part], tuple[str, ...]]:
+    """Find the components of `weights` below `root`; return them, and the files that are missing, as relative paths.
+
+    A component is a folder of its name in diffusers' layout, or files that are told by what they hold: shards and
+    audio weights in Wan's own key names, quantised files with their map, `.pth` files. Only headers and small JSON
+    files are read. Raises SourceError where a file is damaged, or where two could be meant, and MissingExtra.
+    """
+    tree = _walk(root, weights)
+    parts: dict[str, Part] = {}
+    missing: list[str] = []
+    for component in weights.components:
+        try:
+            parts[component] = (
+                _find_transformer(tree, weights) if component == "transformer" else _find(tree, component, weights)
+            )
+        except _Absent as absent:
+            missing += [tree.shown(path) if isinstance(path, Path) else path for path in absent.files]
+    return parts, tuple(missing)
+
+
+def _find(tree: _Tree, component: str, weights: Weights) -> Part:
+    form, dtype = QUANTISED.get(weights.quant, ("", ""))
+    if component == "text_encoder" and form == "quanto":
+        quantised = _one(tree, component, [path for path in _quantised(tree, dtype) if _is_umt5(tree.tensors[path])])
+        if quantised:
+            return _with_map(tree, Part("quanto", quantised.parent, (quantised,)))
+    folders = _component_folders(tree, component)
+    originals = [
+        path for path in tree.named(".pth") if component in _ORIGINAL and _ORIGINAL[component].match(path.name)
+    ]
+    found = _one(tree, component, folders + originals) or tree.root / component
+    if found not in originals:
+        return _own_folder(found, component)
+    if not found.stat().st_size:
+        raise _Absent(found)
+    return Part("original", found.parent, (found,))
+
+
+def _own_folder(folder: Path, component: str) -> Part:
+    absent = [path for path in component_files(folder, component) if not path.is_file() or not path.stat().st_size]
+    if absent:
+        raise _Absent(*absent)
+    return Part("diffusers", folder, () if component == "tokenizer" else tuple(weight_files(folder, component)))
+
+
+# --- the transformer --------------------------------------------------------------------------------------------------
+
+
+def _find_transformer(tree: _Tree, weights: Weights) -> Part:
+    if weights.quant in QUANTISED:
+        form, dtype = QUANTISED[weights.quant]
+        known = tree.named(".gguf") if form == "gguf" else _quantised(tree, dtype)
+        files = [path for path in known if not _is_umt5(tree.tensors.get(path, {}))]
+        chosen = _chosen(tree, files, weights)
+        config = next((path for path in tree.named("config.json") if {"dim", "num_heads"} <= _json(path).keys()), None)
+        part = Part(form, chosen.parent, (chosen,), config)
+        if form == "quanto":
+            return _with_map(tree, part)
+        return part if any(map(is_audio, gguf_names(chosen))) else _with_audio(tree, part, weights)
+
+    shards: dict[Path, list[Path]] = {}
+    for path, tensors in tree.tensors.items():
+        if any(map(engine_name, tensors)) and not all(map(is_audio, tensors)):
+            shards.setdefault(path.parent, []).append(path)
+    folders = _component_folders(tree, "transformer")
+    found = _one(tree, "transformer", [*folders, *shards]) or tree.root / "transformer"
+    if found in shards:
+        absent = _absent_shards(found, shards[found])
+        if absent:
+            raise _Absent(*absent)
+        config = found / "config.json" if "config.json" in tree.files[found] else None
+        part = Part("original", found, tuple(sorted(shards[found])), config)
+        names = {name for path in part.files for name in tree.tensors[path]}
+    else:
+        part = _own_folder(found, "transformer")
+        try:
+            names = {name for path in part.files for name in _tensors(path)}
+        except SourceError:
+            # Whoever loads it tells of all damaged files in folders of components.
+            return part
+    return part if any(map(is_audio, names)) else _with_audio(tree, part, weights)
+
+
+def _with_audio(tree: _Tree, part: Part, weights: Weights) -> Part:
+    """Lay audio weights over a transformer that has none."""
+    wanted = Path(weights.adapter).parts
+    found = [
+        path
+        for path, tensors in tree.tensors.items()
+        if tensors and all(map(is_audio, tensors)) and path.parts[len(path.parts) - len(wanted) :] == wanted
+    ]
+    audio = _one(tree, "file of audio weights", found, "name one with model.adapter=FOLDER/FILE")
+    if audio is None:
+        raise _Absent(weights.adapter or "multitalk.safetensors (audio weights)")
+    return replace(part, files=(*part.files, audio))
+
+
+def _absent_shards(folder: Path, shards: list[Path]) -> list[Path]:
+    present = {path.name for path in shards}
+    wanted: set[str] = set()
+    for name in present:
+        if match := _SHARD.match(name):
+            count = int(match["count"])
+            wanted |= {f"{match['stem']}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)}
+    if (folder / _INDEX).is_file():
+        # MultiTalk's own index names its audio weights, too, which may lie elsewhere.
+        weight_map = _json(folder / _INDEX).get("weight_map", {})
+        wanted |= {str(file) for name, file in weight_map.items() if not is_audio(name)}
+    return [folder / name for name in sorted(wanted - present)]
+
+
+def _chosen(tree: _Tree, files: list[Path], weights: Weights) -> Path:
+    what = f"transformer of quant={weights.quant}"
+    if weights.file and tree.root / weights.file not in files:
+        shown = ", ".join(map(tree.shown, files)) or "none"
+        raise SourceError(f"{weights.file} is no {what} below {tree.root}", field="quant.file", hint=f"known: {shown}")
+    found = (
+        tree.root / weights.file if weights.file else _one(tree, what, files, "name one with quant.file=FOLDER/FILE")
+    )
+    if found is None:
+        raise _Absent(f"a file with a {what}")
+    return found
+
+
+# --- quantised files --------------------------------------------------------------------------------------------------
+
+
+def _quantised(tree: _Tree, dtype: str) -> list[Path]:
+    return [path for path, tensors in tree.tensors.items() if (".weight._data", dtype) in _endings(tensors)]
+
+
+def _endings(tensors: Mapping[str, str]) -> set[tuple[str, str]]:
+    return {(name[-len(".weight._data") :], dtype) for name, dtype in tensors.items()}
+
+
+def _with_map(tree: _Tree, part: Part) -> Part:
+    (path,) = part.files
+    ending = ".weight._data"
+    kept = {name.removesuffix(ending): dtype for name, dtype in tree.tensors[path].items() if name.endswith(ending)}
+    # By content: names follow no rule, int8 and float8 files lie side by side, and equal maps are equally right.
+    for name in tree.files[path.parent]:
+        beside = path.parent / name
+        if name.endswith(".json") and beside.stat().st_size <= _MAP_BYTES and _listed(_json(beside)) == kept:
+            return replace(part, map=beside)
+    raise SourceError(
+        f"no JSON file beside {tree.shown(path)} lists its {len(kept)} quantised modules as they are stored",
+        field="source",
+        hint="get the quantisation map that is published with it",
+    )
+
+
+def _listed(told: Mapping[str, Any]) -> dict[str, str]:
+    kinds = {module: kinds.get("weights") for module, kinds in told.items() if isinstance(kinds, dict)}
+    return {module: _KINDS.get(str(kind), "") for module, kind in kinds.items()}
+
+
+def gguf_names(path: Path) -> list[str]:
+    """Return the names of the tensors of a GGUF file. Raises MissingExtra, and SourceError for a damaged file."""
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise MissingExtra("quant=gguf", "gguf", "gguf") from error
+    try:
+        return [tensor.name for tensor in GGUFReader(path).tensors]
+    except (ValueError, IndexError, OSError) as error:
+        raise SourceError(f"{path} is damaged: {error}", field="source", hint=_GET) from error
+
+
+def _is_umt5(tensors: Mapping[str, str]) -> bool:
+    return not {"token_embedding.weight", "token_embedding.weight._data"}.isdisjoint(tensors)
+
+
+# --- what lies there --------------------------------------------------------------------------------------------------
+
+
+def _walk(root: Path, weights: Weights) -> _Tree:
+    tree = _Tree(root)
+    for folder, below, names in os.walk(root, followlinks=True):
+        here = Path(folder)
+        deeper = len(here.relative_to(root).parts) < _DEPTH
+        # Hidden is what is not finished yet.
+        below[:] = sorted(name for name in below if deeper and not name.startswith("."))
+        tree.files[here] = sorted(name for name in names if not name.startswith("."))
+    own = {folder for folder in tree.files if folder.name in weights.components}
+    for path in tree.named(".safetensors"):
+        if path.parent not in own and path.stat().st_size:
+            tree.tensors[path] = _tensors(path)
+    return tree
+
+
+def _component_folders(tree: _Tree, component: str) -> list[Path]:
+    return [folder for folder, names in tree.files.items() if names and _is_component(folder, names, component)]
+
+
+def _is_component(folder: Path, names: list[str], component: str) -> bool:
+    if component == "tokenizer":
+        return folder.name in ("tokenizer", "umt5-xxl")
+    if component == "audio_encoder" and folder.name != component:
+        return "config.json" in names and _json(folder / "config.json").get("model_type") == "wav2vec2"
+    return folder.name == component
+
+
+def _tensors(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # The header says how long the file must be.
+        with safe_open(path, "np") as file:
+            return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"{path} is damaged: {error}", field="source", hint=_GET) from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(path.read_text("utf-8"))
+    except (ValueError, OSError) as error:
+        raise SourceError(f"{path} cannot be read: {error}", field="source", hint=_GET) from error
+    return told if isinstance(told, dict) else {}
+
+
+def _one(tree: _Tree, what: str, found: list[Path], hint: str = "keep one of them there") -> Path | None:
+    if len(found) > 1:
+        shown = ", ".join(map(tree.shown, sorted(found)))
+        raise SourceError(f"{tree.root} holds more than one {what}: {shown}", field="source", hint=hint)
+    return found[0] if found else None
