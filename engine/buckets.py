@@ -149,6 +149,20 @@ class Bucket:
         place = {"Bucket": self.name, "Key": key}
         return self.attempt(lambda client: str(client.generate_presigned_url("get_object", place, ExpiresIn=seconds)))
 
+    def rehearse(self, key: str) -> bool | Trouble:
+        """Put a few bytes under `key`, read them back and delete them; return whether they were the same."""
+        place, body = {"Bucket": self.name, "Key": key}, b"multitalk"
+
+        def walk(client: Any) -> bool:
+            client.put_object(**place, Body=body)
+            try:
+                found: bytes = client.get_object(**place)["Body"].read()
+            finally:
+                client.delete_object(**place)
+            return found == body
+
+        return self.attempt(walk)
+
     def _judge(self, client: Any) -> None:
         if self._credentials is not None:
             url, deadline = parse_url(client.meta.endpoint_url), time.monotonic() + _CONNECT

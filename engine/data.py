@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -375,35 +374,3 @@ class Weights:
     quant: str = "none"
     #: The quantised file, below the folder, where there are several.
     file: str | None = None
-
-    def missing(self, root: Path) -> tuple[str, ...]:
-        """Return the files of diffusers' layout below `root` that are absent or empty, as relative paths."""
-        wanted = [path for component in self.components for path in component_files(root / component, component)]
-        return tuple(str(path.relative_to(root)) for path in wanted if not path.is_file() or path.stat().st_size == 0)
-
-
-def component_files(folder: Path, component: str) -> list[Path]:
-    """Return the files that `folder` must hold to be `component` in the layout of diffusers and transformers."""
-    if component == "tokenizer":
-        return [folder / "tokenizer_config.json"]
-    return [folder / "config.json", *weight_files(folder, component)]
-
-
-def weight_files(folder: Path, component: str = "") -> list[Path]:
-    """Return the files of weights, present or not, that make `folder` a component, by default the one it is named."""
-    # diffusers and transformers call the same file by two names; an index decides where there is one.
-    stems = ("diffusion_pytorch_model", "model")
-    for stem in stems:
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            try:
-                shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-            except (ValueError, KeyError, AttributeError):
-                return [folder / f"{stem}.safetensors"]
-            return [folder / shard for shard in sorted(shards)]
-    # What transformers wrote before safetensors; wav2vec2's main revision has nothing else.
-    names = [f"{stem}.safetensors" for stem in stems] + ["pytorch_model.bin"]
-    present = [folder / name for name in names if (folder / name).is_file()]
-    if present:
-        return present[:1]
-    return [folder / names[0 if (component or folder.name) in ("transformer", "vae") else 1]]

@@ -43,7 +43,8 @@ ROOMS = {
     },
     "engine.register": {"engine.config", "engine.errors"},
     "engine.hookspecs": {"engine.components", "engine.data", "engine.register"},
-    "engine.multitalk": {"engine.data", "engine.errors", "engine.multitalk"},
+    "engine.folders": set[str](),
+    "engine.multitalk": {"engine.data", "engine.errors", "engine.folders", "engine.multitalk"},
     "engine.stages": {
         *("engine.components", "engine.data", "engine.errors", "engine.h264", "engine.multitalk", "engine.stages"),
     },
@@ -57,6 +58,7 @@ ROOMS = {
         "engine.endpoint",
         "engine.errors",
         "engine.estimates",
+        "engine.folders",
         "engine.h264",
         "engine.jobs",
         "engine.models",

@@ -14,6 +14,7 @@ from engine.components import FetchingSource, ModelSource
 from engine.config import ComponentConfig
 from engine.data import Weights
 from engine.errors import ConfigError, SourceError, UnknownComponent
+from engine.folders import missing_files
 from engine.models.manifest import Manifest, read_manifest
 from engine.register import Register
 from plugins.sources import auto, cached, download, hub, packaged, volume
@@ -222,7 +223,7 @@ def test_the_cached_repository_of_runpod_is_found_by_its_ref(
     source = build(sources, cached.CachedConfig, path=str(cache), repository="acme/whole")
     folder = source.locate(BIG)
     assert folder == cache / "models--acme--whole" / "snapshots" / COMMIT
-    assert not BIG.missing(folder)
+    assert not missing_files(folder, BIG.components)
     assert build(sources, cached.CachedConfig, path=str(cache)).locate(BIG) is None
     assert build(sources, cached.CachedConfig, path=str(cache), repository="acme/other").locate(BIG) is None
 
@@ -248,7 +249,7 @@ def test_cached_files_of_several_repositories_become_one_folder(
     put_into_cache(published, tmp_path / "hub-cache", "acme/tokenizer")
     folder = source.locate(BIG)
     assert folder is not None
-    assert not BIG.missing(folder)
+    assert not missing_files(folder, BIG.components)
     assert source.locate(BIG) == folder
 
 
@@ -265,7 +266,7 @@ def test_what_the_hubs_own_library_cached_is_found(
             )
     folder = build(sources, hub.HubConfig).locate(BIG)
     assert folder is not None
-    assert not BIG.missing(folder)
+    assert not missing_files(folder, BIG.components)
 
 
 def test_a_plan_downloads_nothing(sources: Register[ModelSource], published: HubServer) -> None:
@@ -285,7 +286,7 @@ def test_what_is_missing_is_downloaded_if_that_is_allowed(
     with caplog.at_level(logging.INFO):
         assert allowed.fetch(BIG) == tmp_path / "multitalk"
     assert "source download has brought the weights of multitalk" in caplog.text
-    assert not BIG.missing(tmp_path / "multitalk")
+    assert not missing_files(tmp_path / "multitalk", BIG.components)
     published.asked.clear()
     assert allowed.fetch(BIG) == tmp_path / "multitalk"
     assert not published.asked

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.data import Weights, component_files, weight_files
+from engine.data import Weights
 from engine.errors import MissingExtra, SourceError
+from engine.folders import component_files, weight_files
 from engine.multitalk.keys import engine_name, is_audio
 
 #: "diffusers": a folder of its own with config.json, as diffusers and transformers write it. "original": files of the

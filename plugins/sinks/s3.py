@@ -123,21 +123,12 @@ class S3Sink:
     def rehearse(self) -> None:
         """Put an object of a few bytes beside the videos, read it back and delete it. Raises SinkError."""
         self.check(None)
-        name, body = f"multitalk-doctor-{secrets.token_hex(8)}", b"multitalk doctor"
-        place = {"Bucket": self._bucket.name, "Key": "/".join(filter(None, (self._config.prefix.strip("/"), name)))}
-
-        def walk(client: Any) -> bytes:
-            client.put_object(**place, Body=body)
-            try:
-                found: bytes = client.get_object(**place)["Body"].read()
-            finally:
-                client.delete_object(**place)
-            return found
-
-        found = self._patiently(lambda: self._bucket.attempt(walk))
-        if isinstance(found, Trouble):
-            raise SinkError(found.what, field=self._field(found), hint=found.hint, code=found.code)
-        if found != body:
+        name = f"multitalk-doctor-{secrets.token_hex(8)}"
+        key = "/".join(filter(None, (self._config.prefix.strip("/"), name)))
+        same = self._patiently(lambda: self._bucket.rehearse(key))
+        if isinstance(same, Trouble):
+            raise SinkError(same.what, field=self._field(same), hint=same.hint, code=same.code)
+        if not same:
             raise SinkError("the bucket gave back other bytes than it was given", field="sink", hint="check the store")
 
     def put(self, artifact: Artifact) -> Kept:

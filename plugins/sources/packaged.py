@@ -11,6 +11,7 @@ from engine.components import ModelSource
 from engine.config import ComponentConfig
 from engine.data import Weights
 from engine.errors import SourceError
+from engine.folders import missing_files
 from engine.register import Register
 
 
@@ -32,7 +33,7 @@ class Packaged:
         if not weights.packaged:
             return None
         folder = self.root / weights.folder
-        missing = weights.missing(folder)
+        missing = missing_files(folder, weights.components)
         if missing:
             raise SourceError(
                 f"the package lacks weights of {weights.model!r} in {folder}: {', '.join(missing)}",
