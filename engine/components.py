@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-from engine.data import Artifact, Delivery, Plan, Progress, Request, Resumed, Store, Weights
+from engine.data import Artifact, Delivery, Plan, Progress, Request, Resumed, Store, Stored, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,19 @@ class ModelSource(Protocol):
 
     def looked(self, weights: Weights) -> str:
         """Say in a few words where `locate` looks, for the error that nothing was found."""
+        ...
+
+
+class Reader(Protocol):
+    """How tensors come from their files to memory."""
+
+    def read(self, wanted: Sequence[Stored], into: Callable[[Stored], Tensor]) -> Iterator[tuple[Stored, Tensor]]:
+        """Yield each of the `wanted` tensors once, file by file, in the place that `into` returns for it.
+
+        A place is contiguous, of the tensor's shape, of any dtype and on any device; the tensor is cast and moved. It
+        is asked for shortly before it is filled, maybe by another thread. Beside the places a reader holds a buffer
+        that does not grow with the files. Raises SourceError for a file that ends too soon.
+        """
         ...
 
 

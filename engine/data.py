@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import torch
     from torch import Tensor
 
 AudioType = Literal["para", "add"]
@@ -152,6 +153,8 @@ class Settings:
     #: Folder of the weights; None: not found, `absent` says why.
     weights: Path | None
     absent: str = ""
+    #: Side of the VAE's tiles in pixels; 0: none.
+    tile: int = 0
 
 
 @dataclass(frozen=True)
@@ -310,6 +313,8 @@ class Delivery(Delivered):
 
     plan: Plan
     warnings: tuple[str, ...] = ()
+    #: The memory profile it was made with.
+    memory: str = "none"
 
 
 @dataclass(frozen=True)
@@ -360,11 +365,26 @@ class Weights:
                 wanted.append(folder / "tokenizer_config.json")
                 continue
             wanted.append(folder / "config.json")
-            wanted += _weight_files(folder)
+            wanted += weight_files(folder)
         return tuple(str(path.relative_to(root)) for path in wanted if not path.is_file() or path.stat().st_size == 0)
 
 
-def _weight_files(folder: Path) -> list[Path]:
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies in a file."""
+
+    file: Path
+    #: As the file calls it.
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    #: Bytes from the file's start to the tensor, and of the tensor.
+    offset: int
+    size: int
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of weights of a component in `folder`, present or not; an index says which they are."""
     # diffusers and transformers call the same file by two names; an index decides where there is one.
     stems = ("diffusion_pytorch_model", "model")
     for stem in stems:

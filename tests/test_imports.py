@@ -27,6 +27,7 @@ ROOMS = {
     "engine.network": {"engine.errors"},
     "engine.download": {"engine.data", "engine.errors", "engine.network"},
     "engine.components": {"engine.data"},
+    "engine.tensors": {"engine.data", "engine.errors"},
     "engine.buckets": {"engine.data", "engine.errors"},
     "engine.speakers": {"engine.data", "engine.errors"},
     "engine.jobs": {"engine.data", "engine.errors", "engine.jobs", "engine.speakers"},
@@ -37,7 +38,9 @@ ROOMS = {
     },
     "engine.register": {"engine.config", "engine.errors"},
     "engine.hookspecs": {"engine.components", "engine.data", "engine.register"},
-    "engine.multitalk": {"engine.data", "engine.errors", "engine.multitalk"},
+    "engine.multitalk": {
+        *("engine.components", "engine.data", "engine.errors", "engine.multitalk", "engine.tensors"),
+    },
     "engine.stages": {"engine.data", "engine.errors", "engine.components", "engine.multitalk", "engine.stages"},
     "plugins": {
         "engine",
@@ -52,6 +55,7 @@ ROOMS = {
         "engine.network",
         "engine.register",
         "engine.speakers",
+        "engine.tensors",
         "engine.worker",
     },
 }

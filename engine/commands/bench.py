@@ -15,6 +15,7 @@ from engine.errors import ConfigError
 BENCHES = {
     "transformer": "Time one forward of the network against its bare matrix products and attention calls.",
     "memory": "Compare the peak memory of a short and a long video, each in a fresh process.",
+    "load": "Time the loading of a checkpoint, cold and warm, against plain reading and the libraries' own loading.",
     "start": "Time a worker's start to ready against its bare imports and the reading of its weights.",
     "talk": "Measure whether the embedded model talks: lips, binding, lags, colours, seams, turbo, seconds.",
 }

@@ -13,7 +13,7 @@ COMMANDS = {
     "plugins": "list every component and preset by group, with its package (--json)",
     "show": "FILE.mp4: print the recipe a video carries (--json)",
     "again": "FILE.mp4 --image ... --audio ...: make a video again from its recipe",
-    "bench": "transformer, memory: measure the forward's time, or whether memory grows with length, as JSON",
+    "bench": "transformer, memory, load, ...: measure the forward, the memory or the loading of weights, as JSON",
 }
 
 _ABOUT = """\
