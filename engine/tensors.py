@@ -178,7 +178,7 @@ def _read_ahead(
 
 
 def _read_whole(descriptor: int, piece: _Piece) -> None:
-    view = memoryview(piece.target.numpy())
+    view = piece.target.numpy().data
     done = 0
     while done < piece.size:
         count = os.preadv(descriptor, [view[done:]], piece.stored.offset + piece.begin + done)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import mmap
 import weakref
 from collections.abc import Iterator
@@ -235,7 +234,6 @@ class Shelf:
             self.log.append(f"-{name}")
 
     def there(self, name: str) -> bool:
-        gc.collect()
         return name in self.alive and self.alive[name]() is not None
 
 

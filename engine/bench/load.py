@@ -188,7 +188,7 @@ def read_fresh(part: OnDisk) -> dict[str, torch.Tensor]:
     read = {}
     for name, stored in part.stored.items():
         tensor = torch.empty(stored.shape, dtype=stored.dtype)
-        view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        view = tensor.view(-1).view(torch.uint8).numpy().data
         with stored.file.open("rb", buffering=0) as opened:
             opened.seek(stored.offset)
             while view:
