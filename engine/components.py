@@ -43,7 +43,7 @@ class Reader(Protocol):
 
         A place is contiguous, of the tensor's shape, of any dtype and on any device; the tensor is cast and moved. It
         is asked for shortly before it is filled, maybe by another thread. Beside the places a reader holds a buffer
-        that does not grow with the files. Raises SourceError for a file that ends too soon.
+        of its own, no larger than a file. Raises SourceError for a file that ends too soon.
         """
         ...
 

@@ -391,7 +391,7 @@ def test_free_memory_is_the_smaller_of_machine_and_container(tmp_path: Path) -> 
         (two, {"memory.max": "300000", "memory.current": "250000"}),
     ):
         folder.mkdir(parents=True)
-        for name, text in (texts | {"memory.stat": "anon 1\ninactive_file 70000\ntotal_inactive_file 20000\n"}).items():
+        for name, text in (texts | {"memory.stat": "anon 1\ninactive_file 70000\ntotal_inactive_file 20000"}).items():
             (folder / name).write_text(text + "\n")
 
     assert free_on_host(meminfo, tmp_path / "absent") == 512_000

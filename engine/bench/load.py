@@ -101,14 +101,14 @@ def write_checkpoint(folder: Path, size: float) -> dict[str, int]:
     with init_empty_weights():
         outside, one = (_bytes(MultiTalkTransformer3DModel(**sizes, num_layers=layers)) for layers in (0, 1))
         sizes["num_layers"] = max(1, round((size * 1e9 - outside) / (one - outside)))
+        wanted, free = outside + sizes["num_layers"] * (one - outside), shutil.disk_usage(folder).free
+        if wanted > 0.9 * free:
+            raise RequestError(
+                f"a checkpoint of {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+                field="bench load",
+                hint="--size, or --folder on another disk",
+            )
         network = MultiTalkTransformer3DModel(**sizes)
-    wanted, free = _bytes(network), shutil.disk_usage(folder).free
-    if wanted > 0.9 * free:
-        raise RequestError(
-            f"a checkpoint of {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
-            field="bench load",
-            hint="--size, or --folder on another disk",
-        )
     network.save_config(folder)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     index: dict[str, str] = {}
@@ -284,7 +284,7 @@ def _shards(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
 def _write_file(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Write a safetensors file of float32, tensor by tensor: a whole one need not fit into memory."""
     # The values do not matter but for being usual ones.
-    noise = memoryview((0.02 * torch.randn(2**20)).numpy()).cast("B")
+    noise = (0.02 * torch.randn(2**20)).numpy().data.cast("B")
     header, end = {}, 0
     for name, shape in shapes.items():
         begin, end = end, end + 4 * math.prod(shape)

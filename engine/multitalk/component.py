@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import Callable
@@ -41,10 +40,11 @@ class Component:
         return self.module
 
     def release(self) -> None:
-        """Give its memory back, if it is in memory; `load` reads it again."""
+        """Let go of the module, if it is in memory; `load` reads it again.
+
+        Its memory is free as soon as the garbage is collected: a network and the hooks on it hold each other.
+        """
         if self.module is None:
             return
         self.module = None
         self.hand(None)
-        # Hooks and the modules they hang on hold each other.
-        gc.collect()

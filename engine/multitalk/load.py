@@ -232,9 +232,10 @@ def _load_audio(folder: Path) -> Any:
     """Load the audio encoder as transformers does: small, and the one whose older files need more than new names."""
     from transformers import Wav2Vec2Model
 
+    kind: Any = Wav2Vec2Model
     try:
         with _without_bars():
-            model, report = Wav2Vec2Model.from_pretrained(
+            model, report = kind.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -113,7 +114,7 @@ def _read_in_turn(profile: Profile, components: Mapping[str, Component], device:
 
     def come_text() -> None:
         # The two largest are never both there.
-        transformer.release()
+        _let_go(transformer)
         text.load(device)
 
     def come_transformer() -> None:
@@ -126,7 +127,7 @@ def _read_in_turn(profile: Profile, components: Mapping[str, Component], device:
         "transformer": come_transformer,
     }
     # Between two windows the transformer stays where it is, on the CPU.
-    go = {name: component.release for name, component in components.items() if name != "transformer"}
+    go = {name: partial(_let_go, component) for name, component in components.items() if name != "transformer"}
     return _InTurn(components, come, go)
 
 
@@ -138,7 +139,7 @@ class _Resident:
         return nullcontext()
 
     def close(self) -> None:
-        _release(self._components)
+        _let_go(*self._components.values())
 
 
 class _InTurn:
@@ -191,17 +192,20 @@ class _InTurn:
 
     def close(self) -> None:
         self._resident = None
-        _release(self._components)
+        _let_go(*self._components.values())
 
 
 def _stay() -> None:
     pass
 
 
-def _release(components: Mapping[str, Component]) -> None:
-    for component in components.values():
+def _let_go(*components: Component) -> None:
+    there = [component for component in components if component.module is not None]
+    for component in there:
         component.release()
-    _free_cache()
+    if there:
+        gc.collect()
+        _free_cache()
 
 
 def _offload_groups(transformer: Any, device: str, profile: Profile) -> None:

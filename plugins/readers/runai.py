@@ -34,17 +34,16 @@ class Runai:
             raise MissingExtra("reader=runai", "runai-model-streamer", "runai")
 
     def read(self, wanted: Sequence[Stored], into: Callable[[Stored], Tensor]) -> Iterator[tuple[Stored, Tensor]]:
-        """See `components.Reader`. A file is read whole, also where only a part of it is wanted."""
+        """See `components.Reader`."""
         from runai_model_streamer import SafetensorsStreamer
 
         from engine.tensors import by_file
 
         for file, stored in by_file(wanted).items():
             with SafetensorsStreamer() as streamer:
-                streamer.stream_file(str(file))
+                streamer.stream_file(str(file), tensor_names=list(stored), owned=False)
                 for name, tensor in streamer.get_tensors():
-                    if name in stored:
-                        yield stored[name], into(stored[name]).copy_(tensor)
+                    yield stored[name], into(stored[name]).copy_(tensor)
 
 
 @hookimpl
