@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-from engine.data import Artifact, Delivery, Plan, Progress, Request, Resumed, Store, Stored, Weights
+from engine.data import Artifact, Delivery, Plan, Progress, Request, Resumed, Store, Weights
+from engine.tensors import Stored
 
 if TYPE_CHECKING:
     from torch import Tensor

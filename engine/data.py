@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    import torch
     from torch import Tensor
 
 AudioType = Literal["para", "add"]
@@ -367,20 +366,6 @@ class Weights:
             wanted.append(folder / "config.json")
             wanted += weight_files(folder)
         return tuple(str(path.relative_to(root)) for path in wanted if not path.is_file() or path.stat().st_size == 0)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where a tensor lies in a file."""
-
-    file: Path
-    #: As the file calls it.
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    #: Bytes from the file's start to the tensor, and of the tensor.
-    offset: int
-    size: int
 
 
 def weight_files(folder: Path) -> list[Path]:

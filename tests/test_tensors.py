@@ -17,10 +17,9 @@ from torch import Tensor
 
 from engine import tensors as module
 from engine.components import Reader
-from engine.data import Stored
 from engine.errors import MissingExtra, SourceError
 from engine.registry import installed
-from engine.tensors import AheadReader, stored_tensors
+from engine.tensors import AheadReader, Stored, stored_tensors
 
 #: Pieces so small that even these tensors are read in many.
 PIECE = 64

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.components import Reader
-from engine.data import Stored, weight_files
+from engine.data import weight_files
 from engine.errors import SourceError
-from engine.tensors import stored_tensors
+from engine.tensors import Stored, stored_tensors
 
 #: Our name of a floating tensor -> its dtype in memory.
 Dtypes = Callable[[str], torch.dtype]

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from engine.components import Reader
-from engine.data import Stored
 from engine.errors import SourceError
 from engine.multitalk.fill import fill, filled_size, find_stored, match
 from engine.multitalk.quantize import is_block_linear
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
+from engine.tensors import Stored
 
 #: transformers and accelerate change what PyTorch does in the whole process while they build a network: where two
 #: build at once, each misses weights.

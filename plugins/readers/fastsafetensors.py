@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from engine import hookimpl
 from engine.components import Reader
 from engine.config import ComponentConfig
-from engine.data import Stored
 from engine.errors import MissingExtra
 from engine.register import Register
+from engine.tensors import Stored, by_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +39,6 @@ class Fastsafetensors:
     def read(self, wanted: Sequence[Stored], into: Callable[[Stored], Tensor]) -> Iterator[tuple[Stored, Tensor]]:
         """See `components.Reader`; the buffer is as large as the largest file."""
         from fastsafetensors import SafeTensorsFileLoader, SingleGroup
-
-        from engine.tensors import by_file
 
         for file, stored in by_file(wanted).items():
             # The first place says which device the file goes to.

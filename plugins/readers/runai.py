@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from engine import hookimpl
 from engine.components import Reader
 from engine.config import ComponentConfig
-from engine.data import Stored
 from engine.errors import MissingExtra
 from engine.register import Register
+from engine.tensors import Stored, by_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,8 +36,6 @@ class Runai:
     def read(self, wanted: Sequence[Stored], into: Callable[[Stored], Tensor]) -> Iterator[tuple[Stored, Tensor]]:
         """See `components.Reader`."""
         from runai_model_streamer import SafetensorsStreamer
-
-        from engine.tensors import by_file
 
         for file, stored in by_file(wanted).items():
             with SafetensorsStreamer() as streamer:
