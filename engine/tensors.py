@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-#: Bytes read at a time, and how many such pieces may wait to be taken. Together they fit into a processor's cache, where
-#: a cast finds what was just read: four pieces of 8 MiB took three times the processor's time.
+#: Bytes read at a time, and how many such pieces may wait to be taken. All fit into a processor's cache, where a cast
+#: finds what was just read: four pieces of 8 MiB took three times the processor's time.
 PIECE = 2 * 2**20
 PIECES = 8
 #: The most that a load holds beside the tensors at their place.
