@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from engine.errors import RequestError, SourceError, UnknownComponent
 from engine.multitalk.load import COMPONENTS, Model, load_model
 from engine.multitalk.memory import Profile
+from engine.multitalk.on_disk import OnDisk
+from engine.tensors import AheadReader
 
 SHAPE = (2, 4, 4)
 
@@ -129,6 +131,32 @@ def test_parts_are_those_that_the_libraries_load(dtype: str, folder: Path) -> No
                 torch.equal(one[name], tensor) and one[name].dtype == tensor.dtype for name, tensor in other.items()
             )
     assert model.text.model.encoder.embed_tokens.weight is model.text.model.shared.weight
+
+
+@pytest.mark.parametrize("name", ["transformer", "vae", "text_encoder", "image_encoder"])
+def test_size_in_memory_is_known_before_anything_is_read(name: str, folder: Path) -> None:
+    part = OnDisk(folder, name, torch.bfloat16)
+    module = part.read(AheadReader(), "cpu")
+
+    # A tensor of two names counts once.
+    assert part.size == sum(parameter.nbytes for parameter in module.parameters())
+
+
+def test_quantised_layers_count_as_they_are_kept(folder: Path) -> None:
+    full, quantised = (OnDisk(folder, "transformer", torch.bfloat16, quant=quant) for quant in ("none", "int8"))
+    linears = [module for name, module in full.read(AheadReader(), "cpu").named_modules() if "blocks." in name]
+
+    saved = sum(module.weight.numel() for module in linears if isinstance(module, nn.Linear))
+    assert full.size - quantised.size == saved
+
+
+def test_auto_says_what_it_picked_and_why(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        model = load(folder, memory=Profile("auto"))
+
+    assert model.memory == "none"
+    assert f"memory=auto picked none: {model.reason}" in caplog.text
+    assert "free in this machine's memory" in model.reason
 
 
 def buffers(module: nn.Module) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from engine.errors import ConfigError, UnknownComponent
 from engine.multitalk.cache import TeaCache, make_cache
 from engine.multitalk.codec import WanCodec
 from engine.multitalk.component import Component
-from engine.multitalk.memory import Placement, Profile, lighten, settle, trace_blocks
+from engine.multitalk.memory import Placement, Profile, activation_bytes, lighten, settle, trace_blocks
 from engine.multitalk.memory import place as place_settled
 from engine.multitalk.room import choose_profile, free_on_host
 
@@ -373,6 +374,14 @@ def test_auto_picks_the_fastest_profile_that_fits(device: int | None, host: int,
     assert name == picked
     assert reason.startswith("nothing fits" if (device, host) == (12, 20) else picked)
     assert picked == "none" or "none needs 5" in reason
+
+
+def test_activations_of_480p_are_allowed_what_was_published() -> None:
+    network = SimpleNamespace(
+        patch_size=(1, 2, 2), num_attention_heads=40, attention_head_dim=128, vae_scale_temporal=4
+    )
+
+    assert 13 * GB < activation_bytes((81, 448, 896), network, 8, 2) < 14 * GB
 
 
 def test_auto_on_this_cpu_is_settled_with_its_reason() -> None:

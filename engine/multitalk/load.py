@@ -26,7 +26,7 @@ from engine.multitalk.fill import check_names
 from engine.multitalk.image import ImageEncoder
 from engine.multitalk.lora import Coverage, LoraMerger, RuntimeLora, load_runtime_lora
 from engine.multitalk.memory import Placement, Profile, activation_bytes, lighten, place, settle
-from engine.multitalk.on_disk import OnDisk, first_sentence, tie, unfit
+from engine.multitalk.on_disk import OnDisk, first_sentence, unfit
 from engine.multitalk.quantize import quantize_int8
 from engine.multitalk.text import TextEncoder
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
@@ -146,7 +146,7 @@ def load_model(
     parts = {
         "transformer": OnDisk(folder, "transformer", DTYPES[dtype], dress, quant=quant),
         "vae": OnDisk(folder, "vae", torch.float32, lambda vae: lighten(vae, profile)),
-        "text_encoder": OnDisk(folder, "text_encoder", DTYPES[dtype], tie),
+        "text_encoder": OnDisk(folder, "text_encoder", DTYPES[dtype]),
         "image_encoder": OnDisk(folder, "image_encoder", DTYPES[dtype]),
     }
     shells: dict[str, Any] = {name: part.shell for name, part in parts.items()}

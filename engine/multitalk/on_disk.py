@@ -56,11 +56,16 @@ class OnDisk:
 
     def read(self, reader: Reader, device: str) -> nn.Module:
         """Return the component on `device`, ready to run."""
-        module, self.shell = self.shell or self._build(), None
+        module: Any = self.shell or self._build()
+        self.shell = None
         # The whole of what is quantised once it is there may not fit on the device.
         fill(module, self.stored, self.dtypes.__getitem__, reader, device if self.quant == "none" else "cpu")
+        if self.name == "text_encoder":
+            # It looks tokens up in the one table that its files hold.
+            module.set_input_embeddings(module.get_input_embeddings())
         self.finish(module)
-        return module.to(device).eval()
+        ready: nn.Module = module.to(device).eval()
+        return ready
 
     def _build(self) -> nn.Module:
         from accelerate import init_empty_weights
@@ -123,11 +128,6 @@ def _spelled(part: str, stored: Mapping[str, Stored], names: Collection[str]) ->
         elif part not in _UNUSED or not _UNUSED[part].match(key):
             found[key] = tensor
     return found
-
-
-def tie(text_encoder: Any) -> None:
-    """Have a text encoder look tokens up in the one table that its files hold."""
-    text_encoder.set_input_embeddings(text_encoder.get_input_embeddings())
 
 
 def unfit(folder: Path, error: Exception) -> SourceError:
