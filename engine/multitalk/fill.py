@@ -65,9 +65,11 @@ def fill(module: nn.Module, stored: Mapping[str, Stored], dtype: Dtypes, reader:
     file that is not as long as its header says.
     """
     names = {(found.file, found.name): name for name, found in stored.items()}
+    # With its index: "cuda" alone is another card for the thread of a reader than for this one.
+    where = torch.empty(0, device=device).device
 
     def into(found: Stored) -> Tensor:
-        return torch.empty(found.shape, dtype=_becomes(names[found.file, found.name], found, dtype), device=device)
+        return torch.empty(found.shape, dtype=_becomes(names[found.file, found.name], found, dtype), device=where)
 
     tensors = {names[found.file, found.name]: tensor for found, tensor in reader.read(tuple(stored.values()), into)}
     module.load_state_dict(tensors, assign=True, strict=False)
