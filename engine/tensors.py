@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-#: Bytes read at a time, and how many such pieces may wait to be taken. All fit into a processor's cache, where a cast
-#: finds what was just read: four pieces of 8 MiB took three times the processor's time.
-PIECE = 2 * 2**20
-PIECES = 8
+#: Bytes read at a time, and how many such pieces may wait to be taken. One fits into a processor's own cache, where a
+#: cast on the same thread finds what was just read: handing pieces to another thread took a third more processor time.
+PIECE = 2**20
+PIECES = 16
 #: The most that a load holds beside the tensors at their place.
 BUFFER = PIECE * PIECES
 
@@ -96,9 +96,9 @@ def by_file(wanted: Iterable[Stored]) -> dict[Path, dict[str, Stored]]:
 class AheadReader:
     """Reads with the system's own calls, in the order of the files: a thread reads while the caller places.
 
-    A tensor that stays as it is stored is read straight into its place on the CPU. Any other goes piece by piece
-    through `BUFFER` bytes that are used again and again, pinned where CUDA is the place, so that neither a second copy
-    of the model nor one of a tensor ever exists.
+    A tensor that stays as it is stored is read straight into its place on the CPU. Any other is cast piece by piece, by
+    that thread on the CPU; where CUDA is the place, pieces are pinned and the caller moves them. So there never is a
+    second copy of the model, nor one of a tensor, and beside the places there are at most `BUFFER` bytes.
     """
 
     def read(self, wanted: Sequence[Stored], into: Callable[[Stored], Tensor]) -> Iterator[tuple[Stored, Tensor]]:
@@ -113,7 +113,8 @@ class AheadReader:
             while (piece := filled.get()) is not None:
                 if isinstance(piece, BaseException):
                     raise piece
-                piece.put()
+                if piece.place.device.type != "cpu":
+                    piece.put()
                 free.put(piece.room)
                 if piece.last:
                     yield piece.stored, piece.place
@@ -125,35 +126,26 @@ class AheadReader:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some bytes of a tensor, in `room` or, where that is not `staged`, already in their place."""
+    """Some bytes of a tensor, and the room they take until they are taken."""
 
     stored: Stored
     place: Tensor
     room: Tensor
-    #: Bytes of the tensor before the piece, and of the piece.
+    #: Bytes of the tensor before the piece.
     begin: int
-    size: int
-    staged: bool
+    #: uint8, where the piece is read to: maybe its place itself.
+    target: Tensor
 
     @property
     def last(self) -> bool:
-        return self.begin + self.size == self.stored.size
-
-    @property
-    def target(self) -> Tensor:
-        """Where the bytes are read to."""
-        if self.staged:
-            return self.room[: self.size]
-        import torch
-
-        return self.place.view(-1).view(torch.uint8)[self.begin : self.begin + self.size]
+        return self.begin + len(self.target) == self.stored.size
 
     def put(self) -> None:
-        if self.staged:
-            values = self.room[: self.size].view(self.stored.dtype)
-            begin = self.begin // self.stored.dtype.itemsize
-            # Cast on the device; both calls wait, so the room is free afterwards.
-            self.place.view(-1)[begin : begin + len(values)].copy_(values.to(self.place.device))
+        """Cast the piece and bring it to its place; its target is free afterwards."""
+        values = self.target.view(self.stored.dtype)
+        begin = self.begin // self.stored.dtype.itemsize
+        # Cast on the device.
+        self.place.view(-1)[begin : begin + len(values)].copy_(values.to(self.place.device))
 
 
 def _read_ahead(
@@ -165,6 +157,7 @@ def _read_ahead(
     """Read pieces while there is room. What ends the reading is the last thing filled: None, or an exception."""
     import torch
 
+    own = torch.empty(PIECE, dtype=torch.uint8)
     rooms = 0
     try:
         for file, tensors in files.items():
@@ -172,18 +165,27 @@ def _read_ahead(
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
                 for stored in tensors.values():
                     place = into(stored)
-                    staged = place.dtype != stored.dtype or place.device.type != "cpu"
+                    here = place.device.type == "cpu"
+                    straight = here and place.dtype == stored.dtype
                     for begin in range(0, max(1, stored.size), PIECE):
                         if rooms < PIECES:
                             rooms += 1
+                            # On the CPU nothing is written to it: it only counts.
                             pinned = place.device.type == "cuda"
                             room: Tensor | None = torch.empty(PIECE, dtype=torch.uint8, pin_memory=pinned)
                         else:
                             room = free.get()
                         if room is None:
                             return
-                        piece = _Piece(stored, place, room, begin, min(PIECE, stored.size - begin), staged)
+                        end = min(begin + PIECE, stored.size)
+                        if straight:
+                            target = place.view(-1).view(torch.uint8)[begin:end]
+                        else:
+                            target = (own if here else room)[: end - begin]
+                        piece = _Piece(stored, place, room, begin, target)
                         _read_whole(opened.fileno(), piece)
+                        if here and not straight:
+                            piece.put()
                         filled.put(piece)
         filled.put(None)
     except OSError as error:
@@ -195,7 +197,7 @@ def _read_ahead(
 def _read_whole(descriptor: int, piece: _Piece) -> None:
     view = piece.target.numpy().data
     done = 0
-    while done < piece.size:
+    while done < len(view):
         count = os.preadv(descriptor, [view[done:]], piece.stored.offset + piece.begin + done)
         if count == 0:
             raise _damaged(piece.stored.file, f"it ends within {piece.stored.name}")
