@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from engine.data import Artifact, Delivery, Kept, Plan, Progress, Request, Resumed, Store, Weights
+from engine.tensors import Stored
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +44,19 @@ class FetchingSource(ModelSource, Protocol):
         """Do as `locate`, and where nothing is found get the weights, if that is allowed.
 
         Asked only when they are about to be read, never for a plan. Raises SourceError where it does not succeed.
+        """
+        ...
+
+
+class Reader(Protocol):
+    """How tensors come from their files to memory."""
+
+    def read(self, wanted: Sequence[Stored], into: Callable[[Stored], Tensor]) -> Iterator[tuple[Stored, Tensor]]:
+        """Yield each of the `wanted` tensors once, file by file, in the place that `into` returns for it.
+
+        A place is contiguous, of the tensor's shape, of any dtype and on any device; the tensor is cast and moved. It
+        is asked for shortly before it is filled, maybe by another thread. Beside the places a reader holds a buffer
+        of its own, no larger than a file. Raises SourceError for a file that ends too soon.
         """
         ...
 

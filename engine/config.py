@@ -115,11 +115,16 @@ class LoraConfig:
 
 @dataclass
 class MemoryConfig:
-    """What of the model is on the device at a time: "none" (all), "model-offload" or "group-offload"."""
+    """What of the model is in memory, and on the device, at a time: see docs/loading.md for the profiles."""
 
+    #: "none", "model-offload", "group-offload", "lowest", or "auto": the fastest of them that fits.
     name: str = "none"
-    #: group-offload: transformer blocks moved together.
+    #: group-offload and lowest: transformer blocks moved together.
     blocks: int = 1
+    #: Move the next blocks while the ones before compute; null: where the device is CUDA, which it needs.
+    streams: bool | None = None
+    #: Side in pixels of the tiles in which the VAE works, a multiple of 32; 0: none. Inexact: frames change a little.
+    tile: int = 0
 
 
 @dataclass
@@ -291,6 +296,7 @@ class Config:
     model: ModelConfig = MISSING
     resolution: str = II("model.resolution")
     source: ComponentConfig = MISSING
+    reader: ComponentConfig = MISSING
     quant: QuantConfig = field(default_factory=QuantConfig)
     attention: ComponentConfig = MISSING
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -314,6 +320,7 @@ class Config:
 FIXED = (
     "model",
     "source",
+    "reader",
     "quant",
     "attention",
     "lora",

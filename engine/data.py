@@ -160,6 +160,8 @@ class Settings:
     #: Folder of the weights; None: not found, `absent` says why.
     weights: Path | None
     absent: str = ""
+    #: Side of the VAE's tiles in pixels; 0: none.
+    tile: int = 0
 
 
 @dataclass(frozen=True)
@@ -330,6 +332,8 @@ class Delivery(Delivered):
     """A video that was made and is where it should be."""
 
     plan: Plan
+    #: The memory profile it was made with.
+    memory: str = "none"
 
 
 @dataclass(frozen=True)

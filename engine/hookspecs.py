@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from engine.components import AttentionBackend, Entrypoint, ModelSource, Sampler, Sink
+    from engine.components import AttentionBackend, Entrypoint, ModelSource, Reader, Sampler, Sink
     from engine.data import Access, Delivery, Frames, Progress, Request, Window
     from engine.register import Presets, Register
 
@@ -19,6 +19,11 @@ hookimpl = pluggy.HookimplMarker("multitalk_engine")
 @hookspec
 def register_sources(register: Register[ModelSource]) -> None:
     """Offer places to take weights from."""
+
+
+@hookspec
+def register_readers(register: Register[Reader]) -> None:
+    """Offer ways to bring weights from their files to the device."""
 
 
 @hookspec

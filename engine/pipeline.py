@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from engine.config import Config
 from engine.data import Access, Artifact, Conditions, Delivery, Frames, Inputs, Kept, Media, Plan, Request, Window
 from engine.errors import ConfigError
 from engine.multitalk.load import Model, load_model
+from engine.multitalk.memory import Profile
+from engine.multitalk.on_disk import BUILDING
 from engine.progress import Meter
 from engine.recipe import make_recipe, weights_hash
 from engine.registry import Registry
@@ -30,10 +31,6 @@ from engine.stages.read import fetch, read
 from engine.stages.windows import picks
 from engine.stages.write import Writer
 
-#: transformers and accelerate change what PyTorch does in the whole process while they build a network: two engines
-#: that load at once would each miss weights.
-_LOADING = threading.Lock()
-
 
 class Engine:
     """Turns requests into videos with one set of weights, which is loaded when the first request comes."""
@@ -45,6 +42,7 @@ class Engine:
         self.device = _device(config.device)
         self.dtype = _dtype(config.dtype, self.device)
         self.sink = registry.sinks.build(config.sink)
+        self.reader = registry.readers.build(config.reader)
         self.attention = registry.attention.build(config.attention).resolve(self.device)
         self._registry = registry
         self._hooks = registry.plugins.hook
@@ -90,7 +88,7 @@ class Engine:
             config = self.config
             self._weights = locate_weights(config, self._registry, fetch=True)
             self._fingerprint = weights_hash(self._weights)
-            with _LOADING:
+            with BUILDING:
                 self._model = load_model(
                     self._weights,
                     device=self.device,
@@ -98,12 +96,17 @@ class Engine:
                     quant=config.quant.name,
                     wanted=weights_of(config),
                     attention=self.attention,
-                    memory=config.memory.name,
-                    blocks=config.memory.blocks,
+                    memory=_profile(config),
+                    reader=self.reader,
                     loras=loadable_loras(config, self._weights),
                     lora_mode=config.lora.mode,
                 )
         return self._model
+
+    @property
+    def memory(self) -> str:
+        """The memory profile: once the weights are loaded, the one that "auto" picked."""
+        return self.config.memory.name if self._model is None else self._model.memory
 
     @property
     def loaded(self) -> bool:
@@ -268,6 +271,7 @@ class Engine:
             seed=plan.seed,
             timings=job.meter.timings,
             plan=plan,
+            memory=self.memory,
             warnings=(*plan.warnings, *kept.warnings),
         )
         self._hooks.generation_finished(request=job.request, delivery=delivery)
@@ -293,6 +297,14 @@ class _Heard:
     voices: Tensor
     colors: Statistics
     generator: torch.Generator
+
+
+def _profile(config: Config) -> Profile:
+    memory = config.memory
+    buckets = config.model.resolutions[config.resolution].buckets.values()
+    height, width = max(buckets, key=lambda size: size[0] * size[1], default=(480, 832))
+    window = (config.model.window, height, width)
+    return Profile(memory.name, blocks=memory.blocks, streams=memory.streams, tile=memory.tile, window=window)
 
 
 def _device(name: str) -> str:

@@ -40,6 +40,8 @@ def make_recipe(
         "format": FORMAT,
         "model": config.model.name,
         **{key: _plain(getattr(config, key)) for key in DECISIVE},
+        # The one thing of the memory profile that changes frames.
+        "tile": config.memory.tile,
         "request": {
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,

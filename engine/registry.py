@@ -14,7 +14,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from engine import hookspecs
-from engine.components import AttentionBackend, Entrypoint, ModelSource, Sampler, Sink
+from engine.components import AttentionBackend, Entrypoint, ModelSource, Reader, Sampler, Sink
 from engine.errors import ConfigError
 from engine.register import Presets, Register
 
@@ -28,6 +28,7 @@ class Registry:
         self.plugins = pluggy.PluginManager(GROUP)
         self.plugins.add_hookspecs(hookspecs)
         self.sources: Register[ModelSource] = Register("source")
+        self.readers: Register[Reader] = Register("reader")
         self.attention: Register[AttentionBackend] = Register("attention")
         self.samplers: Register[Sampler] = Register("sampler")
         self.sinks: Register[Sink] = Register("sink")
@@ -41,7 +42,8 @@ class Registry:
     @property
     def registers(self) -> tuple[Register[object], ...]:
         """All books of components."""
-        return (self.sources, self.attention, self.samplers, self.sinks, self.entrypoints)  # type: ignore[return-value]
+        components = (self.readers, self.attention, self.samplers, self.sinks)
+        return (self.sources, *components, self.entrypoints)  # type: ignore[return-value]
 
     def load(self, found: Iterable[EntryPoint], *, disabled: Iterable[str] = ()) -> None:
         """Import plugins and let them register.
@@ -80,6 +82,7 @@ class Registry:
             register.broken = tuple(sorted(self.broken))
         hook = self.plugins.hook
         hook.register_sources(register=self.sources)
+        hook.register_readers(register=self.readers)
         hook.register_attention(register=self.attention)
         hook.register_samplers(register=self.samplers)
         hook.register_sinks(register=self.sinks)

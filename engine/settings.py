@@ -50,6 +50,7 @@ def make_settings(config: Config, registry: Registry) -> Settings:
         untrained=weights is not None and _untrained(weights),
         weights=weights,
         absent=absent,
+        tile=config.memory.tile,
     )
 
 

@@ -21,7 +21,7 @@ from engine.multitalk.audio import audio_windows
 from engine.multitalk.cache import StepCache, TeaCache, make_cache
 from engine.multitalk.guidance import Guidance, make_guidance
 from engine.multitalk.load import Model
-from engine.multitalk.memory import place
+from engine.multitalk.memory import Profile, place
 from engine.stages.color import color_statistics
 from engine.stages.decode import decode
 from engine.stages.denoise import denoise
@@ -204,7 +204,7 @@ def load_loop(recordings: Any, name: str) -> Loop:
         text=RecordedText({"prompt": recorded["context"], "negative": recorded["context_null"]}),
         image=image,
         audio=NoVoice(),
-        placement=place("none", {"transformer": transformer}, device="cpu"),
+        placement=place(Profile(), {}, device="cpu"),
         device="cpu",
     )
     return Loop(recorded, header, name.startswith("infinite"), image, model, _picture(recordings, recorded))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.data import Window
 from engine.multitalk.load import Model
-from engine.multitalk.memory import place
+from engine.multitalk.memory import Profile, place
 from engine.stages.color import color_statistics, match_color
 from engine.stages.decode import Decoded, decode
 
@@ -53,7 +53,7 @@ def run(
     history: Tensor | None = None,
 ) -> Decoded:
     nothing = cast("Any", None)
-    model = Model(nothing, Playback(pixels), nothing, nothing, nothing, place("none", {}, device="cpu"), "cpu")
+    model = Model(nothing, Playback(pixels), nothing, nothing, nothing, place(Profile(), {}, device="cpu"), "cpu")
     return decode(
         model,
         torch.zeros(16, 3, 1, 2),

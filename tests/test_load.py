@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from tiny_folder import SIZES, write_folder
 from torch import Tensor, nn
 
 from engine.errors import RequestError, SourceError, UnknownComponent
+from engine.multitalk.layout import part_in
 from engine.multitalk.load import COMPONENTS, Model, load_model
+from engine.multitalk.memory import Profile
+from engine.multitalk.on_disk import OnDisk
+from engine.tensors import AheadReader
 
 SHAPE = (2, 4, 4)
 
@@ -104,6 +109,62 @@ def test_bfloat16_keeps_the_sensitive_parts_and_the_other_encoders(folder: Path)
     assert model.audio.model.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parts_are_those_that_the_libraries_load(dtype: str, folder: Path) -> None:
+    from diffusers import AutoencoderKLWan
+    from transformers import CLIPVisionModel, UMT5EncoderModel
+
+    from engine.multitalk.transformer import MultiTalkTransformer3DModel
+
+    model: Any = load(folder, dtype=dtype)
+    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    pairs = (
+        (model.transformer, MultiTalkTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=kind)),
+        (model.codec.vae, AutoencoderKLWan.from_pretrained(folder / "vae")),
+        (model.text.model, UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=kind)),
+        (model.image.model, CLIPVisionModel.from_pretrained(folder / "image_encoder", dtype=kind)),
+    )
+
+    for ours, theirs in pairs:
+        for one, other in ((ours.state_dict(), theirs.state_dict()), (buffers(ours), buffers(theirs))):
+            assert one.keys() == other.keys()
+            assert all(
+                torch.equal(one[name], tensor) and one[name].dtype == tensor.dtype for name, tensor in other.items()
+            )
+    assert model.text.model.encoder.embed_tokens.weight is model.text.model.shared.weight
+
+
+@pytest.mark.parametrize("name", ["transformer", "vae", "text_encoder", "image_encoder"])
+def test_size_in_memory_is_known_before_anything_is_read(name: str, folder: Path) -> None:
+    part = OnDisk(part_in(folder / name, name), name, torch.bfloat16)
+    module = part.read(AheadReader(), "cpu")
+
+    # A tensor of two names counts once.
+    assert part.size == sum(parameter.nbytes for parameter in module.parameters())
+
+
+def test_quantised_layers_count_as_they_are_kept(folder: Path) -> None:
+    part = part_in(folder / "transformer", "transformer")
+    full, quantised = (OnDisk(part, "transformer", torch.bfloat16, quant=quant) for quant in ("none", "int8"))
+    linears = [module for name, module in full.read(AheadReader(), "cpu").named_modules() if "blocks." in name]
+
+    saved = sum(module.weight.numel() for module in linears if isinstance(module, nn.Linear))
+    assert full.size - quantised.size == saved
+
+
+def test_auto_says_what_it_picked_and_why(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        model = load(folder, memory=Profile("auto"))
+
+    assert model.memory == "none"
+    assert f"memory=auto picked none: {model.reason}" in caplog.text
+    assert "free in this machine's memory" in model.reason
+
+
+def buffers(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_buffers())
+
+
 def test_int8_stays_near(folder: Path) -> None:
     pytest.importorskip("torchao")
     exact, near = forward(load(folder)), forward(load(folder, quant="int8"))
@@ -112,13 +173,49 @@ def test_int8_stays_near(folder: Path) -> None:
     assert (near - exact).norm() / exact.norm() < 0.05
 
 
-@pytest.mark.parametrize("memory", ["model-offload", "group-offload"])
-def test_memory_modes_compute_the_same(memory: str, folder: Path) -> None:
-    model = load(folder, memory=memory)
+@pytest.mark.parametrize("memory", ["model-offload", "group-offload", "lowest"])
+def test_memory_profiles_compute_the_same(memory: str, folder: Path) -> None:
+    model = load(folder, memory=Profile(memory))
 
     with model.use("transformer"):
         assert torch.equal(forward(model), forward(load(folder)))
     model.close()
+
+
+def test_lowest_leaves_nothing_of_a_part_in_memory(folder: Path) -> None:
+    model: Any = load(folder, memory=Profile("lowest"))
+    parts: dict[str, Callable[[], nn.Module]] = {
+        "text_encoder": lambda: model.text.model,
+        "vae": lambda: model.codec.vae,
+        "image_encoder": lambda: model.image.model,
+        "transformer": lambda: model.transformer,
+    }
+
+    for name, part in parts.items():
+        with model.use(name):
+            tensors = [weakref.ref(parameter) for parameter in part().parameters()]
+            assert not any(parameter.is_meta for parameter in part().parameters())
+        with model.use("text_encoder" if name == "transformer" else "transformer"):
+            assert len(tensors) > 1
+            assert not any(tensor() is not None for tensor in tensors), name
+    with model.use("vae"):
+        assert model.codec.encode(torch.zeros(3, 5, 32, 32)).shape == (16, 2, 4, 4)
+    model.close()
+    assert model.codec.vae is None
+
+
+@pytest.mark.parametrize("mode", ["runtime", "merged"])
+def test_loras_stay_while_the_network_is_released_and_read_again(mode: str, folder: Path, loras: list[Path]) -> None:
+    model: Any = load(folder, memory=Profile("lowest"), loras=[(loras[0], 1.0)], lora_mode=mode)
+    model.set_loras([(loras[0], 1.0)])
+    with model.use("transformer"):
+        first = forward(model)
+    with model.use("text_encoder"):
+        assert model.transformer is None
+
+    with model.use("transformer"):
+        assert torch.equal(forward(model), first)
+    assert not torch.equal(first, forward(load(folder)))
 
 
 # --- LoRA -------------------------------------------------------------------------------------------------------------
@@ -173,7 +270,7 @@ def test_a_runtime_lora_works_on_every_kind_of_network(
     if quant == "int8":
         pytest.importorskip("torchao")
     wanted = forward(load(folder, loras=[(full_lora, 0.7)], lora_mode="merged"))
-    model = load(folder, quant=quant, memory=memory, dtype=dtype, loras=[(full_lora, 0.7)])
+    model = load(folder, quant=quant, memory=Profile(memory), dtype=dtype, loras=[(full_lora, 0.7)])
 
     outputs = []
     with model.use("transformer"):
@@ -386,10 +483,10 @@ def test_a_config_the_network_refuses_is_told(broken: Path) -> None:
         ("quant", {"quant": "int4"}),
         ("lora.mode", {"lora_mode": "sometimes"}),
         ("attention", {"attention": "keen"}),
-        ("memory", {"memory": "disk"}),
+        ("memory", {"memory": Profile("disk")}),
     ],
 )
-def test_choices_that_do_not_exist_are_named(field: str, arguments: dict[str, str], folder: Path) -> None:
+def test_choices_that_do_not_exist_are_named(field: str, arguments: dict[str, Any], folder: Path) -> None:
     with pytest.raises(UnknownComponent) as caught:
         load(folder, **arguments)
 

@@ -1,8 +1,14 @@
-"""Memory modes: what is on the device at a time."""
+"""Memory profiles: what is in memory and on the device at a time."""
 
 from __future__ import annotations
 
+import mmap
+import weakref
+from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +19,10 @@ from torch import nn
 from engine.errors import ConfigError, UnknownComponent
 from engine.multitalk.cache import TeaCache, make_cache
 from engine.multitalk.codec import WanCodec
-from engine.multitalk.memory import place, trace_blocks
+from engine.multitalk.component import Component
+from engine.multitalk.memory import Placement, Profile, activation_bytes, lighten, settle, trace_blocks
+from engine.multitalk.memory import place as place_settled
+from engine.multitalk.room import choose_profile, free_on_host
 
 NAMES = ("transformer", "vae", "text_encoder", "image_encoder")
 
@@ -30,6 +39,13 @@ class Part(nn.Module):
         if device == "full":
             raise RuntimeError("out of memory")
         return self
+
+
+def place(name: str, parts: dict[str, Any], *, device: str, **more: Any) -> Placement:
+    """Place modules that are there already; reading one is moving it."""
+    profile, _ = settle(Profile(name, **more), {}, activations=0, device="cpu")
+    components = {part: Component(part, 0, module.to) for part, module in parts.items()}
+    return place_settled(profile, components, device=device)
 
 
 @pytest.fixture
@@ -53,8 +69,22 @@ def test_none_puts_everything_there_at_once(parts: dict[str, nn.Module], log: li
     assert there(log) == set(NAMES)
     with placement.use("vae"), placement.use("transformer"):
         assert len(log) == len(NAMES)
-    placement.close()
-    assert there(log) == set()
+
+
+def test_closing_releases_every_component() -> None:
+    for name in ("none", "model-offload", "group-offload", "lowest"):
+        kept: list[Any] = []
+        parts = {part: nn.Linear(2, 2) for part in NAMES} | {"transformer": build_transformer()}
+        components = {part: Component(part, 0, module.to, kept.append) for part, module in parts.items()}
+        profile, _ = settle(Profile(name), {}, activations=0, device="cpu")
+        placement = place_settled(profile, components, device="cpu")
+        with placement.use("vae"):
+            pass
+
+        placement.close()
+
+        assert [component.module for component in components.values()] == [None] * len(NAMES), name
+        assert kept[-1] is None
 
 
 def test_model_offload_has_one_there_at_a_time(parts: dict[str, nn.Module], log: list[tuple[str, str]]) -> None:
@@ -64,8 +94,6 @@ def test_model_offload_has_one_there_at_a_time(parts: dict[str, nn.Module], log:
     for name in ("text_encoder", "vae", "transformer", "vae"):
         with placement.use(name):
             assert there(log) == {name}
-    placement.close()
-    assert there(log) == set()
 
 
 def test_model_offload_moves_nothing_between_two_uses_of_one_part(
@@ -183,14 +211,201 @@ def test_the_vae_decodes_under_model_offload() -> None:
         assert WanCodec(vae).decode(torch.zeros(16, 1, 2, 2)).shape == (3, 1, 16, 16)
 
 
-@pytest.mark.parametrize("blocks", [0, -1])
-def test_groups_of_no_blocks_are_refused(blocks: int, parts: dict[str, nn.Module]) -> None:
+# --- lowest -----------------------------------------------------------------------------------------------------------
+
+
+class Shelf:
+    """Components that log when they are read and released, and whose modules can be counted."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.alive: dict[str, weakref.ref[nn.Module]] = {}
+        self.components = {
+            name: Component(name, 0, partial(self.read, name), partial(self.hand, name)) for name in NAMES
+        }
+
+    def read(self, name: str, device: str) -> nn.Module:
+        self.log.append(f"+{name}")
+        module: nn.Module = build_transformer() if name == "transformer" else nn.Linear(4, 4)
+        self.alive[name] = weakref.ref(module)
+        return module
+
+    def hand(self, name: str, module: Any) -> None:
+        if module is None and self.there(name):
+            self.log.append(f"-{name}")
+
+    def there(self, name: str) -> bool:
+        return name in self.alive and self.alive[name]() is not None
+
+
+def walk(placement: Placement, windows: int) -> Iterator[str]:
+    """Use the components as the engine does, and yield the name of each while it is in use."""
+    for name in ("text_encoder", *(("vae", "image_encoder", "transformer", "transformer", "vae") * windows)):
+        with placement.use(name):
+            yield name
+
+
+def test_lowest_reads_what_is_wanted_and_keeps_nothing_else() -> None:
+    shelf = Shelf()
+    placement = place_settled(Profile("lowest", streams=False), shelf.components, device="cpu")
+
+    assert not shelf.alive
+    for name in walk(placement, windows=2):
+        others = set(NAMES) - {name, "transformer"}
+        assert shelf.there(name)
+        assert not any(shelf.there(other) for other in others)
+        assert name != "text_encoder" or not shelf.there("transformer")
+    reads = [entry for entry in shelf.log if entry.startswith("+")]
+    assert reads == ["+text_encoder", "+vae", "+image_encoder", "+transformer", "+vae", "+image_encoder", "+vae"]
+
+
+def test_lowest_releases_the_transformer_before_the_next_text() -> None:
+    shelf = Shelf()
+    placement = place_settled(Profile("lowest", streams=False), shelf.components, device="cpu")
+    for _ in walk(placement, windows=1):
+        pass
+    assert shelf.there("transformer")
+
+    for name in walk(placement, windows=1):
+        assert name != "text_encoder" or not shelf.there("transformer")
+    assert shelf.log.count("+transformer") == 2
+    placement.close()
+    assert not any(shelf.there(name) for name in NAMES)
+
+
+def test_what_is_released_is_back_with_the_system() -> None:
+    component = Component("vae", 0, lambda _device: nn.Linear(4096, 4096))
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    before = resident()
+    component.load("cpu")
+    there = resident()
+    component.release()
+
+    weight = 4 * 4096**2
+    assert there - before > 0.9 * weight
+    assert there - resident() > 0.9 * weight
+
+
+def test_lowest_computes_the_same() -> None:
+    transformer = build_transformer()
+    components = {name: Component(name, 0, lambda _device: transformer) for name in NAMES}
+    placement = place_settled(Profile("lowest", streams=False), components, device="cpu")
+
+    with placement.use("transformer"):
+        outputs = run(transformer, make_cache("none"))
+    assert all(torch.equal(*pair) for pair in zip(outputs, run(build_transformer(), make_cache("none")), strict=True))
+
+
+def test_slices_are_exact_and_tiles_are_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(16, 2, 12, 12, generator=generator)
+    plain = WanCodec(build_vae()).decode(latents)
+    sliced, tiled, whole = build_vae(), build_vae(), build_vae()
+    lighten(sliced, Profile("lowest"))
+    lighten(tiled, Profile(tile=64))
+    lighten(whole, Profile(tile=128))
+
+    assert torch.equal(WanCodec(sliced).decode(latents), plain)
+    assert torch.equal(WanCodec(whole).decode(latents), plain)
+    decoded = WanCodec(tiled).decode(latents)
+    assert decoded.shape == plain.shape
+    assert not torch.equal(decoded, plain)
+
+
+# --- what cannot be ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("profile", "field"),
+    [
+        (Profile("group-offload", blocks=0), "memory.blocks"),
+        (Profile("lowest", blocks=-1), "memory.blocks"),
+        (Profile("group-offload", streams=True), "memory.streams"),
+        (Profile(tile=48), "memory.tile"),
+        (Profile(tile=-32), "memory.tile"),
+    ],
+)
+def test_what_a_profile_cannot_mean_here_is_refused(profile: Profile, field: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        place("group-offload", parts, device="cpu", blocks=blocks)
+        settle(profile, {}, activations=0, device="cpu")
 
-    assert caught.value.field == "memory.blocks"
+    assert caught.value.field == field
 
 
-def test_unknown_mode_lists_the_known(parts: dict[str, nn.Module]) -> None:
-    with pytest.raises(UnknownComponent, match="model-offload"):
-        place("disk", parts, device="cpu")
+def test_streams_are_for_cuda_and_left_out_on_a_cpu() -> None:
+    assert settle(Profile("lowest"), {}, activations=0, device="cpu")[0].streams is False
+    assert settle(Profile("lowest"), {}, activations=0, device="cuda")[0].streams is True
+
+
+def test_unknown_profile_lists_the_known() -> None:
+    with pytest.raises(UnknownComponent, match="model-offload, group-offload, lowest, auto"):
+        settle(Profile("disk"), {}, activations=0, device="cpu")
+
+
+# --- auto -------------------------------------------------------------------------------------------------------------
+
+GB = 10**9
+#: Of the published model in bfloat16, about.
+SIZES_14B = {"transformer": 33 * GB, "text_encoder": 11 * GB, "image_encoder": GB, "vae": GB // 2}
+
+
+@pytest.mark.parametrize(
+    ("device", "host", "picked"),
+    [
+        (80, 100, "none"),
+        (80, 10, "none"),
+        (60, 100, "model-offload"),
+        (24, 100, "group-offload"),
+        (24, 45, "lowest"),
+        (60, 45, "lowest"),
+        (12, 20, "lowest"),
+        (None, 100, "none"),
+        (None, 60, "lowest"),
+    ],
+)
+def test_auto_picks_the_fastest_profile_that_fits(device: int | None, host: int, picked: str) -> None:
+    name, reason = choose_profile(
+        SIZES_14B, 14 * GB, device_free=None if device is None else device * GB, host_free=host * GB
+    )
+
+    assert name == picked
+    assert reason.startswith("nothing fits" if (device, host) == (12, 20) else picked)
+    assert picked == "none" or "none needs 5" in reason
+
+
+def test_activations_of_480p_are_allowed_what_was_published() -> None:
+    network = SimpleNamespace(
+        patch_size=(1, 2, 2), num_attention_heads=40, attention_head_dim=128, vae_scale_temporal=4
+    )
+
+    assert 13 * GB < activation_bytes((81, 448, 896), network, 8, 2) < 14 * GB
+
+
+def test_auto_on_this_cpu_is_settled_with_its_reason() -> None:
+    small, reason = settle(Profile("auto"), {"transformer": 1000, "vae": 1000}, activations=0, device="cpu")
+    large, _ = settle(Profile("auto", blocks=3), {"transformer": 10**15}, activations=0, device="cpu")
+
+    assert (small.name, large.name, large.blocks) == ("none", "lowest", 3)
+    assert "this machine's memory" in reason
+
+
+def test_free_memory_is_the_smaller_of_machine_and_container(tmp_path: Path) -> None:
+    meminfo, one, two = tmp_path / "meminfo", tmp_path / "one", tmp_path / "two"
+    meminfo.write_text("MemTotal:  900 kB\nMemAvailable:  500 kB\n")
+    for folder, texts in (
+        (one / "memory", {"memory.limit_in_bytes": "400000", "memory.usage_in_bytes": "300000"}),
+        (two, {"memory.max": "300000", "memory.current": "250000"}),
+    ):
+        folder.mkdir(parents=True)
+        for name, text in (texts | {"memory.stat": "anon 1\ninactive_file 70000\ntotal_inactive_file 20000"}).items():
+            (folder / name).write_text(text + "\n")
+
+    assert free_on_host(meminfo, tmp_path / "absent") == 512_000
+    assert free_on_host(meminfo, one) == 120_000
+    assert free_on_host(meminfo, two) == 120_000
+    (two / "memory.max").write_text("max\n")
+    assert free_on_host(meminfo, two) == 512_000
+    assert free_on_host() > 10**8

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -51,6 +52,12 @@ def service(folder: Path) -> Iterator[EngineService]:
 def digest(delivery: Delivery) -> str:
     assert delivery.address is not None
     return hashlib.sha256(Path(delivery.address).read_bytes()).hexdigest()
+
+
+def first_frame(delivery: Delivery) -> Any:
+    assert delivery.address is not None
+    with av.open(delivery.address) as container:
+        return next(container.decode(video=0)).to_ndarray(format="rgb24")
 
 
 def lengths(path: str) -> tuple[int, float, float]:
@@ -160,10 +167,21 @@ def test_windows_go_on_from_each_other(service: EngineService, style: str) -> No
     assert delivery.frames == 100
 
 
-@pytest.mark.parametrize("memory", ["model-offload", "group-offload"])
-def test_memory_modes_give_the_same_frames(service: EngineService, tmp_path: Path, memory: str) -> None:
+@pytest.mark.parametrize("memory", ["model-offload", "group-offload", "lowest", "auto"])
+def test_memory_profiles_give_the_same_frames(service: EngineService, tmp_path: Path, memory: str) -> None:
     other = EngineService([f"sink.folder={tmp_path}", f"memory={memory}", *FEW])
-    assert digest(other.generate(TWO)) == digest(service.generate(TWO))
+    delivery = other.generate(TWO)
+    assert digest(delivery) == digest(service.generate(TWO))
+    # The tiny model fits anywhere.
+    picked = "none" if memory == "auto" else memory
+    assert (delivery.memory, other.capabilities()["memory"]) == (picked, picked)
+
+
+def test_tiles_change_frames_and_are_told(service: EngineService, tmp_path: Path) -> None:
+    other = EngineService([f"sink.folder={tmp_path}", "memory.tile=64", *FEW])
+    delivery = other.generate(TWO)
+    assert any("memory.tile=64" in warning for warning in delivery.warnings)
+    assert not np.array_equal(first_frame(delivery), first_frame(service.generate(TWO)))
 
 
 def test_silent_speaker_is_first_class(service: EngineService) -> None:

@@ -104,6 +104,7 @@ def test_every_bundled_plugin_is_registered_under_its_file_name() -> None:
     assert not registry.broken
     known = {
         "sources": registry.sources.names(),
+        "readers": registry.readers.names(),
         "attention": registry.attention.names(),
         "samplers": registry.samplers.names(),
         "sinks": registry.sinks.names(),

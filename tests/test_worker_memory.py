@@ -41,7 +41,7 @@ def test_out_of_memory_again_is_an_error_and_asks_for_a_new_worker() -> None:
 
 
 def test_below_the_lowest_profile_nothing_is_tried() -> None:
-    service = FakeService(full_above(), memory="group-offload")
+    service = FakeService(full_above(), memory="lowest")
     told = ask(worker(service))
     assert (told["error_code"], told["refresh_worker"]) == ("out_of_memory", True)
     assert len(service.requests) == 1
@@ -58,7 +58,7 @@ def test_another_error_of_the_second_try_is_answered_as_what_it_is() -> None:
 
 def test_profiles_are_walked_down_in_order() -> None:
     keeper = Keeper(FakeService())
-    assert [keeper.lower(), keeper.lower(), keeper.lower()] == ["model-offload", "group-offload", None]
+    assert [keeper.lower() for _ in range(4)] == ["model-offload", "group-offload", "lowest", None]
 
 
 def test_a_profile_of_a_plugin_has_none_below_it() -> None:

@@ -63,14 +63,19 @@ def _child(frames: int, overrides: Sequence[str]) -> dict[str, Any]:
             service.generate(Request("a person talks", picture, (Speaker(str(voice)),), frames=length))
 
         make(WARM)
-        warm = _status("VmRSS")
-        # Linux: forget the peak so far, so that VmHWM counts from here.
-        Path("/proc/self/clear_refs").write_text("5")
+        warm = forget_peak()
         make(frames)
-        return {"frames": frames, "warm_kib": warm, "peak_kib": _status("VmHWM")}
+        return {"frames": frames, "warm_kib": warm, "peak_kib": status("VmHWM")}
 
 
-def _status(key: str) -> int:
+def forget_peak() -> int:
+    """Have the kernel count this process' peak, VmHWM, from now on; return what is in memory now in KiB. Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return status("VmRSS")
+
+
+def status(key: str) -> int:
+    """Return a figure of this process by the kernel's name for it, such as VmHWM, in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 

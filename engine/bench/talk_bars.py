@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,13 +70,13 @@ BARS = (
 )
 
 
-def judge_bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+def judge_bars(report: Mapping[str, Any], bars: Sequence[Bar] = BARS) -> list[dict[str, Any]]:
     """Return name, figure, value, bar and whether it holds, for each bar whose figure is in `report`."""
-    return list(_judged(report))
+    return list(_judged(report, bars))
 
 
-def _judged(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for bar in BARS:
+def _judged(report: Mapping[str, Any], bars: Sequence[Bar]) -> Iterator[dict[str, Any]]:
+    for bar in bars:
         found: Any = report
         for part in bar.path.split("/"):
             found = found.get(part) if isinstance(found, Mapping) else None

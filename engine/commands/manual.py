@@ -15,7 +15,7 @@ COMMANDS = {
     "again": "FILE.mp4 --image ... --audio ...: make a video again from its recipe",
     "models": "pull, verify, list, prune: the published weights on this machine or volume (docs/models.md)",
     "doctor": "what is wrong on this machine for a config, and what to do (--json)",
-    "bench": "transformer, memory, plan, device, ...: measure a part of the engine or this device, as JSON",
+    "bench": "transformer, memory, load, plan, device, ...: measure a part of the engine or this device, as JSON",
 }
 
 _ABOUT = """\

@@ -108,6 +108,7 @@ def recipe_overrides(recipe: Mapping[str, Any], request: Request) -> list[str]:
         if "name" in value:
             found.append(f"{group}={quoted(group, value['name'])}")
         found += [f"{group}.{_word(key)}={_value(group, part)}" for key, part in value.items() if key != "name"]
+    found.append(f"memory.tile={int(recipe.get('tile', 0))}")
     speakers = [
         {
             **({"silence": True} if speaker.audio is None else {"audio": speaker.audio}),

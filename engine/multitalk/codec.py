@@ -50,12 +50,8 @@ class WanCodec:
 
     def __init__(self, vae: Any) -> None:
         config = vae.config
-        self.vae = vae
-        for module in vae.modules():
-            if isinstance(module, nn.Conv3d) and module.stride == (1, 1, 1):
-                _fold_time(module)
-            if isinstance(module, WanRMS_norm) and module.channel_first:
-                _sum_squares(module)
+        self.vae: Any = None
+        self.take(vae)
         self.spatial = int(config.scale_factor_spatial or 8)
         self.temporal = int(config.scale_factor_temporal or 4)
         self.channels = int(config.z_dim)
@@ -67,6 +63,16 @@ class WanCodec:
             )
         self._mean = torch.tensor(config.latents_mean, dtype=torch.float32).view(-1, 1, 1, 1)
         self._std = torch.tensor(config.latents_std, dtype=torch.float32).view(-1, 1, 1, 1)
+
+    def take(self, vae: Any) -> None:
+        """Work with this autoencoder, of the same config, from now on; None: with none until one is taken."""
+        if vae is not None and vae is not self.vae:
+            for module in vae.modules():
+                if isinstance(module, nn.Conv3d) and module.stride == (1, 1, 1):
+                    _fold_time(module)
+                if isinstance(module, WanRMS_norm) and module.channel_first:
+                    _sum_squares(module)
+        self.vae = vae
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, *, cancel: Withdrawn | None = None) -> Tensor:

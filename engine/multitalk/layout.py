@@ -122,6 +122,11 @@ def _own_folder(folder: Path, component: str) -> Part:
     absent = [path for path in component_files(folder, component) if not path.is_file() or not path.stat().st_size]
     if absent:
         raise _Absent(*absent)
+    return part_in(folder, component)
+
+
+def part_in(folder: Path, component: str) -> Part:
+    """Return what `folder`, in diffusers' layout, holds of a component; whether it is complete is not looked into."""
     return Part("diffusers", folder, () if component == "tokenizer" else tuple(weight_files(folder, component)))
 
 

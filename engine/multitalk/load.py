@@ -8,25 +8,30 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from engine.components import Reader
 from engine.data import Weights
 from engine.errors import RequestError, SourceError, UnknownComponent
 from engine.multitalk.attention import set_self_attention_backend
 from engine.multitalk.audio import AudioEncoder
-from engine.multitalk.checkpoint import read_part
 from engine.multitalk.codec import LatentCodec, WanCodec, Withdrawn
+from engine.multitalk.component import Component
+from engine.multitalk.fill import check_names
 from engine.multitalk.image import ImageEncoder
 from engine.multitalk.layout import QUANTISED, Part, find_parts
 from engine.multitalk.lora import Coverage, LoraMerger, RuntimeLora, load_runtime_lora
-from engine.multitalk.memory import Placement, place
+from engine.multitalk.memory import Placement, Profile, activation_bytes, lighten, place, settle
+from engine.multitalk.on_disk import OnDisk, first_sentence, unfit
 from engine.multitalk.quantize import change_weight, quantize_int8
 from engine.multitalk.text import TextEncoder
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
+from engine.tensors import AheadReader
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +40,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 QUANTS = ("none", "int8", *QUANTISED)
 LORA_MODES = ("runtime", "merged")
 
-# Heads and halves that checkpoints of the encoders bring along and that are not used here.
-_UNUSED = {
-    "text_encoder": re.compile(r"decoder\.|lm_head\.|shared\.|encoder\.embed_tokens\."),
-    "image_encoder": re.compile(r"text_|visual_projection|logit_scale|.*position_ids$|.*post_layernorm"),
-    "audio_encoder": re.compile(r"quantizer\.|project_|lm_head\.|masked_spec_embed"),
-}
+# Heads that checkpoints of the audio encoder bring along and that are not used here.
+_UNUSED = re.compile(r"quantizer\.|project_|lm_head\.|masked_spec_embed")
 
 
 class Prompted(Protocol):
@@ -66,7 +67,10 @@ Lora = tuple[Path, float]
 
 @dataclass
 class Model:
-    """The parts of a loaded model and where they are."""
+    """The parts of a loaded model and where they are.
+
+    Under a profile that releases parts, transformer, codec, text and image work inside of `use` alone.
+    """
 
     transformer: MultiTalkTransformer3DModel
     codec: LatentCodec
@@ -76,10 +80,10 @@ class Model:
     placement: Placement
     #: Where forwards run: "cuda" or "cpu". Audio is always encoded on the CPU.
     device: str
-    #: LoRAs beside the weights, by file.
-    loras: Mapping[Path, RuntimeLora] = field(default_factory=dict)
-    #: LoRAs in the weights, which stay on.
-    merged: tuple[Lora, ...] = ()
+    loras: Loras = field(default_factory=lambda: Loras())
+    #: The memory profile in use; where it was not named, `reason` says why it is this one.
+    memory: str = "none"
+    reason: str = ""
 
     def use(self, name: str) -> AbstractContextManager[None]:
         """Have "transformer", "vae", "text_encoder" or "image_encoder" on the device inside a `with`."""
@@ -90,25 +94,7 @@ class Model:
 
         Raises RequestError where one was not loaded, or where LoRAs are merged and others are asked for.
         """
-        if self.merged:
-            if set(active) != set(self.merged):
-                raise RequestError(
-                    f"{_names(self.merged)} merged into the weights and cannot be changed for one request",
-                    field="lora",
-                    hint="start an engine with lora.mode=runtime, or with the same LoRAs",
-                )
-            return
-        for path, _ in active:
-            if path not in self.loras:
-                raise RequestError(
-                    f"the LoRA {path.name!r} is not loaded", field="lora", hint="name it when the engine starts"
-                )
-        scales = dict(active)
-        for path, lora in self.loras.items():
-            if path not in scales:
-                lora.disable()
-            else:
-                lora.enable(scales[path])
+        self.loras.choose(active)
 
     def close(self) -> None:
         """Take everything off the device. The model is of no use afterwards."""
@@ -123,8 +109,8 @@ def load_model(
     quant: str = "none",
     wanted: Weights | None = None,
     attention: str = "native",
-    memory: str = "none",
-    blocks: int = 1,
+    memory: Profile | None = None,
+    reader: Reader | None = None,
     loras: Sequence[Lora] = (),
     lora_mode: str = "runtime",
 ) -> Model:
@@ -137,57 +123,85 @@ def load_model(
         quant: "none", "int8", or one of `layout.QUANTISED`, which reads a quantised file and keeps it so.
         wanted: which of several files is meant.
         attention: name of diffusers' attention backend, as an AttentionBackend resolves it.
-        memory: "none", "model-offload" or "group-offload".
-        blocks: transformer blocks moved together by "group-offload".
+        memory: what is in memory and on the device at a time; None: all of it.
+        reader: how tensors come from their files; None: the engine's own.
         loras: files and scales. "merged": put into the weights. "runtime": loaded and switched off; see `set_loras`.
         lora_mode: "runtime" or "merged".
 
     Raises:
         SourceError: a file is absent, damaged or has other tensors than the network, each named.
-        ConfigError: a choice that does not exist.
+        ConfigError: a choice that does not exist or that the device cannot run.
     """
     _choose("dtype", dtype, tuple(DTYPES))
     _choose("quant", quant, QUANTS)
     _choose("lora.mode", lora_mode, LORA_MODES)
-    parts = _check_files(folder, replace(wanted or Weights("", "", COMPONENTS), quant=quant))
-    torch_dtype = DTYPES[dtype]
+    profile = memory or Profile()
+    found = _check_files(folder, replace(wanted or Weights("", "", COMPONENTS), quant=quant))
+    adapters = Loras(loras, lora_mode)
 
-    transformer = _load_transformer(parts["transformer"], torch_dtype)
-    merged: tuple[Lora, ...] = ()
-    if lora_mode == "merged":
-        merged = tuple(loras)
-        for path, scale in merged:
-            _merge(transformer, path, scale)
-    if quant == "int8":
-        quantize_int8(transformer)
-    runtime: dict[Path, RuntimeLora] = {}
-    if lora_mode == "runtime":
-        for index, (path, _) in enumerate(dict(loras).items()):
-            runtime[path] = load_runtime_lora(transformer, _read_lora(path), f"lora{index}")
-            _tell_coverage(path, runtime[path].coverage)
-    set_self_attention_backend(transformer, attention)
+    def dress(transformer: Any) -> None:
+        adapters.merge(transformer)
+        if quant == "int8":
+            quantize_int8(transformer)
+        adapters.lay_beside(transformer)
+        set_self_attention_backend(transformer, attention)
 
-    vae = _load_vae(parts["vae"])
-    text_encoder, image_encoder, audio_encoder = _load_encoders(parts, torch_dtype)
-    text = TextEncoder(_load_tokenizer(parts["tokenizer"].folder), text_encoder, int(transformer.config.text_len))
-    _check_fit(parts["transformer"], transformer, vae, text_encoder, image_encoder, audio_encoder)
-    modules: dict[str, nn.Module] = {
-        "transformer": transformer,
-        "vae": vae,
-        "text_encoder": text_encoder,
-        "image_encoder": image_encoder,
+    parts = {
+        "transformer": OnDisk(found["transformer"], "transformer", DTYPES[dtype], dress, quant=quant),
+        "vae": OnDisk(found["vae"], "vae", torch.float32, lambda vae: lighten(vae, profile)),
+        "text_encoder": OnDisk(found["text_encoder"], "text_encoder", DTYPES[dtype]),
+        "image_encoder": OnDisk(found["image_encoder"], "image_encoder", DTYPES[dtype]),
     }
-    return Model(
-        transformer=transformer,
-        codec=WanCodec(vae),
-        text=text,
-        image=ImageEncoder(image_encoder),
-        audio=AudioEncoder(audio_encoder),
-        placement=place(memory, modules, device=device, blocks=blocks),
-        device=device,
-        loras=runtime,
-        merged=merged,
+    shells: dict[str, Any] = {name: part.shell for name, part in parts.items()}
+    hearing = _load_audio(found["audio_encoder"].folder)
+    _check_fit(
+        found["transformer"],
+        shells["transformer"],
+        shells["vae"],
+        shells["text_encoder"],
+        shells["image_encoder"],
+        hearing,
     )
+
+    text_len = int(shells["transformer"].config.text_len)
+    text = TextEncoder(_load_tokenizer(found["tokenizer"].folder), shells["text_encoder"], text_len)
+    image, codec = ImageEncoder(shells["image_encoder"]), WanCodec(shells["vae"])
+
+    activations = activation_bytes(profile.window, shells["transformer"].config, codec.spatial, DTYPES[dtype].itemsize)
+    sizes = {name: part.size for name, part in parts.items()}
+    profile, reason = settle(profile, sizes, activations=activations, device=device)
+    if reason:
+        logger.info("memory=auto picked %s: %s", profile.name, reason)
+    model = Model(
+        transformer=shells["transformer"],
+        codec=codec,
+        text=text,
+        image=image,
+        audio=AudioEncoder(hearing),
+        placement=place(Profile(), {}, device=device),
+        device=device,
+        loras=adapters,
+        memory=profile.name,
+        reason=reason,
+    )
+
+    def take_transformer(transformer: Any) -> None:
+        model.transformer = transformer
+        if transformer is None:
+            adapters.forget()
+
+    takers: dict[str, Callable[[Any], None]] = {
+        "transformer": take_transformer,
+        "vae": codec.take,
+        "text_encoder": partial(setattr, text, "model"),
+        "image_encoder": partial(setattr, image, "model"),
+    }
+    components = {
+        name: Component(name, part.size, partial(part.read, reader or AheadReader()), takers[name])
+        for name, part in parts.items()
+    }
+    model.placement = place(profile, components, device=device)
+    return model
 
 
 def _choose(field: str, name: str, known: tuple[str, ...]) -> None:
@@ -225,79 +239,33 @@ def _check_files(folder: Path, wanted: Weights) -> Mapping[str, Part]:
     return parts
 
 
-def _read(folder: Path, load: Callable[[], tuple[Any, Mapping[str, Any]]], component: str = "") -> Any:
-    """Run a from_pretrained that reports, and hold it to having filled exactly the network's tensors."""
+# --- encoders and configs ---------------------------------------------------------------------------------------------
+
+
+def _load_audio(folder: Path) -> Any:
+    """Load the audio encoder as transformers does: small, and the one whose older files need more than new names."""
+    from transformers import Wav2Vec2Model
+
+    kind: Any = Wav2Vec2Model
     try:
         with _without_bars():
-            model, report = load()
+            model, report = kind.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
     except Exception as error:
-        # Config values reach constructors unchecked, so anything may come out of them.
-        raise SourceError(
-            f"{folder} cannot be loaded: its config.json and weights do not fit each other ({_first(error)})",
-            field="source",
-            hint="get both again",
-        ) from error
-    unused = _UNUSED.get(component)
-    # Both libraries list names, or (name, shape, shape) where shapes differ.
+        raise unfit(folder, error) from error
+    # Names, or (name, shape, shape) where shapes differ.
     missing, unexpected, mismatched = (
-        [key if isinstance(key, str) else str(key[0]) for key in report.get(f"{kind}_keys", ())]
+        {key if isinstance(key, str) else str(key[0]) for key in report.get(f"{kind}_keys", ())}
         for kind in ("missing", "unexpected", "mismatched")
     )
-    unexpected = [key for key in unexpected if unused is None or not unused.match(key)]
-    missing = [key for key in missing if key != "masked_spec_embed"]
-    missing += [name for name, tensor in model.named_parameters() if tensor.is_meta and name not in missing]
-    for what, keys in (("lacks", missing), ("has the unknown", unexpected), ("has another shape of", mismatched)):
-        if keys:
-            shown = ", ".join(sorted(keys)[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
-            raise SourceError(
-                f"{folder} {what} {shown}", field="source", hint="do config.json and weights belong together?"
-            )
+    check_names(
+        folder,
+        lacking=missing - {"masked_spec_embed"},
+        unknown={key for key in unexpected if not _UNUSED.match(key)},
+        misshapen=mismatched,
+    )
     return model.eval()
-
-
-def _load_transformer(part: Part, dtype: torch.dtype) -> MultiTalkTransformer3DModel:
-    if part.form != "diffusers" or any(path.parent != part.folder for path in part.files):
-        return cast("MultiTalkTransformer3DModel", read_part("transformer", part, dtype))
-    model: MultiTalkTransformer3DModel = _read(
-        part.folder,
-        lambda: MultiTalkTransformer3DModel.from_pretrained(
-            part.folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True
-        ),
-    )
-    return model
-
-
-def _load_vae(part: Part) -> Any:
-    from diffusers import AutoencoderKLWan
-
-    if part.form != "diffusers":
-        return read_part("vae", part, torch.float32)
-    return _read(
-        part.folder,
-        lambda: AutoencoderKLWan.from_pretrained(
-            part.folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
-        ),
-    )
-
-
-def _load_encoders(parts: Mapping[str, Part], dtype: torch.dtype) -> tuple[Any, Any, Any]:
-    from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2Model
-
-    def load(name: str, kind: Any, dtype: torch.dtype) -> Any:
-        part = parts[name]
-        if part.form != "diffusers":
-            return read_part(name, part, dtype)
-        return _read(
-            part.folder,
-            lambda: kind.from_pretrained(part.folder, dtype=dtype, local_files_only=True, output_loading_info=True),
-            name,
-        )
-
-    return (
-        load("text_encoder", UMT5EncoderModel, dtype),
-        load("image_encoder", CLIPVisionModel, dtype),
-        load("audio_encoder", Wav2Vec2Model, torch.float32),
-    )
 
 
 @contextmanager
@@ -323,14 +291,10 @@ def _load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise SourceError(
-            f"{folder} cannot be loaded as a tokenizer ({_first(error)})", field="source", hint="get its files again"
+            f"{folder} cannot be loaded as a tokenizer ({first_sentence(error)})",
+            field="source",
+            hint="get its files again",
         ) from error
-
-
-def _first(error: Exception) -> str:
-    # What follows the first sentence is a library's advice to programmers.
-    line = str(error).strip().partition("\n")[0].partition(". ")[0]
-    return f"{type(error).__name__}: {line[:160]}" if line else type(error).__name__
 
 
 def _check_fit(part: Part, transformer: Any, vae: Any, text: Any, image: Any, audio: Any) -> None:
@@ -356,6 +320,60 @@ def _check_fit(part: Part, transformer: Any, vae: Any, text: Any, image: Any, au
 
 
 # --- LoRA -------------------------------------------------------------------------------------------------------------
+
+
+class Loras:
+    """The LoRAs of a model: they stay chosen while the network they belong to is released and read again."""
+
+    def __init__(self, given: Sequence[Lora] = (), mode: str = "runtime") -> None:
+        """Read nothing yet. "merged": all of `given` are in the weights; "runtime": each can be switched."""
+        self.given = tuple(given)
+        self.mode = mode
+        self.beside: dict[Path, RuntimeLora] = {}
+        self._scales: dict[Path, float] = {}
+
+    def merge(self, transformer: nn.Module) -> None:
+        """Put them into the weights, where that is the mode. Raises SourceError."""
+        for path, scale in self.given if self.mode == "merged" else ():
+            _merge(transformer, path, scale)
+
+    def lay_beside(self, transformer: nn.Module) -> None:
+        """Load them beside the weights, where that is the mode, and switch on those that are chosen."""
+        self.beside = {}
+        for index, path in enumerate(dict(self.given) if self.mode == "runtime" else ()):
+            self.beside[path] = load_runtime_lora(transformer, _read_lora(path), f"lora{index}")
+            _tell_coverage(path, self.beside[path].coverage)
+        self._switch()
+
+    def forget(self) -> None:
+        """Let go of the network; what is chosen stays chosen for the next one."""
+        self.beside = {}
+
+    def choose(self, active: Sequence[Lora]) -> None:
+        """See `Model.set_loras`."""
+        if self.mode == "merged" and self.given:
+            if set(active) != set(self.given):
+                raise RequestError(
+                    f"{_names(self.given)} merged into the weights and cannot be changed for one request",
+                    field="lora",
+                    hint="start an engine with lora.mode=runtime, or with the same LoRAs",
+                )
+            return
+        known = dict(self.given)
+        for path, _ in active:
+            if path not in known:
+                raise RequestError(
+                    f"the LoRA {path.name!r} is not loaded", field="lora", hint="name it when the engine starts"
+                )
+        self._scales = dict(active)
+        self._switch()
+
+    def _switch(self) -> None:
+        for path, lora in self.beside.items():
+            if path in self._scales:
+                lora.enable(self._scales[path])
+            else:
+                lora.disable()
 
 
 def _read_lora(path: Path) -> dict[str, Tensor]:

@@ -23,13 +23,14 @@ def quantize_int8(model: nn.Module) -> int:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:
         raise MissingExtra("quant=int8", "torchao", "quant") from error
-    layers = [name for name, module in model.named_modules() if _is_block_linear(module, name)]
+    layers = [name for name, module in model.named_modules() if is_block_linear(module, name)]
     # Without set_inductor_config=False it would change the compiler's settings for the whole process.
-    quantize_(model, Int8WeightOnlyConfig(set_inductor_config=False), filter_fn=_is_block_linear)
+    quantize_(model, Int8WeightOnlyConfig(set_inductor_config=False), filter_fn=is_block_linear)
     return len(layers)
 
 
-def _is_block_linear(module: nn.Module, name: str) -> bool:
+def is_block_linear(module: nn.Module, name: str) -> bool:
+    """Say whether the layer `name` of the network is one of those that are stored as int8."""
     return name.startswith("blocks.") and isinstance(module, nn.Linear)
 
 

@@ -32,6 +32,8 @@ def plan_walk(request: Request, media: Media, settings: Settings) -> Plan:
         warnings.append(f"nothing can be made yet: {settings.absent}")
     if len(request.speakers) > 2:
         warnings.append("three and more speakers are experimental: the public weights were trained on one and two")
+    if settings.tile:
+        warnings.append(f"memory.tile={settings.tile}: a VAE that works in tiles makes frames that differ a little")
     warnings += _time_warnings(frames / fps, audio_seconds, fps, settings.native_fps, request)
     warnings += seat_warnings
     return Plan(

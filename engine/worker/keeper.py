@@ -15,7 +15,7 @@ from engine.errors import Cancelled, EngineError
 _LOG = logging.getLogger(__name__)
 
 #: From fast to small.
-PROFILES = ("none", "model-offload", "group-offload")
+PROFILES = ("none", "model-offload", "group-offload", "lowest")
 #: Seconds between two looks at a cancel token.
 _LOOK = 0.05
 
@@ -63,7 +63,9 @@ class Keeper:
 
     def note(self) -> None:
         """Note that the service has made a video, whatever came before."""
-        self.state, self.failure = "ready", None
+        if self.state != "ready":
+            self._ready()
+        self.failure = None
 
     def lower(self) -> str | None:
         """Replace the service by one with the next lower memory profile; return its name, None below the lowest."""
@@ -82,11 +84,15 @@ class Keeper:
         """Release weights and device."""
         self.service.close()
 
+    def _ready(self) -> None:
+        # What memory=auto is shows once the weights are there.
+        self.state, self.capabilities = "ready", self.service.capabilities()
+
     def _load(self) -> None:
         began = time.monotonic()
         try:
             self.seconds = self.service.load()
-            self.state = "ready"
+            self._ready()
             _LOG.info("loaded in %.1f s", time.monotonic() - began)
         except EngineError as error:
             self.state, self.failure = "unhealthy", error

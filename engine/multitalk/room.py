@@ -1,0 +1,81 @@
+"""How much memory is free, and which memory profile fits into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+#: Share of what is free that a profile may need: allocators leave gaps, and others want some of it, too.
+USABLE = 0.9
+#: Of the transformer that group offloading has on the device at a time: two blocks of 40, and what is in no block.
+_GROUPS = 0.1
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def choose_profile(
+    sizes: Mapping[str, int], activations: int, *, device_free: int | None, host_free: int
+) -> tuple[str, str]:
+    """Return the fastest memory profile that fits and, in one line, why.
+
+    `sizes` are the bytes of "transformer" and the other components in memory, `activations` what forwards need beside
+    them, `device_free` and `host_free` free bytes; without `device_free` the host is the device. A rule of thumb, as
+    bytes of weights and one allowance are all that it sees.
+    """
+    transformer, total = sizes["transformer"], sum(sizes.values())
+    others = max((size for name, size in sizes.items() if name != "transformer"), default=0)
+    if device_free is None:
+        needs = {"none": (0, total + activations), "lowest": (0, max(transformer, others) + activations)}
+    else:
+        apart = max(others, int(_GROUPS * transformer) + activations)
+        needs = {
+            "none": (total + activations, 0),
+            "model-offload": (max(others, transformer + activations), total),
+            "group-offload": (apart, total),
+            "lowest": (apart, transformer),
+        }
+    told = []
+    for name, (device, host) in needs.items():
+        if device > USABLE * (device_free or 0):
+            told.append(f"{name} needs {_gb(device)} on the device, {_gb(device_free or 0)} are free")
+        elif host > USABLE * host_free:
+            told.append(f"{name} needs {_gb(host)} of this machine's memory, {_gb(host_free)} are free")
+        else:
+            where = f"{_gb(host)} of {_gb(host_free)} free in this machine's memory"
+            if device_free is not None:
+                where = f"{_gb(device)} of {_gb(device_free)} free on the device and {where}"
+            return name, "; ".join([f"{name} takes {where}", *told])
+    return "lowest", "; ".join(["nothing fits, lowest comes nearest", *told])
+
+
+def free_on_device() -> int:
+    """Return the free bytes of the current CUDA device."""
+    import torch
+
+    return int(torch.cuda.mem_get_info()[0])
+
+
+def free_on_host(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:
+    """Return the bytes that this process can still take: of the machine, or of its container where that has less."""
+    lines = dict(line.split(":", 1) for line in meminfo.read_text("ascii").splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    for most, used, cache in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            limit = int((cgroup / most).read_text("ascii"))
+            taken = int((cgroup / used).read_text("ascii"))
+            told = dict(
+                line.split() for line in (cgroup / used).with_name("memory.stat").read_text("ascii").splitlines()
+            )
+        except (OSError, ValueError):
+            continue  # no such version of cgroups, or "max": no limit
+        # Pages of files that were read give way.
+        free = min(free, limit - taken + int(told.get(cache, 0)))
+    return max(0, free)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,1 @@
+"""Ways to bring weights from their files to the device."""

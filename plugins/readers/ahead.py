@@ -1,0 +1,29 @@
+"""The engine's own reader: a thread reads ahead with the system's calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine import hookimpl
+from engine.components import Reader
+from engine.config import ComponentConfig
+from engine.register import Register
+
+
+@dataclass
+class AheadConfig(ComponentConfig):
+    """A thread reads the files in order, a little ahead; needs nothing installed."""
+
+    name: str = "ahead"
+
+
+def ahead(config: AheadConfig) -> Reader:
+    """Return the reader."""
+    from engine.tensors import AheadReader
+
+    return AheadReader()
+
+
+@hookimpl
+def register_readers(register: Register[Reader]) -> None:
+    register(ahead, AheadConfig)

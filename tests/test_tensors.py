@@ -1,0 +1,207 @@
+"""Bringing tensors from their files to their places: all of them, cast, read ahead within bounds, errors named."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engine import tensors as module
+from engine.components import Reader
+from engine.errors import MissingExtra, SourceError
+from engine.registry import installed
+from engine.tensors import AheadReader, Stored, stored_tensors
+
+#: Pieces so small that even these tensors are read in many.
+PIECE = 64
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE", PIECE)
+
+
+def content() -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    return {
+        "wide": torch.randn(40, 7, generator=random),
+        "half": torch.randn(5, 5, 3, generator=random).bfloat16(),
+        "tiny": torch.randn(6, 6, generator=random).to(torch.float8_e4m3fn),
+        "scalar": torch.tensor(2.5),
+        "whole": torch.arange(33),
+        "flags": torch.tensor([True, False, True]),
+        "empty": torch.zeros(0, 4),
+        "exact": torch.randn(2, PIECE // 4, generator=random),
+    }
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    given = content()
+    paths = [tmp_path / "two.safetensors", tmp_path / "one.safetensors"]
+    save_file(dict(list(given.items())[:4]), paths[0])
+    save_file(dict(list(given.items())[4:]), paths[1])
+    return paths
+
+
+def found(files: list[Path]) -> list[Stored]:
+    return [stored for file in files for stored in stored_tensors(file).values()]
+
+
+def as_stored(stored: Stored) -> Tensor:
+    return torch.empty(stored.shape, dtype=stored.dtype)
+
+
+def reader_named(name: str) -> Reader:
+    register = installed().readers
+    return register.build(register.config(name)())
+
+
+def test_headers_say_where_each_tensor_lies(files: list[Path]) -> None:
+    wide = stored_tensors(files[0])["wide"]
+
+    assert (wide.dtype, wide.shape, wide.size) == (torch.float32, (40, 7), 1120)
+    assert files[0].read_bytes()[wide.offset :][: wide.size] == content()["wide"].numpy().tobytes()
+
+
+@pytest.mark.parametrize("name", ["ahead", "runai", "fastsafetensors"])
+def test_every_reader_brings_the_very_bytes(name: str, files: list[Path]) -> None:
+    package = {"runai": "runai_model_streamer", "fastsafetensors": "fastsafetensors"}.get(name)
+    if package and find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    given = content()
+    wanted = [stored for stored in found(files) if stored.name not in ("empty", "exact")]
+
+    read = {stored.name: tensor for stored, tensor in reader_named(name).read(wanted, as_stored)}
+
+    assert read.keys() == given.keys() - {"empty", "exact"}
+    for key, tensor in read.items():
+        assert tensor.dtype == given[key].dtype
+        assert torch.equal(tensor.view(-1).view(torch.uint8), given[key].view(-1).view(torch.uint8)), key
+
+
+def test_all_sizes_and_files_come_in_the_order_in_which_they_lie(files: list[Path]) -> None:
+    places: dict[str, Tensor] = {}
+
+    def into(stored: Stored) -> Tensor:
+        places[stored.name] = as_stored(stored)
+        return places[stored.name]
+
+    order = []
+    for stored, tensor in AheadReader().read(found(files), into):
+        order.append((str(stored.file), stored.offset))
+        assert tensor is places[stored.name]
+        assert torch.equal(tensor.float(), content()[stored.name].float())
+    assert order == sorted(order)
+    assert len(order) == len(content())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_casting_on_the_way_is_casting_afterwards(dtype: torch.dtype, files: list[Path]) -> None:
+    wanted = [stored for stored in found(files) if stored.dtype.is_floating_point]
+
+    for stored, tensor in AheadReader().read(wanted, lambda stored: torch.empty(stored.shape, dtype=dtype)):
+        assert torch.equal(tensor, content()[stored.name].to(dtype)), stored.name
+
+
+def test_reading_is_ahead_but_no_further_than_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "many.safetensors"
+    save_file({f"t{index:03}": torch.full((PIECE // 4,), float(index)) for index in range(100)}, path)
+    asked: list[str] = []
+    beyond = threading.Event()
+
+    def into(stored: Stored) -> Tensor:
+        asked.append(stored.name)
+        if len(asked) > 1 + module.PIECES:
+            beyond.set()
+        return as_stored(stored)
+
+    walk = AheadReader().read(found([path]), into)
+    next(walk)
+
+    assert beyond.wait(30)
+    time.sleep(0.05)
+    # One more was asked a place for and waits for room.
+    assert len(asked) <= module.PIECES + 2
+    assert len(list(walk)) == 99
+
+
+def test_who_stops_taking_ends_the_reading(files: list[Path]) -> None:
+    before = threading.active_count()
+    walk = AheadReader().read(found(files), as_stored)
+    next(walk)
+
+    walk.close()  # type: ignore[attr-defined]
+
+    assert threading.active_count() == before
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def garble(path: Path) -> None:
+    path.write_bytes(b"nothing of the kind")
+
+
+def foreign(path: Path) -> None:
+    header = json.dumps({"x": {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"xx")
+
+
+@pytest.mark.parametrize(("harm", "told"), [(cut, "damaged"), (garble, "damaged"), (foreign, "F8_E8M0")])
+def test_a_file_that_cannot_be_read_is_named(harm: Callable[[Path], None], told: str, files: list[Path]) -> None:
+    harm(files[0])
+
+    with pytest.raises(SourceError, match=rf"two\.safetensors .*{told}"):
+        stored_tensors(files[0])
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_is_named(files: list[Path]) -> None:
+    wanted = found(files)
+    cut(files[0])
+
+    with pytest.raises(SourceError, match=r"two\.safetensors is damaged: it ends within"):
+        list(AheadReader().read(wanted, as_stored))
+
+
+def test_a_file_that_is_gone_is_named(files: list[Path]) -> None:
+    wanted = found(files)
+    files[0].unlink()
+
+    with pytest.raises(SourceError, match=r"two\.safetensors is damaged: No such file"):
+        list(AheadReader().read(wanted, as_stored))
+
+
+def test_what_goes_wrong_with_a_place_comes_out_where_tensors_are_taken(files: list[Path]) -> None:
+    def full(_stored: Stored) -> Tensor:
+        raise torch.OutOfMemoryError("the card is full")
+
+    with pytest.raises(torch.OutOfMemoryError, match="the card is full"):
+        list(AheadReader().read(found(files), full))
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("runai", "runai-model-streamer"), ("fastsafetensors", "fastsafetensors")]
+)
+def test_a_reader_without_its_package_is_refused(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import plugins.readers.fastsafetensors
+    import plugins.readers.runai
+
+    def absent(_name: str) -> Any:
+        return None
+
+    monkeypatch.setattr(plugins.readers.runai, "find_spec", absent)
+    monkeypatch.setattr(plugins.readers.fastsafetensors, "find_spec", absent)
+
+    with pytest.raises(MissingExtra, match=rf"reader=.* needs the package '{package}'.*\[{name}\]"):
+        reader_named(name)
