@@ -13,6 +13,7 @@ from engine.bench import load as bench
 from engine.bench.load import drop, load_ours, load_theirs, read_fresh, read_plain, resident, write_checkpoint
 from engine.commands.bench import bench as command
 from engine.errors import RequestError
+from engine.multitalk.layout import part_in
 from engine.multitalk.on_disk import OnDisk
 from engine.tensors import BUFFER, AheadReader
 
