@@ -127,8 +127,14 @@ def allocated(work: Callable[[], Any]) -> int:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, torch.no_grad():
-        work()
+    # Attention holds a buffer for each thread, which is not the network's.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, torch.no_grad():
+            work()
+    finally:
+        torch.set_num_threads(threads)
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
