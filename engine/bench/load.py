@@ -186,6 +186,7 @@ def read_plain(files: Sequence[Path]) -> None:
 
 def read_fresh(part: OnDisk) -> dict[str, torch.Tensor]:
     """Read every tensor into memory of its own, then cast it to what it becomes."""
+    assert part.stored is not None, "a checkpoint of plain tensors"
     read = {}
     for name, stored in part.stored.items():
         tensor = torch.empty(stored.shape, dtype=stored.dtype)
