@@ -21,7 +21,7 @@ from engine.readahead import reading_ahead
 from engine.recipe import versions
 from engine.reclaim import reclaim
 from engine.registry import installed
-from engine.settings import locate_weights, make_access, make_settings, request_access
+from engine.settings import locate_weights, make_access, make_settings, request_access, weights_of
 from engine.sinks import request_sink, resume
 from engine.stages.plan import plan_walk
 from engine.stages.read import fetch
@@ -155,13 +155,16 @@ class EngineService:
     def _weight_files(self) -> list[Path]:
         if "engine.pipeline" in sys.modules:
             return []
+        from engine.multitalk.layout import find_parts
+
+        wanted = weights_of(self.config)
         try:
-            folder = locate_weights(self.config, self._registry)
-        except SourceError:
+            parts, _ = find_parts(locate_weights(self.config, self._registry), wanted)
+        except EngineError:
             # Said by whoever loads them, who may still be waiting for a person to fetch them.
             return []
-        # The transformer first, as they are loaded: what is read too early has left the cache again.
-        return sorted(folder.rglob("*.safetensors"), key=lambda path: (path.parent.name != "transformer", path))
+        # In the order in which they are loaded: what is read too early has left the cache again.
+        return [path for component in wanted.components if component in parts for path in parts[component].files]
 
     def _fetch(self, request: Request, folder: Path) -> Media:
         opener = self._registry.plugins.hook.open_address

@@ -141,6 +141,7 @@ def test_json_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> 
         "seed",
         "timings",
         "plan",
+        "memory",
     ]
     assert answer["address"] == "films/talk.mp4"
     assert answer["plan"]["weights"] == "weights/tiny"
