@@ -62,7 +62,8 @@ def _estimate(plan: Plan, config: Config) -> Estimates:
         load,
         card=cards[0] if cards and device == "cuda" else None,
         start_bytes=_files_bytes(plan.weights) if plan.weights is not None and own else None,
-        **({"host_free": free_on_host()} if load.memory == "auto" else {}),
+        # Looked at for "auto" alone.
+        host_free=free_on_host() if load.memory == "auto" else 0,
     )
 
 
@@ -108,7 +109,7 @@ def _area(config: Config, resolution: str) -> int:
 
 def _largest_window(config: Config) -> tuple[int, int, int]:
     buckets = config.model.resolutions[config.resolution].buckets.values()
-    height, width = max(buckets, key=lambda size: size[0] * size[1])
+    height, width = max(buckets, key=lambda size: size[0] * size[1], default=(480, 832))
     return config.model.window, height, width
 
 
