@@ -14,7 +14,7 @@ import pytest
 from engine import EngineService, Request, Speaker
 from engine.bench.plan import CASES, FITTED, HELD_OUT, Case, request_of
 from engine.bench.plan import run as run_bench
-from engine.bench.plan_tables import tables
+from engine.bench.plan_tables import service, tables
 from engine.cli import main
 from engine.errors import RequestError, SourceError, UnknownComponent
 from engine.estimates import CardEstimate, Estimates
@@ -33,7 +33,7 @@ REQUEST = Request("a person talks", str(EXAMPLES / "two.png"), (Speaker(str(EXAM
 
 
 def estimates(*overrides: str, request: Request = REQUEST) -> Estimates:
-    found = EngineService(overrides).plan(request).estimates
+    found = service(*overrides).plan(request).estimates
     assert found is not None
     return found
 
@@ -475,12 +475,12 @@ def test_a_recipe_fits_its_cards_with_two_speakers_in_the_largest_picture(
 ) -> None:
     from PIL import Image
 
-    service = EngineService([f"recipe={recipe}", f"sampler={sampler}"])
-    buckets = service.config.model.resolutions[service.config.resolution].buckets
+    made = service(f"recipe={recipe}", f"sampler={sampler}")
+    buckets = made.config.model.resolutions[made.config.resolution].buckets
     height, width = max(buckets.values(), key=lambda size: size[0] * size[1])
     picture = tmp_path / "picture.png"
     Image.new("RGB", (width, height)).save(picture)
-    plan = service.plan(replace(REQUEST, image=str(picture), speakers=REQUEST.speakers * 2))
+    plan = made.plan(replace(REQUEST, image=str(picture), speakers=REQUEST.speakers * 2))
     assert plan.canvas.target == (width, height)
     assert plan.resolution == ("720p" if recipe.endswith("720p") else "480p")
     assert plan.estimates is not None
