@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class StageMemory:
     """What one stage needs at its worst moment, in bytes."""
 
-    #: "load", "text", "vae encode", "image", "denoise" or "vae decode".
+    #: "load", "audio", "text", "vae encode", "image", "denoise", "vae decode" or "colors".
     stage: str
     #: Weights that are there, by component, and temporary tensors.
     weights: Mapping[str, int]
@@ -39,6 +39,8 @@ class CardEstimate:
     cost: float
     #: Overrides with which it fits, found by planning them; empty where it fits or none of those tried helps.
     change: tuple[str, ...] = ()
+    #: The profile that memory=auto would pick there, whose figures these are; empty where one was named.
+    picked: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,3 +70,5 @@ class Estimates:
     cards: tuple[CardEstimate, ...]
     #: Where the prices come from, and of which day.
     prices: str
+    #: As of a card, on this machine.
+    picked: str = ""

@@ -14,6 +14,7 @@ from engine.fit.cards import installed_cards
 from engine.fit.estimate import estimate
 from engine.fit.memory import Load
 from engine.fit.sizes import PARTS, Sizes, published_sizes, read_sizes
+from engine.room import free_on_host
 
 #: What is tried where a plan does not fit, the least harm first: those that change no frame stand in front.
 CHANGES = (
@@ -24,15 +25,25 @@ CHANGES = (
 )
 
 
-def estimate_plan(plan: Plan, config: Config) -> Estimates | None:
-    """Estimate what a plan needs; None where the model's sizes are not known or a choice has no arithmetic yet.
+def estimate_plan(plan: Plan, config: Config) -> Plan:
+    """Return `plan` with what it needs, or with a warning where that is not known.
 
     Sizes are those of the weights that the plan found, as far as their configs can be read, else those of the model's
     published architecture.
     """
-    sizes = _sizes(config, plan.weights)
-    if sizes is None:
-        return None
+    try:
+        found = _estimate(plan, config)
+    except UnknownComponent as error:
+        why = f"there is no arithmetic for {error.group}={error.name}"
+    except SourceError as error:
+        why = error.what
+    else:
+        return replace(plan, estimates=found)
+    return replace(plan, warnings=(*plan.warnings, f"memory, time and cost are not estimated: {why}"))
+
+
+def _estimate(plan: Plan, config: Config) -> Estimates:
+    sizes, own = _sizes(config, plan.weights)
     cards = installed_cards()
     device = config.device if config.device != "auto" else ("cuda" if cards else "cpu")
     load = Load(
@@ -42,17 +53,18 @@ def estimate_plan(plan: Plan, config: Config) -> Estimates | None:
         memory=config.memory.name,
         blocks=config.memory.blocks,
         loras=_lora_bytes(config, plan.weights),
+        window=_largest_window(config),
+        converted=not own,
     )
-    try:
-        return estimate(
-            plan,
-            sizes,
-            load,
-            card=cards[0] if cards and device == "cuda" else None,
-            start_bytes=None if plan.weights is None else _files_bytes(plan.weights),
-        )
-    except UnknownComponent:
-        return None
+    return estimate(
+        plan,
+        sizes,
+        load,
+        card=cards[0] if cards and device == "cuda" else None,
+        start_bytes=_files_bytes(plan.weights) if plan.weights is not None and own else None,
+        # Looked at for "auto" alone.
+        host_free=free_on_host() if load.memory == "auto" else 0,
+    )
 
 
 def advise(estimates: Estimates, config: Config, replan: Callable[[Sequence[str]], Plan]) -> Estimates:
@@ -95,14 +107,23 @@ def _area(config: Config, resolution: str) -> int:
     return max((size[0] * size[1] for size in config.model.resolutions[resolution].buckets.values()), default=0)
 
 
-def _sizes(config: Config, weights: Path | None) -> Sizes | None:
+def _largest_window(config: Config) -> tuple[int, int, int]:
+    buckets = config.model.resolutions[config.resolution].buckets.values()
+    height, width = max(buckets, key=lambda size: size[0] * size[1], default=(480, 832))
+    return config.model.window, height, width
+
+
+def _sizes(config: Config, weights: Path | None) -> tuple[Sizes, bool]:
+    """Return the model's sizes, and whether its files are of the engine's own layout. Raises SourceError."""
     try:
         if weights is not None:
-            return read_sizes(weights)
+            return read_sizes(weights), True
     except SourceError:
         # A layout without these configs, or a network of another kind: whether it can be loaded is for loading to say.
         pass
-    return published_sizes(config.model.architecture) if config.model.architecture else None
+    if not config.model.architecture:
+        raise SourceError(f"the sizes of model={config.model.name} are not known", field="model.architecture")
+    return published_sizes(config.model.architecture), False
 
 
 def _files_bytes(weights: Path) -> int:

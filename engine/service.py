@@ -172,7 +172,7 @@ class EngineService:
 
     def _estimated(self, request: Request, media: Media, config: Config) -> Plan:
         plan = plan_walk(request, media, make_settings(config, self._registry))
-        return replace(plan, estimates=estimate_plan(plan, config))
+        return estimate_plan(plan, config)
 
     def _config(self, request: Request, change: Sequence[str] = ()) -> Config:
         boot = (*self.overrides, *change)

@@ -227,7 +227,7 @@ def test_default_recipe_is_the_published_model() -> None:
     chosen = environment("docker/Dockerfile")
     words = [f"recipe={chosen['MULTITALK_RECIPE']}", *shlex.split(chosen["MULTITALK_OVERRIDES"])]
     config = compose(words)
-    assert (config.model.name, config.quant.name, config.memory.name) == ("multitalk", "int8", "group-offload")
+    assert (config.model.name, config.quant.name, config.memory.name) == ("multitalk", "int8-quanto", "group-offload")
     assert compose([*words, "model=tiny"]).model.name == "tiny"
 
 

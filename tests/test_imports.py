@@ -36,7 +36,8 @@ ROOMS = {
     "engine.speakers": {"engine.data", "engine.errors"},
     "engine.jobs": {"engine.data", "engine.errors", "engine.jobs", "engine.speakers"},
     "engine.endpoint": {"engine.endpoint", "engine.errors"},
-    "engine.fit": {"engine.data", "engine.errors", "engine.estimates", "engine.fit"},
+    "engine.room": set[str](),
+    "engine.fit": {"engine.data", "engine.errors", "engine.estimates", "engine.fit", "engine.room"},
     "engine.client": {"engine.client", "engine.errors"},
     "engine.models": {"engine.errors", "engine.models"},
     "engine.worker": {
@@ -51,6 +52,7 @@ ROOMS = {
         "engine.errors",
         "engine.folders",
         "engine.multitalk",
+        "engine.room",
         "engine.tensors",
     },
     "engine.stages": {

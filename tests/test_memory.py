@@ -22,7 +22,7 @@ from engine.multitalk.codec import WanCodec
 from engine.multitalk.component import Component
 from engine.multitalk.memory import Placement, Profile, activation_bytes, lighten, settle, trace_blocks
 from engine.multitalk.memory import place as place_settled
-from engine.multitalk.room import choose_profile, free_on_host
+from engine.room import choose_profile, free_on_host
 
 NAMES = ("transformer", "vae", "text_encoder", "image_encoder")
 

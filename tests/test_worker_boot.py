@@ -21,7 +21,7 @@ def booted(*words: str, **environment: str) -> Config:
 def test_the_default_is_the_real_model_on_a_card_of_24_gb() -> None:
     config = booted()
     assert (config.model.name, config.device) == ("multitalk", "cuda")
-    assert (config.quant.name, config.memory.name) == ("int8", "group-offload")
+    assert (config.quant.name, config.memory.name) == ("int8-quanto", "group-offload")
 
 
 def test_the_tiny_model_comes_by_asking_for_it_alone() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -77,6 +78,12 @@ def _measured(path: Path) -> str:
     return "\n".join(rows)
 
 
+@cache
+def service(*overrides: str) -> EngineService:
+    """Return an engine that plans by `overrides`, which are composed once: that takes longer than planning."""
+    return EngineService(overrides)
+
+
 def _estimates(overrides: Sequence[str]) -> Estimates:
     """Plan 81 frames of one person in a picture of 16 : 9."""
     voice = str(files("engine") / "examples" / "one.flac")
@@ -84,7 +91,7 @@ def _estimates(overrides: Sequence[str]) -> Estimates:
         picture = Path(folder) / "picture.png"
         Image.new("RGB", (1280, 720)).save(picture)
         request = Request("a person talks", str(picture), (Speaker(voice),), frames=81)
-        found = EngineService([*overrides]).plan(request).estimates
+        found = service(*overrides).plan(request).estimates
     assert found is not None
     return found
 

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 from engine.data import Plan, Window
 from engine.estimates import CardEstimate, Estimates
 from engine.fit import memory, seconds
+from engine.fit.activations import tokens
 from engine.fit.cards import Card, cards, find_card, prices
 from engine.fit.memory import Load, Work
-from engine.fit.sizes import PARTS, Sizes
+from engine.fit.sizes import PARTS, Count, Sizes, width
 from engine.fit.work import codec_work, forward_work
+from engine.room import allowance, choose_profile
+
+#: Free memory that nobody knows and that is taken to be enough.
+_ENOUGH = sys.maxsize
 
 
 def estimate(
-    plan: Plan, sizes: Sizes, load: Load, *, card: str | None = None, start_bytes: int | None = None
+    plan: Plan,
+    sizes: Sizes,
+    load: Load,
+    *,
+    card: str | None = None,
+    host_free: int = _ENOUGH,
+    start_bytes: int | None = None,
 ) -> Estimates:
     """Estimate what `plan` needs with weights kept as `load` says.
 
-    `card` is the driver's name of this machine's GPU; `start_bytes` the size of the files where they are there. The
-    GPUs of the table are estimated in bfloat16 on CUDA whatever `load` says of this machine. Raises UnknownComponent
-    for a memory profile or quantisation without arithmetic.
+    `card` is the driver's name of this machine's GPU and `host_free` what of its memory is free, for memory=auto;
+    `start_bytes` the size of the files where they are there. The GPUs of the table are estimated in bfloat16 on CUDA
+    whatever `load` says of this machine, and with "auto" in the profile it would pick there, on a host with room.
+    Raises UnknownComponent for a memory profile or quantisation without arithmetic.
     """
     load.check()
-    work = _largest(plan, sizes)
-    stages = memory.stages(sizes, load, work)
-    cuda = replace(load, device="cuda", dtype="bfloat16")
-    needed = memory.device_bytes(memory.stages(sizes, cuda, work))
-    on_cards = tuple(_on_card(one, plan, sizes, cuda, needed) for one in cards())
-    known = find_card(card or "")
+    work, known = _largest(plan, sizes), find_card(card or "")
+    device_free = None if load.device == "cpu" else _ENOUGH if known is None else _free(known)
+    settled = _settle(sizes, load, device_free, host_free)
+    stages = memory.stages(sizes, settled, work)
+    on_cards = tuple(_on_card(one, plan, sizes, load, work) for one in cards())
     here = next((one for one in on_cards if known is not None and one.card == known.name), None)
     forward = forward_work(sizes.configs["transformer"], work.latents, value=2, speakers=work.speakers)
     source = prices()
@@ -41,13 +53,14 @@ def estimate(
         seconds=here.seconds if here is not None else None,
         cost=here.cost if here is not None else None,
         parameters={part: sizes.counts[part].parameters for part in PARTS},
-        weights=memory.weights_bytes(sizes, load),
+        weights=memory.weights_bytes(sizes, settled),
         stages=stages,
         forward_flops=forward.operations,
         flops=sum(_operations(plan, sizes, window) for window in plan.windows),
-        start_bytes=start_bytes if start_bytes is not None else _published(sizes),
+        start_bytes=start_bytes if start_bytes is not None else _published(sizes, load.quant),
         cards=on_cards,
         prices=f"{source.currency}, {source.what}, {source.source}, {source.date}",
+        picked=settled.memory if load.memory == "auto" else "",
     )
 
 
@@ -70,6 +83,7 @@ def _largest(plan: Plan, sizes: Sizes) -> Work:
         speakers=len(plan.seats),
         passes=plan.passes,
         seconds=plan.seconds,
+        windows=len(plan.windows),
     )
 
 
@@ -87,20 +101,42 @@ def _codec(plan: Plan, sizes: Sizes, window: Window) -> tuple[int, int]:
     return encoding, decoding
 
 
-def _on_card(card: Card, plan: Plan, sizes: Sizes, load: Load, needed: int) -> CardEstimate:
+def _free(card: Card) -> int:
+    return card.memory - memory.CONTEXT
+
+
+def _settle(sizes: Sizes, load: Load, device_free: int | None, host_free: int) -> Load:
+    """Return `load` with the profile that "auto" becomes when the weights are loaded; without a device on a CPU."""
+    if load.memory != "auto":
+        return load
+    frames, height, across = load.window
+    config = sizes.configs["transformer"]
+    length = tokens(config, latents_of(sizes, frames, (across, height)))
+    weights = memory.weights_bytes(sizes, replace(load, loras=0))
+    # It stays on the CPU, and is not asked for.
+    del weights["audio_encoder"]
+    allowed = allowance(length, width(config), memory.WIDTHS[load.dtype])
+    picked, _ = choose_profile(weights, allowed, device_free=device_free, host_free=host_free)
+    return replace(load, memory=picked)
+
+
+def _on_card(card: Card, plan: Plan, sizes: Sizes, given: Load, work: Work) -> CardEstimate:
+    load = _settle(sizes, replace(given, device="cuda", dtype="bfloat16"), _free(card), _ENOUGH)
+    needed = memory.device_bytes(memory.stages(sizes, load, work))
     weights = memory.weights_bytes(sizes, load)
     transformer = sizes.configs["transformer"]
-    blocks = (sizes.block * transformer["num_layers"]).bytes(2, weight=memory.QUANTS[load.quant])
-    moved = blocks if load.memory == "group-offload" else 0
+    blocks = (sizes.block * transformer["num_layers"]).bytes(2, memory.QUANTS[load.quant])
+    moved = blocks if load.memory in ("group-offload", "lowest") else 0
     unpacked = sizes.counts["transformer"].linear if load.quant != "none" else 0
-    # Each window has every component on the device once, and brings it there and back.
-    exchanged = 0 if load.memory == "none" else 2 * sum(weights[part] for part in ("vae", "image_encoder"))
+    # Each window has every component on the device once, and brings it there and back; "lowest" lets it go there.
+    ways = {"none": 0, "lowest": 1}.get(load.memory, 2)
+    exchanged = ways * sum(weights[part] for part in ("vae", "image_encoder"))
     exchanged += 2 * weights["transformer"] if load.memory == "model-offload" else 0
     total = step = 0.0
     for window in plan.windows:
         latents = latents_of(sizes, window.frames, plan.canvas.target)
-        work = forward_work(transformer, latents, value=2, speakers=len(plan.seats))
-        of_step = plan.passes * seconds.forward_seconds(card, work, moved_weights=moved, unpacked=unpacked)
+        forward = forward_work(transformer, latents, value=2, speakers=len(plan.seats))
+        of_step = plan.passes * seconds.forward_seconds(card, forward, moved_weights=moved, unpacked=unpacked)
         step = max(step, of_step)
         total += plan.steps * of_step + seconds.codec_seconds(card, sum(_codec(plan, sizes, window)))
         total += seconds.link_seconds(card, exchanged)
@@ -112,9 +148,20 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, load: Load, needed: int) -> C
         step_seconds=step,
         seconds=total,
         cost=total * card.price,
+        picked=load.memory if given.memory == "auto" else "",
     )
 
 
-def _published(sizes: Sizes) -> int:
-    # Files come in bfloat16, those of the autoencoder and the audio encoder in float32.
-    return sum(count.cast * 2 + count.linear * 2 + count.float32 * 4 for count in sizes.counts.values())
+def _published(sizes: Sizes, quant: str) -> int:
+    """Return the bytes of the published files: float32, encoders of text and picture in 16 bits; or quantised."""
+    found = {part: count.parameters * 4 for part, count in sizes.counts.items()}
+    text = sizes.configs["text_encoder"]
+    table = text["vocab_size"] * text["d_model"]
+    found["text_encoder"] = sizes.counts["text_encoder"].parameters * 2
+    found["image_encoder"] = sizes.counts["image_encoder"].parameters * 2
+    kept = memory.QUANTS[quant]
+    if kept is not None and quant.endswith("-quanto"):
+        found["transformer"] = sizes.counts["transformer"].bytes(2, kept)
+        # The table of words stays whole.
+        found["text_encoder"] = Count(cast=table, linear=sizes.counts["text_encoder"].parameters - table).bytes(2, kept)
+    return sum(found.values())

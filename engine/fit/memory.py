@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from engine.errors import UnknownComponent
 from engine.estimates import StageMemory
 from engine.fit import activations
-from engine.fit.sizes import Sizes
+from engine.fit.sizes import PARTS, Quant, Sizes, width
 
-PROFILES = ("none", "model-offload", "group-offload")
-#: Bytes of one value of a quantised weight.
-QUANTS: Mapping[str, float | None] = {"none": None, "int8": 1.0}
+PROFILES = ("none", "model-offload", "group-offload", "lowest")
+#: Rows have a scale in float32, and torchao's own a zero point beside it. The types of a GGUF file are its own.
+QUANTS: Mapping[str, Quant | None] = {
+    "none": None,
+    "int8": Quant(1, 5),
+    "int8-quanto": Quant(1, 4),
+    "fp8-quanto": Quant(1, 4),
+}
 WIDTHS = {"float32": 4, "bfloat16": 2}
 #: Of a GPU: CUDA's context and its libraries' own workspaces.
 CONTEXT = 800 * 2**20
@@ -22,6 +27,8 @@ FRAGMENTED = 0.1
 #: to one run of `multitalk bench plan`, that of the case "base".
 HOST_FRAGMENTED = 0.3
 PROCESS = 40 * 10**6
+#: What reading weights takes beside them (engine.tensors).
+BUFFER = 16 * 2**20
 
 _ON_DEVICE = ("transformer", "vae", "text_encoder", "image_encoder")
 
@@ -34,17 +41,21 @@ class Load:
     dtype: str
     quant: str
     memory: str
-    #: group-offload: blocks that move together.
+    #: group-offload and lowest: blocks that move together.
     blocks: int
     #: Bytes of LoRAs beside the weights.
     loras: int = 0
+    #: Frames, height and width of the largest window that memory=auto allows for.
+    window: tuple[int, int, int] = (81, 480, 832)
+    #: Files of another layout than ours: encoders and autoencoder become themselves in the host's memory.
+    converted: bool = False
 
     def check(self) -> None:
         """Raise UnknownComponent where there is no arithmetic for a choice."""
         for field, name, known in (
             ("device", self.device, ("cuda", "cpu")),
             ("dtype", self.dtype, tuple(WIDTHS)),
-            ("memory", self.memory, PROFILES),
+            ("memory", self.memory, (*PROFILES, "auto")),
             ("quant", self.quant, tuple(QUANTS)),
         ):
             if name not in known:
@@ -64,13 +75,14 @@ class Work:
     passes: int
     #: Of the voices.
     seconds: float
+    windows: int = 1
 
 
 def weights_bytes(sizes: Sizes, load: Load) -> dict[str, int]:
     """Return the bytes of each component's weights, as they are kept."""
     value = WIDTHS[load.dtype]
     found = {name: count.bytes(value) for name, count in sizes.counts.items()}
-    found["transformer"] = sizes.counts["transformer"].bytes(value, weight=QUANTS[load.quant]) + load.loras
+    found["transformer"] = sizes.counts["transformer"].bytes(value, QUANTS[load.quant]) + load.loras
     return found
 
 
@@ -106,7 +118,8 @@ def _stages(sizes: Sizes, load: Load, work: Work) -> Iterator[StageMemory]:
             configs["vae"], work.frames, work.height, work.width, device=load.device
         ),
         "image": activations.image_bytes(configs["image_encoder"], value=value),
-        "denoise": _denoising(sizes, work, value),
+        # Weights that are quantised are written out a layer at a time.
+        "denoise": _denoising(sizes, work, value) + (0 if load.quant == "none" else _largest_layer(sizes) * value),
         "vae decode": activations.decode_bytes(
             configs["vae"], work.frames, work.height, work.width, device=load.device
         ),
@@ -118,33 +131,69 @@ def _stages(sizes: Sizes, load: Load, work: Work) -> Iterator[StageMemory]:
         "denoise": "transformer",
         "vae decode": "vae",
     }
-    # What is not on the device is on the host, and the audio encoder always is.
-    host = weights if load.device == "cpu" or load.memory != "none" else {"audio_encoder": weights["audio_encoder"]}
-    yield StageMemory("audio", host, _hearing(sizes, work), "cpu")
+    yield StageMemory("audio", _on_host(load, work, weights, "audio", ""), _hearing(sizes, work), "cpu")
     for stage, part in parts.items():
         if load.device == "cpu":
-            yield StageMemory(stage, weights, temporaries[stage], "cpu")
+            yield StageMemory(stage, _on_host(load, work, weights, stage, part), temporaries[stage], "cpu")
         else:
             yield StageMemory(stage, _resident(sizes, load, weights, part), temporaries[stage], "cuda")
     pixels = 3 * work.frames * work.height * work.width * 4
     # The decoded window, its frames in another order, their colours matched, and what becomes bytes.
-    yield StageMemory("colors", host, 4 * pixels, "cpu")
+    yield StageMemory("colors", _on_host(load, work, weights, "colors", "vae"), 4 * pixels, "cpu")
+
+
+def _on_host(load: Load, work: Work, weights: Mapping[str, int], stage: str, part: str) -> dict[str, int]:
+    """Return what is in the host's memory in a stage, of which `part` was used last."""
+    there = {"audio_encoder"}
+    if load.memory == "lowest":
+        # From the first window's sampling on the transformer stays.
+        stays = ("denoise", "vae decode", "colors", *(("vae encode", "image") if work.windows > 1 else ()))
+        there |= {"transformer"} if stage in stays else set()
+        there |= {part} if load.device == "cpu" else set()
+    elif load.device == "cpu" or load.memory != "none":
+        # What leaves the device comes here.
+        there |= set(PARTS)
+    return {name: weights[name] for name in PARTS if name in there}
 
 
 def _loading(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> StageMemory:
-    # Everything is read into the host's memory first, and quantised there, beside what it is made of.
-    whole = {"unquantised": sizes.counts["transformer"].bytes(WIDTHS[load.dtype])} if QUANTS[load.quant] else {}
-    return StageMemory("load", {**weights, **whole}, 0, "cpu")
+    """Return the host's worst moment of reading: what is there already, and what is on its way through."""
+    through: set[str] = set() if load.device == "cuda" and load.memory in ("none", "lowest") else set(PARTS)
+    stays = set(through)
+    order: tuple[str, ...] = ("transformer", "vae", "text_encoder", "image_encoder")
+    if load.memory == "lowest":
+        order, stays = ("text_encoder", "vae", "image_encoder", "transformer", "vae"), {"transformer"}
+    # The rest goes from its file to the device.
+    through |= {"vae", "text_encoder", "image_encoder"} if load.converted else set()
+    through |= {"transformer"} if load.quant != "none" or load.memory == "lowest" else set()
+    arriving, temporaries = dict(weights), dict.fromkeys(PARTS, BUFFER)
+    if load.quant == "int8":
+        # Read whole, and quantised where it is, a layer in float32 at a time.
+        arriving["transformer"] = sizes.counts["transformer"].bytes(WIDTHS[load.dtype]) + load.loras
+        temporaries["transformer"] = max(BUFFER, _largest_layer(sizes) * 4)
+    there = {"audio_encoder": weights["audio_encoder"]}
+    moments = [StageMemory("load", there, BUFFER, "cpu")]
+    for name in order:
+        if name in through:
+            moments.append(StageMemory("load", {**there, name: arriving[name]}, temporaries[name], "cpu"))
+        if name in stays:
+            there = {**there, name: weights[name]}
+    return max(moments, key=lambda moment: moment.total)
+
+
+def _largest_layer(sizes: Sizes) -> int:
+    config = sizes.configs["transformer"]
+    return int(width(config) * config["ffn_dim"])
 
 
 def _resident(sizes: Sizes, load: Load, weights: Mapping[str, int], part: str) -> dict[str, int]:
     if load.memory == "none":
         return {name: weights[name] for name in _ON_DEVICE}
-    if load.memory == "group-offload" and part == "transformer":
-        value, weight = WIDTHS[load.dtype], QUANTS[load.quant]
+    if load.memory in ("group-offload", "lowest") and part == "transformer":
+        value, quant = WIDTHS[load.dtype], QUANTS[load.quant]
         # The group that computes and the one that comes next.
         blocks = min(2 * load.blocks, sizes.configs["transformer"]["num_layers"])
-        return {part: sizes.root.bytes(value) + (sizes.block * blocks).bytes(value, weight=weight) + load.loras}
+        return {part: sizes.root.bytes(value) + (sizes.block * blocks).bytes(value, quant) + load.loras}
     return {part: weights[part]}
 
 

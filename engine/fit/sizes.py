@@ -19,6 +19,14 @@ Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class Quant:
+    """How quantised linear layers are kept: bytes of a value, and of what belongs to a row."""
+
+    value: int
+    row: int
+
+
+@dataclass(frozen=True)
 class Count:
     """Parameters of one part by what becomes of them: cast to the model's dtype, kept in float32, or quantisable."""
 
@@ -43,11 +51,11 @@ class Count:
     def parameters(self) -> int:
         return self.cast + self.float32 + self.linear
 
-    def bytes(self, width: int, *, weight: float | None = None) -> int:
-        """Return the bytes where `width` is a value's of the model's dtype and `weight` a quantised one's, if any."""
-        if weight is None:
+    def bytes(self, width: int, quant: Quant | None = None) -> int:
+        """Return the bytes where `width` is a value's of the model's dtype, and linear layers are kept as `quant`."""
+        if quant is None:
             return (self.cast + self.linear) * width + self.float32 * 4
-        return self.cast * width + self.float32 * 4 + int(self.linear * weight) + self.rows * width
+        return self.cast * width + self.float32 * 4 + self.linear * quant.value + self.rows * quant.row
 
 
 @dataclass(frozen=True)

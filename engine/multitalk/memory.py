@@ -14,7 +14,7 @@ import torch
 
 from engine.errors import ConfigError, UnknownComponent
 from engine.multitalk.component import Component
-from engine.multitalk.room import choose_profile, free_on_device, free_on_host
+from engine.room import allowance, choose_profile, free_on_device, free_on_host
 
 logger = logging.getLogger(__name__)
 
@@ -241,15 +241,11 @@ def trace_blocks(transformer: Any, device: str) -> None:
 
 
 def activation_bytes(window: tuple[int, int, int], config: Any, spatial: int, itemsize: int) -> int:
-    """Return what forwards over a window of (frames, height, width) are allowed to need beside the weights.
-
-    40 times the window's tokens: with all weights elsewhere 13 GB were published for 81 frames of 448 x 896, which is
-    39 times the 0.34 GB of their tokens in bfloat16.
-    """
+    """Return what forwards over a window of (frames, height, width) are allowed to need beside the weights."""
     frames, height, width = window
     side = spatial * config.patch_size[1]
     tokens = (1 + (frames - 1) // config.vae_scale_temporal) * (height // side) * (width // side)
-    return int(40 * tokens * config.num_attention_heads * config.attention_head_dim * itemsize)
+    return allowance(int(tokens), config.num_attention_heads * config.attention_head_dim, itemsize)
 
 
 def _free_cache() -> None:

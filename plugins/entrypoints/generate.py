@@ -242,7 +242,7 @@ def _windows(windows: Sequence[Window]) -> list[str]:
 
 
 def _estimates(found: Estimates) -> list[tuple[str, str]]:
-    where = f"{found.device}, {found.dtype}"
+    where = f"{found.device}, {found.dtype}" + (f", memory=auto picks {found.picked}" if found.picked else "")
     worst = max(
         (stage for stage in found.stages if stage.device == found.device),
         key=lambda stage: stage.total,
@@ -265,7 +265,8 @@ def _card(card: CardEstimate) -> str:
     if not card.fits:
         return f"{needed}  too much; it fits with {' '.join(card.change)}" if card.change else f"{needed}  too much"
     took = f"{card.step_seconds:.1f} s a step" if card.step_seconds >= 0.05 else "under 0.1 s a step"
-    return f"{needed}  {took}, {_minutes(card.seconds)}, {card.cost:.2f}"
+    picked = f", {card.picked}" if card.picked else ""
+    return f"{needed}  {took}, {_minutes(card.seconds)}, {card.cost:.2f}{picked}"
 
 
 def _giga(size: float) -> str:
