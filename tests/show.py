@@ -43,8 +43,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image", default=str(examples / "two.png"))
     parser.add_argument("--audio", nargs=2, default=[str(examples / "left.flac"), str(examples / "right.flac")])
-    parser.add_argument("--frames", type=int, default=25)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--frames", type=int, default=81)
+    parser.add_argument("--steps", type=int, default=40)
     asked = parser.parse_args()
     job = {
         "reference_image": file(asked.image),
@@ -155,7 +155,7 @@ def at_work(job: Job) -> Status:
     for status in job.follow(shortest=0.1, longest=0.5):
         if not status.final and (status.progress or {}).get("stage") == "denoise":
             return status
-    raise RuntimeError(f"the job ended before anything could be done to it: {status}")
+    raise RuntimeError(f"the job was {status.state} before anything could be done to it: ask for more --steps")
 
 
 def cancel(job: Any) -> Sight:
