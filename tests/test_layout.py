@@ -217,6 +217,20 @@ def test_two_bases_are_named(folder: Path) -> None:
         find_parts(folder, WANTED)
 
 
+def test_a_quantised_file_beside_them_is_no_second_base(folder: Path) -> None:
+    (folder / "quant_models").mkdir()
+    packed = {
+        "blocks.0.self_attn.q.weight._data": torch.zeros(2, 2, dtype=torch.int8),
+        "patch_embedding.bias": torch.ones(2),
+    }
+    save_file(packed, folder / "quant_models" / "quant_model_int8.safetensors")
+
+    parts, missing = find_parts(folder, WANTED)
+
+    assert not missing
+    assert parts["transformer"].files[0].parent == folder / WAN
+
+
 def test_audio_weights_are_those_of_the_model(folder: Path) -> None:
     audio = folder / "MeiGen-MultiTalk" / "multitalk.safetensors"
     for kind in ("single", "multi"):

@@ -38,6 +38,8 @@ _ORIGINAL = {
 }
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors$")
 _INDEX = "diffusion_pytorch_model.safetensors.index.json"
+#: How quanto's files call what stands in place of a weight.
+_PACKED = ".weight._data"
 #: No quantisation map is larger; a tokenizer's JSON is.
 _MAP_BYTES = 4 * 2**20
 _GET = "get this file again"
@@ -147,7 +149,9 @@ def _find_transformer(tree: _Tree, weights: Weights) -> Part:
 
     shards: dict[Path, list[Path]] = {}
     for path, tensors in tree.tensors.items():
-        if any(map(engine_name, tensors)) and not all(map(is_audio, tensors)):
+        # A quantised file may lie beside the plain ones: two presets share the folder.
+        packed = any(name.endswith(_PACKED) for name in tensors)
+        if not packed and any(map(engine_name, tensors)) and not all(map(is_audio, tensors)):
             shards.setdefault(path.parent, []).append(path)
     folders = _component_folders(tree, "transformer")
     found = _one(tree, "transformer", [*folders, *shards]) or tree.root / "transformer"
@@ -213,17 +217,16 @@ def _chosen(tree: _Tree, files: list[Path], weights: Weights) -> Path:
 
 
 def _quantised(tree: _Tree, dtype: str) -> list[Path]:
-    return [path for path, tensors in tree.tensors.items() if (".weight._data", dtype) in _endings(tensors)]
+    return [path for path, tensors in tree.tensors.items() if (_PACKED, dtype) in _endings(tensors)]
 
 
 def _endings(tensors: Mapping[str, str]) -> set[tuple[str, str]]:
-    return {(name[-len(".weight._data") :], dtype) for name, dtype in tensors.items()}
+    return {(name[-len(_PACKED) :], dtype) for name, dtype in tensors.items()}
 
 
 def _with_map(tree: _Tree, part: Part) -> Part:
     (path,) = part.files
-    ending = ".weight._data"
-    kept = {name.removesuffix(ending): dtype for name, dtype in tree.tensors[path].items() if name.endswith(ending)}
+    kept = {name.removesuffix(_PACKED): dtype for name, dtype in tree.tensors[path].items() if name.endswith(_PACKED)}
     # By content: names follow no rule, int8 and float8 files lie side by side, and equal maps are equally right.
     for name in tree.files[path.parent]:
         beside = path.parent / name
