@@ -166,8 +166,9 @@ def check_attention(patient: Patient) -> Iterator[Finding]:
         chosen = name == patient.config.attention.name
         bad: State = "broken" if chosen else "note"
         try:
-            config = patient.config.attention if chosen else patient.registry.attention.config(name)()
-            kernel = patient.registry.attention.build(config).resolve(device)
+            backends = patient.registry.attention
+            backend = backends.build(patient.config.attention) if chosen else backends.build_default(name)
+            kernel = backend.resolve(device)
             error = try_attention(kernel, device)
         except EngineError as problem:
             yield Finding(f"attention={name}", bad, problem.what, problem.hint if chosen else "")

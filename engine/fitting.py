@@ -15,6 +15,7 @@ from engine.fit.estimate import estimate
 from engine.fit.memory import Load
 from engine.fit.sizes import PARTS, Sizes, published_sizes, read_sizes
 from engine.room import free_on_host
+from engine.settings import largest_window
 
 #: What is tried where a plan does not fit, the least harm first: those that change no frame stand in front.
 CHANGES = (
@@ -53,7 +54,7 @@ def _estimate(plan: Plan, config: Config) -> Estimates:
         memory=config.memory.name,
         blocks=config.memory.blocks,
         loras=_lora_bytes(config, plan.weights),
-        window=_largest_window(config),
+        window=largest_window(config),
         converted=not own,
     )
     return estimate(
@@ -105,12 +106,6 @@ def _changes(config: Config) -> Iterable[tuple[str, ...]]:
 
 def _area(config: Config, resolution: str) -> int:
     return max((size[0] * size[1] for size in config.model.resolutions[resolution].buckets.values()), default=0)
-
-
-def _largest_window(config: Config) -> tuple[int, int, int]:
-    buckets = config.model.resolutions[config.resolution].buckets.values()
-    height, width = max(buckets, key=lambda size: size[0] * size[1], default=(480, 832))
-    return config.model.window, height, width
 
 
 def _sizes(config: Config, weights: Path | None) -> tuple[Sizes, bool]:

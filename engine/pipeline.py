@@ -20,7 +20,7 @@ from engine.multitalk.on_disk import BUILDING
 from engine.progress import Meter
 from engine.recipe import make_recipe, weights_hash
 from engine.registry import Registry
-from engine.settings import locate_weights, make_access, make_settings, request_access, weights_of
+from engine.settings import largest_window, locate_weights, make_access, make_settings, request_access, weights_of
 from engine.sinks import request_sink
 from engine.stages.color import Statistics, color_statistics
 from engine.stages.decode import Decoded, decode
@@ -301,9 +301,7 @@ class _Heard:
 
 def _profile(config: Config) -> Profile:
     memory = config.memory
-    buckets = config.model.resolutions[config.resolution].buckets.values()
-    height, width = max(buckets, key=lambda size: size[0] * size[1], default=(480, 832))
-    window = (config.model.window, height, width)
+    window = largest_window(config)
     return Profile(memory.name, blocks=memory.blocks, streams=memory.streams, tile=memory.tile, window=window)
 
 

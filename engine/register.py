@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 from engine.config import ComponentConfig
 from engine.errors import ConfigError, UnknownComponent
@@ -44,6 +45,13 @@ class Register(Generic[T]):
         except KeyError:
             raise UnknownComponent(self.group, config.name, self.names(), broken=self.broken) from None
         return factory(config)
+
+    def build_default(self, name: str) -> T:
+        """Make the component `name` as its config's defaults say. Raises UnknownComponent."""
+        # Through OmegaConf, since defaults may be read from the environment.
+        config = OmegaConf.to_object(OmegaConf.structured(self.config(name)))
+        assert isinstance(config, ComponentConfig)
+        return self.build(config)
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all components, sorted."""

@@ -54,6 +54,13 @@ def make_settings(config: Config, registry: Registry) -> Settings:
     )
 
 
+def largest_window(config: Config) -> tuple[int, int, int]:
+    """Return frames, height and width of the largest window that the model makes at the config's resolution."""
+    buckets = config.model.resolutions[config.resolution].buckets.values()
+    height, width = max(buckets, key=lambda size: size[0] * size[1], default=(480, 832))
+    return config.model.window, height, width
+
+
 def make_access(config: Config) -> Access:
     """Return what a request's addresses may reach. Raises ConfigError. Credentials are in no config."""
     access = config.access

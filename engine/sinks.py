@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import time
 
-from omegaconf import OmegaConf
-
 from engine.components import BoundSink, JobSink, KeepingSink, Sink
-from engine.config import ComponentConfig
 from engine.data import Access, Request, Resumed
 from engine.errors import RequestError, UnknownComponent
 from engine.registry import Registry
@@ -61,9 +58,6 @@ def resume(sink: Sink, request: Request) -> Resumed | None:
 
 def _named(name: str, registry: Registry) -> Sink:
     try:
-        # Through OmegaConf, since defaults may be read from the environment.
-        config = OmegaConf.to_object(OmegaConf.structured(registry.sinks.config(name)))
+        return registry.sinks.build_default(name)
     except UnknownComponent as error:
         raise RequestError(error.what, field="request.sink", hint=error.hint, code=error.code) from None
-    assert isinstance(config, ComponentConfig)
-    return registry.sinks.build(config)

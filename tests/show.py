@@ -26,14 +26,13 @@ from typing import Any
 import boto3
 import psutil
 import runpod
-from store import storing
+from store import KEYS, store_environment, storing
 
 from engine.client import Client, Job, Status, file
 
 #: Seconds: longer than anything takes on a busy machine.
 PATIENCE = 1800
 BUCKET = "films"
-KEYS = {"BUCKET_ACCESS_KEY_ID": "show-id", "BUCKET_SECRET_ACCESS_KEY": "show-secret-key"}
 Sight = dict[str, Any]
 
 
@@ -219,11 +218,7 @@ def serving(folder: Path, port: int) -> Iterator[tuple[str, subprocess.Popen[str
     known = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "BUCKET_", "S3_"))}
     environment = {
         **known,
-        **KEYS,
-        "S3_BUCKET": BUCKET,
-        "AWS_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "BUCKET_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        **store_environment(port, BUCKET),
         "MODEL_PATH": str(folder / "volume"),
         "TMPDIR": str(folder / "tmp"),
         # They ask for 8.8.8.8, and measure the machine, not us.

@@ -17,6 +17,21 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+#: Any are right: the store does not look at them.
+KEYS = {"BUCKET_ACCESS_KEY_ID": "store-id", "BUCKET_SECRET_ACCESS_KEY": "store-secret-key"}
+
+
+def store_environment(port: int, bucket: str) -> dict[str, str]:
+    """Return what tells a worker to keep videos in `bucket` of the store at `port`."""
+    return {
+        **KEYS,
+        "S3_BUCKET": bucket,
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "BUCKET_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }
+
+
 @contextmanager
 def storing(log: Path, buckets: Mapping[str, str], port: int | None = None) -> Iterator[int]:
     """Run a store with `buckets`, names and their regions, while the block runs; yield its port on loopback."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import sys
 from importlib.resources import files
@@ -10,43 +9,36 @@ from pathlib import Path
 
 import pytest
 from running_endpoint import running
-from store import free_port, storing
+from store import free_port, store_environment, storing
 
-from engine.client import Client
+from engine.client import Client, file
 from engine.endpoint.limits import Limits
 
 pytest.importorskip("aiohttp")
 pytest.importorskip("moto")
 #: Seconds; a busy machine imports torch for minutes.
 PATIENCE = 1200.0
+EXAMPLES = files("engine") / "examples"
 LIMITS = Limits(execution_timeout=PATIENCE, start_timeout=PATIENCE)
 
 
 def test_a_video_whose_upload_failed_is_uploaded_by_retry_and_not_made_again(tmp_path: Path) -> None:
-    def inline(name: str) -> str:
-        return base64.b64encode((files("engine") / "examples" / name).read_bytes()).decode("ascii")
-
     volume, port = tmp_path / "volume", free_port()
     volume.mkdir()
     environment = {
+        **store_environment(port, "films"),
         "MODEL_PATH": str(volume),
-        "S3_BUCKET": "films",
-        "AWS_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "BUCKET_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "BUCKET_ACCESS_KEY_ID": "retry-id",
-        "BUCKET_SECRET_ACCESS_KEY": "retry-secret-key",
         "NO_PROXY": "127.0.0.1",
     }
     # Without the probe, which would not let a job begin while the store is down.
     overrides = ["model=tiny", "sink.probe=false", "sink.attempts=2", "sink.backoff=0.1"]
     command = [sys.executable, "-m", "engine", "runpod", *overrides]
-    picture = {"reference_image": inline("one.png"), "audio_1": inline("one.flac"), "prompt": "a person talks"}
+    media = {"reference_image": file(str(EXAMPLES / "one.png")), "audio_1": file(str(EXAMPLES / "one.flac"))}
     with (
         running(worker=command, environment=environment, limits=LIMITS) as house,
         Client(house.endpoint.endpoint_id, api_key="any", base_url=house.endpoint.base_url) as client,
     ):
-        sent = client.submit({**picture, "num_frames": 5, "fps": 25, "turbo": True})
+        sent = client.submit({**media, "prompt": "a person talks", "num_frames": 5, "fps": 25, "turbo": True})
         job = house.job(sent.id)
         house.until(lambda: job.final, PATIENCE)
 

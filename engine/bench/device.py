@@ -22,6 +22,7 @@ from engine.fit.sizes import make_sizes, published_sizes
 from engine.fit.work import codec_work, forward_work
 from engine.multitalk.attention import class_scores
 from engine.multitalk.compat import AttentionBackendName, dispatch_attention_fn
+from engine.multitalk.memory import Profile, offload_groups
 from engine.registry import installed
 
 Grid = tuple[int, int, int]
@@ -149,15 +150,7 @@ class _Bench:
         moving = self.seconds(lambda: self.there_and_back(model.blocks))
         model.to("cpu")
         cuda = self.device == "cuda"
-        # As memory=group-offload has it; the forward that does not count shows in which order to prefetch.
-        model.enable_group_offload(
-            onload_device=torch.device(self.device),
-            offload_device=torch.device("cpu"),
-            offload_type="block_level",
-            num_blocks_per_group=1,
-            use_stream=cuda,
-            low_cpu_mem_usage=cuda,
-        )
+        offload_groups(model, self.device, Profile("group-offload", streams=cuda))
         offloaded = self.seconds(lambda: model(inputs[0], inputs[1], conditions=inputs[2]))
         return {
             "blocks": self.shapes.layers,
@@ -218,8 +211,7 @@ class _Bench:
         }
 
     def backend(self, name: str, own: Tensor, *tensors: Tensor) -> dict[str, Any]:
-        config = installed().attention.config(name)()
-        kernel = installed().attention.build(config).resolve(self.device)
+        kernel = installed().attention.build_default(name).resolve(self.device)
         error = (self.attend(kernel, *tensors) - own).float().abs().max() / own.float().abs().max()
         seconds = self.seconds(lambda: self.attend(kernel, *tensors))
         length = tensors[0].shape[1]

@@ -60,7 +60,7 @@ def run(
     if size <= 0 or rounds < 1 or dtype not in DTYPES:
         hint = "more than 0 GB, 1 round or more, float32 or bfloat16"
         raise RequestError(f"{size:g} GB, {rounds} rounds, {dtype}", field="bench load", hint=hint)
-    chosen = installed().readers.build(installed().readers.config(reader)())
+    chosen = installed().readers.build_default(reader)
     with tempfile.TemporaryDirectory(prefix="multitalk-load-", dir=folder or None) as name:
         root = Path(name)
         config = write_checkpoint(root / "transformer", size)
@@ -252,7 +252,7 @@ def _memory(root: Path, dtype: str, reader: str, largest: int) -> dict[str, floa
 
 
 def _child(root: Path, dtype: str, reader: str) -> dict[str, int]:
-    chosen = installed().readers.build(installed().readers.config(reader)())
+    chosen = installed().readers.build_default(reader)
     part = OnDisk(part_in(root / "transformer", "transformer"), "transformer", DTYPES[dtype])
     before = forget_peak() * 1024
     model = part.read(chosen, "cpu")

@@ -58,7 +58,7 @@ def _child(frames: int, overrides: Sequence[str]) -> dict[str, Any]:
 
         def make(length: int) -> None:
             voice = folder / f"{length}.wav"
-            _write_voice(voice, length / 25)
+            write_voice(voice, length / 25)
             picture = str(files("engine") / "examples" / "one.png")
             service.generate(Request("a person talks", picture, (Speaker(str(voice)),), frames=length))
 
@@ -74,14 +74,14 @@ def forget_peak() -> int:
     return status("VmRSS")
 
 
-def status(key: str) -> int:
-    """Return a figure of this process by the kernel's name for it, such as VmHWM, in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def status(key: str, process: int | str = "self") -> int:
+    """Return a figure of a process by the kernel's name for it: in KiB where it is memory, such as VmHWM."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
-def _write_voice(path: Path, seconds: float) -> None:
-    # A tone that swells and fades four times a second: loud enough for the loudness meter, cheap to make.
+def write_voice(path: Path, seconds: float) -> None:
+    """Write a WAV file of a tone that swells and fades four times a second: loud enough for the loudness meter."""
     rate = 16_000
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)

@@ -8,7 +8,6 @@ import json
 import os
 import tempfile
 import traceback
-import wave
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from engine import EngineService, Request, Speaker
+from engine.bench.memory import forget_peak, status, write_voice
 from engine.errors import EngineError, RequestError
 
 #: Configs that were looked at while the arithmetic of `engine.fit` was written, and others that were not.
@@ -163,7 +163,7 @@ def request_of(case: Case, folder: Path) -> tuple[list[str], Request]:
     height, width = case.size
     picture, voice = folder / "picture.png", folder / "voice.wav"
     Image.new("RGB", (width, height), "grey").save(picture)
-    _write_voice(voice, case.frames / 25)
+    write_voice(voice, max(0.5, case.frames / 25))
     overrides = [
         "model=tiny",
         "source=volume",
@@ -190,12 +190,14 @@ def _measure(case: Case, folder: Path) -> dict[str, Any]:
     if planned is None:
         raise EngineError("the case has no estimates", field="bench plan")
     _map_libraries()
-    baseline = _status("VmRSS")
-    # Linux: forget the peak so far, so that VmHWM counts from here.
-    Path("/proc/self/clear_refs").write_text("5")
+    baseline = forget_peak()
     peaks: dict[str, int] = {}
-    service.generate(request, progress=lambda progress: peaks.update({progress.stage: _status("VmHWM") - baseline}))
-    measured = _status("VmHWM") - baseline
+
+    def above() -> int:
+        return 1024 * (status("VmHWM") - baseline)
+
+    service.generate(request, progress=lambda progress: peaks.update({progress.stage: above()}))
+    measured = above()
     return {
         "overrides": overrides[4:],
         "parameters": dict(planned.parameters),
@@ -217,18 +219,3 @@ def _map_libraries() -> None:
             failed = libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MAPPED)
             if failed and ctypes.get_errno() == errno.EINVAL:
                 raise EngineError("this kernel cannot map pages ahead", field="bench plan", hint="Linux 5.14 or later")
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
-
-
-def _write_voice(path: Path, seconds: float, rate: int = 16_000) -> None:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        length = max(rate // 2, round(seconds * rate))
-        samples = (8000 if index // 40 % 2 else -8000 for index in range(length))
-        file.writeframes(b"".join(sample.to_bytes(2, "little", signed=True) for sample in samples))

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import linear_regression
 from typing import Any
 
+from engine.bench.memory import status
 from engine.bench.platform import Platform, working
 from engine.errors import EngineError, RequestError
 
@@ -78,15 +79,10 @@ def _job(platform: Platform, number: int, worker: int, log: Path) -> Row:
     return {
         "seconds": round(time.monotonic() - began, 2),
         "sha256": output["sha256"],
-        "rss_mib": round(_status(worker, "VmRSS") / 1024, 2),
-        "threads": _status(worker, "Threads"),
+        "rss_mib": round(status("VmRSS", worker) / 1024, 2),
+        "threads": status("Threads", worker),
         "descriptors": len(list(Path(f"/proc/{worker}/fd").iterdir())),
     }
-
-
-def _status(process: int, key: str) -> int:
-    lines = Path(f"/proc/{process}/status").read_text("ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def _range(key: str, rows: Sequence[Row]) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from base64 import b64encode
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from engine.bench.platform import Platform, working
+from engine.client import file
 from engine.errors import EngineError
 
 #: Seconds between two questions whether the worker is ready: a tenth of what is told.
@@ -134,7 +134,7 @@ def _cpu(process: int) -> float:
 def _cold_start(platform: Platform) -> dict[str, float]:
     """Return what the first video's answer says of the load."""
     examples = files("engine") / "examples"
-    media = {field: b64encode((examples / name).read_bytes()).decode("ascii") for field, name in _MEDIA.items()}
+    media = {field: file(str(examples / name)) for field, name in _MEDIA.items()}
     platform.send("first", {**_JOB, **media})
     told = platform.result("first", _PATIENCE)
     if "error" in told:

@@ -11,7 +11,7 @@ from engine.fit import memory, seconds
 from engine.fit.activations import tokens
 from engine.fit.cards import Card, cards, find_card, prices
 from engine.fit.memory import Load, Work
-from engine.fit.sizes import PARTS, Count, Sizes, width
+from engine.fit.sizes import PARTS, Count, Sizes, scales, width
 from engine.fit.work import codec_work, forward_work
 from engine.room import allowance, choose_profile
 
@@ -66,9 +66,7 @@ def estimate(
 
 def latents_of(sizes: Sizes, frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
     """Return the latents (T, h, w) of a window of `frames` at `size` (width, height)."""
-    vae = sizes.configs["vae"]
-    spatial = int(vae["patch_size"] or 1) * 2 ** (len(vae["dim_mult"]) - 1)
-    temporal = 2 ** sum(map(bool, vae["temperal_downsample"]))
+    spatial, temporal = scales(sizes.configs["vae"])
     return 1 + (frames - 1) // temporal, size[1] // spatial, size[0] // spatial
 
 

@@ -226,12 +226,13 @@ def vae_layers(config: Config) -> Iterator[Layer]:
         raise SourceError("this video autoencoder is not Wan 2.1's", field="vae", hint="its size is not known here")
     latent = config["z_dim"]
     yield from _encoder(config)
-    yield Layer("encoder", 2 * latent, 2 * latent, 1, *_scales(config))
-    yield Layer("decoder", latent, latent, 1, *_scales(config))
+    yield Layer("encoder", 2 * latent, 2 * latent, 1, *scales(config))
+    yield Layer("decoder", latent, latent, 1, *scales(config))
     yield from _decoder(config)
 
 
-def _scales(config: Config) -> tuple[int, int]:
+def scales(config: Config) -> tuple[int, int]:
+    """Return the pixels along a side, and the frames after the first, that one latent stands for."""
     return _patch(config) * 2 ** (len(config["dim_mult"]) - 1), 2 ** sum(map(bool, config["temperal_downsample"]))
 
 
@@ -262,7 +263,7 @@ def _encoder(config: Config) -> Iterator[Layer]:
 
 def _decoder(config: Config) -> Iterator[Layer]:
     base, factors = config["base_dim"], [config["dim_mult"][-1], *reversed(config["dim_mult"])]
-    space, time = _scales(config)
+    space, time = scales(config)
     last = len(config["dim_mult"]) - 1
     upward = list(reversed(config["temperal_downsample"]))
     yield Layer("decoder", config["z_dim"], base * factors[0], 27, space, time)

@@ -102,6 +102,10 @@ class Manifest:
         """Return all presets."""
         return tuple(self.preset(name) for name in self.names())
 
+    def chosen(self, name: str, model: str, quant: str) -> Preset | None:
+        """Return the preset `name`, or without a name that of `model` and `quant`. Raises ConfigError."""
+        return self.preset(name) if name else self.preset_of(model, quant)
+
     def preset_of(self, model: str, quant: str = "none") -> Preset | None:
         """Return the preset that `model=… quant=…` reads; None for a model that is not published.
 

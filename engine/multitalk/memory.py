@@ -93,7 +93,7 @@ def place(profile: Profile, components: Mapping[str, Component], *, device: str)
         return _read_in_turn(profile, components, device)
     modules = {name: component.load("cpu") for name, component in components.items()}
     if profile.name == "group-offload":
-        _offload_groups(modules.pop("transformer"), device, profile)
+        offload_groups(modules.pop("transformer"), device, profile)
     come = {name: partial(module.to, device) for name, module in modules.items()}
     go = {name: partial(module.to, "cpu") for name, module in modules.items()}
     return _InTurn(components, come, go)
@@ -119,7 +119,7 @@ def _read_in_turn(profile: Profile, components: Mapping[str, Component], device:
 
     def come_transformer() -> None:
         if transformer.module is None:
-            _offload_groups(transformer.load("cpu"), device, profile)
+            offload_groups(transformer.load("cpu"), device, profile)
 
     come: dict[str, Callable[[], Any]] = {
         **{name: partial(component.load, device) for name, component in components.items()},
@@ -208,7 +208,8 @@ def _let_go(*components: Component) -> None:
         _free_cache()
 
 
-def _offload_groups(transformer: Any, device: str, profile: Profile) -> None:
+def offload_groups(transformer: Any, device: str, profile: Profile) -> None:
+    """Keep the blocks on the CPU from now on, and bring `profile.blocks` at a time to the device when they compute."""
     transformer.enable_group_offload(
         onload_device=torch.device(device),
         offload_device=torch.device("cpu"),

@@ -6,8 +6,6 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from engine import hookimpl
 from engine.components import FetchingSource, ModelSource
 from engine.config import ComponentConfig
@@ -42,7 +40,7 @@ class Auto:
         chain = [*config.chain, *(["download"] if config.download and "download" not in config.chain else [])]
         # One of the usual sources whose plugin was taken away is one choice less; another name is a mistake.
         chain = [name for name in chain if name in register.names() or name not in _USUAL]
-        self.sources = {name: register.build(_defaults(register.config(name))) for name in chain}
+        self.sources = {name: register.build_default(name) for name in chain}
 
     def locate(self, weights: Weights) -> Path | None:
         """Return the first folder found, None where no source knows the model. Raises SourceError."""
@@ -76,13 +74,6 @@ class Auto:
     def looked(self, weights: Weights) -> str:
         """Say where each source of the chain looked."""
         return "; ".join(f"{name}: {source.looked(weights)}" for name, source in self.sources.items())
-
-
-def _defaults(config: type[ComponentConfig]) -> ComponentConfig:
-    # Through OmegaConf, since defaults may be read from the environment.
-    made = OmegaConf.to_object(OmegaConf.structured(config))
-    assert isinstance(made, ComponentConfig)
-    return made
 
 
 @hookimpl

@@ -68,9 +68,7 @@ class Download:
         return f"a complete download of {name}" if preset else name
 
     def _preset(self, weights: Weights) -> Preset | None:
-        manifest = read_manifest()
-        name = self.config.preset
-        return manifest.preset(name) if name else manifest.preset_of(weights.model, weights.quant)
+        return read_manifest().chosen(self.config.preset, weights.model, weights.quant)
 
 
 @hookimpl

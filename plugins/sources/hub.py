@@ -50,9 +50,7 @@ class Hub:
         return f"the hub's cache ({where}), with {len(found)} of {len(found) + len(missing)} files of {preset.name}"
 
     def _preset(self, weights: Weights) -> Preset | None:
-        manifest = read_manifest()
-        name = self.config.preset
-        return manifest.preset(name) if name else manifest.preset_of(weights.model, weights.quant)
+        return read_manifest().chosen(self.config.preset, weights.model, weights.quant)
 
     def _caches(self) -> list[Path]:
         return [*(Path(cache).expanduser() for cache in self.config.caches), hub_cache()]
