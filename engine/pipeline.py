@@ -125,7 +125,8 @@ class Engine:
         with job.meter.stage("read"):
             access = request_access(self.access, job.request)
             media = fetch(job.request, self._hooks.open_address, access, folder)
-            plan = plan_walk(job.request, media, make_settings(job.config, self._registry))
+            known = self._weights if self.loaded else None
+            plan = plan_walk(job.request, media, make_settings(job.config, self._registry, weights=known))
             job.sink.check(job.request.filename)
             if plan.weights is None:
                 # Says what is missing, before any sound is decoded.

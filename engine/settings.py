@@ -25,16 +25,19 @@ PRESETS = (
 )
 
 
-def make_settings(config: Config, registry: Registry) -> Settings:
-    """Return the facts and choices that decide windows and forwards. Raises ConfigError; missing weights are noted."""
+def make_settings(config: Config, registry: Registry, *, weights: Path | None = None) -> Settings:
+    """Return the facts and choices that decide windows and forwards. Raises ConfigError; missing weights are noted.
+
+    `weights` is their folder where they are loaded: then nothing is looked for, which reads headers of all files.
+    """
     model = config.model
     _check(config)
     registry.samplers.build(config.sampler)
     absent = ""
     try:
-        weights: Path | None = locate_weights(config, registry)
+        weights = weights or locate_weights(config, registry)
     except SourceError as error:
-        weights, absent = None, "; ".join(filter(None, (error.what, error.hint)))
+        absent = "; ".join(filter(None, (error.what, error.hint)))
     table = model.resolutions[config.resolution]
     return Settings(
         model=model.name,

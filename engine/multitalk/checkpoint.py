@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine.errors import EngineError, SourceError
 from engine.multitalk.compat import gguf_parts
+from engine.multitalk.fill import check_names
 from engine.multitalk.keys import engine_name, to_engine_config
 from engine.multitalk.layout import Part
 from engine.multitalk.originals import (
@@ -31,6 +32,7 @@ from engine.multitalk.originals import (
 from engine.multitalk.quantize import shape_of
 from engine.multitalk.quanto import Quantised, join_halves
 from engine.multitalk.transformer import MultiTalkTransformer3DModel, kept_in_float32
+from engine.tensors import stored_tensors
 
 Named = Iterator[tuple[str, Any]]
 
@@ -45,20 +47,6 @@ _CONVERT: Mapping[str, Converter] = {
     "text_encoder": convert_umt5,
     "image_encoder": convert_clip,
     "vae": convert_vae,
-}
-#: Dtypes of safetensors.
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
 }
 #: Of the text encoder: another name of a tensor that stands under its first.
 _TIED = "encoder.embed_tokens.weight"
@@ -162,15 +150,12 @@ def read_tensors(part: Part, convert: Converter, *, outline: bool = False) -> Na
 def _check(model: nn.Module, part: Part, outline: Named) -> None:
     wanted = {name: shape_of(tensor) for name, tensor in model.named_parameters() if name != _TIED}
     given = {name: shape_of(tensor) for name, tensor in outline}
-    for what, names in (
-        ("lack", wanted.keys() - given.keys()),
-        ("have the unknown", given.keys() - wanted.keys()),
-        ("have another shape of", {name for name in wanted.keys() & given.keys() if wanted[name] != given[name]}),
-    ):
-        if names:
-            shown = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            hint = "do config.json and weights belong together?"
-            raise SourceError(f"{_names(part)} {what} {shown}", field="source", hint=hint)
+    check_names(
+        _names(part),
+        lacking=wanted.keys() - given.keys(),
+        unknown=given.keys() - wanted.keys(),
+        misshapen={name for name in wanted.keys() & given.keys() if wanted[name] != given[name]},
+    )
 
 
 # --- empty networks ---------------------------------------------------------------------------------------------------
@@ -251,15 +236,15 @@ def _stored(path: Path, outline: bool) -> Named:
 def _safetensors(path: Path, outline: bool) -> Named:
     from safetensors import safe_open
 
+    if outline:
+        # Asking for the tensors themselves has the system read them ahead, all 75 GB of them.
+        for key, told in stored_tensors(path).items():
+            yield key, torch.empty(told.shape, dtype=told.dtype, device="meta")
+        return
     with safe_open(path, "pt") as file:
         # In the order of the file, which is then read from front to back.
         for key in file.offset_keys():
-            if outline:
-                # Asking for the tensor itself has the system read it ahead, all 75 GB of them.
-                told = file.get_slice(key)
-                yield key, torch.empty(told.get_shape(), dtype=_DTYPES[told.get_dtype()], device="meta")
-            else:
-                yield key, file.get_tensor(key)
+            yield key, file.get_tensor(key)
 
 
 def _pickled(path: Path) -> Named:

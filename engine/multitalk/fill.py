@@ -48,13 +48,18 @@ def match(folder: Path, shell: nn.Module, stored: Mapping[str, Stored], *, tied:
     )
 
 
-def check_names(folder: Path, *, lacking: Set[str], unknown: Set[str], misshapen: Set[str]) -> None:
-    """Raise SourceError, naming tensors, unless all three sets are empty."""
-    for what, names in (("lacks", lacking), ("has the unknown", unknown), ("has another shape of", misshapen)):
+def check_names(where: Path | str, *, lacking: Set[str], unknown: Set[str], misshapen: Set[str]) -> None:
+    """Raise SourceError, naming tensors, unless all three sets are empty. `where` is a folder, or names files."""
+    one = isinstance(where, Path)
+    for what, names in (
+        ("lacks" if one else "lack", lacking),
+        ("has the unknown" if one else "have the unknown", unknown),
+        ("has another shape of" if one else "have another shape of", misshapen),
+    ):
         if names:
             shown = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             raise SourceError(
-                f"{folder} {what} {shown}", field="source", hint="do config.json and weights belong together?"
+                f"{where} {what} {shown}", field="source", hint="do config.json and weights belong together?"
             )
 
 
