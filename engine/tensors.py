@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import SourceError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 #: cast on the same thread finds what was just read: handing pieces to another thread took a third more processor time.
 PIECE = 2**20
 PIECES = 16
+#: Values that torch casts on the thread it is called by, rather than on threads of its own.
+_SERIAL = 2**15
 #: The most that a load holds beside the tensors at their place.
 BUFFER = PIECE * PIECES
 
@@ -94,114 +97,127 @@ def by_file(wanted: Iterable[Stored]) -> dict[Path, dict[str, Stored]]:
 
 
 class AheadReader:
-    """Reads with the system's own calls, in the order of the files: a thread reads while the caller places.
+    """Reads with the system's own calls, about in the order of the files: threads read while the caller places.
 
     A tensor that stays as it is stored is read straight into its place on the CPU. Any other is cast piece by piece, by
-    that thread on the CPU; where CUDA is the place, pieces are pinned and the caller moves them. So there never is a
-    second copy of the model, nor one of a tensor, and beside the places there are at most `BUFFER` bytes.
+    the thread that reads it on the CPU; where CUDA is the place, pieces are pinned and the caller moves them. So there
+    never is a second copy of the model, nor one of a tensor, and beside the places there are at most `BUFFER` bytes.
+    Threads are as many as torch computes with: what takes longest, on a CPU, is to touch fresh memory first.
     """
 
     def read(self, wanted: Sequence[Stored], into: Callable[[Stored], Tensor]) -> Iterator[tuple[Stored, Tensor]]:
         """See `components.Reader`."""
-        free: SimpleQueue[Tensor | None] = SimpleQueue()
-        filled: SimpleQueue[_Piece | BaseException | None] = SimpleQueue()
-        reading = threading.Thread(
-            target=_read_ahead, args=(by_file(wanted), into, free, filled), name="multitalk-read", daemon=True
-        )
-        reading.start()
+        import torch
+
+        rooms: deque[Tensor] = deque()
+        waiting: deque[tuple[_Piece, Future[None]]] = deque()
+        threads = ThreadPoolExecutor(min(PIECES, torch.get_num_threads()), "multitalk-read")
+        with ExitStack() as files:
+            # Whoever stops taking, or a piece that fails, leaves pieces that nobody waits for.
+            files.callback(threads.shutdown, cancel_futures=True)
+            for piece in _pieces(by_file(wanted), into, rooms, files):
+                waiting.append((piece, threads.submit(piece.read)))
+                if len(waiting) == PIECES:
+                    yield from _taken(*waiting.popleft())
+            while waiting:
+                yield from _taken(*waiting.popleft())
+
+
+def _taken(piece: _Piece, reading: Future[None]) -> Iterator[tuple[Stored, Tensor]]:
+    """Wait for a piece, have it placed, and yield its tensor if it is the last of it."""
+    reading.result()
+    piece.put()
+    if piece.end == piece.stored.size:
+        yield piece.stored, piece.place
+
+
+def _pieces(
+    files: Mapping[Path, Mapping[str, Stored]],
+    into: Callable[[Stored], Tensor],
+    rooms: deque[Tensor],
+    opened: ExitStack,
+) -> Iterator[_Piece]:
+    """Yield all pieces in the order in which they lie; files stay open until `opened` is closed. Raises SourceError."""
+    for file, tensors in files.items():
         try:
-            while (piece := filled.get()) is not None:
-                if isinstance(piece, BaseException):
-                    raise piece
-                if piece.place.device.type != "cpu":
-                    piece.put()
-                free.put(piece.room)
-                if piece.last:
-                    yield piece.stored, piece.place
-        finally:
-            # Whoever stops taking leaves the thread waiting for room.
-            free.put(None)
-            reading.join()
+            descriptor = opened.enter_context(file.open("rb", buffering=0)).fileno()
+        except OSError as error:
+            raise _unreadable(file, error) from error
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        for stored in tensors.values():
+            place = into(stored)
+            for begin in range(0, max(1, stored.size), PIECE):
+                yield _Piece(stored, place, descriptor, begin, min(begin + PIECE, stored.size), rooms)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Piece:
-    """Some bytes of a tensor, and the room they take until they are taken."""
+    """Bytes `begin` to `end` of a tensor: a thread reads them, its caller has them put to their place."""
 
     stored: Stored
     place: Tensor
-    room: Tensor
-    #: Bytes of the tensor before the piece.
+    descriptor: int
     begin: int
-    #: uint8, where the piece is read to: maybe its place itself.
-    target: Tensor
+    end: int
+    #: Free ones of PIECE bytes, where pieces are read to that are not read to their place.
+    rooms: deque[Tensor]
+    #: The one that is taken.
+    room: Tensor | None = None
 
-    @property
-    def last(self) -> bool:
-        return self.begin + len(self.target) == self.stored.size
+    def read(self) -> None:
+        """Read them, and on the CPU cast them to their place. Raises SourceError."""
+        import torch
+
+        here = self.place.device.type == "cpu"
+        if here and self.place.dtype == self.stored.dtype:
+            self._fill(self.place.view(-1).view(torch.uint8)[self.begin : self.end])
+            return
+        try:
+            room = self.rooms.pop()
+        except IndexError:
+            room = torch.empty(PIECE, dtype=torch.uint8, pin_memory=self.place.device.type == "cuda")
+        self._fill(room[: self.end - self.begin])
+        self.room = room
+        if here:
+            # By this thread alone: torch would give each thread as many of its own.
+            for values, place in zip(self._values().split(_SERIAL), self._target().split(_SERIAL), strict=True):
+                place.copy_(values)
+            self._free()
 
     def put(self) -> None:
-        """Cast the piece and bring it to its place; its target is free afterwards."""
-        values = self.target.view(self.stored.dtype)
-        begin = self.begin // self.stored.dtype.itemsize
-        # Cast on the device.
-        self.place.view(-1)[begin : begin + len(values)].copy_(values.to(self.place.device))
+        """Bring to their place what has been read, unless it is there."""
+        if self.room is not None:
+            # Cast on the device.
+            self._target().copy_(self._values().to(self.place.device))
+            self._free()
+
+    def _fill(self, target: Tensor) -> None:
+        view, done = target.numpy().data, 0
+        try:
+            while done < len(view):
+                count = os.preadv(self.descriptor, [view[done:]], self.stored.offset + self.begin + done)
+                if count == 0:
+                    raise _damaged(self.stored.file, f"it ends within {self.stored.name}")
+                done += count
+        except OSError as error:
+            raise _unreadable(self.stored.file, error) from error
+
+    def _values(self) -> Tensor:
+        assert self.room is not None, "it has been read"
+        return self.room[: self.end - self.begin].view(self.stored.dtype)
+
+    def _target(self) -> Tensor:
+        size = self.stored.dtype.itemsize
+        return self.place.view(-1)[self.begin // size : self.end // size]
+
+    def _free(self) -> None:
+        assert self.room is not None, "it has been read"
+        self.rooms.append(self.room)
+        self.room = None
 
 
-def _read_ahead(
-    files: Mapping[Path, Mapping[str, Stored]],
-    into: Callable[[Stored], Tensor],
-    free: SimpleQueue[Tensor | None],
-    filled: SimpleQueue[_Piece | BaseException | None],
-) -> None:
-    """Read pieces while there is room. What ends the reading is the last thing filled: None, or an exception."""
-    import torch
-
-    own = torch.empty(PIECE, dtype=torch.uint8)
-    rooms = 0
-    try:
-        for file, tensors in files.items():
-            with file.open("rb", buffering=0) as opened:
-                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-                for stored in tensors.values():
-                    place = into(stored)
-                    here = place.device.type == "cpu"
-                    straight = here and place.dtype == stored.dtype
-                    for begin in range(0, max(1, stored.size), PIECE):
-                        if rooms < PIECES:
-                            rooms += 1
-                            # On the CPU nothing is written to it: it only counts.
-                            pinned = place.device.type == "cuda"
-                            room: Tensor | None = torch.empty(PIECE, dtype=torch.uint8, pin_memory=pinned)
-                        else:
-                            room = free.get()
-                        if room is None:
-                            return
-                        end = min(begin + PIECE, stored.size)
-                        if straight:
-                            target = place.view(-1).view(torch.uint8)[begin:end]
-                        else:
-                            target = (own if here else room)[: end - begin]
-                        piece = _Piece(stored, place, room, begin, target)
-                        _read_whole(opened.fileno(), piece)
-                        if here and not straight:
-                            piece.put()
-                        filled.put(piece)
-        filled.put(None)
-    except OSError as error:
-        filled.put(_damaged(file, error.strerror or type(error).__name__))
-    except BaseException as error:  # noqa: BLE001 - raised where the tensors are taken
-        filled.put(error)
-
-
-def _read_whole(descriptor: int, piece: _Piece) -> None:
-    view = piece.target.numpy().data
-    done = 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], piece.stored.offset + piece.begin + done)
-        if count == 0:
-            raise _damaged(piece.stored.file, f"it ends within {piece.stored.name}")
-        done += count
+def _unreadable(file: Path, error: OSError) -> SourceError:
+    return _damaged(file, error.strerror or type(error).__name__)
 
 
 def _damaged(file: Path, why: str) -> SourceError:

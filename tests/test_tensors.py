@@ -113,26 +113,44 @@ def test_casting_on_the_way_is_casting_afterwards(dtype: torch.dtype, files: lis
         assert torch.equal(tensor, content()[stored.name].to(dtype)), stored.name
 
 
-def test_reading_is_ahead_but_no_further_than_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_is_ahead_but_no_further_than_the_buffer(tmp_path: Path) -> None:
     path = tmp_path / "many.safetensors"
-    save_file({f"t{index:03}": torch.full((PIECE // 4,), float(index)) for index in range(100)}, path)
-    asked: list[str] = []
-    beyond = threading.Event()
+    save_file({f"t{index:03}": torch.full((PIECE // 4,), 1.0 + index) for index in range(100)}, path)
+    places: list[Tensor] = []
 
     def into(stored: Stored) -> Tensor:
-        asked.append(stored.name)
-        if len(asked) > 1 + module.PIECES:
-            beyond.set()
-        return as_stored(stored)
+        places.append(torch.zeros(stored.shape, dtype=torch.bfloat16))
+        return places[-1]
 
     walk = AheadReader().read(found([path]), into)
     next(walk)
 
-    assert beyond.wait(30)
-    time.sleep(0.05)
-    # One more was asked a place for and waits for room.
-    assert len(asked) <= module.PIECES + 2
+    patience = time.monotonic() + 30
+    while not all(place.all() for place in places) and time.monotonic() < patience:
+        time.sleep(0.005)
+    assert [float(place[0]) for place in places] == [1.0 + index for index in range(module.PIECES)]
     assert len(list(walk)) == 99
+
+
+def test_threads_leave_the_order_and_each_tensor_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "uneven.safetensors"
+    given = {f"t{index:02}": torch.randn((index * 37) % 50 + 1, 9) for index in range(40)}
+    save_file(given, path)
+    read = module._Piece.read
+
+    def unevenly(piece: Any) -> None:
+        time.sleep(0.002 * (piece.begin % 3 == 0))
+        read(piece)
+
+    monkeypatch.setattr(module._Piece, "read", unevenly)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    walk = AheadReader().read(found([path]), lambda stored: torch.empty(stored.shape, dtype=torch.float64))
+    offsets = []
+    for stored, tensor in walk:
+        offsets.append(stored.offset)
+        assert torch.equal(tensor, given[stored.name].double())
+    assert offsets == sorted(offsets)
+    assert len(offsets) == len(given)
 
 
 def test_who_stops_taking_ends_the_reading(files: list[Path]) -> None:
