@@ -133,6 +133,12 @@ class EngineService:
         """See `components.Service`. An access given at boot stays; one that was composed is composed anew."""
         return EngineService([*(() if alone else self.overrides), *overrides], access=self._given_access)
 
+    @property
+    def engine(self) -> Engine:
+        """The engine itself, for what looks into it. Raises ConfigError."""
+        with self._lock:
+            return self._made()
+
     def close(self) -> None:
         """See `components.Service`."""
         with self._lock:

@@ -14,6 +14,7 @@ from original_folder import random_state, small_transformer, write_original
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from engine.bench.quantised_folder import as_quanto, write_gguf
 from engine.data import Weights
 from engine.errors import ConfigError, SourceError
 from engine.multitalk.checkpoint import placed_size, read_part
@@ -22,7 +23,7 @@ from engine.multitalk.layout import find_parts
 from engine.multitalk.load import load_model
 from engine.multitalk.lora import LoraMerger, load_runtime_lora
 from engine.multitalk.quantize import change_weight
-from engine.multitalk.quanto import dequantize, quantise
+from engine.multitalk.quanto import dequantize
 
 pytest.importorskip("torchao")
 
@@ -45,16 +46,6 @@ def forward(model: Any, recordings: Any) -> Tensor:
 
 def error(given: Tensor, wanted: Tensor) -> float:
     return float((given - wanted).norm() / wanted.norm())
-
-
-def as_quanto(state: dict[str, Tensor], modules: list[str], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return a state dict as optimum-quanto stores it."""
-    stored = dict(state)
-    for module in modules:
-        kept = quantise(stored.pop(f"{module}.weight"), dtype)
-        stored |= {f"{module}.weight._data": kept.data, f"{module}.weight._scale": kept.scale}
-        stored |= {f"{module}.input_scale": torch.ones(()), f"{module}.output_scale": torch.ones(())}
-    return stored
 
 
 def unpacked(folder: Path, quant: str) -> dict[str, Tensor]:
@@ -187,27 +178,13 @@ def test_a_whole_model_is_loaded_from_quantised_files(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory, home_recordings: Any) -> Path:
     """Wan's tensors as city96's converter writes them, and MultiTalk's own file."""
-    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("gguf")
     root = tmp_path_factory.mktemp("gguf")
     state = home_recordings.tensors("model_A")
     audio = {name: state.pop(name) for name in list(state) if is_audio(name)}
     save_file(audio, root / "multitalk.safetensors")
     (root / "config.json").write_text(home_recordings.header("model_A")["config"])
-    writer = gguf.GGUFWriter(root / "wan2.1-i2v-14b-480p-Q8_0.gguf", "wan")
-    for name, tensor in state.items():
-        values = tensor.numpy()
-        if name == "patch_embedding.weight":
-            writer.add_array(f"comfy.gguf.orig_shape.{name}", list(values.shape))
-            values = values.reshape(values.shape[0], -1)
-        if tensor.ndim == 2 and tensor.shape[1] % 32 == 0:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_gguf(root / "wan2.1-i2v-14b-480p-Q8_0.gguf", state)
     return root
 
 

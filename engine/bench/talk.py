@@ -71,7 +71,7 @@ def run(
             clips=clips,
             long=long,
             seed=seed,
-            sizes=_sizes(sizes),
+            sizes=read_sizes(sizes),
             voices=Path(voices) if voices else None,
         )
         report: dict[str, Any] = {
@@ -83,11 +83,7 @@ def run(
                 "sizes": sizes,
                 "kinds": list(chosen),
                 "overrides": list(given),
-                "weights": weights_hash(weights),
-                "versions": versions(),
-                "python": platform.python_version(),
-                "threads": torch.get_num_threads(),
-                "cores": os.cpu_count(),
+                **machine(weights),
             },
         }
         for kind in chosen:
@@ -100,6 +96,17 @@ def run(
     return report | {"bars": judge_bars(report)}
 
 
+def machine(weights: Path) -> dict[str, Any]:
+    """Return what a report says of the weights in a folder, and of what they run on."""
+    return {
+        "weights": weights_hash(weights),
+        "versions": versions(),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
+
+
 def _chosen(kinds: str) -> tuple[str, ...]:
     names = [name.strip() for name in kinds.split(",") if name.strip()]
     for name in names:
@@ -110,7 +117,8 @@ def _chosen(kinds: str) -> tuple[str, ...]:
     return tuple(name for name in KINDS if name in names)
 
 
-def _sizes(text: str) -> Sequence[tuple[int, int]]:
+def read_sizes(text: str) -> Sequence[tuple[int, int]]:
+    """Return the sizes (width, height) that a text such as SIZES names. Raises RequestError."""
     found = []
     for word in text.split(","):
         match = re.fullmatch(r"\s*(\d+)x(\d+)\s*", word)

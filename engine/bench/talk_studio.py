@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -53,6 +53,8 @@ class Studio:
     seed: int
     sizes: Sequence[tuple[int, int]]
     voices: Path | None = None
+    #: What lines of progress begin with.
+    name: str = "bench talk"
     #: Raw figures by kind.
     details: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
@@ -64,14 +66,30 @@ class Studio:
         return find_cases(first, count, self.folder / group, **settings)
 
     @cached_property
-    def one(self) -> Group:
+    def one_cases(self) -> list[Case]:
         """One person each, every class of skin as often as another."""
-        return self._standard("one", self.cases("one", self.clips, people=1, even=True))
+        return self.cases("one", self.clips, people=1, even=True)
+
+    @cached_property
+    def two_cases(self) -> list[Case]:
+        """Two people each, who both speak all the time."""
+        return self.cases("two", self.clips, people=2)
+
+    def again(self, service: Service) -> Studio:
+        """Return a studio that films the same `one_cases` and `two_cases` with another service."""
+        other = replace(self, service=service, details={})
+        other.one_cases, other.two_cases = self.one_cases, self.two_cases
+        return other
+
+    @cached_property
+    def one(self) -> Group:
+        """The films of `one_cases`."""
+        return self._standard("one", self.one_cases)
 
     @cached_property
     def two(self) -> Group:
-        """Two people each, who both speak all the time, in the default halves."""
-        return self._standard("two", self.cases("two", self.clips, people=2))
+        """The films of `two_cases`, with people in the default halves."""
+        return self._standard("two", self.two_cases)
 
     def drawn(self, case: Case) -> Pictures:
         """Draw a case's clip again, without the losses of an MP4."""
@@ -98,7 +116,7 @@ class Studio:
 
     def say(self, line: str) -> None:
         """Tell how it goes."""
-        print(f"bench talk: {line}", file=sys.stderr, flush=True)
+        print(f"{self.name}: {line}", file=sys.stderr, flush=True)
 
     def note(self, kind: str, rows: Iterable[Row], **more: Any) -> None:
         """Keep raw figures."""

@@ -20,6 +20,7 @@ BENCHES = {
     "load": "Time the loading of a checkpoint, cold and warm, against plain reading and the libraries' own loading.",
     "start": "Time a worker's start to ready against its bare imports and the reading of its weights.",
     "soak": "Let a worker do many jobs: what its memory grows by, and what it leaves on the disk.",
+    "quant": "Compare quantised weights with the plain ones on a CPU: errors, lips, bytes.",
     "talk": "Measure whether the embedded model talks: lips, binding, lags, colours, seams, turbo, seconds.",
 }
 

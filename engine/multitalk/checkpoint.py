@@ -163,11 +163,14 @@ def _check(model: nn.Module, part: Part, outline: Named) -> None:
 
 def _empty_transformer(part: Part, _shapes: Shapes) -> nn.Module:
     if part.form == "diffusers":
-        told = MultiTalkTransformer3DModel.load_config(part.folder)
-        own: nn.Module = MultiTalkTransformer3DModel.from_config(told)
+        own: nn.Module = MultiTalkTransformer3DModel.from_config(MultiTalkTransformer3DModel.load_config(part.folder))
         return own
-    arguments = {} if part.config is None else to_engine_config(json.loads(part.config.read_text("utf-8")))
-    made: nn.Module = MultiTalkTransformer3DModel(**arguments)
+    told = {} if part.config is None else json.loads(part.config.read_text("utf-8"))
+    made: nn.Module = (
+        MultiTalkTransformer3DModel.from_config(told)
+        if "attention_head_dim" in told
+        else MultiTalkTransformer3DModel(**to_engine_config(told))
+    )
     return made
 
 

@@ -53,7 +53,7 @@ class Part:
     folder: Path
     #: Files of weights; audio weights that lie over Wan's come last.
     files: tuple[Path, ...] = ()
-    #: Wan's own config.json, for a form that has none of ours.
+    #: The config.json of a form that is no folder of ours: Wan's own as a rule.
     config: Path | None = None
     #: The quantisation map of "quanto".
     map: Path | None = None
@@ -141,7 +141,7 @@ def _find_transformer(tree: _Tree, weights: Weights) -> Part:
         known = tree.named(".gguf") if form == "gguf" else _quantised(tree, dtype)
         files = [path for path in known if not _is_umt5(tree.tensors.get(path, {}))]
         chosen = _chosen(tree, files, weights)
-        config = next((path for path in tree.named("config.json") if {"dim", "num_heads"} <= _json(path).keys()), None)
+        config = next((path for path in tree.named("config.json") if _is_transformer(_json(path))), None)
         part = Part(form, chosen.parent, (chosen,), config)
         if form == "quanto":
             return _with_map(tree, part)
@@ -170,6 +170,11 @@ def _find_transformer(tree: _Tree, weights: Weights) -> Part:
             # Whoever loads it tells of all damaged files in folders of components.
             return part
     return part if any(map(is_audio, names)) else _with_audio(tree, part, weights)
+
+
+def _is_transformer(config: Mapping[str, Any]) -> bool:
+    """Say whether a config is a transformer's: Wan's own, or one in the layout of diffusers."""
+    return {"dim", "num_heads"} <= config.keys() or {"attention_head_dim", "audio_tokens"} <= config.keys()
 
 
 def _with_audio(tree: _Tree, part: Part, weights: Weights) -> Part:

@@ -1,0 +1,296 @@
+"""What quantised weights cost on a CPU: errors, lips and bytes of each scheme against the plain weights, as JSON."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from engine import EngineService
+from engine.bench import talk_kinds
+from engine.bench.quantised_folder import write_gguf, write_quanto
+from engine.bench.talk import SIZES, machine, read_sizes
+from engine.bench.talk_measures import Floats, codec_errors, mean, minus
+from engine.bench.talk_studio import Studio
+from engine.commands.escape import override as quoted
+from engine.errors import ConfigError, RequestError
+from engine.multitalk.codec import LatentCodec, Withdrawn
+from engine.multitalk.fill import find_stored
+from engine.multitalk.keys import is_audio, to_reference
+from engine.multitalk.transformer import TransformerConditions
+from engine.registry import installed
+from engine.settings import locate_weights
+
+State = Mapping[str, Tensor]
+Writer = Callable[[Path, State, Sequence[str]], None]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A way to quantise: the engine's `quant`, and how the file that it reads is written, if it reads one."""
+
+    quant: str
+    write: Writer | None = None
+
+
+def _quanto(dtype: torch.dtype) -> Writer:
+    return lambda folder, state, modules: write_quanto(folder / "quant_models", state, modules, dtype)
+
+
+def _gguf(kind: str) -> Writer:
+    def write(folder: Path, state: State, _modules: Sequence[str]) -> None:
+        from safetensors.torch import save_file
+
+        save_file({name: tensor for name, tensor in state.items() if is_audio(name)}, folder / "multitalk.safetensors")
+        wan = {name: tensor for name, tensor in state.items() if not is_audio(name)}
+        write_gguf(folder / f"wan-{kind}.gguf", wan, kind)
+
+    return write
+
+
+#: What a name stands for; any other is handed to the engine as its `quant`.
+SCHEMES = {
+    "int8": Scheme("int8"),
+    "int8-quanto": Scheme("int8-quanto", _quanto(torch.int8)),
+    "fp8-quanto": Scheme("fp8-quanto", _quanto(torch.float8_e4m3fn)),
+    "gguf-q8_0": Scheme("gguf", _gguf("Q8_0")),
+    "gguf-q4_0": Scheme("gguf", _gguf("Q4_0")),
+}
+#: The page and the report that `python -m engine.bench.quant` makes its table of.
+PAGE, MEASURED = Path("docs/weights.md"), Path("docs/measured/quant.json")
+
+
+def run(
+    *,
+    clips: int = 4,
+    schemes: str = ",".join(SCHEMES),
+    seed: int = 5_000_000,
+    override: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Film the same held-out people with plain and with quantised weights, and compare.
+
+    `clips` of one person and as many of two, drawn as `bench talk` draws them from `seed` on; `schemes` are names of
+    SCHEMES. What a scheme's file would hold is written from the plain weights. A scheme that the engine refuses is
+    told with the engine's reason. `override` goes to every engine (Hydra's grammar). Needs a checkout and eSpeak NG,
+    as `bench talk` does. Raises EngineError.
+    """
+    names = [name.strip() for name in schemes.split(",") if name.strip()]
+    if clips < 1 or not names:
+        hint = f"1 clip or more, of {', '.join(SCHEMES)}"
+        raise RequestError(f"{clips} clips, {len(names)} schemes", field="bench quant", hint=hint)
+    with tempfile.TemporaryDirectory(prefix="multitalk-bench-") as name:
+        folder = Path(name)
+        # A LoRA that waits beside the weights would be counted with them.
+        given = ("model=tiny", "model.turbo.loras=[]", *override)
+        overrides = (*given, "sink=disk", quoted("sink.folder", str(folder / "films")))
+        service = EngineService(overrides)
+        weights = locate_weights(service.config, installed())
+        studio = Studio(
+            service,
+            folder,
+            overrides=overrides,
+            clips=clips,
+            long=1,
+            seed=seed,
+            sizes=read_sizes(SIZES),
+            name="bench quant",
+        )
+        plain, seen = _film(studio, service, "none")
+        report: dict[str, Any] = {
+            "bench": "quant",
+            "settings": {"seed": seed, "clips": clips, "overrides": list(given), **machine(weights)},
+            "plain": plain,
+            "schemes": {},
+            "refused": {},
+        }
+        service.close()
+        for scheme in names:
+            try:
+                quantised = EngineService((*overrides, *_quantise(scheme, weights, folder)))
+                quantised.load()
+            except ConfigError as error:
+                report["refused"][scheme] = str(error)
+                continue
+            figures, others = _film(studio.again(quantised), quantised, scheme)
+            quantised.close()
+            report["schemes"][scheme] = _against(plain, figures) | _errors(studio, seen, others)
+    return report
+
+
+def _quantise(scheme: str, weights: Path, folder: Path) -> tuple[str, ...]:
+    """Write a folder of weights for `scheme` and return what has an engine read it. Raises MissingExtra."""
+    chosen = SCHEMES.get(scheme, Scheme(scheme))
+    quant = quoted("quant", chosen.quant)
+    if chosen.write is None:
+        return (quant,)
+    target = folder / scheme
+    target.mkdir()
+    for part in weights.iterdir():
+        if part.name != "transformer":
+            (target / part.name).symlink_to(part.absolute())
+    (target / "config.json").write_bytes((weights / "transformer" / "config.json").read_bytes())
+    state, modules = _published(weights / "transformer")
+    chosen.write(target, state, modules)
+    return (quant, "source=volume", quoted("source.path", str(folder)), quoted("model.folder", scheme))
+
+
+def _published(folder: Path) -> tuple[State, list[str]]:
+    """Return a transformer's tensors as float32 by the names of published files, and its linear modules."""
+    from safetensors.torch import load_file
+
+    files = {stored.file for stored in find_stored(folder).values()}
+    state = {to_reference(name): tensor.float() for file in sorted(files) for name, tensor in load_file(file).items()}
+    modules = [name.removesuffix(".weight") for name, tensor in state.items() if tensor.ndim == 2]
+    return state, modules
+
+
+# --- what is seen -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Seen:
+    """What the network made of one clip: outputs of the first step's forwards, the final latents, the frames."""
+
+    outputs: list[Tensor]
+    latents: Tensor
+    #: float32 (F, H, W, 3), 0 to 255, before the colours are corrected and anything is encoded.
+    frames: Floats
+
+
+@dataclass
+class _Watch:
+    """A codec that works as `codec` does, and keeps what `model` makes; each clip is one window."""
+
+    codec: LatentCodec
+    steps: int
+    seen: list[Seen] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.spatial, self.temporal, self.channels = self.codec.spatial, self.codec.temporal, self.codec.channels
+
+    def hear(self, _module: nn.Module, _given: Any, made: Any) -> None:
+        """Keep an output of the transformer, which embeds conditions as well."""
+        if not isinstance(made, TransformerConditions):
+            self.outputs.append(made[0].float())
+
+    def encode(self, pixels: Tensor, *, cancel: Withdrawn | None = None) -> Tensor:
+        return self.codec.encode(pixels, cancel=cancel)
+
+    def decode(self, latents: Tensor, *, cancel: Withdrawn | None = None) -> Tensor:
+        pixels = self.codec.decode(latents, cancel=cancel)
+        frames = ((pixels + 1) * 127.5).permute(1, 2, 3, 0).cpu().numpy()
+        # All of them see the same noise: what comes later is heard through what came before.
+        self.seen.append(Seen(self.outputs[: len(self.outputs) // self.steps], latents.clone(), frames))
+        self.outputs = []
+        return pixels
+
+
+def _film(studio: Studio, service: EngineService, scheme: str) -> tuple[dict[str, Any], list[Seen]]:
+    """Film the clips of one and of two people; return the figures, and what the network made in that order."""
+    model = service.engine.load()
+    watch = _Watch(model.codec, service.config.sampler.steps)
+    model.codec = watch
+    model.transformer.register_forward_hook(watch.hear)
+    studio.say(f"{scheme}, {len(studio.one_cases) + len(studio.two_cases)} clips")
+    began = perf_counter()
+    one, two = talk_kinds.one(studio), talk_kinds.two(studio)
+    return {
+        "bytes": weight_bytes(model.transformer),
+        "seconds": round(perf_counter() - began, 1),
+        "one": {name: one[name] for name in ("mean", "worst", "lag_share")},
+        "two": {name: two[name] for name in ("own_mean", "own_worst", "cross_mean", "margin")},
+    }, watch.seen
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Return the bytes that a network's parameters take in memory, quantised ones with their scales."""
+    return sum(map(_bytes, network.parameters()))
+
+
+def _bytes(tensor: Tensor) -> int:
+    if not is_traceable_wrapper_subclass(tensor):
+        return tensor.nbytes
+    inner, _ = tensor.__tensor_flatten__()
+    return sum(_bytes(getattr(tensor, name)) for name in inner)
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------------
+
+
+def _against(plain: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures, and by how much they are below those of the plain weights."""
+    less = {
+        "one": minus(plain["one"]["mean"], figures["one"]["mean"]),
+        "two": minus(plain["two"]["own_mean"], figures["two"]["own_mean"]),
+        "margin": minus(plain["two"]["margin"], figures["two"]["margin"]),
+    }
+    return {**figures, "share": round(figures["bytes"] / plain["bytes"], 4), "less": less}
+
+
+def _errors(studio: Studio, plain: Sequence[Seen], quantised: Sequence[Seen]) -> dict[str, Any]:
+    """Return relative errors of forwards and latents, and how far the frames are from the plain ones, in dB."""
+    rows = []
+    for case, one, other in zip((*studio.one_cases, *studio.two_cases), plain, quantised, strict=True):
+        forwards = [relative_error(*pair) for pair in zip(one.outputs, other.outputs, strict=True)]
+        # Frame 0 is the given picture, which the codec alone makes.
+        given = np.rint(one.frames[1:]).astype(np.uint8)
+        frames = codec_errors(given, other.frames[1:], case.mouths[:, 1:])
+        rows.append(
+            {
+                "forward": mean(forwards),
+                "latents": relative_error(one.latents, other.latents),
+                "psnr": frames["psnr"],
+                "psnr_mouth": frames["psnr_mouth"],
+            }
+        )
+    return {"error": {name: mean(row[name] for row in rows) for name in rows[0]}}
+
+
+def relative_error(wanted: Tensor, given: Tensor) -> float:
+    """Return the norm of what differs in parts of the norm of what is wanted."""
+    return float((given - wanted).norm() / wanted.norm())
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Return a report as the table of docs/weights.md."""
+    plain = report["plain"]
+    one, two, bound = plain["one"]["mean"], plain["two"]["own_mean"], plain["two"]["margin"]
+    rows = [
+        "| scheme | MB | share | forward | latents | frames, dB | mouths, dB | one person | two people | binding |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| `none` | {plain['bytes'] / 1e6:.2f} | 1 | – | – | – | – | {one:.3f} | {two:.3f} | {bound:.3f} |",
+    ]
+    for name, found in report["schemes"].items():
+        error, less = found["error"], found["less"]
+        rows.append(
+            f"| `{name}` | {found['bytes'] / 1e6:.2f} | {found['share']:.2f} | {error['forward']:.2%} "
+            f"| {error['latents']:.2%} | {error['psnr']:.1f} | {error['psnr_mouth']:.1f} "
+            f"| {-less['one']:+.4f} | {-less['two']:+.4f} | {-less['margin']:+.4f} |"
+        )
+    return "\n".join(rows)
+
+
+def write_table(root: Path = Path()) -> None:
+    """Write the table of the measured report into the page, between its two marks."""
+    page = root / PAGE
+    begin, _, rest = page.read_text("utf-8").partition("<!-- quant -->\n")
+    _, _, end = rest.partition("<!-- /quant -->")
+    told = table(json.loads((root / MEASURED).read_text("utf-8")))
+    page.write_text(f"{begin}<!-- quant -->\n{told}\n<!-- /quant -->{end}", "utf-8")
+
+
+if __name__ == "__main__":
+    write_table()
