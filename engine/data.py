@@ -314,6 +314,20 @@ class Kept:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Peak:
+    """The most memory, in bytes, that a generation found taken at a time.
+
+    On the host that is all of the process' resident memory, on a CUDA device what torch has allocated there.
+    """
+
+    #: When it began: libraries, and weights that were loaded before.
+    start: int
+    peak: int
+    #: By how much each stage raised the peak above what was reached before it; together `peak` less `start`.
+    raised: Mapping[str, int]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Delivered(Kept):
     """Where the caller finds a video, and what it took this time."""
@@ -334,6 +348,8 @@ class Delivery(Delivered):
     plan: Plan
     #: The memory profile it was made with.
     memory: str = "none"
+    #: What was taken of the memory of "host" and "device", where that is known.
+    peaks: Mapping[str, Peak] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Engine:
         """
         config = config or self.config
         sink = request_sink(self.sink, request, self._registry, self.access, own=self.config.sink.name)
-        job = _Job(request, config, choose(config, self._registry), Meter(progress, cancel), sink)
+        job = _Job(request, config, choose(config, self._registry), Meter(progress, cancel, self.device), sink)
         with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
             media, plan = self._plan(job, Path(folder))
             inputs = self._read(job, media, plan)
@@ -273,6 +273,7 @@ class Engine:
             timings=job.meter.timings,
             plan=plan,
             memory=self.memory,
+            peaks=job.meter.peaks.found,
             warnings=(*plan.warnings, *kept.warnings),
         )
         self._hooks.generation_finished(request=job.request, delivery=delivery)

@@ -1,4 +1,4 @@
-"""Signs of life: where a generation stands, how long each stage took, how long the rest will take."""
+"""Signs of life: where a generation stands, what each stage took, how long the rest will take."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from engine.components import CancelToken, ProgressCallback
 from engine.data import Progress
 from engine.errors import Cancelled
+from engine.peaks import Peaks
 
 
 class Meter:
-    """Counts the steps of one generation, times its stages and asks the cancel token between them."""
+    """Counts the steps of one generation, measures its stages and asks the cancel token between them."""
 
-    def __init__(self, callback: ProgressCallback | None, cancel: CancelToken | None) -> None:
+    def __init__(self, callback: ProgressCallback | None, cancel: CancelToken | None, device: str = "cpu") -> None:
         self._callback = callback
         self._cancel = cancel
         self._steps = self._windows = self._window = 0
@@ -23,6 +24,8 @@ class Meter:
         self._began: float | None = None
         #: Seconds by stage.
         self.timings: dict[str, float] = {}
+        #: Memory by stage.
+        self.peaks = Peaks(device)
         self.last = Progress("start")
 
     def expect(self, windows: int, steps: int) -> None:
@@ -31,7 +34,7 @@ class Meter:
 
     @contextmanager
     def stage(self, name: str, *, window: int = 0) -> Iterator[None]:
-        """Time what happens inside as stage `name`. Raises Cancelled at its begin if the caller withdrew."""
+        """Measure what happens inside as stage `name`. Raises Cancelled at its begin if the caller withdrew."""
         self.check(name)
         if window and self._began is None:
             self._began = time.monotonic()
@@ -42,6 +45,7 @@ class Meter:
             yield
         finally:
             self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - began
+            self.peaks.note(name)
 
     def step(self, number: int) -> Progress:
         """Note that step `number` (from 1) of the current window is done."""

@@ -179,9 +179,10 @@ class _Piece:
         self._fill(room[: self.end - self.begin])
         self.room = room
         if here:
+            values, target = self._values(), self._target()
             # By this thread alone: torch would give each thread as many of its own.
-            for values, place in zip(self._values().split(_SERIAL), self._target().split(_SERIAL), strict=True):
-                place.copy_(values)
+            for part in (slice(begin, begin + _SERIAL) for begin in range(0, len(values), _SERIAL)):
+                target[part].copy_(values[part])
             self._free()
 
     def put(self) -> None:

@@ -142,6 +142,7 @@ def test_json_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> 
         "timings",
         "plan",
         "memory",
+        "peaks",
     ]
     assert answer["address"] == "films/talk.mp4"
     assert answer["plan"]["weights"] == "weights/tiny"

@@ -37,6 +37,7 @@ ROOMS = {
     "engine.jobs": {"engine.data", "engine.errors", "engine.jobs", "engine.speakers"},
     "engine.endpoint": {"engine.endpoint", "engine.errors"},
     "engine.room": set[str](),
+    "engine.peaks": {"engine.data"},
     "engine.fit": {"engine.data", "engine.errors", "engine.estimates", "engine.fit", "engine.room"},
     "engine.client": {"engine.client", "engine.errors"},
     "engine.models": {"engine.errors", "engine.models"},

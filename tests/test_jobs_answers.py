@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worker_fakes import PLAN
 
-from engine.data import Delivery
+from engine.data import Delivery, Peak
 from engine.errors import (
     Cancelled,
     ConfigError,
@@ -79,6 +79,12 @@ def test_url_of_a_video_is_answered_whole() -> None:
         "engine_version": engine_version(),
         "warnings": ["the audio is cut"],
     }
+    holds(told, "answer")
+
+
+def test_peaks_of_memory_are_answered_in_bytes() -> None:
+    told = answer(JOB, replace(DELIVERY, peaks={"host": Peak(100, 160, {"load": 40, "denoise": 20})}))
+    assert told["memory"] == {"host": {"start": 100, "peak": 160, "raised": {"load": 40, "denoise": 20}}}
     holds(told, "answer")
 
 

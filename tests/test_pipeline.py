@@ -80,6 +80,14 @@ def test_frames_are_those_asked_for_and_sound_is_as_long(service: EngineService,
     assert abs(video - sound) <= 1 / 25
 
 
+def test_a_delivery_tells_the_memory_of_its_stages(service: EngineService) -> None:
+    delivery = service.generate(replace(ONE, frames=1, overrides=("sampler.steps=1",)))
+    host = delivery.peaks["host"]
+    assert host.start > 50e6
+    assert host.peak == host.start + sum(host.raised.values())
+    assert host.raised.keys() <= delivery.timings.keys()
+
+
 def test_length_is_the_audios_where_none_is_asked_for(service: EngineService) -> None:
     delivery = service.generate(replace(ONE, frames=None, overrides=("sampler.steps=1",)))
     assert delivery.address is not None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
+import torch
 
-from engine.data import Progress
+from engine import peaks
+from engine.data import Peak, Progress
 from engine.errors import Cancelled
 from engine.progress import Meter
 
@@ -34,6 +37,54 @@ def test_stages_of_all_windows_are_timed_together() -> None:
             pass
     assert set(meter.timings) == {"encode"}
     assert meter.timings["encode"] >= 0
+
+
+def test_a_stage_is_told_by_how_much_it_raised_the_peak() -> None:
+    meter = Meter(None, None)
+    with meter.stage("denoise"):
+        kept = np.ones(48 * 2**20, np.uint8)
+        del kept
+    with meter.stage("decode"):
+        kept = np.ones(16 * 2**20, np.uint8)
+        del kept
+    with meter.stage("denoise"):
+        kept = np.ones(80 * 2**20, np.uint8)
+        del kept
+
+    host = meter.peaks.found["host"]
+
+    # The kernel counts in batches of pages, and what was free in this process already is not taken anew.
+    assert host.raised["denoise"] == pytest.approx(80 * 2**20, abs=8 * 2**20)
+    assert host.raised.get("decode", 0) < 8 * 2**20
+    assert host.peak == host.start + sum(host.raised.values())
+
+
+def test_torchs_own_peak_is_told_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = iter([500, 900, 700, 1000])
+    reset: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: reset.append(True))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 400)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(counted))
+
+    meter = Meter(None, None, "cuda")
+    for stage in ("encode", "denoise", "decode", "denoise"):
+        with meter.stage(stage):
+            pass
+
+    assert reset == [True]
+    assert meter.peaks.found["device"] == Peak(400, 1000, {"encode": 100, "denoise": 500})
+
+
+def test_where_the_kernel_tells_no_peaks_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied() -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(peaks, "forget_peak", denied)
+    meter = Meter(None, None)
+    with meter.stage("read"):
+        pass
+    assert meter.peaks.found == {}
 
 
 def test_withdrawn_request_stops_at_the_next_stage() -> None:

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.bench.memory import forget_peak, status
 from engine.bench.talk_bars import Bar, judge_bars
 from engine.components import Reader
 from engine.errors import RequestError
@@ -30,6 +29,7 @@ from engine.multitalk.layout import part_in
 from engine.multitalk.load import DTYPES
 from engine.multitalk.on_disk import OnDisk
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
+from engine.peaks import forget_peak, status
 from engine.registry import installed
 from engine.tensors import BUFFER, PIECE
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import RequestError
+from engine.peaks import forget_peak, status
 
 #: Frames that warm an engine up: two windows, so that a continuation has run as well.
 WARM = 106
@@ -66,18 +67,6 @@ def _child(frames: int, overrides: Sequence[str]) -> dict[str, Any]:
         warm = forget_peak()
         make(frames)
         return {"frames": frames, "warm_kib": warm, "peak_kib": status("VmHWM")}
-
-
-def forget_peak() -> int:
-    """Have the kernel count this process' peak, VmHWM, from now on; return what is in memory now in KiB. Linux only."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return status("VmRSS")
-
-
-def status(key: str, process: int | str = "self") -> int:
-    """Return a figure of a process by the kernel's name for it: in KiB where it is memory, such as VmHWM."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def write_voice(path: Path, seconds: float) -> None:

@@ -17,8 +17,9 @@ from typing import Any
 from PIL import Image
 
 from engine import EngineService, Request, Speaker
-from engine.bench.memory import forget_peak, status, write_voice
+from engine.bench.memory import write_voice
 from engine.errors import EngineError, RequestError
+from engine.peaks import forget_peak, status
 
 #: Configs that were looked at while the arithmetic of `engine.fit` was written, and others that were not.
 FITTED = ("base",)

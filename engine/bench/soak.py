@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import linear_regression
 from typing import Any
 
-from engine.bench.memory import status
 from engine.bench.platform import Platform, working
 from engine.errors import EngineError, RequestError
+from engine.peaks import status
 
 #: Jobs after which caches and allocators are warm.
 WARM = 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -29,6 +30,7 @@ def answer(job: Job, delivery: Delivery | Resumed) -> dict[str, Any]:
         "fps": delivery.fps,
         "seconds": round(delivery.seconds, 3),
         "timings": {stage: round(seconds, 3) for stage, seconds in delivery.timings.items()},
+        **_memory(delivery),
         "engine_version": engine_version(),
         "warnings": [scrub(warning, _secrets(job)) for warning in delivery.warnings],
     }
@@ -68,6 +70,13 @@ def _video(delivery: Delivery | Resumed) -> dict[str, str]:
     if delivery.address is None:
         raise SinkError("the sink kept no video", field="output.sink", hint="choose another sink")
     return {"video_url" if "://" in delivery.address else "video_path": delivery.address}
+
+
+def _memory(delivery: Delivery | Resumed) -> dict[str, Any]:
+    # Nothing was made anew of a video that is resumed.
+    if isinstance(delivery, Resumed) or not delivery.peaks:
+        return {}
+    return {"memory": {where: asdict(peak) for where, peak in delivery.peaks.items()}}
 
 
 def _internal(error: BaseException) -> dict[str, str]:
