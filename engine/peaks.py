@@ -74,6 +74,6 @@ def _begin_device() -> _Started:
     import torch
 
     # Before the first allocation there is nothing to reset, and torch refuses to.
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats()
     return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated

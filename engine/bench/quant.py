@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from engine import EngineService
 from engine.bench import talk_kinds
@@ -217,11 +216,12 @@ def weight_bytes(network: nn.Module) -> int:
     return sum(map(_bytes, network.parameters()))
 
 
-def _bytes(tensor: Tensor) -> int:
-    if not is_traceable_wrapper_subclass(tensor):
-        return tensor.nbytes
-    inner, _ = tensor.__tensor_flatten__()
-    return sum(_bytes(getattr(tensor, name)) for name in inner)
+def _bytes(tensor: Any) -> int:
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return int(tensor.nbytes)
+    # What torchao keeps says nothing of itself: it is made of other tensors.
+    parts, _ = tensor.__tensor_flatten__()
+    return sum(_bytes(getattr(tensor, part)) for part in parts)
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------
