@@ -113,14 +113,16 @@ class AheadReader:
         waiting: deque[tuple[_Piece, Future[None]]] = deque()
         threads = ThreadPoolExecutor(min(PIECES, torch.get_num_threads()), "multitalk-read")
         with ExitStack() as files:
-            # Whoever stops taking, or a piece that fails, leaves pieces that nobody waits for.
-            files.callback(threads.shutdown, cancel_futures=True)
-            for piece in _pieces(by_file(wanted), into, rooms, files):
-                waiting.append((piece, threads.submit(piece.read)))
-                if len(waiting) == PIECES:
+            try:
+                for piece in _pieces(by_file(wanted), into, rooms, files):
+                    waiting.append((piece, threads.submit(piece.read)))
+                    if len(waiting) == PIECES:
+                        yield from _taken(*waiting.popleft())
+                while waiting:
                     yield from _taken(*waiting.popleft())
-            while waiting:
-                yield from _taken(*waiting.popleft())
+            finally:
+                # Before the files are closed: whoever stops taking leaves pieces that are being read.
+                threads.shutdown(cancel_futures=True)
 
 
 def _taken(piece: _Piece, reading: Future[None]) -> Iterator[tuple[Stored, Tensor]]:

@@ -163,6 +163,27 @@ def test_who_stops_taking_ends_the_reading(files: list[Path]) -> None:
     assert threading.active_count() == before
 
 
+def test_files_stay_open_until_the_last_thread_has_read(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    read = module._Piece.read
+    ended: list[bool] = []
+
+    def slowly(piece: Any) -> None:
+        if len(ended) > 3:
+            time.sleep(0.05)
+        read(piece)
+        ended.append(Path(f"/proc/self/fd/{piece.descriptor}").exists())
+
+    monkeypatch.setattr(module._Piece, "read", slowly)
+    walk = AheadReader().read(found(files), as_stored)
+    next(walk)
+    before = len(ended)
+
+    walk.close()  # type: ignore[attr-defined]
+
+    assert len(ended) > before
+    assert all(ended)
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
 

@@ -1,4 +1,4 @@
-"""The engine's own reader: a thread reads ahead with the system's calls."""
+"""The engine's own reader: threads read ahead with the system's calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.register import Register
 
 @dataclass
 class AheadConfig(ComponentConfig):
-    """A thread reads the files in order, a little ahead; needs nothing installed."""
+    """Threads read the files about in order, a little ahead; needs nothing installed."""
 
     name: str = "ahead"
 
