@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine import EngineService
 from engine.bench import quant, talk_studio
-from engine.bench.quant import SCHEMES, relative_error, table, weight_bytes
+from engine.bench.quant import SCHEMES, prepare_scheme, relative_error, table, weight_bytes
 from engine.bench.transformer import build_inputs
 from engine.commands.bench import bench as command
 from engine.errors import RequestError
@@ -58,7 +58,7 @@ def test_scheme_keeps_the_embedded_model_near_its_plain_weights(
     given = ("model=tiny", "model.turbo.loras=[]")
     weights = locate_weights(EngineService(given).config, installed())
 
-    made, size = forward(EngineService((*given, *quant._quantise(scheme, weights, tmp_path))))
+    made, size = forward(EngineService((*given, *prepare_scheme(scheme, weights, tmp_path))))
 
     most, share = BOUNDS[scheme]
     assert 0 < relative_error(plain[0], made) < most

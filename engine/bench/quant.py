@@ -89,7 +89,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="multitalk-bench-") as name:
         folder = Path(name)
         # A LoRA that waits beside the weights would be counted with them.
-        given = ("model=tiny", "model.turbo.loras=[]", *override)
+        given = ("model=tiny", "device=cpu", "model.turbo.loras=[]", *override)
         overrides = (*given, "sink=disk", quoted("sink.folder", str(folder / "films")))
         service = EngineService(overrides)
         weights = locate_weights(service.config, installed())
@@ -114,7 +114,7 @@ def run(
         service.close()
         for scheme in names:
             try:
-                quantised = EngineService((*overrides, *_quantise(scheme, weights, folder)))
+                quantised = EngineService((*overrides, *prepare_scheme(scheme, weights, folder)))
                 quantised.load()
             except ConfigError as error:
                 report["refused"][scheme] = str(error)
@@ -125,7 +125,7 @@ def run(
     return report
 
 
-def _quantise(scheme: str, weights: Path, folder: Path) -> tuple[str, ...]:
+def prepare_scheme(scheme: str, weights: Path, folder: Path) -> tuple[str, ...]:
     """Write a folder of weights for `scheme` and return what has an engine read it. Raises MissingExtra."""
     chosen = SCHEMES.get(scheme, Scheme(scheme))
     quant = quoted("quant", chosen.quant)
