@@ -15,8 +15,8 @@ from engine.errors import ConfigError, RequestError
 from engine.jobs.schema import SECRET, job_schema, shown
 
 _FIELD = "entrypoint.jobs"
-#: Letters of a job's hash that make a name for it.
-_NAME = 12
+#: Letters of a job's hash in a name, and most letters of its id before them.
+_HASH, _MOST = 12, 100
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Line:
     number: int
     #: SHA-256 of what the job asks for, without its name and its keys.
     sha256: str
+    #: Name that the engine's sinks know it by: one that no other job has, nor this one once it was changed.
+    job: str
     #: Name under which the sink's folder will hold the video; None: it has no such name, or goes elsewhere.
     filename: str | None
     #: Bytes of the file before it.
@@ -82,8 +84,8 @@ class Jobs:
                 hint='write {"input": {...}}',
                 code="wrong_type",
             )
-        if job.get("id") is None:
-            job["id"] = line.id
+        if job.get("id") in (None, line.id):
+            job["id"] = line.job
         if line.filename is not None:
             job["input"]["output"] = (job["input"].get("output") or {}) | {"filename": line.filename}
         return job
@@ -99,15 +101,17 @@ class Jobs:
                     continue
                 try:
                     job = _parse(raw)
+                    sha256 = _sha256(job)
                 except (ValueError, RecursionError):
-                    job = None
-                sha256 = _sha256(raw if job is None else job)
+                    job, sha256 = None, hashlib.sha256(raw).hexdigest()
                 name = job.get("id") if isinstance(job, dict) else None
-                if not isinstance(name, str) or not named.match(name):
+                if isinstance(name, str) and named.match(name):
+                    key = f"{name[:_MOST]}-{sha256[:_HASH]}"
+                else:
                     # Made of the content, so that lines may be added and moved; equal lines are told apart by order.
                     seen[sha256] += 1
-                    name = f"job-{sha256[:_NAME]}" + (f"-{seen[sha256]}" if seen[sha256] > 1 else "")
-                yield Line(name, number, sha256, self._filename(job, name), begins)
+                    name = key = f"job-{sha256[:_HASH]}" + (f"-{seen[sha256]}" if seen[sha256] > 1 else "")
+                yield Line(name, number, sha256, key, self._filename(job, name), begins)
 
     def _filename(self, job: Any, name: str) -> str | None:
         asked = job.get("input") if isinstance(job, dict) else None
@@ -130,8 +134,6 @@ def _parse(raw: bytes) -> Any:
 
 
 def _sha256(job: Any) -> str:
-    if isinstance(job, bytes):
-        return hashlib.sha256(job.strip()).hexdigest()
     if isinstance(job, dict):
         job = {key: value for key, value in job.items() if key not in ("id", SECRET)}
     return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()

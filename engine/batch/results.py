@@ -71,11 +71,12 @@ class Results:
             begun = {"id": line.id, "filename": line.filename, "results": self._count[line.id]}
             _append(self._begun_file, begun)
 
-    def lost(self, line: Line) -> None:
-        """Take away what a process that died may have left of a job."""
+    def withdraw(self, line: Line) -> None:
+        """Take away what may be left of a job that was begun and came to no end."""
         with self._lock:
             if self._folder is not None and line.filename is not None and line.id in self._begun:
                 (self._folder / line.filename).unlink(missing_ok=True)
+                self._begun.remove(line.id)
 
     def add(self, line: Line, answer: Mapping[str, Any], seconds: float) -> Status:
         """Keep the answer of a job. Raises SinkError where the file is no longer this process' own."""

@@ -26,15 +26,16 @@ Say = Callable[[str], None]
 class Run:
     """The jobs that are to be done now."""
 
-    def __init__(self, jobs: Jobs, results: Results, pending: Sequence[Line], say: Say) -> None:
-        """`say` is told in a line what goes on, from any thread."""
+    def __init__(self, jobs: Jobs, results: Results, pending: Sequence[Line], say: Say, warn: Say) -> None:
+        """`say` and `warn` are told in a line what goes on, and what goes wrong with workers, from any thread."""
         #: How many jobs came to which end.
         self.counts: Counter[str] = Counter()
         #: It was told to end before all was done.
         self.interrupted = False
-        self._jobs, self._results, self._say = jobs, results, say
+        self._jobs, self._results, self._say, self._warn = jobs, results, say, warn
         self._total = len(pending)
         self._waiting = deque(pending)
+        self._deaths: Counter[str] = Counter()
         self._workers: Sequence[JobWorker] = ()
         self._lock = threading.Lock()
         self._troubles: list[BaseException] = []
@@ -75,9 +76,9 @@ class Run:
     def _serve(self, worker: JobWorker) -> None:
         try:
             try:
-                _start(worker)
+                fresh = False
                 while (line := self._next()) is not None:
-                    self._do(worker, line)
+                    fresh = self._do(worker, line, fresh=fresh)
             finally:
                 worker.close()
         except Cancelled:
@@ -85,7 +86,7 @@ class Run:
             pass
         except EngineError as error:
             self._troubles.append(error)
-            self._say(f"a worker cannot go on: {error}")
+            self._warn(f"a worker cannot go on: {error}")
         except BaseException as error:  # noqa: BLE001 - raised in the main thread
             self._troubles.append(error)
             self.stop()
@@ -94,48 +95,49 @@ class Run:
         with self._lock:
             return self._waiting.popleft() if self._waiting and not self.interrupted else None
 
-    def _do(self, worker: JobWorker, line: Line) -> None:
+    def _do(self, worker: JobWorker, line: Line, *, fresh: bool) -> bool:
+        """Do a job with a worker that is as good as new if it is `fresh`; say whether it still is."""
         began = time.monotonic()
         try:
             job = self._jobs.job(line)
         except RequestError as error:
-            found: Mapping[str, Any] | None = error_answer(error)
-        else:
-            found = self._answer(worker, line, job)
-        if found is None:
-            return
-        answer = dict(found)
-        replace = answer.pop("refresh_worker", False)
-        took = time.monotonic() - began
-        self._tell(line, self._results.add(line, answer, took), answer, took)
-        if replace:
-            worker.close()
-            _start(worker)
-
-    def _answer(self, worker: JobWorker, line: Line, job: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Return a job's answer; None where it was ended before it had one."""
-        self._results.begin(line)
-        self._say(f"{line.id}: begins (line {line.number})")
-        for _ in range(_LIVES):
+            self._keep(line, error_answer(error), began)
+            return fresh
+        if not fresh:
             try:
-                answer = worker.work(job, _tenths(lambda text: self._say(f"{line.id}: {text}")))
-                return None if answer.get("error_code") == "worker_stopped" else answer
-            except WorkerLost as error:
-                lost = error
-            self._results.lost(line)
-            if self.interrupted:
-                return None
-            self._say(f"{line.id}: {lost}")
-            try:
-                worker.close()
-                _start(worker)
+                _renew(worker)
             except BaseException:
-                # For another worker, if there is one.
+                # Not the job's fault: another worker may do it.
                 self._waiting.appendleft(line)
                 raise
-        return error_answer(lost)
+        self._results.begin(line)
+        self._say(f"{line.id}: begins (line {line.number})")
+        try:
+            answer = dict(worker.work(job, _tenths(lambda text: self._say(f"{line.id}: {text}"))))
+        except WorkerLost as error:
+            self._lose(line, error, began)
+            return False
+        if answer.get("error_code") == "worker_stopped":
+            # It has not failed: the next start does it.
+            self._results.withdraw(line)
+            return False
+        fresh = not answer.pop("refresh_worker", False)
+        self._keep(line, answer, began)
+        return fresh
 
-    def _tell(self, line: Line, status: str, answer: Mapping[str, Any], took: float) -> None:
+    def _lose(self, line: Line, error: WorkerLost, began: float) -> None:
+        """Let the job be done again; it has failed if it was the second process that ended with it."""
+        self._warn(f"{line.id}: {error}")
+        self._results.withdraw(line)
+        self._deaths[line.id] += 1
+        if self._deaths[line.id] < _LIVES or self.interrupted:
+            self._waiting.appendleft(line)
+        else:
+            self._keep(line, error_answer(error), began)
+
+    def _keep(self, line: Line, answer: Mapping[str, Any], began: float) -> None:
+        took = time.monotonic() - began
+        status = self._results.add(line, answer, took)
         with self._lock:
             self.counts[status] += 1
             count = self.counts.total()
@@ -177,7 +179,9 @@ def interruptible(run: Run, grace: float, say: Say) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _start(worker: JobWorker) -> None:
+def _renew(worker: JobWorker) -> None:
+    """Start a worker, in the place of the process before if there was one."""
+    worker.close()
     try:
         worker.start()
     except WorkerLost:

@@ -96,7 +96,7 @@ class Batch:
         make = functools.partial(EngineWorker, functools.partial(EngineService, tuple(service.overrides)), self._terms)
         with keeping(Path(name).absolute(), self._folder) as results:
             pending = self._pending(jobs, results)
-            run = Run(jobs, results, pending, say)
+            run = Run(jobs, results, pending, say, _warn)
             if pending:
                 with self._launcher.launch(make, len(pending)) as workers, interruptible(run, self.config.grace, say):
                     run.through(workers)
@@ -124,14 +124,22 @@ class Batch:
                     pending.append(line)
                 case "done" if results.changed(line):
                     what = f"the job {line.id!r} in line {line.number} was changed since it was done"
-                    print(f"multitalk: warning: {what}; to have it done, give it another id", file=sys.stderr)
+                    _warn(f"{what}; to have it done, give it another id")
         return pending
 
     def _say(self, text: str) -> None:
         if not self.config.quiet:
-            # At one stroke: the threads of several workers speak.
-            sys.stderr.write(f"multitalk: {text}\n")
-            sys.stderr.flush()
+            _write(text)
+
+
+def _warn(text: str) -> None:
+    _write(f"warning: {text}")
+
+
+def _write(text: str) -> None:
+    # At one stroke: the threads of several workers speak.
+    sys.stderr.write(f"multitalk: {text}\n")
+    sys.stderr.flush()
 
 
 @hookimpl
