@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,13 @@ from engine.errors import ConfigError
 from engine.registry import installed
 
 
-def test_actors_do_jobs_and_one_that_dies_loses_its_job_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_actors_do_jobs_and_one_that_dies_loses_its_job_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     # As on a machine of a cluster, where what a worker is made of has to be installed.
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    words = {"a": "die-once mark", "b": "film", "c": "film"}
+    words = {"a": "die-once mark", "b": "film", "c": "film", "d": "wait reached"}
     path = tmp_path / "shots.jsonl"
     path.write_text("".join(json.dumps({"id": name, "input": {"prompt": word}}) + "\n" for name, word in words.items()))
     jobs = Jobs(path, sink="disk", folder=True)
@@ -33,15 +38,23 @@ def test_actors_do_jobs_and_one_that_dies_loses_its_job_once(tmp_path: Path, mon
     said: list[str] = []
     with keeping(tmp_path / "results", tmp_path) as results:
         run = Run(jobs, results, jobs.lines, said.append, warned.append)
-        with ray(workers=2).launch(functools.partial(WordWorker, tmp_path), 3) as workers:
+        with ray(workers=2).launch(functools.partial(WordWorker, tmp_path), 4) as workers:
             assert len(workers) == 2
+
+            def stop() -> None:
+                while run.counts.total() < 3 or not (tmp_path / "reached").exists():
+                    time.sleep(0.05)
+                run.stop()
+
+            threading.Thread(target=stop, daemon=True).start()
             run.through(workers)
             listening = addresses()
-    assert run.counts == {"done": 3}
+    assert (run.counts, run.left) == ({"done": 3}, 1)
     assert len(warned) == 1
     assert "b:  50%  denoise" in said
     records = [json.loads(line) for line in (tmp_path / "results").read_text().splitlines()]
     assert {record["output"]["folder"] for record in records} == {str(tmp_path)}
+    assert capfd.readouterr().out == ""
     # Nobody else can reach it, and nobody is told that it was here.
     assert listening
     assert all(address.removeprefix("::ffff:") in ("127.0.0.1", "::1") for address in listening)
@@ -53,7 +66,8 @@ def addresses() -> set[str]:
     us = psutil.Process()
     found = set()
     for process in [us, *us.children(recursive=True)]:
-        found |= {seen.laddr.ip for seen in process.net_connections("tcp") if seen.status == psutil.CONN_LISTEN}
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {seen.laddr.ip for seen in process.net_connections("tcp") if seen.status == psutil.CONN_LISTEN}
     return found
 
 

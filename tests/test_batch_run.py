@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 from batch_workers import WordWorker
 
 from engine.batch.jobs import Jobs
-from engine.batch.results import keeping
+from engine.batch.results import Results, keeping
 from engine.batch.run import Run, interruptible
 from engine.components import Launcher
 from engine.errors import ConfigError, SourceError, UnknownComponent, WorkerLost
@@ -142,6 +143,17 @@ def test_processes_that_die_while_they_start_end_the_batch(desk: Desk) -> None:
         desk.do({"a": "film"})
     assert desk.records() == {}
     assert len(desk.processes("starts")) == 2
+
+
+def test_results_that_cannot_be_kept_end_the_batch(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Results, "add", full)
+    with pytest.raises(OSError, match="No space left"):
+        desk.do({"a": "film", "b": "wait reached"}, local(workers=2))
+    assert all(gone(process) for process in desk.processes("starts"))
+
+
+def full(*_: object) -> str:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -43,6 +43,9 @@ ROOMS = {
     "engine.worker": {
         *("engine.components", "engine.data", "engine.errors", "engine.jobs", "engine.redact", "engine.worker"),
     },
+    "engine.batch": {
+        *("engine.batch", "engine.components", "engine.errors", "engine.jobs", "engine.worker"),
+    },
     "engine.register": {"engine.config", "engine.errors"},
     "engine.hookspecs": {"engine.components", "engine.data", "engine.register"},
     "engine.folders": set[str](),
@@ -60,6 +63,7 @@ ROOMS = {
     },
     "plugins": {
         "engine",
+        "engine.batch",
         "engine.buckets",
         "engine.components",
         "engine.config",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +53,8 @@ class Ray:
     @contextmanager
     def launch(self, make: Callable[[], JobWorker], most: int) -> Iterator[Sequence[JobWorker]]:
         """See `components.Launcher`. Raises MissingExtra without Ray, and ConfigError where no cluster is."""
-        ray = _connected(self.config)
-        try:
+        # Ray says what happens to its processes, and what they say, on stdout: that is the entrypoint's.
+        with redirect_stdout(sys.stderr), _connected(self.config) as ray:
             gpus = 0 if self.config.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
             machines = sum(node["Alive"] for node in ray.nodes())
             actor = ray.remote(_Actor).options(
@@ -65,11 +67,10 @@ class Ray:
             finally:
                 for worker in workers:
                     worker.close()
-        finally:
-            ray.shutdown()
 
 
-def _connected(config: RayConfig) -> Any:
+@contextmanager
+def _connected(config: RayConfig) -> Iterator[Any]:
     local = config.address == "local"
     # Nobody was asked whether they may be counted.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -80,16 +81,18 @@ def _connected(config: RayConfig) -> Any:
         import ray
     except ImportError as error:
         raise MissingExtra("launcher=ray", "ray", "ray") from error
-    own: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "object_store_memory": _STORE}
-    if local and config.workers is not None:
-        # As many as were asked for are wanted at once, whatever the machine has.
-        own["num_cpus"] = max(os.cpu_count() or 1, config.workers * config.cpus)
+    own = {
+        "_node_ip_address": "127.0.0.1",
+        "object_store_memory": _STORE,
+        # As many as were asked for, whatever the machine has: Ray would wait for more to come.
+        "num_cpus": max(os.cpu_count() or 1, math.ceil((config.workers or 1) * config.cpus)),
+    }
     try:
         ray.init(
             config.address,
             include_dashboard=False if local else None,
             logging_level=logging.ERROR,
-            **(own if local else {}),
+            **(own if local else {}),  # type: ignore[arg-type]
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
@@ -97,7 +100,10 @@ def _connected(config: RayConfig) -> Any:
             field="launcher.address",
             hint="host:port of a cluster, auto, or local",
         ) from error
-    return ray
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
 
 
 class _StandIn:
