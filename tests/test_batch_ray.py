@@ -93,3 +93,15 @@ def test_without_ray_the_error_names_the_extra(
 def test_numbers_that_cannot_be_meant_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=rf"^launcher\.{next(iter(changes))}: "):
         ray(**changes)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
+def test_a_cluster_that_is_not_there_is_one_line(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"input": {}}\n')
+    assert main(["batch", "a.jsonl", "launcher=ray", f"launcher.address={address}"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"multitalk: error: launcher.address: no Ray cluster at {address!r}: ")
+    assert len(told.splitlines()) == 1

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from engine.commands.hush import hush
 from engine.components import Service
 from engine.errors import EngineError, SinkError
 from engine.worker.handler import Handler, Terms
@@ -18,6 +19,8 @@ class EngineWorker:
 
     def __init__(self, open_service: Callable[[], Service], terms: Terms) -> None:
         """Open the service; load nothing. From now on this process logs bugs alone. Raises ConfigError."""
+        # A launcher may have started it on a machine where nobody did before.
+        hush()
         lines = Lines()
         install("ERROR", lines)
         self._keeper = Keeper(open_service())

@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import queue
+import secrets
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,9 @@ from engine.register import Register
 
 #: Bytes of a local cluster's object store; Ray would take a third of the memory, and jobs are small.
 _STORE = 128 * 2**20
+
+#: Seconds in which a cluster has to answer.
+_PATIENCE = 10.0
 
 
 @dataclass
@@ -77,6 +82,9 @@ def _connected(config: RayConfig) -> Iterator[Any]:
     if local:
         # Ray's name for "nothing of this cluster leaves the machine": it listens at loopback alone.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # And lets in nobody else. Without a token Ray would leave one in the home folder, which changes later clusters.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         import ray
     except ImportError as error:
@@ -88,22 +96,30 @@ def _connected(config: RayConfig) -> Iterator[Any]:
         "num_cpus": max(os.cpu_count() or 1, math.ceil((config.workers or 1) * config.cpus)),
     }
     try:
+        _reach(config.address)
         ray.init(
             config.address,
             include_dashboard=False if local else None,
             logging_level=logging.ERROR,
             **(own if local else {}),  # type: ignore[arg-type]
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"no Ray cluster at {config.address!r}: {error}",
             field="launcher.address",
-            hint="host:port of a cluster, auto, or local",
+            hint="host:port of a cluster, auto, or local; one with tokens wants RAY_AUTH_MODE=token",
         ) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where nobody listens: Ray would find that out after minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
 
 
 class _StandIn:
