@@ -43,6 +43,13 @@ def test_a_line_is_there_as_soon_as_it_is_known(path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", ["films/à la carte.mp4", "no text \udcff.mp4", "half a letter \ud83c.mp4"])
+def test_any_name_can_be_kept(path: Path, name: str) -> None:
+    with keeping(path, None) as results:
+        results.add(line("a"), {"video_path": name}, 1)
+    assert records(path)[0]["output"] == {"video_path": name}
+
+
 def test_what_was_done_or_failed_is_known_at_the_next_start(path: Path) -> None:
     with keeping(path, None) as results:
         results.add(line("a"), DONE, 1)

@@ -69,13 +69,14 @@ class Jobs:
             with self.path.open("rb") as file:
                 file.seek(line.offset)
                 job = _parse(file.readline())
+            sha256 = _sha256(job)
         except OSError as error:
             raise RequestError(f"cannot be read again: {error.strerror}", field=where) from error
         except (ValueError, RecursionError) as error:
             raise RequestError(
                 f"this is not JSON: {_reason(error)}", field=where, hint="write each job as one object on one line"
             ) from error
-        if _sha256(job) != line.sha256:
+        if sha256 != line.sha256:
             raise RequestError("the file was changed meanwhile", field=where, hint="start the batch again")
         if not isinstance(job, dict):
             raise RequestError(

@@ -38,7 +38,8 @@ class Results:
         self._taken = taken
         self._folder = folder
         self._lock = threading.Lock()
-        self._last: dict[str, Mapping[str, Any]] = {}
+        #: Of each id the last status, and the hash of the job that it is about. Answers may hold whole videos.
+        self._last: dict[str, tuple[Status, str]] = {}
         self._count: Counter[str] = Counter()
         for record in _records(path):
             self._note(record)
@@ -50,15 +51,12 @@ class Results:
 
     def status(self, line: Line) -> Status | None:
         """Return what came of a job, None where nothing did, or where its line has failed and was changed since."""
-        record = self._last.get(line.id)
-        if record is None or (record["status"] == "failed" and self.changed(line)):
-            return None
-        status: Status = record["status"]
-        return status
+        status, _ = self._last.get(line.id, (None, ""))
+        return None if status == "failed" and self.changed(line) else status
 
     def changed(self, line: Line) -> bool:
         """Whether the job asks for something else than the one of its name whose result is there."""
-        return bool(self._last[line.id]["sha256"] != line.sha256)
+        return self._last[line.id][1] != line.sha256
 
     def begin(self, line: Line) -> None:
         """Note that a job begins. Raises SinkError where the file is no longer this process' own."""
@@ -107,7 +105,7 @@ class Results:
             )
 
     def _note(self, record: Mapping[str, Any]) -> None:
-        self._last[record["id"]] = record
+        self._last[record["id"]] = record["status"], record["sha256"]
         self._count[record["id"]] += 1
 
     def _clear(self) -> None:
@@ -127,8 +125,7 @@ class Results:
 def keeping(path: Path, folder: Path | None) -> Iterator[Results]:
     """Open the results at `path` for this process alone, on all machines that share the folder.
 
-    Raises ConfigError where another batch has them, and SinkError where they
-    cannot be written.
+    Raises ConfigError where another batch has them, and SinkError where they cannot be written.
     """
     from filelock import SoftFileLease, Timeout
 
@@ -184,7 +181,8 @@ def _records(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _append(file: IO[bytes], record: Mapping[str, Any]) -> None:
-    file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogateescape") + b"\n")
+    # In ASCII, which takes bytes of a file name that are no text.
+    file.write(json.dumps(record).encode() + b"\n")
     file.flush()
     os.fsync(file.fileno())
 

@@ -105,14 +105,16 @@ class _Process:
         self._send("stop")
 
     def close(self) -> None:
-        if self._process is None or self._pipe is None:
+        # Held here: two threads may close it at a time.
+        process, pipe = self._process, self._pipe
+        if process is None or pipe is None:
             return
         self._send("end")
-        self._process.join(_PATIENCE)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        self._pipe.close()
+        process.join(_PATIENCE)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        pipe.close()
         self._process = self._pipe = None
 
     def _send(self, message: object) -> None:
