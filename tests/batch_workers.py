@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ class WordWorker:
     def work(self, job: Mapping[str, Any], tell: Callable[[Mapping[str, Any]], None]) -> Mapping[str, Any]:
         word, _, name = job["input"]["prompt"].partition(" ")
         tell({"percent": 50, "stage": "denoise", "seconds_left": None})
+        (self.folder / "temporary").write_text(tempfile.mkdtemp())
         film = self.folder / f"{job['id'].rpartition('-')[0]}.mp4"
         match word:
             case "die":

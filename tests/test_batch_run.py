@@ -119,6 +119,7 @@ def test_a_job_that_takes_two_processes_down_has_failed_and_the_others_go_on(des
     assert "signal SIGKILL" in record["error"]
     # What it left behind would be taken for its video.
     assert not (desk.folder / "a.mp4").exists()
+    assert not Path((desk.folder / "temporary").read_text()).exists()
     assert len(desk.processes("starts")) == 3
 
 

@@ -108,7 +108,7 @@ class Batch:
                 "seconds": round(time.monotonic() - began, 3),
                 "results": str(results.path),
             }
-        say("{jobs} jobs: {done} done, {failed} failed, {left} left; {skipped} of them were not begun".format(**told))
+        say("{jobs} jobs: {done} done, {failed} failed, {left} left; {skipped} were known before".format(**told))
         print(json.dumps(told) if self.config.json else told["results"])
         if run.interrupted:
             return INTERRUPTED

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -49,12 +50,15 @@ class Local:
         """See `components.Launcher`."""
         devices = _cuda_devices() if self.config.device != "cpu" else []
         count = min(most, self.config.workers or len(devices) or 1)
-        workers = [_Process(make, _environment(number, count, devices)) for number in range(count)]
-        try:
-            yield workers
-        finally:
-            for worker in workers:
-                worker.close()
+        # What a process that is killed leaves behind goes with it.
+        with tempfile.TemporaryDirectory(prefix="multitalk-batch-", ignore_cleanup_errors=True) as folder:
+            places = [_environment(number, count, devices) | {"TMPDIR": folder} for number in range(count)]
+            workers = [_Process(make, place) for place in places]
+            try:
+                yield workers
+            finally:
+                for worker in workers:
+                    worker.close()
 
 
 def _cuda_devices() -> list[str]:
