@@ -27,6 +27,10 @@ class WordWorker:
             raise SourceError("no weights", field="source", hint="get them")
         if (self.folder / "no-memory").exists():
             os.kill(os.getpid(), signal.SIGKILL)
+        if (self.folder / "slow").exists():
+            (self.folder / "starting").touch()
+            while (self.folder / "slow").exists() and not self.stopped.wait(0.02):
+                pass
         if self.stopped.is_set():
             raise Cancelled("load")
 

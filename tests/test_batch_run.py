@@ -73,12 +73,16 @@ def local(**changes: Any) -> Launcher:
     return launchers.build(launchers.config("local")(**{"device": "cpu", "workers": None} | changes))
 
 
+def wait(ready: Callable[[], bool]) -> None:
+    while not ready():
+        time.sleep(0.02)
+
+
 def interrupt(ready: Callable[[], bool], number: signal.Signals, *, times: int = 1) -> None:
     """Send this process a signal once something is so."""
 
     def send() -> None:
-        while not ready():
-            time.sleep(0.02)
+        wait(ready)
         for _ in range(times):
             os.kill(os.getpid(), number)
             time.sleep(0.2)
@@ -174,6 +178,24 @@ def test_told_to_end_it_finishes_or_cancels_and_the_next_start_does_the_rest(
 
     again = desk.do(words | {"b": "film"})
     assert again.counts == {"done": 2}
+
+
+def release(desk: Desk) -> None:
+    wait(lambda: bool(desk.said))
+    (desk.folder / "slow").unlink()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_told_to_end_while_a_worker_starts_it_begins_nothing(desk: Desk, times: int) -> None:
+    (desk.folder / "slow").touch()
+    interrupt((desk.folder / "starting").exists, signal.SIGINT, times=times)
+    if times == 1:
+        # The start ends by itself, once the batch knows that nothing is to come after it.
+        threading.Thread(target=release, args=(desk,), daemon=True).start()
+    run = desk.do({"a": "film"})
+    assert (run.interrupted, run.left) == (True, 1)
+    assert not desk.results.read_text()
+    assert not (desk.folder / "a.mp4").exists()
 
 
 def test_each_device_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, desk: Desk) -> None:

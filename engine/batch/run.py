@@ -110,6 +110,10 @@ class Run:
                 # Not the job's fault: another worker may do it.
                 self._waiting.appendleft(line)
                 raise
+            if self.interrupted:
+                # A start may take minutes.
+                self._waiting.appendleft(line)
+                return True
         self._results.begin(line)
         self._say(f"{line.id}: begins (line {line.number})")
         try:
