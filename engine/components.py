@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
@@ -200,6 +201,43 @@ class Service(Protocol):
 
     def close(self) -> None:
         """Release weights and device."""
+        ...
+
+
+class JobWorker(Protocol):
+    """One engine of a batch, which does one job after the other; or its stand-in, where it is in another process."""
+
+    def start(self) -> None:
+        """Load the weights, in a new process if there is none.
+
+        Raises the EngineError for which no job could be done, Cancelled after `stop`, and WorkerLost.
+        """
+        ...
+
+    def work(self, job: Mapping[str, Any], tell: Callable[[Mapping[str, Any]], None]) -> Mapping[str, Any]:
+        """Return the answer of a job (docs/api.md), an error's too; `tell` is called with its progress.
+
+        An answer with `refresh_worker` asks for `close` and `start`. Raises WorkerLost, and then wants `start`.
+        """
+        ...
+
+    def stop(self) -> None:
+        """End what it does at its next check; may be called from another thread."""
+        ...
+
+    def close(self) -> None:
+        """Release weights and device, and end the process; by force if it takes long."""
+        ...
+
+
+class Launcher(Protocol):
+    """On which machines and devices the workers of a batch run."""
+
+    def launch(self, make: Callable[[], JobWorker], most: int) -> AbstractContextManager[Sequence[JobWorker]]:
+        """Return stand-ins for one worker a device, at most `most` of them; no process outlives the context.
+
+        `make` is pickled, and called in the process of each worker when it starts.
+        """
         ...
 
 

@@ -309,6 +309,7 @@ class Config:
     access: AccessConfig = field(default_factory=AccessConfig)
     sink: SinkConfig = MISSING
     entrypoint: ComponentConfig = MISSING
+    launcher: ComponentConfig = MISSING
     request: RequestConfig = field(default_factory=RequestConfig)
     #: "auto" (CUDA where there is one), "cpu" or "cuda".
     device: str = "auto"
@@ -327,6 +328,7 @@ FIXED = (
     "memory",
     "sink",
     "entrypoint",
+    "launcher",
     "device",
     "dtype",
     "video",

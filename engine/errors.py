@@ -8,12 +8,15 @@
   + RequestError           the caller asked for something that cannot be made
   + SinkError              the finished video cannot be kept
     - NotDelivered         it waits on this machine until it is asked for again
+  + WorkerLost             the process that did the work is gone
   + Cancelled              the caller withdrew the request
 """
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Iterable
+from typing import Any
 
 
 class EngineError(Exception):
@@ -38,6 +41,10 @@ class EngineError(Exception):
     def __str__(self) -> str:
         line = f"{self.field}: {self.what}" if self.field else self.what
         return f"{line}; {self.hint}" if self.hint else line
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As it is, to another process: the arguments of a class' own __init__ are not in `args`.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class ConfigError(EngineError):
@@ -102,6 +109,15 @@ class NotDelivered(SinkError):
         self.job = job
         self.path = path
         super().__init__(what, field=field, hint=hint, code=code)
+
+
+class WorkerLost(EngineError):
+    """A process of a batch ended while something was asked of it: it was killed, or a library took it down."""
+
+    CODE = "worker_died"
+
+    def __init__(self, how: str) -> None:
+        super().__init__(f"the process that worked on it ended ({how})", hint="was the machine's memory used up?")
 
 
 class Cancelled(EngineError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from engine.components import AttentionBackend, Entrypoint, ModelSource, Reader, Sampler, Sink
+    from engine.components import AttentionBackend, Entrypoint, Launcher, ModelSource, Reader, Sampler, Sink
     from engine.data import Access, Delivery, Frames, Progress, Request, Window
     from engine.register import Presets, Register
 
@@ -42,8 +42,13 @@ def register_sinks(register: Register[Sink]) -> None:
 
 
 @hookspec
-def register_entrypoints(register: Register[Entrypoint]) -> None:
-    """Offer ways in which requests arrive."""
+def register_launchers(register: Register[Launcher]) -> None:
+    """Offer machines and devices for the workers of a batch."""
+
+
+@hookspec
+def register_entrypoints(register: Register[Entrypoint], launchers: Register[Launcher]) -> None:
+    """Offer ways in which requests arrive; one that starts workers builds its launcher from `launchers`."""
 
 
 @hookspec

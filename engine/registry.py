@@ -14,7 +14,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from engine import hookspecs
-from engine.components import AttentionBackend, Entrypoint, ModelSource, Reader, Sampler, Sink
+from engine.components import AttentionBackend, Entrypoint, Launcher, ModelSource, Reader, Sampler, Sink
 from engine.errors import ConfigError
 from engine.register import Presets, Register
 
@@ -32,6 +32,7 @@ class Registry:
         self.attention: Register[AttentionBackend] = Register("attention")
         self.samplers: Register[Sampler] = Register("sampler")
         self.sinks: Register[Sink] = Register("sink")
+        self.launchers: Register[Launcher] = Register("launcher")
         self.entrypoints: Register[Entrypoint] = Register("entrypoint")
         self.presets = Presets()
         #: Entry points that could not be imported, with the reason.
@@ -42,7 +43,7 @@ class Registry:
     @property
     def registers(self) -> tuple[Register[object], ...]:
         """All books of components."""
-        components = (self.readers, self.attention, self.samplers, self.sinks)
+        components = (self.readers, self.attention, self.samplers, self.sinks, self.launchers)
         return (self.sources, *components, self.entrypoints)  # type: ignore[return-value]
 
     def load(self, found: Iterable[EntryPoint], *, disabled: Iterable[str] = ()) -> None:
@@ -86,7 +87,8 @@ class Registry:
         hook.register_attention(register=self.attention)
         hook.register_samplers(register=self.samplers)
         hook.register_sinks(register=self.sinks)
-        hook.register_entrypoints(register=self.entrypoints)
+        hook.register_launchers(register=self.launchers)
+        hook.register_entrypoints(register=self.entrypoints, launchers=self.launchers)
         hook.register_presets(presets=self.presets)
 
 

@@ -53,6 +53,7 @@ def test_each_kind_of_component_is_documented_with_its_methods() -> None:
         components.AttentionBackend,
         components.Sampler,
         components.Sink,
+        components.Launcher,
         components.Entrypoint,
     ):
         (row,) = [line for line in table.splitlines() if line.startswith(f"| `{kind.__name__}`")]

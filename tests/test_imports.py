@@ -44,6 +44,9 @@ ROOMS = {
     "engine.worker": {
         *("engine.components", "engine.data", "engine.errors", "engine.jobs", "engine.redact", "engine.worker"),
     },
+    "engine.batch": {
+        *("engine.batch", "engine.commands.hush", "engine.components", "engine.errors", "engine.jobs", "engine.worker"),
+    },
     "engine.register": {"engine.config", "engine.errors"},
     "engine.hookspecs": {"engine.components", "engine.data", "engine.register"},
     "engine.folders": set[str](),
@@ -61,6 +64,7 @@ ROOMS = {
     },
     "plugins": {
         "engine",
+        "engine.batch",
         "engine.buckets",
         "engine.components",
         "engine.config",

@@ -108,6 +108,7 @@ def test_every_bundled_plugin_is_registered_under_its_file_name() -> None:
         "attention": registry.attention.names(),
         "samplers": registry.samplers.names(),
         "sinks": registry.sinks.names(),
+        "launchers": registry.launchers.names(),
         "entrypoints": registry.entrypoints.names(),
     }
     for value in bundled().values():

@@ -65,6 +65,8 @@ class Parser(argparse.ArgumentParser):
         )
         self._valued: set[str] = set()
         self._known: set[str] = {"--help", "-h"}
+        #: Key of the config that a word which is neither flag nor override sets; "" where there is none.
+        self.bare = ""
         self.add_argument("-h", "--help", action="help", help="show this")
 
     def error(self, message: str) -> NoReturn:
@@ -127,9 +129,10 @@ def nearest(name: str, known: Sequence[str] | set[str], command: str) -> str:
 
 def entrypoint_parser(name: str, config: type[ComponentConfig], description: str) -> Parser:
     """Return the parser of a sub-command: flags of the request if the entrypoint takes one, and its own."""
+    bare = "".join(f" {field.metadata['word']}" for field in dataclasses.fields(config) if field.metadata.get("bare"))
     parser = Parser(
         prog=f"multitalk {name}",
-        usage=f"multitalk {name} [flags] group=name key=value ...",
+        usage=f"multitalk {name}{bare} [flags] group=name key=value ...",
         description=description,
         epilog="Everything else is an override of the config: group=name chooses, key=value changes;\n"
         "with -m, commas make a sweep. 'multitalk --help' lists the groups.",
@@ -151,14 +154,19 @@ def add_request_flags(parser: Parser, flags: Sequence[Flag]) -> None:
 
 
 def add_own_flags(parser: Parser, config: type[ComponentConfig]) -> None:
-    """Give `parser` a flag for each field of an entrypoint's config; `help` and `word` come from its metadata."""
+    """Give `parser` a flag for each field of an entrypoint's config; `help` and `word` come from its metadata.
+
+    A field that is `bare` there takes a word without a flag as well; one whose `flag` is False has none.
+    """
     group = parser.add_argument_group("this command")
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
-        if field.name in ("name", "request"):
+        if field.name in ("name", "request") or not field.metadata.get("flag", True):
             continue
         name, dest = "--" + field.name.replace("_", "-"), f"entrypoint.{field.name}"
         text = field.metadata.get("help", dest)
+        if field.metadata.get("bare"):
+            parser.bare = dest
         if hints[field.name] is bool:
             parser.flag(name, group, dest=dest, action="store_true", help=text)
         else:
@@ -192,6 +200,9 @@ def read_words(name: str, parser: Parser, values: argparse.Namespace, rest: Sequ
         overrides.append(f"{key}=true" if value is True else override(key, value))
     if output is not None:
         overrides += _output(output, rest)
+    if parser.bare and (bare := next((word for word in rest if "=" not in word and word[0] != "~"), "")):
+        overrides.append(override(parser.bare, bare))
+        rest = [word for word in rest if word is not bare]
     return Words([*overrides, *plain(rest, parser.prog)], multirun)
 
 

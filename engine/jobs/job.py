@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from engine.data import Region, Request, Speaker
@@ -53,11 +54,11 @@ class Job:
     fields: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-def parse_job(job: Mapping[str, Any], *, limits: Limits = LIMITS) -> Job:
+def parse_job(job: Mapping[str, Any], *, limits: Limits = LIMITS, folder: Path | None = None) -> Job:
     """Check `job` against the schema, fill in its defaults and put the engine's request together.
 
-    Opens no address and composes no config. Raises RequestError with the field as the caller spelled it, a hint and a
-    code; no text of it quotes anything from `s3Config`.
+    Relative paths count from `folder`, if there is one. Opens no address and composes no config. Raises RequestError
+    with the field as the caller spelled it, a hint and a code; no text of it quotes anything from `s3Config`.
     """
     plain = _plain(job)
     validate(plain, limits)
@@ -69,7 +70,7 @@ def parse_job(job: Mapping[str, Any], *, limits: Limits = LIMITS) -> Job:
     return Job(
         id=plain.get("id", ""),
         action=action,
-        request=_request(values, given, fields) if action in ("generate", "plan") else None,
+        request=_request(values, given, fields, folder) if action in ("generate", "plan") else None,
         sink=output.get("sink"),
         filename=output.get("filename"),
         credentials=Sealed(plain[SECRET]) if SECRET in plain else None,
@@ -104,11 +105,13 @@ def _plain(job: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _request(values: Mapping[str, Any], given: Mapping[str, Any], fields: Mapping[str, str]) -> Request:
+def _request(
+    values: Mapping[str, Any], given: Mapping[str, Any], fields: Mapping[str, str], folder: Path | None
+) -> Request:
     return Request(
         prompt=values["prompt"],
-        image=as_address(values["reference_image"], field="reference_image"),
-        speakers=_speakers(values, fields),
+        image=as_address(values["reference_image"], field="reference_image", folder=folder),
+        speakers=_speakers(values, fields, folder),
         negative_prompt=values.get("negative_prompt"),
         seed=int(values["seed"]),
         frames=int(values["num_frames"]),
@@ -121,7 +124,7 @@ def _request(values: Mapping[str, Any], given: Mapping[str, Any], fields: Mappin
     )
 
 
-def _speakers(values: Mapping[str, Any], fields: Mapping[str, str]) -> tuple[Speaker, ...]:
+def _speakers(values: Mapping[str, Any], fields: Mapping[str, str], folder: Path | None) -> tuple[Speaker, ...]:
     # The rules for who speaks where are those of a speakers file, whichever way a job says it.
     entries = values.get("speakers") or [
         {"audio": values[f"audio_{number}"], "region": values.get(f"region_{number}", "auto")}
@@ -134,15 +137,18 @@ def _speakers(values: Mapping[str, Any], fields: Mapping[str, str]) -> tuple[Spe
         raise RequestError(
             error.what, field=spell(f"request.{error.field}", fields), hint=error.hint, code="bad_value"
         ) from None
-    return tuple(_inline(speaker, f"request.speakers[{index}]", fields) for index, speaker in enumerate(speakers))
+
+    def address(text: str, name: str) -> str:
+        return as_address(text, field=spell(f"request.speakers{name}", fields), folder=folder)
+
+    return tuple(_inline(speaker, f"[{index}]", address) for index, speaker in enumerate(speakers))
 
 
-def _inline(speaker: Speaker, where: str, fields: Mapping[str, str]) -> Speaker:
-    mask = speaker.region.mask
-    mask_field = spell(f"{where}.region.mask", fields)
+def _inline(speaker: Speaker, where: str, address: Callable[[str, str], str]) -> Speaker:
+    audio, mask = speaker.audio, speaker.region.mask
     return Speaker(
-        audio=None if speaker.audio is None else as_address(speaker.audio, field=spell(f"{where}.audio", fields)),
-        region=speaker.region if mask is None else Region(mask=as_address(mask, field=mask_field)),
+        audio=None if audio is None else address(audio, f"{where}.audio"),
+        region=speaker.region if mask is None else Region(mask=address(mask, f"{where}.region.mask")),
     )
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from engine.components import CancelToken, ProgressCallback
@@ -43,6 +44,8 @@ class Terms:
     answer_bytes: int = 10_000_000
     #: Sinks that a job may choose, beside the worker's own.
     sinks: tuple[str, ...] = ("s3", "base64")
+    #: Folder from which a job's relative paths count; None: the process' own.
+    folder: Path | None = None
 
 
 class Handler:
@@ -81,7 +84,7 @@ class Handler:
         try:
             if self.stopped.is_set():
                 raise Cancelled
-            job = parse_job(given, limits=self.terms.limits)
+            job = parse_job(given, limits=self.terms.limits, folder=self.terms.folder)
             _LOG.info("job begins: %s", job.action)
             found = self._act(job, given, cancel)
             self._measure(found)

@@ -1,0 +1,148 @@
+"""Many jobs from a file, and what came of each into another."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import II
+
+from engine import EngineService, hookimpl
+from engine.components import Entrypoint, Launcher, Service
+from engine.config import ComponentConfig, EntrypointConfig
+from engine.errors import ConfigError
+from engine.register import Register
+
+if TYPE_CHECKING:
+    from engine.batch.jobs import Jobs, Line
+    from engine.batch.results import Results
+
+INTERRUPTED = 130
+#: Status of a batch some of whose jobs have failed; 2 is told where nothing was begun.
+SOME_FAILED = 3
+
+
+@dataclass
+class BatchConfig(EntrypointConfig):
+    """Makes the videos of a file of jobs, one JSON object a line (docs/batch.md)."""
+
+    name: str = "batch"
+    launcher: ComponentConfig = field(default=II("launcher"), metadata={"flag": False})
+    sink: str = field(default=II("sink.name"), metadata={"flag": False})
+    #: Of the videos; null: the sink has none.
+    folder: str | None = field(default="${oc.select:sink.folder,null}", metadata={"flag": False})
+    jobs: str | None = field(
+        default=None,
+        metadata={"help": "the file of jobs, in the form of docs/api.md", "word": "JOBS.jsonl", "bare": True},
+    )
+    results: str | None = field(
+        default=None,
+        metadata={"help": "file of results (JOBS.results.jsonl in the folder of the videos)", "word": "FILE"},
+    )
+    retry_failed: bool = field(default=False, metadata={"help": "do jobs again that have failed before"})
+    max_frames: int = field(default=201, metadata={"help": "most frames that a job may ask for (201)", "word": "N"})
+    max_steps: int = field(default=100, metadata={"help": "most steps that a job may ask for (100)", "word": "N"})
+    grace: float = field(
+        default=20.0, metadata={"help": "seconds that jobs at work have to finish after Ctrl-C (20)", "word": "S"}
+    )
+    json: bool = field(default=False, metadata={"help": "answer with one JSON object, the last line of stdout"})
+    quiet: bool = field(default=False, metadata={"help": "no progress and no summary"})
+
+    @classmethod
+    def boot(cls, overrides: Sequence[str]) -> list[str]:
+        """Let jobs name their media as anywhere: by paths, as on the command line, and by URLs, as on a worker."""
+        if any(override.lstrip("+~").startswith("access.schemes=") for override in overrides):
+            return list(overrides)
+        return ["access.schemes=[path,data,http,https,s3]", *overrides]
+
+
+class Batch:
+    """Entrypoint for a file of jobs. Prints the path of the results on stdout and everything else on stderr."""
+
+    def __init__(self, config: BatchConfig, launcher: Launcher) -> None:
+        """Raise ConfigError for limits that cannot be meant, and where no file of jobs is named."""
+        # The worker's rooms bring asyncio along: only those who do jobs pay for it.
+        from engine.jobs.schema import Limits
+        from engine.worker.handler import Terms
+
+        if not config.jobs:
+            raise ConfigError("no file of jobs", field="entrypoint.jobs", hint="multitalk batch JOBS.jsonl")
+        if not config.grace >= 0:
+            raise ConfigError(f"a grace of {config.grace:g} s", field="entrypoint.grace", hint="give 0 or more")
+        self.config = config
+        self._launcher = launcher
+        self._jobs = Path(config.jobs)
+        self._folder = None if config.folder is None else Path(config.folder)
+        limits = Limits(frames=config.max_frames, steps=config.max_steps)
+        self._terms = Terms(limits=limits, folder=self._jobs.absolute().parent)
+
+    def run(self, service: Service) -> int:
+        """Do what has no result yet. Raises EngineError for what concerns all jobs, before or after those done."""
+        from engine.batch.jobs import Jobs
+        from engine.batch.results import keeping
+        from engine.batch.run import Run, interruptible
+        from engine.batch.worker import EngineWorker
+
+        began, say = time.monotonic(), self._say
+        jobs = Jobs(self._jobs, sink=self.config.sink, folder=self._folder is not None)
+        name = self.config.results or (self._folder or Path()) / f"{self._jobs.stem}.results.jsonl"
+        make = functools.partial(EngineWorker, functools.partial(EngineService, tuple(service.overrides)), self._terms)
+        with keeping(Path(name).absolute(), self._folder) as results:
+            pending = self._pending(jobs, results)
+            run = Run(jobs, results, pending, say, _warn)
+            if pending:
+                with self._launcher.launch(make, len(pending)) as workers, interruptible(run, self.config.grace, say):
+                    run.through(workers)
+            statuses = Counter(results.status(line) or "left" for line in jobs.lines)
+            told = {
+                "jobs": len(jobs.lines),
+                **{status: statuses[status] for status in ("done", "failed", "left")},
+                "skipped": len(jobs.lines) - len(pending),
+                "seconds": round(time.monotonic() - began, 3),
+                "results": str(results.path),
+            }
+        say("{jobs} jobs: {done} done, {failed} failed, {left} left; {skipped} were known before".format(**told))
+        print(json.dumps(told) if self.config.json else told["results"])
+        if run.interrupted:
+            return INTERRUPTED
+        return SOME_FAILED if told["failed"] else 0
+
+    def _pending(self, jobs: Jobs, results: Results) -> list[Line]:
+        pending = []
+        for line in jobs.lines:
+            match results.status(line):
+                case None:
+                    pending.append(line)
+                case "failed" if self.config.retry_failed:
+                    pending.append(line)
+                case "done" if results.changed(line):
+                    what = f"the job {line.id!r} in line {line.number} was changed since it was done"
+                    _warn(f"{what}; to have it done, give it another id")
+        return pending
+
+    def _say(self, text: str) -> None:
+        if not self.config.quiet:
+            _write(text)
+
+
+def _warn(text: str) -> None:
+    _write(f"warning: {text}")
+
+
+def _write(text: str) -> None:
+    # At one stroke: the threads of several workers speak.
+    sys.stderr.write(f"multitalk: {text}\n")
+    sys.stderr.flush()
+
+
+@hookimpl
+def register_entrypoints(register: Register[Entrypoint], launchers: Register[Launcher]) -> None:
+    """Offer `multitalk batch`."""
+    register(lambda config: Batch(config, launchers.build(config.launcher)), BatchConfig)

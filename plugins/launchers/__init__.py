@@ -1,0 +1,1 @@
+"""Machines and devices for the workers of a batch."""

@@ -1,0 +1,206 @@
+"""One actor a device, on a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import queue
+import secrets
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import II
+
+from engine import hookimpl
+from engine.components import JobWorker, Launcher
+from engine.config import ComponentConfig
+from engine.errors import Cancelled, ConfigError, EngineError, MissingExtra, WorkerLost
+from engine.register import Register
+
+#: Bytes of a local cluster's object store; Ray would take a third of the memory, and jobs are small.
+_STORE = 128 * 2**20
+
+#: Seconds in which a cluster has to answer.
+_PATIENCE = 10.0
+
+
+@dataclass
+class RayConfig(ComponentConfig):
+    """Workers on a Ray cluster: an actor for each of its GPUs, or one a machine without any."""
+
+    name: str = "ray"
+    #: Of the cluster: host:port, "auto" for the one this machine belongs to, "local" for one of this process' own.
+    address: str = "${oc.env:RAY_ADDRESS,local}"
+    #: Actors; null: one a device.
+    workers: int | None = None
+    #: CPUs that each actor reserves, and computes with if it has no GPU.
+    cpus: float = 1.0
+    device: str = II("device")
+
+
+class Ray:
+    """Starts actors on a cluster that is there, or on one of its own."""
+
+    def __init__(self, config: RayConfig) -> None:
+        """Raise ConfigError for numbers that cannot be meant."""
+        for field, number in (("workers", config.workers), ("cpus", config.cpus)):
+            if number is not None and number <= 0:
+                raise ConfigError(f"{number:g} {field}", field=f"launcher.{field}", hint="give more than 0")
+        self.config = config
+
+    @contextmanager
+    def launch(self, make: Callable[[], JobWorker], most: int) -> Iterator[Sequence[JobWorker]]:
+        """See `components.Launcher`. Raises MissingExtra without Ray, and ConfigError where no cluster is."""
+        # Ray says what happens to its processes, and what they say, on stdout: that is the entrypoint's.
+        with redirect_stdout(sys.stderr), _connected(self.config) as ray:
+            gpus = 0 if self.config.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+            machines = sum(node["Alive"] for node in ray.nodes())
+            actor = ray.remote(_Actor).options(
+                num_cpus=self.config.cpus, num_gpus=1 if gpus else 0, max_concurrency=2, scheduling_strategy="SPREAD"
+            )
+            count = min(most, self.config.workers or gpus or machines)
+            workers = [_StandIn(ray, actor, make) for _ in range(count)]
+            try:
+                yield workers
+            finally:
+                for worker in workers:
+                    worker.close()
+
+
+@contextmanager
+def _connected(config: RayConfig) -> Iterator[Any]:
+    local = config.address == "local"
+    # Nobody was asked whether they may be counted.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if local:
+        # Ray's name for "nothing of this cluster leaves the machine": it listens at loopback alone.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # And lets in nobody else. Without a token Ray would leave one in the home folder, which changes later clusters.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtra("launcher=ray", "ray", "ray") from error
+    own = {
+        "_node_ip_address": "127.0.0.1",
+        "object_store_memory": _STORE,
+        # As many as were asked for, whatever the machine has: Ray would wait for more to come.
+        "num_cpus": max(os.cpu_count() or 1, math.ceil((config.workers or 1) * config.cpus)),
+    }
+    try:
+        _reach(config.address)
+        ray.init(
+            config.address,
+            include_dashboard=False if local else None,
+            logging_level=logging.ERROR,
+            **(own if local else {}),  # type: ignore[arg-type]
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"no Ray cluster at {config.address!r}: {error}",
+            field="launcher.address",
+            hint="host:port of a cluster, auto, or local; one with tokens wants RAY_AUTH_MODE=token",
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where nobody listens: Ray would find that out after minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
+
+
+class _StandIn:
+    """Stands in for a worker in an actor."""
+
+    def __init__(self, ray: Any, actor: Any, make: Callable[[], JobWorker]) -> None:
+        self._ray, self._class, self._make = ray, actor, make
+        self._actor: Any = None
+        self._stopped = False
+
+    def start(self) -> None:
+        if self._stopped:
+            raise Cancelled
+        self._actor = self._class.remote()
+        with self._told():
+            self._ray.get(self._actor.start.remote(self._make, str(Path.cwd())))
+
+    def work(self, job: Mapping[str, Any], tell: Callable[[Mapping[str, Any]], None]) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = {}
+        with self._told():
+            for said in self._actor.work.options(num_returns="streaming").remote(dict(job)):
+                last, found = self._ray.get(said)
+                if not last:
+                    tell(found)
+        return found
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._actor is not None:
+            self._actor.stop.remote()
+
+    def close(self) -> None:
+        if self._actor is None:
+            return
+        self._ray.kill(self._actor)
+        self._actor = None
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, EngineError):
+                raise error.cause from None
+            raise
+        except self._ray.exceptions.RayActorError as error:
+            raise WorkerLost(" ".join(str(error).partition("\n")[0].split())) from None
+
+
+class _Actor:
+    """The worker's end."""
+
+    def start(self, make: Callable[[], JobWorker], folder: str) -> None:
+        """Make the worker as if it were started where the batch was, and load its weights."""
+        try:
+            os.chdir(folder)
+        except OSError as error:
+            raise ConfigError(
+                f"a machine of the cluster has no folder {folder!r}",
+                field="launcher",
+                hint="start the batch in a folder that all machines share",
+            ) from error
+        self._worker = make()
+        self._worker.start()
+
+    def work(self, job: Mapping[str, Any]) -> Iterator[tuple[bool, Mapping[str, Any]]]:
+        """Yield progress, and at last (True, the answer)."""
+        said: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(self._worker.work, job, said.put)
+            answer.add_done_callback(lambda _: said.put(None))
+            while (progress := said.get()) is not None:
+                yield False, progress
+            yield True, answer.result()
+
+    def stop(self) -> None:
+        """Withdraw the job at work."""
+        self._worker.stop()
+
+
+@hookimpl
+def register_launchers(register: Register[Launcher]) -> None:
+    """Offer `launcher=ray`."""
+    register(Ray, RayConfig)
