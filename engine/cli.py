@@ -101,13 +101,18 @@ def _entrypoint(name: str, words: Sequence[str], *extra: str, shown: str = "", a
 
     config = installed().entrypoints.config(name)
     found = read_entrypoint(name, entrypoint_parser(shown or name, config, about or config.__doc__ or ""), words)
-    from engine.commands.launch import launch, sweep
     from engine.config import EntrypointConfig
 
     overrides = [*found.overrides, *extra]
     if issubclass(config, EntrypointConfig):
         overrides = config.boot(overrides)
-    return (sweep if found.multirun else launch)(overrides)
+    if found.multirun:
+        from engine.commands.sweep import sweep
+
+        return sweep(overrides)
+    from engine.commands.launch import launch
+
+    return launch(overrides)
 
 
 def _plan(words: Sequence[str]) -> int:
