@@ -149,6 +149,19 @@ def _again(words: Sequence[str]) -> int:
     return again(words)
 
 
+def _compare(words: Sequence[str]) -> int:
+    from engine.commands.compare import compare
+    from engine.commands.flags import Parser
+
+    parser = Parser(
+        prog="multitalk compare",
+        usage="multitalk compare DIR",
+        description="Write one page with the videos of a sweep's runs side by side, and a table of their figures.",
+    )
+    _, rest = parser.read(words)
+    return compare(Path(parser.one(rest, "DIR")))
+
+
 def _bench(words: Sequence[str]) -> int:
     from engine.commands.bench import bench
 
@@ -172,6 +185,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plugins": _plugins,
     "show": _show,
     "again": _again,
+    "compare": _compare,
     "doctor": _doctor,
     "bench": _bench,
     "models": _models,

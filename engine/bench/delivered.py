@@ -59,7 +59,7 @@ def _figures(shown: Pictures | None, request: Request, plan: Plan, service: Engi
             return {"value": None, "reason": str(error)}
         if value is None:
             return {"value": None, "reason": "nothing moves in it"}
-        return {"value": round(float(value), 4), "reason": None}
+        return {"value": round(value, 4), "reason": None}
 
     rows: list[Any] = []
 

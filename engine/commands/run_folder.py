@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from engine.comparison.runs import CONFIG, FORMAT, METRICS
 from engine.config import Config
 from engine.data import Delivery, Request
 from engine.errors import EngineError
@@ -22,10 +23,6 @@ from engine.jobs.scrub import scrub
 from engine.recipe import DECISIVE
 from engine.redact import named_secrets, redact
 from engine.service import EngineService
-
-CONFIG = "config.yaml"
-METRICS = "metrics.json"
-FORMAT = 1
 
 #: Groups that are kept whole; of those that say where things lie, only the name.
 _WHOLE = ("model", "reader", "attention", "memory", *DECISIVE, "device", "dtype")
@@ -109,7 +106,7 @@ class RunFolder:
         told = {"format": FORMAT, "run": self.number, "overrides": self._differing(), **figures}
         handle, part = tempfile.mkstemp(dir=self.path, prefix=".metrics-")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(told, file, indent=1, ensure_ascii=False, allow_nan=False)
+            file.write(json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         Path(part).chmod(0o644)
         Path(part).replace(self.path / METRICS)
 

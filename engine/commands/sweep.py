@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.commands.escape import override
 from engine.commands.hush import hush
-from engine.commands.run_folder import CONFIG, METRICS, RunFolder
+from engine.commands.run_folder import RunFolder
+from engine.comparison.runs import CONFIG, METRICS
 from engine.compose import CONF, compose, translated
 from engine.data import Delivery, Request
 from engine.errors import Cancelled, ConfigError, EngineError
