@@ -108,10 +108,11 @@ def test_failed_and_unfinished_runs_are_shown_with_their_errors(tmp_path: Path) 
     run(tmp_path, 1, status="failed", error={"code": "bad_request", "message": "request.fps: no such rate"}, video=None)
     (run(tmp_path, 2) / "metrics.json").unlink()
     (run(tmp_path, 3) / "metrics.json").write_text("{")
+    run(tmp_path, 4, status="unfinished", video=None)
     text = " ".join(page(tmp_path).text)
-    assert "4 runs: 1 done, 2 failed, 1 unfinished." in text
+    assert "5 runs: 1 done, 2 failed, 2 unfinished." in text
     assert "failed: request.fps: no such rate" in text
-    assert "it was not finished" in text
+    assert text.count("unfinished: it is still at work") == 2
     assert "its metrics.json cannot be read" in text
 
 

@@ -47,9 +47,10 @@ class RunFolder:
         return [text for text in self.overrides if text.partition("=")[0] in self._swept]
 
     def keep_config(self, config: Config) -> None:
-        """Write the config, before the work: a run that is killed has this alone."""
+        """Write the config, before the work, and that the run is not finished: of one that is killed this is left."""
         text = yaml.safe_dump(shareable(config), sort_keys=False, allow_unicode=True)
         (self.path / CONFIG).write_text(text, "utf-8")
+        self._write({"status": "unfinished", "error": None, "video": None})
 
     def keep_metrics(self, service: EngineService, request: Request, delivery: Delivery) -> None:
         """Measure what was delivered, and write it."""
@@ -94,7 +95,8 @@ class RunFolder:
 
     def discard(self) -> None:
         """Take the folder away again: nothing was to be made."""
-        (self.path / CONFIG).unlink(missing_ok=True)
+        for name in (CONFIG, METRICS):
+            (self.path / name).unlink(missing_ok=True)
         with suppress(OSError):
             self.path.rmdir()
 

@@ -98,8 +98,8 @@ def _heads(keys: Sequence[str], figures: Sequence[Figure], failed: bool) -> list
     return [
         head("Run"),
         *(head(key) for key in keys),
-        *(head(figure.title, figure.about, ' class="number"') for figure in figures),
         *([head("State")] if failed else []),
+        *(head(figure.title, figure.about, ' class="number"') for figure in figures),
     ]
 
 
@@ -110,10 +110,11 @@ def _rows(runs: Sequence[Run], keys: Sequence[str], figures: Sequence[Figure], f
         cells = [f'<th scope="row" data-value="{escape(run.name)}">{escape(run.name)}</th>']
         for value in (_text(run.overrides.get(key)) for key in keys):
             cells.append(f'<td data-value="{escape(value)}">{escape(value)}</td>')
-        cells += [_figure(run, figure, run.name in winners[figure.place]) for figure in figures]
         if failed:
-            told = "" if run.status == "done" else f"{run.status}: {run.error}"
-            cells.append(f'<td class="state" data-value="{run.status}">{escape(told) or "done"}</td>')
+            told = "done" if run.status == "done" else f"{run.status}: {run.error}"
+            kind = "" if run.status == "done" else ' class="error"'
+            cells.append(f'<td{kind} data-value="{run.status}">{escape(told)}</td>')
+        cells += [_figure(run, figure, run.name in winners[figure.place]) for figure in figures]
         rows.append(f'<tr data-run="{escape(run.name)}">{"".join(cells)}</tr>')
     return rows
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from engine.errors import RequestError
 
-#: What a run leaves in its folder: the first before the work, the second after it.
+#: What a run leaves in its folder.
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
 FORMAT = 1
+UNFINISHED = "it is still at work, or was ended before it could say why"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def best(runs: Sequence[Run], figure: Figure) -> set[str]:
 def _read(folder: Path, name: str) -> Run:
     path = folder / METRICS
     if not path.is_file():
-        return Run(name, "unfinished", "it was not finished: there is no metrics.json")
+        return Run(name, "unfinished", UNFINISHED)
     try:
         told = json.loads(path.read_text("utf-8"))
         if told["format"] != FORMAT:
@@ -101,6 +102,8 @@ def _read(folder: Path, name: str) -> Run:
 
 def _run(told: Mapping[str, Any], folder: Path, name: str) -> Run:
     overrides = dict(told["overrides"])
+    if told["status"] == "unfinished":
+        return Run(name, "unfinished", UNFINISHED, overrides=overrides)
     if told["status"] != "done":
         return Run(name, "failed", str(told["error"]["message"]), overrides=overrides)
     figures, reasons = {}, {}
