@@ -60,7 +60,7 @@ class Engine:
         #: What the weights were loaded with.
         self._boot: dict[str, Any] = {}
         # One that never loaded hands on the engine before it.
-        self._after = after._after if after is not None and not after.loaded else after
+        self._after: Engine | None = after._after if after is not None and not after.loaded else after
         #: Whether the weights are those of the engine before.
         self.reused = False
 

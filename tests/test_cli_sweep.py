@@ -10,7 +10,6 @@ import pickle
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +45,17 @@ def metrics(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Models that were loaded, as references that keep none of them; `None` in their place when the next one came."""
-    from engine import pipeline
+    from engine.multitalk.load import load_model
 
-    real: Callable[..., Any] = pipeline.load_model
     seen: list[Any] = []
 
     def counted(*words: Any, **named: Any) -> Any:
         seen[:] = [model if model is None or model() is not None else None for model in seen]
-        model = real(*words, **named)
+        model = load_model(*words, **named)
         seen.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(pipeline, "load_model", counted)
+    monkeypatch.setattr("engine.pipeline.load_model", counted)
     return seen
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from engine.bench.talk_cases import levelled, load_data
 from engine.bench.talk_films import read_film
-from engine.bench.talk_measures import Pictures, lab_drift, mean, own_and_cross, seam_ratio, times
+from engine.bench.talk_measures import Pictures, Row, lab_drift, mean, own_and_cross, seam_ratio, times
 from engine.data import Plan, Request, Seat
 from engine.errors import EngineError
 from engine.registry import installed
@@ -61,7 +61,7 @@ def _figures(shown: Pictures | None, request: Request, plan: Plan, service: Engi
             return {"value": None, "reason": "nothing moves in it"}
         return {"value": round(value, 4), "reason": None}
 
-    rows: list[Any] = []
+    rows: list[Row] = []
 
     def sync(frames: Pictures) -> float | None:
         rows.extend(_lips(frames, request, plan, service))
@@ -120,7 +120,7 @@ def _drift(frames: Pictures, plan: Plan) -> float:
     return lab_drift(frames, plan.fps)
 
 
-def _lips(frames: Pictures, request: Request, plan: Plan, service: EngineService) -> tuple[Any, ...]:
+def _lips(frames: Pictures, request: Request, plan: Plan, service: EngineService) -> tuple[Row, ...]:
     if not service.config.model.packaged:
         raise _DoesNotApply("mouths are measured on the drawn people of the embedded model alone")
     if len(frames) < _LEAST:
