@@ -94,7 +94,7 @@
     }
     for (const video of videos()) {
       const late = first.currentTime - video.currentTime;
-      if (first.currentTime < seconds(video) && Math.abs(late) > 0.1) video.currentTime = first.currentTime;
+      if (first.currentTime < seconds(video) && Math.abs(late) > 0.15) video.currentTime = first.currentTime;
     }
     show();
     setTimeout(tick, 100);
