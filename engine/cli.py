@@ -101,13 +101,18 @@ def _entrypoint(name: str, words: Sequence[str], *extra: str, shown: str = "", a
 
     config = installed().entrypoints.config(name)
     found = read_entrypoint(name, entrypoint_parser(shown or name, config, about or config.__doc__ or ""), words)
-    from engine.commands.launch import launch, sweep
     from engine.config import EntrypointConfig
 
     overrides = [*found.overrides, *extra]
     if issubclass(config, EntrypointConfig):
         overrides = config.boot(overrides)
-    return (sweep if found.multirun else launch)(overrides)
+    if found.multirun:
+        from engine.commands.sweep import sweep
+
+        return sweep(overrides)
+    from engine.commands.launch import launch
+
+    return launch(overrides)
 
 
 def _plan(words: Sequence[str]) -> int:
@@ -144,6 +149,19 @@ def _again(words: Sequence[str]) -> int:
     return again(words)
 
 
+def _compare(words: Sequence[str]) -> int:
+    from engine.commands.compare import compare
+    from engine.commands.flags import Parser
+
+    parser = Parser(
+        prog="multitalk compare",
+        usage="multitalk compare DIR",
+        description="Write one page with the videos of a sweep's runs side by side, and a table of their figures.",
+    )
+    _, rest = parser.read(words)
+    return compare(Path(parser.one(rest, "DIR")))
+
+
 def _bench(words: Sequence[str]) -> int:
     from engine.commands.bench import bench
 
@@ -167,6 +185,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plugins": _plugins,
     "show": _show,
     "again": _again,
+    "compare": _compare,
     "doctor": _doctor,
     "bench": _bench,
     "models": _models,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from engine.multitalk.memory import Profile
 from engine.multitalk.on_disk import BUILDING
 from engine.progress import Meter
 from engine.recipe import make_recipe, weights_hash
+from engine.reclaim import reclaim
 from engine.registry import Registry
 from engine.settings import largest_window, locate_weights, make_access, make_settings, request_access, weights_of
 from engine.sinks import request_sink
@@ -35,8 +37,14 @@ from engine.stages.write import Writer
 class Engine:
     """Turns requests into videos with one set of weights, which is loaded when the first request comes."""
 
-    def __init__(self, config: Config, registry: Registry, *, access: Access | None = None) -> None:
-        """Build the components that are fixed at boot. Raises ConfigError; loads no weights."""
+    def __init__(
+        self, config: Config, registry: Registry, *, access: Access | None = None, after: Engine | None = None
+    ) -> None:
+        """Build the components that are fixed at boot. Raises ConfigError; loads no weights.
+
+        `after` is an engine that is done: its weights serve this one too, if they are what it would load; else they are
+        released before it loads its own.
+        """
         self.config = config
         self.access = access or make_access(config)
         self.device = _device(config.device)
@@ -49,6 +57,12 @@ class Engine:
         self._model: Model | None = None
         self._weights = Path()
         self._fingerprint = ""
+        #: What the weights were loaded with.
+        self._boot: dict[str, Any] = {}
+        # One that never loaded hands on the engine before it.
+        self._after: Engine | None = after._after if after is not None and not after.loaded else after
+        #: Whether the weights are those of the engine before.
+        self.reused = False
 
     def generate(
         self,
@@ -86,21 +100,32 @@ class Engine:
         """Load the weights, if that has not happened yet. Raises SourceError and ConfigError."""
         if self._model is None:
             config = self.config
-            self._weights = locate_weights(config, self._registry, fetch=True)
-            self._fingerprint = weights_hash(self._weights)
-            with BUILDING:
-                self._model = load_model(
-                    self._weights,
-                    device=self.device,
-                    dtype=self.dtype,
-                    quant=config.quant.name,
-                    wanted=weights_of(config),
-                    attention=self.attention,
-                    memory=_profile(config),
-                    reader=self.reader,
-                    loras=loadable_loras(config, self._weights),
-                    lora_mode=config.lora.mode,
-                )
+            weights = locate_weights(config, self._registry, fetch=True)
+            arguments: dict[str, Any] = {
+                "folder": weights,
+                "device": self.device,
+                "dtype": self.dtype,
+                "quant": config.quant.name,
+                "wanted": weights_of(config),
+                "attention": self.attention,
+                "memory": _profile(config),
+                "loras": loadable_loras(config, weights),
+                "lora_mode": config.lora.mode,
+            }
+            # A reader is a choice at boot like the others; built ones do not compare.
+            boot = {**arguments, "reader": config.reader}
+            before, self._after = self._after, None
+            if before is not None and before._boot == boot:
+                self._model, before._model = before._model, None
+                self._fingerprint, self.reused = before._fingerprint, True
+            elif before is not None:
+                before.close()
+                reclaim()
+            if self._model is None:
+                self._fingerprint = weights_hash(weights)
+                with BUILDING:
+                    self._model = load_model(**arguments, reader=self.reader)
+            self._weights, self._boot = weights, boot
         return self._model
 
     @property
@@ -114,7 +139,10 @@ class Engine:
         return self._model is not None
 
     def close(self) -> None:
-        """Release weights and device."""
+        """Release weights and device, also those of an engine before that were not taken over."""
+        if self._after is not None:
+            self._after.close()
+            self._after = None
         if self._model is not None:
             self._model.close()
             self._model = None
@@ -303,8 +331,9 @@ class _Heard:
 
 def _profile(config: Config) -> Profile:
     memory = config.memory
-    window = largest_window(config)
-    return Profile(memory.name, blocks=memory.blocks, streams=memory.streams, tile=memory.tile, window=window)
+    profile = Profile(memory.name, blocks=memory.blocks, streams=memory.streams, tile=memory.tile)
+    # Left out where nothing depends on it: another resolution needs no other weights.
+    return replace(profile, window=largest_window(config)) if memory.name == "auto" else profile
 
 
 def _device(name: str) -> str:

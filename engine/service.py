@@ -33,14 +33,21 @@ if TYPE_CHECKING:
 class EngineService:
     """Implements `components.Service` for one boot config."""
 
-    def __init__(self, overrides: Sequence[str] = (), *, access: Access | None = None) -> None:
-        """Compose `overrides` (Hydra's grammar). Raises ConfigError; loads nothing."""
+    def __init__(
+        self, overrides: Sequence[str] = (), *, access: Access | None = None, after: EngineService | None = None
+    ) -> None:
+        """Compose `overrides` (Hydra's grammar). Raises ConfigError; loads nothing.
+
+        `after` is a service that is done. Its weights are not loaded again if they are what this one needs; else they
+        are released before others are loaded.
+        """
         self.overrides = tuple(overrides)
         self.config = compose(self.overrides)
         self.access = access or make_access(self.config)
         self._given_access = access
         self._registry = installed()
         self._engine: Engine | None = None
+        self._after = None if after is None else after._hand_over()
         self._seconds: dict[str, float] = {}
         self._lock = threading.Lock()
 
@@ -142,10 +149,21 @@ class EngineService:
     def close(self) -> None:
         """See `components.Service`."""
         with self._lock:
-            if self._engine is not None:
-                self._engine.close()
-                self._engine = None
+            for engine in filter(None, (self._engine, self._after)):
+                engine.close()
                 reclaim()
+            self._engine = self._after = None
+
+    @property
+    def reused(self) -> bool:
+        """Whether the weights in memory were loaded by a service before this one."""
+        return self._engine is not None and self._engine.reused
+
+    def _hand_over(self) -> Engine | None:
+        with self._lock:
+            engine, self._engine = self._engine or self._after, None
+            self._after = None
+            return engine
 
     def _made(self) -> Engine:
         if self._engine is None:
@@ -155,7 +173,8 @@ class EngineService:
                 from engine.pipeline import Engine
 
             self._seconds["imports"] = time.monotonic() - began
-            self._engine = Engine(self.config, self._registry, access=self.access)
+            self._engine = Engine(self.config, self._registry, access=self.access, after=self._after)
+            self._after = None
         return self._engine
 
     def _weight_files(self) -> list[Path]:

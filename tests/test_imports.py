@@ -40,6 +40,7 @@ ROOMS = {
     "engine.peaks": {"engine.data"},
     "engine.fit": {"engine.data", "engine.errors", "engine.estimates", "engine.fit", "engine.room"},
     "engine.client": {"engine.client", "engine.errors"},
+    "engine.comparison": {"engine.comparison", "engine.errors"},
     "engine.models": {"engine.errors", "engine.models"},
     "engine.worker": {
         *("engine.components", "engine.data", "engine.errors", "engine.jobs", "engine.redact", "engine.worker"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -30,22 +31,22 @@ class Film:
     seconds: float
 
 
-def read_film(path: Path) -> Pictures:
-    """Return the frames of an MP4 file, uint8 RGB (F, H, W, 3)."""
+def read_film(path: Path, into: BinaryIO | None = None) -> Pictures:
+    """Return the frames of an MP4 file, uint8 RGB (F, H, W, 3): in memory, or mapped from the open file `into`."""
     reformat = VideoReformatter()
     with av.open(str(path)) as file:
-        return np.stack(
-            [
-                reformat.reformat(
-                    frame,
-                    format="rgb24",
-                    src_colorspace=Colorspace.ITU709,
-                    src_color_range=ColorRange.MPEG,
-                    dst_color_range=ColorRange.JPEG,
-                ).to_ndarray()
-                for frame in file.decode(video=0)
-            ]
-        )
+        stream = file.streams.video[0]
+        shape = (stream.frames, stream.height, stream.width, 3)
+        frames: Pictures = np.empty(shape, np.uint8) if into is None else np.memmap(into, np.uint8, "w+", shape=shape)
+        for number, frame in enumerate(file.decode(stream)):
+            frames[number] = reformat.reformat(
+                frame,
+                format="rgb24",
+                src_colorspace=Colorspace.ITU709,
+                src_color_range=ColorRange.MPEG,
+                dst_color_range=ColorRange.JPEG,
+            ).to_ndarray()
+    return frames
 
 
 def film(

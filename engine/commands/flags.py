@@ -199,7 +199,7 @@ def read_words(name: str, parser: Parser, values: argparse.Namespace, rest: Sequ
     for key, value in found.items():
         overrides.append(f"{key}=true" if value is True else override(key, value))
     if output is not None:
-        overrides += _output(output, rest)
+        overrides += _output(output, rest, multirun)
     if parser.bare and (bare := next((word for word in rest if "=" not in word and word[0] != "~"), "")):
         overrides.append(override(parser.bare, bare))
         rest = [word for word in rest if word is not bare]
@@ -218,14 +218,16 @@ def plain(words: Sequence[str], command: str) -> list[str]:
     return list(words)
 
 
-def _output(text: str, rest: Sequence[str]) -> list[str]:
+def _output(text: str, rest: Sequence[str], multirun: bool) -> list[str]:
     path = Path(text)
     if not path.name or text.endswith("/"):
         raise ConfigError(f"{text!r} names no file", field="--output", hint="such as --output films/talk.mp4")
     overrides = [override("request.filename", path.name)]
     sinks = [word.partition("=")[2] for word in rest if word.startswith("sink=")]
     if not sinks or sinks[-1] == "disk":
-        overrides.append(override("sink.folder", str(path.parent)))
+        # Each run of a sweep has a folder of its own, below this one.
+        folder = "hydra.sweep.dir" if multirun else "sink.folder"
+        overrides.append(override(folder, str(path.parent)))
     elif str(path.parent) != ".":
         raise ConfigError("only the disk sink has folders", field="--output", hint=f"give {path.name} alone")
     return overrides

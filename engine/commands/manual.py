@@ -13,6 +13,7 @@ COMMANDS = {
     "plugins": "list every component and preset by group, with its package (--json)",
     "show": "FILE.mp4: print the recipe a video carries (--json)",
     "again": "FILE.mp4 --image ... --audio ...: make a video again from its recipe",
+    "compare": "DIR: one page with the videos of a sweep side by side, and a table of their figures (docs/sweeps.md)",
     "models": "pull, verify, list, prune: the published weights on this machine or volume (docs/models.md)",
     "doctor": "what is wrong on this machine for a config, and what to do (--json)",
     "bench": "transformer, memory, load, plan, device, ...: measure a part of the engine or this device, as JSON",

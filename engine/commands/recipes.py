@@ -73,8 +73,9 @@ def again(words: Sequence[str]) -> int:
     media = {flag.key: getattr(values, flag.key) for flag in _MEDIA}
     for key in media:
         setattr(values, key, None)
+    told = ("model", "recipe", "experiment", "request", "dtype", *DECISIVE)
     for word in rest[1:]:
-        if word.lstrip("+~").partition("=")[0].partition(".")[0] in ("model", "recipe", "request", "dtype", *DECISIVE):
+        if word.lstrip("+~").partition("=")[0].partition(".")[0] in told:
             raise RequestError(
                 f"{word!r} would change what the recipe says",
                 field="command line",

@@ -1,0 +1,125 @@
+"""A folder of a sweep -> its runs: what each was made with, and its figures."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.errors import RequestError
+
+#: What a run leaves in its folder.
+CONFIG = "config.yaml"
+METRICS = "metrics.json"
+FORMAT = 1
+UNFINISHED = "it is still at work, or was ended before it could say why"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One column of figures."""
+
+    #: Keys in metrics.json, with dots between.
+    place: str
+    title: str
+    about: str
+    #: Which value is best: "least", "most", "nought" (the nearest to it), or "": none is.
+    better: str
+    digits: int = 2
+    scale: float = 1.0
+
+
+FIGURES = (
+    Figure("timings.total_without_load", "Work, s", "seconds, but for those of loading weights", "least"),
+    Figure("timings.denoise", "Denoising, s", "seconds within the network", "least"),
+    Figure("timings.load", "Loading, s", "about nought where the run before had the same weights", ""),
+    Figure("forwards", "Forwards", "of the network, before any step cache", "least", 0),
+    Figure("measures.seam_ratio", "Seams", "change where windows meet, in parts of the usual one", "least"),
+    Figure("measures.lab_drift", "Colour drift", "from the first second to the last, in CIE Lab", "least"),
+    Figure("measures.lip_sync", "Lip sync", "correlation of mouths with their voices, 1 at most", "most"),
+    Figure("measures.lip_lag", "Lip lag", "frames by which mouths are late", "nought", 0),
+    Figure("bytes", "File, kB", "size of the video", "", 0, 1e-3),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: `figures` by their place, and for those that are not there, `reasons`."""
+
+    #: Folder, from that of the sweep on, with slashes.
+    name: str
+    #: "done", "failed" or "unfinished".
+    status: str
+    error: str = ""
+    #: File in the folder.
+    video: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Return the runs below `folder`, in the order of their numbers. Raises RequestError where there are none."""
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is not a folder", field="DIR", hint="give the folder of a sweep")
+    found = {path.parent for name in (CONFIG, METRICS) for path in folder.rglob(name)}
+    if not found:
+        raise RequestError(f"{folder} has no runs in it", field="DIR", hint="make some: multitalk generate ... -m ...")
+    return [_read(path, path.relative_to(folder).as_posix()) for path in sorted(found, key=_natural)]
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Return the overrides that are not the same in all `runs`, in the order in which they were given."""
+    keys = dict.fromkeys(key for run in runs for key in run.overrides)
+    return [key for key in keys if len({json.dumps(run.overrides.get(key)) for run in runs if run.overrides}) > 1]
+
+
+def best(runs: Sequence[Run], figure: Figure) -> set[str]:
+    """Return the names of the runs that are best in `figure`: none where it has no best, or all are alike."""
+    values = {run.name: run.figures[figure.place] for run in runs if figure.place in run.figures}
+    if not figure.better or len(set(values.values())) < 2:
+        return set()
+    ranks = {"least": lambda value: value, "most": lambda value: -value, "nought": abs}
+    ranked = {name: ranks[figure.better](value) for name, value in values.items()}
+    return {name for name, rank in ranked.items() if rank == min(ranked.values())}
+
+
+def _read(folder: Path, name: str) -> Run:
+    path = folder / METRICS
+    if not path.is_file():
+        return Run(name, "unfinished", UNFINISHED)
+    try:
+        told = json.loads(path.read_text("utf-8"))
+        if told["format"] != FORMAT:
+            raise ValueError(f"format {told['format']}")
+        return _run(told, folder, name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Run(name, "failed", f"its metrics.json cannot be read ({type(error).__name__}: {error})")
+
+
+def _run(told: Mapping[str, Any], folder: Path, name: str) -> Run:
+    overrides = dict(told["overrides"])
+    if told["status"] == "unfinished":
+        return Run(name, "unfinished", UNFINISHED, overrides=overrides)
+    if told["status"] != "done":
+        return Run(name, "failed", str(told["error"]["message"]), overrides=overrides)
+    figures, reasons = {}, {}
+    for figure in FIGURES:
+        value: Any = told
+        for key in figure.place.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping):
+            reasons[figure.place] = str(value["reason"])
+            value = value["value"]
+        if isinstance(value, int | float):
+            figures[figure.place] = float(value)
+    video = told["video"] and Path(told["video"]).name
+    there = video if video and (folder / video).is_file() else None
+    return Run(name, "done", "", there, overrides, figures, reasons)
+
+
+def _natural(path: Path) -> list[Any]:
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)|/", str(path)) if part]

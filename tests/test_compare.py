@@ -1,0 +1,215 @@
+"""The page of a sweep: what it shows, that nothing in a config can act on it, and that it works in a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, Browser, opened
+
+from engine.cli import main
+from engine.comparison.page import render
+from engine.comparison.runs import FORMAT, Run, differing, read_runs
+from engine.data import Frames
+from engine.stages.write import Writer
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'&"
+
+
+def run(folder: Path, number: int, **changes: Any) -> Path:
+    """Write what a run leaves, but for the video."""
+    path = folder / str(number)
+    path.mkdir(parents=True)
+    told = {
+        "format": FORMAT,
+        "run": number,
+        "overrides": {"sampler": "euler", "sampler.steps": number},
+        "status": "done",
+        "error": None,
+        "video": "talk.mp4",
+        "forwards": 10 + number,
+        "bytes": 1000,
+        "timings": {"load": 1.0, "denoise": 3.0 - number, "total_without_load": 5.0},
+        "measures": {
+            "seam_ratio": {"value": None, "reason": "one window has no seam"},
+            "lab_drift": {"value": None, "reason": "shorter than two seconds"},
+            "lip_sync": {"value": 0.5 + number / 10, "reason": None},
+            "lip_lag": {"value": -number, "reason": None},
+        },
+    }
+    (path / "config.yaml").write_text("model: {}\n")
+    (path / "metrics.json").write_text(json.dumps(told | changes))
+    return path
+
+
+class Parsed(HTMLParser):
+    """The tags of a page with their attributes, and the text within its table."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def page(folder: Path) -> Parsed:
+    assert main(["compare", str(folder)]) == 0
+    return Parsed((folder / "index.html").read_text("utf-8"))
+
+
+def test_runs_come_in_the_order_of_their_numbers_and_with_what_differs(tmp_path: Path) -> None:
+    for number in (10, 2, 1):
+        run(tmp_path, number)
+    runs = read_runs(tmp_path)
+    assert [made.name for made in runs] == ["1", "2", "10"]
+    assert differing(runs) == ["sampler.steps"]
+
+
+def test_sweeps_below_one_folder_are_compared_together(tmp_path: Path) -> None:
+    run(tmp_path / "one", 0)
+    run(tmp_path / "two", 0, overrides={"sampler": "turbo", "sampler.steps": 0})
+    runs = read_runs(tmp_path)
+    assert [made.name for made in runs] == ["one/0", "two/0"]
+    assert differing(runs) == ["sampler"]
+
+
+def test_the_best_value_of_each_column_is_marked(tmp_path: Path) -> None:
+    for number in (0, 1, 2):
+        run(tmp_path, number)
+    text = render("x", read_runs(tmp_path))
+    # Fewest forwards, quickest, best sync, least lag; nothing where all are alike, and nothing of the file's size.
+    assert text.count('class="number best"') == 4
+    for best in ("10", "1.00", "0.70", "0"):
+        assert f"★ {best}</td>" in text
+
+
+def test_a_measure_without_a_value_says_why(tmp_path: Path) -> None:
+    run(tmp_path, 0)
+    text = " ".join(page(tmp_path).text)
+    assert "not measured: one window has no seam" in text
+
+
+def test_failed_and_unfinished_runs_are_shown_with_their_errors(tmp_path: Path) -> None:
+    run(tmp_path, 0)
+    run(tmp_path, 1, status="failed", error={"code": "bad_request", "message": "request.fps: no such rate"}, video=None)
+    (run(tmp_path, 2) / "metrics.json").unlink()
+    (run(tmp_path, 3) / "metrics.json").write_text("{")
+    run(tmp_path, 4, status="unfinished", video=None)
+    text = " ".join(page(tmp_path).text)
+    assert "5 runs: 1 done, 2 failed, 2 unfinished." in text
+    assert "failed: request.fps: no such rate" in text
+    assert text.count("unfinished: it is still at work") == 2
+    assert "its metrics.json cannot be read" in text
+
+
+def test_text_from_a_run_is_text_on_the_page(tmp_path: Path) -> None:
+    for number in (0, 1):
+        overrides = {HOSTILE: f"{HOSTILE}{number}", "request.prompt": number}
+        made = run(tmp_path / "<b>", number, overrides=overrides, video=f"{number} '\"%#?.mp4")
+        (made / f"{number} '\"%#?.mp4").write_bytes(b"")
+    run(tmp_path / "<b>", 2, status="failed", error={"message": HOSTILE})
+    parsed = page(tmp_path / "<b>")
+    assert not parsed.all("img")
+    assert not parsed.all("b")
+    assert len(parsed.all("script")) == 1
+    assert {name for _, attributes in parsed.tags for name in attributes if name.startswith("on")} == set()
+    assert "".join(parsed.text).count(HOSTILE) >= 6
+    assert [video["src"] for video in parsed.all("video")] == [f"{n}/{n}%20%27%22%25%23%3F.mp4" for n in (0, 1)]
+
+
+def test_a_video_elsewhere_is_not_linked(tmp_path: Path) -> None:
+    (tmp_path / "secret.mp4").write_bytes(b"")
+    run(tmp_path / "sweep", 0, video="../../secret.mp4")
+    assert not page(tmp_path / "sweep").all("video")
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    text = render("x", [Run("0", "done")])
+    assert "http:" not in text
+    assert "https:" not in text
+    assert {tag for tag, attributes in Parsed(text).tags if "src" in attributes or tag == "link"} == set()
+
+
+@pytest.mark.parametrize(("name", "told"), [("none", "is not a folder"), (".", "has no runs in it")])
+def test_a_folder_without_runs_is_an_error_in_one_line(
+    name: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", str(tmp_path / name)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+TABLE = "[...document.querySelectorAll('tbody tr:not([hidden])')].map((row) => row.cells[0].innerText)"
+VIDEOS = "[...document.querySelectorAll('figure:not([hidden])')].map((card) => card.dataset.run)"
+
+
+def head(title: str) -> str:
+    return f"[...document.querySelectorAll('thead button')].find((b) => b.innerText === '{title}')"
+
+
+async def use(tab: Browser) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    loaded = "[...document.querySelectorAll('video')].map((video) => video.error ? 'error' : video.readyState)"
+    await tab.until(f"document.readyState === 'complete' && {loaded}.every((s) => s === 'error' || s >= 2)")
+    told["loaded"] = await tab.run(loaded)
+    told["unplayable"] = await tab.run("document.querySelectorAll('.unplayable:not([hidden])').length")
+    await tab.run(f"{head('Lip sync')}.click()")
+    told["rising"] = await tab.run(TABLE)
+    await tab.run(f"{head('Lip sync')}.click()")
+    told["falling"], told["cards"] = await tab.run(TABLE), await tab.run(VIDEOS)
+    told["sort"] = await tab.run(f"{head('Lip sync')}.closest('th').getAttribute('aria-sort')")
+    await tab.run("document.getElementById('play').click()")
+    times = "[...document.querySelectorAll('video')].filter((v) => !v.error).map((v) => v.currentTime)"
+    told["times"] = await tab.until(f"{times}.every((time) => time > 0.3)", times)
+    told["muted"] = await tab.run("[...document.querySelectorAll('video')].every((video) => video.muted)")
+    told["label"] = await tab.run("document.getElementById('play').innerText")
+    await tab.run("document.getElementById('play').click()")
+    told["paused"] = await tab.run("[...document.querySelectorAll('video')].every((video) => video.paused)")
+    for field, value in (("words", "STEPS-2"), ("filter-1", "1")):
+        change = f"{{ const f = document.getElementById('{field}'); f.value = '{value}'; "
+        await tab.run(change + "f.dispatchEvent(new Event('input', { bubbles: true })); }")
+        told[field] = await tab.run(TABLE), await tab.run(VIDEOS)
+        await tab.run("document.getElementById('words').value = ''")
+    told["shown"] = await tab.run("document.getElementById('shown').innerText")
+    return told
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_videos_play_together_and_the_table_sorts_and_filters(tmp_path: Path) -> None:
+    sweep = tmp_path / "a sweep"
+    for number in (0, 1, 2):
+        made = run(sweep, number, overrides={"sampler.steps": number, "note": f"steps-{number}"})
+        with Writer(made / "talk.mp4", (64, 48), 25) as writer:
+            writer.add(Frames(np.random.default_rng(number).integers(0, 255, (50, 48, 64, 3), np.uint8), 25))
+            writer.finish()
+    (run(sweep, 3) / "talk.mp4").write_bytes(b"no video")
+    run(sweep, 4, status="failed", error={"message": "no memory"}, video=None)
+    page(sweep)
+    told = asyncio.run(opened((sweep / "index.html").as_uri(), tmp_path / "browser", use))
+    assert told["loaded"] == [4, 4, 4, "error"]
+    assert told["unplayable"] == 1
+    assert told["rising"] == ["0", "1", "2", "3", "4"]
+    # What has no figure comes last either way.
+    assert told["falling"] == told["cards"] == ["3", "2", "1", "0", "4"]
+    assert told["sort"] == "descending"
+    assert max(told["times"]) - min(told["times"]) < 0.3
+    assert (told["muted"], told["label"], told["paused"]) == (True, "Pause all", True)
+    assert told["words"] == (["2"], ["2"])
+    assert told["filter-1"] == (["1"], ["1"])
+    assert told["shown"] == "1 of 5 runs are shown."
