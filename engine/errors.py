@@ -8,6 +8,7 @@
   + RequestError           the caller asked for something that cannot be made
   + SinkError              the finished video cannot be kept
     - NotDelivered         it waits on this machine until it is asked for again
+  + ProcessLost            another process of the same job has ended
   + Cancelled              the caller withdrew the request
 """
 
@@ -102,6 +103,13 @@ class NotDelivered(SinkError):
         self.job = job
         self.path = path
         super().__init__(what, field=field, hint=hint, code=code)
+
+
+class ProcessLost(EngineError):
+    """Another of the processes that work on one job has ended, and the job with it."""
+
+    def __init__(self) -> None:
+        super().__init__("another process of this job ended", field="parallel", hint="torchrun's report says how")
 
 
 class Cancelled(EngineError):

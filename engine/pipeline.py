@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +14,15 @@ from torch import Tensor
 
 from engine.choices import Choices, bundled_loras, choose, loadable_loras
 from engine.components import CancelToken, ProgressCallback, Sink
-from engine.config import Config
+from engine.config import Config, ParallelConfig
 from engine.data import Access, Artifact, Conditions, Delivery, Frames, Inputs, Kept, Media, Plan, Request, Window
-from engine.errors import ConfigError
+from engine.device import pick_device, pick_dtype
+from engine.errors import Cancelled, ConfigError, ProcessLost
 from engine.multitalk.load import Model, load_model
 from engine.multitalk.memory import Profile
 from engine.multitalk.on_disk import BUILDING
 from engine.progress import Meter
+from engine.ranks import COMMAND, Denoise, Load, Ranks
 from engine.recipe import make_recipe, weights_hash
 from engine.registry import Registry
 from engine.settings import largest_window, locate_weights, make_access, make_settings, request_access, weights_of
@@ -31,16 +36,24 @@ from engine.stages.read import fetch, read
 from engine.stages.windows import picks
 from engine.stages.write import Writer
 
+logger = logging.getLogger(__name__)
+
 
 class Engine:
     """Turns requests into videos with one set of weights, which is loaded when the first request comes."""
 
-    def __init__(self, config: Config, registry: Registry, *, access: Access | None = None) -> None:
-        """Build the components that are fixed at boot. Raises ConfigError; loads no weights."""
+    def __init__(
+        self, config: Config, registry: Registry, *, access: Access | None = None, ranks: Ranks | None = None
+    ) -> None:
+        """Build the components that are fixed at boot. Raises ConfigError; loads no weights.
+
+        `ranks` are the processes to share forwards with, which config.parallel asks for; this one leads, or follows.
+        """
         self.config = config
         self.access = access or make_access(config)
-        self.device = _device(config.device)
-        self.dtype = _dtype(config.dtype, self.device)
+        self.ranks = _expected(config.parallel, ranks)
+        self.device = pick_device(config.device)
+        self.dtype = pick_dtype(config.dtype, self.device)
         self.sink = registry.sinks.build(config.sink)
         self.reader = registry.readers.build(config.reader)
         self.attention = registry.attention.build(config.attention).resolve(self.device)
@@ -65,7 +78,7 @@ class Engine:
         """
         config = config or self.config
         sink = request_sink(self.sink, request, self._registry, self.access, own=self.config.sink.name)
-        job = _Job(request, config, choose(config, self._registry), Meter(progress, cancel), sink)
+        job = _Job(request, config, self._choose(config), Meter(progress, cancel), sink)
         with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
             media, plan = self._plan(job, Path(folder))
             inputs = self._read(job, media, plan)
@@ -85,23 +98,24 @@ class Engine:
     def load(self) -> Model:
         """Load the weights, if that has not happened yet. Raises SourceError and ConfigError."""
         if self._model is None:
-            config = self.config
-            self._weights = locate_weights(config, self._registry, fetch=True)
-            self._fingerprint = weights_hash(self._weights)
-            with BUILDING:
-                self._model = load_model(
-                    self._weights,
-                    device=self.device,
-                    dtype=self.dtype,
-                    quant=config.quant.name,
-                    wanted=weights_of(config),
-                    attention=self.attention,
-                    memory=_profile(config),
-                    reader=self.reader,
-                    loras=loadable_loras(config, self._weights),
-                    lora_mode=config.lora.mode,
-                )
+            with self._alike():
+                self._model = self._load()
         return self._model
+
+    def follow(self) -> None:
+        """Share the forwards of the process that generates, until it has done. Raises ProcessLost."""
+        assert self.ranks is not None
+        while (word := self.ranks.hear(self.device)) is not None:
+            if isinstance(word, Denoise):
+                self._share(self.ranks, word)
+                continue
+            try:
+                self.load()
+            except ProcessLost:
+                raise
+            except Exception:
+                # Rank 0 was told, and raises it.
+                logger.debug("cannot load", exc_info=True)
 
     @property
     def memory(self) -> str:
@@ -118,6 +132,69 @@ class Engine:
         if self._model is not None:
             self._model.close()
             self._model = None
+
+    # --- the weights, and those who share the work --------------------------------------------------------------------
+
+    def _load(self) -> Model:
+        config = self.config
+        self._weights = locate_weights(config, self._registry, fetch=True)
+        self._fingerprint = weights_hash(self._weights)
+        with BUILDING:
+            return load_model(
+                self._weights,
+                device=self.device,
+                dtype=self.dtype,
+                quant=config.quant.name,
+                wanted=weights_of(config),
+                attention=self.attention,
+                memory=_profile(config),
+                reader=self.reader,
+                loras=loadable_loras(config, self._weights),
+                lora_mode=config.lora.mode,
+                processes=1 if self.ranks is None else self.ranks.size,
+                alone=self.ranks is not None and self.ranks.rank > 0,
+            )
+
+    def _alike(self) -> AbstractContextManager[None]:
+        if self.ranks is None:
+            return nullcontext()
+        if self.ranks.rank == 0:
+            self.ranks.tell(Load())
+        return self.ranks.alike()
+
+    def _choose(self, config: Config) -> Choices:
+        return choose(config, self._registry, agree=None if self.ranks is None else self.ranks.agree)
+
+    @contextmanager
+    def _shared(
+        self, job: _Job, conditions: Conditions, noise: Tensor, generator: torch.Generator
+    ) -> Iterator[tuple[Conditions, CancelToken]]:
+        """Have the other processes denoise along; yield this one's part and what says to all that the job is off."""
+        if self.ranks is None:
+            yield conditions, job.meter
+            return
+        self.ranks.tell(Denoise(job.config, conditions, noise, generator.get_state()))
+        with self.ranks.denoising(job.meter) as cancel:
+            yield self.ranks.part_of(conditions), cancel
+
+    def _share(self, ranks: Ranks, word: Denoise) -> None:
+        # Rank 0 had it loaded.
+        assert self._model is not None
+        model, choices = self._model, self._choose(word.config)
+        model.set_loras(bundled_loras(word.config, self._weights))
+        generator = torch.Generator()
+        generator.set_state(word.generator.cpu())
+        with ranks.denoising(None) as cancel, model.use("transformer"), suppress(Cancelled):
+            denoise(
+                model.transformer,
+                ranks.part_of(word.conditions),
+                word.noise,
+                sampler=choices.sampler,
+                guidance=choices.guidance,
+                cache=choices.cache,
+                generator=generator,
+                cancel=cancel,
+            )
 
     # --- the stages, with what the config says to each ----------------------------------------------------------------
 
@@ -206,17 +283,22 @@ class Engine:
         def tell(step: int, _steps: int) -> None:
             self._hooks.step_finished(request=job.request, progress=job.meter.step(step))
 
-        with job.meter.stage("denoise", window=window.index + 1), model.use("transformer"):
+        noise = draw_noise((model.codec.channels, *conditions.latents.shape[1:]), heard.generator)
+        with (
+            job.meter.stage("denoise", window=window.index + 1),
+            self._shared(job, conditions, noise, heard.generator) as (part, cancel),
+            model.use("transformer"),
+        ):
             return denoise(
                 model.transformer,
-                conditions,
-                draw_noise((model.codec.channels, *conditions.latents.shape[1:]), heard.generator),
+                part,
+                noise,
                 sampler=job.choices.sampler,
                 guidance=job.choices.guidance,
                 cache=job.choices.cache,
                 generator=heard.generator,
                 on_step=tell,
-                cancel=job.meter,
+                cancel=cancel,
             )
 
     def _decode(
@@ -300,25 +382,17 @@ class _Heard:
     generator: torch.Generator
 
 
+def _expected(config: ParallelConfig, ranks: Ranks | None) -> Ranks | None:
+    if config.name == "ulysses" and ranks is None:
+        raise ConfigError(
+            "parallel=ulysses takes processes that torchrun starts",
+            field="parallel",
+            hint=COMMAND,
+        )
+    return ranks
+
+
 def _profile(config: Config) -> Profile:
     memory = config.memory
     window = largest_window(config)
     return Profile(memory.name, blocks=memory.blocks, streams=memory.streams, tile=memory.tile, window=window)
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"no device named {name!r}", field="device", hint="auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("this machine has no CUDA device that torch can use", field="device", hint="device=cpu")
-    return name
-
-
-def _dtype(name: str, device: str) -> str:
-    if name == "auto":
-        return "bfloat16" if device == "cuda" else "float32"
-    if name not in ("bfloat16", "float32"):
-        raise ConfigError(f"no dtype named {name!r}", field="dtype", hint="auto, bfloat16 or float32")
-    return name

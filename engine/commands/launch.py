@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from engine.commands.escape import override
 from engine.commands.hush import hush
 from engine.compose import CONF, compose, translated
-from engine.errors import Cancelled, EngineError
+from engine.errors import Cancelled, ConfigError, EngineError
 from engine.registry import installed
 from engine.service import EngineService
 
@@ -29,9 +30,19 @@ def launch(overrides: Sequence[str]) -> int:
     """
     service = EngineService(overrides)
     try:
-        return installed().entrypoints.build(service.config.entrypoint).run(service)
+        with service.joined() as led:
+            if led:
+                return follow(service)
+            return installed().entrypoints.build(service.config.entrypoint).run(service)
     finally:
         service.close()
+
+
+def follow(service: EngineService) -> int:
+    """Work for the process that leads. Interrupts are its to answer: it gets them, too, and says when to stop."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    return service.follow()
 
 
 def sweep(overrides: Sequence[str]) -> int:
@@ -64,7 +75,10 @@ def run_job(composed: DictConfig, *, swept: Sequence[str] = ()) -> int:
     chosen = [text for text in overrides if text.partition("=")[0] in swept]
     print(f"multitalk: job {number}: {', '.join(chosen)}", file=sys.stderr)
     try:
-        filename = compose(overrides).request.filename
+        config = compose(overrides)
+        if config.parallel.name != "none":
+            raise ConfigError("a sweep runs in one process", field="parallel", hint="choose parallel=none with -m")
+        filename = config.request.filename
         if filename is not None:
             name = Path(filename)
             overrides.append(override("request.filename", f"{name.stem}-{number}{name.suffix}"))
