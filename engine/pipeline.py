@@ -14,15 +14,15 @@ from torch import Tensor
 
 from engine.choices import Choices, bundled_loras, choose, loadable_loras
 from engine.components import CancelToken, ProgressCallback, Sink
-from engine.config import Config, ParallelConfig
+from engine.config import Config
 from engine.data import Access, Artifact, Conditions, Delivery, Frames, Inputs, Kept, Media, Plan, Request, Window
 from engine.device import pick_device, pick_dtype
-from engine.errors import Cancelled, ConfigError, ProcessLost
+from engine.errors import Cancelled, ProcessLost
 from engine.multitalk.load import Model, load_model
 from engine.multitalk.memory import Profile
 from engine.multitalk.on_disk import BUILDING
 from engine.progress import Meter
-from engine.ranks import COMMAND, Denoise, Load, Ranks
+from engine.ranks import Denoise, Load, Ranks, expected
 from engine.recipe import make_recipe, weights_hash
 from engine.registry import Registry
 from engine.settings import largest_window, locate_weights, make_access, make_settings, request_access, weights_of
@@ -51,7 +51,8 @@ class Engine:
         """
         self.config = config
         self.access = access or make_access(config)
-        self.ranks = _expected(config.parallel, ranks)
+        self.ranks = expected(config.parallel, ranks)
+        self._processes = 1 if ranks is None else ranks.size
         self.device = pick_device(config.device)
         self.dtype = pick_dtype(config.dtype, self.device)
         self.sink = registry.sinks.build(config.sink)
@@ -151,7 +152,7 @@ class Engine:
                 reader=self.reader,
                 loras=loadable_loras(config, self._weights),
                 lora_mode=config.lora.mode,
-                processes=1 if self.ranks is None else self.ranks.size,
+                processes=self._processes,
                 alone=self.ranks is not None and self.ranks.rank > 0,
             )
 
@@ -245,6 +246,7 @@ class Engine:
             job.config,
             weights=self._fingerprint,
             threads=torch.get_num_threads(),
+            processes=self._processes,
             device=self.device,
             dtype=self.dtype,
             attention=self.attention,
@@ -380,16 +382,6 @@ class _Heard:
     voices: Tensor
     colors: Statistics
     generator: torch.Generator
-
-
-def _expected(config: ParallelConfig, ranks: Ranks | None) -> Ranks | None:
-    if config.name == "ulysses" and ranks is None:
-        raise ConfigError(
-            "parallel=ulysses takes processes that torchrun starts",
-            field="parallel",
-            hint=COMMAND,
-        )
-    return ranks
 
 
 def _profile(config: Config) -> Profile:

@@ -7,6 +7,7 @@ with it, and walk the same denoising loop on their part of the tokens.
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,6 +126,13 @@ class Ranks:
             raise
 
 
+def expected(config: ParallelConfig, ranks: Ranks | None) -> Ranks | None:
+    """Return `ranks`. Raises ConfigError where the config asks for several processes and there is one."""
+    if config.name != "none" and ranks is None:
+        raise ConfigError("parallel=ulysses takes processes that torchrun starts", field="parallel", hint=COMMAND)
+    return ranks
+
+
 class _Agreed:
     def __init__(self, ranks: Ranks, cancel: CancelToken | None) -> None:
         self._ranks = ranks
@@ -144,7 +152,7 @@ def joined(config: ParallelConfig, device: str) -> Iterator[Ranks]:
     store = _find_store(config)
     ranks: Ranks | None = None
     try:
-        ranks = _join(config, pick_device(device), store)
+        ranks = _join(config, device, store)
         yield ranks
     except Exception as error:
         if isinstance(error, ProcessLost) and ranks is not None:
@@ -160,22 +168,27 @@ def joined(config: ParallelConfig, device: str) -> Iterator[Ranks]:
             _leave(ranks)
 
 
-def _find_store(config: ParallelConfig) -> Any:
+@contextmanager
+def _meeting() -> Iterator[None]:
     try:
-        store, _, _ = next(iter(rendezvous("env://", config.rank or 0, config.size or 1)))
+        yield
     except (RuntimeError, ValueError) as error:
         why = str(error).partition("\n")[0]
         raise ConfigError(f"the processes do not find each other: {why}", field="parallel", hint=COMMAND) from error
-    return store
+
+
+def _find_store(config: ParallelConfig) -> Any:
+    with _meeting():
+        store, _, _ = next(iter(rendezvous("env://", config.rank or 0, config.size or 1)))
+        return store
 
 
 def _join(config: ParallelConfig, device: str, store: Any) -> Ranks:
     rank, size = config.rank or 0, config.size or 1
-    if device == "cuda":
-        _take_device(config.local_rank or 0)
-    with together():
-        # Words between processes go by the CPU in any case.
-        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    take_device(device, config.local_rank or 0)
+    # Words between processes go by the CPU in any case.
+    backend = "cpu:gloo,cuda:nccl" if pick_device(device) == "cuda" else "gloo"
+    with _meeting():
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         return Ranks(rank, size)
 
@@ -202,16 +215,23 @@ def _leave(ranks: Ranks) -> None:
         pass
 
 
-def _take_device(local_rank: int) -> None:
-    present = torch.cuda.device_count()
+def take_device(device: str, local_rank: int) -> None:
+    """Let this process see one CUDA device, that of its number on this machine, if it may use any.
+
+    Before CUDA starts: torch's own way to choose a device holds for one thread, and readers have others. Raises
+    ConfigError where there are fewer.
+    """
+    present = 0 if device == "cpu" else torch.cuda.device_count()
+    if not present:
+        return
     if local_rank >= present:
         raise ConfigError(
-            f"process {local_rank} of this machine has no device of its own, there are {present}",
+            f"there is no device for it, {present} for all processes of this machine",
             field="parallel",
-            hint=f"--nproc-per-node {present}",
+            hint=f"start {present} processes here with --nproc-per-node",
         )
-    # What asks for "cuda" gets this one from now on.
-    torch.cuda.set_device(local_rank)
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = names[local_rank] if names != [""] else str(local_rank)
 
 
 def _line(error: Exception) -> str:
