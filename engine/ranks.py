@@ -117,12 +117,12 @@ class Ranks:
         """Yield a token with which all processes leave the denoising loop at the same place, when `cancel` of rank 0 is
         set. After any other error they are no longer together.
         """
+        agreed = _Agreed(self, cancel)
         try:
-            yield _Agreed(self, cancel)
-        except Cancelled:
-            raise
-        except BaseException:
-            self.broken = True
+            yield agreed
+        except BaseException as error:
+            # A hook may call a job off, too: of that the others know nothing.
+            self.broken = not (isinstance(error, Cancelled) and agreed.stopped)
             raise
 
 
@@ -137,9 +137,11 @@ class _Agreed:
     def __init__(self, ranks: Ranks, cancel: CancelToken | None) -> None:
         self._ranks = ranks
         self._cancel = cancel
+        self.stopped = False
 
     def is_set(self) -> bool:
-        return self._ranks.agree(self._cancel is not None and self._cancel.is_set())
+        self.stopped = self._ranks.agree(self._cancel is not None and self._cancel.is_set())
+        return self.stopped
 
 
 @contextmanager

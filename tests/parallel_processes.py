@@ -22,16 +22,19 @@ from engine.ranks import Ranks
 
 EXAMPLES = Path(pipeline.__file__).parent / "examples"
 VOICES = {1: ("one.png", ("one.flac",)), 2: ("two.png", ("left.flac", "right.flac"))}
-#: Two windows, the second one with motion frames.
 BOOT = ["model=tiny", "model.window=9", "continuation.frames=5", "device=cpu"]
-FRAMES = 13
-#: Name -> what a request overrides. Coarse thresholds, so that the caches skip within few steps.
-CASES = {
-    "standard": ["sampler.steps=4"],
-    "standard, teacache": ["sampler.steps=6", "cache=teacache", "cache.warmup=2", "cache.threshold=0.9"],
-    "standard, taylorseer": ["sampler.steps=6", "cache=taylorseer"],
-    "three passes, apg": ["sampler.steps=2", "guidance=apg", "guidance.text_scale=3"],
-    "turbo": ["sampler=turbo"],
+#: Two windows, the second one with motion frames; the others are one.
+LONG = 13
+_TEACACHE = ["sampler.steps=5", "cache=teacache", "cache.warmup=2", "cache.threshold=0.9"]
+#: Name -> persons, frames, and what the request overrides. A coarse threshold lets the cache skip within few steps.
+CASES: dict[str, tuple[int, int, list[str]]] = {
+    "standard, two persons, two windows": (2, LONG, ["sampler.steps=3"]),
+    "standard, one person, three passes": (1, 9, ["sampler.steps=2", "guidance=apg", "guidance.text_scale=3"]),
+    "teacache, one person": (1, 9, _TEACACHE),
+    "teacache, two persons": (2, 9, _TEACACHE),
+    "taylorseer, two persons": (2, 9, ["sampler.steps=5", "cache=taylorseer"]),
+    "turbo, one person": (1, 9, ["sampler=turbo"]),
+    "turbo, two persons": (2, 9, ["sampler=turbo"]),
 }
 
 
@@ -58,10 +61,10 @@ class Watch:
         return taken
 
 
-def request(people: int, overrides: list[str]) -> Request:
+def request(people: int, frames: int, overrides: list[str]) -> Request:
     picture, voices = VOICES[people]
     speakers = tuple(Speaker(str(EXAMPLES / voice)) for voice in voices)
-    return Request("talk", str(EXAMPLES / picture), speakers, frames=FRAMES, overrides=tuple(overrides))
+    return Request("talk", str(EXAMPLES / picture), speakers, frames=frames, overrides=tuple(overrides))
 
 
 def forwards(ranks: Ranks) -> Iterator[tuple[str, float]]:
@@ -92,31 +95,31 @@ def compare(folder: Path) -> None:
             torch.save(watch.take(), folder / "followed.pt")
             return
         shared = {}
-        for people in VOICES:
-            for name, overrides in CASES.items():
-                service.generate(request(people, overrides))
-                shared[name, people] = watch.take()
+        for name, case in CASES.items():
+            service.generate(request(*case))
+            shared[name] = watch.take()
         report["parts"] = [shard is not None and shard.length < shard.total for shard in watch.shards]
         report["teacache"] = watch.computed
         cancel = threading.Event()
         try:
             service.generate(
-                request(1, []), cancel=cancel, progress=lambda told: cancel.set() if told.step == 2 else None
+                request(1, 9, []), cancel=cancel, progress=lambda told: cancel.set() if told.step == 2 else None
             )
         except Cancelled as error:
             report["cancelled"] = str(error)
-        service.generate(request(1, CASES["turbo"]))
-        report["after"] = [torch.equal(*pair) for pair in zip(watch.take(), shared["turbo", 1], strict=True)]
+        again = "turbo, one person"
+        service.generate(request(*CASES[again]))
+        report["after"] = [torch.equal(*pair) for pair in zip(watch.take(), shared[again], strict=True)]
         try:
-            service.generate(request(1, ["cache=firstblock"]))
+            service.generate(request(1, 9, ["cache=firstblock"]))
         except EngineError as error:
             report["firstblock"] = str(error)
     alone = EngineService([*BOOT, f"sink.folder={folder / 'alone'}"])
     report["loops"] = {}
-    for (name, people), latents in shared.items():
-        alone.generate(request(people, CASES[name]))
+    for name, latents in shared.items():
+        alone.generate(request(*CASES[name]))
         pairs = zip(latents, watch.take(), strict=True)
-        report["loops"][f"{name}, {people}"] = [float((one - other).abs().max()) for one, other in pairs]
+        report["loops"][name] = [float((one - other).abs().max()) for one, other in pairs]
     torch.save([latents for windows in shared.values() for latents in windows], folder / "led.pt")
     (folder / "report.json").write_text(json.dumps(report))
 

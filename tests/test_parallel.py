@@ -38,7 +38,7 @@ def torchrun(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     # A bound, so that processes that wait for each other are a failure: the machine may be busy.
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=900)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=1800)
 
 
 def ours(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -64,12 +64,11 @@ def test_divided_forwards_equal_whole_ones(report: Any) -> None:
     assert max(report["forwards"].values()) < TOLERANCE
 
 
-@pytest.mark.parametrize("people", parallel_processes.VOICES)
 @pytest.mark.parametrize("case", parallel_processes.CASES)
-def test_two_processes_give_the_latents_of_one(case: str, people: int, report: Any) -> None:
-    differences = report["loops"][f"{case}, {people}"]
+def test_two_processes_give_the_latents_of_one(case: str, report: Any) -> None:
+    differences = report["loops"][case]
 
-    assert len(differences) == 2
+    assert len(differences) == (2 if parallel_processes.CASES[case][1] == parallel_processes.LONG else 1)
     assert max(differences) < TOLERANCE
 
 
@@ -88,7 +87,7 @@ def test_both_processes_have_the_same_latents(folder: Path) -> None:
 
 def test_a_cancelled_request_leaves_the_processes_in_step(report: Any) -> None:
     assert report["cancelled"] == "cancelled during denoise"
-    assert report["after"] == [True, True]
+    assert report["after"] == [True]
 
 
 def test_first_block_cache_is_refused(report: Any) -> None:
