@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.components import Sampler
 from engine.config import AdapterConfig, Config
-from engine.multitalk.cache import StepCache, make_cache
+from engine.multitalk.cache import Agree, StepCache, make_cache
 from engine.multitalk.guidance import Guidance, make_guidance
 from engine.registry import Registry
 
@@ -24,12 +24,12 @@ class Choices:
     cache: StepCache
 
 
-def choose(config: Config, registry: Registry) -> Choices:
-    """Build what `config` names. Raises ConfigError for a value out of range."""
+def choose(config: Config, registry: Registry, *, agree: Agree | None = None) -> Choices:
+    """Build what `config` names; for `agree` see `make_cache`. Raises ConfigError for a value out of range."""
     return Choices(
         sampler=registry.samplers.build(config.sampler),
         guidance=make_guidance(**_fields(config.guidance)),
-        cache=make_cache(**_fields(config.cache)),
+        cache=make_cache(**_fields(config.cache), agree=agree),
     )
 
 

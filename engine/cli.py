@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"multitalk: {error}", file=sys.stderr)
         return 130
     except EngineError as error:
-        print(f"multitalk: error: {error}", file=sys.stderr)
+        if not _led():
+            print(f"multitalk: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"multitalk: {error if error.args else 'cancelled'}", file=sys.stderr)
@@ -57,6 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         # argparse ends --help this way.
         return end.code if isinstance(end.code, int) else 0
+
+
+def _led() -> bool:
+    """Say whether torchrun started this process beside another one that says the same of this command line.
+
+    What is wrong with one process alone is told by engine.ranks.
+    """
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 def _forget_stdout() -> None:

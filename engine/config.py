@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING
@@ -125,6 +126,18 @@ class MemoryConfig:
     streams: bool | None = None
     #: Side in pixels of the tiles in which the VAE works, a multiple of 32; 0: none. Inexact: frames change a little.
     tile: int = 0
+
+
+@dataclass
+class ParallelConfig:
+    """How many devices work on one video: "none" (one), or "ulysses", one for each process that torchrun started."""
+
+    name: str = "none"
+    #: This process among all and among those of this machine, how many there are, and the run: by torchrun.
+    rank: int | None = "${oc.env:RANK,null}"  # type: ignore[assignment]
+    local_rank: int | None = "${oc.env:LOCAL_RANK,null}"  # type: ignore[assignment]
+    size: int | None = "${oc.env:WORLD_SIZE,null}"  # type: ignore[assignment]
+    run: str | None = "${oc.env:TORCHELASTIC_RUN_ID,null}"
 
 
 @dataclass
@@ -283,6 +296,9 @@ class SinkConfig(ComponentConfig):
 class EntrypointConfig(ComponentConfig):
     """What the config of an entrypoint with defaults of its own derives from."""
 
+    #: Whether it works with `parallel`: its process ends with its first error, and takes the others along.
+    parallel: ClassVar[bool] = False
+
     @classmethod
     def boot(cls, overrides: Sequence[str]) -> list[str]:
         """Return what an engine is booted with that is asked for with `overrides`. Raises ConfigError."""
@@ -301,6 +317,7 @@ class Config:
     attention: ComponentConfig = MISSING
     lora: LoraConfig = field(default_factory=LoraConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     sampler: SamplerConfig = MISSING
     guidance: GuidanceConfig = MISSING
     cache: CacheConfig = MISSING
@@ -326,6 +343,7 @@ FIXED = (
     "attention",
     "lora",
     "memory",
+    "parallel",
     "sink",
     "entrypoint",
     "launcher",
@@ -346,6 +364,7 @@ def store_schema() -> None:
     store(group="model", name="schema", node=ModelConfig)
     store(group="quant", name="schema", node=QuantConfig)
     store(group="memory", name="schema", node=MemoryConfig)
+    store(group="parallel", name="schema", node=ParallelConfig)
     for guidance in (GuidanceConfig, ApgConfig):
         store(group="guidance", name=guidance.name, node=guidance)
     for cache in (CacheConfig, TeaCacheConfig, FirstBlockCacheConfig, TaylorSeerConfig):

@@ -9,6 +9,7 @@
   + SinkError              the finished video cannot be kept
     - NotDelivered         it waits on this machine until it is asked for again
   + WorkerLost             the process that did the work is gone
+  + ProcessLost            another process of the same job has ended
   + Cancelled              the caller withdrew the request
 """
 
@@ -118,6 +119,13 @@ class WorkerLost(EngineError):
 
     def __init__(self, how: str) -> None:
         super().__init__(f"the process that worked on it ended ({how})", hint="was the machine's memory used up?")
+
+
+class ProcessLost(EngineError):
+    """Another of the processes that work on one job has ended, and the job with it."""
+
+    def __init__(self) -> None:
+        super().__init__("another process of this job ended", field="parallel", hint="torchrun's report says how")
 
 
 class Cancelled(EngineError):

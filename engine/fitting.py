@@ -39,7 +39,8 @@ def estimate_plan(plan: Plan, config: Config) -> Plan:
     except SourceError as error:
         why = error.what
     else:
-        return replace(plan, estimates=found)
+        alone = () if config.parallel.name == "none" else ("the plan's estimates are those of one device alone",)
+        return replace(plan, estimates=found, warnings=(*plan.warnings, *alone))
     return replace(plan, warnings=(*plan.warnings, f"memory, time and cost are not estimated: {why}"))
 
 

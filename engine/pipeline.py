@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,13 @@ from engine.choices import Choices, bundled_loras, choose, loadable_loras
 from engine.components import CancelToken, ProgressCallback, Sink
 from engine.config import Config
 from engine.data import Access, Artifact, Conditions, Delivery, Frames, Inputs, Kept, Media, Plan, Request, Window
-from engine.errors import ConfigError
+from engine.device import pick_device, pick_dtype
+from engine.errors import Cancelled, ProcessLost
 from engine.multitalk.load import Model, load_model
 from engine.multitalk.memory import Profile
 from engine.multitalk.on_disk import BUILDING
 from engine.progress import Meter
+from engine.ranks import Denoise, Load, Ranks, expected
 from engine.recipe import make_recipe, weights_hash
 from engine.reclaim import reclaim
 from engine.registry import Registry
@@ -33,22 +38,33 @@ from engine.stages.read import fetch, read
 from engine.stages.windows import picks
 from engine.stages.write import Writer
 
+logger = logging.getLogger(__name__)
+
 
 class Engine:
     """Turns requests into videos with one set of weights, which is loaded when the first request comes."""
 
     def __init__(
-        self, config: Config, registry: Registry, *, access: Access | None = None, after: Engine | None = None
+        self,
+        config: Config,
+        registry: Registry,
+        *,
+        access: Access | None = None,
+        after: Engine | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """Build the components that are fixed at boot. Raises ConfigError; loads no weights.
 
         `after` is an engine that is done: its weights serve this one too, if they are what it would load; else they are
-        released before it loads its own.
+        released before it loads its own. `ranks` are the processes to share forwards with, which config.parallel asks
+        for; this one leads, or follows.
         """
         self.config = config
         self.access = access or make_access(config)
-        self.device = _device(config.device)
-        self.dtype = _dtype(config.dtype, self.device)
+        self.ranks = expected(config.parallel, ranks)
+        self._processes = 1 if ranks is None else ranks.size
+        self.device = pick_device(config.device)
+        self.dtype = pick_dtype(config.dtype, self.device)
         self.sink = registry.sinks.build(config.sink)
         self.reader = registry.readers.build(config.reader)
         self.attention = registry.attention.build(config.attention).resolve(self.device)
@@ -79,7 +95,7 @@ class Engine:
         """
         config = config or self.config
         sink = request_sink(self.sink, request, self._registry, self.access, own=self.config.sink.name)
-        job = _Job(request, config, choose(config, self._registry), Meter(progress, cancel, self.device), sink)
+        job = _Job(request, config, self._choose(config), Meter(progress, cancel, self.device), sink)
         with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
             media, plan = self._plan(job, Path(folder))
             inputs = self._read(job, media, plan)
@@ -99,34 +115,24 @@ class Engine:
     def load(self) -> Model:
         """Load the weights, if that has not happened yet. Raises SourceError and ConfigError."""
         if self._model is None:
-            config = self.config
-            weights = locate_weights(config, self._registry, fetch=True)
-            arguments: dict[str, Any] = {
-                "folder": weights,
-                "device": self.device,
-                "dtype": self.dtype,
-                "quant": config.quant.name,
-                "wanted": weights_of(config),
-                "attention": self.attention,
-                "memory": _profile(config),
-                "loras": loadable_loras(config, weights),
-                "lora_mode": config.lora.mode,
-            }
-            # A reader is a choice at boot like the others; built ones do not compare.
-            boot = {**arguments, "reader": config.reader}
-            before, self._after = self._after, None
-            if before is not None and before._boot == boot:
-                self._model, before._model = before._model, None
-                self._fingerprint, self.reused = before._fingerprint, True
-            elif before is not None:
-                before.close()
-                reclaim()
-            if self._model is None:
-                self._fingerprint = weights_hash(weights)
-                with BUILDING:
-                    self._model = load_model(**arguments, reader=self.reader)
-            self._weights, self._boot = weights, boot
+            with self._alike():
+                self._model = self._load()
         return self._model
+
+    def follow(self) -> None:
+        """Share the forwards of the process that generates, until it has done. Raises ProcessLost."""
+        assert self.ranks is not None
+        while (word := self.ranks.hear(self.device)) is not None:
+            if isinstance(word, Denoise):
+                self._share(self.ranks, word)
+                continue
+            try:
+                self.load()
+            except ProcessLost:
+                raise
+            except Exception:
+                # Rank 0 was told, and raises it.
+                logger.debug("cannot load", exc_info=True)
 
     @property
     def memory(self) -> str:
@@ -146,6 +152,87 @@ class Engine:
         if self._model is not None:
             self._model.close()
             self._model = None
+
+    # --- the weights, and those who share the work --------------------------------------------------------------------
+
+    def _load(self) -> Model:
+        config = self.config
+        weights = locate_weights(config, self._registry, fetch=True)
+        arguments: dict[str, Any] = {
+            "folder": weights,
+            "device": self.device,
+            "dtype": self.dtype,
+            "quant": config.quant.name,
+            "wanted": weights_of(config),
+            "attention": self.attention,
+            "memory": _profile(config),
+            "loras": loadable_loras(config, weights),
+            "lora_mode": config.lora.mode,
+            "processes": self._processes,
+            "alone": self.ranks is not None and self.ranks.rank > 0,
+        }
+        # A reader is a choice at boot like the others; built ones do not compare.
+        self._weights, self._boot = weights, {**arguments, "reader": config.reader}
+        model = self._taken_over()
+        if model is None:
+            self._fingerprint = weights_hash(weights)
+            with BUILDING:
+                model = load_model(**arguments, reader=self.reader)
+        return model
+
+    def _taken_over(self) -> Model | None:
+        """Return the model of the engine before, if it is what this one would load; else it is released."""
+        before, self._after = self._after, None
+        if before is None:
+            return None
+        if before._boot != self._boot:
+            before.close()
+            reclaim()
+            return None
+        model, before._model = before._model, None
+        self._fingerprint, self.reused = before._fingerprint, True
+        return model
+
+    def _alike(self) -> AbstractContextManager[None]:
+        if self.ranks is None:
+            return nullcontext()
+        if self.ranks.rank == 0:
+            self.ranks.tell(Load())
+        return self.ranks.alike()
+
+    def _choose(self, config: Config) -> Choices:
+        return choose(config, self._registry, agree=None if self.ranks is None else self.ranks.agree)
+
+    @contextmanager
+    def _shared(
+        self, job: _Job, conditions: Conditions, noise: Tensor, generator: torch.Generator
+    ) -> Iterator[tuple[Conditions, CancelToken]]:
+        """Have the other processes denoise along; yield this one's part and what says to all that the job is off."""
+        if self.ranks is None:
+            yield conditions, job.meter
+            return
+        self.ranks.tell(Denoise(job.config, conditions, noise, generator.get_state()))
+        with self.ranks.denoising(job.meter) as cancel:
+            yield self.ranks.part_of(conditions), cancel
+
+    def _share(self, ranks: Ranks, word: Denoise) -> None:
+        # Rank 0 had it loaded.
+        assert self._model is not None
+        model, choices = self._model, self._choose(word.config)
+        model.set_loras(bundled_loras(word.config, self._weights))
+        generator = torch.Generator()
+        generator.set_state(word.generator.cpu())
+        with ranks.denoising(None) as cancel, model.use("transformer"), suppress(Cancelled):
+            denoise(
+                model.transformer,
+                ranks.part_of(word.conditions),
+                word.noise,
+                sampler=choices.sampler,
+                guidance=choices.guidance,
+                cache=choices.cache,
+                generator=generator,
+                cancel=cancel,
+            )
 
     # --- the stages, with what the config says to each ----------------------------------------------------------------
 
@@ -196,6 +283,7 @@ class Engine:
             job.config,
             weights=self._fingerprint,
             threads=torch.get_num_threads(),
+            processes=self._processes,
             device=self.device,
             dtype=self.dtype,
             attention=self.attention,
@@ -234,17 +322,22 @@ class Engine:
         def tell(step: int, _steps: int) -> None:
             self._hooks.step_finished(request=job.request, progress=job.meter.step(step))
 
-        with job.meter.stage("denoise", window=window.index + 1), model.use("transformer"):
+        noise = draw_noise((model.codec.channels, *conditions.latents.shape[1:]), heard.generator)
+        with (
+            job.meter.stage("denoise", window=window.index + 1),
+            self._shared(job, conditions, noise, heard.generator) as (part, cancel),
+            model.use("transformer"),
+        ):
             return denoise(
                 model.transformer,
-                conditions,
-                draw_noise((model.codec.channels, *conditions.latents.shape[1:]), heard.generator),
+                part,
+                noise,
                 sampler=job.choices.sampler,
                 guidance=job.choices.guidance,
                 cache=job.choices.cache,
                 generator=heard.generator,
                 on_step=tell,
-                cancel=job.meter,
+                cancel=cancel,
             )
 
     def _decode(
@@ -334,21 +427,3 @@ def _profile(config: Config) -> Profile:
     profile = Profile(memory.name, blocks=memory.blocks, streams=memory.streams, tile=memory.tile)
     # Left out where nothing depends on it: another resolution needs no other weights.
     return replace(profile, window=largest_window(config)) if memory.name == "auto" else profile
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"no device named {name!r}", field="device", hint="auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("this machine has no CUDA device that torch can use", field="device", hint="device=cpu")
-    return name
-
-
-def _dtype(name: str, device: str) -> str:
-    if name == "auto":
-        return "bfloat16" if device == "cuda" else "float32"
-    if name not in ("bfloat16", "float32"):
-        raise ConfigError(f"no dtype named {name!r}", field="dtype", hint="auto, bfloat16 or float32")
-    return name

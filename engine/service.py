@@ -6,7 +6,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +22,14 @@ from engine.readahead import reading_ahead
 from engine.recipe import versions
 from engine.reclaim import reclaim
 from engine.registry import installed
-from engine.settings import locate_weights, make_access, make_settings, request_access, weights_of
+from engine.settings import check_parallel, locate_weights, make_access, make_settings, request_access, weights_of
 from engine.sinks import request_sink, resume
 from engine.stages.plan import plan_walk
 from engine.stages.read import fetch
 
 if TYPE_CHECKING:
     from engine.pipeline import Engine
+    from engine.ranks import Ranks
 
 
 class EngineService:
@@ -48,6 +50,7 @@ class EngineService:
         self._registry = installed()
         self._engine: Engine | None = None
         self._after = None if after is None else after._hand_over()
+        self._ranks: Ranks | None = None
         self._seconds: dict[str, float] = {}
         self._lock = threading.Lock()
 
@@ -146,6 +149,29 @@ class EngineService:
         with self._lock:
             return self._made()
 
+    @contextmanager
+    def joined(self) -> Iterator[bool]:
+        """Be one of the processes of `parallel` inside, where torchrun started some; yield whether another one leads.
+
+        The config is the same in all of them. Raises ConfigError for what does not go together.
+        """
+        parallel = self.config.parallel
+        check_parallel(self.config)
+        if parallel.name == "none" or parallel.rank is None or parallel.size is None:
+            # Without them a plan can be made, and no video.
+            yield False
+            return
+        from engine.ranks import joined
+
+        with joined(parallel, self.config.device) as self._ranks:
+            yield self._ranks.rank > 0
+
+    def follow(self) -> int:
+        """Share the work of the process that leads until it has done; return the exit status."""
+        with self._lock:
+            self._made().follow()
+        return 0
+
     def close(self) -> None:
         """See `components.Service`."""
         with self._lock:
@@ -173,7 +199,7 @@ class EngineService:
                 from engine.pipeline import Engine
 
             self._seconds["imports"] = time.monotonic() - began
-            self._engine = Engine(self.config, self._registry, access=self.access, after=self._after)
+            self._engine = Engine(self.config, self._registry, access=self.access, after=self._after, ranks=self._ranks)
             self._after = None
         return self._engine
 

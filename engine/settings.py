@@ -8,9 +8,9 @@ from pathlib import Path
 
 from engine.buckets import Bucket
 from engine.components import FetchingSource
-from engine.config import Config
+from engine.config import Config, EntrypointConfig
 from engine.data import Access, Request, Settings, Weights
-from engine.errors import ConfigError, SourceError
+from engine.errors import ConfigError, SourceError, UnknownComponent
 from engine.models.manifest import read_manifest
 from engine.registry import Registry
 from engine.stages.passes import branches
@@ -85,6 +85,24 @@ def make_access(config: Config) -> Access:
         endpoint_url=place.endpoint_url,
         region=access.region or None,
     )
+
+
+def check_parallel(config: Config) -> None:
+    """Raise ConfigError where several processes and the rest of the config do not go together."""
+    parallel, entrypoint = config.parallel, config.entrypoint
+    if parallel.name not in ("none", "ulysses"):
+        raise UnknownComponent("parallel", parallel.name, ("none", "ulysses"))
+    if parallel.name == "none":
+        if parallel.run is not None and (parallel.size or 1) > 1:
+            raise ConfigError(
+                f"torchrun started {parallel.size} processes, and each would do all of the work",
+                field="parallel",
+                hint="choose parallel=ulysses, or start without torchrun",
+            )
+    elif not (isinstance(entrypoint, EntrypointConfig) and entrypoint.parallel):
+        raise ConfigError(
+            f"{entrypoint.name} does not work on several devices", field="parallel", hint="choose parallel=none"
+        )
 
 
 def request_access(access: Access, request: Request) -> Access:

@@ -48,7 +48,7 @@ def reference_quirks(recorded: dict[str, Tensor], heads: int) -> set[str]:
 def emulate(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Make the network repeat the defects we decline, so that the rest of such a recording still counts."""
 
-    def empty_mask(scores: Tensor, speakers: Speakers) -> Tensor:
+    def empty_mask(scores: Tensor, speakers: Speakers, _shard: Any) -> Tensor:
         # 0 / 0 for an empty class, which then wins every argmax; the background's label is a constant.
         scores = torch.where(class_counts(speakers)[:, None] == 0, torch.nan, scores)
         low, high = scores.amin(1, keepdim=True), scores.amax(1, keepdim=True)

@@ -27,7 +27,7 @@ def model(name: str) -> ModelConfig:
 def test_preset_composes(preset: str) -> None:
     group, _, name = preset.partition("=")
     config = compose([preset])
-    if group in ("model", "quant", "memory"):
+    if group in ("model", "quant", "memory", "parallel"):
         assert getattr(config, group).name == name
 
 

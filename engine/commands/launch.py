@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
 from engine.registry import installed
@@ -16,6 +17,16 @@ def launch(overrides: Sequence[str]) -> int:
     """
     service = EngineService(overrides)
     try:
-        return installed().entrypoints.build(service.config.entrypoint).run(service)
+        with service.joined() as led:
+            if led:
+                return follow(service)
+            return installed().entrypoints.build(service.config.entrypoint).run(service)
     finally:
         service.close()
+
+
+def follow(service: EngineService) -> int:
+    """Work for the process that leads. Interrupts are its to answer: it gets them, too, and says when to stop."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    return service.follow()

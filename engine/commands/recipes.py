@@ -73,7 +73,7 @@ def again(words: Sequence[str]) -> int:
     media = {flag.key: getattr(values, flag.key) for flag in _MEDIA}
     for key in media:
         setattr(values, key, None)
-    told = ("model", "recipe", "experiment", "request", "dtype", *DECISIVE)
+    told = ("model", "recipe", "experiment", "parallel", "request", "dtype", *DECISIVE)
     for word in rest[1:]:
         if word.lstrip("+~").partition("=")[0].partition(".")[0] in told:
             raise RequestError(
@@ -152,6 +152,8 @@ def differences(recipe: Mapping[str, Any], overrides: Sequence[str], request: Re
             told.append(f"{package} was {version} and is {installed_now.get(package, 'absent')}")
     if recipe["threads"] != torch.get_num_threads():
         told.append(f"it was made with {recipe['threads']} threads, now there are {torch.get_num_threads()}")
+    if recipe.get("processes", 1) != 1:
+        told.append(f"it was made by {recipe['processes']} processes, now there is one")
     engine = Engine(service.config, registry)
     for key, value in (("device", engine.device), ("attention", engine.attention)):
         if recipe[key] != value:

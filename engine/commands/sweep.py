@@ -102,7 +102,10 @@ def run_job(composed: DictConfig, *, swept: Sequence[str] = ()) -> int:
 def _make(run: RunFolder) -> int:
     global _before
     words = list(run.overrides)
-    if compose(words).sink.name == "disk":
+    config = compose(words)
+    if config.parallel.name != "none":
+        raise ConfigError("a sweep runs in one process", field="parallel", hint="choose parallel=none with -m")
+    if config.sink.name == "disk":
         words.append(override("sink.folder", str(run.path)))
     service = _before = EngineService(words, after=_before)
     run.keep_config(service.config)

@@ -16,6 +16,7 @@ from engine.multitalk.compat import (
     dispatch_attention_fn,
 )
 from engine.multitalk.embeddings import RMSNorm, Rotary, rotate
+from engine.multitalk.sequence import Shard
 from engine.multitalk.speakers import Speakers, label_positions, rotary_at
 
 NATIVE = AttentionBackendName.NATIVE
@@ -70,8 +71,12 @@ class SelfAttentionProcessor:
         attention_mask: Tensor | None = None,
         rotary_emb: Rotary | None = None,
         speakers: Speakers | None = None,
+        shard: Shard | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend over (1, L, D); returns the output (1, L, D) and the class scores (C, L), None without `speakers`."""
+        """Attend over (1, L, D); returns the output (1, L, D) and the class scores (C, L), None without `speakers`.
+
+        With a `shard` the L tokens are its own, and are attended to are those of all processes.
+        """
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
         key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
         value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
@@ -79,11 +84,17 @@ class SelfAttentionProcessor:
         precise = value.dtype if speakers is None else torch.float32
         if rotary_emb is not None:
             query, key = rotate(query, rotary_emb, precise), rotate(key, rotary_emb, precise)
-        scores = None if speakers is None else class_scores(query, key, speakers)
+        scores = None
+        if speakers is not None:
+            # Not from what attention exchanges: the keys of one frame are little, and a mean over heads in another
+            # order is not the same to the last bit.
+            first = key if shard is None else shard.first(key.to(speakers.values.dtype), speakers.values.shape[1])
+            scores = class_scores(query, first, speakers)
         query, key = query.to(value.dtype), key.to(value.dtype)
-        output = dispatch_attention_fn(
-            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
-        )
+        if shard is None:
+            output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        else:
+            output = shard.attend(query, key, value, self._attention_backend)
         return attn.to_out[1](attn.to_out[0](output.flatten(2, 3))), scores
 
 
@@ -149,16 +160,26 @@ class AudioAttentionProcessor:
         encoder_hidden_states: Tensor,
         scores: Tensor | None = None,
         speakers: Speakers | None = None,
+        shard: Shard | None = None,
     ) -> Tensor:
-        """Attend from (1, L, D) to audio tokens (T, K, audio_dim); `scores` (C, L) and `speakers` place the labels."""
+        """Attend from (1, L, D) to audio tokens (T, K, audio_dim); `scores` (C, L) and `speakers` place the labels.
+
+        With a `shard` the T frames are those that the L tokens are of.
+        """
         query = attn.to_q(hidden_states).unflatten(2, (attn.heads, -1))
         key, value = attn.to_kv(encoder_hidden_states).unflatten(2, (2, attn.heads, -1)).unbind(2)
         if speakers is not None and scores is not None:
-            query = rotate(query, rotary_at(label_positions(scores, speakers), speakers.frequencies), value.dtype)
+            query = rotate(
+                query, rotary_at(label_positions(scores, speakers, shard), speakers.frequencies), value.dtype
+            )
             key = rotate(key, speakers.keys, value.dtype)
-        query = query.unflatten(1, (encoder_hidden_states.shape[0], -1))[0]
+        frames = encoder_hidden_states.shape[0]
+        if shard is not None:
+            query = shard.fill_frames(query, frames)
+        query = query.unflatten(1, (frames, -1))[0]
         output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
-        heard: Tensor = attn.to_out(output.flatten(2, 3).flatten(0, 1)[None])
+        output = output.flatten(2, 3).flatten(0, 1)[None]
+        heard: Tensor = attn.to_out(output if shard is None else shard.cut_frames(output))
         return heard
 
 

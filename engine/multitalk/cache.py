@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -15,6 +15,10 @@ from engine.errors import ConfigError, UnknownComponent
 
 NAMES = ("none", "teacache", "firstblock", "taylorseer")
 _HOOK = "multitalk_teacache"
+_SHARED = "choose teacache, taylorseer or none with parallel=ulysses"
+
+#: Returns the decision of one of the processes that share a forward, the same one's for all.
+Agree = Callable[[bool], bool]
 
 
 class StepCache(Protocol):
@@ -37,11 +41,13 @@ def make_cache(
     coefficients: Sequence[float] = (),
     interval: int = 3,
     order: int = 1,
+    agree: Agree | None = None,
 ) -> StepCache:
     """Build the cache `name`; each takes what it needs of the other arguments.
 
     "teacache": `threshold`, `warmup`, `coefficients` (highest power first). "firstblock": `threshold`. "taylorseer":
-    `warmup`, `interval`, `order`. Raises UnknownComponent, and ConfigError for a value out of range.
+    `warmup`, `interval`, `order`. Where several processes share a forward `agree` makes them decide alike. Raises
+    UnknownComponent, and ConfigError for a value out of range.
     """
     if name == "none":
         return NoCache()
@@ -52,8 +58,9 @@ def make_cache(
         _require(threshold > 0, "threshold", f"a threshold of {threshold:g}", "0.2 to 0.5 is useful")
         # The residual that stands in for the blocks must come from somewhere.
         _require(warmup >= 1, "warmup", f"{warmup} warm-up steps", "give 1 or more")
-        return TeaCache(threshold, warmup, coefficients)
+        return TeaCache(threshold, warmup, coefficients, agree)
     if name == "firstblock":
+        _require(agree is None, "name", "firstblock decides by all tokens, of which each process has a part", _SHARED)
         _require(threshold >= 0, "threshold", f"a threshold of {threshold:g}", "0.05 to 0.2 is useful")
         return _DiffusersCache(FirstBlockCacheConfig(threshold=threshold))
     _require(interval >= 1, "interval", f"an interval of {interval}", "give 1 or more")
@@ -94,10 +101,13 @@ class TeaCache:
     and branches by name, so any number of branches works.
     """
 
-    def __init__(self, threshold: float, warmup: int, coefficients: Sequence[float]) -> None:
+    def __init__(
+        self, threshold: float, warmup: int, coefficients: Sequence[float], agree: Agree | None = None
+    ) -> None:
         self.threshold = threshold
         self.warmup = warmup
         self.coefficients = tuple(coefficients)
+        self._agree = agree or bool
         #: Which steps of the window ran the blocks.
         self.computed: list[bool] = []
         self._reset()
@@ -139,7 +149,8 @@ class TeaCache:
         """Say whether this forward runs the blocks; `signal` is the modulation of its time, (1, 6, D)."""
         if self._decided != self._step:
             self._decided = self._step
-            self.computed.append(self._changed(signal))
+            # Processes on unlike devices may differ in the last bit, and one that skips leaves the others waiting.
+            self.computed.append(self._agree(self._changed(signal)))
             self._signal = signal
         return self.computed[-1] or self._branch not in self._residuals
 

@@ -13,6 +13,7 @@ from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
+    SeqAllToAllDim,
     _check_attention_backend_requirements,
     dispatch_attention_fn,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "FeedForward",
     "PeftAdapterMixin",
     "PixArtAlphaTextProjection",
+    "SeqAllToAllDim",
     "TimestepEmbedding",
     "TransformerBlockMetadata",
     "TransformerBlockRegistry",

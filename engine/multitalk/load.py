@@ -29,6 +29,7 @@ from engine.multitalk.lora import Coverage, LoraMerger, RuntimeLora, load_runtim
 from engine.multitalk.memory import Placement, Profile, activation_bytes, lighten, place, settle
 from engine.multitalk.on_disk import OnDisk, first_sentence, unfit
 from engine.multitalk.quantize import change_weight, quantize_int8
+from engine.multitalk.sequence import check_heads
 from engine.multitalk.text import TextEncoder
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
 from engine.tensors import AheadReader
@@ -113,6 +114,8 @@ def load_model(
     reader: Reader | None = None,
     loras: Sequence[Lora] = (),
     lora_mode: str = "runtime",
+    processes: int = 1,
+    alone: bool = False,
 ) -> Model:
     """Load a model from `folder`, which holds each of COMPONENTS in a layout of `find_parts`; nothing is downloaded.
 
@@ -127,6 +130,8 @@ def load_model(
         reader: how tensors come from their files; None: the engine's own.
         loras: files and scales. "merged": put into the weights. "runtime": loaded and switched off; see `set_loras`.
         lora_mode: "runtime" or "merged".
+        processes: how many share a forward.
+        alone: of the large parts only the transformer comes to memory; the others are not used then.
 
     Raises:
         SourceError: a file is absent, damaged or has other tensors than the network, each named.
@@ -153,6 +158,7 @@ def load_model(
         "image_encoder": OnDisk(found["image_encoder"], "image_encoder", DTYPES[dtype]),
     }
     shells: dict[str, Any] = {name: part.shell for name, part in parts.items()}
+    check_heads(shells["transformer"].config.num_attention_heads, processes)
     hearing = _load_audio(found["audio_encoder"].folder)
     _check_fit(
         found["transformer"],
@@ -168,8 +174,9 @@ def load_model(
     image, codec = ImageEncoder(shells["image_encoder"]), WanCodec(shells["vae"])
 
     activations = activation_bytes(profile.window, shells["transformer"].config, codec.spatial, DTYPES[dtype].itemsize)
-    sizes = {name: part.size for name, part in parts.items()}
-    profile, reason = settle(profile, sizes, activations=activations, device=device)
+    loaded = {name: part for name, part in parts.items() if name == "transformer" or not alone}
+    sizes = {name: part.size for name, part in loaded.items()}
+    profile, reason = settle(profile, sizes, activations=activations, device=device, processes=processes)
     if reason:
         logger.info("memory=auto picked %s: %s", profile.name, reason)
     model = Model(
@@ -198,7 +205,7 @@ def load_model(
     }
     components = {
         name: Component(name, part.size, partial(part.read, reader or AheadReader()), takers[name])
-        for name, part in parts.items()
+        for name, part in loaded.items()
     }
     model.placement = place(profile, components, device=device)
     return model

@@ -54,10 +54,13 @@ class Placement(Protocol):
         ...
 
 
-def settle(profile: Profile, sizes: Mapping[str, int], *, activations: int, device: str) -> tuple[Profile, str]:
+def settle(
+    profile: Profile, sizes: Mapping[str, int], *, activations: int, device: str, processes: int = 1
+) -> tuple[Profile, str]:
     """Return the profile with "auto" and the streams decided, and why "auto" became what it is.
 
-    `sizes` are the bytes of each component in memory. Raises UnknownComponent and ConfigError for what cannot be.
+    `sizes` are the bytes of each component in memory; `processes` like this one share the machine's. Raises
+    UnknownComponent and ConfigError for what cannot be.
     """
     if profile.name not in NAMES:
         raise UnknownComponent("memory", profile.name, NAMES)
@@ -78,7 +81,7 @@ def settle(profile: Profile, sizes: Mapping[str, int], *, activations: int, devi
     if profile.name != "auto":
         return profile, ""
     picked, reason = choose_profile(
-        sizes, activations, device_free=free_on_device() if cuda else None, host_free=free_on_host()
+        sizes, activations, device_free=free_on_device() if cuda else None, host_free=free_on_host() // processes
     )
     return replace(profile, name=picked), reason
 
@@ -110,12 +113,12 @@ def lighten(vae: Any, profile: Profile) -> None:
 
 
 def _read_in_turn(profile: Profile, components: Mapping[str, Component], device: str) -> Placement:
-    transformer, text = components["transformer"], components["text_encoder"]
+    transformer = components["transformer"]
 
     def come_text() -> None:
         # The two largest are never both there.
         _let_go(transformer)
-        text.load(device)
+        components["text_encoder"].load(device)
 
     def come_transformer() -> None:
         if transformer.module is None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from engine.errors import RequestError
 from engine.multitalk.embeddings import Rotary, rotary_frequencies, rotary_tables
+from engine.multitalk.sequence import Shard
 
 
 class Speakers(NamedTuple):
@@ -97,13 +98,15 @@ def rotary_at(positions: Tensor, frequencies: Tensor) -> Rotary:
     return rotary_tables(positions[:, None] * frequencies)
 
 
-def label_positions(scores: Tensor, speakers: Speakers) -> Tensor:
+def label_positions(scores: Tensor, speakers: Speakers, shard: Shard | None = None) -> Tensor:
     """Place every token on the label axis: (L,), float32.
 
     `scores` (C, L) say how much a token attends to each class's part of the first frame. A token belongs to its best
-    class and sits in that class's range by its score, normalised over all tokens.
+    class and sits in that class's range by its score, normalised over all tokens, those of other processes as well.
     """
     low, high = torch.aminmax(scores, dim=1, keepdim=True)
+    if shard is not None:
+        low, high = shard.extent(low, high)
     positions = speakers.starts[:, None] + speakers.spans[:, None] * ((scores - low) / (high - low + 1e-8))
     best = (scores + speakers.penalty[:, None]).argmax(dim=0, keepdim=True)
     return positions.gather(0, best)[0]

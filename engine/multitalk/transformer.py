@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from engine.multitalk.compat import (
     register_cached_block,
 )
 from engine.multitalk.embeddings import Rotary, TimeTextImageEmbedding, rotary_grid
+from engine.multitalk.sequence import Shard
 from engine.multitalk.speakers import Speakers, prepare_speakers, token_masks
 
 
@@ -41,7 +42,8 @@ class TransformerConditions:
 
     `context`: image then text tokens, (1, image_tokens + text_len, D). `audio`: audio tokens of every latent frame,
     speakers one after the other, (T, n * audio_tokens, audio_output_dim). `rotary`: float32 table of the token grid.
-    `speakers`: None unless two or more speak. `latent_shape`: (T, h, w) these conditions were made for.
+    `speakers`: None unless two or more speak. `latent_shape`: (T, h, w) these conditions were made for. `shard`: this
+    process' part of the tokens, where several share a forward; `audio` and `rotary` are then those of its part.
     """
 
     context: Tensor
@@ -49,6 +51,14 @@ class TransformerConditions:
     rotary: Rotary
     speakers: Speakers | None
     latent_shape: tuple[int, int, int]
+    shard: Shard | None = None
+
+    def split(self, group: Any, rank: int, size: int) -> TransformerConditions:
+        """Return this process' part of undivided conditions: process `rank` of the `size` in a process group."""
+        total = self.rotary.cos.shape[1]
+        shard = Shard(group, rank, size, total, total // self.audio.shape[0])
+        rotary = Rotary(*(shard.take(table) for table in self.rotary))
+        return replace(self, audio=shard.take_frames(self.audio), rotary=rotary, shard=shard)
 
 
 class ModulatedLayerNorm(nn.Module):
@@ -97,6 +107,7 @@ class MultiTalkTransformerBlock(nn.Module):
         rotary_emb: Rotary,
         audio_hidden_states: Tensor,
         speakers: Speakers | None = None,
+        shard: Shard | None = None,
     ) -> Tensor:
         """Transform tokens (1, L, D), float32; `temb` (1, 6, D), float32; the others as in TransformerConditions.
 
@@ -108,12 +119,12 @@ class MultiTalkTransformerBlock(nn.Module):
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(0)
 
         normed = self.norm1(hidden_states, shift, scale).to(dtype)
-        attended, scores = self.attn1(normed, rotary_emb=rotary_emb, speakers=speakers)
+        attended, scores = self.attn1(normed, rotary_emb=rotary_emb, speakers=speakers, shard=shard)
         # Out of place: step caches and callers keep the tokens they put in.
         tokens = torch.addcmul(hidden_states, attended, gate)
         tokens = add(tokens, self.attn2(self.norm2(tokens).to(dtype), encoder_hidden_states))
         heard = self.norm_audio(tokens).to(dtype)
-        tokens = add(tokens, self.audio_attn(heard, audio_hidden_states, scores=scores, speakers=speakers))
+        tokens = add(tokens, self.audio_attn(heard, audio_hidden_states, scores=scores, speakers=speakers, shard=shard))
         forwarded = self.ffn(self.norm3(tokens, ffn_shift, ffn_scale).to(dtype))
         return torch.addcmul(tokens, forwarded, ffn_gate)
 
@@ -293,7 +304,10 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         temb, time_proj = self.condition_embedder(timestep)
         tokens = self.patch_embedding(hidden_states.to(self.patch_embedding.weight.dtype))
         tokens = tokens.flatten(2).transpose(1, 2).float().contiguous()
-        arguments = (conditions.context, time_proj, conditions.rotary, conditions.audio, conditions.speakers)
+        shard = conditions.shard
+        if shard is not None:
+            tokens = shard.take(tokens)
+        arguments = (conditions.context, time_proj, conditions.rotary, conditions.audio, conditions.speakers, shard)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, *arguments)
@@ -302,7 +316,10 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
 
         shift, scale = (self.scale_shift_table[0].float() + temb).unbind(0)
         tokens = self.norm_out(tokens, shift, scale).to(self.proj_out.weight.dtype)
-        sample = self._unpatchify(self.proj_out(tokens).float(), shape)
+        patches = self.proj_out(tokens).float()
+        if shard is not None:
+            patches = shard.gather(patches)
+        sample = self._unpatchify(patches, shape)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _unpatchify(self, patches: Tensor, shape: tuple[int, int, int]) -> Tensor:

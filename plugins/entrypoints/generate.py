@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from omegaconf import II
 
 from engine import SILENCE, Delivery, Plan, Progress, Request, Speaker, hookimpl, read_speakers
 from engine.components import CancelToken, Entrypoint, ProgressCallback, Service
-from engine.config import ComponentConfig, RequestConfig
+from engine.config import EntrypointConfig, RequestConfig
 from engine.errors import RequestError, SinkError
 from engine.redact import redact
 from engine.register import Register
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class GenerateConfig(ComponentConfig):
+class GenerateConfig(EntrypointConfig):
     """Makes one video: a picture, voices and a prompt in, an MP4 out."""
 
+    parallel: ClassVar[bool] = True
     name: str = "generate"
     request: RequestConfig = II("request")
     json: bool = field(default=False, metadata={"help": "answer with one JSON object, the last line of stdout"})

@@ -1,0 +1,241 @@
+"""The processes that torchrun started for one job: how they come together, what rank 0 tells the others, how they end.
+
+Rank 0 does everything that a single process does, and alone. The others wait for its word, load the transformer along
+with it, and walk the same denoising loop on their part of the tokens.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from engine.components import CancelToken
+from engine.config import Config, ParallelConfig
+from engine.data import Conditions
+from engine.device import pick_device
+from engine.errors import Cancelled, ConfigError, EngineError, ProcessLost
+from engine.multitalk.sequence import together
+
+#: Rank 0's word may take as long as a video's decoding and encoding; a process that ends is noticed at once.
+_PATIENCE = timedelta(days=30)
+#: How several processes are started.
+COMMAND = "torchrun --nproc-per-node 2 -m engine generate ... parallel=ulysses"
+
+
+@dataclass(frozen=True)
+class Load:
+    """Rank 0's word to load the weights."""
+
+
+@dataclass(frozen=True)
+class Denoise:
+    """Rank 0's word to denoise a window along with it: what the loop takes, and the state of its generator."""
+
+    config: Config
+    conditions: Conditions
+    noise: Tensor
+    generator: Tensor
+
+
+class Ranks:
+    """One of the processes of a job; all of them say and do the same things in the same order.
+
+    Methods raise ProcessLost where another process has ended.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+        #: Among these the tokens are divided.
+        self.group = dist.group.WORLD
+        #: Whether the processes no longer wait for the same thing: then each can only end.
+        self.broken = False
+        self._words = dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+    def tell(self, word: Any) -> None:
+        """Hand `word`, any object with tensors in it, from rank 0 to all others, which `hear` it."""
+        buffer = io.BytesIO()
+        torch.save(word, buffer)
+        with together():
+            dist.broadcast_object_list([buffer.getvalue()], src=0, group=self._words)
+
+    def hear(self, device: str) -> Any:
+        """Wait for rank 0's next word; its tensors are on `device`."""
+        box: list[Any] = [None]
+        with together():
+            dist.broadcast_object_list(box, src=0, group=self._words)
+        # Written by rank 0 of this very job.
+        return torch.load(io.BytesIO(box[0]), map_location=device, weights_only=False)
+
+    def agree(self, decision: bool) -> bool:
+        """Return rank 0's decision."""
+        flag = torch.tensor([decision])
+        with together():
+            dist.broadcast(flag, src=0, group=self._words)
+        return bool(flag)
+
+    def part_of(self, conditions: Conditions) -> Conditions:
+        """Return this process' part of a window's conditions."""
+        branches = {
+            name: branch.split(self.group, self.rank, self.size) for name, branch in conditions.branches.items()
+        }
+        return replace(conditions, branches=branches)
+
+    @contextmanager
+    def alike(self) -> Iterator[None]:
+        """Do what is inside on every process; raise EngineError where it failed on another one alone."""
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised again when the others know
+            failure = error
+        except BaseException:
+            self.broken = True
+            raise
+        told: list[str] = [""] * self.size
+        with together():
+            dist.all_gather_object(told, "" if failure is None else _line(failure), group=self._words)
+        if failure is not None:
+            raise failure
+        for rank, line in enumerate(told):
+            if line:
+                raise EngineError(f"process {rank}: {line}", field="parallel")
+
+    @contextmanager
+    def denoising(self, cancel: CancelToken | None) -> Iterator[CancelToken]:
+        """Yield a token with which all processes leave the denoising loop at the same place, when `cancel` of rank 0 is
+        set. After any other error they are no longer together.
+        """
+        agreed = _Agreed(self, cancel)
+        try:
+            yield agreed
+        except BaseException as error:
+            # A hook may call a job off, too: of that the others know nothing.
+            self.broken = not (isinstance(error, Cancelled) and agreed.stopped)
+            raise
+
+
+def expected(config: ParallelConfig, ranks: Ranks | None) -> Ranks | None:
+    """Return `ranks`. Raises ConfigError where the config asks for several processes and there is one."""
+    if config.name != "none" and ranks is None:
+        raise ConfigError("parallel=ulysses takes processes that torchrun starts", field="parallel", hint=COMMAND)
+    return ranks
+
+
+class _Agreed:
+    def __init__(self, ranks: Ranks, cancel: CancelToken | None) -> None:
+        self._ranks = ranks
+        self._cancel = cancel
+        self.stopped = False
+
+    def is_set(self) -> bool:
+        self.stopped = self._ranks.agree(self._cancel is not None and self._cancel.is_set())
+        return self.stopped
+
+
+@contextmanager
+def joined(config: ParallelConfig, device: str) -> Iterator[Ranks]:
+    """Join the process group that torchrun's environment describes; leave it at the end.
+
+    An error ends all processes, and the first one to have one tells it: rank 0 by raising it, another one in a line of
+    its own; the others end with SystemExit. Raises ConfigError where there is no such group.
+    """
+    store = _find_store(config)
+    ranks: Ranks | None = None
+    try:
+        ranks = _join(config, device, store)
+        yield ranks
+    except Exception as error:
+        if isinstance(error, ProcessLost) and ranks is not None:
+            ranks.broken = True
+        if not _first(store):
+            raise SystemExit(2) from None
+        if config.rank and isinstance(error, EngineError):
+            print(f"multitalk: error: process {config.rank}: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
+        raise
+    finally:
+        if ranks is not None:
+            _leave(ranks)
+
+
+@contextmanager
+def _meeting() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        why = str(error).partition("\n")[0]
+        raise ConfigError(f"the processes do not find each other: {why}", field="parallel", hint=COMMAND) from error
+
+
+def _find_store(config: ParallelConfig) -> Any:
+    with _meeting():
+        store, _, _ = next(iter(rendezvous("env://", config.rank or 0, config.size or 1)))
+        return store
+
+
+def _join(config: ParallelConfig, device: str, store: Any) -> Ranks:
+    rank, size = config.rank or 0, config.size or 1
+    take_device(device, config.local_rank or 0)
+    # Words between processes go by the CPU in any case.
+    backend = "cpu:gloo,cuda:nccl" if pick_device(device) == "cuda" else "gloo"
+    with _meeting():
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        return Ranks(rank, size)
+
+
+def _first(store: Any) -> bool:
+    """Say whether no other process has told an error before."""
+    try:
+        return int(store.add("multitalk/failed", 1)) == 1
+    except RuntimeError:
+        # Torchrun itself is gone, and with it whoever would read a second line.
+        return True
+
+
+def _leave(ranks: Ranks) -> None:
+    if ranks.broken:
+        # The others are waiting in the midst of something: that this process ends is what tells them.
+        return
+    try:
+        if ranks.rank == 0:
+            ranks.tell(None)
+        dist.destroy_process_group()
+    except (RuntimeError, ProcessLost):
+        # One of them is gone already.
+        pass
+
+
+def take_device(device: str, local_rank: int) -> None:
+    """Let this process see one CUDA device, that of its number on this machine, if it may use any.
+
+    Before CUDA starts: torch's own way to choose a device holds for one thread, and readers have others. Raises
+    ConfigError where there are fewer.
+    """
+    present = 0 if device == "cpu" else torch.cuda.device_count()
+    if not present:
+        return
+    if local_rank >= present:
+        raise ConfigError(
+            f"there is no device for it, {present} for all processes of this machine",
+            field="parallel",
+            hint=f"start {present} processes here with --nproc-per-node",
+        )
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = names[local_rank] if names != [""] else str(local_rank)
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return text if isinstance(error, EngineError) else f"{type(error).__name__}: {text}"
