@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine import EngineService
 from engine.bench import quant, talk_studio
-from engine.bench.quant import SCHEMES, prepare_scheme, relative_error, table, weight_bytes
+from engine.bench.quant import SCHEMES, prepare_scheme, relative_error, table, weight_bytes, write_table
 from engine.bench.transformer import build_inputs
 from engine.commands.bench import bench as command
 from engine.errors import RequestError
@@ -91,3 +91,14 @@ def test_command_tells_errors_lips_and_what_is_refused(
 def test_nothing_to_measure_is_an_error(change: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="bench quant"):
         quant.run(**change)
+
+
+def test_the_page_holds_the_table_of_the_measured_report(tmp_path: Path) -> None:
+    root = Path(quant.__file__).parents[2]
+    for path in (quant.PAGE, quant.MEASURED):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / path, tmp_path / path)
+
+    write_table(tmp_path)
+
+    assert (tmp_path / quant.PAGE).read_text() == (root / quant.PAGE).read_text(), "python -m engine.bench.quant"
