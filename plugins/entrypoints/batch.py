@@ -110,7 +110,7 @@ class Batch:
             }
         say("{jobs} jobs: {done} done, {failed} failed, {left} left; {skipped} were known before".format(**told))
         print(json.dumps(told) if self.config.json else told["results"])
-        if run.interrupted:
+        if run.interrupted and told["left"]:
             return INTERRUPTED
         return SOME_FAILED if told["failed"] else 0
 
