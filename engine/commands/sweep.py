@@ -53,17 +53,19 @@ def sweep(overrides: Sequence[str]) -> int:
                 raise ConfigError("each run of a sweep has a folder of its own", field="sink.folder", hint=hint)
             folder = _sweep_folder(hydra, overrides)
             words = [*overrides, override("hydra.sweep.dir", str(folder))]
+            there = folder.exists()
             try:
                 batches = hydra.multirun("config", functools.partial(run_job, swept=swept), words)
             finally:
                 _release()
                 # Hydra's overview has the media's addresses in it, which may be keys, and this machine's paths.
                 (folder / "multirun.yaml").unlink(missing_ok=True)
-                with suppress(OSError):
-                    folder.rmdir()  # nothing was made: a plan
+                if not there:
+                    with suppress(OSError):
+                        folder.rmdir()  # nothing was made: a plan
     # Other sweepers than Hydra's own return whatever they like: then a run's failure has been told, not counted.
     runs = [job for batch in batches or () for job in batch] if isinstance(batches, list) else []
-    if folder.exists() and "entrypoint.quiet=true" not in overrides:
+    if any(folder.glob(f"*/{METRICS}")) and "entrypoint.quiet=true" not in overrides:
         print(f"multitalk: the runs are in {folder}; side by side: multitalk compare {folder}", file=sys.stderr)
     return max((int(job.return_value) for job in runs), default=0)
 
@@ -122,7 +124,7 @@ def _sweep_folder(hydra: Hydra, overrides: Sequence[str]) -> Path:
     """Return the sweep's folder, which is decided here so that the time of day in its name is the same for all."""
     composed = hydra.compose_config("config", list(overrides), RunMode.MULTIRUN, with_log_configuration=False)
     folder = Path(str(composed.hydra.sweep.dir))
-    if any(path.name in (CONFIG, METRICS) for path in folder.glob("*/*")):
+    if any(folder.glob(f"*/{METRICS}")) or any(folder.glob(f"[0-9]*/{CONFIG}")):
         raise ConfigError(
             f"{folder} holds the runs of an earlier sweep", field="hydra.sweep.dir", hint="choose another"
         )

@@ -65,7 +65,7 @@ def read_runs(folder: Path) -> list[Run]:
     """Return the runs below `folder`, in the order of their numbers. Raises RequestError where there are none."""
     if not folder.is_dir():
         raise RequestError(f"{folder} is not a folder", field="DIR", hint="give the folder of a sweep")
-    found = {path.parent for name in (CONFIG, METRICS) for path in folder.rglob(name)}
+    found = {path.parent for path in folder.rglob(METRICS)}
     if not found:
         raise RequestError(f"{folder} has no runs in it", field="DIR", hint="make some: multitalk generate ... -m ...")
     return [_read(path, path.relative_to(folder).as_posix()) for path in sorted(found, key=_natural)]
@@ -88,11 +88,8 @@ def best(runs: Sequence[Run], figure: Figure) -> set[str]:
 
 
 def _read(folder: Path, name: str) -> Run:
-    path = folder / METRICS
-    if not path.is_file():
-        return Run(name, "unfinished", UNFINISHED)
     try:
-        told = json.loads(path.read_text("utf-8"))
+        told = json.loads((folder / METRICS).read_text("utf-8"))
         if told["format"] != FORMAT:
             raise ValueError(f"format {told['format']}")
         return _run(told, folder, name)
