@@ -13,7 +13,7 @@ import torch
 from conftest import TinyNetwork
 from torch import Tensor
 
-from engine import EngineError, EngineService, Request, Speaker, cli, pipeline
+from engine import EngineError, EngineService, Progress, Request, Speaker, cli, pipeline
 from engine.commands.launch import follow
 from engine.data import Conditions
 from engine.errors import Cancelled
@@ -101,10 +101,13 @@ def compare(folder: Path) -> None:
         report["parts"] = [shard is not None and shard.length < shard.total for shard in watch.shards]
         report["teacache"] = watch.computed
         cancel = threading.Event()
+
+        def after_two_steps(progress: Progress) -> None:
+            if progress.step == 2:
+                cancel.set()
+
         try:
-            service.generate(
-                request(1, 9, []), cancel=cancel, progress=lambda told: cancel.set() if told.step == 2 else None
-            )
+            service.generate(request(1, 9, []), cancel=cancel, progress=after_two_steps)
         except Cancelled as error:
             report["cancelled"] = str(error)
         again = "turbo, one person"
