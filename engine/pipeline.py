@@ -6,28 +6,26 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.choices import Choices, bundled_loras, choose, loadable_loras
+from engine.choices import Choices, bundled_loras, choose
 from engine.components import CancelToken, ProgressCallback, Sink
 from engine.config import Config
 from engine.data import Access, Artifact, Conditions, Delivery, Frames, Inputs, Kept, Media, Plan, Request, Window
 from engine.device import pick_device, pick_dtype
 from engine.errors import Cancelled, ProcessLost
-from engine.multitalk.load import Model, load_model
-from engine.multitalk.memory import Profile
-from engine.multitalk.on_disk import BUILDING
+from engine.loaded import Loaded, find_wanted, load
+from engine.multitalk.load import Model
 from engine.progress import Meter
 from engine.ranks import Denoise, Load, Ranks, expected
-from engine.recipe import make_recipe, weights_hash
+from engine.recipe import make_recipe
 from engine.reclaim import reclaim
 from engine.registry import Registry
-from engine.settings import largest_window, locate_weights, make_access, make_settings, request_access, weights_of
+from engine.settings import locate_weights, make_access, make_settings, request_access
 from engine.sinks import request_sink
 from engine.stages.color import Statistics, color_statistics
 from engine.stages.decode import Decoded, decode
@@ -70,13 +68,9 @@ class Engine:
         self.attention = registry.attention.build(config.attention).resolve(self.device)
         self._registry = registry
         self._hooks = registry.plugins.hook
-        self._model: Model | None = None
-        self._weights = Path()
-        self._fingerprint = ""
-        #: What the weights were loaded with.
-        self._boot: dict[str, Any] = {}
-        # One that never loaded hands on the engine before it.
-        self._after: Engine | None = after._after if after is not None and not after.loaded else after
+        self._loaded: Loaded | None = None
+        #: Those of the engine before, until it is known whether they serve.
+        self._before = None if after is None else after._hand_over()
         #: Whether the weights are those of the engine before.
         self.reused = False
 
@@ -112,12 +106,12 @@ class Engine:
             kept = self._keep(job, artifact)
         return self._deliver(job, plan, artifact, kept)
 
-    def load(self) -> Model:
+    def load(self) -> Loaded:
         """Load the weights, if that has not happened yet. Raises SourceError and ConfigError."""
-        if self._model is None:
+        if self._loaded is None:
             with self._alike():
-                self._model = self._load()
-        return self._model
+                self._loaded = self._load()
+        return self._loaded
 
     def follow(self) -> None:
         """Share the forwards of the process that generates, until it has done. Raises ProcessLost."""
@@ -137,61 +131,45 @@ class Engine:
     @property
     def memory(self) -> str:
         """The memory profile: once the weights are loaded, the one that "auto" picked."""
-        return self.config.memory.name if self._model is None else self._model.memory
+        return self.config.memory.name if self._loaded is None else self._loaded.model.memory
 
     @property
     def loaded(self) -> bool:
         """Whether the weights are in memory."""
-        return self._model is not None
+        return self._loaded is not None
 
     def close(self) -> None:
         """Release weights and device, also those of an engine before that were not taken over."""
-        if self._after is not None:
-            self._after.close()
-            self._after = None
-        if self._model is not None:
-            self._model.close()
-            self._model = None
+        for loaded in filter(None, (self._loaded, self._before)):
+            loaded.model.close()
+        self._loaded = self._before = None
 
     # --- the weights, and those who share the work --------------------------------------------------------------------
 
-    def _load(self) -> Model:
-        config = self.config
-        weights = locate_weights(config, self._registry, fetch=True)
-        arguments: dict[str, Any] = {
-            "folder": weights,
-            "device": self.device,
-            "dtype": self.dtype,
-            "quant": config.quant.name,
-            "wanted": weights_of(config),
-            "attention": self.attention,
-            "memory": _profile(config),
-            "loras": loadable_loras(config, weights),
-            "lora_mode": config.lora.mode,
-            "processes": self._processes,
-            "alone": self.ranks is not None and self.ranks.rank > 0,
-        }
-        # A reader is a choice at boot like the others; built ones do not compare.
-        self._weights, self._boot = weights, {**arguments, "reader": config.reader}
-        model = self._taken_over()
-        if model is None:
-            self._fingerprint = weights_hash(weights)
-            with BUILDING:
-                model = load_model(**arguments, reader=self.reader)
-        return model
-
-    def _taken_over(self) -> Model | None:
-        """Return the model of the engine before, if it is what this one would load; else it is released."""
-        before, self._after = self._after, None
-        if before is None:
-            return None
-        if before._boot != self._boot:
-            before.close()
+    def _load(self) -> Loaded:
+        wanted = find_wanted(
+            self.config,
+            self._registry,
+            device=self.device,
+            dtype=self.dtype,
+            attention=self.attention,
+            processes=self._processes,
+            alone=self.ranks is not None and self.ranks.rank > 0,
+        )
+        before, self._before = self._before, None
+        if before is not None and before.wanted == wanted:
+            self.reused = True
+            return before
+        if before is not None:
+            before.model.close()
+            del before
             reclaim()
-            return None
-        model, before._model = before._model, None
-        self._fingerprint, self.reused = before._fingerprint, True
-        return model
+        return load(wanted, self.reader)
+
+    def _hand_over(self) -> Loaded | None:
+        # One that never loaded hands on those of the engine before it.
+        loaded, self._loaded, self._before = self._loaded or self._before, None, None
+        return loaded
 
     def _alike(self) -> AbstractContextManager[None]:
         if self.ranks is None:
@@ -217,9 +195,9 @@ class Engine:
 
     def _share(self, ranks: Ranks, word: Denoise) -> None:
         # Rank 0 had it loaded.
-        assert self._model is not None
-        model, choices = self._model, self._choose(word.config)
-        model.set_loras(bundled_loras(word.config, self._weights))
+        assert self._loaded is not None
+        model, choices = self._loaded.model, self._choose(word.config)
+        model.set_loras(bundled_loras(word.config, self._loaded.folder))
         generator = torch.Generator()
         generator.set_state(word.generator.cpu())
         with ranks.denoising(None) as cancel, model.use("transformer"), suppress(Cancelled):
@@ -240,7 +218,7 @@ class Engine:
         with job.meter.stage("read"):
             access = request_access(self.access, job.request)
             media = fetch(job.request, self._hooks.open_address, access, folder)
-            known = self._weights if self.loaded else None
+            known = None if self._loaded is None else self._loaded.folder
             plan = plan_walk(job.request, media, make_settings(job.config, self._registry, weights=known))
             job.sink.check(job.request.filename)
             if plan.weights is None:
@@ -254,10 +232,10 @@ class Engine:
 
     def _ready(self, job: _Job, plan: Plan) -> Model:
         with job.meter.stage("load"):
-            model = self.load()
-            model.set_loras(bundled_loras(job.config, self._weights))
+            loaded = self.load()
+            loaded.model.set_loras(bundled_loras(job.config, loaded.folder))
         job.meter.expect(len(plan.windows), plan.steps)
-        return model
+        return loaded.model
 
     def _listen(self, job: _Job, model: Model, inputs: Inputs) -> _Heard:
         model_config = job.config.model
@@ -281,7 +259,7 @@ class Engine:
             job.request,
             media,
             job.config,
-            weights=self._fingerprint,
+            weights=self.load().fingerprint,
             threads=torch.get_num_threads(),
             processes=self._processes,
             device=self.device,
@@ -420,10 +398,3 @@ class _Heard:
     voices: Tensor
     colors: Statistics
     generator: torch.Generator
-
-
-def _profile(config: Config) -> Profile:
-    memory = config.memory
-    profile = Profile(memory.name, blocks=memory.blocks, streams=memory.streams, tile=memory.tile)
-    # Left out where nothing depends on it: another resolution needs no other weights.
-    return replace(profile, window=largest_window(config)) if memory.name == "auto" else profile

@@ -55,7 +55,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         seen.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr("engine.pipeline.load_model", counted)
+    monkeypatch.setattr("engine.loaded.load_model", counted)
     return seen
 
 

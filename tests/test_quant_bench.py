@@ -37,7 +37,7 @@ BOUNDS = {
 
 @torch.no_grad()
 def forward(service: EngineService) -> tuple[Tensor, int]:
-    model: Any = service.engine.load().transformer
+    model: Any = service.engine.load().model.transformer
     latents, time, conditions = build_inputs(model, (3, 6, 10), 2, torch.Generator().manual_seed(0))
     return model(latents, time, conditions=conditions).sample, weight_bytes(model)
 

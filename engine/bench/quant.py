@@ -196,7 +196,7 @@ class _Watch:
 
 def _film(studio: Studio, service: EngineService, scheme: str) -> tuple[dict[str, Any], list[Seen]]:
     """Film the clips of one and of two people; return the figures, and what the network made in that order."""
-    model = service.engine.load()
+    model = service.engine.load().model
     watch = _Watch(model.codec, service.config.sampler.steps)
     model.codec = watch
     model.transformer.register_forward_hook(watch.hear)

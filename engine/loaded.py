@@ -1,0 +1,75 @@
+"""Config -> what is to be loaded; and the weights in memory, which the next engine takes over if it wants the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from engine.choices import loadable_loras
+from engine.components import Reader
+from engine.config import ComponentConfig, Config
+from engine.multitalk.load import Model, load_model
+from engine.multitalk.memory import Profile
+from engine.multitalk.on_disk import BUILDING
+from engine.recipe import weights_hash
+from engine.registry import Registry
+from engine.settings import largest_window, locate_weights, weights_of
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be loaded, and how. Equal ones load equal weights."""
+
+    #: Of `load_model`, but for the reader.
+    arguments: dict[str, Any]
+    #: A choice at boot like the others; built ones do not compare.
+    reader: ComponentConfig
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Weights in memory."""
+
+    wanted: Wanted
+    model: Model
+    #: Hash of their files.
+    fingerprint: str
+
+    @property
+    def folder(self) -> Path:
+        """Where their files lie."""
+        folder: Path = self.wanted.arguments["folder"]
+        return folder
+
+
+def find_wanted(config: Config, registry: Registry, *, device: str, dtype: str, **others: Any) -> Wanted:
+    """Return what `config` asks for; `others` go to `load_model`. Raises SourceError and ConfigError."""
+    folder = locate_weights(config, registry, fetch=True)
+    arguments = {
+        "folder": folder,
+        "device": device,
+        "dtype": dtype,
+        "quant": config.quant.name,
+        "wanted": weights_of(config),
+        "memory": _profile(config),
+        "loras": loadable_loras(config, folder),
+        "lora_mode": config.lora.mode,
+        **others,
+    }
+    return Wanted(arguments, config.reader)
+
+
+def load(wanted: Wanted, reader: Reader) -> Loaded:
+    """Load them. Raises SourceError and ConfigError."""
+    fingerprint = weights_hash(wanted.arguments["folder"])
+    with BUILDING:
+        model = load_model(**wanted.arguments, reader=reader)
+    return Loaded(wanted, model, fingerprint)
+
+
+def _profile(config: Config) -> Profile:
+    memory = config.memory
+    profile = Profile(memory.name, blocks=memory.blocks, streams=memory.streams, tile=memory.tile)
+    # Left out where nothing depends on it: another resolution needs no other weights.
+    return replace(profile, window=largest_window(config)) if memory.name == "auto" else profile
