@@ -1,9 +1,9 @@
 """The embedded model talks: lips follow the voice, and the right person speaks.
 
 A few clips of 33 frames from held-out people and voices, averaged, since one clip of a second proves nothing. Each bar
-lies about 0.1 below what these very clips reached with the shipped weights (own voice 0.89, the other's -0.08; swapped
-0.86 and -0.10; boxes 0.89 and -0.09; turbo 0.88; 12.5 frames a second, where they have 16 frames, 0.72; a silent
-mouth's movement 0.09 of a speaker's; TeaCache 37 dB): another machine's last bits move a mean of so few clips, a voice
+lies about 0.1 below what these very clips reached with the shipped weights (own voice 0.94, the other's -0.05; swapped
+0.88 and -0.02; boxes 0.94 and -0.04; turbo 0.94; 12.5 frames a second, where they have 16 frames, 0.90; a silent
+mouth's movement 0.06 of a speaker's; TeaCache 37 dB): another machine's last bits move a mean of so few clips, a voice
 that goes to the wrong mouth moves it by more.
 """
 
@@ -62,15 +62,15 @@ def rows_of(films: Sequence[Film], cases: Sequence[Case], *, fps: float = 25.0, 
 
 def test_each_person_speaks_the_own_voice(standard: list[Film], cases: list[Case]) -> None:
     rows = rows_of(standard, cases)
-    assert own(rows) > 0.79
-    assert own(rows) - cross(rows) > 0.85
+    assert own(rows) > 0.84
+    assert own(rows) - cross(rows) > 0.88
 
 
 def test_swapped_voices_swap_the_speakers(service: EngineService, cases: list[Case]) -> None:
     films = [film(service, case, voices=case.voices[::-1]) for case in cases]
     rows = rows_of(films, cases, swapped=True)
-    assert own(rows) > 0.75
-    assert own(rows) - cross(rows) > 0.82
+    assert own(rows) > 0.78
+    assert own(rows) - cross(rows) > 0.8
 
 
 def test_a_silent_person_stays_still(service: EngineService, tmp_path: Path) -> None:
@@ -82,13 +82,13 @@ def test_a_silent_person_stays_still(service: EngineService, tmp_path: Path) -> 
         for row, quiet in zip(rows, case.silent, strict=True):
             (still if quiet else moving).append(row.moved)
     # The detector's own floor is about 0.04: a moving head, seen through a region that does not move.
-    assert np.mean(still) < 0.2 * np.mean(moving)
+    assert np.mean(still) < 0.15 * np.mean(moving)
 
 
 def test_boxes_decide_who_is_who(service: EngineService, cases: list[Case]) -> None:
     # Named from right to left, each with a box: the voices stay with the boxes, not with the order.
     rows = rows_of([film(service, case, boxes=True) for case in cases], cases)
-    assert own(rows) - cross(rows) > 0.85
+    assert own(rows) - cross(rows) > 0.88
 
 
 def test_turbo_is_near_standard_at_a_quarter_of_its_forwards(
@@ -102,7 +102,7 @@ def test_turbo_is_near_standard_at_a_quarter_of_its_forwards(
 def test_lips_stay_in_step_at_another_frame_rate(service: EngineService, cases: list[Case]) -> None:
     # As many frames at half the rate need twice the voice; what there is of it is enough for half the frames.
     shown = [film(service, case, fps=12.5, frames=FRAMES // 2) for case in cases]
-    assert own(rows_of(shown, cases, fps=12.5)) > 0.6
+    assert own(rows_of(shown, cases, fps=12.5)) > 0.8
 
 
 def test_a_cache_changes_little(service: EngineService, standard: list[Film], cases: list[Case]) -> None:
