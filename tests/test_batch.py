@@ -35,6 +35,9 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # Not where the jobs are: their paths count from their own folder.
     (tmp_path / "desk").mkdir()
     monkeypatch.chdir(tmp_path / "desk")
+    # A batch that is killed leaves its temporary folder behind.
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "jobs" / "media").mkdir(parents=True)
     for name in ("one.png", "one.flac"):
         shutil.copy(EXAMPLES / name, tmp_path / "jobs" / "media")
