@@ -20,6 +20,8 @@ env: $(READY)
 # Made anew whenever what is installed may have changed: entry points stand in setup.cfg.
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@# A wheel that was built here before left its entry points behind, and Python would find those first.
+	@rm -rf *.egg-info
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
