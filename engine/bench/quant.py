@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from engine.bench import talk_kinds
 from engine.bench.quantised_folder import write_gguf, write_quanto
 from engine.bench.talk import SIZES, machine, read_sizes
 from engine.bench.talk_measures import Floats, codec_errors, mean, minus
-from engine.bench.talk_studio import Studio
+from engine.bench.talk_studio import Studio, opened
 from engine.commands.escape import override as quoted
 from engine.errors import ConfigError, RequestError
 from engine.multitalk.codec import LatentCodec, Withdrawn
@@ -86,24 +85,11 @@ def run(
     if clips < 1 or not names:
         hint = f"1 clip or more, of {', '.join(SCHEMES)}"
         raise RequestError(f"{clips} clips, {len(names)} schemes", field="bench quant", hint=hint)
-    with tempfile.TemporaryDirectory(prefix="multitalk-bench-") as name:
-        folder = Path(name)
-        # A LoRA that waits beside the weights would be counted with them.
-        given = ("model=tiny", "device=cpu", "model.turbo.loras=[]", *override)
-        overrides = (*given, "sink=disk", quoted("sink.folder", str(folder / "films")))
-        service = EngineService(overrides)
-        weights = locate_weights(service.config, installed())
-        studio = Studio(
-            service,
-            folder,
-            overrides=overrides,
-            clips=clips,
-            long=1,
-            seed=seed,
-            sizes=read_sizes(SIZES),
-            name="bench quant",
-        )
-        plain, seen = _film(studio, service, "none")
+    # A LoRA that waits beside the weights would be counted with them.
+    given = ("model=tiny", "device=cpu", "model.turbo.loras=[]", *override)
+    with opened(given, clips=clips, long=1, seed=seed, sizes=read_sizes(SIZES), name="bench quant") as studio:
+        weights = locate_weights(studio.service.config, installed())
+        plain, seen = _film(studio, "none")
         report: dict[str, Any] = {
             "bench": "quant",
             "settings": {"seed": seed, "clips": clips, "overrides": list(given), **machine(weights)},
@@ -111,15 +97,15 @@ def run(
             "schemes": {},
             "refused": {},
         }
-        service.close()
+        studio.service.close()
         for scheme in names:
             try:
-                quantised = EngineService((*overrides, *prepare_scheme(scheme, weights, folder)))
+                quantised = EngineService((*studio.overrides, *prepare_scheme(scheme, weights, studio.folder)))
                 quantised.load()
             except ConfigError as error:
                 report["refused"][scheme] = str(error)
                 continue
-            figures, others = _film(studio.again(quantised), quantised, scheme)
+            figures, others = _film(studio.again(quantised), scheme)
             quantised.close()
             report["schemes"][scheme] = _against(plain, figures) | _errors(studio, seen, others)
     return report
@@ -194,10 +180,10 @@ class _Watch:
         return pixels
 
 
-def _film(studio: Studio, service: EngineService, scheme: str) -> tuple[dict[str, Any], list[Seen]]:
+def _film(studio: Studio, scheme: str) -> tuple[dict[str, Any], list[Seen]]:
     """Film the clips of one and of two people; return the figures, and what the network made in that order."""
-    model = service.engine.load().model
-    watch = _Watch(model.codec, service.config.sampler.steps)
+    model = studio.service.engine.load().model
+    watch = _Watch(model.codec, studio.service.config.sampler.steps)
     model.codec = watch
     model.transformer.register_forward_hook(watch.hear)
     studio.say(f"{scheme}, {len(studio.one_cases) + len(studio.two_cases)} clips")

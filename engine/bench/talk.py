@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -14,12 +13,10 @@ from typing import Any
 
 import torch
 
-from engine import EngineService
 from engine.bench.talk_bars import judge_bars
 from engine.bench.talk_cases import load_data, recordings
 from engine.bench.talk_kinds import KINDS
-from engine.bench.talk_studio import Studio
-from engine.commands.escape import override as quoted
+from engine.bench.talk_studio import opened
 from engine.errors import RequestError
 from engine.recipe import versions, weights_hash
 from engine.registry import installed
@@ -59,21 +56,9 @@ def run(
         recordings(Path(voices))
     load_data()
     given = override if any(word.startswith("model=") for word in override) else ("model=tiny", *override)
-    with tempfile.TemporaryDirectory(prefix="multitalk-bench-") as name:
-        folder = Path(name)
-        overrides = (*given, "sink=disk", quoted("sink.folder", str(folder / "films")))
-        service = EngineService(overrides)
-        weights = locate_weights(service.config, installed())
-        studio = Studio(
-            service,
-            folder,
-            overrides=overrides,
-            clips=clips,
-            long=long,
-            seed=seed,
-            sizes=read_sizes(sizes),
-            voices=Path(voices) if voices else None,
-        )
+    with opened(
+        given, clips=clips, long=long, seed=seed, sizes=read_sizes(sizes), voices=Path(voices) if voices else None
+    ) as studio:
         report: dict[str, Any] = {
             "bench": "talk",
             "settings": {
@@ -83,7 +68,7 @@ def run(
                 "sizes": sizes,
                 "kinds": list(chosen),
                 "overrides": list(given),
-                **machine(weights),
+                **machine(locate_weights(studio.service.config, installed())),
             },
         }
         for kind in chosen:
@@ -92,7 +77,6 @@ def run(
             report[kind] = figures and figures | {"seconds": round(perf_counter() - began, 1)}
             if details:
                 Path(details).write_text(json.dumps(studio.details), "utf-8")
-        service.close()
     return report | {"bars": judge_bars(report)}
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from engine import EngineService
 from engine.bench.talk_cases import FPS, Case, find_cases, load_data
 from engine.bench.talk_films import Film, film, judge, liveliness, read_film
 from engine.bench.talk_measures import Pictures, Row
-from engine.components import Service
+from engine.commands.escape import override as quoted
 
 #: Frames of a clip: one window of the embedded model.
 FRAMES = 81
@@ -45,7 +48,7 @@ class Group:
 class Studio:
     """Films cases with one service, which was booted with `overrides`; `folder` is temporary."""
 
-    service: Service
+    service: EngineService
     folder: Path
     overrides: Sequence[str]
     clips: int
@@ -75,7 +78,7 @@ class Studio:
         """Two people each, who both speak all the time."""
         return self.cases("two", self.clips, people=2)
 
-    def again(self, service: Service) -> Studio:
+    def again(self, service: EngineService) -> Studio:
         """Return a studio that films the same `one_cases` and `two_cases` with another service."""
         other = replace(self, service=service, details={})
         other.one_cases, other.two_cases = self.one_cases, self.two_cases
@@ -132,3 +135,19 @@ class Studio:
             forwards += made.plan.forwards
             self.note(kind, seen[-1], moves=moves[-1], drawn=drawn[-1])
         return Group(cases, seen, moves, drawn, forwards)
+
+
+@contextmanager
+def opened(overrides: Sequence[str], **settings: Any) -> Iterator[Studio]:
+    """Open a studio with a service of these `overrides` and a disk for its films, in a temporary folder.
+
+    `settings` are the other fields of Studio. Raises EngineError.
+    """
+    with tempfile.TemporaryDirectory(prefix="multitalk-bench-") as name:
+        folder = Path(name)
+        booted = (*overrides, "sink=disk", quoted("sink.folder", str(folder / "films")))
+        service = EngineService(booted)
+        try:
+            yield Studio(service, folder, overrides=booted, **settings)
+        finally:
+            service.close()
