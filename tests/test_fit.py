@@ -15,6 +15,7 @@ from engine import EngineService, Request, Speaker
 from engine.bench.plan import CASES, FITTED, HELD_OUT, Case, request_of
 from engine.bench.plan import run as run_bench
 from engine.bench.plan_tables import service, tables
+from engine.bench.random_folder import build_part
 from engine.cli import main
 from engine.errors import RequestError, SourceError, UnknownComponent
 from engine.estimates import CardEstimate, Estimates
@@ -53,31 +54,9 @@ def unadvised(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def build(part: str, config: dict[str, Any]) -> Any:
     import torch
-    from diffusers import AutoencoderKLWan
-    from transformers import (
-        CLIPVisionConfig,
-        CLIPVisionModel,
-        UMT5Config,
-        UMT5EncoderModel,
-        Wav2Vec2Config,
-        Wav2Vec2Model,
-    )
 
-    from engine.multitalk.transformer import MultiTalkTransformer3DModel
-
-    config = {key: value for key, value in config.items() if not key.startswith("_")}
     with torch.device("meta"):
-        match part:
-            case "transformer":
-                return MultiTalkTransformer3DModel(**config)
-            case "vae":
-                return AutoencoderKLWan(**config)
-            case "text_encoder":
-                return UMT5EncoderModel(UMT5Config(**config))
-            case "image_encoder":
-                return CLIPVisionModel(CLIPVisionConfig(**config))
-            case _:
-                return Wav2Vec2Model(Wav2Vec2Config(**config))
+        return build_part(part, {key: value for key, value in config.items() if not key.startswith("_")})
 
 
 def configs(model: str) -> dict[str, dict[str, Any]]:

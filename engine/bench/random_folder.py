@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from engine.fit.sizes import PARTS
 
 #: Values of the block of noise that every tensor is filled with over and over.
 _BLOCK = 2**20
@@ -19,29 +21,12 @@ def write_random_folder(folder: Path, configs: Mapping[str, Mapping[str, Any]], 
     `configs` holds what differs from each class's defaults, by part; the tokenizer knows a few words. Weights are
     normal noise of deviation 0.02, the transformer's, text and image encoder's in `dtype`, the others in float32.
     """
-    from diffusers import AutoencoderKLWan
-    from transformers import (
-        CLIPVisionConfig,
-        CLIPVisionModel,
-        UMT5Config,
-        UMT5EncoderModel,
-        Wav2Vec2Config,
-        Wav2Vec2Model,
-    )
-
-    from engine.multitalk.transformer import MultiTalkTransformer3DModel, kept_in_float32
+    from engine.multitalk.transformer import kept_in_float32
 
     block = 0.02 * torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0))
-    parts: dict[str, Any] = {
-        "transformer": lambda: MultiTalkTransformer3DModel(**configs["transformer"]),
-        "vae": lambda: AutoencoderKLWan(**configs["vae"]),
-        "text_encoder": lambda: UMT5EncoderModel(UMT5Config(**configs["text_encoder"])),
-        "image_encoder": lambda: CLIPVisionModel(CLIPVisionConfig(**configs["image_encoder"])),
-        "audio_encoder": lambda: Wav2Vec2Model(Wav2Vec2Config(**configs["audio_encoder"])),
-    }
-    for name, build in parts.items():
+    for name in PARTS:
         with torch.device("meta"):
-            model = build()
+            model = build_part(name, configs[name])
         model.to_empty(device="cpu")
         for key, parameter in model.named_parameters():
             exact = name in ("vae", "audio_encoder") or (name == "transformer" and kept_in_float32(key))
@@ -52,6 +37,30 @@ def write_random_folder(folder: Path, configs: Mapping[str, Mapping[str, Any]], 
         _save(model, folder / name)
         del model
     _write_tokenizer(folder / "tokenizer")
+
+
+def build_part(name: str, config: Mapping[str, Any]) -> Any:
+    """Return the network of PARTS that is called `name`; `config` holds what differs from its class's defaults."""
+    from diffusers import AutoencoderKLWan
+    from transformers import (
+        CLIPVisionConfig,
+        CLIPVisionModel,
+        UMT5Config,
+        UMT5EncoderModel,
+        Wav2Vec2Config,
+        Wav2Vec2Model,
+    )
+
+    from engine.multitalk.transformer import MultiTalkTransformer3DModel
+
+    builders: dict[str, Callable[[], Any]] = {
+        "transformer": lambda: MultiTalkTransformer3DModel(**config),
+        "vae": lambda: AutoencoderKLWan(**config),
+        "text_encoder": lambda: UMT5EncoderModel(UMT5Config(**config)),
+        "image_encoder": lambda: CLIPVisionModel(CLIPVisionConfig(**config)),
+        "audio_encoder": lambda: Wav2Vec2Model(Wav2Vec2Config(**config)),
+    }
+    return builders[name]()
 
 
 def _filled(shape: torch.Size, block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
