@@ -78,14 +78,15 @@ def wait(ready: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def interrupt(ready: Callable[[], bool], number: signal.Signals, *, times: int = 1) -> None:
-    """Send this process a signal once something is so."""
+def interrupt(desk: Desk, ready: Callable[[], bool], number: signal.Signals, *, times: int = 1) -> None:
+    """Send this process a signal once something is so; the batch must go on until it has got the last one."""
 
     def send() -> None:
         wait(ready)
         for _ in range(times):
             os.kill(os.getpid(), number)
-            time.sleep(0.2)
+            # Two that wait to be taken are one.
+            wait(lambda: any(line.startswith("told to end") for line in desk.said))
 
     threading.Thread(target=send, daemon=True).start()
 
@@ -96,8 +97,8 @@ def gone(process: int) -> bool:
 
 def test_two_processes_take_from_one_queue(desk: Desk) -> None:
     words = {"a": "wait mark", "b": "film", "c": "film", "d": "film"}
-    # The first is busy until the second has done the rest.
-    interrupt(lambda: desk.results.exists() and len(desk.records()) == 3, signal.SIGINT, times=2)
+    # The first is busy until the second has done the rest, which may be before the first one's process has started.
+    interrupt(desk, lambda: (desk.folder / "mark").exists() and len(desk.records()) == 3, signal.SIGINT, times=2)
     run = desk.do(words, local(workers=2))
     assert (run.counts["done"], run.left) == (3, 1)
     outputs = [record["output"] for record in desk.records().values()]
@@ -166,7 +167,7 @@ def test_told_to_end_it_finishes_or_cancels_and_the_next_start_does_the_rest(
     desk: Desk, number: signal.Signals
 ) -> None:
     words = {"a": "film", "b": "wait reached", "c": "film"}
-    interrupt((desk.folder / "reached").exists, number)
+    interrupt(desk, (desk.folder / "reached").exists, number)
     before = signal.getsignal(number)
     run = desk.do(words, grace=0.2)
     assert run.interrupted
@@ -188,7 +189,7 @@ def release(desk: Desk) -> None:
 @pytest.mark.parametrize("times", [1, 2])
 def test_told_to_end_while_a_worker_starts_it_begins_nothing(desk: Desk, times: int) -> None:
     (desk.folder / "slow").touch()
-    interrupt((desk.folder / "starting").exists, signal.SIGINT, times=times)
+    interrupt(desk, (desk.folder / "starting").exists, signal.SIGINT, times=times)
     if times == 1:
         # The start ends by itself, once the batch knows that nothing is to come after it.
         threading.Thread(target=release, args=(desk,), daemon=True).start()
