@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image, ImageFilter
+from scipy.ndimage import shift
 
 from engine.bench.mouths import best_lag, correlation, motion_energy, mouth_openings
 from scripts.train_tiny.clips import SAMPLED_AT, Clip, make_clip
@@ -153,7 +154,7 @@ def test_the_detector_agrees_with_the_truth_on_every_skin() -> None:
 def test_the_detector_stands_a_light_blur_on_every_skin() -> None:
     found = by_skin(blur=True)
     assert np.mean([r for skin in found.values() for r in skin]) > 0.96
-    assert min(np.mean(skin) for skin in found.values()) > 0.92
+    assert min(np.mean(skin) for skin in found.values()) > 0.91
 
 
 def test_the_detector_sees_a_shut_mouth_stay_still_on_a_moving_head() -> None:
@@ -163,7 +164,7 @@ def test_the_detector_sees_a_shut_mouth_stay_still_on_a_moving_head() -> None:
         measured = mouth_openings(made.frames, made.mouth_boxes[:, 0])
         for person, quiet in enumerate(made.silent):
             (still if quiet else speaking).append(float(measured[person].std()))
-    assert np.mean(still) < 0.1 * np.mean(speaking)
+    assert np.mean(still) < 0.05 * np.mean(speaking)
 
 
 def test_the_detector_prefers_height_to_breadth() -> None:
@@ -174,9 +175,31 @@ def test_the_detector_prefers_height_to_breadth() -> None:
     assert abs(broad - narrow) < 0.35 * (high - narrow)
 
 
+def test_the_detector_goes_along_with_a_head_by_parts_of_a_pixel() -> None:
+    scene = random_scene(4, (160, 96), 1)
+    frame = draw(scene, 2.0, [Mouth(0.5, 0.5)]).astype(np.float32)
+    places = [(0, 0), (0, 2), (1.5, -3), (-2.25, 1.75), (3, 3)]
+    moved = np.stack([shift(frame, (*place, 0), order=1, mode="nearest") for place in places])
+    box = scene.people[0].mouth_box(2.0)
+    opening, shut = (
+        mouth_openings(frames.astype(np.uint8), [box])[0]
+        for frames in (moved, draw(scene, 2.0, [Mouth(0.0, 0.5)])[None])
+    )
+    assert np.abs(opening - opening[0]).max() < 0.1 * (opening[0] - shut[0])
+
+
+def test_a_box_with_nothing_to_follow_above_it_stays_where_it_is() -> None:
+    scene = random_scene(4, (160, 96), 1)
+    x0, y0, x1, y1 = scene.people[0].mouth_box(2.0)
+    mouths = [Mouth(0.0, 0.5), Mouth(0.5, 0.5), Mouth(1.0, 0.5)]
+    frames = np.stack([draw(scene, 2.0, [mouth]) for mouth in mouths])[:, int(y0) :]
+    shut, half, wide = mouth_openings(frames, [(x0, 0, x1, y1 - int(y0))])[0]
+    assert shut < half < wide
+
+
 def test_boxes_that_do_not_fit_are_refused() -> None:
     frames = np.zeros((3, 20, 20, 3), np.uint8)
-    with pytest.raises(ValueError, match="do not fit 3 frames"):
+    with pytest.raises(ValueError, match=r"are not \(n, 4\)"):
         mouth_openings(frames, np.zeros((1, 2, 4)))
     with pytest.raises(ValueError, match="less than 4 pixels"):
         mouth_openings(frames, [(18, 0, 40, 20)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,14 +20,20 @@ _WIDE = 0.9
 _GAP = 0.08
 #: The share of a box's columns, the fullest ones, whose heights are averaged: where the mouth is highest.
 _COLUMNS = 0.45
+#: How much of the face is followed, above the box, and how far, in heights of the box.
+_ABOVE, _REACH = 1.5, 0.35
+#: Frames at most of which that median is taken.
+_SAMPLED = 32
+#: Correlation that a place at the edge of the reach must have more than one that did not move.
+_NEAR = 0.05
 
 
 def mouth_openings(frames: npt.NDArray[np.uint8], boxes: npt.ArrayLike) -> Floats:
     """Return how far each mouth is open in each frame: (n, F) float32, heights in parts of the box's height.
 
-    `frames` is uint8 (F, H, W, 3), RGB. `boxes` are x0, y0, x1, y1 in pixels: (n, 4) for one region a mouth that holds
-    for all frames (so large that a moving head keeps its mouth inside), or (n, F, 4). Raises ValueError for a box with
-    less than 4 pixels on a side within the picture.
+    `frames` is uint8 (F, H, W, 3), RGB. `boxes` (n, 4) are x0, y0, x1, y1 in pixels, one around each mouth in frame 0,
+    with some room; they go along with the faces above them. Raises ValueError for other shapes, and for a box with less
+    than 4 pixels on a side within the picture.
 
     A mouth is what is not skin: the skin's colour is the median of the box's sides, for each frame, so that neither
     complexion nor light matters; teeth as well as the dark inside differ from every skin. Each column's height of
@@ -33,13 +41,9 @@ def mouth_openings(frames: npt.NDArray[np.uint8], boxes: npt.ArrayLike) -> Float
     not pass for an open one. What stays when it is shut, the lips, is a constant that a correlation does not see.
     """
     regions = np.asarray(boxes, np.float64)
-    if regions.ndim == 2:
-        regions = np.repeat(regions[:, None], len(frames), 1)
-    if regions.shape[1:] != (len(frames), 4):
-        raise ValueError(f"boxes of shape {np.shape(boxes)} do not fit {len(frames)} frames: give (n, 4) or (n, F, 4)")
-    return np.array(
-        [[_opening(frame, box) for frame, box in zip(frames, row, strict=True)] for row in regions], np.float32
-    )
+    if regions.ndim != 2 or regions.shape[1] != 4:
+        raise ValueError(f"boxes of shape {regions.shape} are not (n, 4)")
+    return np.array([[_opening(region) for region in _followed(frames, box)] for box in regions], np.float32)
 
 
 def motion_energy(frames: npt.NDArray[np.uint8], boxes: npt.ArrayLike, without: npt.ArrayLike | None = None) -> Floats:
@@ -83,16 +87,62 @@ def best_lag(measured: npt.ArrayLike, driving: npt.ArrayLike, max_lag: int) -> t
     return best
 
 
-def _opening(frame: npt.NDArray[np.uint8], box: npt.NDArray[np.float64]) -> float:
-    height, width = frame.shape[:2]
+def _followed(frames: npt.NDArray[np.uint8], box: npt.NDArray[np.float64]) -> Iterator[Floats]:
+    """Yield the box's pixels in each frame, 0 to 1, moved along with the face above the mouth.
+
+    Where it is says the normalised cross-correlation with its median over time, to a part of a pixel by the parabola
+    through the peak and its neighbours.
+    """
+    from scipy.ndimage import shift
+    from skimage.feature import match_template
+
+    height, width = frames.shape[1:3]
     x0, y0 = max(int(np.floor(box[0])), 0), max(int(np.floor(box[1])), 0)
     x1, y1 = min(int(np.ceil(box[2])), width), min(int(np.ceil(box[3])), height)
     if x1 - x0 < 4 or y1 - y0 < 4:
         raise ValueError(f"the mouth's box {box.tolist()} has less than 4 pixels on a side in {width}x{height}")
-    region = frame[y0:y1, x0:x1].astype(np.float32) / 255
+    reach = int(np.ceil(_REACH * (y1 - y0)))
+    top = max(y0 - round(_ABOVE * (y1 - y0)), 0)
+    sampled = frames[np.linspace(0, len(frames) - 1, min(len(frames), _SAMPLED)).round().astype(int), top:y0, x0:x1]
+    # Most of the time eyes are open.
+    usual = np.median(sampled, 0).mean(-1) / 255
+    # None: there is nothing above the mouth that could be followed.
+    origin = None
+    for frame in frames:
+        near = np.pad(frame, ((reach, reach), (reach, reach), (0, 0)), mode="edge")[top:, x0 : x1 + 2 * reach] / 255
+        if y0 - top >= 4:
+            scores = match_template(near[: y0 - top + 2 * reach].mean(-1), usual)  # type: ignore[no-untyped-call]
+            place = _peak(scores)
+            origin = place if origin is None else origin
+            moved = shift(near[: y1 - top + 2 * reach], (*(origin - place), 0), order=3, mode="nearest")
+        else:
+            moved = near
+        yield np.clip(moved[reach + y0 - top : reach + y1 - top, reach : reach + x1 - x0], 0, 1).astype(np.float32)
+
+
+def _peak(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Return where the scores are highest, as offsets y, x from the middle."""
+    middle = scores.shape[0] // 2
+    offsets = np.arange(scores.shape[0]) - middle
+    # Where all places look alike it is the nearest one.
+    near = scores - _NEAR * (offsets[:, None] ** 2 + offsets**2) / middle**2
+    y, x = np.unravel_index(int(near.argmax()), near.shape)
+    found = np.array([y - middle, x - middle], np.float64)
+    if 0 < y < 2 * middle and 0 < x < 2 * middle:
+        found += _vertex(near[y - 1 : y + 2, x]), _vertex(near[y, x - 1 : x + 2])
+    return found
+
+
+def _vertex(three: npt.NDArray[np.floating]) -> float:
+    """Return where, from the middle one, the parabola through three values has its peak."""
+    bend = float(three[0] - 2 * three[1] + three[2])
+    return 0.0 if bend >= 0 else 0.5 * float(three[0] - three[2]) / bend
+
+
+def _opening(pixels: Floats) -> float:
     # A thin line counts the same between two pixels as on one.
-    padded = np.pad(region, ((1, 1), (0, 0), (0, 0)), mode="edge")
-    region = (padded[:-2] + 2 * region + padded[2:]) / 4
+    padded = np.pad(pixels, ((1, 1), (0, 0), (0, 0)), mode="edge")
+    region = (padded[:-2] + 2 * pixels + padded[2:]) / 4
     rows, columns = region.shape[:2]
     v, u = np.abs(np.mgrid[:rows, :columns] + 0.5) / np.array([rows, columns]).reshape(2, 1, 1) * 2 - 1
     # Below the cheeks a box's corners lie beside the face.

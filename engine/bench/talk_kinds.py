@@ -116,22 +116,27 @@ def swapped(studio: Studio) -> Figures:
 
 
 def silent(studio: Studio) -> Figures:
-    """Two people, one of whom says nothing: does that mouth stay still?"""
+    """Two people, one of whom says nothing: does that mouth stay still? `drawn` is what the detector sees of a truth
+    that does: the same clips as they were drawn.
+    """
     cases = studio.cases("silent", studio.clips, people=2, silent=1)
     still: list[float] = []
     moving: list[float] = []
+    drawn: dict[bool, list[float]] = {True: [], False: []}
     rows: list[Row] = []
     for case in studio.each("silent", cases):
         seen = judge(studio.film(case).frames, case, fps=FPS)
         studio.note("silent", seen)
         rows += seen
-        for row, quiet in zip(seen, case.silent, strict=True):
+        for row, truth, quiet in zip(seen, judge(read_film(case.rendered), case, fps=FPS), case.silent, strict=True):
             (still if quiet else moving).append(row.moved)
+            drawn[quiet].append(truth.moved)
     return {
         "clips": len(cases),
         "moved": mean(still),
         "moved_speaking": mean(moving),
         "relative": ratio(mean(still), mean(moving)),
+        "drawn": ratio(mean(drawn[True]), mean(drawn[False])),
         "worst": round(max(still) / float(np.mean(moving)), 4) if any(moving) else None,
         "own_mean": mean(row.own for row in rows),
     }
