@@ -49,7 +49,7 @@ class WordWorker:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "wait":
                 (self.folder / name).touch()
-                self.stopped.wait(60)
+                self.stopped.wait(600)
             case "refresh":
                 return {"error": "full", "error_code": "out_of_memory", "refresh_worker": True}
         if self.stopped.is_set():

@@ -66,8 +66,13 @@ async def opened(page: str, folder: Path, use: Callable[[Browser], Awaitable[dic
             assert line, "Chromium ended"
         port = line.decode().partition("ws://")[2].partition("/")[0]
         async with aiohttp.ClientSession() as session:
-            async with session.get(f"http://{port}/json/list") as response:
-                tab = next(tab for tab in await response.json() if tab["type"] == "page")
+            tabs: list[dict[str, Any]] = []
+            # It listens before it has the tab.
+            while not (pages := [tab for tab in tabs if tab["type"] == "page"]):
+                await asyncio.sleep(0.05)
+                async with session.get(f"http://{port}/json/list") as response:
+                    tabs = await response.json()
+            tab = pages[0]
             async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
                 used = Browser(socket)
                 await used.call("Page.navigate", url=page)

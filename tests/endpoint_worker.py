@@ -22,7 +22,8 @@ async def handler(job: dict[str, Any]) -> Any:
     match asked.get("do", "talk" if "reference_image" in asked else "echo"):
         case "talk":
             runpod.serverless.progress_update(job, {"percent": 50, "stage": "denoise", "step": 5, "steps": 10})
-            await asyncio.sleep(2)
+            if "TALK_GATE" in os.environ:
+                await gate(os.environ["TALK_GATE"])
             film = b"\x00\x00\x00\x18ftypmp42" * 100
             return {
                 "video_base64": base64.b64encode(film).decode(),
@@ -38,6 +39,7 @@ async def handler(job: dict[str, Any]) -> Any:
             await gate(asked["gate"])
         case "hold":
             try:
+                Path(asked["gate"] + ".begun").touch()
                 await gate(asked["gate"])
             except asyncio.CancelledError:
                 Path(asked["gate"] + ".stopped").touch()
@@ -45,6 +47,8 @@ async def handler(job: dict[str, Any]) -> Any:
         case "block":
             time.sleep(60)
         case "die":
+            if "gate" in asked:
+                await gate(asked["gate"])
             # Once, if it is told where to note that it did.
             note = asked.get("note")
             if note is None or not Path(note).exists():

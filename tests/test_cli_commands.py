@@ -133,13 +133,13 @@ def test_an_entrypoint_may_be_named_by_an_override(capsys: pytest.CaptureFixture
 
 def test_a_reader_that_stops_early_is_no_error() -> None:
     code = "import sys; from engine.cli import main; sys.exit(main(['plugins']))"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    process.stderr.close()
-    assert process.wait() == 141
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False)
+    finally:
+        os.close(writer)
+    assert (done.stderr, done.returncode) == (b"", 141)
 
 
 class Interrupter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ EXAMPLES = Path(__file__).parent.parent / "engine" / "examples"
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 
-async def fill(tab: Browser) -> dict[str, Any]:
+async def fill(tab: Browser, *, seen: Path) -> dict[str, Any]:
+    """Fill the page in; `seen` is made once it has shown progress, which the worker waits for."""
     await tab.until("document.readyState === 'complete' && document.getElementById('health').innerText.includes('of')")
     told: dict[str, Any] = {}
     await tab.run("document.getElementById('send').click()")
@@ -26,6 +28,7 @@ async def fill(tab: Browser) -> dict[str, Any]:
     await tab.run("document.getElementById('send').click()")
     detail = "document.getElementById('detail').innerText"
     told["progress"] = await tab.until(f"{detail}.includes('%')", detail)
+    seen.touch()
     told["end"] = await tab.until("!document.getElementById('save').hidden", detail)
     told["source"] = await tab.run("document.getElementById('video').src.split(':')[0]")
     told["warnings"] = await tab.run("document.getElementById('warnings').innerText")
@@ -33,8 +36,9 @@ async def fill(tab: Browser) -> dict[str, Any]:
 
 
 def test_a_person_makes_a_video_with_the_page(tmp_path: Path) -> None:
-    with running() as house:
-        told = asyncio.run(opened(house.endpoint.url, tmp_path, fill))
+    seen = tmp_path / "seen"
+    with running(environment={"TALK_GATE": str(seen)}) as house:
+        told = asyncio.run(opened(house.endpoint.url, tmp_path / "browser", partial(fill, seen=seen)))
     assert told["asked"] == "Choose a picture."
     assert told["progress"] == "50 %, stage denoise, step 5, steps 10"
     assert "12.5 s of video, 100 frames, seed 7" in told["end"]

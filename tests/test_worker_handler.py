@@ -276,17 +276,21 @@ def test_a_job_is_cancelled_while_it_waits_for_the_weights() -> None:
 
 
 def test_the_event_loop_is_free_while_a_job_runs() -> None:
-    async def run() -> int:
-        handler = worker(FakeService(lambda *_: time.sleep(0.2)))
-        task = asyncio.create_task(handler.handle({"id": "job-1", "input": GOOD}))
-        turns = 0
-        while not task.done():
-            await asyncio.sleep(0.01)
-            turns += 1
-        await task
-        return turns
+    async def run() -> None:
+        gate = threading.Event()
 
-    assert asyncio.run(run()) >= 3
+        def work(*_: object) -> None:
+            gate.wait(60)
+
+        handler = worker(FakeService(work))
+        task = asyncio.create_task(handler.handle({"id": "job-1", "input": GOOD}))
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+        assert not task.done()
+        gate.set()
+        await task
+
+    asyncio.run(run())
 
 
 def test_a_worker_that_is_told_to_end_says_so_in_the_answer() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 import os
 import signal
@@ -82,19 +81,21 @@ def test_a_worker_answers_makes_stops_and_leaves_nothing(platform: Platform, tmp
         with pytest.raises(TimeoutError):
             platform.result("job-stopped", 0.5)
 
+        began = time.monotonic()
         platform.send("job-term", example(num_frames=201, sampling_steps=100))
         while not platform.progress("job-term"):
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         stopped = platform.result("job-term", PATIENCE)
+        took = time.monotonic() - began
         assert stopped["output"]["error_code"] == "worker_stopped"
         ended(process, platform)
         assert process.returncode == 0
     assert not [path for path in temporary.rglob("*") if path.name.startswith("multitalk-")]
     for _, told in platform.progress("job-stopped"):
         assert set(told) == {"percent", "stage", "step", "steps", "window", "windows", "seconds_left"}
-    times = [when for when, _ in platform.progress("job-term")]
-    assert all(later - earlier > 0.9 for earlier, later in itertools.pairwise(times))
+    # One a second is sent; when each arrives is the machine's.
+    assert len(platform.progress("job-term")) <= 1 + took
     for posts in platform.posts.values():
         results = ["status" in post for _, post in posts]
         assert results == sorted(results, reverse=True), "progress came after the result"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Mapping
@@ -30,16 +29,16 @@ def test_a_payload_says_where_the_job_stands() -> None:
 
 
 def test_many_signs_of_life_become_few_and_stay_in_order() -> None:
-    sent: list[tuple[float, int]] = []
-    pump = Pump(lambda told: sent.append((time.monotonic(), told["step"])), every=0.1)
+    steps: list[int] = []
+    began = time.monotonic()
+    pump = Pump(lambda told: steps.append(told["step"]), every=0.1)
     for number in range(1, 31):
         pump.tell(step(number))
         time.sleep(0.01)
     pump.close()
-    times, steps = zip(*sent, strict=True)
-    assert list(steps) == sorted(set(steps))
-    assert 2 <= len(sent) <= 6
-    assert all(later - earlier >= 0.099 for earlier, later in itertools.pairwise(times))
+    took = time.monotonic() - began
+    assert steps == sorted(set(steps))
+    assert 2 <= len(steps) <= 1 + took / 0.1
 
 
 def test_closing_waits_for_the_post_that_is_under_way() -> None:

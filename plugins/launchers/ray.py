@@ -148,14 +148,14 @@ class _StandIn:
 
     def stop(self) -> None:
         self._stopped = True
-        if self._actor is not None:
-            self._actor.stop.remote()
+        # Held here: another thread may close it meanwhile.
+        if (actor := self._actor) is not None:
+            actor.stop.remote()
 
     def close(self) -> None:
-        if self._actor is None:
-            return
-        self._ray.kill(self._actor)
-        self._actor = None
+        actor, self._actor = self._actor, None
+        if actor is not None:
+            self._ray.kill(actor)
 
     @contextmanager
     def _told(self) -> Iterator[None]:

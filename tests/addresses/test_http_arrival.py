@@ -95,7 +95,7 @@ def test_folder_that_takes_no_file_is_told(tmp_path: Path) -> None:
 def test_interrupt_leaves_no_file(into: Path) -> None:
     def interrupt(connection: socket.socket) -> None:
         connection.sendall(reply(bytes(200_000), length=300_000))
-        while not list(into.iterdir()):
+        while not any(path.stat().st_size for path in into.iterdir()):
             time.sleep(0.01)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
         hold(connection)
@@ -104,7 +104,9 @@ def test_interrupt_leaves_no_file(into: Path) -> None:
         raise _Stop
 
     before = signal.signal(signal.SIGALRM, stop)
-    with serving(interrupt) as server, pytest.raises(_Stop):
-        fetch_url(server.url(), ACCESS, into)
-    signal.signal(signal.SIGALRM, before)
+    try:
+        with serving(interrupt) as server, pytest.raises(_Stop):
+            fetch_url(server.url(), ACCESS, into)
+    finally:
+        signal.signal(signal.SIGALRM, before)
     assert list(into.iterdir()) == []
