@@ -154,13 +154,12 @@ def test_threads_leave_the_order_and_each_tensor_whole(tmp_path: Path, monkeypat
 
 
 def test_who_stops_taking_ends_the_reading(files: list[Path]) -> None:
-    before = threading.active_count()
     walk = AheadReader().read(found(files), as_stored)
     next(walk)
 
     walk.close()  # type: ignore[attr-defined]
 
-    assert threading.active_count() == before
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("multitalk-read")]
 
 
 def test_files_stay_open_until_the_last_thread_has_read(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints and results")
     parser.add_argument("--from-shipped", action="store_true", help="keep the audio encoder, train the others further")
-    parser.add_argument("--clips", type=int, default=2000)
+    parser.add_argument("--clips", type=int, default=3400)
     parser.add_argument("--steps", type=int, default=7000, help="of the transformer")
     parser.add_argument("--turbo-steps", type=int, default=600)
     given = parser.parse_args()

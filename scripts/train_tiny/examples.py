@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -59,6 +61,13 @@ class Example:
     prompt: str
     target: Tensor
     weights: Tensor
+
+
+def draw_shares(clips: Sequence[Facts]) -> npt.NDArray[np.float64]:
+    """Return how often each of some clips is to be drawn, 1 in all: the more, the darker its darkest skin."""
+    weights = np.array([max(ON_SKIN[skin] for skin in clip.skins) for clip in clips])
+    shares: npt.NDArray[np.float64] = weights / weights.sum()
+    return shares
 
 
 def draw_case(facts: Facts, mode: Mode, share: float, rng: np.random.Generator) -> Case:

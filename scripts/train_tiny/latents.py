@@ -105,17 +105,17 @@ _TENSORS = ("latents", "reference", "continued", "voices", "mouths", "boxes", "p
 def plan(seed: int, split: Split = "train") -> Plan:
     """Draw the shape of a seed's clip.
 
-    Two of three are 33 frames long, the others 17 or 81; one of twelve is in the large bucket, of 17 frames (81 of
-    them cost as much as thirty small clips); two of five have another frame rate. Half of the windows begin with the
+    Three of five are 33 frames long, most others 81; one of twelve is in the large bucket, of 17 frames (81 of them
+    cost as much as thirty small clips); half of the clips have another frame rate. Half of the windows begin with the
     picture, the others up to two seconds later.
     """
     rng = np.random.default_rng((5, split == "held_out", seed))
-    frames = int(rng.choice((17, 33, 81), p=(0.15, 0.65, 0.2)))
+    frames = int(rng.choice((17, 33, 81), p=(0.1, 0.6, 0.3)))
     sizes: Sequence[tuple[int, int]] = vae.SIZES
     if rng.random() < 1 / 12:
         sizes, frames = vae.LARGE, 17
     size = sizes[int(rng.integers(len(sizes)))]
-    fps = float(rng.choice(vae.OTHER_FPS)) if rng.random() < 0.4 else NATIVE_FPS
+    fps = float(rng.choice(vae.OTHER_FPS)) if rng.random() < vae.OTHER else NATIVE_FPS
     offset = 0 if rng.random() < 0.5 else int(rng.integers(1, max(2, int(2 * fps)) + 1))
     # At least two latent frames are left to be made.
     motion = int(rng.choice([length for length in MOTIONS if length <= frames - 8]))

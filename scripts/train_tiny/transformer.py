@@ -27,11 +27,14 @@ from torch.nn import functional as F
 
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
 from engine.stages.encode import to_pixels
-from scripts.train_tiny.examples import MODES, Case, Example, Mode, draw_case, make_example
+from scripts.train_tiny.examples import MODES, Case, Example, Mode, draw_case, draw_shares, make_example
 from scripts.train_tiny.group import join_group, place, share_gradients
 from scripts.train_tiny.latents import Samples
 from scripts.train_tiny.muon import Muon
 from scripts.train_tiny.networks import CONFIGS, TOLD, Configs, Network, hold_labels, make_tokenizer, tokenize
+
+#: A training that starts from finished weights draws lengths as if this share of it were done.
+BEGUN = 0.25
 
 
 def predict(network: Network, tokenizer: Any, example: Example) -> Tensor:
@@ -143,6 +146,9 @@ def train(
     for mode, indices in by_mode.items():
         for index in indices:
             alike[mode, samples.facts[index].plan.tokens].append(index)
+    shares = {key: draw_shares([samples.facts[index] for index in indices]) for key, indices in alike.items()}
+    # What short pieces teach is there already.
+    ahead = BEGUN if start is not None else 0.0
     torch.manual_seed(seed)
     if rank > 0:
         distributed.barrier()
@@ -173,9 +179,10 @@ def train(
         for _ in range(accumulate // world):
             mode = list(MODES)[int(common.choice(len(MODES), p=list(MODES.values())))]
             work = samples.facts[int(common.choice(by_mode[mode]))].plan.tokens
-            sample = samples[int(rng.choice(alike[mode, work]))]
-            case = draw_case(sample.facts, mode, step / steps, common)
-            own = draw_case(sample.facts, mode, step / steps, rng)
+            sample = samples[int(rng.choice(alike[mode, work], p=shares[mode, work]))]
+            done = ahead + (1 - ahead) * step / steps
+            case = draw_case(sample.facts, mode, done, common)
+            own = draw_case(sample.facts, mode, done, rng)
             case = replace(own, length=case.length, known=case.known)
             example = make_example(sample, case, rng, generator)
             loss, mouth = losses(predict(network, tokenizer, example), example)
