@@ -9,6 +9,7 @@ import json
 import os
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,8 @@ def test_a_cut_connection_is_gone_on_with(server: HubServer, tmp_path: Path) -> 
 def test_a_stalled_connection_is_gone_on_with(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
-    server.faults[sha(BIG)] = [Fault(cut=4 * PIECE, stall=1.5)]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 1.0)
+    server.faults[sha(BIG)] = [Fault(cut=4 * PIECE, stall=3)]
     assert whole(pull(preset(server), tmp_path, options()))
     assert server.sent() == len(BIG) + len(OTHER)
 
@@ -377,7 +378,8 @@ def test_a_lost_lock_ends_the_work(server: HubServer, tmp_path: Path) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     while not parts(tmp_path / "one"):
-        pass
+        assert thread.is_alive()
+        time.sleep(0.005)
     (tmp_path / "one" / PRIVATE / "lock").unlink()
     thread.join()
     assert "lock of" in str(caught[0])

@@ -17,7 +17,7 @@ import engine
 from engine.bench import talk, talk_cases, talk_kinds
 from engine.bench.talk_bars import BARS, judge_bars
 from engine.bench.talk_cases import Case, find_cases, find_pieces, load_data, prepare, write_film, write_voice
-from engine.bench.talk_films import apart, film, judge, liveliness, read_film
+from engine.bench.talk_films import apart, film, judge, liveliness, read_film, regions
 from engine.bench.talk_kinds import KINDS
 from engine.bench.talk_measures import (
     LEAD,
@@ -122,8 +122,11 @@ def test_a_lag_of_two_frames_is_found_with_its_sign(made: Case, shown: Pictures)
 
 def test_the_given_picture_does_not_count(made: Case, shown: Pictures) -> None:
     black = shown.copy()
-    black[0] = 0
-    assert judge(black, made, fps=25) == judge(shown, made, fps=25)
+    for x0, y0, x1, y1 in regions(shown, made).round().astype(int):
+        black[0, y0:y1, x0:x1] = 0
+    given, usual = judge(black, made, fps=25), judge(shown, made, fps=25)
+    assert [row.own for row in given] == pytest.approx([row.own for row in usual], abs=1e-3)
+    assert [row.moved for row in given] == pytest.approx([row.moved for row in usual], abs=1e-3)
 
 
 def test_regions_grow_with_a_larger_video(made: Case, shown: Pictures) -> None:
@@ -205,7 +208,7 @@ def test_sync_is_told_window_by_window(folder: Path) -> None:
     lost = window_sync(np.concatenate([frames[:33], frames[56:32:-1]]), long.mouths[:, 0], driving, WINDOWS)
     assert [len(window) for window in good] == [2, 2]
     assert min(min(window) for window in good) > 0.9
-    assert lost[0] == pytest.approx(good[0])
+    assert lost[0] == pytest.approx(good[0], abs=1e-3)
     assert max(lost[1]) < 0.7
 
 

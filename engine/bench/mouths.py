@@ -22,7 +22,7 @@ _GAP = 0.08
 _COLUMNS = 0.45
 #: How much of the face is followed, above the box, and how far, in heights of the box.
 _ABOVE, _REACH = 1.5, 0.35
-#: Frames at most of which that median is taken.
+#: Frames at most from which the usual face is taken.
 _SAMPLED = 32
 #: Correlation that a place at the edge of the reach must have more than one that did not move.
 _NEAR = 0.05
@@ -90,7 +90,7 @@ def best_lag(measured: npt.ArrayLike, driving: npt.ArrayLike, max_lag: int) -> t
 def _followed(frames: npt.NDArray[np.uint8], box: npt.NDArray[np.float64]) -> Iterator[Floats]:
     """Yield the box's pixels in each frame, 0 to 1, moved along with the face above the mouth.
 
-    Where it is says the normalised cross-correlation with its median over time, to a part of a pixel by the parabola
+    Where that is says the normalised cross-correlation with its median over time, to a part of a pixel by the parabola
     through the peak and its neighbours.
     """
     from scipy.ndimage import shift
@@ -106,10 +106,10 @@ def _followed(frames: npt.NDArray[np.uint8], box: npt.NDArray[np.float64]) -> It
     sampled = frames[np.linspace(0, len(frames) - 1, min(len(frames), _SAMPLED)).round().astype(int), top:y0, x0:x1]
     # Most of the time eyes are open.
     usual = np.median(sampled, 0).mean(-1) / 255
-    # None: there is nothing above the mouth that could be followed.
     origin = None
     for frame in frames:
         near = np.pad(frame, ((reach, reach), (reach, reach), (0, 0)), mode="edge")[top:, x0 : x1 + 2 * reach] / 255
+        # Else there is nothing above it that could be followed.
         if y0 - top >= 4:
             scores = match_template(near[: y0 - top + 2 * reach].mean(-1), usual)  # type: ignore[no-untyped-call]
             place = _peak(scores)
