@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from engine.batch.jobs import Jobs
@@ -63,20 +64,6 @@ def records(desk: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
-def children(process: int) -> list[int]:
-    # Each thread has its own.
-    threads = Path(f"/proc/{process}/task").iterdir()
-    return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
-
-
-def gone(process: int) -> bool:
-    """Whether it has ended, be it that nobody has asked for its status yet."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 def test_a_batch_that_was_killed_goes_on_where_it_was(desk: Path) -> None:
     jobs = [job(name, seed=seed) for seed, name in enumerate(("anna", "bert", "carl"))]
     path = written(desk, *jobs, job("dora", num_framez=5), "{", job("emil", audio_1="nobody.flac"))
@@ -86,15 +73,13 @@ def test_a_batch_that_was_killed_goes_on_where_it_was(desk: Path) -> None:
         assert first.poll() is None
         assert time.monotonic() < until
         time.sleep(0.02)
-    workers = children(first.pid)
+    workers = psutil.Process(first.pid).children(recursive=True)
     assert workers
     first.kill()
     first.wait()
-    for worker in workers:
-        # A worker that nobody listens to leaves the device to others.
-        while not gone(worker):
-            assert time.monotonic() < until
-            time.sleep(0.05)
+    # A worker that nobody listens to leaves the device to others.
+    _, left = psutil.wait_procs(workers, timeout=PATIENCE)
+    assert not left
     before = [record["id"] for record in records(desk)]
     assert "anna" in before
     assert len(before) < 6

@@ -107,14 +107,15 @@ def _followed(frames: npt.NDArray[np.uint8], box: npt.NDArray[np.float64]) -> It
     # Most of the time eyes are open.
     usual = np.median(sampled, 0).mean(-1) / 255
     origin = None
+    around = (slice(top, y1 + 2 * reach), slice(x0, x1 + 2 * reach))
     for frame in frames:
-        near = np.pad(frame, ((reach, reach), (reach, reach), (0, 0)), mode="edge")[top:, x0 : x1 + 2 * reach] / 255
+        near = np.pad(frame, ((reach, reach), (reach, reach), (0, 0)), mode="edge")[around] / 255
         # Else there is nothing above it that could be followed.
         if y0 - top >= 4:
             scores = match_template(near[: y0 - top + 2 * reach].mean(-1), usual)  # type: ignore[no-untyped-call]
             place = _peak(scores)
             origin = place if origin is None else origin
-            moved = shift(near[: y1 - top + 2 * reach], (*(origin - place), 0), order=3, mode="nearest")
+            moved = shift(near, (*(origin - place), 0), order=3, mode="nearest")
         else:
             moved = near
         yield np.clip(moved[reach + y0 - top : reach + y1 - top, reach : reach + x1 - x0], 0, 1).astype(np.float32)
