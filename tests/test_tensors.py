@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import mmap
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,13 +25,15 @@ from engine.errors import MissingExtra, SourceError
 from engine.registry import installed
 from engine.tensors import AheadReader, Stored, stored_tensors
 
-#: Pieces so small that even these tensors are read in many.
+#: Pieces so small that even these tensors are read in many, and in several spans of them.
 PIECE = 64
+SPAN = 3 * PIECE
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PIECE", PIECE)
+    monkeypatch.setattr(module, "_SPAN", SPAN)
 
 
 def content() -> dict[str, Tensor]:
@@ -89,7 +95,8 @@ def test_every_reader_brings_the_very_bytes(name: str, files: list[Path]) -> Non
         assert torch.equal(tensor.view(-1).view(torch.uint8), given[key].view(-1).view(torch.uint8)), key
 
 
-def test_all_sizes_and_files_come_in_the_order_in_which_they_lie(files: list[Path]) -> None:
+@pytest.mark.parametrize("mapped", [True, False])
+def test_all_sizes_and_files_come_in_the_order_in_which_they_lie(mapped: bool, files: list[Path]) -> None:
     places: dict[str, Tensor] = {}
 
     def into(stored: Stored) -> Tensor:
@@ -97,12 +104,44 @@ def test_all_sizes_and_files_come_in_the_order_in_which_they_lie(files: list[Pat
         return places[stored.name]
 
     order = []
-    for stored, tensor in AheadReader().read(found(files), into):
+    for stored, tensor in AheadReader(mapped=mapped).read(found(files), into):
         order.append((str(stored.file), stored.offset))
-        assert tensor is places[stored.name]
+        assert (tensor is places[stored.name]) != (mapped and stored.size >= PIECE)
         assert torch.equal(tensor.float(), content()[stored.name].float())
     assert order == sorted(order)
     assert len(order) == len(content())
+
+
+def test_who_writes_to_a_tensor_that_was_left_in_its_file_does_not_change_the_file(files: list[Path]) -> None:
+    before = files[0].read_bytes()
+    (wide,) = (tensor for stored, tensor in AheadReader().read(found(files), as_stored) if stored.name == "wide")
+
+    wide += 1
+
+    assert torch.equal(wide, content()["wide"] + 1)
+    assert files[0].read_bytes() == before
+
+
+@pytest.mark.parametrize("lacking", ["mapping", "advice", "alignment"])
+def test_what_cannot_be_left_in_its_file_is_read(
+    lacking: str, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_given: Any, **_named: Any) -> Any:
+        raise OSError(errno.ENODEV, "no such thing on this file system")
+
+    wanted = found(files)
+    if lacking == "mapping":
+        monkeypatch.setattr(mmap, "mmap", refuse)
+    elif lacking == "advice":
+        monkeypatch.setattr(module, "_advise", lambda *_given: errno.EINVAL)
+    else:
+        raw = files[0].read_bytes()
+        length = int.from_bytes(raw[:8], "little")
+        files[0].write_bytes((length + 1).to_bytes(8, "little") + raw[8 : 8 + length] + b" " + raw[8 + length :])
+        wanted = found(files)
+
+    for stored, tensor in AheadReader().read(wanted, as_stored):
+        assert torch.equal(tensor.float(), content()[stored.name].float()), stored.name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -111,6 +150,24 @@ def test_casting_on_the_way_is_casting_afterwards(dtype: torch.dtype, files: lis
 
     for stored, tensor in AheadReader().read(wanted, lambda stored: torch.empty(stored.shape, dtype=dtype)):
         assert torch.equal(tensor, content()[stored.name].to(dtype)), stored.name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_tensor_of_several_spans_comes_whole(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    assert module._SPAN >= module.PIECE >= 2**20
+    given = torch.randn(5 * module._SPAN // 8 + 3)
+    path = tmp_path / "large.safetensors"
+    save_file({"before": torch.ones(3), "large": given}, path)
+
+    read = {
+        stored.name: tensor
+        for stored, tensor in AheadReader().read(found([path]), lambda stored: torch.empty(stored.shape, dtype=dtype))
+    }
+
+    assert torch.equal(read["large"], given.to(dtype))
 
 
 def test_reading_is_ahead_but_no_further_than_the_buffer(tmp_path: Path) -> None:
@@ -204,11 +261,30 @@ def test_a_file_that_cannot_be_read_is_named(harm: Callable[[Path], None], told:
         stored_tensors(files[0])
 
 
-def test_a_file_that_becomes_shorter_while_it_is_read_is_named(files: list[Path]) -> None:
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_file_that_becomes_shorter_while_it_is_read_is_named(mapped: bool, files: list[Path]) -> None:
     wanted = found(files)
-    cut(files[0])
+    files[0].write_bytes(files[0].read_bytes()[:600])
 
     with pytest.raises(SourceError, match=r"two\.safetensors is damaged: it ends within"):
+        list(AheadReader(mapped=mapped).read(wanted, as_stored))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is asked is Linux' own")
+def test_a_file_that_becomes_shorter_after_it_was_mapped_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "large.safetensors"
+    save_file({"large": torch.ones(2**16)}, path)
+    wanted, left = found([path]), module._left
+
+    def then_cut(descriptor: int, stored: Stored) -> Tensor | None:
+        tensor = left(descriptor, stored)
+        os.truncate(path, 2**12)
+        return tensor
+
+    monkeypatch.setattr(module, "_left", then_cut)
+    with pytest.raises(SourceError, match=r"large\.safetensors is damaged: it ends within large"):
         list(AheadReader().read(wanted, as_stored))
 
 

@@ -15,13 +15,15 @@ class AheadConfig(ComponentConfig):
     """Threads read the files about in order, a little ahead; needs nothing installed."""
 
     name: str = "ahead"
+    #: On the CPU, leave large tensors that stay as they are stored in their files' pages, common to all processes.
+    mapped: bool = True
 
 
 def ahead(config: AheadConfig) -> Reader:
     """Return the reader."""
     from engine.tensors import AheadReader
 
-    return AheadReader()
+    return AheadReader(mapped=config.mapped)
 
 
 @hookimpl
