@@ -86,6 +86,18 @@ def test_silent_people_have_true_zeros_and_a_shut_mouth() -> None:
         assert made.openings[1 - person].any()
 
 
+def test_one_person_says_nothing_in_training_alone() -> None:
+    training, held_out = (
+        [make_clip(seed, frames=3, people=1, split=split, speak=synthetic) for seed in range(40)]
+        for split in ("train", "held_out")
+    )
+    silent = [made for made in training if made.silent[0]]
+    # The share is 12 %; none of 40 would be as rare as 1 in 160.
+    assert 0 < len(silent) < 14
+    assert not any(made.voices[0].any() or made.openings.any() for made in silent)
+    assert not any(made.silent[0] for made in held_out)
+
+
 def test_other_frame_rates_show_the_same_movement() -> None:
     voice = synthetic(1, 2.0)
     slow, fast = (voice.opening(np.arange(round(2 * fps)) / fps + SAMPLED_AT) for fps in (12.5, 25))

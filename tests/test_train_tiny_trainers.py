@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from engine.stages.encode import Texts, encode
 from scripts.train_tiny import vae
 from scripts.train_tiny.assemble import assemble
 from scripts.train_tiny.clips import make_clip
-from scripts.train_tiny.examples import Case, Example, draw_case, make_example
+from scripts.train_tiny.examples import Case, Example, draw_case, draw_shares, make_example
 from scripts.train_tiny.latents import Plan, Sample, Samples, plan, prepare, write_shard
 from scripts.train_tiny.networks import (
     IMAGE,
@@ -30,7 +31,7 @@ from scripts.train_tiny.networks import (
 )
 from scripts.train_tiny.speech import Split, synthetic
 from scripts.train_tiny.stepcache import changes, fit
-from scripts.train_tiny.transformer import predict, train
+from scripts.train_tiny.transformer import losses, predict, train
 from scripts.train_tiny.turbo import Teacher
 
 SIZE = (64, 32)
@@ -195,6 +196,32 @@ def test_cases_take_a_tenth_of_all_clips_without_audio(data: Path) -> None:
     assert np.mean([not case.audio for case in cases]) == pytest.approx(0.1, abs=0.02)
     assert np.mean([case.prompt is not None for case in cases]) == pytest.approx(0.1, abs=0.02)
     assert all(0 < case.sigma < 1 for case in cases)
+
+
+def test_dark_slow_and_silent_clips_are_drawn_more_often(data: Path) -> None:
+    usual = two_people(data).facts
+    usual = replace(usual, skins=(0, 1), silent=(False, False), plan=replace(usual.plan, fps=25.0))
+    fast = replace(usual, plan=replace(usual.plan, fps=30.0))
+    harder = [
+        replace(usual, skins=(0, 5)),
+        replace(usual, silent=(False, True)),
+        replace(usual, plan=replace(usual.plan, fps=8.0)),
+    ]
+    shares = draw_shares([usual, fast, *harder])
+    assert shares.sum() == pytest.approx(1)
+    assert shares[0] == shares[1]
+    assert (shares[2:] > 1.4 * shares[0]).all()
+
+
+def test_an_error_of_all_cells_is_one_of_colour_and_one_that_alternates_is_not(data: Path) -> None:
+    example = example_of(two_people(data), Case("continued", 5, 1, 0.5))
+    signs = torch.ones(example.weights.shape[1:])
+    signs.view(-1)[::2] = -1
+    alike, other = (losses(example.target + 0.1 * error, example) for error in (torch.ones(()), signs))
+    assert alike[0].item() == pytest.approx(0.01, rel=1e-3)
+    assert other[0].item() == pytest.approx(0.01, rel=1e-3)
+    assert alike[1].item() == pytest.approx(0.01, rel=1e-3)
+    assert other[1].item() < 1e-6
 
 
 def test_any_text_survives_the_tokenizer() -> None:

@@ -14,6 +14,8 @@ from scripts.train_tiny.speech import REST_WIDTH, Floats, Speak, Split, Voice, s
 #: A mouth is drawn as it is in the middle of a native frame's time (25 fps), at every frame rate: the engine's audio
 #: slots sit at i / fps, so that this is the same small lead everywhere.
 SAMPLED_AT = 0.02
+#: Share of the clips of one person for training in which nothing is said.
+ALONE_SILENT = 0.12
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,10 @@ def make_clip(
 ) -> Clip:
     """Return the clip of a seed: `frames` at `fps` (8 to 30) of `size` (width, height), with one or two `people`.
 
-    Of two people, a quarter of the clips has one silent and a fifth lets them take turns. In 40 % of the clips the
-    mouths of frame 0 are shut and open in the two frames after it. Half of the clips begin with the scene, while the
-    mood of the faces grows; the others begin later. Raises ValueError for a frame rate outside of 8 to 30.
+    Of two people, a quarter of the clips has one silent and a fifth lets them take turns; for training, one person
+    alone may be silent, too. In 40 % of the clips the mouths of frame 0 are shut and open in the two frames after it.
+    Half of the clips begin with the scene, while the mood of the faces grows; the others begin later. Raises ValueError
+    for a frame rate outside of 8 to 30.
     """
     if not 8 <= fps <= 30:
         raise ValueError(f"fps is {fps:g}; mouths are drawn at 8 to 30 frames a second")
@@ -70,6 +73,8 @@ def make_clip(
     voices = [_speaking(rng, seconds, heard, split, speak) for _ in range(count)]
     manner = rng.random()
     silent = [False] * count
+    if count == 1 and split == "train" and manner < ALONE_SILENT:
+        voices[0], silent[0] = silence(seconds), True
     if count == 2 and manner < 0.25:
         quiet = int(rng.integers(2))
         voices[quiet], silent[quiet] = silence(seconds), True

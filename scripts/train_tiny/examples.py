@@ -23,11 +23,13 @@ from scripts.train_tiny.vae import ON_SKIN
 Mode = Literal["first", "continued", "clean"]
 #: First window; MultiTalk's continuation, with history mixed with noise of the step; InfiniteTalk's windows, with
 #: clean history (in the first one: the picture) and conditions from the picture.
-MODES: dict[Mode, float] = {"first": 0.6, "continued": 0.25, "clean": 0.15}
+MODES: dict[Mode, float] = {"first": 0.55, "continued": 0.3, "clean": 0.15}
 #: Shares of samples without audio (one speaker's zeros, as guidance has it), and without the prompt that belongs.
 NO_AUDIO, NO_PROMPT = 0.1, 0.1
 #: How heavy the loss is on mouths; times ON_SKIN, and on those who are to be still.
-ON_MOUTH, ON_STILL = 15.0, 2.0
+ON_MOUTH, ON_STILL = 15.0, 4.0
+#: How much more often clips with silent people are drawn.
+STILL_SHARE = 1.5
 SHIFT = 3.0
 #: Pixels along a side of a latent.
 CELL = 8
@@ -64,8 +66,18 @@ class Example:
 
 
 def draw_shares(clips: Sequence[Facts]) -> npt.NDArray[np.float64]:
-    """Return how often each of some clips is to be drawn, 1 in all: the more, the darker its darkest skin."""
-    weights = np.array([max(ON_SKIN[skin] for skin in clip.skins) for clip in clips])
+    """Return how often each of some clips is to be drawn, 1 in all.
+
+    The more, the darker its darkest skin, the slower its frames and where somebody is silent: what is harder to learn.
+    """
+    weights = np.array(
+        [
+            max(ON_SKIN[skin] for skin in clip.skins)
+            * max(1.0, NATIVE_FPS / clip.plan.fps) ** 0.5
+            * (STILL_SHARE if any(clip.silent) else 1.0)
+            for clip in clips
+        ]
+    )
     shares: npt.NDArray[np.float64] = weights / weights.sum()
     return shares
 

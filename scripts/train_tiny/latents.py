@@ -106,7 +106,7 @@ def plan(seed: int, split: Split = "train") -> Plan:
     """Draw the shape of a seed's clip.
 
     Three of five are 33 frames long, most others 81; one of twelve is in the large bucket, of 17 frames (81 of them
-    cost as much as thirty small clips); half of the clips have another frame rate. Half of the windows begin with the
+    cost as much as thirty small clips); three of five have another frame rate. Half of the windows begin with the
     picture, the others up to two seconds later.
     """
     rng = np.random.default_rng((5, split == "held_out", seed))

@@ -35,6 +35,8 @@ from scripts.train_tiny.networks import CONFIGS, TOLD, Configs, Network, hold_la
 
 #: A training that starts from finished weights draws lengths as if this share of it were done.
 BEGUN = 0.25
+#: How heavy the error of a frame's mean is: hardly any of all errors, but what adds up from window to window.
+ON_COLOUR = 15.0
 
 
 def predict(network: Network, tokenizer: Any, example: Example) -> Tensor:
@@ -51,12 +53,15 @@ def predict(network: Network, tokenizer: Any, example: Example) -> Tensor:
     return velocity
 
 
-def losses(velocity: Tensor, example: Example) -> tuple[Tensor, float]:
-    """Return the weighted mean squared error, and for the report the plain one on mouths."""
-    errors = (velocity - example.target).square().mean(dim=0)
+def losses(velocity: Tensor, example: Example) -> tuple[Tensor, Tensor, float]:
+    """Return the weighted mean squared error, that of frames' means, and for the report the plain one on mouths."""
+    wrong = velocity - example.target
+    errors = wrong.square().mean(dim=0)
     mouths = example.weights > 1
     on_mouth = float(errors[mouths].mean().detach()) if bool(mouths.any()) else math.nan
-    return (errors * example.weights).sum() / example.weights.sum(), on_mouth
+    made = example.weights.amax(dim=(1, 2)) > 0
+    colour = wrong[:, made].mean(dim=(2, 3)).square().mean()
+    return (errors * example.weights).sum() / example.weights.sum(), colour, on_mouth
 
 
 def attribute_loss(
@@ -103,10 +108,11 @@ def validate(network: Network, tokenizer: Any, held_out: Samples, count: int = 2
             given = replace(sample, voices=sample.voices.flip(0)) if kind == "_exchanged" else sample
             now = replace(case, audio=kind != "_silent")
             example = make_example(given, now, np.random.default_rng(index), torch.Generator().manual_seed(index))
-            loss, mouth = losses(predict(network, tokenizer, example), example)
+            loss, colour, mouth = losses(predict(network, tokenizer, example), example)
             found[f"val_mouth{kind}"].append(mouth)
             if not kind:
                 found["val"].append(float(loss))
+                found["val_colour"].append(float(colour))
                 found[f"val_{mode}"].append(float(loss))
                 if both:
                     found["val_mouth_both"].append(mouth)
@@ -185,9 +191,10 @@ def train(
             own = draw_case(sample.facts, mode, done, rng)
             case = replace(own, length=case.length, known=case.known)
             example = make_example(sample, case, rng, generator)
-            loss, mouth = losses(predict(network, tokenizer, example), example)
-            torch.autograd.backward(loss * world / accumulate)
-            for name, value in (("loss", float(loss.detach())), (mode, float(loss.detach())), ("mouth", mouth)):
+            loss, colour, mouth = losses(predict(network, tokenizer, example), example)
+            torch.autograd.backward((loss + ON_COLOUR * colour) * world / accumulate)
+            told = float(loss.detach())
+            for name, value in (("loss", told), (mode, told), ("mouth", mouth), ("colour", float(colour.detach()))):
                 recent[name].append(value)
         right: dict[str, float] = {}
         if step % 2 == 0:

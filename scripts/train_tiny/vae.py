@@ -49,11 +49,11 @@ SIZES = ((160, 96), (128, 128), (96, 160))
 LARGE = ((320, 192), (256, 256), (192, 320))
 FRAMES = 33
 #: Frame rates besides 25, slow ones more often: four frames of one latent then have four different mouths.
-OTHER_FPS = (8.0, 8.0, 10.0, 12.0, 12.5, 12.5, 15.0, 16.0, 20.0, 24.0, 30.0)
+OTHER_FPS = (8.0, 8.0, 8.0, 8.0, 10.0, 12.0, 12.5, 12.5, 15.0, 16.0, 20.0, 24.0, 30.0)
 #: Share of the clips that have one of them.
-OTHER = 0.5
+OTHER = 0.6
 #: How heavy a mouth is by its class of skin: the darker, the less its edges stand out in absolute brightness.
-ON_SKIN = (1.0, 1.0, 1.0, 1.4, 1.7, 2.0)
+ON_SKIN = (1.0, 1.0, 1.0, 1.4, 1.8, 2.8)
 #: How heavy a mouth is beside the rest: what a person looks at is a hundredth of the picture.
 ON_MOUTH = 15.0
 #: Share of the steps on what the autoencoder made itself, which is what a continued window begins with; and how heavy
