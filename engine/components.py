@@ -56,9 +56,9 @@ class Reader(Protocol):
         """Yield each of the `wanted` tensors once, file by file, in the place that `into` returns for it.
 
         A place is contiguous, of the tensor's shape, of any dtype and on any device; the tensor is cast and moved. It
-        is asked for shortly before it is filled, maybe by another thread. Where it is on the CPU and of the stored
-        dtype, the tensor may come as a private mapping of its file instead. Beside the places a reader holds a buffer
-        of its own, no larger than a file. Raises SourceError for a file that ends too soon.
+        is asked for shortly before it is filled, maybe by another thread. A tensor that `stays` may come as a private
+        mapping of its file instead. Beside the places a reader holds a buffer of its own, no larger than a file. Raises
+        SourceError for a file that ends too soon.
         """
         ...
 

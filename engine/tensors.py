@@ -65,6 +65,8 @@ class Stored:
     #: Bytes from the file's start to the tensor, and of the tensor.
     offset: int
     size: int
+    #: Whether it is wanted on the CPU just as it is stored: a reader may leave it in its file.
+    stays: bool = False
 
 
 def stored_tensors(file: Path) -> dict[str, Stored]:
@@ -165,14 +167,13 @@ def _pieces(
             raise _unreadable(file, error) from error
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         for stored in tensors.values():
-            place, left = into(stored), None
-            here = place.device.type == "cpu"
-            if mapped and here and place.dtype == stored.dtype and stored.size >= PIECE:
-                left = _left(descriptor, stored)
-            step = _SPAN if here else PIECE
+            # No place is asked for in vain: memory that is let go again changes how the C library hands out the next.
+            left = _left(descriptor, stored) if mapped and stored.stays and stored.size >= PIECE else None
+            place = into(stored) if left is None else left
+            step = _SPAN if place.device.type == "cpu" else PIECE
             for begin in range(0, max(1, stored.size), step):
                 end = min(begin + step, stored.size)
-                yield _Piece(stored, place if left is None else left, descriptor, begin, end, rooms, left is not None)
+                yield _Piece(stored, place, descriptor, begin, end, rooms, left is not None)
 
 
 def _left(descriptor: int, stored: Stored) -> Tensor | None:
@@ -255,7 +256,10 @@ class _Piece:
         try:
             return self.rooms.pop()
         except IndexError:
-            return torch.empty(PIECE, dtype=torch.uint8, pin_memory=self.place.device.type == "cuda")
+            if self.place.device.type == "cuda":
+                return torch.empty(PIECE, dtype=torch.uint8, pin_memory=True)
+            # Not the C library's, for it keeps more of what it hands out later once such a block was let go.
+            return torch.frombuffer(mmap.mmap(-1, PIECE), dtype=torch.uint8)
 
     def _fill(self, target: Tensor, begin: int) -> None:
         """Read the tensor's bytes from `begin` on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Set
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -76,7 +77,11 @@ def fill(module: nn.Module, stored: Mapping[str, Stored], dtype: Dtypes, reader:
     def into(found: Stored) -> Tensor:
         return torch.empty(found.shape, dtype=_becomes(names[found.file, found.name], found, dtype), device=where)
 
-    tensors = {names[found.file, found.name]: tensor for found, tensor in reader.read(tuple(stored.values()), into)}
+    wanted = [
+        replace(found, stays=where.type == "cpu" and _becomes(name, found, dtype) == found.dtype)
+        for name, found in stored.items()
+    ]
+    tensors = {names[found.file, found.name]: tensor for found, tensor in reader.read(wanted, into)}
     module.load_state_dict(tensors, assign=True, strict=False)
 
 
