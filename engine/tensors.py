@@ -34,7 +34,7 @@ _SERIAL = 2**15
 #: The most that a load holds beside the tensors at their place.
 BUFFER = PIECE * PIECES
 #: Linux' MADV_POPULATE_READ and _WRITE (5.14 and later), which Python's mmap does not name.
-_POPULATE_READ, _POPULATE_WRITE = 22, 23
+POPULATE_READ, POPULATE_WRITE = 22, 23
 
 #: Dtypes of the format -> torch's names.
 _DTYPES = {
@@ -173,7 +173,7 @@ def _pieces(
             step = _SPAN if place.device.type == "cpu" else PIECE
             for begin in range(0, max(1, stored.size), step):
                 end = min(begin + step, stored.size)
-                yield _Piece(stored, place, descriptor, begin, end, rooms, left is not None)
+                yield _Piece(stored, place, descriptor, begin, end, rooms, left=left is not None)
 
 
 def _left(descriptor: int, stored: Stored) -> Tensor | None:
@@ -211,10 +211,10 @@ class _Piece:
     end: int
     #: Free ones of PIECE bytes, where pieces are read to that are not read to their place.
     rooms: deque[Tensor]
-    #: Whether the place is the file itself.
-    left: bool = False
     #: The one that is taken.
     room: Tensor | None = None
+    #: Whether the place is the file itself.
+    left: bool = False
 
     def read(self) -> None:
         """Read them, and on the CPU cast them to their place. Raises SourceError."""
@@ -285,7 +285,7 @@ def _touch(target: Tensor) -> None:
     end = (target.data_ptr() + target.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if end > begin:
         # Whether it can does not matter: pages come as they are written, then.
-        _advise(begin, end, _POPULATE_WRITE)
+        advise(begin, end, POPULATE_WRITE)
 
 
 def _read_pages(target: Tensor, stored: Stored) -> None:
@@ -294,7 +294,7 @@ def _read_pages(target: Tensor, stored: Stored) -> None:
 
     begin = target.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
     end = -(-(target.data_ptr() + target.nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
-    failed = _advise(begin, end, _POPULATE_READ)
+    failed = advise(begin, end, POPULATE_READ)
     if failed == errno.EINVAL:
         # It cannot: one byte of each page has it read, too.
         target.view(-1).view(torch.uint8)[:: mmap.PAGESIZE].sum()
@@ -304,7 +304,7 @@ def _read_pages(target: Tensor, stored: Stored) -> None:
         raise _unreadable(stored.file, OSError(failed, os.strerror(failed)))
 
 
-def _advise(begin: int, end: int, advice: int) -> int:
+def advise(begin: int, end: int, advice: int) -> int:
     """Advise Linux about whole pages of memory, as madvise does; return what went wrong, 0 for nothing."""
     if sys.platform != "linux":
         return errno.EINVAL

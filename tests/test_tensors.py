@@ -138,7 +138,7 @@ def test_what_cannot_be_left_in_its_file_is_read(
     if lacking == "mapping":
         monkeypatch.setattr(mmap, "mmap", refuse)
     elif lacking == "advice":
-        monkeypatch.setattr(module, "_advise", lambda *_given: errno.EINVAL)
+        monkeypatch.setattr(module, "advise", lambda *_given: errno.EINVAL)
     else:
         raw = files[0].read_bytes()
         length = int.from_bytes(raw[:8], "little")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -20,12 +19,11 @@ from engine import EngineService, Request, Speaker
 from engine.bench.memory import write_voice
 from engine.errors import EngineError, RequestError
 from engine.peaks import forget_peak, status
+from engine.tensors import POPULATE_READ, advise
 
 #: Configs that were looked at while the arithmetic of `engine.fit` was written, and others that were not.
 FITTED = ("base",)
 HELD_OUT = ("wide", "text", "half", "long", "int8", "lowest")
-
-_MAPPED = 22  # MADV_POPULATE_READ, Linux 5.14
 
 
 @dataclass(frozen=True)
@@ -212,11 +210,9 @@ def _measure(case: Case, folder: Path) -> dict[str, Any]:
 
 def _map_libraries() -> None:
     """Bring every page of the mapped libraries into this process: one that is used first later is no work's memory."""
-    libc = ctypes.CDLL(None, use_errno=True)
     for line in Path("/proc/self/maps").read_text().splitlines():
         where, rights, *_, path = line.split(maxsplit=5)
         if ".so" in path and rights.startswith("r"):
             begin, end = (int(address, 16) for address in where.split("-"))
-            failed = libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MAPPED)
-            if failed and ctypes.get_errno() == errno.EINVAL:
+            if advise(begin, end, POPULATE_READ) == errno.EINVAL:
                 raise EngineError("this kernel cannot map pages ahead", field="bench plan", hint="Linux 5.14 or later")

@@ -71,16 +71,15 @@ def fill(module: nn.Module, stored: Mapping[str, Stored], dtype: Dtypes, reader:
     file that is not as long as its header says.
     """
     names = {(found.file, found.name): name for name, found in stored.items()}
+    dtypes = {(found.file, found.name): _becomes(name, found, dtype) for name, found in stored.items()}
     # With its index: "cuda" alone is another card for the thread of a reader than for this one.
     where = torch.empty(0, device=device).device
 
     def into(found: Stored) -> Tensor:
-        return torch.empty(found.shape, dtype=_becomes(names[found.file, found.name], found, dtype), device=where)
+        return torch.empty(found.shape, dtype=dtypes[found.file, found.name], device=where)
 
-    wanted = [
-        replace(found, stays=where.type == "cpu" and _becomes(name, found, dtype) == found.dtype)
-        for name, found in stored.items()
-    ]
+    here = where.type == "cpu"
+    wanted = [replace(found, stays=here and dtypes[found.file, found.name] == found.dtype) for found in stored.values()]
     tensors = {names[found.file, found.name]: tensor for found, tensor in reader.read(wanted, into)}
     module.load_state_dict(tensors, assign=True, strict=False)
 
