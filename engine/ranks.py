@@ -92,6 +92,12 @@ class Ranks:
         }
         return replace(conditions, branches=branches)
 
+    def disband(self) -> None:
+        """Leave the group; nothing can be said any more."""
+        dist.destroy_process_group()
+        # Its threads end with the last reference to it. One that outlives Python may abort the process.
+        del self.group, self._words
+
     @contextmanager
     def alike(self) -> Iterator[None]:
         """Do what is inside on every process; raise EngineError where it failed on another one alone."""
@@ -211,7 +217,7 @@ def _leave(ranks: Ranks) -> None:
     try:
         if ranks.rank == 0:
             ranks.tell(None)
-        dist.destroy_process_group()
+        ranks.disband()
     except (RuntimeError, ProcessLost):
         # One of them is gone already.
         pass

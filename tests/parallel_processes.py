@@ -17,7 +17,6 @@ from engine import EngineError, EngineService, Progress, Request, Speaker, cli, 
 from engine.commands.launch import follow
 from engine.data import Conditions
 from engine.errors import Cancelled
-from engine.multitalk.sequence import Shard
 from engine.ranks import Ranks
 
 EXAMPLES = Path(pipeline.__file__).parent / "examples"
@@ -43,12 +42,14 @@ class Watch:
 
     def __init__(self) -> None:
         self.latents: list[Tensor] = []
-        self.shards: list[Shard | None] = []
+        #: Whether each branch was divided; a kept shard would hold the process group beyond its end.
+        self.divided: list[bool] = []
         self.computed: list[bool] = []
         denoise: Any = vars(pipeline)["denoise"]
 
         def watched(transformer: Any, conditions: Conditions, *args: Any, **kwargs: Any) -> Tensor:
-            self.shards += [branch.shard for branch in conditions.branches.values()]
+            shards = [branch.shard for branch in conditions.branches.values()]
+            self.divided += [shard is not None and shard.length < shard.total for shard in shards]
             latents: Tensor = denoise(transformer, conditions, *args, **kwargs)
             self.latents.append(latents)
             self.computed += getattr(kwargs["cache"], "computed", ())
@@ -98,7 +99,7 @@ def compare(folder: Path) -> None:
         for name, case in CASES.items():
             service.generate(request(*case))
             shared[name] = watch.take()
-        report["parts"] = [shard is not None and shard.length < shard.total for shard in watch.shards]
+        report["parts"] = list(watch.divided)
         report["teacache"] = watch.computed
         cancel = threading.Event()
 
@@ -117,6 +118,7 @@ def compare(folder: Path) -> None:
             service.generate(request(1, 9, ["cache=firstblock"]))
         except EngineError as error:
             report["firstblock"] = str(error)
+    report["threads"] = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
     alone = EngineService([*BOOT, f"sink.folder={folder / 'alone'}"])
     report["loops"] = {}
     for name, latents in shared.items():

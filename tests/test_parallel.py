@@ -90,6 +90,13 @@ def test_a_cancelled_request_leaves_the_processes_in_step(report: Any) -> None:
     assert report["after"] == [True]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="what is asked is Linux' own")
+def test_no_thread_of_the_group_outlives_it(report: Any) -> None:
+    # One that asks for Python after its end aborts the process, and torchrun calls the whole run failed.
+    assert report["threads"]
+    assert not [name for name in report["threads"] if "gloo" in name]
+
+
 def test_first_block_cache_is_refused(report: Any) -> None:
     assert "parallel=ulysses" in report["firstblock"]
     with pytest.raises(ConfigError, match="each process has a part"):
