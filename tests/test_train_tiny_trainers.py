@@ -198,14 +198,16 @@ def test_cases_take_a_tenth_of_all_clips_without_audio(data: Path) -> None:
     assert all(0 < case.sigma < 1 for case in cases)
 
 
-def test_dark_slow_and_silent_clips_are_drawn_more_often(data: Path) -> None:
+def test_dark_slow_silent_and_lively_clips_are_drawn_more_often(data: Path) -> None:
     usual = two_people(data).facts
     usual = replace(usual, skins=(0, 1), silent=(False, False), plan=replace(usual.plan, fps=25.0))
+    usual = replace(usual, attributes=usual.attributes | {"energy": "calm"})
     fast = replace(usual, plan=replace(usual.plan, fps=30.0))
     harder = [
         replace(usual, skins=(0, 5)),
         replace(usual, silent=(False, True)),
         replace(usual, plan=replace(usual.plan, fps=8.0)),
+        replace(usual, attributes=usual.attributes | {"energy": "lively"}),
     ]
     shares = draw_shares([usual, fast, *harder])
     assert shares.sum() == pytest.approx(1)

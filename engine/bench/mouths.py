@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
-#: Contrast to the skin from which a pixel counts as mouth, and at which it counts in full: how much lighter, in parts
-#: of white, or darker, in parts of the skin's brightness.
+#: Contrast to the skin, in parts of its brightness, from which a pixel counts as mouth, and at which it counts in full.
 _APART, _CLEAR = 0.11, 0.32
 #: Squared radii, in halves of the box's sides: pixels beyond the first do not count, those beyond the second are skin.
 _OVAL, _RIM = 1.0, 0.70
@@ -149,8 +148,8 @@ def _opening(pixels: Floats) -> float:
     # Below the cheeks a box's corners lie beside the face.
     oval = (u / _WIDE) ** 2 + np.maximum(v, 0) ** 2 < _OVAL
     skin = np.median(region[oval & (u**2 + v**2 > _RIM)], 0)
-    lighter, darker = (region - skin).max(-1), (skin - region).max(-1) / max(float(skin.max()), 0.1)
-    clear = np.clip((np.maximum(lighter, darker) - _APART) / (_CLEAR - _APART), 0, 1) * oval
+    contrast = np.abs(region - skin).max(-1) / max(float(skin.max()), 0.1)
+    clear = np.clip((contrast - _APART) / (_CLEAR - _APART), 0, 1) * oval
     heights = np.sort(_closed(clear, max(round(_GAP * rows), 1)).mean(0))
     return float(heights[-max(round(_COLUMNS * columns), 1) :].mean())
 

@@ -28,8 +28,8 @@ MODES: dict[Mode, float] = {"first": 0.55, "continued": 0.3, "clean": 0.15}
 NO_AUDIO, NO_PROMPT = 0.1, 0.1
 #: How heavy the loss is on mouths; times ON_SKIN, and on those who are to be still.
 ON_MOUTH, ON_STILL = 15.0, 4.0
-#: How much more often clips with silent people are drawn.
-STILL_SHARE = 1.5
+#: How much more often clips with silent people are drawn, and those whose heads move much.
+STILL_SHARE, LIVELY_SHARE = 1.5, 2.0
 SHIFT = 3.0
 #: Pixels along a side of a latent.
 CELL = 8
@@ -68,13 +68,15 @@ class Example:
 def draw_shares(clips: Sequence[Facts]) -> npt.NDArray[np.float64]:
     """Return how often each of some clips is to be drawn, 1 in all.
 
-    The more, the darker its darkest skin, the slower its frames and where somebody is silent: what is harder to learn.
+    The more, the darker its darkest skin, the slower its frames, and where somebody is silent or heads move much: what
+    is harder to learn.
     """
     weights = np.array(
         [
             max(ON_SKIN[skin] for skin in clip.skins)
             * max(1.0, NATIVE_FPS / clip.plan.fps) ** 0.5
             * (STILL_SHARE if any(clip.silent) else 1.0)
+            * (LIVELY_SHARE if clip.attributes["energy"] == "lively" else 1.0)
             for clip in clips
         ]
     )

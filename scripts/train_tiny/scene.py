@@ -22,7 +22,7 @@ MOODS: dict[str, tuple[float, tuple[str, ...]]] = {
 #: Energy -> how much heads move and the words for it.
 ENERGIES: dict[str, tuple[float, tuple[str, ...]]] = {
     "calm": (0.25, ("calm", "gentle", "keeping still", "relaxed")),
-    "lively": (1.2, ("lively", "energetic", "animated", "excited")),
+    "lively": (0.9, ("lively", "energetic", "animated", "excited")),
     "": (0.65, ()),
 }
 TIMES: dict[str, tuple[str, ...]] = {

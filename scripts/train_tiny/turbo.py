@@ -36,7 +36,7 @@ from scripts.train_tiny.networks import CONFIGS, Network, hold_labels, tokenize
 #: The bundle the LoRA is made for: the sampler's steps and shift, no guidance.
 STEPS, SHIFT = 5, 3.0
 #: The teacher: this many of its steps within one of the student's, with the standard audio scale.
-SUBSTEPS, AUDIO_SCALE = 3, 2.0
+SUBSTEPS, AUDIO_SCALE = 3, 2.5
 RANK = 16
 #: Layers that get a pair.
 LAYERS = r".*blocks\.\d+\.(attn[12]\.to_(q|k|v|out\.0)|audio_attn\.to_(q|kv|out)|ffn\.net\.(0\.proj|2))"
