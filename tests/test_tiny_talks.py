@@ -1,7 +1,7 @@
 """The embedded model talks: lips follow the voice, and the right person speaks.
 
 A few clips of 33 frames from held-out people and voices, averaged, since one clip of a second proves nothing. Each bar
-lies about 0.1 below what these very clips reached with the weights it was set for (own voice 0.95, the other's -0.06; swapped
+lies about 0.1 below what these very clips reached with earlier weights (own voice 0.95, the other's -0.06; swapped
 0.89 and -0.02; boxes 0.95 and -0.06; turbo 0.95; 12.5 frames a second, where they have 16 frames, 0.92; a silent
 mouth's movement 0.07 of a speaker's; TeaCache 38 dB): another machine's last bits move a mean of so few clips, a voice
 that goes to the wrong mouth moves it by more.
