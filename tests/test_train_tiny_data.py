@@ -179,6 +179,14 @@ def test_the_detector_sees_a_shut_mouth_stay_still_on_a_moving_head() -> None:
     assert np.mean(still) < 0.05 * np.mean(speaking)
 
 
+def test_a_blink_does_not_carry_the_mouth_away() -> None:
+    # With open eyes alone to be seen in a dark face, shut ones look like a face that is elsewhere.
+    made = clip(12700138, frames=81, size=(96, 160))
+    assert (made.skins[1], made.silent[1]) == (5, True)
+    shut, speaking = mouth_openings(made.frames, made.mouth_boxes[::-1, 0])
+    assert np.abs(shut - shut[0]).max() < 0.15 * speaking.std()
+
+
 def test_the_detector_prefers_height_to_breadth() -> None:
     scene = random_scene(4, (160, 96), 1)
     boxes = [person.mouth_box(2.0) for person in scene.people]

@@ -9,8 +9,11 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
-#: Contrast to the skin, in parts of its brightness, from which a pixel counts as mouth, and at which it counts in full.
-_APART, _CLEAR = 0.11, 0.32
+#: How far from the skin (in YUV, in parts of its brightness) a colour counts as mouth in full: a part of
+#: the usual mouth's distance, which is this quantile of the box, within limits.
+_CLEAR, _USUAL, _LEAST, _MOST = 0.6, 0.95, 0.05, 0.28
+#: The part of that from which a colour counts at all.
+_APART = 0.3
 #: Squared radii, in halves of the box's sides: pixels beyond the first do not count, those beyond the second are skin.
 _OVAL, _RIM = 1.0, 0.70
 #: Half the width, in halves of the box's, within which a mouth is looked for.
@@ -25,6 +28,8 @@ _ABOVE, _REACH = 1.5, 0.35
 _SAMPLED = 32
 #: Correlation that a place at the edge of the reach must have more than one that did not move.
 _NEAR = 0.05
+#: How much less than usually a head may correlate with the usual face and still count as seen.
+_UNLIKE = 0.25
 
 
 def mouth_openings(frames: npt.NDArray[np.uint8], boxes: npt.ArrayLike) -> Floats:
@@ -35,14 +40,15 @@ def mouth_openings(frames: npt.NDArray[np.uint8], boxes: npt.ArrayLike) -> Float
     than 4 pixels on a side within the picture.
 
     A mouth is what is not skin: the skin's colour is the median of the box's sides, for each frame, so that neither
-    complexion nor light matters; teeth as well as the dark inside differ from every skin. Each column's height of
-    mouth, filled between its upper and lower lip, is averaged over the fullest columns only, so that a broad mouth does
-    not pass for an open one. What stays when it is shut, the lips, is a constant that a correlation does not see.
+    complexion nor light matters; teeth as well as the dark inside differ from every skin. How clearly lips do is taken
+    from all frames of the box, so that those of dark skins count as those of light ones. Each column's height of mouth,
+    filled between its upper and lower lip, is averaged over the fullest columns only, so that a broad mouth does not
+    pass for an open one. What stays when it is shut, the lips, is a constant that a correlation does not see.
     """
     regions = np.asarray(boxes, np.float64)
     if regions.ndim != 2 or regions.shape[1] != 4:
         raise ValueError(f"boxes of shape {regions.shape} are not (n, 4)")
-    return np.array([[_opening(region) for region in _followed(frames, box)] for box in regions], np.float32)
+    return np.array([_openings(np.stack(list(_followed(frames, box)))) for box in regions], np.float32)
 
 
 def motion_energy(frames: npt.NDArray[np.uint8], boxes: npt.ArrayLike, without: npt.ArrayLike | None = None) -> Floats:
@@ -87,13 +93,8 @@ def best_lag(measured: npt.ArrayLike, driving: npt.ArrayLike, max_lag: int) -> t
 
 
 def _followed(frames: npt.NDArray[np.uint8], box: npt.NDArray[np.float64]) -> Iterator[Floats]:
-    """Yield the box's pixels in each frame, 0 to 1, moved along with the face above the mouth.
-
-    Where that is says the normalised cross-correlation with its median over time, to a part of a pixel by the parabola
-    through the peak and its neighbours.
-    """
+    """Yield the box's pixels in each frame, 0 to 1, moved along with the face above the mouth."""
     from scipy.ndimage import shift
-    from skimage.feature import match_template
 
     height, width = frames.shape[1:3]
     x0, y0 = max(int(np.floor(box[0])), 0), max(int(np.floor(box[1])), 0)
@@ -102,22 +103,41 @@ def _followed(frames: npt.NDArray[np.uint8], box: npt.NDArray[np.float64]) -> It
         raise ValueError(f"the mouth's box {box.tolist()} has less than 4 pixels on a side in {width}x{height}")
     reach = int(np.ceil(_REACH * (y1 - y0)))
     top = max(y0 - round(_ABOVE * (y1 - y0)), 0)
-    sampled = frames[np.linspace(0, len(frames) - 1, min(len(frames), _SAMPLED)).round().astype(int), top:y0, x0:x1]
+    # Else there is nothing above it that could be followed.
+    followed = y0 - top >= 4
+    places = _places(frames, (slice(top, y0), slice(x0, x1)), reach) if followed else np.zeros((len(frames), 2))
+    for frame, place in zip(frames, places, strict=True):
+        near = _around(frame, (slice(y0, y1), slice(x0, x1)), reach)
+        moved = shift(near, (*(places[0] - place), 0), order=3, mode="nearest") if followed else near
+        yield np.clip(moved[reach:-reach, reach:-reach], 0, 1).astype(np.float32)
+
+
+def _places(frames: npt.NDArray[np.uint8], face: tuple[slice, slice], reach: int) -> npt.NDArray[np.float64]:
+    """Return how far the pixels `face` of the usual picture have moved in each frame: (F, 2), y and x, to `reach`.
+
+    That says the normalised cross-correlation with their median over time, to a part of a pixel by the parabola through
+    the peak and its neighbours. Where they look otherwise, as eyes do in a blink, the head is on its way from where it
+    was seen last to where it is seen next.
+    """
+    from skimage.feature import match_template
+
+    sampled = frames[np.linspace(0, len(frames) - 1, min(len(frames), _SAMPLED)).round().astype(int)]
     # Most of the time eyes are open.
-    usual = np.median(sampled, 0).mean(-1) / 255
-    origin = None
-    around = (slice(top, y1 + 2 * reach), slice(x0, x1 + 2 * reach))
-    for frame in frames:
-        near = np.pad(frame, ((reach, reach), (reach, reach), (0, 0)), mode="edge")[around] / 255
-        # Else there is nothing above it that could be followed.
-        if y0 - top >= 4:
-            scores = match_template(near[: y0 - top + 2 * reach].mean(-1), usual)  # type: ignore[no-untyped-call]
-            place = _peak(scores)
-            origin = place if origin is None else origin
-            moved = shift(near, (*(origin - place), 0), order=3, mode="nearest")
-        else:
-            moved = near
-        yield np.clip(moved[reach + y0 - top : reach + y1 - top, reach : reach + x1 - x0], 0, 1).astype(np.float32)
+    usual = np.median(sampled[:, *face], 0).mean(-1) / 255
+    scores = np.array(
+        [match_template(_around(frame, face, reach).mean(-1), usual) for frame in frames]  # type: ignore[no-untyped-call]
+    )
+    places = np.array([_peak(score) for score in scores])
+    alike = scores.max((1, 2))
+    times, seen = np.arange(len(frames)), alike >= np.median(alike) - _UNLIKE
+    return np.stack([np.interp(times, times[seen], axis[seen]) for axis in places.T], 1)
+
+
+def _around(frame: npt.NDArray[np.uint8], part: tuple[slice, slice], reach: int) -> npt.NDArray[np.float64]:
+    """Return a part of the frame with `reach` more pixels on each side, 0 to 1; those of the edge go on beyond it."""
+    rows, columns = (slice(side.start, side.stop + 2 * reach) for side in part)
+    padded = np.pad(frame, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
+    return np.asarray(padded[rows, columns] / 255, np.float64)
 
 
 def _peak(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
@@ -139,28 +159,35 @@ def _vertex(three: npt.NDArray[np.floating]) -> float:
     return 0.0 if bend >= 0 else 0.5 * float(three[0] - three[2]) / bend
 
 
-def _opening(pixels: Floats) -> float:
+def _openings(pixels: Floats) -> Floats:
+    """Return how far the mouth is open in each frame of its box's pixels (F, h, w, 3)."""
+    from skimage.color import rgb2yuv
+
     # A thin line counts the same between two pixels as on one.
-    padded = np.pad(pixels, ((1, 1), (0, 0), (0, 0)), mode="edge")
-    region = (padded[:-2] + 2 * pixels + padded[2:]) / 4
-    rows, columns = region.shape[:2]
+    padded = np.pad(pixels, ((0, 0), (1, 1), (0, 0), (0, 0)), mode="edge")
+    region = (padded[:, :-2] + 2 * pixels + padded[:, 2:]) / 4
+    rows, columns = region.shape[1:3]
     v, u = np.abs(np.mgrid[:rows, :columns] + 0.5) / np.array([rows, columns]).reshape(2, 1, 1) * 2 - 1
     # Below the cheeks a box's corners lie beside the face.
     oval = (u / _WIDE) ** 2 + np.maximum(v, 0) ** 2 < _OVAL
-    skin = np.median(region[oval & (u**2 + v**2 > _RIM)], 0)
-    contrast = np.abs(region - skin).max(-1) / max(float(skin.max()), 0.1)
-    clear = np.clip((contrast - _APART) / (_CLEAR - _APART), 0, 1) * oval
-    heights = np.sort(_closed(clear, max(round(_GAP * rows), 1)).mean(0))
-    return float(heights[-max(round(_COLUMNS * columns), 1) :].mean())
+    skin = np.median(region[:, oval & (u**2 + v**2 > _RIM)], 1)[:, None, None]
+    apart = np.linalg.norm(rgb2yuv(region - skin), axis=-1)
+    contrast = apart / np.maximum(skin.max(-1), 0.1)
+    # Lips stand out from some skins far more than from others.
+    clear = np.clip(_CLEAR * np.quantile(np.median(contrast, 0)[oval], _USUAL), _LEAST, _MOST)
+    mouth = np.clip((contrast / clear - _APART) / (1 - _APART), 0, 1) * oval
+    heights = np.sort(_closed(mouth, max(round(_GAP * rows), 1)).mean(1), 1)
+    opening: Floats = heights[:, -max(round(_COLUMNS * columns), 1) :].mean(1).astype(np.float32)
+    return opening
 
 
-def _closed(picture: npt.NDArray[np.float32], reach: int) -> npt.NDArray[np.float32]:
-    """Fill dips along columns of up to 2 * `reach` rows: a grey closing."""
-    padded = np.pad(picture, ((2 * reach, 2 * reach), (0, 0)))
-    window = 2 * reach + 1
-    grown = np.lib.stride_tricks.sliding_window_view(padded, window, 0).max(-1)
-    filled: npt.NDArray[np.float32] = np.lib.stride_tricks.sliding_window_view(grown, window, 0).min(-1)
-    return filled
+def _closed(pictures: npt.NDArray[np.floating], reach: int) -> npt.NDArray[np.floating]:
+    """Fill dips along columns of up to 2 * `reach` rows in each of the pictures (F, h, w): a grey closing."""
+    from scipy.ndimage import grey_closing
+
+    # Beyond the edge there is nothing, also while dips are filled.
+    padded = np.pad(pictures, ((0, 0), (2 * reach, 2 * reach), (0, 0)))
+    return np.asarray(grey_closing(padded, size=(1, 2 * reach + 1, 1))[:, 2 * reach : -2 * reach])
 
 
 def _within(
