@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from engine.compose import compose
 from engine.multitalk.guidance import ClassifierFreeGuidance
 from engine.multitalk.transformer import TransformerConditions
 from plugins.samplers.euler import Euler, EulerConfig
@@ -35,8 +36,8 @@ from scripts.train_tiny.networks import CONFIGS, Network, hold_labels, tokenize
 
 #: The bundle the LoRA is made for: the sampler's steps and shift, no guidance.
 STEPS, SHIFT = 5, 3.0
-#: The teacher: this many of its steps within one of the student's, with the standard audio scale.
-SUBSTEPS, AUDIO_SCALE = 3, 2.5
+#: The teacher: this many of its steps within one of the student's, with the guidance of the preset's standard bundle.
+SUBSTEPS = 3
 RANK = 16
 #: Layers that get a pair.
 LAYERS = r".*blocks\.\d+\.(attn[12]\.to_(q|k|v|out\.0)|audio_attn\.to_(q|kv|out)|ffn\.net\.(0\.proj|2))"
@@ -48,7 +49,8 @@ class Teacher:
     def __init__(self, network: Network, tokenizer: Any) -> None:
         self.network = network
         self.tokenizer = tokenizer
-        self.guidance = ClassifierFreeGuidance(text_scale=1.0, audio_scale=AUDIO_SCALE)
+        standard = compose(["model=tiny"]).guidance
+        self.guidance = ClassifierFreeGuidance(text_scale=standard.text_scale, audio_scale=standard.audio_scale)
 
     @torch.no_grad()
     def conditions(self, example: Example, *, audio: bool) -> TransformerConditions:
