@@ -13,12 +13,19 @@ from torch import Tensor
 import engine
 from engine import EngineService
 from engine.bench import quant, talk_studio
-from engine.bench.quant import SCHEMES, prepare_scheme, relative_error, table, weight_bytes, write_table
+from engine.bench.quant import (
+    SCHEMES,
+    prepare_scheme,
+    record_forwards,
+    relative_error,
+    table,
+    weight_bytes,
+    write_table,
+)
 from engine.commands.bench import bench as command
 from engine.data import Request, Speaker
 from engine.errors import RequestError
 from engine.multitalk.load import QUANTS
-from engine.multitalk.transformer import TransformerConditions
 from engine.registry import installed
 from engine.settings import locate_weights
 
@@ -42,13 +49,7 @@ def forward(service: EngineService) -> tuple[Tensor, int]:
     """Return the first forward of a video, and the network's bytes: random inputs ask for what no video does."""
     network: Any = service.engine.load().model.transformer
     outputs: list[Tensor] = []
-
-    def hear(_network: Any, _given: Any, made: Any) -> None:
-        # The network embeds conditions as well.
-        if not isinstance(made, TransformerConditions):
-            outputs.append(made[0])
-
-    network.register_forward_hook(hear)
+    record_forwards(network, outputs)
     speaker = Speaker(str(EXAMPLES / "one.flac"))
     service.generate(Request(prompt="A person talks.", image=str(EXAMPLES / "one.png"), speakers=(speaker,), frames=17))
     size = weight_bytes(network)

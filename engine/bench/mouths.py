@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import numpy.typing as npt
 
@@ -48,7 +46,7 @@ def mouth_openings(frames: npt.NDArray[np.uint8], boxes: npt.ArrayLike) -> Float
     regions = np.asarray(boxes, np.float64)
     if regions.ndim != 2 or regions.shape[1] != 4:
         raise ValueError(f"boxes of shape {regions.shape} are not (n, 4)")
-    return np.array([_openings(np.stack(list(_followed(frames, box)))) for box in regions], np.float32)
+    return np.array([_openings(_followed(frames, box)) for box in regions], np.float32)
 
 
 def motion_energy(frames: npt.NDArray[np.uint8], boxes: npt.ArrayLike, without: npt.ArrayLike | None = None) -> Floats:
@@ -92,8 +90,8 @@ def best_lag(measured: npt.ArrayLike, driving: npt.ArrayLike, max_lag: int) -> t
     return best
 
 
-def _followed(frames: npt.NDArray[np.uint8], box: npt.NDArray[np.float64]) -> Iterator[Floats]:
-    """Yield the box's pixels in each frame, 0 to 1, moved along with the face above the mouth."""
+def _followed(frames: npt.NDArray[np.uint8], box: npt.NDArray[np.float64]) -> Floats:
+    """Return the box's pixels in each frame (F, h, w, 3), 0 to 1, moved along with the face above the mouth."""
     from scipy.ndimage import shift
 
     height, width = frames.shape[1:3]
@@ -103,13 +101,14 @@ def _followed(frames: npt.NDArray[np.uint8], box: npt.NDArray[np.float64]) -> It
         raise ValueError(f"the mouth's box {box.tolist()} has less than 4 pixels on a side in {width}x{height}")
     reach = int(np.ceil(_REACH * (y1 - y0)))
     top = max(y0 - round(_ABOVE * (y1 - y0)), 0)
-    # Else there is nothing above it that could be followed.
-    followed = y0 - top >= 4
-    places = _places(frames, (slice(top, y0), slice(x0, x1)), reach) if followed else np.zeros((len(frames), 2))
-    for frame, place in zip(frames, places, strict=True):
-        near = _around(frame, (slice(y0, y1), slice(x0, x1)), reach)
-        moved = shift(near, (*(places[0] - place), 0), order=3, mode="nearest") if followed else near
-        yield np.clip(moved[reach:-reach, reach:-reach], 0, 1).astype(np.float32)
+    mouth, face = (slice(y0, y1), slice(x0, x1)), (slice(top, y0), slice(x0, x1))
+    if y0 - top < 4:
+        # There is nothing above it that could be followed.
+        return (frames[:, *mouth] / 255).astype(np.float32)
+    places = _places(frames, face, reach)
+    near = (_around(frame, mouth, reach) for frame in frames)
+    moved = (shift(one, (*way, 0), order=3, mode="nearest") for one, way in zip(near, places[0] - places, strict=True))
+    return np.stack([np.clip(one[reach:-reach, reach:-reach], 0, 1).astype(np.float32) for one in moved])
 
 
 def _places(frames: npt.NDArray[np.uint8], face: tuple[slice, slice], reach: int) -> npt.NDArray[np.float64]:
@@ -121,9 +120,9 @@ def _places(frames: npt.NDArray[np.uint8], face: tuple[slice, slice], reach: int
     """
     from skimage.feature import match_template
 
-    sampled = frames[np.linspace(0, len(frames) - 1, min(len(frames), _SAMPLED)).round().astype(int)]
+    sampled = np.linspace(0, len(frames) - 1, min(len(frames), _SAMPLED)).round().astype(int)
     # Most of the time eyes are open.
-    usual = np.median(sampled[:, *face], 0).mean(-1) / 255
+    usual = np.median(frames[sampled, *face], 0).mean(-1) / 255
     scores = np.array(
         [match_template(_around(frame, face, reach).mean(-1), usual) for frame in frames]  # type: ignore[no-untyped-call]
     )
@@ -135,9 +134,8 @@ def _places(frames: npt.NDArray[np.uint8], face: tuple[slice, slice], reach: int
 
 def _around(frame: npt.NDArray[np.uint8], part: tuple[slice, slice], reach: int) -> npt.NDArray[np.float64]:
     """Return a part of the frame with `reach` more pixels on each side, 0 to 1; those of the edge go on beyond it."""
-    rows, columns = (slice(side.start, side.stop + 2 * reach) for side in part)
-    padded = np.pad(frame, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
-    return np.asarray(padded[rows, columns] / 255, np.float64)
+    rows, columns = (np.arange(side.start - reach, side.stop + reach) for side in part)
+    return np.asarray(frame.take(rows, 0, mode="clip").take(columns, 1, mode="clip") / 255, np.float64)
 
 
 def _peak(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

@@ -163,11 +163,6 @@ class _Watch:
     def __post_init__(self) -> None:
         self.spatial, self.temporal, self.channels = self.codec.spatial, self.codec.temporal, self.codec.channels
 
-    def hear(self, _module: nn.Module, _given: Any, made: Any) -> None:
-        """Keep an output of the transformer, which embeds conditions as well."""
-        if not isinstance(made, TransformerConditions):
-            self.outputs.append(made[0].float())
-
     def encode(self, pixels: Tensor, *, cancel: Withdrawn | None = None) -> Tensor:
         return self.codec.encode(pixels, cancel=cancel)
 
@@ -176,7 +171,7 @@ class _Watch:
         frames = ((pixels + 1) * 127.5).permute(1, 2, 3, 0).cpu().numpy()
         # All of them see the same noise: what comes later is heard through what came before.
         self.seen.append(Seen(self.outputs[: len(self.outputs) // self.steps], latents.clone(), frames))
-        self.outputs = []
+        self.outputs.clear()
         return pixels
 
 
@@ -185,7 +180,7 @@ def _film(studio: Studio, scheme: str) -> tuple[dict[str, Any], list[Seen]]:
     model = studio.service.engine.load().model
     watch = _Watch(model.codec, studio.service.config.sampler.steps)
     model.codec = watch
-    model.transformer.register_forward_hook(watch.hear)
+    record_forwards(model.transformer, watch.outputs)
     studio.say(f"{scheme}, {len(studio.one_cases) + len(studio.two_cases)} clips")
     began = perf_counter()
     one, two = talk_kinds.one(studio), talk_kinds.two(studio)
@@ -195,6 +190,17 @@ def _film(studio: Studio, scheme: str) -> tuple[dict[str, Any], list[Seen]]:
         "one": {name: one[name] for name in ("mean", "worst", "lag_share")},
         "two": {name: two[name] for name in ("own_mean", "own_worst", "cross_mean", "margin")},
     }, watch.seen
+
+
+def record_forwards(network: nn.Module, outputs: list[Tensor]) -> None:
+    """Have a transformer append to `outputs` what each of its forwards makes, as float32."""
+
+    def hear(_network: nn.Module, _given: Any, made: Any) -> None:
+        # The network embeds conditions as well.
+        if not isinstance(made, TransformerConditions):
+            outputs.append(made[0].float())
+
+    network.register_forward_hook(hear)
 
 
 def weight_bytes(network: nn.Module) -> int:
