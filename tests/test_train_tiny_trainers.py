@@ -18,7 +18,16 @@ from engine.stages.encode import Texts, encode
 from scripts.train_tiny import vae
 from scripts.train_tiny.assemble import assemble
 from scripts.train_tiny.clips import make_clip
-from scripts.train_tiny.examples import Case, Example, draw_case, draw_shares, make_example
+from scripts.train_tiny.examples import (
+    ON_MOUTH,
+    ON_STILL,
+    Case,
+    Example,
+    draw_case,
+    draw_shares,
+    loss_weights,
+    make_example,
+)
 from scripts.train_tiny.latents import Plan, Sample, Samples, plan, prepare, write_shard
 from scripts.train_tiny.networks import (
     IMAGE,
@@ -33,6 +42,7 @@ from scripts.train_tiny.speech import Split, synthetic
 from scripts.train_tiny.stepcache import changes, fit
 from scripts.train_tiny.transformer import losses, predict, train
 from scripts.train_tiny.turbo import Teacher
+from scripts.train_tiny.vae import ON_SKIN
 
 SIZE = (64, 32)
 TOY = Configs(
@@ -141,6 +151,18 @@ def test_mouths_are_marked_where_they_are_drawn(data: Path) -> None:
     for x0, y0, x1, y1 in clip.mouth_boxes[:, 16]:
         assert sample.mouths[4, int((y0 + y1) / 16), int((x0 + x1) / 16)] == 1
     assert sample.mouths.float().mean() < 0.5
+
+
+def test_still_mouths_weigh_most_and_faces_more_than_what_is_behind_them(data: Path) -> None:
+    sample = two_people(data)
+    boxes = torch.tensor([[8.0, 8.0, 32.0, 32.0], [40.0, 8.0, 64.0, 32.0]])
+    mouths = torch.zeros_like(sample.mouths)
+    mouths[:, 3, 2] = mouths[:, 3, 6] = 1
+    facts = replace(sample.facts, skins=(0, 5), silent=(True, False))
+    weights = loss_weights(replace(sample, facts=facts, boxes=boxes, mouths=mouths))
+    still, speaking, face, behind = (float(weights[1, y, x]) for y, x in ((3, 2), (3, 6), (1, 1), (0, 0)))
+    assert (still, speaking) == (ON_MOUTH * ON_SKIN[0] * ON_STILL, ON_MOUTH * ON_SKIN[5])
+    assert still > speaking > face > behind == 1
 
 
 def test_history_is_given_as_the_engine_gives_it(data: Path) -> None:

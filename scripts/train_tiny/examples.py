@@ -26,8 +26,9 @@ Mode = Literal["first", "continued", "clean"]
 MODES: dict[Mode, float] = {"first": 0.55, "continued": 0.3, "clean": 0.15}
 #: Shares of samples without audio (one speaker's zeros, as guidance has it), and without the prompt that belongs.
 NO_AUDIO, NO_PROMPT = 0.1, 0.1
-#: How heavy the loss is on mouths; times ON_SKIN, and on those who are to be still.
-ON_MOUTH, ON_STILL = 15.0, 4.0
+#: How heavy the loss is on faces, where eyes come apart first as heads move; and on mouths, times ON_SKIN, and on those
+#: that are to be still.
+ON_FACE, ON_MOUTH, ON_STILL = 2.5, 15.0, 4.0
 #: How much more often clips with silent people are drawn, and those whose heads move much.
 STILL_SHARE, LIVELY_SHARE = 1.5, 2.0
 SHIFT = 3.0
@@ -114,7 +115,7 @@ def make_example(sample: Sample, case: Case, rng: np.random.Generator, generator
     frames = 1 + TEMPORAL * (case.length - 1)
     noise = torch.randn(clean.shape, generator=generator)
     noisy = (1 - case.sigma) * clean + case.sigma * noise
-    weights = mouth_weights(sample)[: case.length]
+    weights = loss_weights(sample)[: case.length]
     # What is given is put back after every step: what the network says of it is not used.
     weights[: case.known] = 0
     if case.mode == "clean":
@@ -141,13 +142,15 @@ def make_example(sample: Sample, case: Case, rng: np.random.Generator, generator
     )
 
 
-def mouth_weights(sample: Sample) -> Tensor:
-    """Return the weights of a whole sample's latents (T, h, w): 1, and more where a mouth is."""
-    weights = torch.full(sample.mouths.shape, ON_MOUTH)
+def loss_weights(sample: Sample) -> Tensor:
+    """Return the weights of a whole sample's latents (T, h, w): 1, more on faces, and most where a mouth is."""
+    weights = torch.ones(sample.mouths.shape)
+    on_mouths = torch.full_like(weights, ON_MOUTH)
     for box, skin, still in zip(sample.boxes, sample.facts.skins, sample.facts.silent, strict=True):
         x0, y0, x1, y1 = (round(float(edge) / CELL) for edge in box)
-        weights[:, y0:y1, x0:x1] = ON_MOUTH * ON_SKIN[skin] * (ON_STILL if still else 1)
-    return torch.where(sample.mouths > 0, weights, 1.0)
+        weights[:, y0:y1, x0:x1] = ON_FACE
+        on_mouths[:, y0:y1, x0:x1] = ON_MOUTH * ON_SKIN[skin] * (ON_STILL if still else 1)
+    return torch.where(sample.mouths > 0, on_mouths, weights)
 
 
 def speaker_masks(size: tuple[int, int], boxes: Tensor | None, count: int, rng: np.random.Generator) -> Tensor:

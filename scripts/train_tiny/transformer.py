@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
 from engine.stages.encode import to_pixels
-from scripts.train_tiny.examples import MODES, Case, Example, Mode, draw_case, draw_shares, make_example
+from scripts.train_tiny.examples import MODES, ON_MOUTH, Case, Example, Mode, draw_case, draw_shares, make_example
 from scripts.train_tiny.group import join_group, place, share_gradients
 from scripts.train_tiny.latents import Samples
 from scripts.train_tiny.muon import Muon
@@ -57,7 +57,7 @@ def losses(velocity: Tensor, example: Example) -> tuple[Tensor, Tensor, float]:
     """Return the weighted mean squared error, that of frames' means, and for the report the plain one on mouths."""
     wrong = velocity - example.target
     errors = wrong.square().mean(dim=0)
-    mouths = example.weights > 1
+    mouths = example.weights >= ON_MOUTH
     on_mouth = float(errors[mouths].mean().detach()) if bool(mouths.any()) else math.nan
     made = example.weights.amax(dim=(1, 2)) > 0
     colour = wrong[:, made].mean(dim=(2, 3)).square().mean()
