@@ -25,13 +25,13 @@ SKINS: tuple[Colour, ...] = (
     (140, 86, 54),
     (98, 60, 42),
 )
-#: Lips stand off each skin, darker on light ones and lighter on dark ones: the same at night, as the tint is common.
+#: Lips stand off each skin, lighter on the darkest and darker on all others: the same at night, as the tint is common.
 _LIPS: tuple[tuple[Colour, ...], ...] = (
     ((214, 92, 98), (190, 70, 84), (222, 110, 96)),
     ((200, 80, 84), (178, 58, 70), (206, 94, 80)),
     ((182, 66, 66), (160, 48, 60), (190, 78, 70)),
     ((140, 44, 48), (128, 40, 60), (150, 52, 44)),
-    ((226, 136, 128), (228, 120, 134), (222, 142, 120)),
+    ((100, 24, 34), (108, 30, 32), (96, 22, 44)),
     ((206, 108, 104), (208, 96, 112), (200, 116, 98)),
 )
 _HAIRS: tuple[Colour, ...] = (

@@ -22,8 +22,8 @@ MOODS: dict[str, tuple[float, tuple[str, ...]]] = {
 #: Energy -> how much heads move and the words for it.
 ENERGIES: dict[str, tuple[float, tuple[str, ...]]] = {
     "calm": (0.25, ("calm", "gentle", "keeping still", "relaxed")),
-    "lively": (0.9, ("lively", "energetic", "animated", "excited")),
-    "": (0.65, ()),
+    "lively": (0.75, ("lively", "energetic", "animated", "excited")),
+    "": (0.5, ()),
 }
 TIMES: dict[str, tuple[str, ...]] = {
     "day": ("in the daytime", "on a bright day", "at noon", "in the morning"),
