@@ -29,6 +29,7 @@ from scripts.train_tiny.examples import (
     make_example,
 )
 from scripts.train_tiny.latents import Plan, Sample, Samples, plan, prepare, write_shard
+from scripts.train_tiny.muon import Muon
 from scripts.train_tiny.networks import (
     IMAGE,
     TEXT,
@@ -135,6 +136,27 @@ def test_latents_of_two_autoencoders_do_not_mix(data: Path, tmp_path: Path) -> N
     AutoencoderKLWan(**(vae.CONFIG | {"base_dim": 4, "dim_mult": [1, 2, 4]})).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="other encoders"):
         prepare(data, tmp_path, data.parent / "audio_encoder")
+
+
+def test_latents_stay_valid_where_only_the_decoder_is_trained(data: Path, tmp_path: Path) -> None:
+    model = AutoencoderKLWan.from_pretrained(data / "vae", torch_dtype=torch.float32)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    vae.hold_encoder(model)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(2, 3, 5, 32, 32, generator=generator) * 2 - 1
+    loss, _ = vae.loss_of(model, pixels, torch.ones(2, 1, 5, 32, 32), 0.05, generator)
+    torch.autograd.backward(loss)
+    Muon(model, 0.01, betas=(0.9, 0.99), weight_decay=0.1).step()
+    changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert {name.split(".")[0] for name in changed} == {"decoder", "post_quant_conv"}
+    model.save_pretrained(tmp_path)
+    prepare(data, tmp_path, data.parent / "audio_encoder")
+
+
+def test_every_other_clip_of_the_autoencoder_shows_a_certain_skin() -> None:
+    clips = vae.Pool(5, seed=1, skin=4, speak=synthetic).clips
+    assert all(4 in clip.skins for clip in clips[::2])
+    assert not all(4 in clip.skins for clip in clips[1::2])
 
 
 def test_a_window_that_continues_begins_as_the_window_itself(data: Path) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import Wav2Vec2Model
@@ -236,9 +236,9 @@ def prepare(out: Path, vae_at: Path, audio_at: Path) -> tuple[WanCodec, AudioEnc
     are in `out` they stay: latents of two autoencoders must not mix. Raises ValueError for others than those there.
     """
     out.mkdir(parents=True, exist_ok=True)
-    # The decoder may be trained further; what the latents mean is the encoder's alone, but that is not looked into.
     origin = out / "encoders.json"
-    given = {"vae": _fingerprint(vae_at), "audio_encoder": _fingerprint(audio_at)}
+    # A decoder may be trained further: what latents mean is the encoder's alone.
+    given = {"vae": _fingerprint(vae_at, "encoder.", "quant_conv."), "audio_encoder": _fingerprint(audio_at)}
     if origin.exists():
         if json.loads(origin.read_text("utf-8")) != given:
             raise ValueError(f"{out} was encoded by other encoders; choose another folder")
@@ -271,11 +271,20 @@ def _finished_audio(at: Path, folder: Path) -> None:
     model.encoder.train(False).half().save_pretrained(folder)
 
 
-def _fingerprint(at: Path) -> str:
-    files = sorted(at.glob("*.safetensors")) if at.is_dir() else [at]
+def _fingerprint(at: Path, *parts: str) -> str:
+    """Hash a checkpoint; of a model's folder its config and weights, or those whose names begin with one of `parts`."""
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
+    if not at.is_dir():
+        digest.update(at.read_bytes())
+        return digest.hexdigest()
+    # Keys with an underscore say where and by which version it was saved.
+    config = json.loads((at / "config.json").read_text("utf-8"))
+    digest.update(json.dumps({key: value for key, value in config.items() if key[0] != "_"}, sort_keys=True).encode())
+    for file in sorted(at.glob("*.safetensors")):
+        for name, tensor in sorted(load_file(file).items()):
+            if name.startswith(parts or ("",)):
+                digest.update(name.encode())
+                digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -2,7 +2,10 @@
 
     python -m scripts.train_tiny.vae --run FOLDER [--steps N] [--threads N]
     python -m scripts.train_tiny.vae --run FOLDER --start engine/weights/tiny/vae    # further, from finished weights
+    python -m scripts.train_tiny.vae --run FOLDER --start engine/weights/tiny/vae --decoder --skin 4
 
+The last trains the decoder alone, so that latents and the transformer that learnt them stay valid, and shows it one
+class of skin in every other clip.
 Resumes from FOLDER/vae.pt; writes FOLDER/vae.jsonl, one line a report, and in the end FOLDER/vae in diffusers' layout.
 """
 
@@ -25,6 +28,9 @@ from torch import Tensor, nn
 
 from scripts.train_tiny.clips import Clip, make_clip
 from scripts.train_tiny.muon import Muon
+from scripts.train_tiny.people import SKINS
+from scripts.train_tiny.scene import random_scene
+from scripts.train_tiny.speech import Speak, say
 
 #: Small enough for a laptop; `patch_size=2` leaves out the layers at full resolution, which cost most. 24 channels: the
 #: best linear code of 8 x 8 x 4 pixels of these clips with 16 numbers has 27.1 dB, with 24 it has 29.0.
@@ -53,9 +59,11 @@ OTHER_FPS = (8.0, 8.0, 8.0, 8.0, 10.0, 12.0, 12.5, 12.5, 15.0, 16.0, 20.0, 24.0,
 #: Share of the clips that have one of them.
 OTHER = 0.6
 #: How heavy a mouth is by its class of skin: the darker, the less its edges stand out in absolute brightness.
-ON_SKIN = (1.0, 1.0, 1.0, 1.4, 1.8, 2.8)
+ON_SKIN = (1.0, 1.0, 1.0, 1.4, 2.8, 2.8)
 #: How heavy a mouth is beside the rest: what a person looks at is a hundredth of the picture.
 ON_MOUTH = 15.0
+#: From one seed to the next where a clip is looked for that shows somebody with a certain skin.
+_FURTHER_ON = 100_000
 #: Share of the steps on what the autoencoder made itself, which is what a continued window begins with; and how heavy
 #: their loss is, which is far smaller than that of a new picture.
 AGAIN, ON_AGAIN = 0.25, 3.0
@@ -127,10 +135,15 @@ def _orthogonal(weight: Tensor, generator: torch.Generator) -> None:
 
 
 class Pool:
-    """Rendered clips in memory; some are replaced as the training goes on, so that no face is learnt by heart."""
+    """Rendered clips in memory; some are replaced as the training goes on, so that no face is learnt by heart.
 
-    def __init__(self, size: int, seed: int) -> None:
+    Every other clip shows somebody of the class `skin`, if there is one.
+    """
+
+    def __init__(self, size: int, seed: int, skin: int | None = None, speak: Speak = say) -> None:
         self._seed = seed
+        self._skin = skin
+        self._speak = speak
         self._next = 0
         self._rng = np.random.default_rng((8, seed))
         self.clips = [self._new() for _ in range(size)]
@@ -138,8 +151,13 @@ class Pool:
     def _new(self) -> Clip:
         self._next += 1
         sizes, frames = (LARGE, 17) if self._next % 6 == 0 else (SIZES, FRAMES)
+        size = sizes[self._next // 2 % len(sizes)]
         fps = float(self._rng.choice(OTHER_FPS)) if self._rng.random() < OTHER else 25.0
-        return make_clip(self._seed + self._next, frames=frames, fps=fps, size=sizes[self._next // 2 % len(sizes)])
+        seed = self._seed + self._next
+        if self._skin is not None and self._next % 2:
+            while all(person.skin != self._skin for person in random_scene(seed, size).people):
+                seed += _FURTHER_ON
+        return make_clip(seed, frames=frames, fps=fps, size=size, speak=self._speak)
 
     def refresh(self, count: int) -> None:
         """Replace the `count` oldest clips."""
@@ -213,6 +231,12 @@ def loss_of(
     return l1 + 8 * l2 + 2 * drift + 0.5 * edges + 5e-4 * mean.float().square().mean(), float(l1.detach())
 
 
+def hold_encoder(vae: AutoencoderKLWan) -> None:
+    """Leave training to what decodes, so that every latent means what it meant."""
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+
+
 @torch.no_grad()
 def remake(vae: Any, pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Return what the autoencoder makes of `pixels` and somewhat inexact latents, as a history that was generated.
@@ -250,10 +274,21 @@ def evaluate(vae: Any, clips: Sequence[Clip]) -> dict[str, float]:
     }
 
 
-def train(run: Path, *, steps: int, seed: int, pool_size: int, rate: float, start: Path | None = None) -> None:
+def train(
+    run: Path,
+    *,
+    steps: int,
+    seed: int,
+    pool_size: int,
+    rate: float,
+    start: Path | None = None,
+    decoder: bool = False,
+    skin: int | None = None,
+) -> None:
     """Train for `steps` steps in all, from the checkpoint in `run` if there is one.
 
-    `start` is a finished autoencoder's folder to begin from where there is no checkpoint yet.
+    `start` is a finished autoencoder's folder to begin from where there is no checkpoint yet. With `decoder` the
+    encoder and the latents' mean and deviation stay as they are there. `skin` is that of `Pool`.
     """
     run.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKLWan(**CONFIG)
@@ -262,6 +297,8 @@ def train(run: Path, *, steps: int, seed: int, pool_size: int, rate: float, star
     else:
         given = AutoencoderKLWan.from_pretrained(start, torch_dtype=torch.float32)
         vae.load_state_dict(given.state_dict())
+    if decoder:
+        hold_encoder(vae)
     phases = PHASES if start is None else FURTHER
     average = AutoencoderKLWan(**CONFIG)
     average.load_state_dict(vae.state_dict())
@@ -276,7 +313,7 @@ def train(run: Path, *, steps: int, seed: int, pool_size: int, rate: float, star
         step = int(state["step"])
     rng = np.random.default_rng((seed, step))
     generator = torch.Generator().manual_seed(seed + step)
-    pool = Pool(pool_size, seed=1_000_000 * (1 + seed) + 10 * step)
+    pool = Pool(pool_size, seed=1_000_000 * (1 + seed) + 10 * step, skin=skin)
     held_out = [make_clip(900_000_000 + i, frames=FRAMES, size=SIZES[i % 3], split="held_out") for i in range(6)]
     at_8_fps = [
         make_clip(910_000_000 + i, frames=FRAMES, fps=8.0, size=SIZES[i % 3], split="held_out") for i in range(3)
@@ -317,7 +354,11 @@ def train(run: Path, *, steps: int, seed: int, pool_size: int, rate: float, star
             with (run / "vae.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
-    finish(average, pool.clips[:60], run / "vae")
+    if start is not None and decoder:
+        average.register_to_config(latents_mean=given.config.latents_mean, latents_std=given.config.latents_std)
+        average.to(torch.float16).save_pretrained(run / "vae")
+    else:
+        finish(average, pool.clips[:60], run / "vae")
 
 
 @torch.no_grad()
@@ -344,8 +385,14 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=300, help="clips held in memory")
     parser.add_argument("--rate", type=float, help="0.003, and 0.002 from finished weights")
     parser.add_argument("--start", type=Path, help="finished autoencoder's folder to begin from")
+    parser.add_argument("--decoder", action="store_true", help="train the decoder alone, from finished weights")
+    parser.add_argument("--skin", type=int, help="class of skin, 0 to 5, that every other clip shows")
     parser.add_argument("--threads", type=int, default=1, help="more than one is slower beside another training")
     given = parser.parse_args()
+    if given.decoder and not given.start:
+        parser.error("--decoder needs --start: a decoder of its own learns nothing from an encoder that knows nothing")
+    if given.skin is not None and given.skin not in range(len(SKINS)):
+        parser.error(f"--skin is {given.skin}; classes are 0 to {len(SKINS) - 1}")
     torch.set_num_threads(given.threads)
     train(
         given.run,
@@ -354,6 +401,8 @@ def main() -> None:
         pool_size=given.pool,
         rate=given.rate or (2e-3 if given.start else 3e-3),
         start=given.start,
+        decoder=given.decoder,
+        skin=given.skin,
     )
 
 
