@@ -153,6 +153,16 @@ def test_latents_stay_valid_where_only_the_decoder_is_trained(data: Path, tmp_pa
     prepare(data, tmp_path, data.parent / "audio_encoder")
 
 
+def test_the_sign_of_a_zero_makes_no_other_encoder(data: Path, tmp_path: Path) -> None:
+    model = AutoencoderKLWan.from_pretrained(data / "vae", torch_dtype=torch.float32)
+    for name, zero in (("one", -0.0), ("same", 0.0)):
+        with torch.no_grad():
+            model.encoder.conv_in.bias.fill_(zero)
+        model.save_pretrained(tmp_path / name)
+    prepare(tmp_path / "out", tmp_path / "one", data.parent / "audio_encoder")
+    prepare(tmp_path / "out", tmp_path / "same", data.parent / "audio_encoder")
+
+
 def test_every_other_clip_of_the_autoencoder_shows_a_certain_skin() -> None:
     clips = vae.Pool(5, seed=1, skin=4, speak=synthetic).clips
     assert all(4 in clip.skins for clip in clips[::2])
