@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, Wav2Vec2Config, Wav2Vec2Model
 from engine.data import Inputs, Window
 from engine.multitalk.load import load_model
 from engine.stages.encode import Texts, encode
-from scripts.train_tiny import vae
+from scripts.train_tiny import transformer, vae
 from scripts.train_tiny.assemble import assemble
 from scripts.train_tiny.clips import make_clip
 from scripts.train_tiny.examples import (
@@ -311,6 +311,26 @@ def test_a_resumed_training_is_the_one_that_did_not_stop(trained: Path, data: Pa
     for name, tensor in straight.items():
         # One thread, one order of operations: nothing may differ.
         assert torch.equal(tensor, resumed[name]), name
+
+
+def test_a_training_that_settles_continues_more_and_weighs_colours_more(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = two_people(data).facts
+    facts = replace(facts, plan=replace(facts.plan, frames=81))
+    lengths = {draw_case(facts, "continued", 1.0, np.random.default_rng(seed)).length for seed in range(20)}
+    assert lengths == {21}  # whole: 81 frames in groups of four, the first one alone
+
+    def trained_so(name: str, *, settle: bool) -> float:
+        train(tmp_path / name, data, steps=2, accumulate=8, configs=TOY, settle=settle)
+        row = json.loads((tmp_path / name / "transformer.jsonl").read_text("utf-8").splitlines()[-1])
+        return float(row["val_colour"])
+
+    usual, settled = trained_so("usual", settle=False), trained_so("settled", settle=True)
+    monkeypatch.setattr(transformer, "ON_SETTLED", transformer.ON_COLOUR)
+    # Other modes are drawn, and then the same ones weigh colours otherwise.
+    assert len({usual, settled, trained_so("light", settle=True)}) == 3
+    assert sum(transformer.SETTLED.values()) == pytest.approx(1)
 
 
 def test_the_assembled_folder_is_conditioned_as_in_training(trained: Path, data: Path, tmp_path: Path) -> None:

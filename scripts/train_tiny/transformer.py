@@ -2,7 +2,9 @@
 
     python -m scripts.train_tiny.transformer --run RUN --data LATENTS [--steps N] [--minutes M]
     torchrun --nproc-per-node 2 -m scripts.train_tiny.transformer -- --run RUN ...
+    python -m scripts.train_tiny.transformer --run RUN --data LATENTS --start engine/weights/tiny --settle
 
+The last is for finished weights whose colours drift over a long video: whole windows, most of them continued ones.
 Two processes share the clips of a step; on two cores that is twice as fast, two threads are not. Resumes from
 RUN/transformer.pt, exactly as if it had not stopped; writes RUN/transformer.jsonl, one line a report, and whenever it
 ends RUN/{transformer,text_encoder,image_encoder,tokenizer} in the layout they ship in.
@@ -36,7 +38,9 @@ from scripts.train_tiny.networks import CONFIGS, TOLD, Configs, Network, hold_la
 #: A training that starts from finished weights draws lengths as if this share of it were done.
 BEGUN = 0.25
 #: How heavy the error of a frame's mean is: hardly any of all errors, but what adds up from window to window.
-ON_COLOUR = 15.0
+#: `ON_SETTLED` is for a training with `settle`, and `SETTLED` its shares of modes.
+ON_COLOUR, ON_SETTLED = 15.0, 60.0
+SETTLED: dict[Mode, float] = {"first": 0.3, "continued": 0.55, "clean": 0.15}
 
 
 def predict(network: Network, tokenizer: Any, example: Example) -> Tensor:
@@ -133,13 +137,15 @@ def train(
     binding: bool = True,
     configs: Configs = CONFIGS,
     start: Path | None = None,
+    settle: bool = False,
 ) -> None:
     """Train for `steps` steps of `accumulate` clips in all, from the checkpoint in `run` if there is one.
 
     Stops after `minutes`, too (after one step at least), with a checkpoint to go on from. Every step draws from its
     own seed, so that a training that was stopped and resumed is the one that was not. In a torch.distributed group the
     clips of a step are shared among its processes, and the first one writes. `start` is a model's folder to begin from
-    where there is no checkpoint yet.
+    where there is no checkpoint yet. With `settle` all pieces are whole, most continue a history, and the colours of
+    frames weigh ON_SETTLED: what is left of their error adds up from window to window.
     """
     rank, world = place()
     run.mkdir(parents=True, exist_ok=True)
@@ -154,7 +160,8 @@ def train(
             alike[mode, samples.facts[index].plan.tokens].append(index)
     shares = {key: draw_shares([samples.facts[index] for index in indices]) for key, indices in alike.items()}
     # What short pieces teach is there already.
-    ahead = BEGUN if start is not None else 0.0
+    ahead = 1.0 if settle else BEGUN if start is not None else 0.0
+    modes, on_colour = (SETTLED, ON_SETTLED) if settle else (MODES, ON_COLOUR)
     torch.manual_seed(seed)
     if rank > 0:
         distributed.barrier()
@@ -183,7 +190,7 @@ def train(
         # What decides how long a forward takes is drawn alike by all processes: none waits for another.
         common = np.random.default_rng((9, seed, step))
         for _ in range(accumulate // world):
-            mode = list(MODES)[int(common.choice(len(MODES), p=list(MODES.values())))]
+            mode = list(modes)[int(common.choice(len(modes), p=list(modes.values())))]
             work = samples.facts[int(common.choice(by_mode[mode]))].plan.tokens
             sample = samples[int(rng.choice(alike[mode, work], p=shares[mode, work]))]
             done = ahead + (1 - ahead) * step / steps
@@ -192,7 +199,7 @@ def train(
             case = replace(own, length=case.length, known=case.known)
             example = make_example(sample, case, rng, generator)
             loss, colour, mouth = losses(predict(network, tokenizer, example), example)
-            torch.autograd.backward((loss + ON_COLOUR * colour) * world / accumulate)
+            torch.autograd.backward((loss + on_colour * colour) * world / accumulate)
             told = float(loss.detach())
             for name, value in (("loss", told), (mode, told), ("mouth", mouth), ("colour", float(colour.detach()))):
                 recent[name].append(value)
@@ -281,6 +288,7 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=6, help="clips a step")
     parser.add_argument("--binding", action=argparse.BooleanOptionalAction, default=True, help="see initialise()")
     parser.add_argument("--start", type=Path, help="model's folder to begin from, engine/weights/tiny for one")
+    parser.add_argument("--settle", action="store_true", help="whole windows, most of them continued, colours heavier")
     parser.add_argument("--threads", type=int, default=1, help="more than one is slower beside another training")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -295,6 +303,7 @@ def main() -> None:
         accumulate=given.accumulate,
         binding=given.binding,
         start=given.start,
+        settle=given.settle,
     )
 
 
