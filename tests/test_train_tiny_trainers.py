@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, Wav2Vec2Config, Wav2Vec2Model
 
 from engine.data import Inputs, Window
 from engine.multitalk.load import load_model
+from engine.multitalk.transformer import MultiTalkTransformer3DModel
 from engine.stages.encode import Texts, encode
 from scripts.train_tiny import transformer, vae
 from scripts.train_tiny.assemble import assemble
@@ -314,7 +315,7 @@ def test_a_resumed_training_is_the_one_that_did_not_stop(trained: Path, data: Pa
 
 
 def test_a_training_that_settles_continues_more_and_weighs_colours_more(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = two_people(data).facts
     facts = replace(facts, plan=replace(facts.plan, frames=81))
@@ -322,7 +323,7 @@ def test_a_training_that_settles_continues_more_and_weighs_colours_more(
     assert lengths == {21}  # whole: 81 frames in groups of four, the first one alone
 
     def trained_so(name: str, *, settle: bool) -> float:
-        train(tmp_path / name, data, steps=2, accumulate=8, configs=TOY, settle=settle)
+        train(tmp_path / name, data, steps=2, accumulate=8, configs=TOY, start=trained, settle=settle)
         row = json.loads((tmp_path / name / "transformer.jsonl").read_text("utf-8").splitlines()[-1])
         return float(row["val_colour"])
 
@@ -331,6 +332,16 @@ def test_a_training_that_settles_continues_more_and_weighs_colours_more(
     # Other modes are drawn, and then the same ones weigh colours otherwise.
     assert len({usual, settled, trained_so("light", settle=True)}) == 3
     assert sum(transformer.SETTLED.values()) == pytest.approx(1)
+    learnt = torch.load(tmp_path / "settled" / "transformer.pt", weights_only=True)["average"]
+    began, saved = (
+        MultiTalkTransformer3DModel.from_pretrained(folder / "transformer").state_dict()
+        for folder in (trained, tmp_path / "settled")
+    )
+    for name, tensor in saved.items():
+        mean = (began[name].float() + learnt[f"transformer.{name}"]) / 2
+        assert torch.equal(tensor, mean.half().to(tensor.dtype)), name
+    with pytest.raises(ValueError, match="give start"):
+        train(tmp_path / "none", data, steps=1, configs=TOY, settle=True)
 
 
 def test_the_assembled_folder_is_conditioned_as_in_training(trained: Path, data: Path, tmp_path: Path) -> None:
@@ -381,7 +392,7 @@ def test_the_assembled_folder_is_conditioned_as_in_training(trained: Path, data:
 def test_the_time_embedding_changes_alike_whatever_is_drawn(trained: Path, data: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(trained / "tokenizer")
     network = Network(TOY, binding=True, pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id)
-    one, other = (changes(Teacher(network, tokenizer), two_people(data), 4, seed) for seed in (0, 1))
+    one, other = (changes(Teacher(network, tokenizer), two_people(data), 4, 3.0, seed) for seed in (0, 1))
     assert [signal for signal, _ in one] == [signal for signal, _ in other]
     assert [output for _, output in one] != [output for _, output in other]
     assert len(one) == 3

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +53,7 @@ def main() -> None:
     parser.add_argument("--from-shipped", action="store_true", help="keep the audio encoder, train the others further")
     parser.add_argument("--clips", type=int, default=3400)
     parser.add_argument("--steps", type=int, default=7000, help="of the transformer")
+    parser.add_argument("--settle-steps", type=int, default=850, help="of it on whole windows, then")
     parser.add_argument("--turbo-steps", type=int, default=600)
     given = parser.parse_args()
     folder: Path = given.run
@@ -61,8 +61,6 @@ def main() -> None:
     vae, audio = folder / "vae", folder / "audio_encoder"
     if given.from_shipped:
         audio, start = SHIPPED / "audio_encoder", ["--start", str(SHIPPED)]
-        if not (folder / "tokenizer").exists():
-            shutil.copytree(SHIPPED / "tokenizer", folder / "tokenizer")
     if not audio.exists():
         run("audio", "--run", folder)
     if not vae.exists():
@@ -74,9 +72,13 @@ def main() -> None:
     encode(vae, audio, latents, given.clips, held_out=20)
     learning: list[str | Path] = ["--run", folder, "--data", latents]
     run("transformer", *learning, "--steps", str(given.steps), *start, processes=PROCESSES)
+    settled = folder / "settled"
+    learning = ["--run", settled, "--data", latents]
+    steady = ["--settle", "--rate", "0.001", "--steps", str(given.settle_steps)]
+    run("transformer", *learning, "--start", folder, *steady, processes=PROCESSES)
     run("turbo", *learning, "--steps", str(given.turbo_steps), processes=PROCESSES)
     model = folder / "model" / "tiny"
-    run("assemble", model, *learning, "--loras", folder / "loras")
+    run("assemble", model, *learning, "--loras", settled / "loras")
 
 
 if __name__ == "__main__":

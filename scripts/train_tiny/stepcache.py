@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from engine.compose import compose
 from plugins.samplers.euler import Euler, EulerConfig
 from scripts.train_tiny import vae
 from scripts.train_tiny.examples import Case, make_example
@@ -32,7 +33,6 @@ from scripts.train_tiny.transformer import load_parts
 from scripts.train_tiny.turbo import Teacher
 
 STEPS = (10, 16, 30)
-SHIFT = 3.0
 DEGREE = 2
 
 
@@ -59,7 +59,7 @@ def watched(transformer: Any) -> Iterator[dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def changes(teacher: Teacher, sample: Sample, steps: int, seed: int) -> list[tuple[float, float]]:
+def changes(teacher: Teacher, sample: Sample, steps: int, shift: float, seed: int) -> list[tuple[float, float]]:
     """Return the relative changes of embedding and output from step to step of a guided sampling of a first window."""
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     example = make_example(sample, Case("first", sample.latents.shape[1], 0, sigma=1.0), rng, generator)
@@ -69,7 +69,7 @@ def changes(teacher: Teacher, sample: Sample, steps: int, seed: int) -> list[tup
         "drop_audio": teacher.conditions(example, audio=False),
         "cond": teacher.conditions(example, audio=True),
     }
-    sigmas = [time / 1000 for time in Euler(EulerConfig(steps=steps, shift=SHIFT)).schedule().timesteps]
+    sigmas = [time / 1000 for time in Euler(EulerConfig(steps=steps, shift=shift)).schedule().timesteps]
     found: list[tuple[Tensor, Tensor]] = []
     for now, then in pairwise(sigmas):
         with watched(teacher.network.transformer) as seen:
@@ -112,8 +112,12 @@ def main() -> None:
     teacher, held_out = Teacher(network.eval(), tokenizer), Samples(given.data, "held_out")
     for name, sizes in (("small", vae.SIZES), ("large", vae.LARGE)):
         chosen = [i for i, facts in enumerate(held_out.facts) if facts.plan.offset == 0 and facts.plan.size in sizes]
+        shift = compose(["model=tiny", f"resolution={name}"]).sampler.shift
         pairs = [
-            pair for i in chosen[: given.clips] for steps in STEPS for pair in changes(teacher, held_out[i], steps, i)
+            pair
+            for i in chosen[: given.clips]
+            for steps in STEPS
+            for pair in changes(teacher, held_out[i], steps, shift, i)
         ]
         if pairs:
             print(json.dumps({name: fit(pairs)}))

@@ -145,8 +145,11 @@ def train(
     own seed, so that a training that was stopped and resumed is the one that was not. In a torch.distributed group the
     clips of a step are shared among its processes, and the first one writes. `start` is a model's folder to begin from
     where there is no checkpoint yet. With `settle` all pieces are whole, most continue a history, and the colours of
-    frames weigh ON_SETTLED: what is left of their error adds up from window to window.
+    frames weigh ON_SETTLED: what is left of their error adds up from window to window; the parts that are saved lie
+    halfway between `start`, without which this raises ValueError, and what was learnt.
     """
+    if settle and start is None:
+        raise ValueError("settling needs finished weights to begin from: give start")
     rank, world = place()
     run.mkdir(parents=True, exist_ok=True)
     samples, held_out = Samples(data, "train"), Samples(data, "held_out")
@@ -165,7 +168,7 @@ def train(
     torch.manual_seed(seed)
     if rank > 0:
         distributed.barrier()
-    tokenizer = _tokenizer(run / "tokenizer", samples, configs.vocabulary)
+    tokenizer = _tokenizer(run / "tokenizer", samples, configs.vocabulary, start)
     if rank == 0 and world > 1:
         distributed.barrier()
     network = Network(configs, binding=binding, pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id)
@@ -231,7 +234,15 @@ def train(
         if last:
             break
     if rank == 0:
-        finish(average, run)
+        finish(halfway(start, average) if settle and start is not None else average, run)
+
+
+def halfway(start: Path, learnt: Network) -> Network:
+    """Return the mean of the weights in the folder `start` and those learnt from there (WiSE-FT, arXiv 2109.01903)."""
+    mean = copy.deepcopy(learnt)
+    load_parts(mean, start)
+    _follow(mean, learnt, 0.5)
+    return mean
 
 
 def finish(network: Network, folder: Path) -> None:
@@ -240,11 +251,16 @@ def finish(network: Network, folder: Path) -> None:
         copy.deepcopy(getattr(network, name)).half().save_pretrained(folder / name)
 
 
-def _tokenizer(folder: Path, samples: Samples, vocabulary: int) -> Any:
+def _tokenizer(folder: Path, samples: Samples, vocabulary: int, start: Path | None) -> Any:
     from transformers import AutoTokenizer
 
     if not folder.exists():
-        make_tokenizer((facts.prompt for facts in samples.facts), vocabulary).save_pretrained(folder)
+        if start is None:
+            made = make_tokenizer((facts.prompt for facts in samples.facts), vocabulary)
+        else:
+            # What the text encoder there has learnt means its own tokens.
+            made = AutoTokenizer.from_pretrained(start / "tokenizer", local_files_only=True)
+        made.save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
@@ -291,6 +307,8 @@ def main() -> None:
     parser.add_argument("--settle", action="store_true", help="whole windows, most of them continued, colours heavier")
     parser.add_argument("--threads", type=int, default=1, help="more than one is slower beside another training")
     given = parser.parse_args()
+    if given.settle and not given.start:
+        parser.error("--settle needs --start: it is for finished weights")
     torch.set_num_threads(given.threads)
     join_group()
     train(

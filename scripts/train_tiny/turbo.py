@@ -33,6 +33,7 @@ from scripts.train_tiny.examples import MODES, Case, Example, Mode, draw_case, m
 from scripts.train_tiny.group import join_group, place, share_gradients
 from scripts.train_tiny.latents import Samples
 from scripts.train_tiny.networks import CONFIGS, Network, hold_labels, tokenize
+from scripts.train_tiny.transformer import load_parts
 
 #: The bundle the LoRA is made for: the sampler's steps and shift, no guidance.
 STEPS, SHIFT = 5, 3.0
@@ -158,7 +159,7 @@ def train(run: Path, data: Path, *, steps: int, seed: int, rate: float, accumula
     first = [index for index, facts in enumerate(samples.facts) if facts.plan.offset == 0]
     tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer", local_files_only=True)
     network = Network(CONFIGS, binding=False, pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id)
-    network.load_state_dict(torch.load(run / "transformer.pt", weights_only=True)["average"])
+    load_parts(network, run)
     network.requires_grad_(False)
     add_adapter(network.transformer)
     hold_labels(network.transformer)
