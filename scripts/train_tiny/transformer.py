@@ -2,7 +2,7 @@
 
     python -m scripts.train_tiny.transformer --run RUN --data LATENTS [--steps N] [--minutes M]
     torchrun --nproc-per-node 2 -m scripts.train_tiny.transformer -- --run RUN ...
-    python -m scripts.train_tiny.transformer --run RUN --data LATENTS --start engine/weights/tiny --settle
+    python -m scripts.train_tiny.transformer --run SETTLED --data LATENTS --start RUN --settle --steps 850 --rate 0.001
 
 The last is for finished weights whose colours drift over a long video: whole windows, most of them continued ones.
 Two processes share the clips of a step; on two cores that is twice as fast, two threads are not. Resumes from
@@ -174,7 +174,7 @@ def train(
     network = Network(configs, binding=binding, pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id)
     if start is not None:
         load_parts(network, start)
-    average = copy.deepcopy(network)
+    begun, average = copy.deepcopy(network), copy.deepcopy(network)
     hold_labels(network.transformer)
     optimiser = Muon(network, rate, betas=(0.9, 0.98), weight_decay=1e-3)
     checkpoint, step = run / "transformer.pt", 0
@@ -234,15 +234,10 @@ def train(
         if last:
             break
     if rank == 0:
-        finish(halfway(start, average) if settle and start is not None else average, run)
-
-
-def halfway(start: Path, learnt: Network) -> Network:
-    """Return the mean of the weights in the folder `start` and those learnt from there (WiSE-FT, arXiv 2109.01903)."""
-    mean = copy.deepcopy(learnt)
-    load_parts(mean, start)
-    _follow(mean, learnt, 0.5)
-    return mean
+        if settle:
+            # Half of the way holds what both ends know (WiSE-FT, arXiv 2109.01903).
+            _follow(begun, average, 0.5)
+        finish(begun if settle else average, run)
 
 
 def finish(network: Network, folder: Path) -> None:
