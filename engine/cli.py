@@ -183,6 +183,12 @@ def _doctor(words: Sequence[str]) -> int:
     return doctor(words)
 
 
+def _rehearse(words: Sequence[str]) -> int:
+    from engine.commands.rehearse import rehearse
+
+    return rehearse(words)
+
+
 def _models(words: Sequence[str]) -> int:
     from engine.commands.models import models
 
@@ -196,6 +202,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "again": _again,
     "compare": _compare,
     "doctor": _doctor,
+    "rehearse": _rehearse,
     "bench": _bench,
     "models": _models,
 }

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import published
+from engine.rehearsal import published
 import torch
-from published import Shapes
+from engine.rehearsal.published import Shapes
 from safetensors.torch import save_file
 from tiny_folder import WORDS, build_audio_encoder, build_tokenizer
 from torch import Tensor

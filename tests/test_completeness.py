@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import published
+from engine.rehearsal import published
 import pytest
 import torch
 from original_folder import write_full_size, write_sparse

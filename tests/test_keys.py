@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import published
+from engine.rehearsal import published
 import pytest
 import torch
 

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-import published
+from engine.rehearsal import published
 import pytest
 import torch
 from original_folder import random_state

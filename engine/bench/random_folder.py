@@ -36,7 +36,7 @@ def write_random_folder(folder: Path, configs: Mapping[str, Mapping[str, Any]], 
             model.tie_weights()
         _save(model, folder / name)
         del model
-    _write_tokenizer(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer")
 
 
 def build_part(name: str, config: Mapping[str, Any]) -> Any:
@@ -77,7 +77,8 @@ def _save(model: nn.Module, folder: Path) -> None:
     saver.save_pretrained(folder)
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
+    """Write a tokenizer that knows a few words and ends a prompt as umT5's does."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": "DIR: one page with the videos of a sweep side by side, and a table of their figures (docs/sweeps.md)",
     "models": "pull, verify, list, prune: the published weights on this machine or volume (docs/models.md)",
     "doctor": "what is wrong on this machine for a config, and what to do (--json)",
+    "rehearse": "the real code path on a pretended card: memory, copies and waits without a GPU (docs/rehearsal.md)",
     "bench": "transformer, memory, load, plan, device, ...: measure a part of the engine or this device, as JSON",
 }
 

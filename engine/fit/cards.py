@@ -20,6 +20,8 @@ class Card:
     driver: str
     #: As nvidia-smi shows it, in MiB.
     memory_mib: int
+    #: Compute capability, (major, minor).
+    capability: tuple[int, int]
     #: Dense tensor rates with float32 sums, in 10^12 operations a second.
     bf16_tflops: float
     tf32_tflops: float
@@ -50,7 +52,7 @@ class Prices:
 
 def cards() -> tuple[Card, ...]:
     """Return the known cards, by memory and price."""
-    return tuple(Card(**card) for card in _table()["cards"])
+    return tuple(Card(**{**card, "capability": tuple(card["capability"])}) for card in _table()["cards"])
 
 
 def prices() -> Prices:

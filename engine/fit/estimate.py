@@ -36,7 +36,7 @@ def estimate(
     Raises UnknownComponent for a memory profile or quantisation without arithmetic.
     """
     load.check()
-    work, known = _largest(plan, sizes), find_card(card or "")
+    work, known = largest_work(plan, sizes), find_card(card or "")
     device_free = None if load.device == "cpu" else _ENOUGH if known is None else _free(known)
     settled = _settle(sizes, load, device_free, host_free)
     stages = memory.stages(sizes, settled, work)
@@ -70,7 +70,8 @@ def latents_of(sizes: Sizes, frames: int, size: tuple[int, int]) -> tuple[int, i
     return 1 + (frames - 1) // temporal, size[1] // spatial, size[0] // spatial
 
 
-def _largest(plan: Plan, sizes: Sizes) -> Work:
+def largest_work(plan: Plan, sizes: Sizes) -> Work:
+    """Return the largest window of `plan` and what is heard in it."""
     frames = max(window.frames for window in plan.windows)
     width, height = plan.canvas.target
     return Work(

@@ -1,0 +1,250 @@
+"""A pretended CUDA card: everything inside is a fake tensor, and torch.cuda answers as that card would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from engine.fit.cards import Card
+from engine.fit.memory import CONTEXT
+from engine.rehearsal.allocator import CachingAllocator
+from engine.rehearsal.attention import attend, pick_kernel
+from engine.rehearsal.guard import provide_cuda_guard
+from engine.rehearsal.ledger import Event, Ledger, Stream
+
+#: How torch calls tensors of a dtype in an error.
+_TYPES = {torch.int8: "CharTensor", torch.bfloat16: "BFloat16Tensor", torch.float32: "FloatTensor"}
+_DEVICE = torch.device("cuda", 0)
+
+
+@contextmanager
+def pretended(card: Card, *, expandable: bool = False) -> Iterator[Ledger]:
+    """Have `card` as CUDA device 0 inside a `with`, where every new tensor is a fake one; yield what is counted.
+
+    Of one process and one thread: torch.cuda itself is changed meanwhile. Raises ConfigError where this torch cannot
+    pretend.
+    """
+    provide_cuda_guard()
+    ledger = Ledger(CachingAllocator(card.memory - CONTEXT, expandable=expandable))
+    with ExitStack() as stack:
+        for name, value in _cuda(ledger, card).items():
+            stack.enter_context(patch.object(torch.cuda, name, value, create=True))
+        stack.enter_context(patch.object(nn.Module, "_apply", _apply(ledger)))
+        stack.enter_context(patch.object(FakeTensorMode, "avoid_device_init", property(lambda _: True)))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(ledger)
+        stack.enter_context(_Calls(ledger, card.capability))
+        yield ledger
+
+
+def _cuda(ledger: Ledger, card: Card) -> dict[str, Any]:
+    """Return what torch.cuda is as long as the card is pretended."""
+    memory = ledger.allocator
+
+    @contextmanager
+    def stream(chosen: Stream | None) -> Iterator[None]:
+        before = ledger.stream
+        ledger.stream = chosen or before
+        try:
+            yield
+        finally:
+            ledger.stream = before
+
+    def synchronize(*_: Any) -> None:
+        ledger.stream.synchronize()
+
+    def nothing(*_: Any, **__: Any) -> None:
+        pass
+
+    properties = SimpleNamespace(
+        name=card.driver,
+        major=card.capability[0],
+        minor=card.capability[1],
+        total_memory=card.memory,
+        multi_processor_count=100,
+        gcnArchName="",
+        warp_size=32,
+    )
+    return {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "init": nothing,
+        "_lazy_init": nothing,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "set_device": nothing,
+        "get_device_name": lambda *_: card.driver,
+        "get_device_capability": lambda *_: card.capability,
+        "get_device_properties": lambda *_: properties,
+        "is_bf16_supported": lambda *_, **__: True,
+        "mem_get_info": lambda *_: (memory.limit - memory.reserved, card.memory),
+        "memory_allocated": lambda *_: memory.allocated,
+        "memory_reserved": lambda *_: memory.reserved,
+        "max_memory_allocated": lambda *_: memory.most_allocated,
+        "max_memory_reserved": lambda *_: memory.most_reserved,
+        "reset_peak_memory_stats": nothing,
+        "empty_cache": memory.empty_cache,
+        "synchronize": synchronize,
+        "Stream": lambda *_, **__: Stream(ledger, "transfer"),
+        "Event": lambda *_, **__: Event(ledger),
+        "stream": stream,
+        "current_stream": lambda *_: ledger.stream,
+        "default_stream": lambda *_, first=ledger.stream: first,
+    }
+
+
+def _apply(ledger: Ledger) -> Callable[..., nn.Module]:
+    """Return what a module does to move or cast its parameters: as torch does with real tensors.
+
+    A parameter stays the same object and takes the new tensor's data; one that is taken apart into others is swapped.
+    torch swaps fake ones always, and refuses where anything has a weak reference to them.
+    """
+
+    def apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        if recurse:
+            for module in self.children():
+                module._apply(fn)  # type: ignore[no-untyped-call]
+        for key, parameter in self._parameters.items():
+            if parameter is None:
+                continue
+            applied = fn(parameter)
+            if _is_wrapper(applied):
+                made = nn.Parameter(applied, requires_grad=parameter.requires_grad)
+                torch.utils.swap_tensors(parameter, made)  # type: ignore[no-untyped-call]
+            elif isinstance(parameter, FakeTensor) and isinstance(applied, FakeTensor):
+                _set_data(ledger, parameter, applied)
+            else:
+                # It leaves the meta device, or was made before the card was there.
+                self._parameters[key] = nn.Parameter(applied, requires_grad=parameter.requires_grad)
+        for key, buffer in self._buffers.items():
+            if buffer is not None:
+                self._buffers[key] = fn(buffer)
+        return self
+
+    return apply
+
+
+def _is_wrapper(tensor: Any) -> bool:
+    return bool(is_traceable_wrapper_subclass(tensor))
+
+
+def _set_data(ledger: Ledger, tensor: Tensor, data: Tensor) -> None:
+    if tensor is data:
+        return
+    torch.Tensor.data.__set__(tensor, data)  # type: ignore[attr-defined]
+    if isinstance(tensor, FakeTensor) and isinstance(data, FakeTensor):
+        tensor.fake_device = data.fake_device
+        ledger.track(tensor)
+
+
+class _Calls(TorchFunctionMode):
+    """What torch does before an operation is dispatched, and a build without CUDA does otherwise."""
+
+    def __init__(self, ledger: Ledger, capability: tuple[int, int]) -> None:
+        super().__init__()
+        self._ledger, self._capability = ledger, capability
+        self._ways: dict[Any, Callable[..., Any]] = {
+            F.scaled_dot_product_attention: self._attend,
+            torch.Tensor.pin_memory: self._pin,
+            torch.Tensor.is_pinned: lambda tensor, *_, **__: all(map(ledger.is_pinned, inner(tensor))),
+            torch.Tensor.record_stream: self._record_stream,
+            torch.Tensor.numpy: self._to_numpy,
+            torch.Tensor.tolist: self._to_list,
+            torch.Tensor.cuda: lambda tensor, *_, **__: tensor.to(_DEVICE),
+            torch.Tensor.data.__set__: partial(_set_data, ledger),  # type: ignore[attr-defined]
+        }
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if "device" in kwargs:
+            kwargs["device"] = _indexed(kwargs["device"])
+        if func is torch.Tensor.to:
+            args = tuple(map(_indexed, args))
+        way = self._ways.get(func)
+        if way is not None:
+            return way(*args, **kwargs)
+        if kwargs.pop("pin_memory", False):
+            made = func(*args, **kwargs)
+            self._ledger.pin(made)
+            return made
+        return func(*args, **kwargs)
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if query.device.type != "cuda":
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+        kernel = pick_kernel(query, key, value, attn_mask, self._capability)
+        shapes = f"{tuple(query.shape)} x {tuple(key.shape)}"
+        self._ledger.now.attention[kernel, shapes, str(query.dtype).removeprefix("torch.")] += 1
+        return attend(query, key, value, attn_mask, kernel, scale)
+
+    def _pin(self, tensor: Any, *_: Any, **__: Any) -> Tensor:
+        if _is_wrapper(tensor):
+            names, context = tensor.__tensor_flatten__()
+            parts = {name: self._pin(getattr(tensor, name)) for name in names}
+            whole: Tensor = type(tensor).__tensor_unflatten__(parts, context, tensor.size(), tensor.stride())
+            return whole
+        if tensor.device.type != "cpu":
+            kind = _TYPES.get(tensor.dtype, tensor.dtype)
+            raise RuntimeError(f"cannot pin 'torch.cuda.{kind}' only dense CPU tensors can be pinned")
+        if self._ledger.is_pinned(tensor):
+            return tensor
+        copy = torch.empty_like(tensor, memory_format=torch.contiguous_format).copy_(tensor)
+        self._ledger.pin(copy)
+        return copy
+
+    def _record_stream(self, tensor: Tensor, stream: Stream) -> None:
+        for part in inner(tensor):
+            self._ledger.record_stream(part, stream)
+
+    def _to_numpy(self, tensor: Tensor, *_: Any, **__: Any) -> Any:
+        if tensor.device.type != "cpu":
+            raise TypeError("can't convert cuda:0 device type tensor to numpy; copy the tensor to host memory first")
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        # Zeros that take memory when they are looked at.
+        return np.zeros(tuple(tensor.shape), dtype)
+
+    def _to_list(self, tensor: Tensor) -> Any:
+        if isinstance(tensor, FakeTensor):
+            return self._to_numpy(tensor.cpu()).tolist()
+        return tensor.tolist()
+
+
+def inner(tensor: Any) -> Iterator[Tensor]:
+    """Yield the plain tensors that a tensor is made of."""
+    if not _is_wrapper(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from inner(getattr(tensor, name))
+
+
+def _indexed(device: Any) -> Any:
+    """Return "cuda" with its index, as a CUDA build resolves it."""
+    if device == "cuda" or (isinstance(device, torch.device) and device.type == "cuda" and device.index is None):
+        return _DEVICE
+    return device

@@ -1,0 +1,456 @@
+"""What happens on the pretended card: bytes, copies, waits, launches and operations, stage by stage."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from engine.rehearsal.allocator import Block, CachingAllocator, pinned
+
+_aten: Any = torch.ops.aten
+_COPIES = (_aten._to_copy.default, _aten.copy_.default)
+#: Frames of these are named as the place where something happens; the rehearsal's own are not.
+_PLACES = ("/engine/", "/plugins/", "/diffusers/", "/transformers/", "/torchao/", "/peft/")
+_OWN = ("/engine/rehearsal/", "/_subclasses/")
+#: Plain enough to look into; the others take themselves apart into these first.
+_PLAIN = (Tensor, nn.Parameter, FakeTensor, nn.Buffer)
+
+
+class Copy(NamedTuple):
+    """A kind of copy between host and device."""
+
+    #: "up" is from the host to the device.
+    direction: str
+    #: "pinned" or "pageable", of the host's side.
+    memory: str
+    #: Whether the host waits until it is done.
+    blocks: bool
+    #: Whether it is made inside a forward of the network.
+    forward: bool
+    where: str
+
+
+@dataclass
+class Counts:
+    """What was counted in one stage."""
+
+    #: Of the device: most bytes at once, where, and what the caching allocator held then at most.
+    peak: int = 0
+    peak_where: str = ""
+    held: int = 0
+    #: Bytes on the device when the stage ended.
+    after: int = 0
+    host_peak: int = 0
+    #: Bytes pinned anew, as asked for.
+    pinned: int = 0
+    #: Copies and their bytes.
+    copies: Counter[Copy] = field(default_factory=Counter)
+    copied: Counter[Copy] = field(default_factory=Counter)
+    #: Waits of the host for the device, and values of the device that the host reads, by place; inside a forward alone
+    #: and in all.
+    waits: Counter[str] = field(default_factory=Counter)
+    reads: Counter[str] = field(default_factory=Counter)
+    forward_waits: Counter[str] = field(default_factory=Counter)
+    #: Kernels launched, by operator, and the bytes that each operator reads and writes.
+    launches: Counter[str] = field(default_factory=Counter)
+    moved: Counter[str] = field(default_factory=Counter)
+    #: Floating-point operations, by operator and dtype.
+    flops: Counter[tuple[str, str]] = field(default_factory=Counter)
+    #: Attention: kernel, shape of queries and keys, dtype.
+    attention: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+
+
+class Forward(NamedTuple):
+    """What one forward of the network took."""
+
+    launches: int
+    moved: int
+    flops: int
+    #: Copies between host and device, and their bytes each way.
+    copies: int
+    up: int
+    down: int
+    waits: int
+    reads: int
+
+
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operation on fake tensors and enters it in the current stage's counts."""
+
+    def __init__(self, allocator: CachingAllocator) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.allocator = allocator
+        self.now = Counts()
+        #: Live bytes of the device and the host, and pinned ones with what pinning rounds up.
+        self.live: Counter[str] = Counter()
+        self.pinned_total = 0
+        #: Where an order was not kept: a tensor used before a stream that writes it was waited for.
+        self.races: Counter[str] = Counter()
+        #: Those of the current stage.
+        self.forwards: list[Forward] = []
+        self.inside = False
+        self.host_clock: dict[int, int] = {}
+        self.stream = Stream(self, "compute")
+        self._stored: dict[int, _Storage] = {}
+
+    def begin(self) -> Counts:
+        """Count anew from here on; return the new counts."""
+        self.now = Counts(peak=self.live["cuda"], host_peak=self.live["cpu"])
+        self.forwards = []
+        self.allocator.reset_peak()
+        return self.now
+
+    def end(self) -> None:
+        """Note what is left."""
+        self.now.after = self.live["cuda"]
+        self.now.held = self.allocator.most_reserved
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Count what happens inside as one forward."""
+        before, self.inside = self._sums(), True
+        try:
+            yield
+        finally:
+            self.inside = False
+            self.forwards.append(Forward(*(now - then for now, then in zip(self._sums(), before, strict=True))))
+
+    def _sums(self) -> Forward:
+        now = self.now
+        ways = {way: sum(size for copy, size in now.copied.items() if copy.direction == way) for way in ("up", "down")}
+        return Forward(
+            now.launches.total(),
+            now.moved.total(),
+            now.flops.total(),
+            now.copies.total(),
+            ways["up"],
+            ways["down"],
+            now.waits.total(),
+            now.reads.total(),
+        )
+
+    # --- memory -------------------------------------------------------------------------------------------------------
+
+    def track(self, tensor: Tensor) -> None:
+        """Count a tensor's storage, once, as long as it lives."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._stored or not isinstance(tensor, FakeTensor):
+            return
+        device = tensor.fake_device.type
+        size = int(storage.nbytes())
+        block = self.allocator.allocate(size) if device == "cuda" and size else None
+        taken = block.size if block is not None else size
+        entry = _Storage(device, taken, block, self.stream.number)
+        self._stored[key] = entry
+        self.live[device] += taken
+        if device == "cuda" and self.live["cuda"] > self.now.peak:
+            self.now.peak, self.now.peak_where = self.live["cuda"], where()
+        elif device == "cpu":
+            self.now.host_peak = max(self.now.host_peak, self.live["cpu"])
+        weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        entry = self._stored.pop(key)
+        self.live[entry.device] -= entry.size
+        if entry.pinned:
+            self.pinned_total -= entry.pinned
+            self.live["cpu"] -= entry.pinned - entry.size
+        if entry.block is not None:
+            self._check_free(entry)
+            self.allocator.free(entry.block)
+
+    def pin(self, tensor: Tensor) -> None:
+        """Note that a tensor of the host is pinned: torch's allocator takes a power of two for it."""
+        self.track(tensor)
+        entry = self._stored[tensor.untyped_storage()._cdata]
+        if not entry.pinned:
+            entry.pinned = pinned(entry.size)
+            self.pinned_total += entry.pinned
+            self.live["cpu"] += entry.pinned - entry.size
+            self.now.pinned += entry.size
+            self.now.host_peak = max(self.now.host_peak, self.live["cpu"])
+
+    def is_pinned(self, tensor: Tensor) -> bool:
+        """Say whether a tensor lies in pinned memory."""
+        entry = self._entry(tensor)
+        return entry is not None and entry.pinned > 0
+
+    def record_stream(self, tensor: Tensor, stream: Stream) -> None:
+        """Note that a tensor's memory is not given to others before `stream` has done with it."""
+        entry = self._entry(tensor)
+        if entry is not None:
+            entry.recorded.add(stream.number)
+
+    def _entry(self, tensor: Tensor) -> _Storage | None:
+        return self._stored.get(tensor.untyped_storage()._cdata)
+
+    # --- operations ---------------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if any(kind not in _PLAIN for kind in types):
+            return NotImplemented
+        inputs = list(_tensors(args))
+        inputs += _tensors(kwargs.values())
+        if func is _aten._local_scalar_dense.default:
+            return self._read(args[0])
+        out = func(*args, **kwargs)
+        made = [tensor for tensor in _tensors((out,)) if isinstance(tensor, FakeTensor)]
+        for tensor in made:
+            self.track(tensor)
+        on_card = any(tensor.device.type == "cuda" for tensor in inputs) or any(
+            tensor.device.type == "cuda" for tensor in made
+        )
+        if not on_card:
+            self._on_host(func, inputs)
+        elif func in _COPIES and self._copy(func, args, kwargs, out):
+            pass
+        elif func._schema.is_mutable or not _is_view(inputs, made):
+            self._launch(func, args, kwargs, inputs, made, out)
+        return out
+
+    def _read(self, tensor: Tensor) -> bool | int | float:
+        if tensor.device.type == "cuda":
+            place = where()
+            self.now.reads[place] += 1
+            self.wait(place)
+            self.synchronise(self.stream)
+        constant = getattr(tensor, "constant", None)
+        if constant is not None:
+            known: bool | int | float = constant.item()
+            return known
+        # Nobody knows the value. These lead on: a mask has something in it, a change is not small.
+        return True if tensor.dtype == torch.bool else 1.0 if tensor.dtype.is_floating_point else 1
+
+    def _copy(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> bool:
+        source = args[1] if func is _aten.copy_.default else args[0]
+        if not isinstance(source, Tensor) or source.device.type == out.device.type:
+            return False
+        without_wait = bool(
+            kwargs.get("non_blocking", args[2] if func is _aten.copy_.default and len(args) > 2 else False)
+        )
+        up = out.device.type == "cuda"
+        memory = "pinned" if self.is_pinned(source if up else out) else "pageable"
+        # The driver copies pageable memory by way of memory of its own, and the host waits for that.
+        blocks = not (without_wait and memory == "pinned")
+        place = where()
+        copy = Copy("up" if up else "down", memory, blocks, self.inside, place)
+        self.now.copies[copy] += 1
+        self.now.copied[copy] += source.nbytes
+        self._used((source,), (out,))
+        if blocks:
+            self.wait(place)
+            self.synchronise(self.stream)
+        return True
+
+    def _launch(
+        self, func: Any, args: Any, kwargs: Any, inputs: Sequence[Tensor], made: Sequence[Tensor], out: Any
+    ) -> None:
+        name = func._schema.name.removeprefix("aten::")
+        self.now.launches[name] += 1
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.now.flops[name, str(made[0].dtype).removeprefix("torch.")] += count(*args, **kwargs, out_val=out)
+        self.now.moved[name] += sum(_touched(tensor) for tensor in inputs if tensor.device.type == "cuda")
+        self.now.moved[name] += sum(map(_touched, made))
+        self._used(inputs, made if not func._schema.is_mutable else (*made, *inputs[:1]))
+
+    # --- order --------------------------------------------------------------------------------------------------------
+
+    def wait(self, place: str) -> None:
+        """Note that the host waits for the device."""
+        self.now.waits[place] += 1
+        if self.inside:
+            self.now.forward_waits[place] += 1
+
+    def synchronise(self, stream: Stream) -> None:
+        """Let the host know all that `stream` has done."""
+        _merge(self.host_clock, stream.clock)
+
+    def _used(self, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+        """Enter a use of tensors by the current stream, and look whether it may be."""
+        stream = self.stream
+        _merge(stream.clock, self.host_clock)
+        stream.clock[stream.number] = moment = stream.clock.get(stream.number, 0) + 1
+        for tensor in read:
+            entry = self._entry(tensor)
+            if entry is not None:
+                self._check(entry.written, stream.clock, "read before it is written")
+                entry.reads[stream.number] = moment
+        for tensor in written:
+            entry = self._entry(tensor)
+            if entry is not None:
+                self._check(entry.written, stream.clock, "written while it is written")
+                self._check(entry.reads, stream.clock, "written while it is read")
+                entry.written = {stream.number: moment}
+                entry.reads = {}
+
+    def _on_host(self, func: Any, inputs: Sequence[Tensor]) -> None:
+        for tensor in inputs:
+            entry = self._entry(tensor)
+            if entry is not None and (entry.written or entry.reads):
+                self._check(entry.written, self.host_clock, "read on the host before it has come")
+                if func._schema.is_mutable and tensor is inputs[0]:
+                    self._check(entry.reads, self.host_clock, "written on the host while it is copied")
+
+    def _check(self, uses: dict[int, int], clock: dict[int, int], what: str) -> None:
+        if any(moment > clock.get(stream, 0) for stream, moment in uses.items()):
+            self.races[f"{where()}: {what}"] += 1
+
+    def _check_free(self, entry: _Storage) -> None:
+        """Memory is handed out again in the order of the stream it was allocated on."""
+        known = self.stream.clock if self.stream.number == entry.stream else {}
+        for uses in (entry.written, entry.reads):
+            for stream, moment in uses.items():
+                if stream == entry.stream or stream in entry.recorded:
+                    continue
+                if moment > max(known.get(stream, 0), self.host_clock.get(stream, 0)):
+                    self.races[f"{where()}: freed while another stream uses it"] += 1
+
+
+@dataclass(eq=False)
+class _Storage:
+    device: str
+    size: int
+    block: Block | None
+    #: Number of the stream it was allocated on.
+    stream: int
+    #: Bytes that pinning takes; 0 where it is not pinned.
+    pinned: int = 0
+    #: The last write and the reads since, by stream and moment.
+    written: dict[int, int] = field(default_factory=dict)
+    reads: dict[int, int] = field(default_factory=dict)
+    recorded: set[int] = field(default_factory=set)
+
+
+class Stream:
+    """A CUDA stream: operations in order, and what it knows of the others."""
+
+    _made = 0
+
+    def __init__(self, ledger: Ledger, name: str = "stream") -> None:
+        Stream._made += 1
+        self.number = Stream._made
+        self.name = name
+        self.clock: dict[int, int] = {}
+        self._ledger = ledger
+
+    def synchronize(self) -> None:
+        """Wait on the host until all is done."""
+        self._ledger.wait(f"{where()} ({self.name} stream)")
+        self._ledger.synchronise(self)
+
+    def wait_stream(self, other: Stream) -> None:
+        """Do what follows after all that `other` has been given."""
+        _merge(self.clock, other.clock)
+
+    def wait_event(self, event: Event) -> None:
+        """Do what follows after `event`."""
+        _merge(self.clock, event.clock)
+
+    def record_event(self, event: Event | None = None) -> Event:
+        """Return an event that comes when all that was given so far is done."""
+        event = event or Event(self._ledger)
+        event.record(self)
+        return event
+
+    def query(self) -> bool:
+        """Say whether all is done, as far as the host knows."""
+        return all(moment <= self._ledger.host_clock.get(stream, 0) for stream, moment in self.clock.items())
+
+
+class Event:
+    """A CUDA event."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.clock: dict[int, int] = {}
+        self._ledger = ledger
+
+    def record(self, stream: Stream | None = None) -> None:
+        """Come when `stream` has done what it was given so far."""
+        self.clock = dict((stream or self._ledger.stream).clock)
+
+    def wait(self, stream: Stream | None = None) -> None:
+        """Let `stream` wait."""
+        _merge((stream or self._ledger.stream).clock, self.clock)
+
+    def synchronize(self) -> None:
+        """Wait on the host."""
+        self._ledger.wait(f"{where()} (event)")
+        _merge(self._ledger.host_clock, self.clock)
+
+    def query(self) -> bool:
+        """Say whether it has come, as far as the host knows."""
+        return all(moment <= self._ledger.host_clock.get(stream, 0) for stream, moment in self.clock.items())
+
+    def elapsed_time(self, other: Event) -> float:
+        """Return no time: nothing is timed here."""
+        return 0.0
+
+
+def where() -> str:
+    """Return file:line of the nearest caller in the engine, a plugin or a library of networks."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if found := place_of(frame, frame.f_lineno):
+            return found
+        frame = frame.f_back
+    return "?"
+
+
+def place_of(frame: FrameType, line: int) -> str:
+    """Return "file:line function", empty where the frame is none of the engine's or those libraries'."""
+    name = frame.f_code.co_filename
+    if not any(place in name for place in _PLACES) or any(own in name for own in _OWN):
+        return ""
+    return f"{_short(name)}:{line} {frame.f_code.co_name}"
+
+
+def _short(name: str) -> str:
+    if "site-packages/" in name:
+        return name.rpartition("site-packages/")[2]
+    found = max(name.rfind("/engine/"), name.rfind("/plugins/"))
+    return name[found + 1 :]
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _is_view(inputs: Sequence[Tensor], made: Sequence[Tensor]) -> bool:
+    given = {tensor.untyped_storage()._cdata for tensor in inputs}
+    return all(tensor.untyped_storage()._cdata in given for tensor in made)
+
+
+def _touched(tensor: Tensor) -> int:
+    """Return the bytes that are really read or written: a dimension without a stride is read once."""
+    size = tensor.element_size()
+    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        if stride:
+            size *= length
+    return size
+
+
+def _merge(clock: dict[int, int], other: dict[int, int]) -> None:
+    for stream, moment in other.items():
+        if moment > clock.get(stream, 0):
+            clock[stream] = moment

@@ -1,0 +1,141 @@
+"""A rehearsal from overrides to report, and its table for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib.resources import files
+
+from engine.compose import compose
+from engine.errors import ConfigError
+from engine.fit.cards import Card, cards
+from engine.fit.sizes import Sizes, make_sizes, read_sizes
+from engine.rehearsal.report import Numbers, Report, make_report, reckon
+from engine.rehearsal.walk import Scene, Walk, walk
+
+
+def rehearse(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool = True) -> Report:
+    """Walk through a generation with `overrides` on a pretended `card`; see docs/rehearsal.md.
+
+    `expandable`: torch's allocator uses expandable segments, as the engine has it. With `scene.blocks` that many blocks
+    of the transformer are run, and once more with one more, and the numbers for all of them are reckoned from both.
+    Raises ConfigError for a config that cannot be rehearsed.
+    """
+    first = walk(overrides, card, scene, expandable=expandable)
+    if scene.blocks is None:
+        return make_report(first, _sizes(first))
+    second = walk(overrides, card, replace(scene, blocks=scene.blocks + 1), expandable=expandable)
+    whole = replace(scene, blocks=None)
+    return reckon(
+        make_report(first, _sizes(first)),
+        make_report(second, _sizes(second)),
+        int(_sizes(replace(first, scene=whole)).configs["transformer"]["num_layers"]),
+    )
+
+
+def default_card(overrides: Sequence[str]) -> Card:
+    """Return the smallest card that is as large as the recipe's name says, else the largest known one."""
+    chosen = [word.partition("=")[2] for word in overrides if word.lstrip("+").startswith("recipe=")]
+    config = compose(overrides)
+    known = sorted(cards(), key=lambda card: card.memory)
+    size = next((part for part in (chosen[-1] if chosen else "").split("-") if part.endswith("gb")), "")
+    del config
+    wanted = int(size.removesuffix("gb")) if size else 0
+    # Names hold what a card has by its maker: "RTX 4090 24 GB".
+    return next((card for card in known if wanted and int(card.name.split()[-2]) >= wanted), known[-1])
+
+
+def _sizes(seen: Walk) -> Sizes:
+    model = seen.config.model
+    if model.packaged:
+        return read_sizes(_packaged(model.folder))
+    architecture = json.loads((files("engine.fit") / "architectures" / f"{model.architecture}.json").read_text("utf-8"))
+    if seen.scene.blocks is not None:
+        architecture["transformer"]["num_layers"] = seen.scene.blocks
+    return make_sizes(architecture)
+
+
+def _packaged(folder: str):  # type: ignore[no-untyped-def]
+    from pathlib import Path
+
+    found = Path(str(files("engine") / "weights" / folder))
+    if not found.is_dir():
+        raise ConfigError(f"the package has no weights in {folder}", field="model.folder")
+    return found
+
+
+# --- for people -------------------------------------------------------------------------------------------------------
+
+
+def table(report: Report) -> Iterator[str]:
+    """Yield the lines of a report as a person reads it."""
+    said = report.settings
+    size = "" if said["size"] is None else f", {said['size'][0]} x {said['size'][1]}"
+    yield f"rehearsal of {said['model']} on a pretended {report.card}{size}, {said['frames']} frames a window"
+    yield (
+        f"quant {said['quant']}, memory {said['profile']}, {said['sampler']}, guidance {said['guidance']}, "
+        f"cache {said['cache']}, continuation {said['continuation']}"
+    )
+    yield f"{said['speakers']} speakers, {said['windows']} windows of {said['steps']} steps, {said['blocks']} blocks"
+    if report.reckoned:
+        yield report.reckoned
+    yield ""
+    heads = (
+        "stage",
+        "peak GB",
+        "plan",
+        "left",
+        "host",
+        "up GB",
+        "blocking",
+        "down",
+        "waits",
+        "launches",
+        "TFLOP",
+        "GB r/w",
+    )
+    yield f"{heads[0]:<16}" + "".join(f"{head:>9}" for head in heads[1:])
+    for stage in report.stages:
+        yield _line(stage)
+    yield ""
+    yield from _forwards(report)
+    held = f", {report.held / 1e9:.2f} with what the allocator holds" if report.held else ""
+    verdict = "fits" if report.fits else "does not work"
+    yield (
+        f"{verdict}: {report.needed / 1e9:.2f} GB needed{held}, of {report.memory / 1e9:.2f}; "
+        f"host {report.host_peak / 1e9:.2f} GB at most, {report.pinned / 1e9:.2f} pinned"
+    )
+    for fault in report.faults:
+        yield f"fault: {fault}"
+    yield f"took {report.seconds:.0f} s"
+
+
+def _line(stage: Numbers) -> str:
+    name = f"{stage['stage']} {stage['window']}" if stage["window"] else stage["stage"]
+    plan = "" if stage["off"] is None else f"{stage['off']:+.1%}"
+    cells = (
+        f"{stage['peak'] / 1e9:.2f}",
+        plan,
+        f"{stage['after'] / 1e9:.2f}",
+        f"{stage['host_peak'] / 1e9:.2f}",
+        f"{stage['up']['bytes'] / 1e9:.2f}",
+        f"{stage['up']['blocking_bytes'] / 1e9:.2f}",
+        f"{stage['down']['bytes'] / 1e9:.2f}",
+        f"{sum(stage['waits'].values())}",
+        f"{stage['launches']}",
+        f"{stage['flops'] / 1e12:.1f}",
+        f"{stage['moved'] / 1e9:.0f}",
+    )
+    return f"{name:<16}" + "".join(f"{cell:>9}" for cell in cells)
+
+
+def _forwards(report: Report) -> Iterator[str]:
+    for stage in report.stages:
+        forward = stage["forward"]
+        if forward is not None:
+            yield (
+                f"a forward of window {stage['window']}: {forward['launches']:.0f} launches, "
+                f"{forward['flops'] / 1e12:.1f} TFLOP, {forward['moved'] / 1e9:.0f} GB read and written, "
+                f"{forward['copies']:.0f} copies, {forward['up'] / 1e9:.2f} GB up, {forward['waits']:.0f} waits"
+            )

@@ -1,0 +1,303 @@
+"""What was seen on the pretended card -> a report: stages in numbers, what the plan says of them, and faults."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engine.estimates import StageMemory
+from engine.fit import memory
+from engine.fit.estimate import largest_work
+from engine.fit.memory import CONTEXT, Load
+from engine.fit.sizes import Sizes
+from engine.rehearsal.ledger import Copy, Forward
+from engine.rehearsal.walk import Row, Walk
+
+#: Share by which a plan's stage may differ from the rehearsal.
+TOLERANCE = 0.03
+#: Bytes that may stay on the device without a name: rounding, tables, seeds.
+_CRUMBS = 32 * 10**6
+#: Profiles that keep the transformer on the device as a whole while it is used.
+_WHOLE = ("none", "text-offload", "model-offload")
+#: Reads of the device that a step may make: those that decide whether a step cache skips its forwards.
+_DECIDING = ("engine/multitalk/cache.py", "diffusers/hooks/first_block_cache.py")
+
+Numbers = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A rehearsal in numbers; all sizes in bytes."""
+
+    card: str
+    settings: Numbers
+    stages: tuple[Numbers, ...]
+    #: With CUDA's own share: the most that was live, and what the caching allocator held then.
+    needed: int
+    held: int
+    memory: int
+    fits: bool
+    host_peak: int
+    pinned: int
+    faults: tuple[str, ...]
+    #: "" or how the numbers came about, where not all blocks were run.
+    reckoned: str
+    seconds: float
+
+    def as_json(self) -> Numbers:
+        """Return all of it as plain values."""
+        return asdict(self)
+
+
+def make_report(walk: Walk, sizes: Sizes) -> Report:
+    """Return the report of one walk. `sizes` are those of the model that was walked."""
+    planned = _planned(walk, sizes)
+    stages = tuple(_stage(row, planned.get(row.stage)) for row in walk.rows)
+    needed = max((row.counts.peak for row in walk.rows), default=0) + CONTEXT
+    held = max((row.counts.held for row in walk.rows), default=0) + CONTEXT
+    return Report(
+        card=walk.card.name,
+        settings=_settings(walk, sizes),
+        stages=stages,
+        needed=needed,
+        held=held,
+        memory=walk.card.memory,
+        fits=not walk.missing and not walk.error,
+        host_peak=max((row.counts.host_peak for row in walk.rows), default=0),
+        pinned=walk.pinned,
+        faults=tuple(_faults(walk, planned)),
+        reckoned="",
+        seconds=walk.seconds,
+    )
+
+
+def reckon(fewer: Report, more: Report, blocks: int) -> Report:
+    """Return the report for `blocks` blocks from those of n and n + 1.
+
+    Each number is a constant and a share for each block, so two of them give all others. What the allocator holds is
+    no such number, and left out.
+    """
+    count = fewer.settings["blocks"]
+    steps = blocks - count
+
+    def number(first: Any, second: Any) -> Any:
+        if isinstance(first, dict) or isinstance(second, dict):
+            one, other = first or {}, second or {}
+            return {key: number(one.get(key), other.get(key)) for key in {**one, **other}}
+        if isinstance(second, (bool, str)) or isinstance(first, str):
+            return second
+        if first is None and second is None:
+            return None
+        grown = (first or 0) + steps * ((second or 0) - (first or 0))
+        return grown if isinstance(second or first, float) else int(grown)
+
+    if len(fewer.stages) != len(more.stages):
+        return more
+    stages = []
+    for one, other in zip(fewer.stages, more.stages, strict=True):
+        stage = number(one, other)
+        stage |= {"window": one["window"], "held": None, "off": _off(stage["peak"], stage["plan"])}
+        stages.append(stage)
+    needed = number(fewer.needed, more.needed)
+    limit = int(more.memory)
+    return Report(
+        card=more.card,
+        settings={**more.settings, "blocks": blocks},
+        stages=tuple(stages),
+        needed=needed,
+        held=0,
+        memory=limit,
+        fits=needed <= limit and not any("Error" in fault for fault in more.faults),
+        host_peak=number(fewer.host_peak, more.host_peak),
+        pinned=number(fewer.pinned, more.pinned),
+        faults=tuple(dict.fromkeys((*fewer.faults, *more.faults, *_too_much(needed, limit)))),
+        reckoned=f"run with {count} and {count + 1} blocks, reckoned for {blocks}",
+        seconds=fewer.seconds + more.seconds,
+    )
+
+
+def _too_much(needed: int, limit: int) -> Iterator[str]:
+    if needed > limit:
+        yield f"{needed / 1e9:.2f} GB are needed of a card of {limit / 1e9:.2f} GB"
+
+
+def _settings(walk: Walk, sizes: Sizes) -> Numbers:
+    config, plan = walk.config, walk.plan
+    return {
+        "model": config.model.name,
+        "quant": config.quant.name,
+        "memory": config.memory.name,
+        "profile": walk.memory,
+        "sampler": f"{config.sampler.name} ({config.sampler.bundle})",
+        "guidance": config.guidance.name,
+        "cache": config.cache.name,
+        "continuation": config.continuation.style,
+        "resolution": config.resolution,
+        "size": None if plan is None else list(plan.canvas.target),
+        "frames": config.model.window,
+        "passes": None if plan is None else plan.passes,
+        "speakers": walk.scene.speakers,
+        "windows": walk.scene.windows,
+        "steps": walk.scene.steps or config.sampler.steps,
+        "blocks": sizes.configs["transformer"]["num_layers"],
+    }
+
+
+def _planned(walk: Walk, sizes: Sizes) -> dict[str, StageMemory]:
+    """Return what the plan says of the same weights, profile and windows, by stage."""
+    if walk.plan is None or walk.memory not in memory.PROFILES or walk.config.quant.name not in memory.QUANTS:
+        return {}
+    work = largest_work(walk.plan, sizes)
+    load = Load(
+        device="cuda",
+        dtype="bfloat16",
+        quant=walk.config.quant.name,
+        memory=walk.memory,
+        blocks=walk.config.memory.blocks,
+        loras=walk.loras,
+        converted=not walk.config.model.packaged,
+    )
+    return {stage.stage: stage for stage in memory.stages(sizes, load, work) if stage.device == "cuda"}
+
+
+def _stage(row: Row, planned: StageMemory | None) -> Numbers:
+    counts = row.counts
+    return {
+        "stage": row.stage,
+        "window": row.window,
+        "peak": counts.peak,
+        "peak_where": counts.peak_where,
+        "held": counts.held,
+        "after": counts.after,
+        "weights": dict(row.weights),
+        "host_peak": counts.host_peak,
+        "pinned": counts.pinned,
+        "up": _copies(row, "up"),
+        "down": _copies(row, "down"),
+        "waits": dict(counts.waits),
+        "reads": dict(counts.reads),
+        "launches": counts.launches.total(),
+        "moved": counts.moved.total(),
+        "moved_by": dict(counts.moved.most_common(8)),
+        "flops": counts.flops.total(),
+        "flops_by": {f"{name} {dtype}": number for (name, dtype), number in counts.flops.items()},
+        "attention": {" ".join(key): number for key, number in counts.attention.items()},
+        "forwards": len(row.forwards),
+        "forward": _forward(row),
+        "plan": None if planned is None else planned.total,
+        "off": _off(counts.peak, None if planned is None else planned.total),
+    }
+
+
+def _off(peak: int, planned: int | None) -> float | None:
+    return None if planned is None or not peak else planned / peak - 1
+
+
+def _copies(row: Row, direction: str) -> Numbers:
+    chosen = [copy for copy in row.counts.copies if copy.direction == direction]
+    copied, number = row.counts.copied, row.counts.copies
+
+    def total(counter: Counter[Copy], **wanted: Any) -> int:
+        return sum(counter[copy] for copy in chosen if all(getattr(copy, key) == wanted[key] for key in wanted))
+
+    by_place: Counter[str] = Counter()
+    for copy in chosen:
+        by_place[copy.where] += copied[copy]
+    return {
+        "bytes": total(copied),
+        "copies": total(number),
+        "blocking": total(number, blocks=True),
+        "blocking_bytes": total(copied, blocks=True),
+        "pageable_bytes": total(copied, memory="pageable"),
+        "where": dict(by_place.most_common(5)),
+    }
+
+
+def _forward(row: Row) -> Numbers | None:
+    if not row.forwards:
+        return None
+    count = len(row.forwards)
+    return {name: sum(getattr(one, name) for one in row.forwards) / count for name in Forward._fields}
+
+
+# --- what must not be -------------------------------------------------------------------------------------------------
+
+
+def _faults(walk: Walk, planned: Mapping[str, StageMemory]) -> Iterator[str]:
+    """Yield what a real card would not forgive, or what a plan promises otherwise."""
+    if walk.error:
+        yield f"{walk.error} at {walk.error_where}"
+    yield from (f"{count} x {what}" for what, count in walk.races.items())
+    if walk.missing:
+        yield f"the card is too small by {walk.missing / 1e9:.2f} GB, with what its allocator holds"
+    before: Row | None = None
+    for row in walk.rows:
+        yield from (f"{_named(row)}: {fault}" for fault in _row_faults(walk, row, before, planned.get(row.stage)))
+        before = row
+
+
+def _named(row: Row) -> str:
+    return f"{row.stage} of window {row.window}" if row.window else row.stage
+
+
+def _row_faults(walk: Walk, row: Row, before: Row | None, planned: StageMemory | None) -> Iterator[str]:
+    counts, offloaded = row.counts, walk.memory not in _WHOLE
+    returned = sum(size for copy, size in counts.copied.items() if copy.direction == "down" and not _wanted_down(copy))
+    if returned > _CRUMBS:
+        yield f"{returned / 1e9:.2f} GB are copied back to the host"
+    allowed = _deciding_reads(walk)
+    for place, number in counts.forward_waits.items():
+        if not any(place.startswith(known) for known in _DECIDING):
+            yield f"the host waits for the device inside of forwards, {number} x at {place}"
+    reads = sum(counts.reads.values())
+    if row.stage == "denoise" and row.forwards and reads > allowed:
+        yield f"{reads} values are read from the device, {allowed} may be"
+    inside = [copy for copy in counts.copies if copy.forward]
+    if not offloaded and inside:
+        yield f"{sum(counts.copies[copy] for copy in inside)} copies inside of forwards, at {inside[0].where}"
+    if offloaded and any(copy.memory == "pageable" or copy.blocks for copy in inside):
+        yield "blocks come from memory that is not pinned"
+    if offloaded and row.forwards:
+        most = max(forward.up for forward in row.forwards)
+        if most > 1.01 * walk.weights.get("transformer", most):
+            yield f"a forward brings {most / 1e9:.2f} GB, more than the network is"
+    if planned is None:
+        return
+    for name, there in row.weights.items():
+        over = there - planned.weights.get(name, 0)
+        if over > max(_CRUMBS, 0.01 * planned.weights.get(name, 0)):
+            yield f"{over / 1e9:.2f} GB of the {name} are on the device, and should not be"
+    off = _off(counts.peak, planned.total)
+    if off is not None and abs(off) > TOLERANCE:
+        yield f"the plan says {planned.total / 1e9:.2f} GB, it takes {counts.peak / 1e9:.2f} ({off:+.1%})"
+    if row.stage == "denoise" and before is not None:
+        left = _unnamed(row) - _unnamed(before) - _latents(walk)
+        if left > _CRUMBS:
+            yield f"{left / 1e9:.2f} GB that belong to nobody are left on the device"
+
+
+def _wanted_down(copy: Copy) -> bool:
+    # The decoded frames, which go on to be encoded.
+    return copy.where.startswith(("engine/stages/", "engine/multitalk/codec.py"))
+
+
+def _deciding_reads(walk: Walk) -> int:
+    steps = walk.scene.steps or walk.config.sampler.steps
+    passes = 1 if walk.plan is None else walk.plan.passes
+    # firstblock decides in each pass, teacache once a step.
+    return {"firstblock": steps * passes, "teacache": steps}.get(walk.config.cache.name, 0) + (
+        steps if walk.config.sampler.name == "unipc" else 0
+    )
+
+
+def _unnamed(row: Row) -> int:
+    return row.counts.after - sum(row.weights.values())
+
+
+def _latents(walk: Walk) -> int:
+    if walk.plan is None:
+        return 0
+    width, height = walk.plan.canvas.target
+    return 2 * 16 * (1 + walk.config.model.window // 4) * (height // 8) * (width // 8) * 4

@@ -1,0 +1,281 @@
+"""Overrides -> what the engine itself does on a pretended card, stage by stage."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from engine.compose import compose
+from engine.config import Config
+from engine.data import Plan, Progress, Request, Speaker
+from engine.errors import ConfigError
+from engine.fit.cards import Card
+from engine.multitalk.load import Model
+from engine.multitalk.transformer import MultiTalkTransformer3DModel
+from engine.pipeline import Engine
+from engine.registry import Registry, installed
+from engine.rehearsal.card import pretended
+from engine.rehearsal.files import write_published
+from engine.rehearsal.ledger import Counts, Forward, Ledger
+from engine.rehearsal.reader import HeaderReader, headers_only
+from engine.settings import largest_window
+
+#: What a stage of the engine does with a component, as plans call it.
+_NAMES = {
+    ("listen", "text_encoder"): "text",
+    ("encode", "vae"): "vae encode",
+    ("encode", "image_encoder"): "image",
+    ("encode", "transformer"): "conditions",
+    ("denoise", "transformer"): "denoise",
+    ("decode", "vae"): "vae decode",
+}
+#: The rest of a stage.
+_RESTS = {"listen": "audio", "decode": "colors"}
+#: The longest prompt that the text encoder takes.
+_PROMPT = "a person talks " * 200
+_VOICES = ("left.flac", "right.flac", "one.flac")
+#: What a rehearsal changes of every config, and why: colours are matched on the host, frame by frame for seconds, and
+#: nothing of that is on the card; the file goes to a folder that is deleted.
+_FIXED = ("device=cuda", "continuation.color_strength=0", "sink=disk", "sink.overwrite=true")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is made in a rehearsal."""
+
+    speakers: int = 2
+    windows: int = 2
+    #: Of each window; None: the config's own number.
+    steps: int | None = 2
+    #: Of the transformer; None: the architecture's own number.
+    blocks: int | None = None
+
+
+@dataclass
+class Row:
+    """One stage, in one window (from 1) or before all of them (0)."""
+
+    stage: str
+    window: int
+    counts: Counts = field(default_factory=Counts)
+    forwards: list[Forward] = field(default_factory=list)
+    #: Bytes on the device of each component's weights when the stage ended.
+    weights: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Walk:
+    """What was seen."""
+
+    config: Config
+    card: Card
+    scene: Scene
+    rows: list[Row] = field(default_factory=list)
+    plan: Plan | None = None
+    #: Bytes of LoRAs beside the weights.
+    loras: int = 0
+    #: The memory profile that was used, with what "auto" became.
+    memory: str = ""
+    #: Bytes of each component's weights, wherever they are.
+    weights: Mapping[str, int] = field(default_factory=dict)
+    #: Pinned bytes at the end, with what pinning rounds up.
+    pinned: int = 0
+    races: Mapping[str, int] = field(default_factory=dict)
+    #: Bytes by which the card was too small for the allocator at the worst moment.
+    missing: int = 0
+    #: The exception that ended it, and where it was raised.
+    error: str = ""
+    error_where: str = ""
+    seconds: float = 0.0
+
+
+def walk(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool) -> Walk:
+    """Generate a video with `overrides` on a pretended `card`; nothing is computed.
+
+    The weights are files of the published sizes without data, but for a model that comes in the package. Raises
+    ConfigError for a config that cannot be rehearsed; what goes wrong on the card is in the result.
+    """
+    steps = () if scene.steps is None else (f"sampler.steps={scene.steps}",)
+    asked = compose(overrides)
+    found = Walk(asked, card, scene)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="multitalk-rehearsal-") as name:
+        folder = Path(name)
+        source = _weights(asked, scene, folder)
+        config = compose([*overrides, *_FIXED, *steps, f"sink.folder={folder / 'videos'}", *source])
+        found.loras = _lora_bytes(config, folder / config.model.folder)
+        request = _request(config, scene, folder)
+        with pretended(card, expandable=expandable) as ledger, headers_only(), _forwards(ledger):
+            _run(found, config, request, ledger, installed())
+    found.seconds = time.monotonic() - began
+    return found
+
+
+def _run(found: Walk, config: Config, request: Request, ledger: Ledger, registry: Registry) -> None:
+    engine = Engine(config, registry)
+    engine.reader = HeaderReader()
+    watch = _Watch(found, ledger)
+    try:
+        with patch.object(Model, "use", watch.using(Model.use)):
+            delivery = engine.generate(request, progress=watch.progress)
+        found.plan = delivery.plan
+    except Exception as error:  # noqa: BLE001 - whatever would stop it on the card is what is looked for
+        found.error = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        found.error_where = _raised(error)
+    finally:
+        watch.end()
+        found.memory = engine.memory
+        found.pinned, found.races = ledger.pinned_total, dict(ledger.races)
+        found.missing = ledger.allocator.missing
+        engine.close()
+
+
+class _Watch:
+    """Opens a row for each stage, and for each use of a component inside of one."""
+
+    def __init__(self, found: Walk, ledger: Ledger) -> None:
+        self._found, self._ledger = found, ledger
+        self._row: Row | None = None
+        self._stage, self._window = "", 0
+        self._model: Model | None = None
+
+    def progress(self, now: Progress) -> None:
+        """Note that a stage begins."""
+        if (now.stage, now.window) != (self._stage, self._window):
+            self._stage, self._window = now.stage, now.window
+            self._open(_RESTS.get(now.stage, now.stage))
+
+    def using(self, use: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `Model.use` with a row of its own for what happens inside."""
+
+        @contextmanager
+        def used(model: Model, name: str) -> Iterator[None]:
+            self._model = model
+            self._open(_NAMES.get((self._stage, name), name))
+            with use(model, name):
+                yield
+            self._open(_RESTS.get(self._stage, self._stage))
+
+        return used
+
+    def end(self) -> None:
+        """Close the last row, and note the whole of the weights."""
+        self._close()
+        if self._model is not None:
+            self._found.weights = {name: _bytes(module, "") for name, module in _modules(self._model)}
+
+    def _open(self, stage: str) -> None:
+        self._close()
+        self._row = Row(stage, self._window, self._ledger.begin())
+
+    def _close(self) -> None:
+        row, self._row = self._row, None
+        if row is None:
+            return
+        self._ledger.end()
+        row.forwards = self._ledger.forwards
+        if self._model is not None:
+            row.weights = {name: _bytes(module, "cuda") for name, module in _modules(self._model)}
+        self._found.rows.append(row)
+
+
+@contextmanager
+def _forwards(ledger: Ledger) -> Iterator[None]:
+    """Have the ledger know when it is inside a forward."""
+    usual = MultiTalkTransformer3DModel.__call__
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("latent_shape") is not None:
+            return usual(self, *args, **kwargs)
+        with ledger.forward():
+            return usual(self, *args, **kwargs)
+
+    with patch.object(MultiTalkTransformer3DModel, "__call__", call):
+        yield
+
+
+def _weights(config: Config, scene: Scene, folder: Path) -> tuple[str, ...]:
+    """Write files for the config's model, unless it comes in the package; return the overrides that find them."""
+    model = config.model
+    if model.packaged:
+        if scene.blocks is not None:
+            raise ConfigError("the packaged model has all of its blocks", field="--blocks", hint="leave it out")
+        return ("source=packaged",)
+    table = files("engine.fit") / "architectures" / f"{model.architecture}.json"
+    if not model.architecture or not table.is_file():
+        raise ConfigError(f"the sizes of model={model.name} are not known", field="model.architecture")
+    architecture = json.loads(table.read_text("utf-8"))
+    if scene.blocks is not None:
+        architecture["transformer"]["num_layers"] = scene.blocks
+    names = {lora.file for lora in (*model.standard.loras, *model.turbo.loras, *config.lora.extra)}
+    write_published(
+        folder / model.folder, architecture, quant=config.quant.name, adapter=model.adapter, loras=sorted(names)
+    )
+    return "source=volume", f"source.path={folder}", "quant.file=''"
+
+
+def _lora_bytes(config: Config, folder: Path) -> int:
+    if config.lora.mode == "merged":
+        return 0
+    return sum(path.stat().st_size for path in folder.glob("loras/*.safetensors"))
+
+
+def _request(config: Config, scene: Scene, folder: Path) -> Request:
+    """Return a request for the largest window of the config's resolution, over `scene.windows` whole windows."""
+    from PIL import Image
+
+    if not 1 <= scene.speakers <= len(_VOICES):
+        raise ConfigError(f"{scene.speakers} speakers", field="--speakers", hint=f"1 to {len(_VOICES)}")
+    window, height, width = largest_window(config)
+    picture = folder / "picture.png"
+    Image.new("RGB", (width, height), (90, 120, 150)).save(picture)
+    voices = [str(files("engine") / "examples" / name) for name in _VOICES[: scene.speakers]]
+    return Request(
+        _PROMPT,
+        str(picture),
+        tuple(map(Speaker, voices)),
+        frames=window + (scene.windows - 1) * (window - config.continuation.frames),
+    )
+
+
+def _modules(model: Model) -> Iterator[tuple[str, Any]]:
+    """Yield the networks that are in memory, by component."""
+    parts: tuple[tuple[str, Any], ...] = (
+        ("transformer", model.transformer),
+        ("vae", getattr(model.codec, "vae", None)),
+        ("text_encoder", getattr(model.text, "model", None)),
+        ("image_encoder", getattr(model.image, "model", None)),
+    )
+    yield from ((name, module) for name, module in parts if module is not None)
+
+
+def _bytes(module: Any, device: str) -> int:
+    """Return the bytes of a network's weights on a device, each storage once; of all devices where none is named."""
+    from engine.rehearsal.card import inner
+
+    seen: dict[int, int] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        for part in inner(tensor):
+            if part.device.type in (device, "" if device else part.device.type):
+                storage = part.untyped_storage()
+                seen[storage._cdata] = int(storage.nbytes())
+    return sum(seen.values())
+
+
+def _raised(error: BaseException) -> str:
+    """Return file:line of the engine or a library where an exception was raised."""
+    from engine.rehearsal.ledger import place_of
+
+    trace, found = error.__traceback__, ""
+    while trace is not None:
+        found = place_of(trace.tb_frame, trace.tb_lineno) or found
+        trace = trace.tb_next
+    return found
