@@ -42,6 +42,7 @@ def pretended(card: Card, *, expandable: bool = False) -> Iterator[Ledger]:
         for name, value in _cuda(ledger, card).items():
             stack.enter_context(patch.object(torch.cuda, name, value, create=True))
         stack.enter_context(patch.object(nn.Module, "_apply", _apply(ledger)))
+        stack.enter_context(_packed_weights())
         stack.enter_context(patch.object(FakeTensorMode, "avoid_device_init", property(lambda _: True)))
         stack.enter_context(torch.no_grad())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -137,6 +138,51 @@ def _apply(ledger: Ledger) -> Callable[..., nn.Module]:
     return apply
 
 
+@contextmanager
+def _packed_weights() -> Iterator[None]:
+    """Have diffusers' class for weights of a GGUF file give fake tensors that carry its attributes.
+
+    It is a Python subclass, which a fake tensor cannot become. As with the class itself, whatever comes of a packed
+    tensor is one, until `as_tensor`.
+    """
+    try:
+        from diffusers.quantizers.gguf import utils
+    except ImportError:
+        # Without the package gguf no such file is read.
+        yield
+        return
+
+    def made(data: Tensor, requires_grad: bool = False, quant_type: Any = None) -> Tensor:
+        packed: Tensor = _mark(data.detach(), quant_type)
+        return packed
+
+    with patch.object(utils, "GGUFParameter", made):
+        yield
+
+
+def _mark(made: Any, quant_type: Any) -> Any:
+    """Note on a tensor, or on those of a list, that it is packed as `quant_type`."""
+    if isinstance(made, (list, tuple)):
+        return type(made)(_mark(one, quant_type) for one in made)
+    if isinstance(made, FakeTensor):
+        from diffusers.quantizers.gguf import utils
+
+        block, size = utils.GGML_QUANT_SIZES[quant_type]
+        made.quant_type = quant_type  # type: ignore[attr-defined]
+        made.quant_shape = utils._quant_shape_from_byte_shape(made.shape, size, block)  # type: ignore[attr-defined]
+        made.as_tensor = partial(_plain, made)  # type: ignore[attr-defined]
+    return made
+
+
+def _plain(packed: Any) -> Tensor:
+    kept = {name: packed.__dict__.pop(name) for name in ("quant_type", "quant_shape", "as_tensor")}
+    try:
+        plain: Tensor = packed.detach()
+    finally:
+        packed.__dict__.update(kept)
+    return plain
+
+
 def _is_wrapper(tensor: Any) -> bool:
     return bool(is_traceable_wrapper_subclass(tensor))
 
@@ -176,6 +222,9 @@ class _Calls(TorchFunctionMode):
         way = self._ways.get(func)
         if way is not None:
             return way(*args, **kwargs)
+        packed = next((value for value in args if isinstance(value, FakeTensor) and hasattr(value, "quant_type")), None)
+        if packed is not None:
+            return _mark(func(*args, **kwargs), packed.quant_type)
         if kwargs.pop("pin_memory", False):
             made = func(*args, **kwargs)
             self._ledger.pin(made)
@@ -213,7 +262,7 @@ class _Calls(TorchFunctionMode):
             raise RuntimeError(f"cannot pin 'torch.cuda.{kind}' only dense CPU tensors can be pinned")
         if self._ledger.is_pinned(tensor):
             return tensor
-        copy = torch.empty_like(tensor, memory_format=torch.contiguous_format).copy_(tensor)
+        copy: Tensor = torch.empty_like(tensor, memory_format=torch.contiguous_format).copy_(tensor)
         self._ledger.pin(copy)
         return copy
 

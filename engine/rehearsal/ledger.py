@@ -93,9 +93,10 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.allocator = allocator
         self.now = Counts()
-        #: Live bytes of the device and the host, and pinned ones with what pinning rounds up.
+        #: Live bytes of the device and the host.
         self.live: Counter[str] = Counter()
-        self.pinned_total = 0
+        #: Pinned bytes with what pinning rounds up: now, and at most.
+        self.pinned_total = self.most_pinned = 0
         #: Where an order was not kept: a tensor used before a stream that writes it was waited for.
         self.races: Counter[str] = Counter()
         #: Those of the current stage.
@@ -179,6 +180,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not entry.pinned:
             entry.pinned = pinned(entry.size)
             self.pinned_total += entry.pinned
+            self.most_pinned = max(self.most_pinned, self.pinned_total)
             self.live["cpu"] += entry.pinned - entry.size
             self.now.pinned += entry.size
             self.now.host_peak = max(self.now.host_peak, self.live["cpu"])

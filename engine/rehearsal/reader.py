@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from safetensors import safe_open as _SAFE_OPEN
 
-from engine.tensors import PIECE, Stored, by_file, stored_tensors
+from engine.tensors import BUFFER, Stored, by_file, stored_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,10 +29,9 @@ class HeaderReader:
             for stored in tensors.values():
                 place = into(stored)
                 if place.device.type == "cuda" and stored.size:
-                    room = torch.empty(PIECE, dtype=torch.uint8, pin_memory=True) if room is None else room
-                    count = stored.size // stored.dtype.itemsize
-                    values = torch.empty(count, dtype=stored.dtype, pin_memory=True).view(stored.shape)
-                    place.copy_(values.to(place.device))
+                    room = torch.empty(BUFFER, dtype=torch.uint8, pin_memory=True) if room is None else room
+                    # In place of its pieces, which all go through this room.
+                    place.copy_(room[: stored.dtype.itemsize].view(stored.dtype).expand(stored.shape))
                 yield stored, place
 
 

@@ -28,6 +28,20 @@ Numbers = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Fault:
+    """Something that would not work on the card, or not as it should."""
+
+    #: "error", "order", "memory", "copies", "waits", "left" or "plan".
+    kind: str
+    #: Stage and window, empty for the whole.
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" if self.where else self.what
+
+
+@dataclass(frozen=True)
 class Report:
     """A rehearsal in numbers; all sizes in bytes."""
 
@@ -41,7 +55,7 @@ class Report:
     fits: bool
     host_peak: int
     pinned: int
-    faults: tuple[str, ...]
+    faults: tuple[Fault, ...]
     #: "" or how the numbers came about, where not all blocks were run.
     reckoned: str
     seconds: float
@@ -98,10 +112,14 @@ def reckon(fewer: Report, more: Report, blocks: int) -> Report:
     stages = []
     for one, other in zip(fewer.stages, more.stages, strict=True):
         stage = number(one, other)
-        stage |= {"window": one["window"], "held": None, "off": _off(stage["peak"], stage["plan"])}
-        stages.append(stage)
-    needed = number(fewer.needed, more.needed)
-    limit = int(more.memory)
+        stages.append(stage | {"window": one["window"], "held": None, "off": _off(stage["peak"], stage["plan"])})
+    needed, limit = number(fewer.needed, more.needed), more.memory
+    # Sizes differ with the number of blocks, and so does what the plan says of them.
+    faults = [fault for fault in more.faults if fault.kind not in ("memory", "plan")]
+    if needed > limit:
+        faults.append(Fault("memory", "", f"{needed / 1e9:.2f} GB are needed of a card of {limit / 1e9:.2f} GB"))
+    for stage in stages:
+        faults += _plan_faults(_named(stage["stage"], stage["window"]), stage["peak"], stage["plan"])
     return Report(
         card=more.card,
         settings={**more.settings, "blocks": blocks},
@@ -109,18 +127,13 @@ def reckon(fewer: Report, more: Report, blocks: int) -> Report:
         needed=needed,
         held=0,
         memory=limit,
-        fits=needed <= limit and not any("Error" in fault for fault in more.faults),
+        fits=not any(fault.kind in ("error", "memory") for fault in faults),
         host_peak=number(fewer.host_peak, more.host_peak),
         pinned=number(fewer.pinned, more.pinned),
-        faults=tuple(dict.fromkeys((*fewer.faults, *more.faults, *_too_much(needed, limit)))),
+        faults=tuple(faults),
         reckoned=f"run with {count} and {count + 1} blocks, reckoned for {blocks}",
         seconds=fewer.seconds + more.seconds,
     )
-
-
-def _too_much(needed: int, limit: int) -> Iterator[str]:
-    if needed > limit:
-        yield f"{needed / 1e9:.2f} GB are needed of a card of {limit / 1e9:.2f} GB"
 
 
 def _settings(walk: Walk, sizes: Sizes) -> Numbers:
@@ -225,60 +238,78 @@ def _forward(row: Row) -> Numbers | None:
 # --- what must not be -------------------------------------------------------------------------------------------------
 
 
-def _faults(walk: Walk, planned: Mapping[str, StageMemory]) -> Iterator[str]:
+def _faults(walk: Walk, planned: Mapping[str, StageMemory]) -> Iterator[Fault]:
     """Yield what a real card would not forgive, or what a plan promises otherwise."""
     if walk.error:
-        yield f"{walk.error} at {walk.error_where}"
-    yield from (f"{count} x {what}" for what, count in walk.races.items())
+        yield Fault("error", "", f"{walk.error} at {walk.error_where}")
+    for what, count in walk.races.items():
+        yield Fault("order", "", f"{count} x {what}")
     if walk.missing:
-        yield f"the card is too small by {walk.missing / 1e9:.2f} GB, with what its allocator holds"
+        yield Fault(
+            "memory", "", f"the card is too small by {walk.missing / 1e9:.2f} GB, with what its allocator holds"
+        )
     before: Row | None = None
     for row in walk.rows:
-        yield from (f"{_named(row)}: {fault}" for fault in _row_faults(walk, row, before, planned.get(row.stage)))
+        name = _named(row.stage, row.window)
+        yield from (Fault("copies", name, what) for what in _copy_faults(walk, row))
+        yield from (Fault("waits", name, what) for what in _wait_faults(walk, row))
+        yield from (Fault("left", name, what) for what in _left(walk, row, before, planned.get(row.stage)))
+        stage = planned.get(row.stage)
+        yield from _plan_faults(name, row.counts.peak, None if stage is None else stage.total)
         before = row
 
 
-def _named(row: Row) -> str:
-    return f"{row.stage} of window {row.window}" if row.window else row.stage
+def _named(stage: str, window: int) -> str:
+    return f"{stage} of window {window}" if window else stage
 
 
-def _row_faults(walk: Walk, row: Row, before: Row | None, planned: StageMemory | None) -> Iterator[str]:
+def _plan_faults(name: str, peak: int, planned: int | None) -> Iterator[Fault]:
+    off = _off(peak, planned)
+    if off is not None and planned is not None and abs(off) > TOLERANCE and abs(planned - peak) > _CRUMBS:
+        what = f"the plan says {planned / 1e9:.2f} GB, it takes {peak / 1e9:.2f} ({off:+.1%})"
+        yield Fault("plan", name, what)
+
+
+def _copy_faults(walk: Walk, row: Row) -> Iterator[str]:
     counts, offloaded = row.counts, walk.memory not in _WHOLE
-    returned = sum(size for copy, size in counts.copied.items() if copy.direction == "down" and not _wanted_down(copy))
+    returned = sum(size for copy, size in counts.copied.items() if copy.direction == "down" and not _frames(copy))
     if returned > _CRUMBS:
         yield f"{returned / 1e9:.2f} GB are copied back to the host"
-    allowed = _deciding_reads(walk)
-    for place, number in counts.forward_waits.items():
-        if not any(place.startswith(known) for known in _DECIDING):
-            yield f"the host waits for the device inside of forwards, {number} x at {place}"
-    reads = sum(counts.reads.values())
-    if row.stage == "denoise" and row.forwards and reads > allowed:
-        yield f"{reads} values are read from the device, {allowed} may be"
     inside = [copy for copy in counts.copies if copy.forward]
     if not offloaded and inside:
         yield f"{sum(counts.copies[copy] for copy in inside)} copies inside of forwards, at {inside[0].where}"
-    if offloaded and any(copy.memory == "pageable" or copy.blocks for copy in inside):
-        yield "blocks come from memory that is not pinned"
+    slow = next((copy for copy in inside if copy.memory == "pageable" or copy.blocks), None)
+    if offloaded and slow is not None:
+        yield f"copies that the host waits for inside of forwards, at {slow.where}"
     if offloaded and row.forwards:
-        most = max(forward.up for forward in row.forwards)
-        if most > 1.01 * walk.weights.get("transformer", most):
-            yield f"a forward brings {most / 1e9:.2f} GB, more than the network is"
+        most, whole = max(forward.up for forward in row.forwards), walk.weights.get("transformer", 0)
+        if whole and most > 1.01 * whole:
+            yield f"a forward brings {most / 1e9:.2f} GB, more than the network's {whole / 1e9:.2f}"
+
+
+def _wait_faults(walk: Walk, row: Row) -> Iterator[str]:
+    for place, number in row.counts.forward_waits.items():
+        if not any(place.startswith(known) for known in _DECIDING):
+            yield f"the host waits for the device inside of forwards, {number} x at {place}"
+    reads, allowed = row.counts.reads.total(), _deciding_reads(walk)
+    if row.forwards and reads > allowed:
+        yield f"{reads} values are read from the device, {allowed} may be; {', '.join(row.counts.reads)}"
+
+
+def _left(walk: Walk, row: Row, before: Row | None, planned: StageMemory | None) -> Iterator[str]:
     if planned is None:
         return
     for name, there in row.weights.items():
         over = there - planned.weights.get(name, 0)
         if over > max(_CRUMBS, 0.01 * planned.weights.get(name, 0)):
             yield f"{over / 1e9:.2f} GB of the {name} are on the device, and should not be"
-    off = _off(counts.peak, planned.total)
-    if off is not None and abs(off) > TOLERANCE:
-        yield f"the plan says {planned.total / 1e9:.2f} GB, it takes {counts.peak / 1e9:.2f} ({off:+.1%})"
     if row.stage == "denoise" and before is not None:
         left = _unnamed(row) - _unnamed(before) - _latents(walk)
         if left > _CRUMBS:
             yield f"{left / 1e9:.2f} GB that belong to nobody are left on the device"
 
 
-def _wanted_down(copy: Copy) -> bool:
+def _frames(copy: Copy) -> bool:
     # The decoded frames, which go on to be encoded.
     return copy.where.startswith(("engine/stages/", "engine/multitalk/codec.py"))
 

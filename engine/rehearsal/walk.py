@@ -37,8 +37,8 @@ _NAMES = {
     ("denoise", "transformer"): "denoise",
     ("decode", "vae"): "vae decode",
 }
-#: The rest of a stage.
-_RESTS = {"listen": "audio", "decode": "colors"}
+#: What is done in a stage while no component is in use.
+_RESTS = {"listen": "audio", "encode": "inputs", "denoise": "noise", "decode": "colors"}
 #: The longest prompt that the text encoder takes.
 _PROMPT = "a person talks " * 200
 _VOICES = ("left.flac", "right.flac", "one.flac")
@@ -86,7 +86,7 @@ class Walk:
     memory: str = ""
     #: Bytes of each component's weights, wherever they are.
     weights: Mapping[str, int] = field(default_factory=dict)
-    #: Pinned bytes at the end, with what pinning rounds up.
+    #: Most bytes that were pinned at once, with what pinning rounds up.
     pinned: int = 0
     races: Mapping[str, int] = field(default_factory=dict)
     #: Bytes by which the card was too small for the allocator at the worst moment.
@@ -133,7 +133,7 @@ def _run(found: Walk, config: Config, request: Request, ledger: Ledger, registry
     finally:
         watch.end()
         found.memory = engine.memory
-        found.pinned, found.races = ledger.pinned_total, dict(ledger.races)
+        found.pinned, found.races = ledger.most_pinned, dict(ledger.races)
         found.missing = ledger.allocator.missing
         engine.close()
 
@@ -181,10 +181,18 @@ class _Watch:
         if row is None:
             return
         self._ledger.end()
+        if self._idle(row):
+            return
         row.forwards = self._ledger.forwards
         if self._model is not None:
             row.weights = {name: _bytes(module, "cuda") for name, module in _modules(self._model)}
         self._found.rows.append(row)
+
+    def _idle(self, row: Row) -> bool:
+        """Say whether nothing happened: between two components, or before the first."""
+        counts, last = row.counts, self._found.rows[-1].counts if self._found.rows else None
+        same = last is not None and counts.after == last.after and counts.peak == counts.after
+        return same and not counts.launches and not counts.copies and not counts.waits
 
 
 @contextmanager
