@@ -32,6 +32,13 @@ class CardEstimate:
     #: What the plan needs of it, with CUDA's own share.
     needed_bytes: int
     fits: bool
+    #: What the plan needs of the machine's own memory, above what the process holds once everything is imported.
+    host_needed_bytes: int
+    #: The least memory of a machine that is rented with such a card, and what is listed for one; None: not known.
+    host_memory_bytes: int | None
+    host_listed_bytes: int | None
+    #: Whether it fits the least of such machines; None: not known.
+    fits_host: bool | None
     #: Seconds of one step and of all windows, while the weights are loaded; an assumption's worth, see docs/plan.md.
     step_seconds: float
     seconds: float

@@ -406,6 +406,52 @@ def test_prices_say_where_and_when_they_are_from() -> None:
         assert one.cost == pytest.approx(one.seconds * known.price)
 
 
+def test_a_card_says_whether_the_machine_that_is_rented_with_it_is_large_enough() -> None:
+    found = estimates("recipe=card-48gb")
+    for one, known in zip(found.cards, cards(), strict=True):
+        assert (one.host_memory_bytes, one.host_listed_bytes) == (known.host_memory, known.host_listed)
+        assert one.fits_host is (
+            None if one.host_memory_bytes is None else one.host_needed_bytes <= one.host_memory_bytes
+        )
+        if known.host_memory is not None and known.host_listed is not None:
+            assert known.host_memory <= known.host_listed
+    # 38 GB of weights wait on the host: more than an RTX 4090's machine has, and less than an H100's.
+    assert card(found, "RTX 4090 24 GB").fits_host is False
+    assert card(found, "H100 80 GB").fits_host is True
+    assert card(found, "H100 80 GB").host_needed_bytes == found.host_memory_bytes
+
+
+def test_the_source_of_the_hosts_memory_is_named() -> None:
+    told = json.loads((ROOT / "engine" / "fit" / "cards.json").read_text("utf-8"))["hosts"]
+    assert all(told[key].startswith("https://") for key in ("host_gb", "host_listed_gb"))
+    assert len(told["date"].split("-")) == 3
+
+
+@pytest.mark.parametrize(
+    ("least", "listed", "shown"),
+    [
+        (40e9, 50e9, "host 35.0 GB of 40 to 50 GB"),
+        (29e9, 41e9, "host 35.0 GB of 29 to 41 GB, some too small"),
+        (29e9, 29e9, "host 35.0 GB of 29 GB, too small"),
+        (29e9, None, "host 35.0 GB of 29 GB, too small"),
+        (None, None, "host 35.0 GB of unknown"),
+    ],
+)
+def test_the_table_shows_what_a_card_s_machine_needs_and_has(
+    least: float | None, listed: float | None, shown: str
+) -> None:
+    from plugins.entrypoints.generate import _card
+
+    one = replace(
+        card(estimates("model=tiny"), "L4 24 GB"),
+        host_needed_bytes=35 * 10**9,
+        host_memory_bytes=None if least is None else int(least),
+        host_listed_bytes=None if listed is None else int(listed),
+        fits_host=None if least is None else least >= 35e9,
+    )
+    assert f"  {shown}  " in _card(one)
+
+
 def test_the_driver_names_the_cards_of_a_machine(tmp_path: Path) -> None:
     (tmp_path / "0000:01:00.0").mkdir()
     (tmp_path / "0000:01:00.0" / "information").write_text("Model: \t NVIDIA L40S\nIRQ: 1\n")
@@ -431,7 +477,7 @@ def test_estimates_are_json_without_a_path() -> None:
     plan = EngineService(["model=tiny"]).plan(REQUEST)
     told = json.loads(json.dumps(asdict(plan), default=str, allow_nan=False))["estimates"]
     assert told["stages"][0]["stage"] == "load"
-    assert {"card", "needed_bytes", "fits", "seconds", "cost", "change"} <= set(told["cards"][0])
+    assert {"card", "needed_bytes", "fits", "fits_host", "seconds", "cost", "change"} <= set(told["cards"][0])
     assert str(ROOT) not in json.dumps(told)
 
 

@@ -54,15 +54,14 @@ def _published() -> str:
 
 
 def _recipes() -> str:
-    rows = [
-        "| recipe | sampler | card | needs of the card | needs of the host | s a step | 81 frames | USD |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ("recipe", "sampler", "card", "needs of the card", "needs of the host", "such hosts have")
+    heads += ("s a step", "81 frames", "USD")
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for recipe, name in SHOWN.items():
         for sampler in ("standard", "turbo"):
             found = _estimates([f"recipe={recipe}", f"sampler={sampler}"])
             card = _card(found, name)
-            sizes = f"{card.needed_bytes / 1e9:.1f} GB | {found.host_memory_bytes / 1e9:.0f} GB"
+            sizes = f"{card.needed_bytes / 1e9:.1f} GB | {card.host_needed_bytes / 1e9:.0f} GB | {_hosts(card)}"
             rows.append(
                 f"| `{recipe}` | {sampler} | {name} | {sizes} "
                 f"| {card.step_seconds:.1f} | {card.seconds / 60:.1f} min | {card.cost:.2f} |"
@@ -94,6 +93,12 @@ def _estimates(overrides: Sequence[str]) -> Estimates:
         found = service(*overrides).plan(request).estimates
     assert found is not None
     return found
+
+
+def _hosts(card: CardEstimate) -> str:
+    found = sorted({size for size in (card.host_memory_bytes, card.host_listed_bytes) if size is not None})
+    there = " to ".join(f"{size / 1e9:.0f}" for size in found)
+    return f"{there} GB" if found else "unknown"
 
 
 def _card(found: Estimates, name: str) -> CardEstimate:

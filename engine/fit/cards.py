@@ -32,11 +32,25 @@ class Card:
     attention: float
     #: Of a second, in the currency of `prices`.
     price: float
+    #: 10^9 bytes of memory of the machines that are rented with it: the least that was seen, and what is listed; None:
+    #: no source was found.
+    host_gb: float | None = None
+    host_listed_gb: float | None = None
 
     @property
     def memory(self) -> int:
         """Return its memory in bytes."""
         return self.memory_mib * 2**20
+
+    @property
+    def host_memory(self) -> int | None:
+        """Return the least memory, in bytes, of a machine that is rented with it; None where that is unknown."""
+        return None if self.host_gb is None else int(self.host_gb * 1e9)
+
+    @property
+    def host_listed(self) -> int | None:
+        """Return the memory, in bytes, that is listed for such a machine; None where that is unknown."""
+        return None if self.host_listed_gb is None else int(self.host_listed_gb * 1e9)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,8 @@ def _settle(sizes: Sizes, load: Load, device_free: int | None, host_free: int) -
 
 def _on_card(card: Card, plan: Plan, sizes: Sizes, given: Load, work: Work) -> CardEstimate:
     load = _settle(sizes, replace(given, device="cuda", dtype="bfloat16"), _free(card), _ENOUGH)
-    needed = memory.device_bytes(memory.stages(sizes, load, work))
+    stages = memory.stages(sizes, load, work)
+    needed, host = memory.device_bytes(stages), memory.host_bytes(stages)
     weights = memory.weights_bytes(sizes, load)
     transformer = sizes.configs["transformer"]
     blocks = (sizes.block * transformer["num_layers"]).bytes(2, memory.QUANTS[load.quant])
@@ -144,6 +145,10 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, given: Load, work: Work) -> C
         memory_bytes=card.memory,
         needed_bytes=needed,
         fits=needed <= card.memory,
+        host_needed_bytes=host,
+        host_memory_bytes=card.host_memory,
+        host_listed_bytes=card.host_listed,
+        fits_host=None if card.host_memory is None else host <= card.host_memory,
         step_seconds=step,
         seconds=total,
         cost=total * card.price,

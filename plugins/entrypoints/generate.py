@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from engine.data import AudioType, Canvas, Fit, Seat, Timing, Window
     from engine.estimates import CardEstimate, Estimates
 
+#: Characters of the column of a plan's table that says what a card's machine needs.
+_HOST = len("host 100.0 GB of 100 to 100 GB, some too small")
+
 
 @dataclass
 class GenerateConfig(EntrypointConfig):
@@ -257,17 +260,29 @@ def _estimates(found: Estimates) -> list[tuple[str, str]]:
         ("kept", weights),
         ("work", f"{work}; {_giga(found.start_bytes)} of weights read at the start"),
         *(("cards" if index == 0 else "", _card(card)) for index, card in enumerate(found.cards)),
-        ("", f"bfloat16, by a model that has not met a GPU yet (docs/plan.md); {found.prices}"),
+        ("", f"host: of machines that RunPod rents with the card (docs/plan.md); {found.prices}"),
+        ("", "bfloat16, by a model that has not met a GPU yet (docs/plan.md)"),
     ]
 
 
 def _card(card: CardEstimate) -> str:
-    needed = f"{card.card:<15}{_giga(card.needed_bytes):>9}"
+    needed = f"{card.card:<15}{_giga(card.needed_bytes):>9}  {_host(card)}"
     if not card.fits:
         return f"{needed}  too much; it fits with {' '.join(card.change)}" if card.change else f"{needed}  too much"
     took = f"{card.step_seconds:.1f} s a step" if card.step_seconds >= 0.05 else "under 0.1 s a step"
     picked = f", {card.picked}" if card.picked else ""
     return f"{needed}  {took}, {_minutes(card.seconds)}, {card.cost:.2f}{picked}"
+
+
+def _host(card: CardEstimate) -> str:
+    """Return the column for the machine's own memory: what is needed, what such machines have, and whether it fits."""
+    needed, least = card.host_needed_bytes, card.host_memory_bytes
+    if least is None:
+        return f"host {_giga(needed)} of unknown".ljust(_HOST)
+    listed = max(least, card.host_listed_bytes or 0)
+    there = f"{least / 1e9:.0f}" + (f" to {listed / 1e9:.0f}" if listed > least else "")
+    short = "" if card.fits_host else ", some too small" if needed <= listed else ", too small"
+    return f"host {_giga(needed)} of {there} GB{short}".ljust(_HOST)
 
 
 def _giga(size: float) -> str:
