@@ -18,10 +18,11 @@ from engine.data import Request, Speaker
 from engine.errors import EngineError
 from engine.estimates import Estimates
 from engine.fit.cards import installed_cards
+from engine.host_memory import free_host_memory
 from engine.registry import Registry, installed
 from engine.service import EngineService
 from engine.settings import locate_weights
-from engine.worker.fitness import UnfitError, available_memory, check_room
+from engine.worker.fitness import UnfitError, check_room
 
 State = Literal["ok", "note", "broken"]
 
@@ -143,7 +144,7 @@ def check_memory(patient: Patient) -> Iterator[Finding]:
     """What a plan needs against what there is."""
     import torch
 
-    found, host = patient.estimates(), available_memory()
+    found, host = patient.estimates(), free_host_memory()
     if patient.device == "cuda" and torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         needed = None if found is None else found.device_memory_bytes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+
+from engine.host_memory import free_host_memory
 
 #: Share of what is free that a profile may need: allocators leave gaps, and others want some of it, too.
 USABLE = 0.9
@@ -12,9 +13,6 @@ USABLE = 0.9
 _ALLOWED = 40
 #: Of the transformer that group offloading has on the device at a time: two blocks of 40, and what is in no block.
 _GROUPS = 0.1
-
-_MEMINFO = Path("/proc/meminfo")
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def choose_profile(
@@ -64,25 +62,12 @@ def free_on_device() -> int:
     return int(torch.cuda.mem_get_info()[0])
 
 
-def free_on_host(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:
-    """Return the bytes that this process can still take: of the machine, or of its container where that has less."""
-    lines = dict(line.split(":", 1) for line in meminfo.read_text("ascii").splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
-    for most, used, cache in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            limit = int((cgroup / most).read_text("ascii"))
-            taken = int((cgroup / used).read_text("ascii"))
-            told = dict(
-                line.split() for line in (cgroup / used).with_name("memory.stat").read_text("ascii").splitlines()
-            )
-        except (OSError, ValueError):
-            continue  # no such version of cgroups, or "max": no limit
-        # Pages of files that were read give way.
-        free = min(free, limit - taken + int(told.get(cache, 0)))
-    return max(0, free)
+def free_on_host() -> int:
+    """Return the bytes that this process can still take of the host's memory, and 0 where the system says nothing.
+
+    Where nothing is known memory=auto picks the profile that needs least.
+    """
+    return free_host_memory() or 0
 
 
 def _gb(size: int) -> str:

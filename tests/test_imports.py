@@ -36,14 +36,16 @@ ROOMS = {
     "engine.speakers": {"engine.data", "engine.errors"},
     "engine.jobs": {"engine.data", "engine.errors", "engine.jobs", "engine.speakers"},
     "engine.endpoint": {"engine.endpoint", "engine.errors"},
-    "engine.room": set[str](),
+    "engine.host_memory": set[str](),
+    "engine.room": {"engine.host_memory"},
     "engine.peaks": {"engine.data"},
     "engine.fit": {"engine.data", "engine.errors", "engine.estimates", "engine.fit", "engine.room"},
     "engine.client": {"engine.client", "engine.errors"},
     "engine.comparison": {"engine.comparison", "engine.errors"},
     "engine.models": {"engine.errors", "engine.models"},
     "engine.worker": {
-        *("engine.components", "engine.data", "engine.errors", "engine.jobs", "engine.redact", "engine.worker"),
+        *("engine.components", "engine.data", "engine.errors", "engine.host_memory", "engine.jobs", "engine.redact"),
+        "engine.worker",
     },
     "engine.batch": {
         *("engine.batch", "engine.commands.hush", "engine.components", "engine.errors", "engine.jobs", "engine.worker"),

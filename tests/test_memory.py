@@ -22,7 +22,7 @@ from engine.multitalk.codec import WanCodec
 from engine.multitalk.component import Component
 from engine.multitalk.memory import Placement, Profile, activation_bytes, lighten, settle, trace_blocks
 from engine.multitalk.memory import place as place_settled
-from engine.room import choose_profile, free_on_host
+from engine.room import choose_profile
 
 NAMES = ("transformer", "vae", "text_encoder", "image_encoder")
 
@@ -390,22 +390,3 @@ def test_auto_on_this_cpu_is_settled_with_its_reason() -> None:
 
     assert (small.name, large.name, large.blocks) == ("none", "lowest", 3)
     assert "this machine's memory" in reason
-
-
-def test_free_memory_is_the_smaller_of_machine_and_container(tmp_path: Path) -> None:
-    meminfo, one, two = tmp_path / "meminfo", tmp_path / "one", tmp_path / "two"
-    meminfo.write_text("MemTotal:  900 kB\nMemAvailable:  500 kB\n")
-    for folder, texts in (
-        (one / "memory", {"memory.limit_in_bytes": "400000", "memory.usage_in_bytes": "300000"}),
-        (two, {"memory.max": "300000", "memory.current": "250000"}),
-    ):
-        folder.mkdir(parents=True)
-        for name, text in (texts | {"memory.stat": "anon 1\ninactive_file 70000\ntotal_inactive_file 20000"}).items():
-            (folder / name).write_text(text + "\n")
-
-    assert free_on_host(meminfo, tmp_path / "absent") == 512_000
-    assert free_on_host(meminfo, one) == 120_000
-    assert free_on_host(meminfo, two) == 120_000
-    (two / "memory.max").write_text("max\n")
-    assert free_on_host(meminfo, two) == 512_000
-    assert free_on_host() > 10**8

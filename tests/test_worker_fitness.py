@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from worker_fakes import FakeService
 
-from engine.worker.fitness import UnfitError, available_memory, check_device, check_memory, check_room, checks
+from engine.worker.fitness import UnfitError, check_device, check_memory, check_room, checks
 
 
 def failing(part: str, line: str) -> FakeService:
@@ -66,17 +66,3 @@ def test_a_full_disk_is_told_with_what_helps(tmp_path: Path) -> None:
     check_room(tmp_path, room=1)
     with pytest.raises(UnfitError, match="larger container disk, or set TMPDIR"):
         check_room(tmp_path, room=2**60)
-
-
-def test_a_containers_limit_counts_beside_the_machines(tmp_path: Path) -> None:
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 4000 kB\n")
-    assert available_memory(tmp_path) == 4000 * 1024
-    group = tmp_path / "sys" / "fs" / "cgroup"
-    group.mkdir(parents=True)
-    (group / "memory.current").write_text("1000\n")
-    (group / "memory.max").write_text("max\n")
-    assert available_memory(tmp_path) == 4000 * 1024
-    (group / "memory.max").write_text("3000\n")
-    assert available_memory(tmp_path) == 2000
-    assert available_memory(tmp_path / "nowhere") is None

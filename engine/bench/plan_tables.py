@@ -54,8 +54,8 @@ def _published() -> str:
 
 
 def _recipes() -> str:
-    heads = ("recipe", "sampler", "card", "needs of the card", "needs of the host", "such hosts have")
-    heads += ("s a step", "81 frames", "USD")
+    heads = ["recipe", "sampler", "card", "needs of the card", "needs of the host", "such hosts have"]
+    heads += ["s a step", "81 frames", "USD"]
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for recipe, name in SHOWN.items():
         for sampler in ("standard", "turbo"):

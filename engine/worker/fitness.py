@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from engine.components import Service
+from engine.host_memory import free_host_memory
 
 Check = Callable[[], None]
 
@@ -71,7 +72,7 @@ def check_memory(weights: Path | None, available: Callable[[], int | None] | Non
     if weights is None:
         return
     need = max((path.stat().st_size for path in weights.rglob("*.safetensors")), default=0)
-    have = (available or available_memory)()
+    have = (available or free_host_memory)()
     if have is not None and have < need:
         raise UnfitError(
             f"{have / _GIB:.1f} GiB of memory are free and one file of weights has {need / _GIB:.1f}; "
@@ -88,27 +89,6 @@ def check_room(folder: Path, room: int = _ROOM) -> None:
             f"{folder} has {free / _GIB:.1f} GiB free and a job needs {room / _GIB:.1f}; "
             "give the endpoint a larger container disk, or set TMPDIR"
         )
-
-
-def available_memory(root: Path = Path("/")) -> int | None:
-    """Return the bytes that this machine, or the container around us, has free; None where nothing says."""
-    known: list[int] = []
-    try:
-        lines = (root / "proc/meminfo").read_text("ascii").splitlines()
-        known += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    except OSError:
-        pass
-    # A container's limit, by the second and the first version of control groups.
-    for limit, used in (
-        ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
-        ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            known.append(int((root / limit).read_text("ascii")) - int((root / used).read_text("ascii")))
-        except (OSError, ValueError):
-            # "max": there is none.
-            continue
-    return min(known, default=None)
 
 
 def _raise(problem: str | None) -> None:
