@@ -18,8 +18,8 @@ from engine.errors import Cancelled, ConfigError, EngineError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit status.
 
-    0: done; 2: an error the caller can mend, told in one line; 130: interrupted. Anything else that goes wrong is a
-    bug and keeps its traceback.
+    0: done; 2: an error the caller can mend, told in one line or a few; 130: interrupted. Anything else that goes
+    wrong is a bug and keeps its traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except EngineError as error:
         if not _led():
-            print(f"multitalk: error: {error}", file=sys.stderr)
+            print("\n".join(["multitalk: error: " + error.lines()[0], *error.lines()[1:]]), file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"multitalk: {error if error.args else 'cancelled'}", file=sys.stderr)

@@ -76,7 +76,7 @@ class ModelConfig:
     packaged: bool = False
     #: File of audio weights in Wan's key names, or the end of its path, where it lies beside Wan's own; "": any.
     adapter: str = ""
-    #: Command that gets the weights, named when they are missing.
+    #: Command that gets the weights, named when they are missing; "": that of a published preset, where there is one.
     command: str = ""
     #: Published architecture whose sizes a plan takes while the weights are not there (engine/fit/architectures).
     architecture: str = ""
@@ -285,6 +285,13 @@ class SamplerConfig(ComponentConfig):
             raise ConfigError(f"{self.steps} steps", field="sampler.steps", hint="give 1 to 1000")
         if not self.shift > 0:
             raise ConfigError(f"a shift of {self.shift:g}", field="sampler.shift", hint="give more than 0")
+
+
+@dataclass
+class FolderConfig(ComponentConfig):
+    """What the config of a source derives from whose `path` is a folder that `multitalk models pull` fills."""
+
+    path: str = MISSING
 
 
 @dataclass

@@ -388,6 +388,8 @@ class Weights:
     packaged: bool = False
     #: A command that gets them.
     command: str = ""
+    #: That one and others, each with what it brings: its size, and what to add to the config.
+    commands: tuple[tuple[str, str], ...] = ()
     #: The file of audio weights that belongs to the model, or the end of its path; "": any.
     adapter: str = ""
     #: How the transformer is kept: decides which of its files is read.

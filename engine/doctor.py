@@ -51,6 +51,8 @@ class Finding:
     #: What to do; empty where nothing is to be done.
     hint: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    #: For a terminal, in place of the hint: where it was looked for, and commands, in lines of their own.
+    more: tuple[str, ...] = ()
 
 
 Check = Callable[["Patient"], Iterator[Finding]]
@@ -93,8 +95,8 @@ def examine(overrides: Sequence[str] = ()) -> list[Finding]:
         try:
             found += check(patient)
         except EngineError as error:
-            what = f"{error.field}: {error.what}" if error.field else error.what
-            found.append(Finding(name, "broken", what, error.hint))
+            what, more = error.report()
+            found.append(Finding(name, "broken", what, error.hint, more=more))
         except Exception as error:  # noqa: BLE001 - a check that fails must not hide what the others find
             # The text of a foreign error may hold anything, an address with a key in it too.
             found.append(Finding(name, "broken", f"could not be looked at ({type(error).__name__})"))

@@ -5,6 +5,7 @@
     - UnknownComponent     no installed plugin or preset bears the name
     - MissingExtra         an optional package that was chosen is not installed
   + SourceError            weights are absent, incomplete or not what they should be
+    - MissingWeights       they are absent or incomplete, and this gets them
   + RequestError           the caller asked for something that cannot be made
   + SinkError              the finished video cannot be kept
     - NotDelivered         it waits on this machine until it is asked for again
@@ -16,7 +17,7 @@
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -42,6 +43,15 @@ class EngineError(Exception):
     def __str__(self) -> str:
         line = f"{self.field}: {self.what}" if self.field else self.what
         return f"{line}; {self.hint}" if self.hint else line
+
+    def report(self) -> tuple[str, tuple[str, ...]]:
+        """Return what is wrong, and what does not fit into one line with it, in lines of their own."""
+        return f"{self.field}: {self.what}" if self.field else self.what, ()
+
+    def lines(self) -> list[str]:
+        """Return it for a terminal: one line, or more where `report` has more."""
+        what, more = self.report()
+        return [what, *(f"  {line}" for line in more)] if more else [str(self)]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As it is, to another process: the arguments of a class' own __init__ are not in `args`.
@@ -85,6 +95,47 @@ class SourceError(EngineError):
     """Weights are absent, incomplete or not what they should be."""
 
     CODE = "weights_missing"
+
+
+class MissingWeights(SourceError):
+    """Weights are absent or incomplete.
+
+    In one line like every error; `lines` tells the same over several, for a terminal.
+    """
+
+    #: Missing files that are named; the others are counted.
+    SHOWN = 5
+
+    def __init__(
+        self,
+        brief: str,
+        *,
+        missing: Sequence[str] = (),
+        looked: Sequence[str] = (),
+        commands: Sequence[tuple[str, str]] = (),
+        hint: str = "",
+    ) -> None:
+        """`brief` says whose and where, `commands` are what gets them, each with what it brings; else `hint` helps."""
+        self.brief, self.missing, self.looked, self.commands = brief, tuple(missing), tuple(looked), tuple(commands)
+        what = brief + (f", missing: {', '.join(self._named())}" if missing else "")
+        what += f"; looked in {'; '.join(looked)}" if looked else ""
+        told = [f"{command} ({note})" if note else command for command, note in self.commands]
+        hint = f"get them with: {', or '.join(told)}" if told else hint
+        super().__init__(what, field="source", hint=hint)
+
+    def report(self) -> tuple[str, tuple[str, ...]]:
+        """Return what is missing, where was looked, and each command with what it brings, in lines of their own."""
+        blocks = [("missing", self._named()), ("looked in", list(self.looked))]
+        for index, (command, note) in enumerate(self.commands):
+            blocks.append(("or" if index else "get them", [command, note] if note else [command]))
+        if not self.commands and self.hint:
+            blocks.append(("", [self.hint]))
+        more = (f"{'' if index else name:<11}{line}" for name, block in blocks for index, line in enumerate(block))
+        return f"{self.field}: {self.brief}", tuple(more)
+
+    def _named(self) -> list[str]:
+        more = len(self.missing) - self.SHOWN
+        return [*self.missing[: self.SHOWN], *([f"and {more} more"] if more > 0 else [])]
 
 
 class RequestError(EngineError):

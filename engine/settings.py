@@ -8,10 +8,10 @@ from pathlib import Path
 
 from engine.buckets import Bucket
 from engine.components import FetchingSource
-from engine.config import Config, EntrypointConfig
+from engine.config import Config, EntrypointConfig, FolderConfig
 from engine.data import Access, Request, Settings, Weights
-from engine.errors import ConfigError, SourceError, UnknownComponent
-from engine.models.manifest import read_manifest
+from engine.errors import ConfigError, MissingWeights, SourceError, UnknownComponent
+from engine.models.offers import offers
 from engine.registry import Registry
 from engine.stages.passes import branches
 
@@ -111,7 +111,7 @@ def request_access(access: Access, request: Request) -> Access:
 
 
 def locate_weights(config: Config, registry: Registry, *, fetch: bool = False) -> Path:
-    """Return the folder of the model's weights. Raises SourceError naming where was looked and what would help.
+    """Return the folder of the model's weights. Raises MissingWeights naming where was looked and what would help.
 
     With `fetch` a source that may get weights does so; without it nothing is changed anywhere.
     """
@@ -119,34 +119,39 @@ def locate_weights(config: Config, registry: Registry, *, fetch: bool = False) -
     source = registry.sources.build(config.source)
     found = source.fetch(wanted) if fetch and isinstance(source, FetchingSource) else source.locate(wanted)
     if found is None:
-        raise SourceError(
-            f"no weights for the model {config.model.name!r}; looked in {source.looked(wanted)}",
-            field="source",
-            hint=f"get them with: {wanted.command}" if wanted.command else "choose another source or model",
+        raise MissingWeights(
+            f"no weights for the model {config.model.name!r}",
+            # As the chain joins what its sources say.
+            looked=source.looked(wanted).split("; "),
+            commands=wanted.commands,
+            hint="choose another source or model",
         )
     return found
 
 
 def weights_of(config: Config) -> Weights:
     """Return which weights a config needs."""
-    model = config.model
+    model, commands = config.model, _commands(config)
     return Weights(
         model.name,
         model.folder,
         COMPONENTS,
         packaged=model.packaged,
-        command=_command(config),
+        command=commands[0][0] if commands else "",
+        commands=commands,
         adapter=model.adapter,
         quant=config.quant.name,
         file=config.quant.file,
     )
 
 
-def _command(config: Config) -> str:
-    # The model's preset names the command of its unquantised weights.
-    model = config.model
-    preset = None if model.packaged else read_manifest().preset_of(model.name, config.quant.name)
-    return model.command.replace(f"--preset {model.name}", f"--preset {preset.name}") if preset else model.command
+def _commands(config: Config) -> tuple[tuple[str, str], ...]:
+    model, source = config.model, config.source
+    if model.packaged or model.command:
+        return ((model.command, ""),) if model.command else ()
+    into = Path(source.path).expanduser() if isinstance(source, FolderConfig) else None
+    words = {"model": model.name, "model.folder": model.folder, "quant": config.quant.name}
+    return offers(words | {"resolution": config.resolution}, into)
 
 
 def _check(config: Config) -> None:

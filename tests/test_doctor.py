@@ -58,7 +58,8 @@ def test_weights_that_are_not_there_are_broken_and_the_command_is_told(capsys: p
     assert main(["doctor", "model=multitalk", "source=volume", "device=cpu"]) == 1
     text = capsys.readouterr().out
     assert "BROKEN weights" in " ".join(text.split())
-    assert "download_models.py --preset multitalk" in text
+    assert "multitalk models pull --preset multitalk-int8\n" in text
+    assert "about 92.9 GB" in text
     # A 14B model in float32 needs more than any machine that runs this.
     assert "a window needs 11" in text
     assert len(text.splitlines()) <= 40

@@ -267,7 +267,7 @@ def test_what_a_caller_must_not_read_is_gone(text: str, gone: str) -> None:
         "the box reaches beyond [0.0, 0.0, 1.0, 1.0] at 12:30:45",
         "pip install 'multitalk-engine[s3]'",
         "vae/diffusion_pytorch_model.safetensors is missing",
-        "python scripts/download_models.py --preset multitalk",
+        "multitalk models pull --preset multitalk-int8 (about 31.9 GB, used with quant=int8-quanto)",
         "use /run, not /runsync; ask /status; then /retry.",
         "8.8.8.8 and 2001:4860:4860::8888 answered",
         "speakers[0].region.box[2]: nan",

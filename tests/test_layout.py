@@ -22,7 +22,7 @@ from engine.multitalk.layout import Part, find_parts
 from engine.multitalk.load import COMPONENTS, load_model
 from plugins.sources.volume import Volume, VolumeConfig
 
-WANTED = Weights("multitalk", "multitalk", COMPONENTS, adapter="multitalk.safetensors", command="get them")
+WANTED = Weights("multitalk", "multitalk", COMPONENTS, adapter="multitalk.safetensors", commands=(("get them", ""),))
 WAN = "Wan2.1-I2V-14B-480P"
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,9 +18,11 @@ import pytest
 from hub_server import HubServer, hub_server, write_manifest
 
 from engine.cli import main
-from engine.errors import ConfigError, SourceError
+from engine.errors import ConfigError, MissingWeights, SourceError
 from engine.models.check import verify
-from engine.models.manifest import Manifest, read_manifest
+from engine.models.command import pull_parser
+from engine.models.manifest import DENSE, Manifest, read_manifest
+from engine.models.progress import amount
 from engine.models.pull import Options, pull
 from engine.models.record import COMPLETE, PRIVATE
 from engine.models.tidy import removable, remove, states
@@ -296,12 +300,16 @@ def test_models_read_the_preset_that_their_quantisation_names() -> None:
     chosen = {
         (model, quant): preset.name if (preset := manifest.preset_of(model, quant)) else None
         for model in ("multitalk", "infinitetalk", "tiny")
-        for quant in ("none", "int8", "int8-quanto")
+        for quant in ("none", "int8", "int8-quanto", "gguf")
     }
     assert chosen == {
         ("multitalk", "none"): "multitalk",
         ("multitalk", "int8"): "multitalk",
         ("multitalk", "int8-quanto"): "multitalk-int8",
+        # Not published.
+        ("multitalk", "gguf"): None,
+        ("infinitetalk", "gguf"): None,
+        ("tiny", "gguf"): None,
         ("infinitetalk", "none"): "infinitetalk",
         ("infinitetalk", "int8"): "infinitetalk",
         ("infinitetalk", "int8-quanto"): "infinitetalk-int8",
@@ -311,24 +319,93 @@ def test_models_read_the_preset_that_their_quantisation_names() -> None:
     }
 
 
-def test_every_model_that_is_not_packaged_names_its_command() -> None:
-    from engine.compose import compose
+#: Overrides -> what is named where nothing is found: presets, the one to take first, and what to add to use them.
+OFFERED: dict[str, list[tuple[str, str]]] = {
+    "model=multitalk": [("multitalk-int8", "quant=int8-quanto"), ("multitalk", "")],
+    # Quantised while it is loaded, from the files in 32 bits.
+    "model=multitalk quant=int8": [("multitalk-int8", "quant=int8-quanto"), ("multitalk", "")],
+    "recipe=card-24gb": [("multitalk-int8", "")],
+    "recipe=card-80gb": [("multitalk-int8", "quant=int8-quanto"), ("multitalk", "")],
+    "model=infinitetalk": [("infinitetalk-int8", "quant=int8-quanto"), ("infinitetalk", "")],
+    "model=infinitetalk quant=fp8-quanto": [("infinitetalk-fp8", "")],
+    # Nothing of the kind is published for this folder.
+    "model=multitalk quant=fp8-quanto": [("multitalk-fp8-fusionx", "model.folder=multitalk-fusionx")],
+    "model=multitalk quant=gguf": [("multitalk-int8", "quant=int8-quanto")],
+    "model=multitalk model.folder=multitalk-720p resolution=720p": [("multitalk-720p", "")],
+    "model=multitalk model.folder=multitalk-720p": [("multitalk-720p", "resolution=720p")],
+    "model=multitalk model.folder=mine": [("multitalk", "model.folder=multitalk")],
+}
 
-    for name in ("multitalk", "infinitetalk"):
-        preset = compose([f"model={name}"]).model.command.rpartition("--preset ")[2]
-        assert read_manifest().preset(preset).folder == name
 
-
-def test_missing_weights_name_the_preset_of_their_quantisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("overrides", OFFERED)
+def test_missing_weights_name_the_presets_that_serve_the_config(
+    overrides: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from engine.compose import compose
     from engine.registry import installed
     from engine.settings import locate_weights
 
     monkeypatch.setenv("MODEL_PATH", str(tmp_path))
-    for quant, preset in (("none", "multitalk"), ("int8", "multitalk"), ("int8-quanto", "multitalk-int8")):
-        with pytest.raises(SourceError) as caught:
-            locate_weights(compose(["model=multitalk", f"quant.name={quant}"]), installed())
-        assert caught.value.hint.endswith(f"--preset {preset}")
+    with pytest.raises(MissingWeights) as caught:
+        locate_weights(compose(overrides.split()), installed())
+    found = []
+    for command, note in caught.value.commands:
+        # By what reads it where the package is installed.
+        program, group, verb, *words = shlex.split(command)
+        assert (program, group, verb) == ("multitalk", "models", "pull")
+        given = pull_parser("multitalk models pull").parse_args(words)
+        preset = read_manifest().preset(given.preset)
+        assert given.model_path == tmp_path
+        assert amount(preset.size) in note
+        found.append((preset.name, note.partition(", used with ")[2]))
+        # With what is to be added, what the command brings is what the config reads.
+        config = compose([*overrides.split(), *found[-1][1].split()])
+        assert (config.model.folder, config.model.name) == (preset.folder, preset.words["model"])
+        assert config.quant.name == preset.words["quant"] or {config.quant.name, preset.words["quant"]} == {
+            "int8",
+            "none",
+        }
+    assert found == OFFERED[overrides]
+    assert str(caught.value).count("\n") == 0
+    assert caught.value.hint.startswith(f"get them with: {caught.value.commands[0][0]} (")
+
+
+def test_weights_are_pulled_to_where_the_source_looks(tmp_path: Path) -> None:
+    from engine.compose import compose
+    from engine.registry import installed
+    from engine.settings import locate_weights
+
+    folder = tmp_path / "my models"
+    with pytest.raises(MissingWeights) as caught:
+        locate_weights(compose(["recipe=card-24gb", "source=volume", f"source.path='{folder}'"]), installed())
+    ((command, _),) = caught.value.commands
+    assert pull_parser("pull").parse_args(shlex.split(command)[3:]).model_path == folder
+
+
+def test_missing_weights_are_told_over_several_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "multitalk").mkdir()
+    request = ["--image", "engine/examples/one.png", "--audio", "engine/examples/one.flac", "--prompt", "x"]
+    words = ["recipe=card-24gb", "device=cpu", "source=volume", f"source.path={tmp_path}"]
+    assert main(["generate", *request, *words]) == 2
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first == f"multitalk: error: source: weights of 'multitalk' in {tmp_path}/multitalk are incomplete"
+    assert lines[0] == "  missing    a file with a transformer of quant=int8-quanto"
+    assert lines[-2] == f"  get them   multitalk models pull --preset multitalk-int8 --model-path {tmp_path}"
+    assert lines[-1] == "             about 31.9 GB"
+
+
+def test_what_is_missing_is_named_by_the_first_few() -> None:
+    error = MissingWeights("they are gone", missing=[f"part-{number}" for number in range(8)], hint="look for them")
+    assert error.what == "they are gone, missing: part-0, part-1, part-2, part-3, part-4, and 3 more"
+    assert [line.split() for line in error.lines()[-2:]] == [["and", "3", "more"], ["look", "for", "them"]]
+    assert pickle.loads(pickle.dumps(error)).lines() == error.lines()
+
+
+def test_what_reads_the_files_in_32_bits_is_what_is_not_read_quantised() -> None:
+    from engine.multitalk.layout import QUANTISED
+    from engine.multitalk.load import QUANTS
+
+    assert set(DENSE) == set(QUANTS) - set(QUANTISED)
 
 
 def test_the_lora_of_turbo_is_where_the_model_looks_for_it() -> None:

@@ -20,7 +20,7 @@ from engine.register import Register
 from plugins.sources import auto, cached, download, hub, packaged, volume
 
 TINY = Weights("tiny", "tiny", ("transformer", "vae", "text_encoder", "tokenizer"), packaged=True)
-BIG = Weights("multitalk", "multitalk", ("transformer", "tokenizer"), command="python scripts/download_models.py")
+BIG = Weights("multitalk", "multitalk", ("transformer", "tokenizer"), commands=(("multitalk models pull", "1 GB"),))
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_incomplete_volume_names_each_missing_file_and_the_command(
     assert "transformer/diffusion_pytorch_model.safetensors" in caught.value.what
     assert "tokenizer/tokenizer_config.json" in caught.value.what
     assert str(folder) in caught.value.what
-    assert BIG.command in caught.value.hint
+    assert caught.value.hint == "get them with: multitalk models pull (1 GB)"
 
 
 def test_missing_shard_of_an_index_is_named(sources: Register[ModelSource], tmp_path: Path) -> None:

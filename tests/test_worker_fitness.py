@@ -20,7 +20,10 @@ def failing(part: str, line: str) -> FakeService:
 @pytest.mark.parametrize(
     ("part", "line"),
     [
-        ("weights", "source: no weights for the model 'multitalk'; get them with: python scripts/download_models.py"),
+        (
+            "weights",
+            "source: no weights for the model 'multitalk'; get them with: multitalk models pull",
+        ),
         ("sink", "sink: there are no credentials for bucket 'films'; set AWS_ACCESS_KEY_ID"),
     ],
 )

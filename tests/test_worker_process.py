@@ -126,7 +126,7 @@ def test_missing_weights_end_the_worker_with_the_command_that_fetches_them(platf
         assert process.wait(PATIENCE) == 1
         complaint = next(query for _, query in platform.pings if "status" in query)
         assert complaint["check"] == ["multitalk_weights"]
-        assert "python scripts/download_models.py --preset multitalk" in complaint["reason"][0]
+        assert "multitalk models pull --preset multitalk-int8 " in complaint["reason"][0]
         ended(process, platform)
     assert not platform.asked.is_set()
 

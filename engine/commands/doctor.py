@@ -28,12 +28,15 @@ def doctor(words: Sequence[str]) -> int:
     found = examine(rest)
     broken = [finding for finding in found if finding.state == "broken"]
     if values.json:
-        print(json.dumps({"healthy": not broken, "findings": [asdict(finding) for finding in found]}))
+        kept = [{key: value for key, value in asdict(finding).items() if key != "more"} for finding in found]
+        print(json.dumps({"healthy": not broken, "findings": kept}))
         return 1 if broken else 0
     width = max(len(finding.name) for finding in found)
     for finding in found:
         print(f"{_MARKS[finding.state]:<7}{finding.name:<{width}}  {finding.what}")
-        if finding.hint:
+        for line in finding.more:
+            print(f"{'':<7}{'':<{width}}  {line}")
+        if finding.hint and not finding.more:
             print(f"{'':<7}{'':<{width}}  -> {finding.hint}")
     print(f"\n{len(broken)} broken" if broken else "\nnothing is broken")
     return 1 if broken else 0

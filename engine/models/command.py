@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -14,12 +13,12 @@ from typing import NoReturn
 from engine.errors import ConfigError
 from engine.models.check import Finding, verify
 from engine.models.manifest import Manifest, Preset, read_manifest
+from engine.models.offers import ROOT, models_path
 from engine.models.progress import amount
 from engine.models.pull import Options, pull
 from engine.models.record import records
 from engine.models.tidy import State, removable, remove, states
 
-ROOT = "/runpod-volume/models"
 ABOUT = {
     "pull": "download a preset, or go on with it; what is complete is left alone",
     "verify": "read what was downloaded and name files that are missing, damaged, swapped or not ours",
@@ -58,7 +57,7 @@ def _parser(prog: str, about: str) -> Parser:
     parser.add_argument(
         "--model-path",
         type=Path,
-        default=Path(os.environ.get("MODEL_PATH") or ROOT),
+        default=models_path(),
         metavar="FOLDER",
         help=f"the folder of all models ($MODEL_PATH, else {ROOT})",
     )
@@ -71,8 +70,8 @@ def _parser(prog: str, about: str) -> Parser:
     return parser
 
 
-def download(words: Sequence[str], prog: str) -> int:
-    """Do `pull`, which is all that the script does. Raises EngineError."""
+def pull_parser(prog: str) -> Parser:
+    """Return what reads the words of `pull`."""
     parser = _parser(prog, "Download a preset's files, verify them and mark the preset complete.")
     parser.add_argument("--preset", metavar="NAME", help="one of `multitalk models list`; without it the default")
     parser.add_argument("--with", dest="extra", action="append", default=[], metavar="PART", help="add a part")
@@ -80,7 +79,12 @@ def download(words: Sequence[str], prog: str) -> int:
     parser.add_argument("--workers", type=int, default=4, metavar="N", help="files at a time (4)")
     parser.add_argument("--repair", action="store_true", help="replace files that are in the way or were changed")
     parser.add_argument("--quiet", action="store_true", help="print the folder alone")
-    given = parser.parse_args(list(words))
+    return parser
+
+
+def download(words: Sequence[str], prog: str) -> int:
+    """Do `pull`, which is all that the script does. Raises EngineError."""
+    given = pull_parser(prog).parse_args(list(words))
     manifest = read_manifest(given.manifest)
     if given.workers < 1:
         raise ConfigError(f"{given.workers} workers", field="--workers", hint="give 1 or more")

@@ -12,6 +12,8 @@ from typing import Any
 from engine.errors import ConfigError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+#: quant=… that read the files that quant=none reads, and make of them what they need while they load them.
+DENSE = ("none", "int8")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Preset:
     def parts(self) -> tuple[str, ...]:
         """Return the names of its parts, in order."""
         return tuple(dict.fromkeys(file.part for file in self.files))
+
+    @property
+    def words(self) -> dict[str, str]:
+        """Return `use` by its keys, with those that it leaves to the model's defaults."""
+        return {"model.folder": self.folder, "quant": "none"} | dict(word.split("=") for word in self.use.split())
 
     @property
     def size(self) -> int:
@@ -107,19 +114,37 @@ class Manifest:
         return self.preset(name) if name else self.preset_of(model, quant)
 
     def preset_of(self, model: str, quant: str = "none") -> Preset | None:
-        """Return the preset that `model=… quant=…` reads; None for a model that is not published.
+        """Return the preset that `model=… quant=…` reads; None for what is not published.
 
         A quantisation that is made while loading reads what quant=none reads.
         """
-        dense = None
-        for preset in self.presets():
-            use = dict(word.split("=") for word in preset.use.split())
-            if use["model"] == model and "model.folder" not in use:
-                if use.get("quant", "none") == quant:
-                    return preset
-                if "quant" not in use:
-                    dense = preset
-        return dense
+        wanted = "none" if quant in DENSE else quant
+        mine = (preset for preset in self.presets() if "model.folder=" not in preset.use)
+        return next((one for one in mine if (one.words["model"], one.words["quant"]) == (model, wanted)), None)
+
+    def offers(self, model: str, quant: str, folder: str) -> tuple[Preset, ...]:
+        """Return the presets to name where `model=… quant=… model.folder=…` finds no weights, the first one first.
+
+        That is what it reads. Where those are files in 32 bits, the published ones that are kept as small as those of
+        the default preset come first; where nothing is published, those of another folder, or of the default's
+        quantisation.
+        """
+        usual = self.preset(self.default).words["quant"]
+        wanted = "none" if quant in DENSE else quant
+        mine = [preset for preset in self.presets() if preset.words["model"] == model]
+        here = [preset for preset in mine if preset.folder == folder]
+        exact = [preset for preset in here if preset.words["quant"] == wanted]
+        if wanted == "none":
+            exact = [*(preset for preset in here if preset.words["quant"] == usual), *exact]
+        for found in (
+            exact,
+            [preset for preset in mine if preset.words["quant"] == wanted],
+            [preset for preset in mine if preset.words["quant"] == usual],
+        ):
+            if found:
+                # One of a kind: files of other folders are variants.
+                return tuple({preset.words["quant"]: preset for preset in reversed(found)}.values())[::-1]
+        return ()
 
     def _files(self, part: str) -> tuple[File, ...]:
         told = self._table["parts"][part]

@@ -101,6 +101,12 @@ def describe(plan: Plan, request: Request) -> str:
     passes = "1 pass" if plan.passes == 1 else f"{plan.passes} passes"
     sampling = f"{plan.sampler}, {plan.steps} steps, guidance {plan.guidance}, {passes} a step"
     lines = [
+        # Clause by clause: what is wrong with weights has many.
+        *(
+            ("" if index else "warning", line)
+            for warning in plan.warnings
+            for index, line in enumerate(warning.split("; "))
+        ),
         ("model", f"{plan.model}, resolution {plan.resolution}"),
         ("weights", str(plan.weights) if plan.weights else "not found"),
         ("picture", _picture(plan.canvas)),
@@ -110,7 +116,6 @@ def describe(plan: Plan, request: Request) -> str:
         *(("windows" if index == 0 else "", line) for index, line in enumerate(_windows(plan.windows))),
         ("sampling", f"{sampling}: {plan.forwards} forwards in all"),
         *([] if plan.estimates is None else _estimates(plan.estimates)),
-        *(("warning", warning) for warning in plan.warnings),
     ]
     return "\n".join(f"{name:<10}{text}" for name, text in lines)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine import hookimpl
 from engine.components import ModelSource
-from engine.config import ComponentConfig
+from engine.config import FolderConfig
 from engine.data import Weights
 from engine.errors import SourceError
 from engine.models.manifest import Preset, read_manifest
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class DownloadConfig(ComponentConfig):
+class DownloadConfig(FolderConfig):
     """Downloads the preset that is needed into source.path, else $MODEL_PATH, as `multitalk models pull` does."""
 
     name: str = "download"
@@ -64,8 +64,9 @@ class Download:
     def looked(self, weights: Weights) -> str:
         """Say where."""
         preset = self._preset(weights)
-        name = f"{preset.name} in {self.root / preset.folder}" if preset else "the hub, where it is not published"
-        return f"a complete download of {name}" if preset else name
+        if preset is None:
+            return f"the hub, where this model with quant={weights.quant} is not published"
+        return f"a complete download of {preset.name} in {self.root / preset.folder}"
 
     def _preset(self, weights: Weights) -> Preset | None:
         return read_manifest().chosen(self.config.preset, weights.model, weights.quant)

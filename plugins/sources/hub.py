@@ -45,7 +45,7 @@ class Hub:
         preset = self._preset(weights)
         where = ", ".join(map(str, self._caches()))
         if preset is None:
-            return f"the hub's cache ({where}), where this model is not published"
+            return f"the hub's cache ({where}), where this model with quant={weights.quant} is not published"
         found, missing = find(preset, self._caches())
         return f"the hub's cache ({where}), with {len(found)} of {len(found) + len(missing)} files of {preset.name}"
 

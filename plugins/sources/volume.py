@@ -7,15 +7,15 @@ from pathlib import Path
 
 from engine import hookimpl
 from engine.components import ModelSource
-from engine.config import ComponentConfig
+from engine.config import FolderConfig
 from engine.data import Weights
-from engine.errors import SourceError
+from engine.errors import MissingWeights
 from engine.multitalk.layout import find_parts
 from engine.register import Register
 
 
 @dataclass
-class VolumeConfig(ComponentConfig):
+class VolumeConfig(FolderConfig):
     """A folder with a sub-folder for each model: source.path, else $MODEL_PATH."""
 
     name: str = "volume"
@@ -35,12 +35,8 @@ class Volume:
             return None
         _, missing = find_parts(folder, weights)
         if missing:
-            get = f"get them with: {weights.command}" if weights.command else "copy them there"
-            raise SourceError(
-                f"weights of {weights.model!r} in {folder} are incomplete, missing: {', '.join(missing)}",
-                field="source",
-                hint=get,
-            )
+            brief = f"weights of {weights.model!r} in {folder} are incomplete"
+            raise MissingWeights(brief, missing=missing, commands=weights.commands, hint="copy them there")
         return folder
 
     def looked(self, weights: Weights) -> str:
