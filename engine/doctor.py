@@ -22,6 +22,7 @@ from engine.host_memory import free_host_memory
 from engine.registry import Registry, installed
 from engine.service import EngineService
 from engine.settings import locate_weights
+from engine.suited import check_suited
 from engine.worker.fitness import UnfitError, check_room
 
 State = Literal["ok", "note", "broken"]
@@ -187,8 +188,9 @@ def check_attention(patient: Patient) -> Iterator[Finding]:
 
 
 def check_weights(patient: Patient) -> Iterator[Finding]:
-    """What the chosen source finds."""
+    """What the chosen source finds, and whether quantisation and LoRAs go with it."""
     folder = locate_weights(patient.config, patient.registry)
+    check_suited(patient.config, folder)
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     text = f"{patient.config.model.name}: complete in {folder}, {size / _GB:.2f} GB"
     yield Finding("weights", "ok", text, "", {"folder": str(folder), "bytes": size})

@@ -113,22 +113,29 @@ class MissingWeights(SourceError):
         missing: Sequence[str] = (),
         looked: Sequence[str] = (),
         commands: Sequence[tuple[str, str]] = (),
+        instead: str = "",
         hint: str = "",
     ) -> None:
-        """`brief` says whose and where, `commands` are what gets them, each with what it brings; else `hint` helps."""
+        """`brief` says whose and where, `commands` are what gets them, each with what it brings.
+
+        `instead` is what would work with what is there; `hint` helps where there is neither.
+        """
         self.brief, self.missing, self.looked, self.commands = brief, tuple(missing), tuple(looked), tuple(commands)
+        self.instead = instead
         what = brief + (f", missing: {', '.join(self._named())}" if missing else "")
         what += f"; looked in {'; '.join(looked)}" if looked else ""
         told = [f"{command} ({note})" if note else command for command, note in self.commands]
-        hint = f"get them with: {', or '.join(told)}" if told else hint
+        get = f"get them with: {', or '.join(told)}" if told else ""
+        hint = ", or ".join(filter(None, (instead, get))) or hint
         super().__init__(what, field="source", hint=hint)
 
     def report(self) -> tuple[str, tuple[str, ...]]:
         """Return what is missing, where was looked, and each command with what it brings, in lines of their own."""
         blocks = [("missing", self._named()), ("looked in", list(self.looked))]
+        blocks += [("instead", [self.instead])] if self.instead else []
         for index, (command, note) in enumerate(self.commands):
             blocks.append(("or" if index else "get them", [command, note] if note else [command]))
-        if not self.commands and self.hint:
+        if not self.commands and not self.instead and self.hint:
             blocks.append(("", [self.hint]))
         more = (f"{'' if index else name:<11}{line}" for name, block in blocks for index, line in enumerate(block))
         return f"{self.field}: {self.brief}", tuple(more)

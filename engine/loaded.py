@@ -6,15 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.choices import loadable_loras
 from engine.components import Reader
 from engine.config import ComponentConfig, Config
+from engine.loras import Loras, bundled_loras, loadable_loras
 from engine.multitalk.load import Model, load_model
 from engine.multitalk.memory import Profile
 from engine.multitalk.on_disk import BUILDING
 from engine.recipe import weights_hash
 from engine.registry import Registry
 from engine.settings import largest_window, locate_weights, weights_of
+from engine.suited import check_suited
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,24 @@ class Loaded:
         folder: Path = self.wanted.arguments["folder"]
         return folder
 
+    def loras(self, config: Config) -> Loras:
+        """Return the LoRAs (file, scale) that `config` wants on."""
+        return bundled_loras(config, self.folder)
+
+
+def find_weights(config: Config, registry: Registry) -> Path:
+    """Return the folder of the weights, brought there if they may be. Raises SourceError and ConfigError.
+
+    What they lack for the config is said as well: nothing but headers is read.
+    """
+    folder = locate_weights(config, registry, fetch=True)
+    check_suited(config, folder)
+    return folder
+
 
 def find_wanted(config: Config, registry: Registry, *, device: str, dtype: str, **others: Any) -> Wanted:
     """Return what `config` asks for; `others` go to `load_model`. Raises SourceError and ConfigError."""
-    folder = locate_weights(config, registry, fetch=True)
+    folder = find_weights(config, registry)
     arguments = {
         "folder": folder,
         "device": device,

@@ -12,20 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.choices import Choices, bundled_loras, choose
+from engine.choices import Choices, choose
 from engine.components import CancelToken, ProgressCallback, Sink
 from engine.config import Config
 from engine.data import Access, Artifact, Conditions, Delivery, Frames, Inputs, Kept, Media, Plan, Request, Window
 from engine.device import pick_device, pick_dtype
 from engine.errors import Cancelled, ProcessLost
-from engine.loaded import Loaded, find_wanted, load
+from engine.loaded import Loaded, find_wanted, find_weights, load
 from engine.multitalk.load import Model
 from engine.progress import Meter
 from engine.ranks import Denoise, Load, Ranks, expected
 from engine.recipe import make_recipe
 from engine.reclaim import reclaim
 from engine.registry import Registry
-from engine.settings import locate_weights, make_access, make_settings, request_access
+from engine.settings import make_access, make_settings, request_access
 from engine.sinks import request_sink
 from engine.stages.color import Statistics, color_statistics
 from engine.stages.decode import Decoded, decode
@@ -197,7 +197,7 @@ class Engine:
         # Rank 0 had it loaded.
         assert self._loaded is not None
         model, choices = self._loaded.model, self._choose(word.config)
-        model.set_loras(bundled_loras(word.config, self._loaded.folder))
+        model.set_loras(self._loaded.loras(word.config))
         generator = torch.Generator()
         generator.set_state(word.generator.cpu())
         with ranks.denoising(None) as cancel, model.use("transformer"), suppress(Cancelled):
@@ -221,9 +221,9 @@ class Engine:
             known = None if self._loaded is None else self._loaded.folder
             plan = plan_walk(job.request, media, make_settings(job.config, self._registry, weights=known))
             job.sink.check(job.request.filename)
-            if plan.weights is None:
-                # Says what is missing, before any sound is decoded.
-                locate_weights(job.config, self._registry, fetch=True)
+            if known is None:
+                # Says what is missing, or does not go together, before any sound is decoded.
+                find_weights(job.config, self._registry)
             return media, plan
 
     def _read(self, job: _Job, media: Media, plan: Plan) -> Inputs:
@@ -233,7 +233,7 @@ class Engine:
     def _ready(self, job: _Job, plan: Plan) -> Model:
         with job.meter.stage("load"):
             loaded = self.load()
-            loaded.model.set_loras(bundled_loras(job.config, loaded.folder))
+            loaded.model.set_loras(loaded.loras(job.config))
         job.meter.expect(len(plan.windows), plan.steps)
         return loaded.model
 

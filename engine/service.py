@@ -16,7 +16,7 @@ from engine.components import CancelToken, ProgressCallback
 from engine.compose import compose, compose_request
 from engine.config import Config
 from engine.data import Access, Delivery, Media, Plan, Request, Resumed
-from engine.errors import EngineError, SourceError
+from engine.errors import ConfigError, EngineError, SourceError
 from engine.fitting import advise, estimate_plan
 from engine.readahead import reading_ahead
 from engine.recipe import versions
@@ -26,6 +26,7 @@ from engine.settings import check_parallel, locate_weights, make_access, make_se
 from engine.sinks import request_sink, resume
 from engine.stages.plan import plan_walk
 from engine.stages.read import fetch
+from engine.suited import check_suited, unsuited
 
 if TYPE_CHECKING:
     from engine.pipeline import Engine
@@ -83,6 +84,9 @@ class EngineService:
         with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
             media = self._fetch(request, Path(folder))
             plan = self._estimated(request, media, config)
+            problem = "" if plan.weights is None else unsuited(config, plan.weights)
+            if problem:
+                plan = replace(plan, warnings=(f"nothing can be made by this config: {problem}", *plan.warnings))
             if plan.estimates is None:
                 return plan
 
@@ -130,8 +134,10 @@ class EngineService:
         report: dict[str, Any] = {"loaded": self._engine is not None and self._engine.loaded}
         failed: dict[str, str] = {}
         try:
-            report["weights"] = str(locate_weights(self.config, self._registry, fetch=True))
-        except SourceError as error:
+            folder = locate_weights(self.config, self._registry, fetch=True)
+            report["weights"] = str(folder)
+            check_suited(self.config, folder)
+        except (SourceError, ConfigError) as error:
             failed["weights"] = str(error)
         try:
             self._registry.sinks.build(self.config.sink).check(None)

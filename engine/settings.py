@@ -10,7 +10,7 @@ from engine.buckets import Bucket
 from engine.components import FetchingSource
 from engine.config import Config, EntrypointConfig, FolderConfig
 from engine.data import Access, Request, Settings, Weights
-from engine.errors import ConfigError, MissingWeights, SourceError, UnknownComponent
+from engine.errors import ConfigError, MissingExtra, MissingWeights, SourceError, UnknownComponent
 from engine.models.offers import offers
 from engine.registry import Registry
 from engine.stages.passes import branches
@@ -36,7 +36,7 @@ def make_settings(config: Config, registry: Registry, *, weights: Path | None = 
     absent = ""
     try:
         weights = weights or locate_weights(config, registry)
-    except SourceError as error:
+    except (SourceError, MissingExtra) as error:
         absent = "; ".join(filter(None, (error.what, error.hint)))
     table = model.resolutions[config.resolution]
     return Settings(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.data import Weights
-from engine.errors import MissingExtra, SourceError
+from engine.errors import EngineError, MissingExtra, SourceError
 from engine.folders import component_files, weight_files
 from engine.multitalk.keys import engine_name, is_audio
 
@@ -100,6 +100,21 @@ def find_parts(root: Path, weights: Weights) -> tuple[dict[str, Part], tuple[str
         except _Absent as absent:
             missing += [tree.shown(path) if isinstance(path, Path) else path for path in absent.files]
     return parts, tuple(missing)
+
+
+def other_quant(root: Path, weights: Weights) -> str:
+    """Return in words the quant=… that the files below `root` serve in place of the one of `weights`; "" for none."""
+    for quant in ("none", *QUANTISED):
+        try:
+            _, missing = find_parts(root, replace(weights, quant=quant, file=None))
+        except EngineError:
+            continue
+        if missing or quant == weights.quant:
+            continue
+        if quant == "none":
+            return f"leave out quant={weights.quant} (a recipe may set it, which recipe=none takes back)"
+        return f"choose quant={quant}, whose files are there"
+    return ""
 
 
 def _find(tree: _Tree, component: str, weights: Weights) -> Part:
@@ -208,8 +223,9 @@ def _absent_shards(folder: Path, shards: list[Path]) -> list[Path]:
 def _chosen(tree: _Tree, files: list[Path], weights: Weights) -> Path:
     what = f"transformer of quant={weights.quant}"
     if weights.file and tree.root / weights.file not in files:
-        shown = ", ".join(map(tree.shown, files)) or "none"
-        raise SourceError(f"{weights.file} is no {what} below {tree.root}", field="quant.file", hint=f"known: {shown}")
+        shown = ", ".join(map(tree.shown, files))
+        hint = f"known: {shown}" if files else other_quant(tree.root, weights) or "put one there"
+        raise SourceError(f"{weights.file} is no {what} below {tree.root}", field="quant.file", hint=hint)
     found = (
         tree.root / weights.file if weights.file else _one(tree, what, files, "name one with quant.file=FOLDER/FILE")
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,20 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import SourceError
-from engine.multitalk.keys import engine_name, flat_modules
+from engine.multitalk.keys import engine_name
+from engine.multitalk.lora_names import merged_only, no_fit, no_match, sort_entries
 from engine.multitalk.quantize import shape_of
-
-_PREFIX = re.compile(r"^(diffusion_model\.|transformer\.|unet\.|model\.|base_model\.)+")
-#: kohya-ss and those after it write a module's name with underscores for dots.
-_FLAT = re.compile(r"^lora_(?:unet|transformer)_+(?P<block>blocks_\d+_)?(?P<rest>.+)$")
-_PART = re.compile(
-    r"^(?P<module>.+)\.(?:"
-    r"(?P<down>lora_down(?:\.\w+)?\.weight|lora_A(?:\.\w+)?\.weight|lora\.down\.weight)|"
-    r"(?P<up>lora_up(?:\.\w+)?\.weight|lora_B(?:\.\w+)?\.weight|lora\.up\.weight)|"
-    r"(?P<alpha>alpha)|(?P<diff>diff)|(?P<diff_b>diff_b))$"
-)
-#: Kinds of adapter that a product of two matrices is not; what is left of such a file would be another change.
-_OTHER = re.compile(r"\.(dora_scale|lora_magnitude_vector(\.\w+)?(\.weight)?|hada_w\w+|lokr_w\w+|lora_mid\.weight)$")
 
 
 @dataclass(frozen=True)
@@ -57,9 +45,7 @@ class Delta:
             if self.full is not None:
                 total = total + self.full.to(device).float().reshape(shape)
         except RuntimeError as error:
-            raise SourceError(
-                f"{self.sources[0]} does not fit a tensor of {tuple(shape)}", field="lora", hint="is it for this model?"
-            ) from error
+            raise no_fit(self.sources[0], tuple(shape)) from error
         return total
 
 
@@ -72,31 +58,15 @@ def read_deltas(lora: Mapping[str, Tensor], *, use_alpha: bool = True) -> tuple[
     else alpha is ignored, as the public implementation does. Raises SourceError for half a pair, and for kinds of
     adapter that are no LoRA (DoRA, LoHa, LoKr).
     """
-    other = next(filter(_OTHER.search, lora), None)
-    if other is not None:
-        raise SourceError(f"{other} is of another kind of adapter", field="lora", hint="LoRA is read: pairs and .diff")
-    parts: dict[str, dict[str, str]] = {}
-    unmatched: list[str] = []
-    for key in lora:
-        match = _PART.match(_PREFIX.sub("", key))
-        tensor = _tensor_name(_dotted(match["module"]), "bias" if match["diff_b"] else "weight") if match else None
-        if match is None or tensor is None or match.lastgroup is None:
-            unmatched.append(key)
-        else:
-            parts.setdefault(tensor, {})[match.lastgroup] = key
+    parts, unmatched = sort_entries(lora)
     deltas = {}
     for tensor, keys in parts.items():
-        if ("down" in keys) != ("up" in keys):
-            raise SourceError(f"{keys.get('down') or keys.get('up')} is half of a pair", field="lora")
-        if keys.keys() == {"alpha"}:
-            unmatched.append(keys["alpha"])
-            continue
         down, up = (lora[keys[half]] if half in keys else None for half in ("down", "up"))
         if use_alpha and "alpha" in keys and down is not None and up is not None:
             up = up.float() * (float(lora[keys["alpha"]]) / down.shape[0])
         full = keys.get("diff") or keys.get("diff_b")
         deltas[tensor] = Delta(tuple(keys.values()), down, up, None if full is None else lora[full])
-    return deltas, tuple(unmatched)
+    return deltas, unmatched
 
 
 class LoraMerger:
@@ -209,9 +179,7 @@ def load_runtime_lora(model: Any, state: Mapping[str, Tensor], name: str, *, use
         shape, dtype = torch.Size(shape_of(parameter)), _dtype(model, tensor)
         delta.dense(shape, torch.device("cpu"))
         if leaf not in ("weight", "bias"):
-            raise SourceError(
-                f"{delta.sources[0]} changes a modulation table", field="lora.mode", hint="use lora.mode=merged"
-            )
+            raise merged_only(delta.sources[0])
         if delta.down is not None and delta.up is not None:
             adapter[f"{module}.lora_A.weight"] = delta.down.to(dtype)
             adapter[f"{module}.lora_B.weight"] = delta.up.to(dtype)
@@ -288,23 +256,7 @@ def _base_layer(module: nn.Module) -> nn.Module:
 def _coverage(deltas: Mapping[str, Delta], unmatched: tuple[str, ...], matched: list[str]) -> Coverage:
     if not matched:
         example = next(iter(unmatched), None) or next((delta.sources[0] for delta in deltas.values()), "nothing")
-        raise SourceError(
-            f"no entry of the LoRA matches the network; it holds {example!r}",
-            field="lora",
-            hint="names must be the reference's or ours, bare or behind diffusion_model. transformer. unet. lora_unet_",
-        )
+        raise no_match(example)
     hit = {engine_name(name) or name for name in matched}
     left = tuple(key for tensor, delta in deltas.items() if tensor not in hit for key in delta.sources)
     return Coverage(tuple(matched), unmatched + left)
-
-
-def _dotted(module: str) -> str:
-    flat = _FLAT.match(module)
-    if flat is None:
-        return module
-    block = flat["block"].replace("_", ".") if flat["block"] else ""
-    return block + flat_modules(bool(block)).get(flat["rest"], flat["rest"])
-
-
-def _tensor_name(module: str, leaf: str) -> str | None:
-    return engine_name(f"{module}.{leaf}") or (engine_name(module) if leaf == "weight" else None)

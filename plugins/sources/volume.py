@@ -10,7 +10,7 @@ from engine.components import ModelSource
 from engine.config import FolderConfig
 from engine.data import Weights
 from engine.errors import MissingWeights
-from engine.multitalk.layout import find_parts
+from engine.multitalk.layout import find_parts, other_quant
 from engine.register import Register
 
 
@@ -36,7 +36,10 @@ class Volume:
         _, missing = find_parts(folder, weights)
         if missing:
             brief = f"weights of {weights.model!r} in {folder} are incomplete"
-            raise MissingWeights(brief, missing=missing, commands=weights.commands, hint="copy them there")
+            instead = other_quant(folder, weights)
+            raise MissingWeights(
+                brief, missing=missing, commands=weights.commands, instead=instead, hint="copy them there"
+            )
         return folder
 
     def looked(self, weights: Weights) -> str:

@@ -1,0 +1,38 @@
+"""Config -> the files of LoRAs that it loads, and those of them that it wants on. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.config import AdapterConfig, Config
+
+Loras = tuple[tuple[Path, float], ...]
+
+
+def bundled_loras(config: Config, weights: Path) -> Loras:
+    """Return the LoRAs (file, scale) that the config's bundle wants on, and the extra ones."""
+    bundle = config.model.turbo if config.sampler.bundle == "turbo" else config.model.standard
+    return _files([*bundle.loras, *config.lora.extra], weights)
+
+
+def loadable_loras(config: Config, weights: Path) -> Loras:
+    """Return the LoRAs to load at boot: those of the config itself and, where they can be switched, the others present.
+
+    The other bundle's files may be absent: not everyone wants turbo.
+    """
+    wanted = bundled_loras(config, weights)
+    if config.lora.mode == "merged":
+        return wanted
+    known = {path for path, _ in wanted}
+    others = _files([*config.model.standard.loras, *config.model.turbo.loras], weights)
+    return (*wanted, *((path, scale) for path, scale in others if path not in known and path.is_file()))
+
+
+def named_by(config: Config, weights: Path, path: Path) -> str:
+    """Return the key of the config that names a LoRA's file, such as "lora.extra"."""
+    extra = {file for file, _ in _files(config.lora.extra, weights)}
+    return "lora.extra" if path in extra else f"model.{config.sampler.bundle}.loras"
+
+
+def _files(loras: list[AdapterConfig], weights: Path) -> Loras:
+    return tuple((weights / lora.file, lora.scale) for lora in loras)
