@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from crossings import Crossings
 from tiny_folder import SIZES, build_transformer
 from torch import Tensor
 
@@ -185,3 +186,30 @@ def test_an_error_in_a_callback_ends_the_loop(transformer: Any, branches: dict[s
         run(transformer, branches, on_step=stop)
 
     assert len(watch.fed) == 3
+
+
+@pytest.mark.parametrize(("kind", "config"), [(Euler, EulerConfig), (Unipc, UnipcConfig)])
+@pytest.mark.parametrize("guiding", ["cfg", "apg"])
+@pytest.mark.parametrize("steps", [2, 5])
+def test_steps_bring_nothing_to_the_device_and_read_nothing_from_it(
+    kind: Any, config: Any, guiding: str, steps: int
+) -> None:
+    transformer = build_transformer().to("meta")
+    image = torch.zeros(1, SIZES["image_tokens"], SIZES["image_dim"], device="meta")
+    embedded = transformer.embed_conditions(SHAPE, torch.zeros(1, 4, SIZES["text_dim"], device="meta"), image)
+    guidance = make_guidance(guiding, 5.0, 4.0)
+    conditions = Conditions(torch.zeros(20, *SHAPE, device="meta"), dict.fromkeys(guidance.branches, embedded), None)
+
+    with Crossings() as crossings:
+        denoise(
+            transformer,
+            conditions,
+            torch.zeros(16, *SHAPE),
+            sampler=kind(config(bundle="standard", steps=steps, shift=5.0)),
+            guidance=guidance,
+            cache=make_cache("none"),
+            generator=torch.Generator(),
+        )
+
+    # The noise and the times, however many steps there are.
+    assert len(crossings.seen) == 2

@@ -118,3 +118,21 @@ def test_a_shift_out_of_range_is_named(kind: Any, config: Any, shift: float) -> 
         sampler(kind, config, 4, shift)
 
     assert caught.value.field == "sampler.shift"
+
+
+@pytest.mark.parametrize("shift", [1.0, 2.0, 7.0])
+def test_unipc_takes_the_steps_of_diffusers_bit_for_bit(shift: float) -> None:
+    from diffusers import UniPCMultistepScheduler
+
+    generator = torch.Generator().manual_seed(0)
+    made: Any = UniPCMultistepScheduler
+    for steps in (1, 2, 3, 8, 16):
+        ours = sampler(*BOTH[1], steps, shift).schedule()
+        theirs = made(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+        theirs.set_timesteps(steps)
+        latents = expected = torch.randn(16, 2, 4, 4, generator=generator)
+        for index, time in enumerate(theirs.timesteps):
+            velocity = torch.randn(16, 2, 4, 4, generator=generator)
+            latents = ours.step(velocity, index, latents)
+            expected = theirs.step(velocity, time, expected, return_dict=False)[0]
+            assert torch.equal(latents, expected), (steps, index)

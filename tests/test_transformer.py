@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from crossings import Crossings
+from tiny_folder import SIZES, build_transformer
 
 from engine.errors import ConfigError, EngineError, RequestError, UnknownComponent
 from engine.multitalk.attention import SelfAttentionProcessor, class_scores, set_self_attention_backend
@@ -299,3 +301,23 @@ def test_cast_keeps_the_float32_parts(tiny: Any) -> None:
         "condition_embedder.time_proj.bias",
     } <= kept
     assert "blocks.0.attn1.to_q.weight" not in kept
+
+
+@pytest.mark.parametrize("speakers", [1, 2, 3])
+def test_a_forward_brings_nothing_to_the_device_and_reads_nothing_from_it(speakers: int) -> None:
+    model = build_transformer().to("meta")
+    shape = (2, 4, 4)
+    text = torch.zeros(1, SIZES["text_len"], SIZES["text_dim"], device="meta")
+    image = torch.zeros(1, SIZES["image_tokens"], SIZES["image_dim"], device="meta")
+    voices = torch.zeros(speakers, 5, 5, SIZES["audio_layers"], SIZES["audio_channels"], device="meta")
+    with torch.no_grad(), Crossings() as embedding:
+        conditions = model.embed_conditions(shape, text, image, voices, torch.ones(speakers + 1, 4, 4))
+    latents, time = torch.zeros(1, 36, *shape, device="meta"), torch.zeros(1, device="meta")
+
+    with torch.no_grad(), Crossings() as forward:
+        model(latents, time, conditions=conditions)
+
+    assert forward.seen == []
+    assert "aten._local_scalar_dense.default" not in embedding.seen
+    # The tables of the grid, and what is made of the masks.
+    assert len(embedding.seen) == (3 if speakers == 1 else 8)

@@ -62,7 +62,8 @@ def rotary_grid(frames: int, rows: int, columns: int, head_dim: int, device: tor
 def rotary_tables(angles: Tensor) -> Rotary:
     """Lay out angles (L, head_dim / 2) as tables; keeps their dtype."""
     angles = angles.repeat_interleave(2, dim=-1)[None, :, None]
-    even = torch.tensor([1.0, 0.0], dtype=angles.dtype, device=angles.device).repeat(angles.shape[-1] // 2)
+    # Counted on the device: a constant from the host would be a copy that the host waits for, in every block.
+    even = 1 - torch.arange(angles.shape[-1], device=angles.device).to(angles.dtype) % 2
     sin = angles.sin()
     return Rotary(angles.cos(), sin * -even, sin * (1 - even))
 

@@ -53,12 +53,20 @@ def token_masks(masks: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def prepare_speakers(
-    masks: Tensor, audio_tokens: int, head_dim: int, class_range: int, class_interval: int, dtype: torch.dtype
+    masks: Tensor,
+    audio_tokens: int,
+    head_dim: int,
+    class_range: int,
+    class_interval: int,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
 ) -> Speakers:
     """Turn token masks (C, S) of two or more speakers and the background into the constants of L-RoPE.
 
-    `audio_tokens` is the number of tokens of one speaker in one latent frame. An empty mask takes no token at all;
-    the reference divides 0 by 0 there and sends every token to the background. Raises RequestError if all are empty.
+    `audio_tokens` is the number of tokens of one speaker in one latent frame. `device` is where the constants are
+    wanted, None: where the masks are. Masks that are on the CPU cost no read of a device. An empty mask takes no token
+    at all; the reference divides 0 by 0 there and sends every token to the background. Raises RequestError if all are
+    empty.
     """
     classes = masks.shape[0]
     if classes > head_dim:
@@ -71,9 +79,10 @@ def prepare_speakers(
     if not bool(tokens.any()):
         raise RequestError("every mask is empty", field="speaker_masks", hint="mark at least one region")
     starts, background = label_ranges(classes - 1, class_range, class_interval)
-    device = masks.device
+    device = masks.device if device is None else device
+    tokens, masks = tokens.to(device), masks.to(device)
     frequencies = rotary_frequencies(head_dim).float().to(device)
-    positions = torch.tensor(starts, device=device) + class_interval / 2
+    positions = torch.tensor(starts) + class_interval / 2
     spans = torch.full((classes,), float(class_interval), device=device)
     spans[-1] = 0.0
     return Speakers(
@@ -81,10 +90,11 @@ def prepare_speakers(
         values=F.pad(masks.T, (0, head_dim - classes)).to(dtype)[None, :, None],
         sums=tokens.clamp(min=1).float(),
         penalty=torch.zeros(classes, device=device).masked_fill(tokens == 0, -torch.inf),
-        starts=torch.tensor([*starts, background], device=device),
+        starts=torch.tensor([*starts, background]).to(device),
         spans=spans,
         frequencies=frequencies,
-        keys=rotary_at(positions.repeat_interleave(audio_tokens), frequencies),
+        # Repeated on the CPU: a device would have to say how long the result is.
+        keys=rotary_at(positions.repeat_interleave(audio_tokens).to(device), frequencies),
     )
 
 

@@ -273,7 +273,8 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
             audio_windows: (n, F, audio_window, audio_layers, audio_channels) for n speakers and
                 F = 1 + vae_scale_temporal * (T - 1) pixel frames; None is silence, heard as one speaker's zeros.
             speaker_masks: (n + 1, h, w), inside where above 0, last row the background. Used when n is 2 or more;
-                None lets every token hear all speakers alike.
+                None lets every token hear all speakers alike. On the CPU, whatever the network's device: they are
+                looked at, and what is made of them is moved.
             conditions: result of `embed_conditions`, instead of the four arguments above.
             attention_kwargs: {"scale": s} scales LoRA adapters in this forward.
             return_dict: False returns a tuple of the sample.
@@ -369,6 +370,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
                 config.class_interval,
                 # torch's CPU kernel is no slower in float32; on a GPU only halves have a fast one.
                 torch.float32 if device.type == "cpu" else dtype,
+                device,
             )
         return TransformerConditions(
             context=torch.cat([image_tokens.to(dtype), text_tokens], dim=1),

@@ -47,9 +47,11 @@ def denoise(
     times = schedule.timesteps
     steps = len(times) - 1
     latents = hold(noise.to(device, torch.float32), times[0])
+    # All at once: a copy in each step would have the host wait for the step before.
+    on_device = torch.tensor(times[:steps], dtype=torch.float32).to(device)
     with cache.attach(transformer):
         for index in range(steps):
-            time = torch.tensor([times[index]], dtype=torch.float32, device=device)
+            time = on_device[index : index + 1]
             inputs = torch.cat([latents, conditions.latents])[None]
             predictions = {}
             for branch in guidance.branches:
@@ -83,7 +85,10 @@ def _hold(
             # Also at time 0, where it has no weight: the generator advances as in the public implementation.
             fresh = draw_noise(tuple(given.shape), generator) if recorded is None else next(recorded)
             sigma = time / 1000
-            leading = (1 - sigma) * given + sigma * fresh.to(device)
+            if device.type == "cuda":
+                # The host goes on while pinned memory is copied.
+                fresh = fresh.pin_memory()
+            leading = (1 - sigma) * given + sigma * fresh.to(device, non_blocking=True)
         return torch.cat([leading, latents[:, length:]], dim=1)
 
     return hold

@@ -104,7 +104,7 @@ def encode(
         image = model.image.encode(given[:, -1]).to(model.device)
 
     heard = audio_windows(voices, window.start, window.frames, fps, native_fps).to(model.device)
-    masks = torch.tensor(inputs.masks).to(model.device)
+    masks = torch.tensor(inputs.masks)
     shape = (int(latents.shape[1]), int(latents.shape[2]), int(latents.shape[3]))
     embedded = {}
     with model.use("transformer"):
