@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -176,6 +179,36 @@ def test_first_block_cache_needs_blocks_to_skip() -> None:
         make_cache("firstblock").attach(build_transformer(num_layers=1)),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["teacache", "firstblock", "taylorseer"])
+@pytest.mark.parametrize("cancelled", [False, True], ids=["to its end", "cancelled"])
+def test_no_tensor_of_a_state_outlives_its_window(
+    transformer: Any, conditions: dict[str, Any], name: str, cancelled: bool
+) -> None:
+    def tensors() -> dict[int, Tensor]:
+        return {id(found): found for found in gc.get_objects() if issubclass(type(found), Tensor)}
+
+    cache = make_cache(name, **SKIPPING[name])
+    latents = torch.randn(1, 36, *SHAPE)
+    before = tensors()
+    kept: list[weakref.ref[Tensor]] = []
+    gc.disable()
+    try:
+        with suppress(KeyboardInterrupt), torch.no_grad(), cache.attach(transformer):
+            for step, time in enumerate(TIMES[:4]):
+                for branch in ("cond", "uncond"):
+                    with cache.branch(branch, step):
+                        transformer(latents, torch.tensor([time]), conditions=conditions[branch])
+                        kept += [weakref.ref(found) for key, found in tensors().items() if key not in before]
+                    if cancelled and step == 2:
+                        raise KeyboardInterrupt
+        alive = [found for found in kept if found() is not None]
+    finally:
+        gc.enable()
+
+    assert kept
+    assert not alive
 
 
 def test_unknown_cache_lists_the_known() -> None:
