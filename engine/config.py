@@ -120,10 +120,13 @@ class MemoryConfig:
 
     #: "none", "model-offload", "group-offload", "lowest", or "auto": the fastest of them that fits.
     name: str = "none"
-    #: group-offload and lowest: transformer blocks moved together.
+    #: group-offload and lowest: transformer blocks that come to the device while one computes.
     blocks: int = 1
     #: Move the next blocks while the ones before compute; null: where the device is CUDA, which it needs.
     streams: bool | None = None
+    #: CUDA: pin the weights that wait in the host's memory; null: all of them where there is room for that when they
+    #: are loaded, else those of the transformer's blocks alone.
+    pin: bool | None = None
     #: Side in pixels of the tiles in which the VAE works, a multiple of 32; 0: none. Inexact: frames change a little.
     tile: int = 0
 

@@ -85,6 +85,6 @@ def load(wanted: Wanted, reader: Reader) -> Loaded:
 
 def _profile(config: Config) -> Profile:
     memory = config.memory
-    profile = Profile(memory.name, blocks=memory.blocks, streams=memory.streams, tile=memory.tile)
+    profile = Profile(memory.name, blocks=memory.blocks, streams=memory.streams, pin=memory.pin, tile=memory.tile)
     # Left out where nothing depends on it: another resolution needs no other weights.
     return replace(profile, window=largest_window(config)) if memory.name == "auto" else profile

@@ -6,39 +6,45 @@ import mmap
 import weakref
 from collections.abc import Iterator
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tiny_folder import SIZES, build_transformer, build_vae
+from crossings import Crossings
+from tiny_folder import SIZES, build_text_encoder, build_transformer, build_vae
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.errors import ConfigError, UnknownComponent
 from engine.multitalk.cache import TeaCache, make_cache
 from engine.multitalk.codec import WanCodec
 from engine.multitalk.component import Component
-from engine.multitalk.memory import Placement, Profile, activation_bytes, lighten, settle, trace_blocks
+from engine.multitalk.memory import Placement, Profile, activation_bytes, lighten, settle
 from engine.multitalk.memory import place as place_settled
+<<<<<<< HEAD
 from engine.room import choose_profile
+=======
+from engine.multitalk.mover import Mover
+from engine.multitalk.quanto import quantise
+from engine.multitalk.slots import parts_of
+from engine.room import choose_profile, free_on_host
+>>>>>>> 252caa0 (Stream blocks with pinned memory and events of our own, and copy nothing back)
 
 NAMES = ("transformer", "vae", "text_encoder", "image_encoder")
 
 
 class Part(nn.Module):
-    """Keeps a log of where it was moved; "there" stands for a device this machine does not have."""
+    """A module that is "there" when its weights are on the meta device, which stands for one this machine lacks."""
 
-    def __init__(self, name: str, log: list[tuple[str, str]]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.name, self.log = name, log
+        self.first, self.second = (nn.Parameter(torch.rand(3)) for _ in range(2))
 
-    def to(self, device: Any) -> Any:  # type: ignore[override]
-        self.log.append((self.name, str(device)))
-        if device == "full":
-            raise RuntimeError("out of memory")
-        return self
+    @property
+    def there(self) -> bool:
+        return {parameter.device.type for parameter in self.parameters()} == {"meta"}
 
 
 def place(name: str, parts: dict[str, Any], *, device: str, **more: Any) -> Placement:
@@ -49,26 +55,20 @@ def place(name: str, parts: dict[str, Any], *, device: str, **more: Any) -> Plac
 
 
 @pytest.fixture
-def log() -> list[tuple[str, str]]:
-    return []
+def parts() -> dict[str, Any]:
+    return {name: Part() for name in NAMES}
 
 
-@pytest.fixture
-def parts(log: list[tuple[str, str]]) -> dict[str, nn.Module]:
-    return {name: Part(name, log) for name in NAMES}
+def there(parts: dict[str, Any]) -> set[str]:
+    return {name for name, part in parts.items() if part.there}
 
 
-def there(log: list[tuple[str, str]]) -> set[str]:
-    where = dict(log)
-    return {name for name, device in where.items() if device != "cpu"}
+def test_none_puts_everything_there_at_once(parts: dict[str, Any]) -> None:
+    placement = place("none", parts, device="meta")
 
-
-def test_none_puts_everything_there_at_once(parts: dict[str, nn.Module], log: list[tuple[str, str]]) -> None:
-    placement = place("none", parts, device="there")
-
-    assert there(log) == set(NAMES)
+    assert there(parts) == set(NAMES)
     with placement.use("vae"), placement.use("transformer"):
-        assert len(log) == len(NAMES)
+        assert there(parts) == set(NAMES)
 
 
 def test_closing_releases_every_component() -> None:
@@ -87,45 +87,141 @@ def test_closing_releases_every_component() -> None:
         assert kept[-1] is None
 
 
-def test_model_offload_has_one_there_at_a_time(parts: dict[str, nn.Module], log: list[tuple[str, str]]) -> None:
-    placement = place("model-offload", parts, device="there")
+def test_model_offload_has_one_there_at_a_time(parts: dict[str, Any]) -> None:
+    placement = place("model-offload", parts, device="meta")
 
-    assert there(log) == set()
+    assert there(parts) == set()
     for name in ("text_encoder", "vae", "transformer", "vae"):
         with placement.use(name):
-            assert there(log) == {name}
+            assert there(parts) == {name}
 
 
-def test_model_offload_moves_nothing_between_two_uses_of_one_part(
-    parts: dict[str, nn.Module], log: list[tuple[str, str]]
-) -> None:
-    placement = place("model-offload", parts, device="there")
-    for _ in range(3):
-        with placement.use("transformer"), placement.use("transformer"):
-            pass
+def test_model_offload_moves_nothing_between_two_uses_of_one_part(parts: dict[str, Any]) -> None:
+    placement = place("model-offload", parts, device="meta")
+    with Crossings() as crossings:
+        for _ in range(3):
+            with placement.use("transformer"), placement.use("transformer"):
+                pass
 
-    assert log.count(("transformer", "there")) == 1
-    assert log.count(("transformer", "cpu")) == 1
+    assert len(crossings.seen) == len(list(parts["transformer"].parameters()))
 
 
-def test_model_offload_refuses_two_at_once(parts: dict[str, nn.Module], log: list[tuple[str, str]]) -> None:
-    placement = place("model-offload", parts, device="there")
+def test_model_offload_refuses_two_at_once(parts: dict[str, Any]) -> None:
+    placement = place("model-offload", parts, device="meta")
 
     with placement.use("vae"):
         with pytest.raises(RuntimeError, match="vae is in use"), placement.use("transformer"):
             pass
-        assert there(log) == {"vae"}
+        assert there(parts) == {"vae"}
     with placement.use("transformer"):
-        assert there(log) == {"transformer"}
+        assert there(parts) == {"transformer"}
 
 
-def test_a_part_that_does_not_fit_is_taken_back(parts: dict[str, nn.Module], log: list[tuple[str, str]]) -> None:
-    placement = place("model-offload", parts, device="full")
+class Full(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A device with room for one tensor more."""
 
-    with pytest.raises(RuntimeError, match="out of memory"), placement.use("vae"):
+    left = 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default:
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError("out of memory")
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_part_that_does_not_fit_is_taken_back(parts: dict[str, Any]) -> None:
+    placement = place("model-offload", parts, device="meta")
+    before = list(parts["vae"].parameters())
+
+    with pytest.raises(RuntimeError, match="out of memory"), Full(), placement.use("vae"):  # type: ignore[no-untyped-call]
         pass
-    assert log[-1] == ("vae", "cpu")
-    assert there(log) == set()
+    assert all(now is then for now, then in zip(parts["vae"].parameters(), before, strict=True))
+    with placement.use("vae"):
+        assert there(parts) == {"vae"}
+
+
+# --- what goes and comes ----------------------------------------------------------------------------------------------
+
+
+def test_weights_that_nobody_changed_are_not_copied_back() -> None:
+    encoder = build_text_encoder()
+    tied = nn.Linear(4, 4)
+    tied.weight = encoder.get_input_embeddings().weight
+    encoder.beside = tied
+    before = dict(encoder.state_dict(keep_vars=True))
+    mover = Mover(encoder, "meta")
+
+    with Crossings() as crossings:
+        mover.come()
+    assert all(value.is_meta for value in (*encoder.parameters(), *encoder.buffers()))
+    assert tied.weight is encoder.get_input_embeddings().weight
+    assert len(crossings.seen) == len({id(value) for value in (*encoder.parameters(), *encoder.buffers())})
+    with Crossings() as crossings:
+        mover.go()
+
+    assert crossings.seen == []
+    after = encoder.state_dict(keep_vars=True)
+    assert all(after[name] is value for name, value in before.items())
+
+
+def test_what_was_changed_on_the_device_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def copied(tensor: torch.Tensor, device: str) -> torch.Tensor:
+        return nn.Parameter(tensor.detach().clone()) if isinstance(tensor, nn.Parameter) else tensor.clone()
+
+    monkeypatch.setattr("engine.multitalk.mover.moved", copied)
+    module = nn.BatchNorm1d(3)
+    running, weight, bias = module.running_mean, module.weight, module.bias
+    mover = Mover(module, "cpu")
+    mover.come()
+    module(torch.rand(5, 3) + 1)
+    module.bias = nn.Parameter(torch.full((3,), 7.0))
+    with torch.no_grad():
+        module.weight.mul_(2)
+
+    mover.go()
+
+    assert module.running_mean is running
+    assert module.weight is weight
+    assert running is not None
+    assert running.min() > 0
+    assert weight.tolist() == [2, 2, 2]
+    assert module.bias is not bias
+    assert module.bias.tolist() == [7, 7, 7]
+
+
+@pytest.mark.parametrize("kind", ["int8", "float8", "gguf"])
+def test_a_quantised_weight_goes_and_comes_as_what_it_is(kind: str) -> None:
+    layer = nn.Linear(32, 8, bias=False)
+    layer.weight = quantised(kind, layer.weight)
+    kept = layer.weight
+    mover = Mover(layer, "meta")
+    mover.come()
+    there = layer.weight
+
+    assert type(there) is type(kept)
+    assert isinstance(there, nn.Parameter)
+    assert all(part.is_meta for part in parts_of(there))
+    assert there.device.type == "meta"
+    assert there.shape == kept.shape
+    mover.go()
+    assert layer.weight is kept
+
+
+def quantised(kind: str, weight: torch.Tensor) -> Any:
+    if kind == "gguf":
+        pytest.importorskip("gguf")
+        import gguf
+        from diffusers.quantizers.gguf.utils import GGUFParameter
+
+        packed = gguf.quants.quantize(weight.detach().numpy(), gguf.GGMLQuantizationType.Q8_0)
+        return GGUFParameter(torch.from_numpy(packed), quant_type=gguf.GGMLQuantizationType.Q8_0)
+    pytest.importorskip("torchao")
+    dtype = torch.int8 if kind == "int8" else torch.float8_e4m3fn
+    return nn.Parameter(quantise(weight, dtype).kept(torch.float32), requires_grad=False)
+
+
+# --- group offload ----------------------------------------------------------------------------------------------------
 
 
 def run(transformer: Any, cache: Any) -> list[torch.Tensor]:
@@ -152,7 +248,6 @@ def test_group_offload_computes_the_same(blocks: int) -> None:
         outputs = run(offloaded, make_cache("none"))
 
     assert all(torch.equal(*pair) for pair in zip(outputs, run(plain, make_cache("none")), strict=True))
-    assert any(hasattr(block, "_diffusers_hook") for block in offloaded.blocks)
 
 
 def test_a_step_cache_works_over_group_offload() -> None:
@@ -168,39 +263,14 @@ def test_a_step_cache_works_over_group_offload() -> None:
     assert caches[1].computed == [True, False, False]
 
 
-def test_tracing_teaches_the_order_of_all_blocks() -> None:
-    from diffusers.hooks import HookRegistry
-    from diffusers.hooks.group_offloading import (
-        _GROUP_OFFLOADING,
-        _LAZY_PREFETCH_GROUP_OFFLOADING,
-        LazyPrefetchGroupOffloadingHook,
-    )
-
-    transformer = build_transformer()
-    place("group-offload", {"transformer": transformer}, device="cpu")
-    # What diffusers adds where there are streams, which need CUDA.
-    registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    registry.register_hook(LazyPrefetchGroupOffloadingHook(), _LAZY_PREFETCH_GROUP_OFFLOADING)
-
-    trace_blocks(transformer, "cpu")
-
-    hooks = [registry, *(block._diffusers_hook for block in transformer.blocks)]
-    order = [hook.get_hook(_GROUP_OFFLOADING) for hook in hooks]
-    assert all(hook.next_group is follower.group for hook, follower in pairwise(order))
-    assert all(len(hook.hooks) == 1 for hook in hooks)
-    pairs = zip(run(transformer, make_cache("none")), run(build_transformer(), make_cache("none")), strict=True)
-    assert all(torch.equal(*pair) for pair in pairs)
-
-
-def test_group_offload_leaves_the_room_to_the_transformer(log: list[tuple[str, str]]) -> None:
-    parts = {"transformer": build_transformer(), "vae": Part("vae", log)}
-    placement = place("group-offload", parts, device="cpu")
+def test_group_offload_leaves_the_room_to_the_transformer() -> None:
+    vae = Part()
+    placement = place("group-offload", {"transformer": build_transformer(), "vae": vae}, device="meta")
     with placement.use("vae"):
-        pass
-    before = len(log)
+        assert vae.there
 
     with placement.use("transformer"):
-        assert log[before:] == [("vae", "cpu")]
+        assert not vae.there
 
 
 def test_the_vae_decodes_under_model_offload() -> None:

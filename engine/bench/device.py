@@ -22,7 +22,7 @@ from engine.fit.sizes import make_sizes, published_sizes
 from engine.fit.work import codec_work, forward_work
 from engine.multitalk.attention import class_scores
 from engine.multitalk.compat import AttentionBackendName, dispatch_attention_fn
-from engine.multitalk.memory import Profile, offload_groups
+from engine.multitalk.memory import Profile, stream_blocks
 from engine.registry import installed
 
 Grid = tuple[int, int, int]
@@ -150,8 +150,10 @@ class _Bench:
         moving = self.seconds(lambda: self.there_and_back(model.blocks))
         model.to("cpu")
         cuda = self.device == "cuda"
-        offload_groups(model, self.device, Profile("group-offload", streams=cuda))
+        streamer = stream_blocks(model, self.device, Profile("group-offload", streams=cuda))
+        streamer.come()
         offloaded = self.seconds(lambda: model(inputs[0], inputs[1], conditions=inputs[2]))
+        streamer.go()
         return {
             "blocks": self.shapes.layers,
             "block_bytes": blocks // self.shapes.layers,

@@ -41,7 +41,7 @@ class Load:
     dtype: str
     quant: str
     memory: str
-    #: group-offload and lowest: blocks that move together.
+    #: group-offload and lowest: blocks that come while one computes.
     blocks: int
     #: Bytes of LoRAs beside the weights.
     loras: int = 0
@@ -191,8 +191,8 @@ def _resident(sizes: Sizes, load: Load, weights: Mapping[str, int], part: str) -
         return {name: weights[name] for name in _ON_DEVICE}
     if load.memory in ("group-offload", "lowest") and part == "transformer":
         value, quant = WIDTHS[load.dtype], QUANTS[load.quant]
-        # The group that computes and the one that comes next.
-        blocks = min(2 * load.blocks, sizes.configs["transformer"]["num_layers"])
+        # The block that computes and those that come.
+        blocks = min(1 + load.blocks, sizes.configs["transformer"]["num_layers"])
         return {part: sizes.root.bytes(value) + (sizes.block * blocks).bytes(value, quant) + load.loras}
     return {part: weights[part]}
 

@@ -15,6 +15,7 @@ from engine.errors import SourceError
 from engine.multitalk.keys import engine_name
 from engine.multitalk.lora_names import merged_only, no_fit, no_match, sort_entries
 from engine.multitalk.quantize import shape_of
+from engine.multitalk.slots import BESIDE
 
 
 @dataclass(frozen=True)
@@ -210,10 +211,11 @@ def _add_branch(layer: nn.Module, changes: dict[str, Tensor], active: dict[str, 
         scale = active.get(name)
         if scale is None:
             return None
-        # Not a submodule, so that saving and offloading see the bare network; it follows its layer's input.
         change: Tensor = branch.to(inputs[0].device)(*inputs)
         return output + scale * change
 
+    # Not a submodule, so that saving sees the bare network; but it goes where its layer goes.
+    layer.__dict__.setdefault(BESIDE, []).append(branch)
     layer.register_forward_hook(add)
 
 
@@ -236,6 +238,7 @@ def _like(layer: nn.Module, changes: dict[str, Tensor]) -> nn.Module:
     branch = copy.deepcopy(layer, fresh)
     branch._forward_hooks.clear()
     branch._forward_pre_hooks.clear()
+    branch.__dict__.pop(BESIDE, None)
     return branch
 
 

@@ -11,10 +11,16 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from engine.errors import ConfigError, UnknownComponent
+from engine.multitalk.arena import Arena, rounded
+from engine.multitalk.arena import settle as settle_in
 from engine.multitalk.component import Component
-from engine.room import allowance, choose_profile, free_on_device, free_on_host
+from engine.multitalk.mover import Mover, moved
+from engine.multitalk.slots import BESIDE, parts_of, weights_of
+from engine.multitalk.streamer import Beside, Streamer
+from engine.room import USABLE, allowance, choose_profile, free_on_device, free_on_host
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +32,19 @@ class Profile:
     """How memory is used.
 
     "none": everything is on the device from now on. "model-offload": one component is, the others are on the CPU.
-    "group-offload": so too, but of the transformer only some blocks at a time (diffusers' group offloading). "lowest":
-    so too, but text encoder, image encoder and VAE are read from disk when their turn comes and released after it, and
-    the transformer is released before a text is encoded. "auto": the first of these that fits.
+    "group-offload": so too, but of the transformer only some blocks at a time. "lowest": so too, but text encoder,
+    image encoder and VAE are read from disk when their turn comes and released after it, and the transformer is
+    released before a text is encoded. "auto": the first of these that fits.
     """
 
     name: str = "none"
-    #: Transformer blocks moved together.
+    #: Transformer blocks that come while one computes.
     blocks: int = 1
-    #: Move blocks while others compute, on streams of their own, which needs CUDA; None: where that is the device.
+    #: Move blocks while others compute, on a stream of their own, which needs CUDA; None: where that is the device.
     streams: bool | None = None
+    #: Pin weights that wait in the host's memory, which a GPU reads faster; None: of all parts if the host has room for
+    #: that, else of the transformer's blocks alone. On a CPU nothing is.
+    pin: bool | None = None
     #: Side in pixels of the VAE's tiles, a multiple of 32; 0: none. Frames made of tiles differ a little.
     tile: int = 0
     #: For "auto": frames, height and width of the largest window that will be made.
@@ -78,6 +87,10 @@ def settle(
             hint="leave it out: blocks are then moved one after the other",
         )
     profile = replace(profile, streams=cuda if profile.streams is None else profile.streams)
+    if not cuda:
+        profile = replace(profile, pin=False)
+    elif profile.pin is None and sum(sizes.values()) <= USABLE * free_on_host() // processes:
+        profile = replace(profile, pin=True)
     if profile.name != "auto":
         return profile, ""
     picked, reason = choose_profile(
@@ -90,16 +103,24 @@ def place(profile: Profile, components: Mapping[str, Component], *, device: str)
     """Place `components` as `profile`, which is settled, says."""
     if profile.name == "none":
         for component in components.values():
-            component.load(device)
+            _bring_beside(component.load(device), device)
         return _Resident(components)
     if profile.name == "lowest":
         return _read_in_turn(profile, components, device)
     modules = {name: component.load("cpu") for name, component in components.items()}
-    if profile.name == "group-offload":
-        offload_groups(modules.pop("transformer"), device, profile)
-    come = {name: partial(module.to, device) for name, module in modules.items()}
-    go = {name: partial(module.to, "cpu") for name, module in modules.items()}
-    return _InTurn(components, come, go)
+    movers: dict[str, Mover | Streamer] = {}
+    for name, module in modules.items():
+        if name == "transformer" and profile.name == "group-offload":
+            movers[name] = stream_blocks(module, device, profile)
+        else:
+            movers[name] = Mover(module, device)
+            if profile.pin:
+                pin(module)
+    return _InTurn(
+        components,
+        {name: mover.come for name, mover in movers.items()},
+        {name: mover.go for name, mover in movers.items()},
+    )
 
 
 def lighten(vae: Any, profile: Profile) -> None:
@@ -114,24 +135,32 @@ def lighten(vae: Any, profile: Profile) -> None:
 
 def _read_in_turn(profile: Profile, components: Mapping[str, Component], device: str) -> Placement:
     transformer = components["transformer"]
+    streamers: list[Streamer] = []
 
     def come_text() -> None:
         # The two largest are never both there.
+        streamers.clear()
         _let_go(transformer)
+        _empty_host_cache()
         components["text_encoder"].load(device)
 
     def come_transformer() -> None:
         if transformer.module is None:
-            offload_groups(transformer.load("cpu"), device, profile)
+            streamers[:] = [stream_blocks(transformer.load("cpu"), device, profile)]
+        streamers[0].come()
+
+    def go_transformer() -> None:
+        # It stays in the host's memory.
+        for streamer in streamers:
+            streamer.go()
 
     come: dict[str, Callable[[], Any]] = {
         **{name: partial(component.load, device) for name, component in components.items()},
         "text_encoder": come_text,
         "transformer": come_transformer,
     }
-    # Between two windows the transformer stays where it is, on the CPU.
-    go = {name: partial(_let_go, component) for name, component in components.items() if name != "transformer"}
-    return _InTurn(components, come, go)
+    go = {name: partial(_let_go, component) for name, component in components.items()}
+    return _InTurn(components, come, {**go, "transformer": go_transformer})
 
 
 class _Resident:
@@ -146,10 +175,7 @@ class _Resident:
 
 
 class _InTurn:
-    """Lets a component go only when another one is wanted, so that neighbouring uses of one move nothing.
-
-    A name that has no way to come takes care of itself, but needs the room.
-    """
+    """Lets a component go only when another one is wanted, so that neighbouring uses of one move nothing."""
 
     def __init__(
         self,
@@ -176,30 +202,28 @@ class _InTurn:
         if self._resident == name:
             return
         self._evict()
-        come = self._come.get(name)
-        if come is None:
-            return
         # Before it comes: one that fails half-way leaves parts of itself on the device.
         self._resident = name
         try:
-            come()
+            self._come[name]()
         except BaseException:
             self._evict()
             raise
 
     def _evict(self) -> None:
         if self._resident is not None:
-            self._go.get(self._resident, _stay)()
+            self._go[self._resident]()
             self._resident = None
             _free_cache()
 
     def close(self) -> None:
-        self._resident = None
-        _let_go(*self._components.values())
-
-
-def _stay() -> None:
-    pass
+        try:
+            self._evict()
+        finally:
+            # The ways to come hold modules and their memory.
+            self._come, self._go = {}, {}
+            _let_go(*self._components.values())
+            _empty_host_cache()
 
 
 def _let_go(*components: Component) -> None:
@@ -211,37 +235,31 @@ def _let_go(*components: Component) -> None:
         _free_cache()
 
 
-def offload_groups(transformer: Any, device: str, profile: Profile) -> None:
-    """Keep the blocks on the CPU from now on, and bring `profile.blocks` at a time to the device when they compute."""
-    transformer.enable_group_offload(
-        onload_device=torch.device(device),
-        offload_device=torch.device("cpu"),
-        offload_type="block_level",
-        num_blocks_per_group=profile.blocks,
-        # The next group comes while the current one computes; pinning all of 14B at once would take 30 GB of memory.
-        use_stream=profile.streams,
-        low_cpu_mem_usage=profile.streams,
-    )
-    if profile.streams:
-        trace_blocks(transformer, device)
-    else:
+def stream_blocks(transformer: Any, device: str, profile: Profile) -> Streamer:
+    """Keep the blocks in the host's memory from now on; each comes to the device when it computes."""
+    lane = Beside(device) if profile.streams else None
+    if lane is None:
         logger.info("blocks are moved one after the other, without streams")
+    pinned = profile.pin is not False and torch.device(device).type == "cuda"
+    return Streamer(transformer, device, arena=_arena(transformer, pinned=pinned), ahead=profile.blocks, lane=lane)
 
 
-@torch.no_grad()
-def trace_blocks(transformer: Any, device: str) -> None:
-    """Run one token through the network.
+def pin(module: nn.Module) -> None:
+    """Copy a component's weights, which are in the host's memory, to memory that a GPU reads faster."""
+    settle_in(weights_of(module), _arena(module, pinned=True))
 
-    diffusers learns from the first forward in which order to prefetch groups. Ours would be an embedding of
-    conditions, which enters no block: nothing would ever be prefetched.
-    """
-    config = transformer.config
-    transformer(
-        hidden_states=torch.zeros(1, config.in_channels, *config.patch_size, device=device),
-        timestep=torch.zeros(1, device=device),
-        encoder_hidden_states=torch.zeros(1, 1, config.text_dim, device=device),
-        encoder_hidden_states_image=torch.zeros(1, config.image_tokens, config.image_dim, device=device),
-    )
+
+def _arena(module: nn.Module, *, pinned: bool) -> Arena:
+    parts = [part for weight in weights_of(module) for part in parts_of(weight.tensor)]
+    return Arena(sum(rounded(part.numel() * part.element_size()) for part in parts), pinned=pinned)
+
+
+def _bring_beside(module: nn.Module, device: str) -> None:
+    """Bring what is beside the parts of a module to where the module is."""
+    for one in module.modules():
+        for beside in one.__dict__.get(BESIDE, ()):
+            for weight in weights_of(beside):
+                weight.put(moved(weight.tensor, device))
 
 
 def activation_bytes(window: tuple[int, int, int], config: Any, spatial: int, itemsize: int) -> int:
@@ -255,3 +273,9 @@ def activation_bytes(window: tuple[int, int, int], config: Any, spatial: int, it
 def _free_cache() -> None:
     # Does nothing where CUDA was never used.
     torch.cuda.empty_cache()
+
+
+def _empty_host_cache() -> None:
+    # Torch keeps pinned memory for whoever pins next.
+    if torch.cuda.is_available():
+        torch.accelerator.empty_host_cache()

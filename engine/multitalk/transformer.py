@@ -389,6 +389,10 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
                 self._rotary = size, rotary_grid(frames, rows, columns, self.config.attention_head_dim, device)
         return self._rotary[1]
 
+    def forget_tables(self) -> None:
+        """Let go of what forwards of one size share; the next one makes it anew."""
+        self._rotary = None
+
     def _compute_dtype(self) -> torch.dtype:
         # A layer that is neither kept in float32 nor stored in another dtype by layerwise casting or quantisation.
         dtype: torch.dtype = self.condition_embedder.text_embedder.linear_1.weight.dtype
