@@ -44,7 +44,8 @@ ROOMS = {
     "engine.comparison": {"engine.comparison", "engine.errors"},
     "engine.models": {"engine.errors", "engine.models"},
     "engine.worker": {
-        *("engine.components", "engine.data", "engine.errors", "engine.host_memory", "engine.jobs", "engine.redact"),
+        *("engine.components", "engine.data", "engine.errors", "engine.host_memory", "engine.jobs", "engine.models"),
+        "engine.redact",
         "engine.worker",
     },
     "engine.batch": {

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from engine.compose import compose
 from engine.config import Config
-from engine.errors import ConfigError
-from engine.worker.boot import boot
+from engine.errors import ConfigError, SourceError
+from engine.models.manifest import read_manifest
+from engine.registry import installed
+from engine.settings import locate_weights
+from engine.worker.boot import QUANT, RECIPE, boot
 
+ROOT = Path(__file__).parent.parent
 ASKED = ("entrypoint=runpod",)
 
 
@@ -27,6 +32,38 @@ def test_the_default_is_the_real_model_on_a_card_of_24_gb() -> None:
 def test_the_tiny_model_comes_by_asking_for_it_alone() -> None:
     for config in (booted("model=tiny"), booted(MULTITALK_OVERRIDES="model=tiny")):
         assert (config.model.name, config.device, config.quant.name) == ("tiny", "auto", "none")
+
+
+def test_the_default_recipe_is_for_models_that_are_published_for_it() -> None:
+    # A plugin's model, whose files nobody knows here, is left as its preset says.
+    assert "recipe=card-24gb" in boot([*ASKED, "model=infinitetalk"], {})
+    assert not any(word.startswith("recipe=") for word in boot([*ASKED, "model=acme"], {}))
+    assert "recipe=card-24gb" in boot([*ASKED, "model=acme"], {"MULTITALK_RECIPE": "card-24gb"})
+
+
+@pytest.mark.parametrize("model", sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")))
+def test_what_a_model_boots_with_reads_weights_that_exist(model: str) -> None:
+    config = booted(f"model={model}")
+    preset = read_manifest().preset_of(model, config.quant.name)
+    assert config.model.packaged if preset is None else f"quant={config.quant.name}" in preset.use.split()
+    if preset is None:
+        assert locate_weights(config, installed()).is_dir()
+    else:
+        assert preset.folder == config.model.folder
+
+
+def test_the_default_recipe_reads_the_kind_that_it_is_chosen_by() -> None:
+    assert compose([f"recipe={RECIPE}"]).quant.name == QUANT
+
+
+def test_a_recipe_that_is_named_for_a_model_it_cannot_serve_is_one_clear_line() -> None:
+    config = booted("device=cpu", MULTITALK_RECIPE="card-24gb", MULTITALK_OVERRIDES="model=tiny")
+    with pytest.raises(SourceError) as caught:
+        locate_weights(config, installed(), fetch=True)
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in ("'tiny'", "quant=int8-quanto", "MULTITALK_RECIPE=none"):
+        assert word in text
 
 
 def test_a_recipe_of_the_environment_takes_the_place_of_the_default() -> None:

@@ -7,11 +7,16 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 from engine.errors import ConfigError
+from engine.models.manifest import read_manifest
 
 _RECIPE = "MULTITALK_RECIPE"
 _OVERRIDES = "MULTITALK_OVERRIDES"
+#: Without a choice of model and recipe.
+MODEL = "multitalk"
 #: For cards of 24 GB and more.
 RECIPE = "card-24gb"
+#: Of `RECIPE`: it reads the published file of this kind.
+QUANT = "int8-quanto"
 
 
 def boot(asked: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -22,17 +27,27 @@ def boot(asked: Sequence[str], environment: Mapping[str, str] = os.environ) -> l
     """
     told = [*_split(environment.get(_OVERRIDES, "")), *asked]
     named = {override.lstrip("+~").partition("=")[0] for override in told}
-    recipe = environment.get(_RECIPE, "").strip()
-    tiny = [override.partition("=")[2] for override in told if override.startswith("model=")][-1:] == ["tiny"]
-    return [*_defaults(named, environment, tiny=tiny, recipe=recipe), *told]
+    chosen = [override.partition("=")[2].strip("'\"") for override in told if override.startswith("model=")]
+    recipe = environment.get(_RECIPE, "").strip() or _fitting(chosen[-1] if chosen else MODEL)
+    return [*_defaults(named, environment, recipe=recipe), *told]
 
 
-def _defaults(named: set[str], environment: Mapping[str, str], *, tiny: bool, recipe: str) -> Iterator[str]:
+def _fitting(model: str) -> str:
+    """Return the default recipe where `model` is published as that recipe reads it, else "".
+
+    So the embedded model, or one of a plugin's, is not asked for files that it does not have; whoever names a recipe
+    gets it, whatever the model.
+    """
+    preset = read_manifest().preset_of(model, QUANT)
+    return RECIPE if preset is not None and f"quant={QUANT}" in preset.use.split() else ""
+
+
+def _defaults(named: set[str], environment: Mapping[str, str], *, recipe: str) -> Iterator[str]:
     if "model" not in named:
         # Whoever pays for a GPU gets the tiny model by asking for it alone.
-        yield "model=multitalk"
-    if "recipe" not in named and (recipe or not tiny):
-        yield f"recipe={recipe or RECIPE}"
+        yield f"model={MODEL}"
+    if "recipe" not in named and recipe:
+        yield f"recipe={recipe}"
     if "access.schemes" not in named:
         # No paths: a job comes from anywhere.
         yield "access.schemes=[data,http,https,s3]"

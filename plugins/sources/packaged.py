@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from engine.config import ComponentConfig
 from engine.data import Weights
 from engine.errors import SourceError
 from engine.folders import missing_files
+from engine.multitalk.layout import QUANTISED, find_parts
 from engine.register import Register
 
 
@@ -39,6 +40,14 @@ class Packaged:
                 f"the package lacks weights of {weights.model!r} in {folder}: {', '.join(missing)}",
                 field="source",
                 hint="install multitalk-engine again",
+            )
+        if weights.quant in QUANTISED and find_parts(folder, replace(weights, components=("transformer",)))[1]:
+            # A recipe for the published models, as a rule.
+            raise SourceError(
+                f"the package has the model {weights.model!r} unquantised alone, and quant={weights.quant} reads a "
+                "quantised file",
+                field="quant",
+                hint="leave out the recipe that chose it (recipe=none, MULTITALK_RECIPE=none), or choose quant=none",
             )
         return folder
 
