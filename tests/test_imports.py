@@ -42,6 +42,7 @@ ROOMS = {
     "engine.fit": {"engine.data", "engine.errors", "engine.estimates", "engine.fit", "engine.room"},
     "engine.client": {"engine.client", "engine.errors"},
     "engine.comparison": {"engine.comparison", "engine.errors"},
+    "engine.libraries": {"engine.errors"},
     "engine.models": {"engine.errors", "engine.models"},
     "engine.worker": {
         *("engine.components", "engine.data", "engine.errors", "engine.host_memory", "engine.jobs", "engine.models"),
@@ -80,6 +81,7 @@ ROOMS = {
         "engine.folders",
         "engine.h264",
         "engine.jobs",
+        "engine.libraries",
         "engine.models",
         "engine.multitalk.layout",
         "engine.network",

@@ -9,6 +9,7 @@ from engine import hookimpl
 from engine.components import AttentionBackend
 from engine.config import ComponentConfig
 from engine.errors import ConfigError, MissingExtra
+from engine.libraries import require_fitting
 from engine.register import Register
 
 
@@ -26,13 +27,14 @@ class Flash:
         pass
 
     def resolve(self, device: str) -> str:
-        """Return "flash". Raises ConfigError off CUDA and MissingExtra without the package flash-attn."""
+        """Return "flash". Raises ConfigError off CUDA or for a misfit, MissingExtra without flash-attn."""
         if device != "cuda":
             raise ConfigError(
                 f"attention=flash runs on CUDA, not on {device!r}", field="attention", hint="choose attention=sdpa"
             )
         if find_spec("flash_attn") is None:
             raise MissingExtra("attention=flash", "flash-attn", "flash")
+        require_fitting("attention=flash", "flash-attn", ("flash_attn", "flash_attn_2_cuda"))
         return "flash"
 
 

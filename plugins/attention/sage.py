@@ -9,6 +9,7 @@ from engine import hookimpl
 from engine.components import AttentionBackend
 from engine.config import ComponentConfig
 from engine.errors import ConfigError, MissingExtra
+from engine.libraries import require_fitting
 from engine.register import Register
 
 
@@ -26,13 +27,14 @@ class Sage:
         pass
 
     def resolve(self, device: str) -> str:
-        """Return "sage". Raises ConfigError off CUDA and MissingExtra without the package sageattention."""
+        """Return "sage". Raises ConfigError off CUDA or for a misfit, MissingExtra without sageattention."""
         if device != "cuda":
             raise ConfigError(
                 f"attention=sage runs on CUDA, not on {device!r}", field="attention", hint="choose attention=sdpa"
             )
         if find_spec("sageattention") is None:
             raise MissingExtra("attention=sage", "sageattention", "sage")
+        require_fitting("attention=sage", "sageattention", ("sageattention",))
         return "sage"
 
 

@@ -9,7 +9,11 @@ from engine import hookimpl
 from engine.components import AttentionBackend
 from engine.config import ComponentConfig
 from engine.errors import ConfigError, MissingExtra
+from engine.libraries import require_fitting
 from engine.register import Register
+
+#: Of the wheels on PyPI, up to 0.0.35: what their cpp_lib.json and the libraries that _C.so needs say.
+_PUBLISHED, _CUDA = "0.0.35", "12"
 
 
 @dataclass
@@ -26,13 +30,24 @@ class Xformers:
         pass
 
     def resolve(self, device: str) -> str:
-        """Return "xformers". Raises ConfigError off CUDA and MissingExtra without the package xformers."""
+        """Return "xformers". Raises ConfigError off CUDA or for a misfit, MissingExtra without xformers."""
         if device != "cuda":
             raise ConfigError(
                 f"attention=xformers runs on CUDA, not on {device!r}", field="attention", hint="choose attention=sdpa"
             )
         if find_spec("xformers") is None:
+            import torch
+
+            if torch.version.cuda is not None and torch.version.cuda.partition(".")[0] != _CUDA:
+                # What the extra would install could not be loaded either.
+                raise ConfigError(
+                    f"attention=xformers needs the package 'xformers', which is not installed: PyPI's builds, up to "
+                    f"{_PUBLISHED}, are for CUDA {_CUDA}, and torch here brings CUDA {torch.version.cuda}",
+                    field="attention",
+                    hint="choose attention=sdpa",
+                )
             raise MissingExtra("attention=xformers", "xformers", "xformers")
+        require_fitting("attention=xformers", "xformers", ("xformers",))
         return "xformers"
 
 
