@@ -14,7 +14,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 #: Gigabytes together, and seldom changed. The rest may change without them.
-HEAVY = ("numpy", "torch", "torchao", "xformers")
+HEAVY = ("numpy", "torch", "torchao")
 
 
 def requirements(setup: str, extras: list[str]) -> list[str]:

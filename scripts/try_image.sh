@@ -50,7 +50,9 @@ buildah bud --format docker --build-arg "$base=localhost/stand-in:13.0" \
     --file "$recipe" --tag localhost/multitalk-local .
 
 tried=$(buildah from localhost/multitalk-local)
-buildah run "$tried" -- sh -c 'id && multitalk --version && ! command -v gcc cc c++ make git'
-buildah run "$tried" -- multitalk runpod model=tiny recipe=none device=cpu --test-input '{"input": {"action": "selftest"}}'
+buildah run "$tried" -- sh -c 'id && multitalk --version && ! command -v make git'
+# README's try-out.
+buildah run --env MULTITALK_OVERRIDES=model=tiny "$tried" -- \
+    multitalk runpod --test-input '{"input": {"action": "selftest"}}'
 buildah inspect --type image --format '{{.Docker.Config}}' localhost/multitalk-local
 buildah rm "$tried" >/dev/null

@@ -11,14 +11,14 @@ import runpy
 import shlex
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+from dockerfiles import DOCKERFILES, ROOT, Instruction, environment, parse, stages, values
+from elf_file import library
 
-ROOT = Path(__file__).parent.parent
-DOCKERFILES = ("docker/Dockerfile", "docker/Dockerfile.cpu")
+from engine.fit.cards import cards
+
 INSTRUCTIONS = {
     "ARG",
     "CMD",
@@ -33,63 +33,26 @@ INSTRUCTIONS = {
     "USER",
     "WORKDIR",
 }
+#: RunPod's pools of cards -> what is in them by the driver's names, by its pages references/gpu-types and
+#: flash/configuration/gpu-types and by `runpod.apps.gpu` of its SDK 2.0.0rc2, which disagree about single cards only.
 POOLS = {
-    "AMPERE_16",
-    "AMPERE_24",
-    "ADA_24",
-    "AMPERE_48",
-    "ADA_48_PRO",
-    "AMPERE_80",
-    "ADA_80_PRO",
-    "HOPPER_141",
+    "AMPERE_16": {"NVIDIA RTX A4000", "NVIDIA RTX A4500", "NVIDIA RTX 4000 Ada Generation"},
+    "AMPERE_24": {"NVIDIA RTX A5000", "NVIDIA L4", "NVIDIA GeForce RTX 3090"},
+    "ADA_24": {"NVIDIA GeForce RTX 4090"},
+    "ADA_32_PRO": {"NVIDIA GeForce RTX 5090"},
+    "AMPERE_48": {"NVIDIA A40", "NVIDIA RTX A6000"},
+    "ADA_48_PRO": {"NVIDIA RTX 6000 Ada Generation", "NVIDIA L40", "NVIDIA L40S"},
+    "AMPERE_80": {"NVIDIA A100 80GB PCIe", "NVIDIA A100-SXM4-80GB"},
+    "ADA_80_PRO": {"NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA H100 NVL"},
+    "BLACKWELL_96": {"NVIDIA RTX PRO 6000 Blackwell Server Edition"},
+    "HOPPER_141": {"NVIDIA H200"},
+    "BLACKWELL_180": {"NVIDIA B200"},
 }
+#: Of drivers, from the image's on. Matching is exact, and hosts with any of them were reported in 2026.
+CUDA_VERSIONS = ["13.0", "13.1", "13.2", "13.3", "13.4"]
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text("utf-8")
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text("utf-8"))
 HUB_TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text("utf-8"))
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One instruction of a Dockerfile, its continued lines joined."""
-
-    name: str
-    value: str
-
-
-def parse(text: str) -> list[Instruction]:
-    """Read the part of the format that our files use: comments, also between continued lines; no heredocs."""
-    found = []
-    parts: list[str] = []
-    for line in text.splitlines():
-        if line.lstrip().startswith("#") or not line.strip():
-            continue
-        parts.append(line.strip().removesuffix("\\").strip())
-        if not line.rstrip().endswith("\\"):
-            name, _, value = " ".join(parts).partition(" ")
-            found.append(Instruction(name, value.strip()))
-            parts = []
-    assert not parts, "the last line is continued"
-    return found
-
-
-def stages(path: str) -> list[list[Instruction]]:
-    """Return the instructions of each stage, its FROM first."""
-    found: list[list[Instruction]] = []
-    for instruction in parse((ROOT / path).read_text("utf-8")):
-        if instruction.name == "FROM":
-            found.append([])
-        if found:
-            found[-1].append(instruction)
-    return found
-
-
-def values(stage: list[Instruction], name: str) -> list[str]:
-    return [instruction.value for instruction in stage if instruction.name == name]
-
-
-def environment(path: str) -> dict[str, str]:
-    words = [word for value in values(stages(path)[-1], "ENV") for word in shlex.split(value)]
-    return dict(word.split("=", 1) for word in words)
 
 
 def ignored(path: str) -> bool:
@@ -138,14 +101,64 @@ def test_last_user_is_a_number_and_not_root(path: str) -> None:
     assert int(values(stages(path)[-1], "USER")[-1]) > 0
 
 
+COMPILERS = re.compile(r"\b(gcc|g\+\+|clang|build-essential|make|cmake|(?:lib)?python3?-dev|cuda-nvcc\S*|git)(?=\s)")
+
+
 @pytest.mark.parametrize("path", DOCKERFILES)
-def test_nothing_brings_a_compiler(path: str) -> None:
+def test_nothing_is_compiled_while_an_image_is_built(path: str) -> None:
     text = " ".join(values(stages(path)[-1], "RUN"))
-    assert not re.search(r"\b(gcc|g\+\+|clang|build-essential|make|cmake|python3?-dev|cuda-nvcc\S*|git)\b", text)
-    # Without it pip would look for one where a wheel is missing.
+    # Without it pip would look for a compiler where a wheel is missing.
     for command in re.findall(r"pip install [^&]*", text):
         assert "--only-binary :all:" in command or "--no-index" in command
     assert "-devel-" not in (ROOT / path).read_text("utf-8")
+    assert not COMPILERS.search(" ".join(values(stages(path)[0], "RUN")))
+
+
+def test_image_for_cards_has_what_triton_compiles_with_and_tries_it() -> None:
+    # torch for CUDA brings Triton along, and runs kernels of it without being told to (torch/_native/ops).
+    last = stages("docker/Dockerfile")[-1]
+    assert set(COMPILERS.findall(" ".join(values(last, "RUN")))) == {"gcc", "libpython3-dev"}
+    assert any("check_image.py --compiler" in command for command in values(last, "RUN"))
+
+
+def test_image_for_cpus_has_no_compiler() -> None:
+    assert not COMPILERS.search(" ".join(values(stages("docker/Dockerfile.cpu")[-1], "RUN")))
+
+
+@pytest.mark.parametrize("path", DOCKERFILES)
+def test_image_is_checked_by_the_user_who_will_work_in_it(path: str) -> None:
+    last = stages(path)[-1]
+    checked = [at for at, each in enumerate(last) if each.name == "RUN" and "check_image.py" in each.value]
+    assert checked
+    assert min(checked) > [at for at, each in enumerate(last) if each.name == "USER"][-1]
+    assert any("docker/check_image.py" in value for value in values(last, "COPY"))
+
+
+CHECK_IMAGE = runpy.run_path(str(ROOT / "docker" / "check_image.py"))
+
+
+def test_a_library_for_another_cuda_than_torchs_is_found(tmp_path: Path) -> None:
+    library(tmp_path / "xformers" / "_C.so", "libc10.so", "libcudart.so.12")
+    library(tmp_path / "torchao" / "_C.so", "libcudart.so.13")
+    library(tmp_path / "soxr" / "soxr.so.1", "libc.so.6")
+    (tmp_path / "script.so").write_text("INPUT(libc.so.6)")
+    (line,) = CHECK_IMAGE["misfits"](tmp_path, "13.0")
+    assert line == "xformers/_C.so needs libcudart.so.12, and torch brings CUDA 13.0"
+
+
+def test_a_compiler_without_headers_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("gcc") is None and shutil.which("clang") is None:
+        pytest.skip("no C compiler is installed")
+    with pytest.raises(RuntimeError, match=r"Python\.h"):
+        CHECK_IMAGE["compile_extension"](str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="no C compiler"):
+        CHECK_IMAGE["compile_extension"]()
+
+
+def test_memory_of_the_card_is_set_up_before_cuda_starts() -> None:
+    # The name that torch 2.13 reads for all devices; under PYTORCH_CUDA_ALLOC_CONF it is kept for older settings.
+    assert environment("docker/Dockerfile")["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
 
 @pytest.mark.parametrize("path", DOCKERFILES)
@@ -212,8 +225,8 @@ def test_both_images_differ_only_in_base_and_choices() -> None:
     worker, cpu = (environment(path) for path in DOCKERFILES)
     differing = {name for name in worker if cpu.get(name) != worker[name]}
     assert differing == {
-        "MULTITALK_RECIPE",
         "MULTITALK_OVERRIDES",
+        "PYTORCH_ALLOC_CONF",
         "RUNPOD_MIN_CUDA_VERSION",
         "RUNPOD_GPU_BENCHMARK_TIMEOUT",
         "RUNPOD_GPU_TEST_TIMEOUT",
@@ -221,14 +234,10 @@ def test_both_images_differ_only_in_base_and_choices() -> None:
     assert cpu["MULTITALK_OVERRIDES"] == "model=tiny"
 
 
-def test_default_recipe_is_the_published_model() -> None:
-    from engine.compose import compose
-
-    chosen = environment("docker/Dockerfile")
-    words = [f"recipe={chosen['MULTITALK_RECIPE']}", *shlex.split(chosen["MULTITALK_OVERRIDES"])]
-    config = compose(words)
-    assert (config.model.name, config.quant.name, config.memory.name) == ("multitalk", "int8-quanto", "group-offload")
-    assert compose([*words, "model=tiny"]).model.name == "tiny"
+def test_images_choose_no_recipe() -> None:
+    # It would count as somebody's choice, and overrule what the worker takes for the model.
+    for path in DOCKERFILES:
+        assert "MULTITALK_RECIPE" not in environment(path)
 
 
 def test_sdk_does_not_log_answers() -> None:
@@ -240,7 +249,30 @@ def test_cuda_of_base_driver_check_and_hub_is_the_same() -> None:
     image = parse((ROOT / "docker" / "Dockerfile").read_text("utf-8"))[0].value
     version = environment("docker/Dockerfile")["RUNPOD_MIN_CUDA_VERSION"]
     assert f"nvidia/cuda:{version}." in image
-    assert HUB["config"]["allowedCudaVersions"] == HUB_TESTS["config"]["allowedCudaVersions"] == [version]
+    # Matching is exact, so later drivers have to be listed, without a gap.
+    assert CUDA_VERSIONS[0] == version
+    assert HUB["config"]["allowedCudaVersions"] == HUB_TESTS["config"]["allowedCudaVersions"] == CUDA_VERSIONS
+    for page in (DEPLOY, (ROOT / "README.md").read_text("utf-8")):
+        assert f"{version} to {CUDA_VERSIONS[-1]}" in page
+
+
+def test_hub_takes_every_pool_with_a_card_that_plans_know() -> None:
+    known = {card.driver for card in cards()}
+    assert known <= {name for names in POOLS.values() for name in names}
+    assert set(HUB["config"]["gpuIds"].split(",")) == {pool for pool, names in POOLS.items() if names & known}
+
+
+def test_pools_are_those_of_the_sdk() -> None:
+    # Of 2.0, which `nox -s runpod` installs.
+    sdk = pytest.importorskip("runpod.apps.gpu")
+    assert POOLS.keys() == {group.value for group in sdk.GpuGroup.all()}
+    for group in sdk.GpuGroup.all():
+        assert POOLS[group.value] & set(group.device_names())
+
+
+def test_cuda_versions_of_the_sdk_are_among_the_hubs() -> None:
+    spec = pytest.importorskip("runpod.apps.spec")
+    assert {version for version in spec.CUDA_VERSIONS if version.startswith("13.")} <= set(CUDA_VERSIONS)
 
 
 def test_image_lists_what_the_engine_requires() -> None:
@@ -250,8 +282,8 @@ def test_image_lists_what_the_engine_requires() -> None:
     )
     assert required == ["a", "b >=1"]
     assert made["heavy"](["torch >=2", "a"], "# note\na==1\ntorch==2.1\n") == ["torch==2.1"]
-    with pytest.raises(ValueError, match="does not pin xformers"):
-        made["heavy"](["xformers >=0.1"], "torch==2.1")
+    with pytest.raises(ValueError, match="does not pin torchao"):
+        made["heavy"](["torchao >=0.1"], "torch==2.1")
 
 
 @pytest.mark.parametrize("extras", [["worker"], ["quant", "runpod", "s3"]])
@@ -259,7 +291,7 @@ def test_image_pins_what_it_installs_first(extras: list[str]) -> None:
     made = runpy.run_path(str(ROOT / "docker" / "requirements.py"))
     required = made["requirements"]((ROOT / "setup.cfg").read_text("utf-8"), extras)
     pins = made["heavy"](required, (ROOT / "constraints.txt").read_text("utf-8"))
-    assert [pin.partition("==")[0] for pin in pins if "xformers" not in pin] == ["numpy", "torch", "torchao"]
+    assert [pin.partition("==")[0] for pin in pins] == ["numpy", "torch", "torchao"]
     assert any("runpod" in line for line in required)
 
 
@@ -274,7 +306,6 @@ def test_hub_entry_is_complete() -> None:
     config = HUB["config"]
     assert config["runsOn"] == "GPU"
     assert config["containerDiskInGb"] > 0
-    assert set(config["gpuIds"].split(",")) <= POOLS
     for entry in config["env"]:
         assert entry.keys() == {"key", "input"}
         assert entry["input"].keys() >= {"name", "type", "description"}
@@ -302,15 +333,7 @@ def test_hub_defaults_are_the_images() -> None:
     for entry in HUB["config"]["env"]:
         default = entry["input"].get("default")
         # An empty default would reach the worker as an empty variable; for the image's own that is the same.
-        assert default is None or chosen[entry["key"]] == str(default)
-
-
-@pytest.mark.parametrize("preset", HUB["config"]["presets"], ids=lambda preset: str(preset["name"]))
-def test_hub_preset_composes(preset: dict[str, Any]) -> None:
-    from engine.compose import compose
-
-    recipe, overrides = preset["defaults"]["MULTITALK_RECIPE"], preset["defaults"]["MULTITALK_OVERRIDES"]
-    compose([*([f"recipe={recipe}"] if recipe else []), *shlex.split(overrides)])
+        assert default is None or chosen.get(entry["key"], "") == str(default)
 
 
 def test_hub_test_needs_no_weights() -> None:
