@@ -2,7 +2,8 @@
 
 What takes longer runs only when it is asked for: `nox -s talk` measures the embedded model, `nox -s kills` kills
 downloads, `nox -s soak` tells what the memory of a worker does over 200 jobs, `nox -s show` shows clients, endpoint,
-worker and store at work together, and `nox -s complete` reads checkpoints of full size.
+worker and store at work together, `nox -s complete` reads checkpoints of full size, and `nox -s runpod` runs the
+worker's tests with the next release of RunPod's SDK.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import textwrap
 from pathlib import Path
@@ -122,6 +122,31 @@ def complete(session: nox.Session) -> None:
     session.run(sys.executable, "-m", "pytest", "-s", "tests/full_size.py", *session.posargs)
 
 
+#: Of RunPod's SDK, beside the one of constraints.txt: a candidate of 2.0. What in the tests asks the SDK for something.
+SDK = "2.0.0rc2"
+OF_THE_SDK = ("test_worker_*.py", "test_endpoint_*.py", "test_client.py", "test_docker.py", "test_first_hour.py")
+
+
+@nox.session(venv_backend="none")
+def runpod(session: nox.Session) -> None:
+    """Run the worker's tests with RunPod's SDK 2.0 in an environment of its own; arguments after -- go to pytest.
+
+    The libraries are those of this environment, but for the SDK and what it newly needs.
+    """
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    tests = sorted(str(path.relative_to(ROOT)) for pattern in OF_THE_SDK for path in (ROOT / "tests").glob(pattern))
+    with tempfile.TemporaryDirectory(prefix="multitalk-sdk-") as folder:
+        python = Path(folder).resolve() / "venv" / "bin" / "python"
+        session.run(sys.executable, "-m", "venv", "--without-pip", str(python.parent.parent))
+        _share_libraries(python)
+        session.run(*pip, "--python", str(python), "install", "--quiet", f"runpod=={SDK}")
+        session.run(str(python), "-c", f"import runpod; assert runpod.__version__ == {SDK!r}, runpod.__version__")
+        # The checkout's editable install stays out with the other .pth files, and its configs with it.
+        editable = ("--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+        session.run(*pip, "--python", str(python), "install", "--quiet", *editable)
+        session.run(str(python), "-m", "pytest", "-q", *(session.posargs or tests), env={"OMP_NUM_THREADS": "1"})
+
+
 def _try_wheel(session: nox.Session, outside: Path) -> None:
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     session.run(*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(outside), str(ROOT))
@@ -154,10 +179,10 @@ def _try_wheel(session: nox.Session, outside: Path) -> None:
 
 def _share_libraries(python: Path) -> Path:
     # A .pth inside a shared folder is not read, so the editable install of the checkout stays out.
-    here = sysconfig.get_paths()
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     site = python.parent.parent / "lib" / version / "site-packages"
-    shared = dict.fromkeys((here["purelib"], here["platlib"]))
+    # Those of this environment, and of one that it shares libraries with itself.
+    shared = dict.fromkeys(path for path in sys.path if Path(path).name == "site-packages")
     (site / "shared.pth").write_text("".join(f"{path}{os.linesep}" for path in shared), "utf-8")
     return site
 
