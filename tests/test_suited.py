@@ -1,4 +1,4 @@
-"""Weights, quantisation and LoRAs that do not go together are reported before anything is loaded, by all in one line."""
+"""Weights, quantisation and LoRAs that do not go together are reported before anything is loaded, in one line."""
 
 from __future__ import annotations
 
