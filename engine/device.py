@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from engine.errors import ConfigError
 
 
+#: What torch reads when its allocator of CUDA memory starts: the name of today, and that of torch before 2.9.
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+
 def pick_device(name: str) -> str:
-    """Return the device that `name` means here: "cpu" or "cuda". Raises ConfigError."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
+    """Return the device that `name` means here: "cpu" or "cuda". Raises ConfigError.
+
+    Where it is CUDA, torch's allocator is told how to work, unless the user's environment does so.
+    """
+    if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"no device named {name!r}", field="device", hint="auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
+    there = name != "cpu" and torch.cuda.is_available()
+    if name == "cuda" and not there:
         raise ConfigError("this machine has no CUDA device that torch can use", field="device", hint="device=cpu")
-    return name
+    if there:
+        _let_segments_grow()
+    return "cuda" if there else "cpu"
+
+
+def _let_segments_grow() -> None:
+    """Have the allocator extend its segments, before it starts.
+
+    What comes and goes here is of very unlike sizes (weights, activations of a window, a decoded film): between
+    segments of fixed sizes, room is lost that a card with little of it needs.
+    """
+    if not any(variable in os.environ for variable in ALLOCATOR):
+        version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+        os.environ[ALLOCATOR[0] if version >= (2, 9) else ALLOCATOR[1]] = "expandable_segments:True"
 
 
 def pick_dtype(name: str, device: str) -> str:

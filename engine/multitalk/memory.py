@@ -276,6 +276,7 @@ def _free_cache() -> None:
 
 
 def _empty_host_cache() -> None:
-    # Torch keeps pinned memory for whoever pins next.
-    if torch.cuda.is_available():
-        torch.accelerator.empty_host_cache()
+    # Torch keeps pinned memory for whoever pins next; older versions have no way to free it.
+    empty = getattr(torch.accelerator, "empty_host_cache", None)
+    if empty is not None and torch.cuda.is_available():
+        empty()

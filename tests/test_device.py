@@ -1,0 +1,62 @@
+"""What "auto" means for the device, and what torch is told before CUDA starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from engine.device import ALLOCATOR, pick_device
+from engine.errors import ConfigError
+
+#: In a process of its own: an engine is built as on a machine with a GPU, which this one is not, and loads nothing.
+PREPARE = """
+import json, os, sys, torch
+torch.cuda.is_available = lambda: True
+from engine.compose import compose
+from engine.pipeline import Engine
+from engine.registry import installed
+before = torch.cuda.is_initialized()
+Engine(compose(["model=tiny", f"device={sys.argv[1]}"]), installed())
+names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+print(json.dumps([before, torch.cuda.is_initialized(), {name: os.environ.get(name) for name in names}]))
+"""
+
+
+def prepare(device: str, **environment: str) -> dict[str, str | None]:
+    clean = {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
+    done = subprocess.run(
+        [sys.executable, "-c", PREPARE, device],
+        env=clean | environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    before, after, told = json.loads(done.stdout.splitlines()[-1])
+    assert not before
+    assert not after
+    found: dict[str, str | None] = told
+    return found
+
+
+def test_an_engine_on_cuda_lets_segments_grow_before_cuda_starts() -> None:
+    assert prepare("cuda") == {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "PYTORCH_CUDA_ALLOC_CONF": None}
+
+
+@pytest.mark.parametrize("name", ALLOCATOR)
+def test_what_the_user_set_is_left_as_it_is(name: str) -> None:
+    told = prepare("auto", **{name: "max_split_size_mb:512"})
+
+    assert told == dict.fromkeys(ALLOCATOR, None) | {name: "max_split_size_mb:512"}
+
+
+def test_an_engine_on_a_cpu_sets_nothing() -> None:
+    assert prepare("cpu") == dict.fromkeys(ALLOCATOR, None)
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="tpu"):
+        pick_device("tpu")
