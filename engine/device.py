@@ -8,7 +8,6 @@ import torch
 
 from engine.errors import ConfigError
 
-
 #: What torch reads when its allocator of CUDA memory starts: the name of today, and that of torch before 2.9.
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
