@@ -47,6 +47,9 @@ def bench(words: Sequence[str]) -> int:
         if default == ():
             parser.flag(flag, dest=setting, action="append", metavar="TEXT", help="may be given several times")
             continue
+        if default is False:
+            parser.flag(flag, dest=setting, action="store_true", help="off unless given")
+            continue
         parser.flag(
             flag,
             dest=setting,

@@ -1,0 +1,7 @@
+"""The first ten minutes on an unknown card: what it does with the 14B model's shapes, on random weights, as JSON."""
+
+from __future__ import annotations
+
+from engine.bench.device.supervisor import run
+
+__all__ = ["run"]

@@ -1,0 +1,84 @@
+"""torch.compile: whether it can run here, what it takes once, and what it gives."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from engine.bench.device.codec import decode, random_latents
+from engine.bench.device.machine import find_compiler
+from engine.bench.device.measure import Bench, Rows, Skipped, largest_difference
+from engine.bench.device.modules import autoencoder, transformer
+from engine.bench.device.network import fitting_layers
+from engine.bench.transformer import build_inputs
+
+#: Seconds that compiling the autoencoder is given.
+_AUTOENCODER = 40.0
+
+
+def compiled(bench: Bench) -> Rows:
+    """The blocks of the network, compiled as one graph each, at one size and at a second one; the autoencoder."""
+    from torch._dynamo.utils import counters
+
+    options = _options(bench)
+    _, grid = bench.shapes.first
+    model: Any = transformer(bench, fitting_layers(bench, grid))
+    cases = [build_inputs(model, size, 2, bench.random) for size in (grid, bench.shapes.second)]
+    torch._dynamo.reset()
+    counters.clear()
+
+    def call(case: int) -> Any:
+        latents, moment, conditions = cases[case]
+        return model(latents, moment, conditions=conditions).sample
+
+    def graphs() -> int:
+        return int(counters["stats"]["unique_graphs"])
+
+    plain = [call(0), call(1)]
+    yield "eager", {"layers": len(model.blocks)} | bench.measured(lambda: call(0))
+    model.compile_repeated_blocks(fullgraph=True, **options)
+    first = bench.once(lambda: call(0))
+    yield "first call", {"seconds": first, "graphs": graphs(), "backend": options.get("backend", "inductor")}
+    yield "compiled", bench.measured(lambda: call(0)) | {"largest_difference": largest_difference(call(0), plain[0])}
+    again = bench.once(lambda: call(1))
+    difference = largest_difference(call(1), plain[1])
+    seconds = bench.seconds(lambda: call(1))
+    yield (
+        "second size",
+        {
+            "first_seconds": again,
+            "seconds": seconds,
+            "graphs": graphs(),
+            "largest_difference": difference,
+        },
+    )
+    # Makes room for the next.
+    model = None
+    bench.free()
+    yield "autoencoder", bench.tried(lambda: _autoencoder(bench, options))
+
+
+def _options(bench: Bench) -> dict[str, Any]:
+    if not bench.cuda:
+        # Graphs and numerics without generating code, which takes a CPU minutes.
+        return {"backend": "eager"}
+    if find_spec("triton") is None:
+        raise Skipped("Triton is not installed")
+    if find_compiler() is None:
+        raise Skipped("no C compiler, which Triton needs to build its launcher")
+    return {}
+
+
+def _autoencoder(bench: Bench, options: dict[str, Any]) -> dict[str, Any]:
+    # On a CPU it shows nothing that the blocks do not, and tracing it takes longer than all other parts.
+    bench.need_cuda()
+    bench.need(_AUTOENCODER)
+    vae, latents = autoencoder(bench), random_latents(bench)
+    plain = decode(vae, latents, torch.float32)
+    vae.decoder.compile(**options)
+    first = bench.once(lambda: decode(vae, latents, torch.float32))
+    figures = bench.measured(lambda: decode(vae, latents, torch.float32))
+    difference = largest_difference(decode(vae, latents, torch.float32), plain)
+    return {"first_seconds": first, **figures, "largest_difference": difference}

@@ -1,0 +1,98 @@
+"""The real classes with random weights, made where they will run: nothing is read and nothing large passes the host."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.bench.device.measure import Bench
+from engine.multitalk import memory
+from engine.multitalk.memory import Profile
+from engine.multitalk.transformer import MultiTalkTransformer3DModel, kept_in_float32
+
+Config = Mapping[str, Any]
+
+
+def transformer(bench: Bench, layers: int) -> MultiTalkTransformer3DModel:
+    """Build the transformer with `layers` blocks in the bench's dtype, but for what stays float32."""
+    config = dict(bench.shapes.configs["transformer"]) | {"num_layers": layers}
+
+    def dtype(name: str) -> torch.dtype:
+        return torch.float32 if kept_in_float32(name) else bench.dtype
+
+    built: MultiTalkTransformer3DModel = build(lambda: MultiTalkTransformer3DModel(**config), bench.device, dtype)
+    return built
+
+
+def autoencoder(bench: Bench) -> Any:
+    """Build the video autoencoder in float32."""
+    from diffusers import AutoencoderKLWan
+
+    # diffusers adds lists to its lists.
+    config = {key: list(value) if isinstance(value, tuple) else value for key, value in vae_config(bench).items()}
+    return build(lambda: AutoencoderKLWan(**config), bench.device, lambda _: torch.float32)
+
+
+def vae_config(bench: Bench) -> Config:
+    """Return the config of the video autoencoder."""
+    return bench.shapes.configs["vae"]
+
+
+def text_encoder(bench: Bench) -> Any:
+    """Build the text encoder in the bench's dtype."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    config = UMT5Config(**bench.shapes.configs["text_encoder"])
+    return build(lambda: UMT5EncoderModel(config), bench.device, lambda _: bench.dtype)
+
+
+def image_encoder(bench: Bench) -> Any:
+    """Build the image encoder in the bench's dtype."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(**bench.shapes.configs["image_encoder"])
+    return build(lambda: CLIPVisionModel(config), bench.device, lambda _: bench.dtype)
+
+
+def build(make: Callable[[], Any], device: str, dtype: Callable[[str], torch.dtype]) -> Any:
+    """Build a module without weights, and give every parameter random values of `dtype(name)` on `device`."""
+    from accelerate import init_empty_weights
+
+    # As the engine builds: buffers that no file holds are made for real.
+    with init_empty_weights(include_buffers=False):
+        module = make()
+    empty = list(module.named_parameters(remove_duplicate=False))
+    filled: dict[int, nn.Parameter] = {}
+    for name, parameter in empty:
+        if id(parameter) not in filled:
+            values = torch.empty(parameter.shape, dtype=dtype(name), device=device)
+            filled[id(parameter)] = nn.Parameter(_fill(values, name), requires_grad=False)
+        owner, _, leaf = name.rpartition(".")
+        module.get_submodule(owner)._parameters[leaf] = filled[id(parameter)]
+    return module.to(device).eval()
+
+
+def _fill(values: Tensor, name: str) -> Tensor:
+    """Values that keep the size of what passes through: norms of one, weights by their inputs."""
+    if values.numel() == values.shape[0]:
+        return values.zero_() if name.endswith("bias") else values.fill_(1)
+    return values.normal_(std=1 / math.sqrt(math.prod(values.shape[1:])))
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Return the bytes of all parameters, of quantised ones as they are kept."""
+    return sum(kept.nbytes for value in module.parameters() for kept in _kept(value))
+
+
+def _kept(value: Any) -> list[Tensor]:
+    # A tensor of torchao's looks as large as what it stands for.
+    return [value.qdata, value.scale] if hasattr(value, "qdata") else [value]
+
+
+def stream_blocks(model: MultiTalkTransformer3DModel, device: str) -> None:
+    """Place the blocks as `memory=group-offload` does; the one place that knows what the engine calls it."""
+    memory.stream_blocks(model, device, Profile("group-offload", streams=torch.device(device).type == "cuda")).come()

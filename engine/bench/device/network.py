@@ -1,0 +1,131 @@
+"""The transformer: whole forwards with what runs in them, and forwards whose blocks come from the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from engine.bench.device.kernels import profiled, synchronisations
+from engine.bench.device.measure import Bench, Row, Rows, largest_difference
+from engine.bench.device.modules import stream_blocks, transformer, weight_bytes
+from engine.bench.device.shapes import Grid
+from engine.bench.transformer import build_inputs
+from engine.fit.activations import forward_bytes
+from engine.fit.seconds import forward_seconds
+from engine.fit.sizes import make_sizes
+from engine.fit.work import forward_work
+from engine.multitalk.quantize import quantize_int8
+
+#: Of the card, left to what is not counted: CUDA's context, workspaces, what lies between tensors.
+_SPARE = 2 * 10**9
+#: Less than this part of the time is computing where the link decides.
+_LINK_BOUND = 0.5
+
+
+def forward(bench: Bench) -> Rows:
+    """Forwards of the whole network with one and two speakers, and of some blocks at the second resolution."""
+    shapes = bench.shapes
+    (name, grid), (large, large_grid) = list(shapes.grids.items())[:2]
+    layers = fitting_layers(bench, grid)
+    model = transformer(bench, layers)
+    yield from _forwards(bench, model, ((name, grid, 1), (name, grid, 2)))
+    model.blocks = model.blocks[: shapes.few_layers]
+    yield from _forwards(bench, model, ((large, large_grid, 2),))
+
+
+def _forwards(bench: Bench, model: Any, cases: tuple[tuple[str, Grid, int], ...]) -> Iterator[Row]:
+    for name, grid, speakers in cases:
+        row = f"{name}, {speakers} speaker{'s' if speakers > 1 else ''}"
+        yield row, bench.tried(partial(_forward, bench, model, grid, speakers))
+
+
+def _forward(bench: Bench, model: Any, grid: Grid, speakers: int) -> dict[str, Any]:
+    latents, moment, conditions = build_inputs(model, grid, speakers, bench.random)
+
+    def call() -> Any:
+        return model(latents, moment, conditions=conditions)
+
+    config = dict(model.config) | {"num_layers": len(model.blocks)}
+    work = forward_work(config, conditions.latent_shape, value=2, speakers=speakers)
+    first = bench.once(call)
+    waits = synchronisations(bench, call)
+    figures = bench.measured(call)
+    return {
+        "layers": len(model.blocks),
+        "layers_of_the_model": bench.shapes.configs["transformer"]["num_layers"],
+        "tokens": grid[0] * grid[1] * grid[2],
+        **figures,
+        "first_seconds": first,
+        "predicted_seconds": None if bench.card is None else forward_seconds(bench.card, work),
+        "predicted_bytes": forward_bytes(config, conditions.latent_shape, value=2, speakers=speakers),
+        **bench.rate(work.operations, figures["seconds"]),
+        "work": work._asdict(),
+        "synchronisations": waits,
+        "kernels": profiled(bench, call),
+    }
+
+
+def fitting_layers(bench: Bench, grid: Grid) -> int:
+    """Return how many blocks fit on the device beside a forward of two speakers, at most the model's own."""
+    config = bench.shapes.configs["transformer"]
+    wanted = int(config["num_layers"])
+    if not bench.cuda:
+        return wanted
+    sizes = make_sizes(bench.shapes.configs)
+    patch = config["patch_size"]
+    latents = (grid[0] * patch[0], grid[1] * patch[1], grid[2] * patch[2])
+    working = forward_bytes(config, latents, value=2, speakers=2)
+    free = torch.cuda.mem_get_info()[0] - sizes.root.bytes(2) - working * 11 // 10 - _SPARE
+    return max(1, min(wanted, free // sizes.block.bytes(2)))
+
+
+# --- offloading -------------------------------------------------------------------------------------------------------
+
+
+def offload(bench: Bench) -> Rows:
+    """Forwards whose blocks come from the host as the engine brings them, against blocks that stay."""
+    quantisers: dict[str, Callable[[Any], Any] | None] = {"bfloat16": None, "int8": quantize_int8}
+    for name, quantise in quantisers.items():
+        yield name, bench.tried(partial(_offload, bench, quantise))
+
+
+def _offload(bench: Bench, quantise: Callable[[Any], Any] | None) -> dict[str, Any]:
+    # The hooks of the model before stand in reference cycles with it.
+    bench.free()
+    model: Any = transformer(bench, bench.shapes.few_layers)
+    if quantise is not None:
+        quantise(model)
+    _, grid = bench.shapes.first
+    # Of one frame: so little is computed that the way of the blocks takes all of the time.
+    inputs = [build_inputs(model, size, 1, bench.random) for size in (grid, (1, *grid[1:]))]
+    whole, short = (partial(model, latents, time, conditions=conditions) for latents, time, conditions in inputs)
+    resident, short_resident, wanted = bench.seconds(whole), bench.seconds(short), whole().sample
+    moved = sum(weight_bytes(block) for block in model.blocks)
+    model.to("cpu")
+    bench.free()
+    empty = bench.allocated()
+    placing = bench.once(lambda: stream_blocks(model, bench.device))
+    placed = bench.allocated()
+    difference = largest_difference(whole().sample, wanted)
+    waits = synchronisations(bench, whole)
+    figures = bench.measured(whole)
+    short_seconds = bench.seconds(short)
+    bound = bench.cuda and short_resident < _LINK_BOUND * short_seconds
+    return {
+        "blocks": len(model.blocks),
+        "moved_bytes": moved,
+        "placing_seconds": placing,
+        "placed_bytes": None if empty is None or placed is None else placed - empty,
+        "resident_seconds": resident,
+        **figures,
+        "exposed_seconds": max(0.0, figures["seconds"] - resident),
+        "one_frame_resident_seconds": short_resident,
+        "one_frame_seconds": short_seconds,
+        # What the link gives as the engine uses it; null where one frame's computing takes as long.
+        "link_gb_per_second": moved / short_seconds / 1e9 if bound else None,
+        "largest_difference": difference,
+        "synchronisations": waits,
+    }
