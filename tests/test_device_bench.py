@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,14 +22,14 @@ from engine.bench.device.kernels import Kernel, kind, longest_kernel, profiled, 
 from engine.bench.device.machine import read_driver
 from engine.bench.device.measure import Bench, psnr
 from engine.bench.device.parts import PARTS, Part
-from engine.bench.device.shapes import FULL
+from engine.bench.device.shapes import FULL, REDUCED
 from engine.bench.device.shares import corrections, derive
 from engine.bench.device.supervisor import measure
 from engine.cli import main
 from engine.errors import ConfigError
 from engine.fit import seconds as assumed
 from engine.fit.cards import cards
-from engine.fit.sizes import published_sizes
+from engine.fit.sizes import make_sizes, published_sizes
 
 TESTS = Path(__file__).parent
 CPU = {"device": "cpu", "runs": 1}
@@ -125,6 +126,15 @@ def test_narrow_products_have_an_error(report: dict[str, Any]) -> None:
     error = {name: found[f"128 to 128, {name}"]["relative_error"] for name in ("bfloat16", "int8 rows, _int_mm")}
     assert 0 < error["bfloat16"] < error["int8 rows, _int_mm"] < 0.03
     assert error["int8 rows, _int_mm"] < found["128 to 128, fp8 rows, _scaled_mm"]["relative_error"] < 0.06
+
+
+def test_encoders_hold_what_a_plan_counts(report: dict[str, Any]) -> None:
+    counts = make_sizes(REDUCED.configs).counts
+    found = rows(report, "encoders")
+    assert found["text"]["weight_bytes"] == counts["text_encoder"].bytes(2)
+    assert found["image"]["weight_bytes"] == counts["image_encoder"].bytes(2)
+    assert found["text"]["finite"]
+    assert found["image"]["finite"]
 
 
 def test_the_autoencoder_in_bfloat16_is_near_float32(report: dict[str, Any]) -> None:
@@ -296,6 +306,12 @@ def test_every_part_may_take_its_time_within_the_limit_of_a_run() -> None:
     assert sum(part.budget for part in PARTS if part.name not in ("compile", "fragments", "doctor")) <= 600
 
 
+def test_the_page_lists_the_parts_in_order_with_their_time() -> None:
+    page = (TESTS.parent / "docs" / "doctor.md").read_text("utf-8")
+    listed = re.findall(r"^\| `(\w+)` \| (\d+) \|", page, re.MULTILINE)
+    assert listed == [(part.name, f"{part.budget:.0f}") for part in PARTS]
+
+
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
@@ -430,6 +446,12 @@ def test_corrections_name_the_constant_and_its_new_value(tmp_path: Path, capsys:
     assert "engine/fit/seconds.py: BANDWIDTH = 0.8 holds" in printed
     assert "forward: 480p, 2 speakers: 4 s, planned 4.2 s (+5%)" in printed
     assert "forward: 480p, 2 speakers: 4 GB, planned 4.2 GB (+5%)" in printed
+
+
+def test_corrections_need_no_torch() -> None:
+    code = "import sys, engine.bench.device.__main__; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_a_card_without_a_data_sheet_has_rates_alone() -> None:

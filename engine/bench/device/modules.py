@@ -46,8 +46,13 @@ def text_encoder(bench: Bench) -> Any:
     """Build the text encoder in the bench's dtype."""
     from transformers import UMT5Config, UMT5EncoderModel
 
-    config = UMT5Config(**bench.shapes.configs["text_encoder"])
-    return build(lambda: UMT5EncoderModel(config), bench.device, lambda _: bench.dtype)
+    def make() -> Any:
+        model: Any = UMT5EncoderModel(UMT5Config(**bench.shapes.configs["text_encoder"]))
+        # Built without weights it has two tables of tokens; its files have one.
+        model.set_input_embeddings(model.get_input_embeddings())
+        return model
+
+    return build(make, bench.device, lambda _: bench.dtype)
 
 
 def image_encoder(bench: Bench) -> Any:
