@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from engine.commands.flags import Parser
 from engine.errors import ConfigError
+from engine.fit.cards import Card, cards, find_card
 
 
 def rehearse(words: Sequence[str]) -> int:
@@ -27,11 +28,7 @@ def rehearse(words: Sequence[str]) -> int:
     from engine.rehearsal.rehearse import default_card, rehearse, table
     from engine.rehearsal.walk import Scene
 
-    for flag, value, least in (
-        ("--windows", values.windows, 1),
-        ("--steps", values.steps, 0),
-        ("--blocks", values.blocks, 2),
-    ):
+    for flag, value, least in (("--windows", values.windows, 1), ("--steps", values.steps, 0)):
         if value is not None and value < least:
             raise ConfigError(f"{value} is too few", field=flag, hint=f"give {least} or more")
     card = _card(values.card) if values.card else default_card(overrides)
@@ -40,9 +37,7 @@ def rehearse(words: Sequence[str]) -> int:
     return 1 if report.faults else 0
 
 
-def _card(name: str):  # type: ignore[no-untyped-def]
-    from engine.fit.cards import cards, find_card
-
+def _card(name: str) -> Card:
     found = find_card(name) or next((card for card in cards() if card.name.lower().startswith(name.lower())), None)
     if found is None:
         raise ConfigError(f"no card named {name!r}", field="--card", hint=", ".join(card.name for card in cards()))

@@ -13,6 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from engine.multitalk.compat import gguf_parts
+
 #: One of torchao's, for instance: made of other tensors.
 _is_composed: Callable[[Any], bool] = is_traceable_wrapper_subclass
 
@@ -71,7 +73,7 @@ def parts_of(tensor: Any) -> list[Tensor]:
 def of_parts(like: Any, parts: Sequence[Tensor]) -> Tensor:
     """Return a tensor as `like`, a parameter if it is one, made of other `parts`, which are not copied."""
     if hasattr(like, "quant_type"):
-        packed: Tensor = type(like)(parts[0], quant_type=like.quant_type)
+        packed: Tensor = gguf_parts().parameter(parts[0], quant_type=like.quant_type)
         return packed
     made = parts[0]
     if _is_composed(like):

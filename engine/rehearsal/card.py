@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -41,6 +42,7 @@ def pretended(card: Card, *, expandable: bool = False) -> Iterator[Ledger]:
     with ExitStack() as stack:
         for name, value in _cuda(ledger, card).items():
             stack.enter_context(patch.object(torch.cuda, name, value, create=True))
+        stack.enter_context(patch.object(torch.accelerator, "empty_host_cache", lambda: None, create=True))
         stack.enter_context(patch.object(nn.Module, "_apply", _apply(ledger)))
         stack.enter_context(_packed_weights())
         stack.enter_context(patch.object(FakeTensorMode, "avoid_device_init", property(lambda _: True)))
@@ -170,11 +172,13 @@ def _mark(made: Any, quant_type: Any) -> Any:
         block, size = utils.GGML_QUANT_SIZES[quant_type]
         made.quant_type = quant_type  # type: ignore[attr-defined]
         made.quant_shape = utils._quant_shape_from_byte_shape(made.shape, size, block)  # type: ignore[attr-defined]
-        made.as_tensor = partial(_plain, made)  # type: ignore[attr-defined]
+        # Weakly: a tensor that holds itself would live until the garbage is collected.
+        made.as_tensor = partial(_plain, weakref.ref(made))  # type: ignore[attr-defined]
     return made
 
 
-def _plain(packed: Any) -> Tensor:
+def _plain(reference: Callable[[], Any]) -> Tensor:
+    packed = reference()
     kept = {name: packed.__dict__.pop(name) for name in ("quant_type", "quant_shape", "as_tensor")}
     try:
         plain: Tensor = packed.detach()
@@ -261,7 +265,8 @@ class _Calls(TorchFunctionMode):
             kind = _TYPES.get(tensor.dtype, tensor.dtype)
             raise RuntimeError(f"cannot pin 'torch.cuda.{kind}' only dense CPU tensors can be pinned")
         if self._ledger.is_pinned(tensor):
-            return tensor
+            pinned: Tensor = tensor
+            return pinned
         copy: Tensor = torch.empty_like(tensor, memory_format=torch.contiguous_format).copy_(tensor)
         self._ledger.pin(copy)
         return copy

@@ -20,6 +20,8 @@ from torch.utils.flop_counter import flop_registry
 from engine.rehearsal.allocator import Block, CachingAllocator, pinned
 
 _aten: Any = torch.ops.aten
+#: Tensors of so many bytes are known by the place where they were made.
+_LARGE = 2**20
 _COPIES = (_aten._to_copy.default, _aten.copy_.default)
 #: Frames of these are named as the place where something happens; the rehearsal's own are not.
 _PLACES = ("/engine/", "/plugins/", "/diffusers/", "/transformers/", "/torchao/", "/peft/")
@@ -50,8 +52,11 @@ class Counts:
     peak: int = 0
     peak_where: str = ""
     held: int = 0
-    #: Bytes on the device when the stage ended.
+    #: Most bytes on the device before what the stage works with had come, and was gone before.
+    arrival: int = 0
+    #: Bytes on the device when the stage ended, and those of large tensors by the place where they were made.
     after: int = 0
+    left: Counter[str] = field(default_factory=Counter)
     host_peak: int = 0
     #: Bytes pinned anew, as asked for.
     pinned: int = 0
@@ -113,9 +118,16 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.allocator.reset_peak()
         return self.now
 
+    def arrived(self) -> None:
+        """Say that what the stage works with is on the device: its peak counts from here on."""
+        self.now.arrival, self.now.peak, self.now.peak_where = self.now.peak, self.live["cuda"], ""
+
     def end(self) -> None:
         """Note what is left."""
         self.now.after = self.live["cuda"]
+        for entry in self._stored.values():
+            if entry.where:
+                self.now.left[entry.where] += entry.size
         self.now.held = self.allocator.most_reserved
 
     @contextmanager
@@ -154,11 +166,12 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size = int(storage.nbytes())
         block = self.allocator.allocate(size) if device == "cuda" and size else None
         taken = block.size if block is not None else size
-        entry = _Storage(device, taken, block, self.stream.number)
+        place = where() if block is not None and taken >= _LARGE else ""
+        entry = _Storage(device, taken, block, self.stream.number, place)
         self._stored[key] = entry
         self.live[device] += taken
         if device == "cuda" and self.live["cuda"] > self.now.peak:
-            self.now.peak, self.now.peak_where = self.live["cuda"], where()
+            self.now.peak, self.now.peak_where = self.live["cuda"], place or where()
         elif device == "cpu":
             self.now.host_peak = max(self.now.host_peak, self.live["cpu"])
         weakref.finalize(storage, self._gone, key)
@@ -332,6 +345,8 @@ class _Storage:
     block: Block | None
     #: Number of the stream it was allocated on.
     stream: int
+    #: Where a large tensor of the device was made.
+    where: str = ""
     #: Bytes that pinning takes; 0 where it is not pinned.
     pinned: int = 0
     #: The last write and the reads since, by stream and moment.

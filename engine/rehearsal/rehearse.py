@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.resources import files
+from pathlib import Path
 
-from engine.compose import compose
 from engine.errors import ConfigError
 from engine.fit.cards import Card, cards
 from engine.fit.sizes import Sizes, make_sizes, read_sizes
@@ -35,15 +35,12 @@ def rehearse(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: 
 
 
 def default_card(overrides: Sequence[str]) -> Card:
-    """Return the smallest card that is as large as the recipe's name says, else the largest known one."""
-    chosen = [word.partition("=")[2] for word in overrides if word.lstrip("+").startswith("recipe=")]
-    config = compose(overrides)
+    """Return the smallest known card of the size in the recipe's name, as in card-24gb; without one the largest."""
     known = sorted(cards(), key=lambda card: card.memory)
-    size = next((part for part in (chosen[-1] if chosen else "").split("-") if part.endswith("gb")), "")
-    del config
-    wanted = int(size.removesuffix("gb")) if size else 0
-    # Names hold what a card has by its maker: "RTX 4090 24 GB".
-    return next((card for card in known if wanted and int(card.name.split()[-2]) >= wanted), known[-1])
+    recipes = [word.partition("=")[2] for word in overrides if word.lstrip("+").startswith("recipe=")]
+    sizes = [part.removesuffix("gb") for part in "".join(recipes[-1:]).split("-") if part.endswith("gb")]
+    # Their names hold what the maker says: "RTX 4090 24 GB".
+    return next((card for card in known if sizes and card.name.endswith(f" {sizes[0]} GB")), known[-1])
 
 
 def _sizes(seen: Walk) -> Sizes:
@@ -56,9 +53,7 @@ def _sizes(seen: Walk) -> Sizes:
     return make_sizes(architecture)
 
 
-def _packaged(folder: str):  # type: ignore[no-untyped-def]
-    from pathlib import Path
-
+def _packaged(folder: str) -> Path:
     found = Path(str(files("engine") / "weights" / folder))
     if not found.is_dir():
         raise ConfigError(f"the package has no weights in {folder}", field="model.folder")

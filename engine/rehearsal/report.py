@@ -21,7 +21,9 @@ TOLERANCE = 0.03
 _CRUMBS = 32 * 10**6
 #: Profiles that keep the transformer on the device as a whole while it is used.
 _WHOLE = ("none", "text-offload", "model-offload")
-#: Reads of the device that a step may make: those that decide whether a step cache skips its forwards.
+#: Where the places are made through which blocks come.
+_STREAMER = "engine/multitalk/streamer.py"
+#: Where a step cache reads from the device whether it skips forwards.
 _DECIDING = ("engine/multitalk/cache.py", "diffusers/hooks/first_block_cache.py")
 
 Numbers = dict[str, Any]
@@ -69,7 +71,7 @@ def make_report(walk: Walk, sizes: Sizes) -> Report:
     """Return the report of one walk. `sizes` are those of the model that was walked."""
     planned = _planned(walk, sizes)
     stages = tuple(_stage(row, planned.get(row.stage)) for row in walk.rows)
-    needed = max((row.counts.peak for row in walk.rows), default=0) + CONTEXT
+    needed = max((max(row.counts.peak, row.counts.arrival) for row in walk.rows), default=0) + CONTEXT
     held = max((row.counts.held for row in walk.rows), default=0) + CONTEXT
     return Report(
         card=walk.card.name,
@@ -183,7 +185,9 @@ def _stage(row: Row, planned: StageMemory | None) -> Numbers:
         "peak": counts.peak,
         "peak_where": counts.peak_where,
         "held": counts.held,
+        "arrival": counts.arrival,
         "after": counts.after,
+        "left": dict(counts.left.most_common(5)),
         "weights": dict(row.weights),
         "host_peak": counts.host_peak,
         "pinned": counts.pinned,
@@ -304,9 +308,12 @@ def _left(walk: Walk, row: Row, before: Row | None, planned: StageMemory | None)
         if over > max(_CRUMBS, 0.01 * planned.weights.get(name, 0)):
             yield f"{over / 1e9:.2f} GB of the {name} are on the device, and should not be"
     if row.stage == "denoise" and before is not None:
-        left = _unnamed(row) - _unnamed(before) - _latents(walk)
-        if left > _CRUMBS:
-            yield f"{left / 1e9:.2f} GB that belong to nobody are left on the device"
+        # The places through which blocks come belong to the network as long as it is there.
+        grown = row.counts.left - before.counts.left
+        names = {place: size for place, size in grown.items() if not place.startswith(_STREAMER)}
+        if sum(names.values()) > _latents(walk) + _CRUMBS:
+            places = ", ".join(sorted(names, key=names.__getitem__, reverse=True)[:3])
+            yield f"{sum(names.values()) / 1e9:.2f} GB are left on the device, made at {places}"
 
 
 def _frames(copy: Copy) -> bool:
@@ -321,10 +328,6 @@ def _deciding_reads(walk: Walk) -> int:
     return {"firstblock": steps * passes, "teacache": steps}.get(walk.config.cache.name, 0) + (
         steps if walk.config.sampler.name == "unipc" else 0
     )
-
-
-def _unnamed(row: Row) -> int:
-    return row.counts.after - sum(row.weights.values())
 
 
 def _latents(walk: Walk) -> int:

@@ -57,6 +57,8 @@ class Scene:
     steps: int | None = 2
     #: Of the transformer; None: the architecture's own number.
     blocks: int | None = None
+    #: Free bytes of the host.
+    host: int = 2**40
 
 
 @dataclass
@@ -105,6 +107,11 @@ def walk(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool
     """
     steps = () if scene.steps is None else (f"sampler.steps={scene.steps}",)
     asked = compose(overrides)
+    least = asked.memory.blocks + 3
+    if scene.blocks is not None and scene.blocks < least:
+        # Fewer would all be on the device at once, where their own places are.
+        hint = f"give {least} or more, with memory.blocks={asked.memory.blocks}"
+        raise ConfigError(f"{scene.blocks} blocks are too few to reckon the rest from", field="--blocks", hint=hint)
     found = Walk(asked, card, scene)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="multitalk-rehearsal-") as name:
@@ -113,7 +120,13 @@ def walk(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool
         config = compose([*overrides, *_FIXED, *steps, f"sink.folder={folder / 'videos'}", *source])
         found.loras = _lora_bytes(config, folder / config.model.folder)
         request = _request(config, scene, folder)
-        with pretended(card, expandable=expandable) as ledger, headers_only(), _forwards(ledger):
+        with (
+            pretended(card, expandable=expandable) as ledger,
+            headers_only(),
+            _forwards(ledger),
+            # That of the machine that the card would be rented with.
+            patch("engine.multitalk.memory.free_on_host", lambda: scene.host),
+        ):
             _run(found, config, request, ledger, installed())
     found.seconds = time.monotonic() - began
     return found
@@ -161,6 +174,7 @@ class _Watch:
             self._model = model
             self._open(_NAMES.get((self._stage, name), name))
             with use(model, name):
+                self._ledger.arrived()
                 yield
             self._open(_RESTS.get(self._stage, self._stage))
 
@@ -192,7 +206,7 @@ class _Watch:
         """Say whether nothing happened: between two components, or before the first."""
         counts, last = row.counts, self._found.rows[-1].counts if self._found.rows else None
         same = last is not None and counts.after == last.after and counts.peak == counts.after
-        return same and not counts.launches and not counts.copies and not counts.waits
+        return row.stage != "load" and same and not counts.launches and not counts.copies and not counts.waits
 
 
 @contextmanager
