@@ -118,10 +118,13 @@ class LoraConfig:
 class MemoryConfig:
     """What of the model is in memory, and on the device, at a time: see docs/loading.md for the profiles."""
 
-    #: "none", "model-offload", "group-offload", "lowest", or "auto": the fastest of them that fits.
+    #: "none", "text-offload", "model-offload", "group-offload", "lowest", or "auto": the fastest of them that fits.
     name: str = "none"
     #: group-offload and lowest: transformer blocks that come to the device while one computes.
     blocks: int = 1
+    #: group-offload and lowest: blocks that stay on the device while the transformer is in use; "auto": as many as fit
+    #: there when the weights are loaded, beside what a window of the chosen resolution is allowed.
+    resident: int | str = 0
     #: Move the next blocks while the ones before compute; null: where the device is CUDA, which it needs.
     streams: bool | None = None
     #: CUDA: pin the weights that wait in the host's memory; null: all of them where there is room for that when they

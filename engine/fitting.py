@@ -19,6 +19,7 @@ from engine.settings import largest_window
 
 #: What is tried where a plan does not fit, the least harm first: those that change no frame stand in front.
 CHANGES = (
+    ("memory=text-offload",),
     ("memory=model-offload",),
     ("memory=group-offload",),
     ("quant=int8", "memory=model-offload"),
@@ -54,6 +55,7 @@ def _estimate(plan: Plan, config: Config) -> Estimates:
         quant=config.quant.name,
         memory=config.memory.name,
         blocks=config.memory.blocks,
+        resident=config.memory.resident,
         loras=_lora_bytes(config, plan.weights),
         window=largest_window(config),
         converted=not own,

@@ -85,6 +85,14 @@ def load(wanted: Wanted, reader: Reader) -> Loaded:
 
 def _profile(config: Config) -> Profile:
     memory = config.memory
-    profile = Profile(memory.name, blocks=memory.blocks, streams=memory.streams, pin=memory.pin, tile=memory.tile)
+    profile = Profile(
+        memory.name,
+        blocks=memory.blocks,
+        resident=memory.resident,
+        streams=memory.streams,
+        pin=memory.pin,
+        tile=memory.tile,
+    )
     # Left out where nothing depends on it: another resolution needs no other weights.
-    return replace(profile, window=largest_window(config)) if memory.name == "auto" else profile
+    fitted = "auto" in (memory.name, memory.resident)
+    return replace(profile, window=largest_window(config)) if fitted else profile

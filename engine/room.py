@@ -11,6 +11,9 @@ USABLE = 0.9
 #: What forwards are allowed beside the weights, as a multiple of their tokens: with all weights elsewhere 13 GB were
 #: published for 81 frames of 448 x 896, which is 39 times the 0.34 GB of their tokens in bfloat16.
 _ALLOWED = 40
+#: Share of that allowance that is kept free of blocks that stay on the device: what forwards take by arithmetic (13
+#: times their tokens) and the states of a first-block cache over two branches (12 times).
+_BESIDE = 0.65
 #: Of the transformer that group offloading has on the device at a time: two blocks of 40, and what is in no block.
 _GROUPS = 0.1
 
@@ -25,6 +28,7 @@ def choose_profile(
     bytes of weights and one allowance are all that it sees.
     """
     transformer, total = sizes["transformer"], sum(sizes.values())
+    text = sizes.get("text_encoder", 0)
     others = max((size for name, size in sizes.items() if name != "transformer"), default=0)
     if device_free is None:
         needs = {"none": (0, total + activations), "lowest": (0, max(transformer, others) + activations)}
@@ -32,6 +36,7 @@ def choose_profile(
         apart = max(others, int(_GROUPS * transformer) + activations)
         needs = {
             "none": (total + activations, 0),
+            "text-offload": (max(text, total - text + activations), total),
             "model-offload": (max(others, transformer + activations), total),
             "group-offload": (apart, total),
             "lowest": (apart, transformer),
@@ -48,6 +53,18 @@ def choose_profile(
                 where = f"{_gb(device)} of {_gb(device_free)} free on the device and {where}"
             return name, "; ".join([f"{name} takes {where}", *told])
     return "lowest", "; ".join(["nothing fits, lowest comes nearest", *told])
+
+
+def room_for_blocks(activations: int, device_free: int) -> int:
+    """Return the bytes of the device that a transformer whose blocks come and go may take for its weights."""
+    return max(0, int(USABLE * device_free - _BESIDE * activations))
+
+
+def resident_blocks(room: int, *, root: int, block: int, places: int, layers: int) -> int:
+    """Return how many of `layers` blocks fit into `room` for good, beside the root and `places` for those that come."""
+    if root + block * layers <= room:
+        return layers
+    return max(0, min(layers, (room - root) // block - places))
 
 
 def allowance(tokens: int, channels: int, itemsize: int) -> int:

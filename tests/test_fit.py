@@ -246,6 +246,7 @@ READING = {
     ("none", "int8-quanto", False): ["transformer"],
     ("group-offload", "int8", False): ["dense"],
     ("group-offload", "int8-quanto", True): ["transformer", "vae", "text_encoder", "image_encoder"],
+    ("text-offload", "none", False): ["transformer", "vae", "text_encoder", "image_encoder"],
     ("model-offload", "none", False): ["transformer", "vae", "text_encoder", "image_encoder"],
     ("lowest", "none", False): ["transformer"],
     ("lowest", "int8", True): ["dense"],
@@ -307,7 +308,7 @@ def test_auto_is_planned_as_the_loader_would_settle_it(monkeypatch: pytest.Monke
         )
         settled, _ = settle(Profile("auto"), weights, activations=activations, device="cuda")
         assert one.picked == settled.name
-    assert {one.picked for one in found.cards} == {"none", "model-offload", "group-offload"}
+    assert {one.picked for one in found.cards} == {"none", "text-offload", "group-offload"}
     named = estimates("model=multitalk", "memory=group-offload", "quant=int8-quanto")
     assert replace(card(found, "L4 24 GB"), picked="") == card(named, "L4 24 GB")
 
@@ -328,9 +329,9 @@ def test_memory_profiles_hold_less_and_less(quant: str) -> None:
     def needed(profile: str, chosen: str) -> int:
         return memory.device_bytes(memory.stages(sizes, Load("cuda", "bfloat16", chosen, profile, 1), work))
 
-    profiles = [needed(profile, quant) for profile in ("none", "model-offload", "group-offload")]
+    profiles = [needed(profile, quant) for profile in ("none", "text-offload", "model-offload", "group-offload")]
     assert profiles == sorted(profiles, reverse=True)
-    assert len(set(profiles)) == 3
+    assert len(set(profiles)) == 4
     assert needed("lowest", quant) == profiles[-1]
     # Offloaded by groups, the largest moment is no longer the transformer's.
     assert needed("none", "int8") < needed("none", "none") - 15e9

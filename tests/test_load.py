@@ -173,7 +173,7 @@ def test_int8_stays_near(folder: Path) -> None:
     assert (near - exact).norm() / exact.norm() < 0.05
 
 
-@pytest.mark.parametrize("memory", ["model-offload", "group-offload", "lowest"])
+@pytest.mark.parametrize("memory", ["text-offload", "model-offload", "group-offload", "lowest"])
 def test_memory_profiles_compute_the_same(memory: str, folder: Path) -> None:
     model = load(folder, memory=Profile(memory))
 

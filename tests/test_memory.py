@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,16 +22,12 @@ from engine.errors import ConfigError, UnknownComponent
 from engine.multitalk.cache import TeaCache, make_cache
 from engine.multitalk.codec import WanCodec
 from engine.multitalk.component import Component
-from engine.multitalk.memory import Placement, Profile, activation_bytes, lighten, settle
+from engine.multitalk.memory import Placement, Profile, activation_bytes, lighten, settle, stream_blocks
 from engine.multitalk.memory import place as place_settled
-<<<<<<< HEAD
-from engine.room import choose_profile
-=======
 from engine.multitalk.mover import Mover
 from engine.multitalk.quanto import quantise
 from engine.multitalk.slots import parts_of
-from engine.room import choose_profile, free_on_host
->>>>>>> 252caa0 (Stream blocks with pinned memory and events of our own, and copy nothing back)
+from engine.room import choose_profile, resident_blocks
 
 NAMES = ("transformer", "vae", "text_encoder", "image_encoder")
 
@@ -72,7 +69,7 @@ def test_none_puts_everything_there_at_once(parts: dict[str, Any]) -> None:
 
 
 def test_closing_releases_every_component() -> None:
-    for name in ("none", "model-offload", "group-offload", "lowest"):
+    for name in ("none", "text-offload", "model-offload", "group-offload", "lowest"):
         kept: list[Any] = []
         parts = {part: nn.Linear(2, 2) for part in NAMES} | {"transformer": build_transformer()}
         components = {part: Component(part, 0, module.to, kept.append) for part, module in parts.items()}
@@ -104,6 +101,34 @@ def test_model_offload_moves_nothing_between_two_uses_of_one_part(parts: dict[st
                 pass
 
     assert len(crossings.seen) == len(list(parts["transformer"].parameters()))
+
+
+def test_text_offload_has_the_text_encoder_there_or_all_others(parts: dict[str, Any]) -> None:
+    placement = place("text-offload", parts, device="meta")
+
+    assert there(parts) == set()
+    with placement.use("text_encoder"):
+        assert there(parts) == {"text_encoder"}
+    with placement.use("vae"):
+        assert there(parts) == set(NAMES) - {"text_encoder"}
+    # From window to window nothing moves.
+    with Crossings() as crossings:
+        for name in ("image_encoder", "transformer", "vae", "vae", "image_encoder", "transformer"):
+            with placement.use(name):
+                assert there(parts) == set(NAMES) - {"text_encoder"}
+    assert crossings.seen == []
+    with placement.use("text_encoder"):
+        assert there(parts) == {"text_encoder"}
+
+
+def test_text_offload_takes_back_all_where_one_does_not_fit(parts: dict[str, Any]) -> None:
+    placement = place("text-offload", parts, device="meta")
+    full = Full()  # type: ignore[no-untyped-call]
+    full.left = 3
+
+    with pytest.raises(RuntimeError, match="out of memory"), full, placement.use("vae"):
+        pass
+    assert not any(parameter.is_meta for part in parts.values() for parameter in part.parameters())
 
 
 def test_model_offload_refuses_two_at_once(parts: dict[str, Any]) -> None:
@@ -394,6 +419,8 @@ def test_slices_are_exact_and_tiles_are_not() -> None:
         (Profile("group-offload", blocks=0), "memory.blocks"),
         (Profile("lowest", blocks=-1), "memory.blocks"),
         (Profile("group-offload", streams=True), "memory.streams"),
+        (Profile("group-offload", resident=-1), "memory.resident"),
+        (Profile("group-offload", resident="all"), "memory.resident"),
         (Profile(tile=48), "memory.tile"),
         (Profile(tile=-32), "memory.tile"),
     ],
@@ -410,8 +437,43 @@ def test_streams_are_for_cuda_and_left_out_on_a_cpu() -> None:
     assert settle(Profile("lowest"), {}, activations=0, device="cuda")[0].streams is True
 
 
+@pytest.mark.parametrize(
+    ("profile", "free", "pinned"),
+    [
+        (Profile("group-offload"), 200, True),
+        # Not all of it, but what is moved again and again.
+        (Profile("group-offload"), 100, None),
+        (Profile("group-offload", pin=True), 100, True),
+        (Profile("group-offload", pin=False), 200, False),
+    ],
+)
+def test_weights_are_pinned_where_there_is_room(
+    profile: Profile, free: int, pinned: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.multitalk.memory.free_on_host", lambda: free)
+
+    assert settle(profile, {"transformer": 90, "vae": 10}, activations=0, device="cuda")[0].pin is pinned
+    assert settle(profile, {"transformer": 90, "vae": 10}, activations=0, device="cpu")[0].pin is False
+
+
+@pytest.mark.parametrize(("free", "stay"), [(10**9, 3), (0, 0)])
+def test_as_many_blocks_stay_as_fit(free: int, stay: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.multitalk.memory.free_on_device", lambda: free)
+    profile, _ = settle(Profile("group-offload", resident="auto"), {}, activations=0, device="cuda")
+
+    streamer = stream_blocks(build_transformer(), "meta", replace(profile, streams=False))
+
+    assert len(streamer.kept) == stay
+    assert streamer.turn == [index for index in range(3) if index not in streamer.kept]
+
+
+@pytest.mark.parametrize(("room", "stay"), [(0, 0), (37, 0), (38, 1), (99, 6), (114, 7), (115, 10), (999, 10)])
+def test_blocks_that_stay_leave_room_to_those_that_come(room: int, stay: int) -> None:
+    assert resident_blocks(room, root=5, block=11, places=2, layers=10) == stay
+
+
 def test_unknown_profile_lists_the_known() -> None:
-    with pytest.raises(UnknownComponent, match="model-offload, group-offload, lowest, auto"):
+    with pytest.raises(UnknownComponent, match="text-offload, model-offload, group-offload, lowest, auto"):
         settle(Profile("disk"), {}, activations=0, device="cpu")
 
 
@@ -427,7 +489,8 @@ SIZES_14B = {"transformer": 33 * GB, "text_encoder": 11 * GB, "image_encoder": G
     [
         (80, 100, "none"),
         (80, 10, "none"),
-        (60, 100, "model-offload"),
+        (60, 100, "text-offload"),
+        (53, 100, "model-offload"),
         (24, 100, "group-offload"),
         (24, 45, "lowest"),
         (60, 45, "lowest"),

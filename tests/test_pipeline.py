@@ -175,7 +175,7 @@ def test_windows_go_on_from_each_other(service: EngineService, style: str) -> No
     assert delivery.frames == 100
 
 
-@pytest.mark.parametrize("memory", ["model-offload", "group-offload", "lowest", "auto"])
+@pytest.mark.parametrize("memory", ["text-offload", "model-offload", "group-offload", "lowest", "auto"])
 def test_memory_profiles_give_the_same_frames(service: EngineService, tmp_path: Path, memory: str) -> None:
     other = EngineService([f"sink.folder={tmp_path}", f"memory={memory}", *FEW])
     delivery = other.generate(TWO)

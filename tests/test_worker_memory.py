@@ -59,6 +59,7 @@ def test_another_error_of_the_second_try_is_answered_as_what_it_is() -> None:
 def test_profiles_are_walked_down_in_order() -> None:
     keeper = Keeper(FakeService())
     assert [keeper.lower() for _ in range(4)] == ["model-offload", "group-offload", "lowest", None]
+    assert Keeper(FakeService(memory="text-offload")).lower() == "model-offload"
 
 
 def test_a_profile_of_a_plugin_has_none_below_it() -> None:

@@ -13,7 +13,7 @@ from engine.fit.cards import Card, cards, find_card, prices
 from engine.fit.memory import Load, Work
 from engine.fit.sizes import PARTS, Count, Sizes, scales, width
 from engine.fit.work import codec_work, forward_work
-from engine.room import allowance, choose_profile
+from engine.room import allowance, choose_profile, resident_blocks, room_for_blocks
 
 #: Free memory that nobody knows and that is taken to be enough.
 _ENOUGH = sys.maxsize
@@ -105,8 +105,8 @@ def _free(card: Card) -> int:
 
 
 def _settle(sizes: Sizes, load: Load, device_free: int | None, host_free: int) -> Load:
-    """Return `load` with the profile that "auto" becomes when the weights are loaded; without a device on a CPU."""
-    if load.memory != "auto":
+    """Return `load` with what "auto" becomes when the weights are loaded; without a device on a CPU."""
+    if "auto" not in (load.memory, load.resident):
         return load
     frames, height, across = load.window
     config = sizes.configs["transformer"]
@@ -115,8 +115,23 @@ def _settle(sizes: Sizes, load: Load, device_free: int | None, host_free: int) -
     # It stays on the CPU, and is not asked for.
     del weights["audio_encoder"]
     allowed = allowance(length, width(config), memory.WIDTHS[load.dtype])
+    if load.resident == "auto":
+        load = replace(load, resident=_staying(sizes, load, room_for_blocks(allowed, device_free or 0)))
+    if load.memory != "auto":
+        return load
     picked, _ = choose_profile(weights, allowed, device_free=device_free, host_free=host_free)
     return replace(load, memory=picked)
+
+
+def _staying(sizes: Sizes, load: Load, room: int) -> int:
+    value, quant = memory.WIDTHS[load.dtype], memory.QUANTS[load.quant]
+    return resident_blocks(
+        room,
+        root=sizes.root.bytes(value) + load.loras,
+        block=sizes.block.bytes(value, quant),
+        places=load.blocks + 1,
+        layers=sizes.configs["transformer"]["num_layers"],
+    )
 
 
 def _on_card(card: Card, plan: Plan, sizes: Sizes, given: Load, work: Work) -> CardEstimate:
@@ -125,11 +140,12 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, given: Load, work: Work) -> C
     needed, host = memory.device_bytes(stages), memory.host_bytes(stages)
     weights = memory.weights_bytes(sizes, load)
     transformer = sizes.configs["transformer"]
-    blocks = (sizes.block * transformer["num_layers"]).bytes(2, memory.QUANTS[load.quant])
+    streamed = max(0, transformer["num_layers"] - int(load.resident))
+    blocks = (sizes.block * streamed).bytes(2, memory.QUANTS[load.quant])
     moved = blocks if load.memory in ("group-offload", "lowest") else 0
     unpacked = sizes.counts["transformer"].linear if load.quant != "none" else 0
     # Each window has every component on the device once, and brings it there and back; "lowest" lets it go there.
-    ways = {"none": 0, "lowest": 1}.get(load.memory, 2)
+    ways = {"none": 0, "text-offload": 0, "lowest": 1}.get(load.memory, 2)
     exchanged = ways * sum(weights[part] for part in ("vae", "image_encoder"))
     exchanged += 2 * weights["transformer"] if load.memory == "model-offload" else 0
     total = step = 0.0

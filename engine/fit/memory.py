@@ -10,7 +10,7 @@ from engine.estimates import StageMemory
 from engine.fit import activations
 from engine.fit.sizes import PARTS, Quant, Sizes, width
 
-PROFILES = ("none", "model-offload", "group-offload", "lowest")
+PROFILES = ("none", "text-offload", "model-offload", "group-offload", "lowest")
 #: Rows have a scale in float32, and torchao's own a zero point beside it. The types of a GGUF file are its own.
 QUANTS: Mapping[str, Quant | None] = {
     "none": None,
@@ -43,6 +43,8 @@ class Load:
     memory: str
     #: group-offload and lowest: blocks that come while one computes.
     blocks: int
+    #: And those that stay; `engine.fit.estimate` finds what "auto" is on a card.
+    resident: int | str = 0
     #: Bytes of LoRAs beside the weights.
     loras: int = 0
     #: Frames, height and width of the largest window that memory=auto allows for.
@@ -189,10 +191,12 @@ def _largest_layer(sizes: Sizes) -> int:
 def _resident(sizes: Sizes, load: Load, weights: Mapping[str, int], part: str) -> dict[str, int]:
     if load.memory == "none":
         return {name: weights[name] for name in _ON_DEVICE}
+    if load.memory == "text-offload" and part != "text_encoder":
+        return {name: weights[name] for name in _ON_DEVICE if name != "text_encoder"}
     if load.memory in ("group-offload", "lowest") and part == "transformer":
         value, quant = WIDTHS[load.dtype], QUANTS[load.quant]
         # The block that computes and those that come.
-        blocks = min(1 + load.blocks, sizes.configs["transformer"]["num_layers"])
+        blocks = min(1 + load.blocks + int(load.resident), sizes.configs["transformer"]["num_layers"])
         return {part: sizes.root.bytes(value) + (sizes.block * blocks).bytes(value, quant) + load.loras}
     return {part: weights[part]}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,20 +18,29 @@ from engine.multitalk.arena import Arena, rounded
 from engine.multitalk.arena import settle as settle_in
 from engine.multitalk.component import Component
 from engine.multitalk.mover import Mover, moved
-from engine.multitalk.slots import BESIDE, parts_of, weights_of
+from engine.multitalk.slots import BESIDE, parts_of, size_of, weights_of
 from engine.multitalk.streamer import Beside, Streamer
-from engine.room import USABLE, allowance, choose_profile, free_on_device, free_on_host
+from engine.room import (
+    USABLE,
+    allowance,
+    choose_profile,
+    free_on_device,
+    free_on_host,
+    resident_blocks,
+    room_for_blocks,
+)
 
 logger = logging.getLogger(__name__)
 
-NAMES = ("none", "model-offload", "group-offload", "lowest", "auto")
+NAMES = ("none", "text-offload", "model-offload", "group-offload", "lowest", "auto")
 
 
 @dataclass(frozen=True)
 class Profile:
     """How memory is used.
 
-    "none": everything is on the device from now on. "model-offload": one component is, the others are on the CPU.
+    "none": everything is on the device from now on. "text-offload": everything but the text encoder is, or that alone
+    while texts are encoded. "model-offload": one component is, the others are on the CPU.
     "group-offload": so too, but of the transformer only some blocks at a time. "lowest": so too, but text encoder,
     image encoder and VAE are read from disk when their turn comes and released after it, and the transformer is
     released before a text is encoded. "auto": the first of these that fits.
@@ -40,6 +49,10 @@ class Profile:
     name: str = "none"
     #: Transformer blocks that come while one computes.
     blocks: int = 1
+    #: Blocks that stay on the device while the transformer is in use; "auto": as many as fit.
+    resident: int | str = 0
+    #: For resident="auto": bytes of the device for the transformer's weights. `settle` finds them.
+    room: int = 0
     #: Move blocks while others compute, on a stream of their own, which needs CUDA; None: where that is the device.
     streams: bool | None = None
     #: Pin weights that wait in the host's memory, which a GPU reads faster; None: of all parts if the host has room for
@@ -79,6 +92,10 @@ def settle(
         raise ConfigError(
             f"tiles of {profile.tile} pixels", field="memory.tile", hint="a multiple of 32, or 0 for none"
         )
+    if profile.resident != "auto" and (isinstance(profile.resident, str) or profile.resident < 0):
+        raise ConfigError(
+            f"{profile.resident} blocks that stay", field="memory.resident", hint="give 0 or more, or auto"
+        )
     cuda = torch.device(device).type == "cuda"
     if profile.streams and not cuda:
         raise ConfigError(
@@ -91,6 +108,8 @@ def settle(
         profile = replace(profile, pin=False)
     elif profile.pin is None and sum(sizes.values()) <= USABLE * free_on_host() // processes:
         profile = replace(profile, pin=True)
+    if cuda and profile.resident == "auto":
+        profile = replace(profile, room=room_for_blocks(activations, free_on_device()))
     if profile.name != "auto":
         return profile, ""
     picked, reason = choose_profile(
@@ -116,10 +135,14 @@ def place(profile: Profile, components: Mapping[str, Component], *, device: str)
             movers[name] = Mover(module, device)
             if profile.pin:
                 pin(module)
+    together: tuple[frozenset[str], ...] = ()
+    if profile.name == "text-offload":
+        together = (frozenset(movers) - {"text_encoder"},)
     return _InTurn(
         components,
         {name: mover.come for name, mover in movers.items()},
         {name: mover.go for name, mover in movers.items()},
+        together,
     )
 
 
@@ -175,16 +198,20 @@ class _Resident:
 
 
 class _InTurn:
-    """Lets a component go only when another one is wanted, so that neighbouring uses of one move nothing."""
+    """Lets a component go only when another one is wanted, so that neighbouring uses of one move nothing.
+
+    Components that stand `together` come and go as one.
+    """
 
     def __init__(
         self,
         components: Mapping[str, Component],
         come: Mapping[str, Callable[[], Any]],
         go: Mapping[str, Callable[[], Any]],
+        together: Collection[frozenset[str]] = (),
     ) -> None:
-        self._components, self._come, self._go = components, come, go
-        self._resident: str | None = None
+        self._components, self._come, self._go, self._together = components, come, go, together
+        self._resident: frozenset[str] = frozenset()
         self._used: str | None = None
 
     @contextmanager
@@ -199,21 +226,23 @@ class _InTurn:
             self._used = outer
 
     def _bring(self, name: str) -> None:
-        if self._resident == name:
+        if name in self._resident:
             return
         self._evict()
         # Before it comes: one that fails half-way leaves parts of itself on the device.
-        self._resident = name
+        self._resident = next((group for group in self._together if name in group), frozenset([name]))
         try:
-            self._come[name]()
+            for one in sorted(self._resident):
+                self._come[one]()
         except BaseException:
             self._evict()
             raise
 
     def _evict(self) -> None:
-        if self._resident is not None:
-            self._go[self._resident]()
-            self._resident = None
+        if self._resident:
+            for one in sorted(self._resident):
+                self._go[one]()
+            self._resident = frozenset()
             _free_cache()
 
     def close(self) -> None:
@@ -241,7 +270,26 @@ def stream_blocks(transformer: Any, device: str, profile: Profile) -> Streamer:
     if lane is None:
         logger.info("blocks are moved one after the other, without streams")
     pinned = profile.pin is not False and torch.device(device).type == "cuda"
-    return Streamer(transformer, device, arena=_arena(transformer, pinned=pinned), ahead=profile.blocks, lane=lane)
+    return Streamer(
+        transformer,
+        device,
+        arena=_arena(transformer, pinned=pinned),
+        ahead=profile.blocks,
+        resident=_resident(transformer, profile),
+        lane=lane,
+    )
+
+
+def _resident(transformer: Any, profile: Profile) -> int:
+    """Return how many blocks stay on the device."""
+    blocks = list(transformer.blocks)
+    if profile.resident != "auto":
+        return min(int(profile.resident), len(blocks))
+    sizes = [sum(size_of(weight.tensor) for weight in weights_of(block)) for block in blocks]
+    root = sum(size_of(weight.tensor) for weight in weights_of(transformer, apart=blocks))
+    fitting = resident_blocks(profile.room, root=root, block=max(sizes), places=profile.blocks + 1, layers=len(blocks))
+    logger.info("%d of %d blocks stay on the device", fitting, len(blocks))
+    return fitting
 
 
 def pin(module: nn.Module) -> None:

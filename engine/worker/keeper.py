@@ -14,8 +14,13 @@ from engine.errors import Cancelled, EngineError
 
 _LOG = logging.getLogger(__name__)
 
-#: From fast to small.
-PROFILES = ("none", "model-offload", "group-offload", "lowest")
+#: What is tried after a profile whose device was too small. What text-offload saves is seldom what was lacking.
+LOWER = {
+    "none": "model-offload",
+    "text-offload": "model-offload",
+    "model-offload": "group-offload",
+    "group-offload": "lowest",
+}
 #: Seconds between two looks at a cancel token.
 _LOOK = 0.05
 
@@ -69,10 +74,11 @@ class Keeper:
 
     def lower(self) -> str | None:
         """Replace the service by one with the next lower memory profile; return its name, None below the lowest."""
-        name = next(iter(PROFILES[PROFILES.index(self.memory) + 1 :]), None) if self.memory in PROFILES else None
+        name = LOWER.get(self.memory)
         if name is None:
             return None
-        smaller = self.service.open([f"memory={name}"])
+        stay = ("memory.resident=0",) if name in ("group-offload", "lowest") else ()
+        smaller = self.service.open([f"memory={name}", *stay])
         self.service.close()
         # What the failed generation held lies in frames of its traceback until they are collected.
         gc.collect()
