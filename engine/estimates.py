@@ -17,10 +17,18 @@ class StageMemory:
     temporaries: int
     #: On the device ("cuda"), where the stage runs there; else on the host.
     device: str
+    #: What libraries may take on a device beside tensors; an assumption, and no part of a rehearsal.
+    workspace: int = 0
+
+    @property
+    def tensors(self) -> int:
+        """Return the bytes of all tensors."""
+        return sum(self.weights.values()) + self.temporaries
 
     @property
     def total(self) -> int:
-        return sum(self.weights.values()) + self.temporaries
+        """Return the bytes of all."""
+        return self.tensors + self.workspace
 
 
 @dataclass(frozen=True)

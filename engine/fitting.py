@@ -57,6 +57,8 @@ def _estimate(plan: Plan, config: Config) -> Estimates:
         blocks=config.memory.blocks,
         resident=config.memory.resident,
         loras=_lora_bytes(config, plan.weights),
+        cache=config.cache.name,
+        tile=config.memory.tile,
         window=largest_window(config),
         converted=not own,
     )

@@ -17,6 +17,7 @@ BENCHES = {
     "memory": "Compare the peak memory of a short and a long video, each in a fresh process.",
     "plan": "Hold the memory that plans predict to that of processes, on random models of 1 to 2 GB.",
     "device": "Measure what this device does with the 14B model's shapes: backends, dtypes, a block, offloading.",
+    "host": "Time what the host does between two windows: matching colours and encoding H.264, on one thread.",
     "load": "Time the loading of a checkpoint, cold and warm, against plain reading and the libraries' own loading.",
     "start": "Time a worker's start to ready against its bare imports and the reading of its weights.",
     "soak": "Let a worker do many jobs: what its memory grows by, and what it leaves on the disk.",

@@ -47,20 +47,74 @@ def forward_bytes(config: Config, latents: tuple[int, int, int], *, value: int, 
     # Any attention as its output is projected: queries, output, the output laid out anew, and its projection.
     projecting = 2 * stream + 7 * thin
     worst: int = max(forwarding, attending, labelling, projecting)
-    return worst + conditions_bytes(config, latents, value=value, speakers=speakers)
+    return worst + conditions_bytes(config, latents, value=value, speakers=speakers, passes=1)
 
 
-def conditions_bytes(config: Config, latents: tuple[int, int, int], *, value: int, speakers: int) -> int:
-    """Return what the conditions of one guidance branch take; the rotary table is all branches' own."""
+def conditions_bytes(config: Config, latents: tuple[int, int, int], *, value: int, speakers: int, passes: int) -> int:
+    """Return what the conditions of a window take: text, picture and voices of each branch, one rotary table of all."""
     dim, length = width(config), tokens(config, latents)
     context = (config["image_tokens"] + config["text_len"]) * dim * value
     audio = latents[0] * speakers * config["audio_tokens"] * config["audio_output_dim"] * value
     rotary = 3 * length * config["attention_head_dim"] * _EXACT
-    return int(context + audio + rotary)
+    return int(passes * (context + audio) + rotary)
 
 
-def encode_bytes(config: Config, frames: int, height: int, width: int, *, device: str = "cuda") -> int:
-    """Return the peak of encoding `frames` pictures, with their pixels (engine.multitalk.codec)."""
+def cache_bytes(config: Config, latents: tuple[int, int, int], *, name: str, passes: int) -> int:
+    """Return what a step cache keeps between steps (engine.multitalk.cache), in float32 streams of all tokens.
+
+    First-block caching keeps three for each branch: what the first block gave, and the residuals of the first and of
+    the other blocks. TeaCache keeps one residual for each branch and, within a forward, what entered the blocks.
+    """
+    streams = {"firstblock": 3 * passes, "teacache": passes + 1}.get(name, 0)
+    return int(streams * tokens(config, latents) * width(config) * _EXACT)
+
+
+def tiles(height: int, width: int, tile: int) -> tuple[list[int], list[int]]:
+    """Return heights and widths of the tiles that a picture is cut into, each three quarters after the other."""
+    if not tile or max(height, width) <= tile:
+        return [height], [width]
+    step = tile * 3 // 4
+    return tuple([min(tile, side - begin) for begin in range(0, side, step)] for side in (height, width))  # type: ignore[return-value]
+
+
+def encode_bytes(config: Config, frames: int, height: int, width: int, *, device: str = "cuda", tile: int = 0) -> int:
+    """Return the peak of encoding `frames` pictures, with their pixels (engine.multitalk.codec).
+
+    On CUDA without what its library takes, which is `workspace_bytes`. `tile` is the side of the VAE's tiles, 0 for
+    none.
+    """
+    rows, columns = map(max, tiles(height, width, tile))
+    one = _encoding(config, frames, rows, columns, device)[0]
+    return one + 3 * frames * (height * width - rows * columns) * _EXACT
+
+
+def decode_bytes(config: Config, frames: int, height: int, width: int, *, device: str = "cuda", tile: int = 0) -> int:
+    """Return the peak of decoding to `frames` pictures, with their pixels; see `encode_bytes`."""
+    rows, columns = tiles(height, width, tile)
+    if len(rows) * len(columns) == 1:
+        return _decoding(config, frames, height, width, device)[0]
+    pixel = 3 * frames * _EXACT
+    # All tiles are decoded before they are put together: in rows, and those to pictures.
+    decoded = peak = 0
+    for tall in rows:
+        for wide in columns:
+            peak = max(peak, decoded + _decoding(config, frames, tall, wide, device)[0])
+            decoded += pixel * tall * wide
+    return max(peak, decoded + 2 * pixel * height * width)
+
+
+def workspace_bytes(config: Config, side: str, frames: int, height: int, width: int, *, tile: int = 0) -> int:
+    """Return what cuDNN may take beside the tensors of encoding or decoding ("encoder", "decoder"): an assumption.
+
+    Its kernels for tensor cores want another layout than torch's tensors have, so input and output of a convolution
+    are there a second time.
+    """
+    count = _encoding if side == "encoder" else _decoding
+    rows, columns = map(max, tiles(height, width, tile))
+    return count(config, frames, rows, columns, "cuda")[1]
+
+
+def _encoding(config: Config, frames: int, height: int, width: int, device: str) -> tuple[int, int]:
     patch = int(config["patch_size"] or 1)
     walk = _Walk(device, min(frames, _CHUNK), height // patch, width // patch)
     pixels = 3 * frames * height * width * _EXACT
@@ -79,11 +133,10 @@ def encode_bytes(config: Config, frames: int, height: int, width: int, *, device
     walk.residual(channels, channels)
     walk.convolution(channels, 2 * config["z_dim"])
     # The caller's pictures; patches are a copy of theirs.
-    return (2 if patch > 1 else 1) * pixels + walk.peak
+    return (2 if patch > 1 else 1) * pixels + walk.peak, walk.workspace
 
 
-def decode_bytes(config: Config, frames: int, height: int, width: int, *, device: str = "cuda") -> int:
-    """Return the peak of decoding to `frames` pictures, with their pixels (engine.multitalk.codec)."""
+def _decoding(config: Config, frames: int, height: int, width: int, device: str) -> tuple[int, int]:
     patch, last = int(config["patch_size"] or 1), len(config["dim_mult"]) - 1
     walk = _Walk(device, 1, height // patch // 2**last, width // patch // 2**last)
     pixels = 3 * frames * height * width * _EXACT
@@ -95,8 +148,10 @@ def decode_bytes(config: Config, frames: int, height: int, width: int, *, device
     walk.residual(channels, channels)
     for index, (before, after) in enumerate(pairwise(factors)):
         channels = base * before // (2 if index else 1)
-        for _ in range(config["num_res_blocks"] + 1):
-            walk.residual(channels, base * after)
+        entered = walk.values(channels)
+        for number in range(config["num_res_blocks"] + 1):
+            # What entered the stage is held by its caller.
+            walk.residual(channels, base * after, outer=entered if number else 0)
             channels = base * after
         if index != last:
             if upward[index] and frames > 1:
@@ -107,7 +162,7 @@ def decode_bytes(config: Config, frames: int, height: int, width: int, *, device
             walk.grow(channels)
     walk.convolution(base * factors[-1], config["out_channels"])
     # What is decoded so far is put together anew with each chunk, and clipped twice in the end.
-    return max(walk.peak + pixels, walk.kept * _EXACT + 3 * pixels)
+    return max(walk.peak + pixels, walk.kept * _EXACT + 3 * pixels), walk.workspace
 
 
 class _Walk:
@@ -117,12 +172,17 @@ class _Walk:
         self.time, self.rows, self.columns = time, rows, columns
         self.kept = 0
         self._cpu = device == "cpu"
-        self._worst = 0
+        self._worst = self._layouts = 0
 
     @property
     def peak(self) -> int:
         """Return the bytes of the worst moment, with all that is kept of the chunk before."""
         return (self._worst + self.kept) * _EXACT
+
+    @property
+    def workspace(self) -> int:
+        """Return the most bytes that a library on CUDA may take beside them."""
+        return self._layouts * _EXACT
 
     def values(self, channels: int, time: int | None = None, border: int = 0) -> int:
         """Return the values of a tensor here, with a border around its pictures."""
@@ -145,19 +205,19 @@ class _Walk:
         self.moment(beside + given + kept + padded + made + self._library(inputs, padded, made))
 
     def _library(self, inputs: int, padded: int, made: int) -> int:
-        """Return what convolving takes beside input and output."""
+        """Return what convolving takes beside input and output on a CPU."""
         if not self._cpu:
-            # Both in the layout that tensor cores want; an assumption.
-            return padded + made
+            self._layouts = max(self._layouts, padded + made)
+            return 0
         if inputs * (self.time + _KEPT) * (self.rows + 2) > SLOW_BELOW:
             return padded
         # engine.multitalk.codec makes frames with their neighbours of a small input; oneDNN lays them out anew.
         return 2 * self.values(3 * inputs, border=2)
 
-    def residual(self, inputs: int, outputs: int) -> None:
-        """Norm, activation and convolution twice, beside the block's input and its shortcut."""
+    def residual(self, inputs: int, outputs: int, outer: int = 0) -> None:
+        """Norm, activation and convolution twice, beside the block's input, its shortcut and what a caller holds."""
         given, made = self.values(inputs), self.values(outputs)
-        beside = given + (made if inputs != outputs else 0)
+        beside = outer + given + (made if inputs != outputs else 0)
         # Normed values times their weights, beside the values themselves.
         self.moment(beside + 2 * given)
         self.convolution(inputs, outputs, beside)

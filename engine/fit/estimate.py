@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 
 from engine.data import Plan, Window
 from engine.estimates import CardEstimate, Estimates
 from engine.fit import memory, seconds
-from engine.fit.activations import tokens
+from engine.fit.activations import tiles, tokens
 from engine.fit.cards import Card, cards, find_card, prices
 from engine.fit.memory import Load, Work
 from engine.fit.sizes import PARTS, Count, Sizes, scales, width
@@ -37,8 +38,8 @@ def estimate(
     """
     load.check()
     work, known = largest_work(plan, sizes), find_card(card or "")
-    device_free = None if load.device == "cpu" else _ENOUGH if known is None else _free(known)
-    settled = _settle(sizes, load, device_free, host_free)
+    device_free = None if load.device == "cpu" else _ENOUGH if known is None else free_of(known)
+    settled = settle(sizes, load, device_free, host_free)
     stages = memory.stages(sizes, settled, work)
     on_cards = tuple(_on_card(one, plan, sizes, load, work) for one in cards())
     here = next((one for one in on_cards if known is not None and one.card == known.name), None)
@@ -83,6 +84,7 @@ def largest_work(plan: Plan, sizes: Sizes) -> Work:
         passes=plan.passes,
         seconds=plan.seconds,
         windows=len(plan.windows),
+        motion=max(window.motion for window in plan.windows),
     )
 
 
@@ -92,19 +94,22 @@ def _operations(plan: Plan, sizes: Sizes, window: Window) -> int:
     return plan.steps * plan.passes * forward.operations + sum(_codec(plan, sizes, window))
 
 
-def _codec(plan: Plan, sizes: Sizes, window: Window) -> tuple[int, int]:
+def _codec(plan: Plan, sizes: Sizes, window: Window, tile: int = 0) -> tuple[int, int]:
     width, height = plan.canvas.target
+    # Tiles overlap.
+    rows, columns = map(sum, tiles(height, width, tile))
     encoding, decoding = (
-        codec_work(sizes.configs["vae"], side, window.frames, height, width) for side in ("encoder", "decoder")
+        codec_work(sizes.configs["vae"], side, window.frames, rows, columns) for side in ("encoder", "decoder")
     )
     return encoding, decoding
 
 
-def _free(card: Card) -> int:
+def free_of(card: Card) -> int:
+    """Return the bytes that a card has for tensors."""
     return card.memory - memory.CONTEXT
 
 
-def _settle(sizes: Sizes, load: Load, device_free: int | None, host_free: int) -> Load:
+def settle(sizes: Sizes, load: Load, device_free: int | None, host_free: int) -> Load:
     """Return `load` with what "auto" becomes when the weights are loaded; without a device on a CPU."""
     if "auto" not in (load.memory, load.resident):
         return load
@@ -135,7 +140,7 @@ def _staying(sizes: Sizes, load: Load, room: int) -> int:
 
 
 def _on_card(card: Card, plan: Plan, sizes: Sizes, given: Load, work: Work) -> CardEstimate:
-    load = _settle(sizes, replace(given, device="cuda", dtype="bfloat16"), _free(card), _ENOUGH)
+    load = settle(sizes, replace(given, device="cuda", dtype="bfloat16"), free_of(card), _ENOUGH)
     stages = memory.stages(sizes, load, work)
     needed, host = memory.device_bytes(stages), memory.host_bytes(stages)
     weights = memory.weights_bytes(sizes, load)
@@ -144,18 +149,18 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, given: Load, work: Work) -> C
     blocks = (sizes.block * streamed).bytes(2, memory.QUANTS[load.quant])
     moved = blocks if load.memory in ("group-offload", "lowest") else 0
     unpacked = sizes.counts["transformer"].linear if load.quant != "none" else 0
-    # Each window has every component on the device once, and brings it there and back; "lowest" lets it go there.
-    ways = {"none": 0, "text-offload": 0, "lowest": 1}.get(load.memory, 2)
-    exchanged = ways * sum(weights[part] for part in ("vae", "image_encoder"))
-    exchanged += 2 * weights["transformer"] if load.memory == "model-offload" else 0
-    total = step = 0.0
+    total, step = seconds.link_seconds(card, _brought_once(load, weights)), 0.0
+    width, height = plan.canvas.target
     for window in plan.windows:
         latents = latents_of(sizes, window.frames, plan.canvas.target)
         forward = forward_work(transformer, latents, value=2, speakers=len(plan.seats))
         of_step = plan.passes * seconds.forward_seconds(card, forward, moved_weights=moved, unpacked=unpacked)
         step = max(step, of_step)
-        total += plan.steps * of_step + seconds.codec_seconds(card, sum(_codec(plan, sizes, window)))
-        total += seconds.link_seconds(card, exchanged)
+        total += plan.steps * of_step + seconds.codec_seconds(card, sum(_codec(plan, sizes, window, load.tile)))
+        # The decoded frames come to the host, and the last of them go back.
+        pictures = 3 * 4 * width * height * (window.frames + window.motion)
+        total += seconds.link_seconds(card, _brought_each(sizes, load, weights) + pictures)
+        total += seconds.host_seconds(width * height * window.keep)
     return CardEstimate(
         card=card.name,
         memory_bytes=card.memory,
@@ -170,6 +175,22 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, given: Load, work: Work) -> C
         cost=total * card.price,
         picked=load.memory if given.memory == "auto" else "",
     )
+
+
+def _brought_once(load: Load, weights: Mapping[str, int]) -> int:
+    """Return the bytes of weights that a request brings to the device before its windows."""
+    return 0 if load.memory == "none" else weights["text_encoder"]
+
+
+def _brought_each(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> int:
+    """Return the bytes of weights that come to the device for each window, but for streamed blocks; nothing goes back.
+
+    The autoencoder comes to encode and to decode.
+    """
+    if load.memory in ("none", "text-offload"):
+        return 0
+    small = 2 * weights["vae"] + weights["image_encoder"]
+    return small + (weights["transformer"] if load.memory == "model-offload" else sizes.root.bytes(2))
 
 
 def _published(sizes: Sizes, quant: str) -> int:

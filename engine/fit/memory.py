@@ -49,6 +49,10 @@ class Load:
     loras: int = 0
     #: Frames, height and width of the largest window that memory=auto allows for.
     window: tuple[int, int, int] = (81, 480, 832)
+    #: Step cache, which keeps tensors from step to step.
+    cache: str = "none"
+    #: Side of the VAE's tiles in pixels; 0: none.
+    tile: int = 0
     #: Files of another layout than ours: encoders and autoencoder become themselves in the host's memory.
     converted: bool = False
 
@@ -78,6 +82,8 @@ class Work:
     #: Of the voices.
     seconds: float
     windows: int = 1
+    #: Frames that a window takes from the one before.
+    motion: int = 0
 
 
 def weights_bytes(sizes: Sizes, load: Load) -> dict[str, int]:
@@ -96,7 +102,9 @@ def stages(sizes: Sizes, load: Load, work: Work) -> tuple[StageMemory, ...]:
 def device_bytes(found: tuple[StageMemory, ...]) -> int:
     """Return the peak of a GPU, with CUDA's own share and what is lost between tensors."""
     worst = max(
-        sum(stage.weights.values()) + stage.temporaries * (1 + FRAGMENTED) for stage in found if stage.device == "cuda"
+        sum(stage.weights.values()) + stage.temporaries * (1 + FRAGMENTED) + stage.workspace
+        for stage in found
+        if stage.device == "cuda"
     )
     return int(worst) + CONTEXT
 
@@ -111,37 +119,57 @@ def host_bytes(found: tuple[StageMemory, ...]) -> int:
     return int(worst) + PROCESS
 
 
+#: The stages that compute with a component, in the order of the walk.
+_PARTS = {
+    "text": "text_encoder",
+    "vae encode": "vae",
+    "image": "image_encoder",
+    "denoise": "transformer",
+    "vae decode": "vae",
+}
+
+
 def _stages(sizes: Sizes, load: Load, work: Work) -> Iterator[StageMemory]:
-    value, weights, configs = WIDTHS[load.dtype], weights_bytes(sizes, load), sizes.configs
+    weights = weights_bytes(sizes, load)
     yield _loading(sizes, load, weights)
-    temporaries = {
-        "text": activations.text_bytes(configs["text_encoder"], configs["transformer"]["text_len"], value=value),
-        "vae encode": activations.encode_bytes(
-            configs["vae"], work.frames, work.height, work.width, device=load.device
-        ),
-        "image": activations.image_bytes(configs["image_encoder"], value=value),
-        # Weights that are quantised are written out a layer at a time.
-        "denoise": _denoising(sizes, work, value) + (0 if load.quant == "none" else _largest_layer(sizes) * value),
-        "vae decode": activations.decode_bytes(
-            configs["vae"], work.frames, work.height, work.width, device=load.device
-        ),
-    }
-    parts = {
-        "text": "text_encoder",
-        "vae encode": "vae",
-        "image": "image_encoder",
-        "denoise": "transformer",
-        "vae decode": "vae",
-    }
     yield StageMemory("audio", _on_host(load, work, weights, "audio", ""), _hearing(sizes, work), "cpu")
-    for stage, part in parts.items():
+    temporaries, vae = _temporaries(sizes, load, work), sizes.configs["vae"]
+    size = work.frames, work.height, work.width
+    for stage, part in _PARTS.items():
         if load.device == "cpu":
             yield StageMemory(stage, _on_host(load, work, weights, stage, part), temporaries[stage], "cpu")
-        else:
-            yield StageMemory(stage, _resident(sizes, load, weights, part), temporaries[stage], "cuda")
+            continue
+        side = {"vae encode": "encoder", "vae decode": "decoder"}.get(stage)
+        layouts = 0 if side is None else activations.workspace_bytes(vae, side, *size, tile=load.tile)
+        yield StageMemory(stage, _resident(sizes, load, weights, part), temporaries[stage], "cuda", layouts)
     pixels = 3 * work.frames * work.height * work.width * 4
     # The decoded window, its frames in another order, their colours matched, and what becomes bytes.
     yield StageMemory("colors", _on_host(load, work, weights, "colors", "vae"), 4 * pixels, "cpu")
+
+
+def _temporaries(sizes: Sizes, load: Load, work: Work) -> dict[str, int]:
+    """Return what each stage that computes holds beside the weights."""
+    configs, value, device = sizes.configs, WIDTHS[load.dtype], load.device
+    transformer, vae, size = configs["transformer"], configs["vae"], (work.frames, work.height, work.width)
+    conditions = activations.conditions_bytes(
+        transformer, work.latents, value=value, speakers=work.speakers, passes=work.passes
+    )
+    frames, rows, columns = work.latents
+    # Of one channel.
+    latent = frames * rows * columns * 4
+    held = conditions + (transformer["in_channels"] - transformer["out_channels"]) * latent
+    # Whose tensors are there until the window's own take their place; and the frames that it continues.
+    before = held + transformer["out_channels"] * latent if work.windows > 1 else 0
+    given = 3 * work.height * work.width * 4 * (1 + (work.motion if work.windows > 1 else 0))
+    return {
+        "text": activations.text_bytes(configs["text_encoder"], transformer["text_len"], value=value),
+        "vae encode": activations.encode_bytes(vae, *size, device=device, tile=load.tile) + before + given,
+        "image": activations.image_bytes(configs["image_encoder"], value=value) + before + given,
+        "denoise": _denoising(sizes, load, work, value) + held,
+        "vae decode": activations.decode_bytes(vae, *size, device=device, tile=load.tile)
+        + held
+        + 2 * transformer["out_channels"] * latent,
+    }
 
 
 def _on_host(load: Load, work: Work, weights: Mapping[str, int], stage: str, part: str) -> dict[str, int]:
@@ -196,18 +224,29 @@ def _resident(sizes: Sizes, load: Load, weights: Mapping[str, int], part: str) -
     if load.memory in ("group-offload", "lowest") and part == "transformer":
         value, quant = WIDTHS[load.dtype], QUANTS[load.quant]
         # The block that computes and those that come.
-        blocks = min(1 + load.blocks + int(load.resident), sizes.configs["transformer"]["num_layers"])
-        return {part: sizes.root.bytes(value) + (sizes.block * blocks).bytes(value, quant) + load.loras}
+        layers = sizes.configs["transformer"]["num_layers"]
+        blocks = min(1 + load.blocks + int(load.resident), layers)
+        # LoRAs lie beside the layers of blocks, and come with them.
+        loras = load.loras * blocks // layers
+        return {part: sizes.root.bytes(value) + (sizes.block * blocks).bytes(value, quant) + loras}
     return {part: weights[part]}
 
 
-def _denoising(sizes: Sizes, work: Work, value: int) -> int:
+def _denoising(sizes: Sizes, load: Load, work: Work, value: int) -> int:
+    """Return what a forward and the steps between forwards hold, but for the conditions."""
     config = sizes.configs["transformer"]
-    one = activations.conditions_bytes(config, work.latents, value=value, speakers=work.speakers)
+    one = activations.conditions_bytes(config, work.latents, value=value, speakers=work.speakers, passes=1)
+    forward = activations.forward_bytes(config, work.latents, value=value, speakers=work.speakers) - one
+    if load.quant != "none":
+        # Weights that are quantised are written out a layer at a time, while one of the two wide tensors of the
+        # feed-forward is there.
+        wide = activations.tokens(config, work.latents) * config["ffn_dim"] * value
+        forward += max(0, _largest_layer(sizes) * value - wide)
     frames, rows, columns = work.latents
-    latent = (config["in_channels"] + config["out_channels"] * (3 + work.passes)) * frames * rows * columns * 4
-    forward = activations.forward_bytes(config, work.latents, value=value, speakers=work.speakers)
-    return forward + (work.passes - 1) * one + int(latent)
+    # The network's input, the latents and what each branch predicts.
+    latent = (config["in_channels"] + config["out_channels"] * (1 + work.passes)) * frames * rows * columns * 4
+    kept = activations.cache_bytes(config, work.latents, name=load.cache, passes=work.passes)
+    return forward + int(latent) + kept
 
 
 def _hearing(sizes: Sizes, work: Work) -> int:

@@ -1,8 +1,9 @@
 """Seconds on a named GPU by a roofline model: what is computed and moved, at a stated share of the data sheet's rates.
 
 The shares are assumptions: nothing has run on a GPU, and they are round numbers of what is commonly reported for large
-bfloat16 products and FlashAttention 2. `multitalk bench device` measures them. Not counted: reading the weights,
-decoding the media, colours and H.264 on the CPU, and whatever step caches save.
+bfloat16 products and FlashAttention 2. `multitalk bench device` measures them. What the host does between windows is
+measured, on one processor; another one is faster or slower. Not counted: reading the weights, decoding the media, and
+whatever step caches save.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ PRODUCTS = 0.6
 CONVOLUTIONS = 0.3
 #: Of the card's memory bandwidth.
 BANDWIDTH = 0.8
-#: Of the link's rate: weights are pinned as they go, which is a copy on the host.
-LINK = 0.4
+#: Of the link's rate: weights are pinned once, when they are loaded.
+LINK = 0.8
+#: Of the host, seconds a pixel of a frame: matching its colours, and encoding it as H.264 with the default preset. Of
+#: processor time on one thread of an AMD EPYC with AVX-512, by `multitalk bench host`, 2026-11-30.
+COLORS = 1.85e-7
+ENCODING = 1.4e-7
 
 
 def forward_seconds(card: Card, work: Forward, *, moved_weights: int = 0, unpacked: int = 0) -> float:
@@ -40,3 +45,8 @@ def codec_seconds(card: Card, operations: int) -> float:
 def link_seconds(card: Card, moved: int) -> float:
     """Return the seconds in which `moved` bytes come from the host or go there."""
     return moved / (card.link_gb * 1e9 * LINK)
+
+
+def host_seconds(pixels: int) -> float:
+    """Return the seconds in which the host matches colours of frames of so many pixels in all and encodes them."""
+    return pixels * (COLORS + ENCODING)

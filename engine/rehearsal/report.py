@@ -9,11 +9,12 @@ from typing import Any
 
 from engine.estimates import StageMemory
 from engine.fit import memory
-from engine.fit.estimate import largest_work
+from engine.fit.estimate import free_of, largest_work, settle
 from engine.fit.memory import CONTEXT, Load
 from engine.fit.sizes import Sizes
 from engine.rehearsal.ledger import Copy, Forward
 from engine.rehearsal.walk import Row, Walk
+from engine.settings import largest_window
 
 #: Share by which a plan's stage may differ from the rehearsal.
 TOLERANCE = 0.03
@@ -172,9 +173,14 @@ def _planned(walk: Walk, sizes: Sizes) -> dict[str, StageMemory]:
         memory=walk.memory,
         blocks=walk.config.memory.blocks,
         loras=walk.loras,
+        cache=walk.config.cache.name,
+        tile=walk.config.memory.tile,
+        resident=walk.config.memory.resident,
+        window=largest_window(walk.config),
         converted=not walk.config.model.packaged,
     )
-    return {stage.stage: stage for stage in memory.stages(sizes, load, work) if stage.device == "cuda"}
+    settled = settle(sizes, load, free_of(walk.card), walk.scene.host)
+    return {stage.stage: stage for stage in memory.stages(sizes, settled, work) if stage.device == "cuda"}
 
 
 def _stage(row: Row, planned: StageMemory | None) -> Numbers:
@@ -203,8 +209,8 @@ def _stage(row: Row, planned: StageMemory | None) -> Numbers:
         "attention": {" ".join(key): number for key, number in counts.attention.items()},
         "forwards": len(row.forwards),
         "forward": _forward(row),
-        "plan": None if planned is None else planned.total,
-        "off": _off(counts.peak, None if planned is None else planned.total),
+        "plan": None if planned is None else planned.tensors,
+        "off": _off(counts.peak, None if planned is None else planned.tensors),
     }
 
 
@@ -259,7 +265,7 @@ def _faults(walk: Walk, planned: Mapping[str, StageMemory]) -> Iterator[Fault]:
         yield from (Fault("waits", name, what) for what in _wait_faults(walk, row))
         yield from (Fault("left", name, what) for what in _left(walk, row, before, planned.get(row.stage)))
         stage = planned.get(row.stage)
-        yield from _plan_faults(name, row.counts.peak, None if stage is None else stage.total)
+        yield from _plan_faults(name, row.counts.peak, None if stage is None else stage.tensors)
         before = row
 
 

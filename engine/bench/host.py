@@ -1,0 +1,71 @@
+"""What the host does with the frames of a window while the device waits: colours and H.264, on one thread, as JSON."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.data import Frames
+from engine.errors import RequestError
+from engine.stages.color import color_statistics, match_color
+from engine.stages.write import Writer
+
+#: Width and height of a picture in each resolution of the 14B model.
+_SIZES = {"480p": (832, 448), "720p": (1280, 704)}
+
+
+def run(frames: int = 25, runs: int = 3) -> dict[str, Any]:
+    """Match the colours of `frames` made-up frames and encode them, `runs` times; the least processor time counts.
+
+    Seconds are of processor time, which other work on the machine changes little: of this thread for colours, of the
+    process for the encoder, which has threads of its own. engine/fit/seconds.py has them by pixel.
+    """
+    if frames < 2 or runs < 1:
+        raise RequestError(f"{frames} frames, {runs} runs", field="bench host", hint="2 frames or more, 1 run or more")
+    rows = {}
+    for name, (width, height) in _SIZES.items():
+        pictures = _moving(frames, height, width)
+        reference = color_statistics(pictures[0])
+        colors = min(
+            _timed(time.thread_time, lambda: match_color(pictures.copy(), reference, 1.0)) for _ in range(runs)
+        )
+        whole = Frames(np.clip((pictures + 1) / 2 * 255, 0, 255).astype(np.uint8), 25)
+        encoding = min(_timed(time.process_time, lambda: _encode(whole, (width, height))) for _ in range(runs))
+        pixels = frames * width * height
+        rows[name] = {
+            "colors_seconds_per_frame": colors / frames,
+            "encoding_seconds_per_frame": encoding / frames,
+            "colors_seconds_per_pixel": colors / pixels,
+            "encoding_seconds_per_pixel": encoding / pixels,
+        }
+    return {"bench": "host", "frames": frames, "runs": runs, **rows}
+
+
+def _timed(clock: Callable[[], float], work: Callable[[], object]) -> float:
+    began = clock()
+    work()
+    return clock() - began
+
+
+def _moving(frames: int, height: int, width: int) -> npt.NDArray[np.float32]:
+    """Return a soft pattern that moves, with the grain of a decoded picture."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    made = np.empty((frames, height, width, 3), np.float32)
+    for index in range(frames):
+        for channel in range(3):
+            made[index, :, :, channel] = np.sin((columns + 3 * index) / 40 + channel) * np.cos(rows / 30 + index / 20)
+    grain = random.standard_normal(made.shape, np.float32)
+    return np.clip(0.8 * made + 0.02 * grain, -1, 1)
+
+
+def _encode(frames: Frames, size: tuple[int, int]) -> None:
+    with tempfile.TemporaryDirectory() as folder, Writer(Path(folder) / "video.mp4", size, frames.fps) as writer:
+        writer.add(frames)
+        writer.finish()
