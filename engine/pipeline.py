@@ -6,7 +6,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ from engine.sinks import request_sink
 from engine.stages.color import Statistics, color_statistics
 from engine.stages.decode import Decoded, decode
 from engine.stages.denoise import denoise, draw_noise
-from engine.stages.encode import Texts, encode, encode_text, encode_voices, to_pixels
+from engine.stages.encode import Shown, Texts, encode, encode_text, encode_voices, to_pixels
 from engine.stages.plan import plan_walk
 from engine.stages.read import fetch, read
 from engine.stages.windows import picks
@@ -238,17 +238,16 @@ class Engine:
         return loaded.model
 
     def _listen(self, job: _Job, model: Model, inputs: Inputs) -> _Heard:
-        model_config = job.config.model
         negative = job.request.negative_prompt
         with job.meter.stage("listen"):
             return _Heard(
                 text=encode_text(
                     model,
                     job.request.prompt,
-                    model_config.negative_prompt if negative is None else negative,
+                    job.config.model.negative_prompt if negative is None else negative,
                     job.choices.guidance.branches,
                 ),
-                voices=encode_voices(model, inputs.voices, model_config.fps, job.meter),
+                voices=encode_voices(model, inputs.voices, job.config.model.fps, job.meter),
                 colors=color_statistics(to_pixels(inputs.image).permute(1, 2, 0).numpy()),
                 generator=torch.Generator().manual_seed(job.request.seed),
             )
@@ -293,6 +292,7 @@ class Engine:
                 continuation_style=job.config.continuation.style,
                 fps=plan.generated_fps,
                 native_fps=job.config.model.fps,
+                shown=heard.shown,
                 cancel=job.meter,
             )
 
@@ -328,16 +328,15 @@ class Engine:
         latents: Tensor,
         history: Tensor | None,
     ) -> Decoded:
-        continuation = job.config.continuation
         with job.meter.stage("decode", window=window.index + 1):
             return decode(
                 model,
                 latents,
                 window,
-                motion_frames=continuation.frames,
+                motion_frames=job.config.continuation.frames,
                 reference=heard.colors,
-                color_strength=continuation.color_strength,
-                blend=continuation.blend,
+                color_strength=job.config.continuation.color_strength,
+                blend=job.config.continuation.blend,
                 history=history,
                 fps=plan.generated_fps,
                 cancel=job.meter,
@@ -392,9 +391,10 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Heard:
-    """What holds for all windows of a request: features of prompt and voices, the picture's colours, the noise."""
+    """What holds for all windows of a request: features of prompt, voices and picture, its colours, the noise."""
 
     text: Texts
     voices: Tensor
     colors: Statistics
     generator: torch.Generator
+    shown: Shown = field(default_factory=Shown)

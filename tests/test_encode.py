@@ -15,7 +15,7 @@ from torch import Tensor
 from engine.data import Conditions, Inputs, Window
 from engine.errors import Cancelled, ConfigError
 from engine.multitalk.load import Model, load_model
-from engine.stages.encode import encode, encode_text, encode_voices, frame_mask, to_pixels
+from engine.stages.encode import Shown, encode, encode_text, encode_voices, frame_mask, to_pixels
 
 ALL = ("cond", "drop_text", "drop_audio", "uncond")
 FIRST = Window(index=0, start=0, frames=9, motion=0, keep=9)
@@ -54,9 +54,9 @@ def overheard(encoder: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     given: list[Any] = []
     encode = encoder.encode
 
-    def listen(thing: Any) -> Any:
+    def listen(thing: Any, **more: Any) -> Any:
         given.append(thing)
-        return encode(thing)
+        return encode(thing, **more)
 
     monkeypatch.setattr(encoder, "encode", listen)
     return given
@@ -119,6 +119,40 @@ def test_infinitetalk_keeps_the_picture_and_moves_on_clean(
     wanted = model.codec.encode(picture[:, None] if before is None else before)
     assert torch.equal(conditions.motion.latents, wanted)
     assert torch.equal(shown[0], picture)
+
+
+def test_what_all_windows_are_shown_is_made_once_a_request(
+    model: Model, inputs: Inputs, history: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = [FIRST, LATER, LATER, Window(index=3, start=8, frames=5, motion=1, keep=4)]
+    alone = [run(model, inputs, window, "infinitetalk", history if window.index else None) for window in windows]
+    pictures, films, shown = overheard(model.image, monkeypatch), overheard(model.codec, monkeypatch), Shown()
+
+    together = [
+        run(model, inputs, window, "infinitetalk", history if window.index else None, shown=shown) for window in windows
+    ]
+
+    assert len(pictures) == 1
+    # The picture before grey, for each length; and what went before, for each window.
+    assert [film.shape[1] for film in films] == [9, 1, 5, 5, 5, 5]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert torch.equal(ours.latents, theirs.latents)
+        assert ours.motion is not None
+        assert theirs.motion is not None
+        assert torch.equal(ours.motion.latents, theirs.motion.latents)
+        for branch in ALL:
+            assert torch.equal(ours.branches[branch].context, theirs.branches[branch].context)
+
+
+def test_windows_that_are_shown_the_one_before_share_nothing(
+    model: Model, inputs: Inputs, history: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, films, shown = overheard(model.image, monkeypatch), overheard(model.codec, monkeypatch), Shown()
+
+    for before in (history, -history):
+        run(model, inputs, LATER, "multitalk", before, shown=shown)
+
+    assert len(pictures) == len(films) == 2
 
 
 def test_branches_drop_what_their_name_says(model: Model, inputs: Inputs) -> None:

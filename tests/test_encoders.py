@@ -273,8 +273,10 @@ def test_cancel_is_seen_between_chunks(codec: WanCodec) -> None:
 
     with pytest.raises(Cancelled, match="encode"):
         codec.encode(torch.zeros(3, 13, 16, 16), cancel=After(2))
+    assert not any(isinstance(kept, torch.Tensor) for kept in codec.vae._enc_feat_map)
     with pytest.raises(Cancelled, match="decode"):
         codec.decode(torch.zeros(16, 4, 2, 2), cancel=After(3))
+    assert not any(isinstance(kept, torch.Tensor) for kept in codec.vae._feat_map)
     for handle in handles:
         handle.remove()
 

@@ -84,7 +84,7 @@ class WanCodec:
                 field="pixels",
                 hint=f"{self.temporal}n + 1 frames, sides a multiple of {self.spatial}",
             )
-        with _watched(self.vae.encoder, cancel, "encode"):
+        with self._tidied(), _watched(self.vae.encoder, cancel, "encode"):
             latents = self.vae.encode(pixels[None].to(self._device, torch.float32)).latent_dist.mode()[0]
         normalised: Tensor = (latents - self._mean.to(latents.device)) / self._std.to(latents.device)
         return normalised
@@ -94,9 +94,18 @@ class WanCodec:
         """Return the frames, clipped to -1 .. 1."""
         latents = latents.to(self._device, torch.float32)
         latents = latents * self._std.to(latents.device) + self._mean.to(latents.device)
-        with _watched(self.vae.decoder, cancel, "decode"):
+        with self._tidied(), _watched(self.vae.decoder, cancel, "decode"):
             pixels: Tensor = self.vae.decode(latents[None], return_dict=False)[0][0]
         return pixels.clamp(-1, 1)
+
+    @contextmanager
+    def _tidied(self) -> Iterator[None]:
+        """Let go of what one chunk keeps for the next, also where the last one never comes."""
+        try:
+            yield
+        except BaseException:
+            self.vae.clear_cache()
+            raise
 
     @property
     def _device(self) -> torch.device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,23 @@ class Texts:
 
     prompt: Tensor
     negative: Tensor | None
+
+
+class Shown:
+    """What the network is shown of a request's picture: made once, though several windows are shown it.
+
+    A few MB, on the device. Latents are those of the picture before grey, and so belong to a number of frames.
+    """
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._known: dict[str, Tensor] = {}
+
+    def once(self, what: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return what was made under a name, or make it."""
+        if what not in self._known:
+            self._known[what] = make()
+        return self._known[what]
 
 
 @torch.no_grad()
@@ -68,6 +85,7 @@ def encode(
     continuation_style: str,
     fps: float,
     native_fps: float,
+    shown: Shown | None = None,
     cancel: CancelToken | None = None,
 ) -> Conditions:
     """Encode picture, history and voices of one window and embed them for each guidance branch.
@@ -75,7 +93,8 @@ def encode(
     `history` holds the last frames of the window before, float32 (3, M, H, W) in -1 .. 1, M = 4n + 1; None in the first
     window. `continuation_style`: "multitalk" conditions on the history and takes its latents for motion;
     "infinitetalk" conditions on the picture in every window and encodes the history by itself for motion, which
-    starts with the picture. Raises Cancelled between parts once `cancel` is set, and ConfigError for another style.
+    starts with the picture. `shown` keeps what the windows of one request have in common. Raises Cancelled between
+    parts once `cancel` is set, and ConfigError for another style.
     """
     if continuation_style not in STYLES:
         raise ConfigError(
@@ -85,23 +104,32 @@ def encode(
     recent = picture[:, None] if history is None else history.to(model.device, torch.float32)
     clean = continuation_style == "infinitetalk"
     given = picture[:, None] if clean else recent
+    # Where each window is shown something else, nothing is kept.
+    shown = shown if clean and shown is not None else Shown()
+
+    def latents_of(pixels: Tensor) -> Tensor:
+        with model.use("vae"):
+            return model.codec.encode(pixels, cancel=cancel).to(model.device)
+
+    def features_of(pixels: Tensor) -> Tensor:
+        with model.use("image_encoder"):
+            return model.image.encode(pixels).to(model.device)
 
     _check(cancel)
-    with model.use("vae"):
-        latents = model.codec.encode(_padded(given, window.frames), cancel=cancel).to(model.device)
-        if clean:
-            motion: Motion | None = Motion(model.codec.encode(recent, cancel=cancel).to(model.device), clean=True)
-        elif history is None:
-            motion = None
-        else:
-            known = 1 + (given.shape[1] - 1) // model.codec.temporal
-            motion = Motion(latents[:, :known].clone(), clean=False)
+    latents = shown.once(f"latents of {window.frames}", lambda: latents_of(_padded(given, window.frames)))
+    if clean:
+        # Not the first of the latents above: among others they are a bit off.
+        motion: Motion | None = Motion(latents_of(recent), clean=True)
+    elif history is None:
+        motion = None
+    else:
+        known = 1 + (given.shape[1] - 1) // model.codec.temporal
+        motion = Motion(latents[:, :known].clone(), clean=False)
     mask = frame_mask(given.shape[1], window.frames, model.codec.temporal).to(latents)
     mask = mask[:, :, None, None].expand(-1, -1, *latents.shape[2:])
 
     _check(cancel)
-    with model.use("image_encoder"):
-        image = model.image.encode(given[:, -1]).to(model.device)
+    image = shown.once("features", lambda: features_of(given[:, -1]))
 
     heard = audio_windows(voices, window.start, window.frames, fps, native_fps).to(model.device)
     masks = torch.tensor(inputs.masks)
