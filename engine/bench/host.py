@@ -28,23 +28,31 @@ def run(frames: int = 25, runs: int = 3) -> dict[str, Any]:
     """
     if frames < 2 or runs < 1:
         raise RequestError(f"{frames} frames, {runs} runs", field="bench host", hint="2 frames or more, 1 run or more")
-    rows = {}
-    for name, (width, height) in _SIZES.items():
-        pictures = _moving(frames, height, width)
-        reference = color_statistics(pictures[0])
-        colors = min(
-            _timed(time.thread_time, lambda: match_color(pictures.copy(), reference, 1.0)) for _ in range(runs)
-        )
-        whole = Frames(np.clip((pictures + 1) / 2 * 255, 0, 255).astype(np.uint8), 25)
-        encoding = min(_timed(time.process_time, lambda: _encode(whole, (width, height))) for _ in range(runs))
-        pixels = frames * width * height
-        rows[name] = {
-            "colors_seconds_per_frame": colors / frames,
-            "encoding_seconds_per_frame": encoding / frames,
-            "colors_seconds_per_pixel": colors / pixels,
-            "encoding_seconds_per_pixel": encoding / pixels,
-        }
-    return {"bench": "host", "frames": frames, "runs": runs, **rows}
+    return {
+        "bench": "host",
+        "frames": frames,
+        "runs": runs,
+        **{name: _measure(frames, runs, size) for name, size in _SIZES.items()},
+    }
+
+
+def _measure(frames: int, runs: int, size: tuple[int, int]) -> dict[str, float]:
+    width, height = size
+    pictures = _moving(frames, height, width)
+    whole = Frames(np.clip((pictures + 1) / 2 * 255, 0, 255).astype(np.uint8), 25)
+    reference = color_statistics(pictures[0])
+
+    def matched() -> None:
+        match_color(pictures.copy(), reference, 1.0)
+
+    colors = min(_timed(time.thread_time, matched) for _ in range(runs))
+    encoding = min(_timed(time.process_time, lambda: _encode(whole, size)) for _ in range(runs))
+    return {
+        "colors_seconds_per_frame": colors / frames,
+        "encoding_seconds_per_frame": encoding / frames,
+        "colors_seconds_per_pixel": colors / (frames * width * height),
+        "encoding_seconds_per_pixel": encoding / (frames * width * height),
+    }
 
 
 def _timed(clock: Callable[[], float], work: Callable[[], object]) -> float:

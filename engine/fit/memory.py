@@ -29,6 +29,10 @@ HOST_FRAGMENTED = 0.3
 PROCESS = 40 * 10**6
 #: What reading weights takes beside them (engine.tensors).
 BUFFER = 16 * 2**20
+#: Weights that wait in the host's memory lie in pieces (engine.multitalk.arena): the share of these that is left over,
+#: and the piece that is there before what goes into it has left its own place. Both are what the rehearsal counts.
+ARENA = 0.02
+PIECE = 2**31
 
 _ON_DEVICE = ("transformer", "vae", "text_encoder", "image_encoder")
 
@@ -172,6 +176,16 @@ def _temporaries(sizes: Sizes, load: Load, work: Work) -> dict[str, int]:
     }
 
 
+def _waiting(load: Load, weights: Mapping[str, int]) -> dict[str, int]:
+    """Return what each component takes of the host's memory while it waits there for its turn on the device."""
+    kept: tuple[str, ...] = ()
+    if load.memory in ("group-offload", "lowest"):
+        kept = ("transformer",)
+    if load.device == "cuda" and load.memory not in ("none", "lowest"):
+        kept = _ON_DEVICE
+    return {name: int(size * (1 + ARENA)) if name in kept else size for name, size in weights.items()}
+
+
 def _on_host(load: Load, work: Work, weights: Mapping[str, int], stage: str, part: str) -> dict[str, int]:
     """Return what is in the host's memory in a stage, of which `part` was used last."""
     there = {"audio_encoder"}
@@ -183,7 +197,8 @@ def _on_host(load: Load, work: Work, weights: Mapping[str, int], stage: str, par
     elif load.device == "cpu" or load.memory != "none":
         # What leaves the device comes here.
         there |= set(PARTS)
-    return {name: weights[name] for name in PARTS if name in there}
+    waiting = _waiting(load, weights)
+    return {name: waiting[name] for name in PARTS if name in there}
 
 
 def _loading(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> StageMemory:
@@ -208,6 +223,10 @@ def _loading(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> StageMemor
             moments.append(StageMemory("load", {**there, name: arriving[name]}, temporaries[name], "cpu"))
         if name in stays:
             there = {**there, name: weights[name]}
+    if _waiting(load, weights) != weights:
+        # All are read before the first goes to the pieces in which it waits.
+        moved = {name: weights[name] for name in PARTS if name in stays or name == "audio_encoder"}
+        moments.append(StageMemory("load", moved, PIECE, "cpu"))
     return max(moments, key=lambda moment: moment.total)
 
 

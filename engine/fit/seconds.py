@@ -21,8 +21,8 @@ BANDWIDTH = 0.8
 LINK = 0.8
 #: Of the host, seconds a pixel of a frame: matching its colours, and encoding it as H.264 with the default preset. Of
 #: processor time on one thread of an AMD EPYC with AVX-512, by `multitalk bench host`, 2026-11-30.
-COLORS = 1.85e-7
-ENCODING = 1.4e-7
+COLORS = 1.5e-7
+ENCODING = 7.5e-8
 
 
 def forward_seconds(card: Card, work: Forward, *, moved_weights: int = 0, unpacked: int = 0) -> float:

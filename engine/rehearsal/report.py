@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,6 +57,8 @@ class Report:
     memory: int
     fits: bool
     host_peak: int
+    #: What the plan says of that; None where it has no arithmetic.
+    host_plan: int | None
     pinned: int
     faults: tuple[Fault, ...]
     #: "" or how the numbers came about, where not all blocks were run.
@@ -70,7 +72,7 @@ class Report:
 
 def make_report(walk: Walk, sizes: Sizes) -> Report:
     """Return the report of one walk. `sizes` are those of the model that was walked."""
-    planned = _planned(walk, sizes)
+    planned, waiting = _planned(walk, sizes)
     stages = tuple(_stage(row, planned.get(row.stage)) for row in walk.rows)
     needed = max((max(row.counts.peak, row.counts.arrival) for row in walk.rows), default=0) + CONTEXT
     held = max((row.counts.held for row in walk.rows), default=0) + CONTEXT
@@ -83,8 +85,9 @@ def make_report(walk: Walk, sizes: Sizes) -> Report:
         memory=walk.card.memory,
         fits=not walk.missing and not walk.error,
         host_peak=max((row.counts.host_peak for row in walk.rows), default=0),
+        host_plan=waiting,
         pinned=walk.pinned,
-        faults=tuple(_faults(walk, planned)),
+        faults=tuple(_faults(walk, planned, waiting)),
         reckoned="",
         seconds=walk.seconds,
     )
@@ -116,13 +119,16 @@ def reckon(fewer: Report, more: Report, blocks: int) -> Report:
     for one, other in zip(fewer.stages, more.stages, strict=True):
         stage = number(one, other)
         stages.append(stage | {"window": one["window"], "held": None, "off": _off(stage["peak"], stage["plan"])})
-    needed, limit = number(fewer.needed, more.needed), more.memory
+    needed, limit = max(max(stage["peak"], stage["arrival"]) for stage in stages) + CONTEXT, more.memory
     # Sizes differ with the number of blocks, and so does what the plan says of them.
     faults = [fault for fault in more.faults if fault.kind not in ("memory", "plan")]
     if needed > limit:
         faults.append(Fault("memory", "", f"{needed / 1e9:.2f} GB are needed of a card of {limit / 1e9:.2f} GB"))
-    for stage in stages:
-        faults += _plan_faults(_named(stage["stage"], stage["window"]), stage["peak"], stage["plan"])
+    # Pieces of pinned memory do not grow with each block, so the plan is not held to this.
+    host, waiting = max(stage["host_peak"] for stage in stages), number(fewer.host_plan, more.host_plan)
+    planned = {stage["stage"]: stage["plan"] for stage in stages if stage["plan"] is not None}
+    for name, peak in _worst((stage["stage"], stage["peak"]) for stage in stages).items():
+        faults += _plan_faults(name, peak, planned.get(name))
     return Report(
         card=more.card,
         settings={**more.settings, "blocks": blocks},
@@ -131,7 +137,8 @@ def reckon(fewer: Report, more: Report, blocks: int) -> Report:
         held=0,
         memory=limit,
         fits=not any(fault.kind in ("error", "memory") for fault in faults),
-        host_peak=number(fewer.host_peak, more.host_peak),
+        host_peak=host,
+        host_plan=waiting,
         pinned=number(fewer.pinned, more.pinned),
         faults=tuple(faults),
         reckoned=f"run with {count} and {count + 1} blocks, reckoned for {blocks}",
@@ -161,10 +168,10 @@ def _settings(walk: Walk, sizes: Sizes) -> Numbers:
     }
 
 
-def _planned(walk: Walk, sizes: Sizes) -> dict[str, StageMemory]:
-    """Return what the plan says of the same weights, profile and windows, by stage."""
+def _planned(walk: Walk, sizes: Sizes) -> tuple[dict[str, StageMemory], int | None]:
+    """Return what the plan says of the same weights, profile and windows, by stage, and of weights on the host."""
     if walk.plan is None or walk.memory not in memory.PROFILES or walk.config.quant.name not in memory.QUANTS:
-        return {}
+        return {}, None
     work = largest_work(walk.plan, sizes)
     load = Load(
         device="cuda",
@@ -180,7 +187,10 @@ def _planned(walk: Walk, sizes: Sizes) -> dict[str, StageMemory]:
         converted=not walk.config.model.packaged,
     )
     settled = settle(sizes, load, free_of(walk.card), walk.scene.host)
-    return {stage.stage: stage for stage in memory.stages(sizes, settled, work) if stage.device == "cuda"}
+    stages = memory.stages(sizes, settled, work)
+    # The audio encoder is a real one here, and arrays of frames are no tensors.
+    host = max(stage.tensors - stage.weights["audio_encoder"] for stage in stages if stage.stage == "load")
+    return {stage.stage: stage for stage in stages if stage.device == "cuda"}, host
 
 
 def _stage(row: Row, planned: StageMemory | None) -> Numbers:
@@ -248,7 +258,7 @@ def _forward(row: Row) -> Numbers | None:
 # --- what must not be -------------------------------------------------------------------------------------------------
 
 
-def _faults(walk: Walk, planned: Mapping[str, StageMemory]) -> Iterator[Fault]:
+def _faults(walk: Walk, planned: Mapping[str, StageMemory], waiting: int | None) -> Iterator[Fault]:
     """Yield what a real card would not forgive, or what a plan promises otherwise."""
     if walk.error:
         yield Fault("error", "", f"{walk.error} at {walk.error_where}")
@@ -264,9 +274,19 @@ def _faults(walk: Walk, planned: Mapping[str, StageMemory]) -> Iterator[Fault]:
         yield from (Fault("copies", name, what) for what in _copy_faults(walk, row))
         yield from (Fault("waits", name, what) for what in _wait_faults(walk, row))
         yield from (Fault("left", name, what) for what in _left(walk, row, before, planned.get(row.stage)))
-        stage = planned.get(row.stage)
-        yield from _plan_faults(name, row.counts.peak, None if stage is None else stage.tensors)
         before = row
+    yield from _plan_faults("memory of the host", max((row.counts.host_peak for row in walk.rows), default=0), waiting)
+    for stage, peak in _worst([(row.stage, row.counts.peak) for row in walk.rows]).items():
+        if stage in planned:
+            yield from _plan_faults(stage, peak, planned[stage].tensors)
+
+
+def _worst(peaks: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Return the largest peak of each stage over all windows: a plan speaks of the largest window."""
+    found: dict[str, int] = {}
+    for stage, peak in peaks:
+        found[stage] = max(peak, found.get(stage, 0))
+    return found
 
 
 def _named(stage: str, window: int) -> str:
