@@ -22,6 +22,7 @@ import pytest
 from engine import Delivery, EngineService, Progress, Request, Speaker, hookimpl
 from engine.data import Access, Artifact, Credentials, Frames, Kept, Store, Window
 from engine.errors import Cancelled, RequestError, SinkError
+from engine.multitalk.image import ImageEncoder
 from engine.registry import installed
 from engine.sinks import request_sink
 from engine.stages.write import read_recipe
@@ -169,10 +170,20 @@ def test_every_choice_of_a_request_makes_a_video_and_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("style", ["multitalk", "infinitetalk"])
-def test_windows_go_on_from_each_other(service: EngineService, style: str) -> None:
+def test_windows_go_on_from_each_other(service: EngineService, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    encode = ImageEncoder.encode
+
+    def look(encoder: ImageEncoder, pixels: Any) -> Any:
+        looked.append(pixels)
+        return encode(encoder, pixels)
+
+    monkeypatch.setattr(ImageEncoder, "encode", look)
     delivery = service.generate(replace(TWO, frames=100, overrides=(f"continuation.style={style}", "sampler.steps=1")))
     assert len(delivery.plan.windows) == 2
     assert delivery.frames == 100
+    # The picture is one in all windows, or the last frame is each one's own.
+    assert len(looked) == (1 if style == "infinitetalk" else 2)
 
 
 @pytest.mark.parametrize("memory", ["text-offload", "model-offload", "group-offload", "lowest", "auto"])

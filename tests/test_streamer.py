@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from crossings import Crossings
+from safetensors.torch import save_file
 from tiny_folder import build_transformer
 from torch import Tensor, nn
 
 from engine.multitalk.arena import STEP, Arena, rounded, settle
 from engine.multitalk.cache import make_cache
 from engine.multitalk.compat import gguf_parts
+from engine.multitalk.fill import fill, find_stored
 from engine.multitalk.lora import load_runtime_lora
 from engine.multitalk.quanto import quantise
 from engine.multitalk.slots import parts_of, size_of, weights_of
 from engine.multitalk.streamer import Place, Streamer
 from engine.multitalk.transformer import MultiTalkTransformer3DModel, kept_in_float32
+from engine.tensors import AheadReader
 
 SHAPE = (2, 4, 4)
 LAYERS = 5
@@ -297,6 +301,24 @@ def test_values_are_kept_and_tied_weights_stay_tied() -> None:
     assert all(torch.equal(value, before[name]) for name, value in both.state_dict().items())
     assert layer.weight is other.weight
     assert layer.weight.requires_grad
+
+
+def test_the_pages_of_a_file_are_let_go_of_as_weights_leave_them(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"weight": torch.rand(1024, 1024), "bias": torch.rand(1024)}, file)
+    with torch.device("meta"):
+        layer = nn.Linear(1024, 1024)
+    fill(layer, find_stored(tmp_path), lambda _name: torch.float32, AheadReader(), "cpu")
+    before = layer.weight.detach().clone()
+
+    def mapped() -> bool:
+        return str(file) in Path("/proc/self/maps").read_text()
+
+    assert mapped()
+    settle(weights_of(layer), Arena(2**22, pinned=False))
+
+    assert not mapped()
+    assert torch.equal(layer.weight, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
