@@ -16,6 +16,7 @@ import sys
 import tempfile
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import nox
 
@@ -93,6 +94,39 @@ def talk(session: nox.Session) -> None:
     missed = [f"{bar['name']}: {bar['value']}, not {bar['bar']}" for bar in report["bars"] if not bar["holds"]]
     if missed:
         session.error("; ".join(missed))
+
+
+@nox.session(venv_backend="none")
+def rehearse(session: nox.Session) -> None:
+    """Rehearse every recipe for cards in full, and other choices with few blocks; keep the report in docs/measured.
+
+    Two processes of one thread share the work. Fails where a rehearsal finds a fault. `-- 4` runs each fourth alone, of
+    which nothing is kept.
+    """
+    every = int(session.posargs[0]) if session.posargs else 1
+    command = (sys.executable, "-m", "engine.rehearsal.recipes")
+    running = [
+        subprocess.Popen(
+            [*command, str(share * every), str(2 * every)],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for share in range(2)
+    ]
+    outputs = [process.communicate()[0].decode() for process in running]
+    if any(process.returncode for process in running):
+        session.error("a share of the rehearsals could not be run")
+    reports = sorted((json.loads(line) for part in outputs for line in part.splitlines()), key=_order)
+    if every == 1:
+        kept = ROOT / "docs" / "measured" / "rehearsal.json"
+        kept.write_text("[\n" + ",\n".join(map(json.dumps, reports)) + "\n]\n", "utf-8")
+    faults = [f"{' '.join(report['overrides'])}: {fault}" for report in reports for fault in report["faults"]]
+    if faults:
+        session.error("; ".join(faults))
+
+
+def _order(report: dict[str, Any]) -> tuple[bool, list[str], int]:
+    return bool(report["reckoned"]), report["overrides"], report["settings"]["speakers"]
 
 
 @nox.session(venv_backend="none")

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.rehearsal import published
 import torch
-from engine.rehearsal.published import Shapes
 from safetensors.torch import save_file
 from tiny_folder import WORDS, build_audio_encoder, build_tokenizer
 from torch import Tensor
+
+from engine.rehearsal import published
+from engine.rehearsal.published import Shapes
 
 _BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "F8_E4M3": 1}
 

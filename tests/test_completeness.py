@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from engine.rehearsal import published
 import pytest
 import torch
 from original_folder import write_full_size, write_sparse
@@ -17,6 +16,7 @@ from engine.errors import SourceError
 from engine.multitalk.checkpoint import build_empty, convert_transformer, read_tensors
 from engine.multitalk.layout import Part, find_parts
 from engine.multitalk.load import COMPONENTS
+from engine.rehearsal import published
 
 WANTED = Weights("multitalk", "", COMPONENTS, adapter="multitalk.safetensors")
 #: Component -> its tensors in our names, and their parameters, those of tensors that are not used left out.

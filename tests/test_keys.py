@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.rehearsal import published
 import pytest
 import torch
 
 from engine.errors import SourceError
 from engine.multitalk.keys import to_engine, to_engine_config, to_reference
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
+from engine.rehearsal import published
 
 
 def test_recorded_model_maps_there_and_back(home_recordings: Any) -> None:

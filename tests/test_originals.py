@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from engine.rehearsal import published
 import pytest
 import torch
 from original_folder import random_state
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from engine.errors import SourceError
 from engine.multitalk.checkpoint import build_empty, read_part
 from engine.multitalk.layout import Part
+from engine.rehearsal import published
 
 State = dict[str, Tensor]
 TOLERANCE = 1e-5

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -33,9 +34,17 @@ SHOWN = {
 }
 
 
-def tables(measured: Path) -> dict[str, str]:
-    """Return the tables by name: "published", "recipes", and "measured" from the report of `multitalk bench plan`."""
-    return {"published": _published(), "recipes": _recipes(), "measured": _measured(measured)}
+def tables(measured: Path, rehearsed: Path) -> dict[str, str]:
+    """Return the tables by name.
+
+    "measured" is from the report of `multitalk bench plan`, "rehearsed" from that of `nox -s rehearse`.
+    """
+    return {
+        "published": _published(),
+        "recipes": _recipes(),
+        "rehearsed": _rehearsed(rehearsed),
+        "measured": _measured(measured),
+    }
 
 
 def _published() -> str:
@@ -67,6 +76,39 @@ def _recipes() -> str:
                 f"| {card.step_seconds:.1f} | {card.seconds / 60:.1f} min | {card.cost:.2f} |"
             )
     return "\n".join(rows)
+
+
+def _rehearsed(path: Path) -> str:
+    heads = ["recipe", "sampler", "speakers", "card", "tensors at most", "in", "plan off by", "host", "of it pinned"]
+    heads += ["up a forward", "copies in it", "waits in it", "weights back"]
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for run in json.loads(path.read_text("utf-8")):
+        if run["reckoned"]:
+            continue
+        stages, said = run["stages"], run["settings"]
+        worst = max(stages, key=lambda stage: int(stage["peak"]))
+        forward = next(stage["forward"] for stage in stages if stage["forward"])
+        # Decoded frames go to the host; what else does would be weights.
+        back = sum(stage["down"]["bytes"] for stage in stages if stage["stage"] != "vae decode")
+        recipe = run["overrides"][0].partition("=")[2]
+        sampler = run["overrides"][1].partition("=")[2]
+        rows.append(
+            f"| `{recipe}` | {sampler} | {said['speakers']} | {run['card']} | {worst['peak'] / 1e9:.2f} GB "
+            f"| {worst['stage']} | {_farthest(stages):+.1%} | {run['host_peak'] / 1e9:.1f} GB "
+            f"| {run['pinned'] / 1e9:.1f} GB | {forward['up'] / 1e9:.2f} GB | {forward['copies']:.0f} "
+            f"| {forward['waits']:.0f} | {back / 1e9:.2f} GB |"
+        )
+    return "\n".join(rows)
+
+
+def _farthest(stages: Sequence[dict[str, Any]]) -> float:
+    """Return by how much the plan is off at its worst stage, each at its worst window."""
+    peaks: dict[str, tuple[int, int]] = {}
+    for stage in stages:
+        if stage["plan"] is not None:
+            peak, _ = peaks.get(stage["stage"], (0, 0))
+            peaks[stage["stage"]] = max(peak, stage["peak"]), stage["plan"]
+    return max((plan / peak - 1 for peak, plan in peaks.values()), key=abs)
 
 
 def _measured(path: Path) -> str:
@@ -107,7 +149,7 @@ def _card(found: Estimates, name: str) -> CardEstimate:
 
 def main() -> None:
     """Print the tables for the page."""
-    for name, table in tables(Path("docs/measured/plan.json")).items():
+    for name, table in tables(Path("docs/measured/plan.json"), Path("docs/measured/rehearsal.json")).items():
         print(f"<!-- {name} -->\n{table}\n")
 
 

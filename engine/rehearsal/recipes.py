@@ -1,0 +1,59 @@
+"""All recipes for cards, rehearsed one after the other: `python -m engine.rehearsal.recipes SHARE COUNT` prints JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from engine.fit.cards import find_card
+from engine.rehearsal.rehearse import default_card, rehearse
+from engine.rehearsal.walk import Scene
+
+RECIPES = ("card-24gb", "card-24gb-720p", "card-48gb", "card-48gb-720p", "card-80gb", "card-80gb-720p")
+#: Choices that no recipe makes, on a card of 80 GB, with few blocks: overrides and number of speakers.
+OTHERS: tuple[tuple[tuple[str, ...], int], ...] = (
+    (("memory=lowest", "quant=int8"), 3),
+    (("memory=group-offload", "quant=fp8-quanto", "memory.blocks=2"), 2),
+    (("memory=group-offload", "quant=gguf", "cache=teacache"), 2),
+    (("memory=group-offload", "cache=firstblock", "guidance=apg"), 1),
+    (("memory=model-offload", "quant=int8", "sampler=unipc"), 2),
+    (("memory=none", "cache=firstblock"), 2),
+    (("memory=none", "cache=taylorseer", "cache.warmup=2"), 2),
+    (("memory=none", "quant=gguf", "sampler=unipc"), 3),
+    (("memory=text-offload", "quant=fp8-quanto", "cache=teacache", "cache.warmup=1"), 2),
+    (("memory=text-offload", "recipe=long"), 2),
+    (("model=infinitetalk", "memory=group-offload", "quant=int8-quanto"), 2),
+    (("sampler=turbo", "lora.mode=merged", "memory=none"), 2),
+)
+#: Blocks that are run of those.
+_BLOCKS = 5
+
+
+def reports(share: int, count: int) -> Iterator[dict[str, Any]]:
+    """Yield the reports of every `count`-th rehearsal, from number `share` on."""
+    runs: list[tuple[Sequence[str], Scene]] = [
+        ([f"recipe={recipe}", f"sampler={sampler}"], Scene(speakers))
+        for recipe in RECIPES
+        for sampler in ("standard", "turbo")
+        for speakers in (1, 2)
+    ]
+    large = find_card("H200 141 GB")
+    assert large is not None
+    others = [(["model=multitalk", *words], Scene(speakers, blocks=_BLOCKS)) for words, speakers in OTHERS]
+    for overrides, scene in [*runs, *others][share::count]:
+        card = default_card(overrides) if scene.blocks is None else large
+        report = rehearse(overrides, card, scene)
+        yield {"overrides": list(overrides), **report.as_json()}
+
+
+def main(words: Sequence[str]) -> None:
+    """Print one JSON object a line."""
+    share, count = map(int, words)
+    for report in reports(share, count):
+        print(json.dumps(report), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
