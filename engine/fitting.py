@@ -59,6 +59,7 @@ def _estimate(plan: Plan, config: Config) -> Estimates:
         loras=_lora_bytes(config, plan.weights),
         cache=config.cache.name,
         tile=config.memory.tile,
+        continuation=config.continuation.style,
         window=largest_window(config),
         converted=not own,
     )

@@ -57,6 +57,8 @@ class Load:
     cache: str = "none"
     #: Side of the VAE's tiles in pixels; 0: none.
     tile: int = 0
+    #: How windows continue: "infinitetalk" looks at the picture once a request, "multitalk" in each window.
+    continuation: str = "multitalk"
     #: Files of another layout than ours: encoders and autoencoder become themselves in the host's memory.
     converted: bool = False
 
@@ -168,7 +170,8 @@ def _temporaries(sizes: Sizes, load: Load, work: Work) -> dict[str, int]:
     return {
         "text": activations.text_bytes(configs["text_encoder"], transformer["text_len"], value=value),
         "vae encode": activations.encode_bytes(vae, *size, device=device, tile=load.tile) + before + given,
-        "image": activations.image_bytes(configs["image_encoder"], value=value) + before + given,
+        "image": activations.image_bytes(configs["image_encoder"], value=value)
+        + (0 if load.continuation == "infinitetalk" else before + given),
         "denoise": _denoising(sizes, load, work, value) + held,
         "vae decode": activations.decode_bytes(vae, *size, device=device, tile=load.tile)
         + held

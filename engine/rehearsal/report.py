@@ -182,6 +182,7 @@ def _planned(walk: Walk, sizes: Sizes) -> tuple[dict[str, StageMemory], int | No
         loras=walk.loras,
         cache=walk.config.cache.name,
         tile=walk.config.memory.tile,
+        continuation=walk.config.continuation.style,
         resident=walk.config.memory.resident,
         window=largest_window(walk.config),
         converted=not walk.config.model.packaged,
