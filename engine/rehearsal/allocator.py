@@ -1,12 +1,13 @@
 """How torch's allocators hand out memory: the caching allocator of a CUDA device, and the one of pinned memory.
 
-Source: torch 2.13, c10/cuda/CUDACachingAllocator.cpp and aten/src/ATen/core/CachingHostAllocator.h (read, and modelled
-here; tests/test_rehearsal_allocator.py holds the rules).
+Source: torch's c10/cuda/CUDACachingAllocator.cpp, and of the installed torch c10/core/AllocatorConfig.h and
+ATen/core/CachingHostAllocator.h (read, and modelled here; tests/test_rehearsal_allocator.py holds the rules).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 #: Sizes are rounded up to this.
@@ -14,11 +15,14 @@ ROUND = 512
 MIB = 2**20
 #: Up to this a block is cut from a small segment.
 SMALL = MIB
-#: What is asked of the driver: for small blocks; for blocks under `_LARGE`; a multiple of `_STEP` beyond.
-_SMALL_SEGMENT = 2 * MIB
-_LARGE_SEGMENT = 20 * MIB
-_LARGE = 10 * MIB
-_STEP = 2 * MIB
+#: What is asked of the driver: for small blocks; for blocks under `LARGE`; a multiple of `STEP` beyond. The first two
+#: are the pages of expandable segments, too.
+SMALL_SEGMENT = 2 * MIB
+LARGE_SEGMENT = 20 * MIB
+LARGE = 10 * MIB
+STEP = 2 * MIB
+#: Addresses that an expandable segment may reach; there is more of them than of memory.
+_ADDRESSES = 2**60
 
 
 def rounded(size: int) -> int:
@@ -35,11 +39,13 @@ def pinned(size: int) -> int:
 class Block:
     """A stretch of a segment, handed out or free; `before` and `after` are its neighbours there."""
 
+    pool: Pool
     segment: int
     offset: int
     size: int
-    small: bool
     free: bool = True
+    #: False for addresses of an expandable segment without memory behind them.
+    mapped: bool = True
     before: Block | None = field(default=None, repr=False)
     after: Block | None = field(default=None, repr=False)
 
@@ -48,14 +54,49 @@ class Block:
         """Return what free blocks are ordered by: the smallest that is large enough is the best."""
         return self.size, self.segment, self.offset
 
+    @property
+    def reach(self) -> int:
+        """Return the size to which it can grow."""
+        return self.size + (self.after.size if self.after is not None and not self.after.mapped else 0)
+
+
+@dataclass(eq=False)
+class Pool:
+    """The blocks of one stream that are small, or that are not."""
+
+    small: bool
+    #: Free blocks by size, and addresses without memory by address.
+    free: list[tuple[tuple[int, int, int], Block]] = field(default_factory=list, repr=False)
+    unmapped: list[tuple[int, Block]] = field(default_factory=list, repr=False)
+
+    @property
+    def page(self) -> int:
+        """Return what an expandable segment grows by."""
+        return SMALL_SEGMENT if self.small else LARGE_SEGMENT
+
+    def remember(self, block: Block) -> None:
+        """Note that a block is free."""
+        if block.mapped:
+            insort(self.free, (block.key, block), key=lambda entry: entry[0])
+        else:
+            insort(self.unmapped, (block.offset, block), key=lambda entry: entry[0])
+
+    def forget(self, block: Block) -> None:
+        """Take a free block out of what is free."""
+        if block.mapped:
+            del self.free[bisect_left(self.free, block.key, key=lambda entry: entry[0])]
+        else:
+            del self.unmapped[bisect_left(self.unmapped, block.offset, key=lambda entry: entry[0])]
+
 
 class CachingAllocator:
     """Counts what the driver is asked for while blocks come and go.
 
-    Blocks are cut from segments, best fit, one pool for small and one for large blocks; a free block joins its free
-    neighbours. A segment that is free as a whole goes back to the driver by `empty_cache`, and when the card is full.
-    With expandable segments each pool is one range of addresses that grows by pages at its end, and all pages that are
-    free as a whole can be given back.
+    Blocks are cut from segments, best fit, one pool for small and one for large blocks of each stream; a free block
+    joins its free neighbours. A segment that is free as a whole goes back to the driver by `empty_cache`, and when the
+    card is full. With expandable segments each pool is one range of addresses that grows by pages, and all pages that
+    are free as a whole can be given back. Blocks that another stream still uses are free at once here, as if it were
+    done.
     """
 
     def __init__(self, limit: int, *, expandable: bool = False) -> None:
@@ -65,15 +106,16 @@ class CachingAllocator:
         self.allocated = self.reserved = self.most_allocated = self.most_reserved = 0
         #: Bytes by which the card was too small at the worst moment.
         self.missing = 0
-        self._free: dict[bool, list[tuple[tuple[int, int, int], Block]]] = {True: [], False: []}
+        self._pools: dict[tuple[int, bool], Pool] = {}
         self._segments = 0
-        self._tails: dict[bool, Block | None] = {True: None, False: None}
 
-    def allocate(self, size: int) -> Block:
-        """Hand out a block of at least `size` bytes."""
+    def allocate(self, size: int, stream: int = 0) -> Block:
+        """Hand out a block of at least `size` bytes to a stream."""
         size = rounded(size)
-        small = size <= SMALL
-        block = self._best(size, small) or self._grow(size, small)
+        pool = self._pool(stream, size <= SMALL)
+        block = self._best(pool, size)
+        if block is None:
+            block = self._grow(pool, size) if self.expandable else self._ask(pool, size)
         self._cut(block, size)
         block.free = False
         self.allocated += block.size
@@ -84,25 +126,17 @@ class CachingAllocator:
         """Take a block back."""
         self.allocated -= block.size
         block.free = True
-        before, after = block.before, block.after
-        if before is not None and before.free:
-            self._forget(before)
-            block = self._join(before, block)
-        if after is not None and after.free:
-            self._forget(after)
-            block = self._join(block, after)
-        self._remember(block)
+        block.pool.remember(_joined(block))
 
     def empty_cache(self) -> None:
         """Give back to the driver what it takes: free segments, or with expandable segments the free pages."""
-        for small in (True, False):
-            page = _SMALL_SEGMENT if small else _LARGE_SEGMENT
-            for _, block in list(self._free[small]):
+        for pool in self._pools.values():
+            for _, block in list(pool.free):
                 if self.expandable:
-                    first, last = -(-block.offset // page) * page, (block.offset + block.size) // page * page
-                    self._take_out(block, first, last)
+                    self._unmap(block)
                 elif block.before is None and block.after is None:
-                    self._take_out(block, block.offset, block.offset + block.size)
+                    pool.forget(block)
+                    self.reserved -= block.size
 
     def reset_peak(self) -> None:
         """Count the peaks anew from here on."""
@@ -110,93 +144,146 @@ class CachingAllocator:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _best(self, size: int, small: bool) -> Block | None:
-        pool = self._free[small]
-        index = bisect_left(pool, (size, -1, -1), key=lambda entry: entry[0])
-        return pool.pop(index)[1] if index < len(pool) else None
+    def _pool(self, stream: int, small: bool) -> Pool:
+        pool = self._pools.get((stream, small))
+        if pool is None:
+            pool = self._pools[stream, small] = Pool(small)
+            if self.expandable:
+                self._segments += 1
+                pool.remember(Block(pool, self._segments, 0, _ADDRESSES, mapped=False))
+        return pool
 
-    def _grow(self, size: int, small: bool) -> Block:
-        """Ask the driver for more; the block that comes of it is in no pool yet."""
-        tail = self._tails[small] if self.expandable else None
-        grown = tail if tail is not None and tail.free else None
-        if self.expandable:
-            page = _SMALL_SEGMENT if small else _LARGE_SEGMENT
-            wanted = -(-(size - (grown.size if grown else 0)) // page) * page
-        else:
-            wanted = _SMALL_SEGMENT if small else _LARGE_SEGMENT if size < _LARGE else -(-size // _STEP) * _STEP
-        if self.reserved + wanted > self.limit:
-            self.empty_cache()
-            tail = self._tails[small] if self.expandable else None
-            if grown is not None and tail is not grown:
-                # It went back as well, so all of the block is asked for anew.
-                return self._grow(size, small)
-        self.reserved += wanted
+    def _best(self, pool: Pool, size: int) -> Block | None:
+        index = bisect_left(pool.free, (size, -1, -1), key=lambda entry: entry[0])
+        if index == len(pool.free):
+            return None
+        while index + 1 < len(pool.free) and pool.free[index + 1][1].reach < pool.free[index][1].reach:
+            # What can grow is kept for those that need it.
+            index += 1
+        return pool.free.pop(index)[1]
+
+    def _take(self, size: int) -> None:
+        self.reserved += size
         self.most_reserved = max(self.most_reserved, self.reserved)
         self.missing = max(self.missing, self.reserved - self.limit)
-        if grown is not None:
-            self._forget(grown)
-            grown.size += wanted
-            return grown
-        if self.expandable:
-            block = Block(0, 0 if tail is None else tail.offset + tail.size, wanted, small, before=tail)
-            if tail is not None:
-                tail.after = block
-            self._tails[small] = block
-            return block
+
+    def _ask(self, pool: Pool, size: int) -> Block:
+        """Return a new segment, which is in no pool yet."""
+        wanted = SMALL_SEGMENT if pool.small else LARGE_SEGMENT if size < LARGE else -(-size // STEP) * STEP
+        if self.reserved + wanted > self.limit:
+            self.empty_cache()
+        self._take(wanted)
         self._segments += 1
-        return Block(self._segments, 0, wanted, small)
+        return Block(pool, self._segments, 0, wanted)
+
+    def _grow(self, pool: Pool, size: int) -> Block:
+        """Put memory behind the lowest addresses where `size` bytes are free, and return that block, out of the pool.
+
+        Some of them may have memory already.
+        """
+        chosen = _lowest(pool, size)
+        if self.reserved + _missing(chosen, size) > self.limit:
+            self.empty_cache()
+            chosen = _lowest(pool, size)
+        if not chosen.mapped:
+            chosen = self._map(chosen, min(chosen.size, size))
+        while chosen.size < size:
+            hole = chosen.after
+            assert hole is not None
+            chosen = self._map(hole, min(size - chosen.size, hole.size))
+        pool.forget(chosen)
+        return chosen
+
+    def _map(self, block: Block, size: int) -> Block:
+        """Put memory behind the first `size` of addresses without, by pages; return what it became, in its pool."""
+        pool = block.pool
+        size = -(-size // pool.page) * pool.page
+        pool.forget(block)
+        if size < block.size:
+            pool.remember(_split(block, size))
+        block.mapped = True
+        self._take(size)
+        block = _joined(block)
+        pool.remember(block)
+        return block
+
+    def _unmap(self, block: Block) -> None:
+        """Give the pages back that are free as a whole; what is left of the block on either side stays."""
+        pool = block.pool
+        first = -(-block.offset // pool.page) * pool.page
+        last = (block.offset + block.size) // pool.page * pool.page
+        if last <= first:
+            return
+        pool.forget(block)
+        if last < block.offset + block.size:
+            pool.remember(_split(block, last - block.offset))
+        if first > block.offset:
+            rest = _split(block, first - block.offset)
+            pool.remember(block)
+            block = rest
+        block.mapped = False
+        self.reserved -= block.size
+        pool.remember(_joined(block))
 
     def _cut(self, block: Block, size: int) -> None:
         left = block.size - size
-        if left < (ROUND if block.small or self.expandable else SMALL + 1):
-            return
-        rest = Block(block.segment, block.offset + size, left, block.small, before=block, after=block.after)
-        if rest.after is not None:
-            rest.after.before = rest
-        block.size, block.after = size, rest
-        if self._tails[block.small] is block:
-            self._tails[block.small] = rest
-        self._remember(rest)
+        if left >= ROUND if block.pool.small or self.expandable else left > SMALL:
+            block.pool.remember(_split(block, size))
 
-    def _join(self, first: Block, second: Block) -> Block:
-        first.size += second.size
-        first.after = second.after
-        if first.after is not None:
-            first.after.before = first
-        if self._tails[first.small] is second:
-            self._tails[first.small] = first
-        first.free = True
-        return first
 
-    def _remember(self, block: Block) -> None:
-        insort(self._free[block.small], (block.key, block), key=lambda entry: entry[0])
+def _split(block: Block, size: int) -> Block:
+    """Cut a block, which is in no pool, after `size` bytes; return the rest."""
+    rest = Block(block.pool, block.segment, block.offset + size, block.size - size, mapped=block.mapped)
+    rest.before, rest.after = block, block.after
+    if rest.after is not None:
+        rest.after.before = rest
+    block.size, block.after = size, rest
+    return rest
 
-    def _forget(self, block: Block) -> None:
-        pool = self._free[block.small]
-        index = bisect_left(pool, block.key, key=lambda entry: entry[0])
-        assert pool[index][1] is block
-        del pool[index]
 
-    def _take_out(self, block: Block, first: int, last: int) -> None:
-        """Give the addresses `first` to `last` of a free block back; what is left of it on either side stays."""
-        if last <= first:
-            return
-        self._forget(block)
-        self.reserved -= last - first
-        before, after, end = block.before, block.after, block.offset + block.size
-        tail = self._tails[block.small] is block
-        head = rest = None
-        if first > block.offset:
-            head = Block(block.segment, block.offset, first - block.offset, block.small, before=before)
-        if end > last:
-            rest = Block(block.segment, last, end - last, block.small, after=after)
-        if before is not None:
-            before.after = head
-        if after is not None:
-            after.before = rest
-        for left in (head, rest):
-            if left is not None:
-                self._remember(left)
-        if tail:
-            # The range goes on behind what is mapped.
-            self._tails[block.small] = rest or head or before
+def _joined(block: Block) -> Block:
+    """Return a block, which is in no pool, with its free neighbours of the same kind."""
+    before, after = block.before, block.after
+    if before is not None and before.free and before.mapped == block.mapped:
+        block.pool.forget(before)
+        block.offset, block.size, block.before = before.offset, before.size + block.size, before.before
+        if block.before is not None:
+            block.before.after = block
+    if after is not None and after.free and after.mapped == block.mapped:
+        block.pool.forget(after)
+        block.size, block.after = block.size + after.size, after.after
+        if block.after is not None:
+            block.after.before = block
+    return block
+
+
+def _run(block: Block) -> Iterator[Block]:
+    """Yield a block and those that follow it, as long as they are free."""
+    here: Block | None = block
+    while here is not None and here.free:
+        yield here
+        here = here.after
+
+
+def _lowest(pool: Pool, size: int) -> Block:
+    """Return the first block of the lowest free addresses of an expandable segment that `size` bytes fit into."""
+    for _, hole in pool.unmapped:
+        begin = hole.before if hole.before is not None and hole.before.free else hole
+        total = 0
+        for block in _run(begin):
+            total += block.size
+            if total >= size:
+                return begin
+    raise AssertionError("addresses do not end")
+
+
+def _missing(block: Block, size: int) -> int:
+    """Return the bytes of memory that `size` bytes from the beginning of `block` lack."""
+    wanted, left = 0, size
+    for one in _run(block):
+        if left <= 0:
+            break
+        if not one.mapped:
+            wanted += min(-(-left // one.pool.page) * one.pool.page, one.size)
+        left -= one.size
+    return wanted

@@ -69,8 +69,9 @@ def _cuda(ledger: Ledger, card: Card) -> dict[str, Any]:
     def synchronize(*_: Any) -> None:
         ledger.stream.synchronize()
 
-    def nothing(*_: Any, **__: Any) -> None:
-        pass
+    def nothing() -> Callable[..., None]:
+        # One of its own for each name: torch._dynamo, which libraries import when they please, asks for that.
+        return lambda *_, **__: None
 
     properties = SimpleNamespace(
         name=card.driver,
@@ -84,11 +85,11 @@ def _cuda(ledger: Ledger, card: Card) -> dict[str, Any]:
     return {
         "is_available": lambda: True,
         "is_initialized": lambda: True,
-        "init": nothing,
-        "_lazy_init": nothing,
+        "init": nothing(),
+        "_lazy_init": nothing(),
         "device_count": lambda: 1,
         "current_device": lambda: 0,
-        "set_device": nothing,
+        "set_device": nothing(),
         "get_device_name": lambda *_: card.driver,
         "get_device_capability": lambda *_: card.capability,
         "get_device_properties": lambda *_: properties,
@@ -98,7 +99,7 @@ def _cuda(ledger: Ledger, card: Card) -> dict[str, Any]:
         "memory_reserved": lambda *_: memory.reserved,
         "max_memory_allocated": lambda *_: memory.most_allocated,
         "max_memory_reserved": lambda *_: memory.most_reserved,
-        "reset_peak_memory_stats": nothing,
+        "reset_peak_memory_stats": nothing(),
         "empty_cache": memory.empty_cache,
         "synchronize": synchronize,
         "Stream": lambda *_, **__: Stream(ledger, "transfer"),

@@ -164,7 +164,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         device = tensor.fake_device.type
         size = int(storage.nbytes())
-        block = self.allocator.allocate(size) if device == "cuda" and size else None
+        block = self.allocator.allocate(size, self.stream.number) if device == "cuda" and size else None
         taken = block.size if block is not None else size
         place = where() if block is not None and taken >= _LARGE else ""
         entry = _Storage(device, taken, block, self.stream.number, place)
