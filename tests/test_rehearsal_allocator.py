@@ -6,6 +6,7 @@ What is modelled: c10/cuda/CUDACachingAllocator.cpp (`get_allocation_size`, `sho
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -186,7 +187,7 @@ def walk(memory: CachingAllocator, trace: list[tuple[int, int, int]]) -> list[Bl
         for _ in range(min(gone, len(live))):
             memory.free(live.pop(len(live) // 2))
         places = sorted((block.segment, block.offset, block.size) for block in live)
-        for (one, begin, length), (other, after, _) in zip(places, places[1:], strict=False):
+        for (one, begin, length), (other, after, _) in itertools.pairwise(places):
             assert one != other or begin + length <= after
         assert memory.allocated == sum(block.size for block in live)
         assert memory.allocated <= memory.reserved <= memory.most_reserved

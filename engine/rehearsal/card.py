@@ -21,12 +21,12 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from engine.fit.cards import Card
 from engine.fit.memory import CONTEXT
 from engine.rehearsal.allocator import CachingAllocator
-from engine.rehearsal.attention import attend, pick_kernel
+from engine.rehearsal.attention import Call, attend, pick_kernel
 from engine.rehearsal.guard import provide_cuda_guard
-from engine.rehearsal.ledger import Event, Ledger, Stream
+from engine.rehearsal.ledger import Event, Ledger, Stream, where
 
-#: How torch calls tensors of a dtype in an error.
-_TYPES = {torch.int8: "CharTensor", torch.bfloat16: "BFloat16Tensor", torch.float32: "FloatTensor"}
+#: Types of CUDA tensors that torch's errors call as Python does; the others are called as C++ does.
+_OLD_TYPES = ("Byte", "Char", "Double", "Float", "Int", "Long", "Short", "Half")
 _DEVICE = torch.device("cuda", 0)
 
 
@@ -43,7 +43,8 @@ def pretended(card: Card, *, expandable: bool = False) -> Iterator[Ledger]:
         for name, value in _cuda(ledger, card).items():
             stack.enter_context(patch.object(torch.cuda, name, value, create=True))
         stack.enter_context(patch.object(torch.accelerator, "empty_host_cache", lambda: None, create=True))
-        stack.enter_context(patch.object(nn.Module, "_apply", _apply(ledger)))
+        for kind, name, method in _methods(ledger):
+            stack.enter_context(patch.object(kind, name, method, create=True))
         stack.enter_context(_packed_weights())
         stack.enter_context(patch.object(FakeTensorMode, "avoid_device_init", property(lambda _: True)))
         stack.enter_context(torch.no_grad())
@@ -67,7 +68,8 @@ def _cuda(ledger: Ledger, card: Card) -> dict[str, Any]:
             ledger.stream = before
 
     def synchronize(*_: Any) -> None:
-        ledger.stream.synchronize()
+        ledger.wait(f"{where()} (device)")
+        ledger.synchronise(*ledger.streams)
 
     def nothing() -> Callable[..., None]:
         # One of its own for each name: torch._dynamo, which libraries import when they please, asks for that.
@@ -110,6 +112,18 @@ def _cuda(ledger: Ledger, card: Card) -> dict[str, Any]:
     }
 
 
+def _methods(ledger: Ledger) -> Iterator[tuple[type, str, Callable[..., Any]]]:
+    """Yield the methods that are no operations, or do not become any: class, name and what is done instead."""
+
+    def record_stream(tensor: Tensor, stream: Stream) -> None:
+        for part in inner(tensor):
+            ledger.record_stream(part, stream)
+
+    yield nn.Module, "_apply", _apply(ledger)
+    yield torch.Tensor, "record_stream", record_stream
+    yield FakeTensor, "tolist", lambda tensor: _values(ledger, tensor.cpu()).tolist()
+
+
 def _apply(ledger: Ledger) -> Callable[..., nn.Module]:
     """Return what a module does to move or cast its parameters: as torch does with real tensors.
 
@@ -128,7 +142,7 @@ def _apply(ledger: Ledger) -> Callable[..., nn.Module]:
             if _is_wrapper(applied):
                 made = nn.Parameter(applied, requires_grad=parameter.requires_grad)
                 torch.utils.swap_tensors(parameter, made)  # type: ignore[no-untyped-call]
-            elif isinstance(parameter, FakeTensor) and isinstance(applied, FakeTensor):
+            elif _is_fake(parameter) and _is_fake(applied):
                 _set_data(ledger, parameter, applied)
             else:
                 # It leaves the meta device, or was made before the card was there.
@@ -170,11 +184,14 @@ def _mark(made: Any, quant_type: Any) -> Any:
     if isinstance(made, FakeTensor):
         from diffusers.quantizers.gguf import utils
 
+        if hasattr(made, "quant_type"):
+            # Whatever is done to one, even nothing, gives another.
+            made = made.detach()
         block, size = utils.GGML_QUANT_SIZES[quant_type]
-        made.quant_type = quant_type  # type: ignore[attr-defined]
-        made.quant_shape = utils._quant_shape_from_byte_shape(made.shape, size, block)  # type: ignore[attr-defined]
+        made.quant_type = quant_type
+        made.quant_shape = utils._quant_shape_from_byte_shape(made.shape, size, block)
         # Weakly: a tensor that holds itself would live until the garbage is collected.
-        made.as_tensor = partial(_plain, weakref.ref(made))  # type: ignore[attr-defined]
+        made.as_tensor = partial(_plain, weakref.ref(made))
     return made
 
 
@@ -186,6 +203,10 @@ def _plain(reference: Callable[[], Any]) -> Tensor:
     finally:
         packed.__dict__.update(kept)
     return plain
+
+
+def _is_fake(tensor: Tensor) -> bool:
+    return isinstance(tensor, FakeTensor) and tensor.device.type != "meta"
 
 
 def _is_wrapper(tensor: Any) -> bool:
@@ -211,10 +232,8 @@ class _Calls(TorchFunctionMode):
             F.scaled_dot_product_attention: self._attend,
             torch.Tensor.pin_memory: self._pin,
             torch.Tensor.is_pinned: lambda tensor, *_, **__: all(map(ledger.is_pinned, inner(tensor))),
-            torch.Tensor.record_stream: self._record_stream,
             torch.Tensor.numpy: self._to_numpy,
-            torch.Tensor.tolist: self._to_list,
-            torch.Tensor.cuda: lambda tensor, *_, **__: tensor.to(_DEVICE),
+            torch.Tensor.cuda: _to_cuda,
             torch.Tensor.data.__set__: partial(_set_data, ledger),  # type: ignore[attr-defined]
         }
 
@@ -232,6 +251,8 @@ class _Calls(TorchFunctionMode):
             return _mark(func(*args, **kwargs), packed.quant_type)
         if kwargs.pop("pin_memory", False):
             made = func(*args, **kwargs)
+            if made.device.type != "cpu":
+                raise RuntimeError("Only dense CPU tensors can be pinned")
             self._ledger.pin(made)
             return made
         return func(*args, **kwargs)
@@ -251,10 +272,11 @@ class _Calls(TorchFunctionMode):
             return F.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
-        kernel = pick_kernel(query, key, value, attn_mask, self._capability)
+        call = Call(query, key, value, attn_mask, is_causal)
+        kernel = pick_kernel(call, self._capability)
         shapes = f"{tuple(query.shape)} x {tuple(key.shape)}"
         self._ledger.now.attention[kernel, shapes, str(query.dtype).removeprefix("torch.")] += 1
-        return attend(query, key, value, attn_mask, kernel, scale)
+        return attend(call, kernel, scale)
 
     def _pin(self, tensor: Any, *_: Any, **__: Any) -> Tensor:
         if _is_wrapper(tensor):
@@ -263,30 +285,28 @@ class _Calls(TorchFunctionMode):
             whole: Tensor = type(tensor).__tensor_unflatten__(parts, context, tensor.size(), tensor.stride())
             return whole
         if tensor.device.type != "cpu":
-            kind = _TYPES.get(tensor.dtype, tensor.dtype)
-            raise RuntimeError(f"cannot pin 'torch.cuda.{kind}' only dense CPU tensors can be pinned")
+            raise RuntimeError(f"cannot pin '{_type_name(tensor.dtype)}' only dense CPU tensors can be pinned")
         if self._ledger.is_pinned(tensor):
             pinned: Tensor = tensor
             return pinned
-        copy: Tensor = torch.empty_like(tensor, memory_format=torch.contiguous_format).copy_(tensor)
+        copy: Tensor = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype).copy_(tensor)
         self._ledger.pin(copy)
         return copy
-
-    def _record_stream(self, tensor: Tensor, stream: Stream) -> None:
-        for part in inner(tensor):
-            self._ledger.record_stream(part, stream)
 
     def _to_numpy(self, tensor: Tensor, *_: Any, **__: Any) -> Any:
         if tensor.device.type != "cpu":
             raise TypeError("can't convert cuda:0 device type tensor to numpy; copy the tensor to host memory first")
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        # Zeros that take memory when they are looked at.
-        return np.zeros(tuple(tensor.shape), dtype)
+        return _values(self._ledger, tensor)
 
-    def _to_list(self, tensor: Tensor) -> Any:
-        if isinstance(tensor, FakeTensor):
-            return self._to_numpy(tensor.cpu()).tolist()
-        return tensor.tolist()
+
+def _values(ledger: Ledger, tensor: Tensor) -> Any:
+    """Return a host's tensor as numpy has it: its values where they are known."""
+    ledger.look(tensor)
+    known = getattr(tensor, "constant", None)
+    if known is not None:
+        return known.numpy()
+    # Zeros that take memory when they are looked at.
+    return np.zeros(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 def inner(tensor: Any) -> Iterator[Tensor]:
@@ -298,8 +318,21 @@ def inner(tensor: Any) -> Iterator[Tensor]:
         yield from inner(getattr(tensor, name))
 
 
+def _to_cuda(tensor: Tensor, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> Tensor:
+    return tensor.to(_DEVICE if device is None else _indexed(device), non_blocking=non_blocking, **kwargs)
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    """Return how an error of torch's calls a CUDA tensor's type (torch/csrc/Exceptions.cpp, processErrorMsg)."""
+    with torch._C.DisableTorchFunction():
+        name = torch.empty(0, dtype=dtype, device="meta").type().rpartition(".")[2].removesuffix("Tensor")
+    return f"torch.cuda.{name}Tensor" if name in _OLD_TYPES else f"CUDA{name}Type"
+
+
 def _indexed(device: Any) -> Any:
-    """Return "cuda" with its index, as a CUDA build resolves it."""
+    """Return "cuda" with its index, as a CUDA build resolves it, and what is an index alone with its type."""
+    if isinstance(device, int) and not isinstance(device, bool):
+        return torch.device("cuda", device)
     if device == "cuda" or (isinstance(device, torch.device) and device.type == "cuda" and device.index is None):
         return _DEVICE
     return device

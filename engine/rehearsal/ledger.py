@@ -8,11 +8,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -23,9 +26,12 @@ _aten: Any = torch.ops.aten
 #: Tensors of so many bytes are known by the place where they were made.
 _LARGE = 2**20
 _COPIES = (_aten._to_copy.default, _aten.copy_.default)
+#: These allocate, and launch nothing.
+_EMPTY = (_aten.empty, _aten.empty_strided, _aten.empty_like, _aten.new_empty, _aten.new_empty_strided)
 #: Frames of these are named as the place where something happens; the rehearsal's own are not.
-_PLACES = ("/engine/", "/plugins/", "/diffusers/", "/transformers/", "/torchao/", "/peft/")
-_OWN = ("/engine/rehearsal/", "/_subclasses/")
+_PLACES = ("engine/", "plugins/", "diffusers/", "transformers/", "torchao/", "peft/")
+_OWN = "engine/rehearsal/"
+_ROOT = f"{Path(__file__).parents[2]}/"
 #: Plain enough to look into; the others take themselves apart into these first.
 _PLAIN = (Tensor, nn.Parameter, FakeTensor, nn.Buffer)
 
@@ -108,6 +114,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.forwards: list[Forward] = []
         self.inside = False
         self.host_clock: dict[int, int] = {}
+        self.streams: list[Stream] = []
         self.stream = Stream(self, "compute")
         self._stored: dict[int, _Storage] = {}
 
@@ -223,6 +230,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = list(_tensors(args))
         inputs += _tensors(kwargs.values())
         if func is _aten._local_scalar_dense.default:
+            self.look(args[0])
             return self._read(args[0])
         out = func(*args, **kwargs)
         made = [tensor for tensor in _tensors((out,)) if isinstance(tensor, FakeTensor)]
@@ -231,13 +239,19 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         on_card = any(tensor.device.type == "cuda" for tensor in inputs) or any(
             tensor.device.type == "cuda" for tensor in made
         )
+        if not func._schema.is_mutable and _is_view(inputs, made):
+            return out
         if not on_card:
-            self._on_host(func, inputs)
-        elif func in _COPIES and self._copy(func, args, kwargs, out):
-            pass
-        elif func._schema.is_mutable or not _is_view(inputs, made):
+            self._on_host(func, args, kwargs, inputs)
+        elif not (func in _COPIES and self._copy(func, args, kwargs, out)):
             self._launch(func, args, kwargs, inputs, made, out)
         return out
+
+    def look(self, tensor: Tensor) -> None:
+        """Note that the host looks at a tensor's values."""
+        entry = self._entry(tensor)
+        if tensor.device.type == "cpu" and entry is not None:
+            self._check(entry.written, self.host_clock, "read on the host before it has come")
 
     def _read(self, tensor: Tensor) -> bool | int | float:
         if tensor.device.type == "cuda":
@@ -260,22 +274,45 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             kwargs.get("non_blocking", args[2] if func is _aten.copy_.default and len(args) > 2 else False)
         )
         up = out.device.type == "cuda"
-        memory = "pinned" if self.is_pinned(source if up else out) else "pageable"
+        if func is _aten._to_copy.default and without_wait and not up:
+            # As torch has it: what is to come without a wait comes to pinned memory.
+            self.pin(out)
+        # As copy_kernel_cuda has it: what a copy that nobody waits for converts, the device converts, else the host.
+        crossing = source.dtype if without_wait == up else out.dtype
+        size = out.numel() * crossing.itemsize
+        there, here = (out, source) if up else (source, out)
+        straight = _alike(source, out)
+        if not straight and (crossing != there.dtype or not there.is_contiguous()):
+            self._momentary(size)
+        as_it_is = straight or (crossing == here.dtype and here.is_contiguous() and here.shape == out.shape)
+        memory = "pinned" if as_it_is and self.is_pinned(here) else "pageable"
         # The driver copies pageable memory by way of memory of its own, and the host waits for that.
         blocks = not (without_wait and memory == "pinned")
         place = where()
         copy = Copy("up" if up else "down", memory, blocks, self.inside, place)
         self.now.copies[copy] += 1
-        self.now.copied[copy] += source.nbytes
+        self.now.copied[copy] += size
         self._used((source,), (out,))
         if blocks:
             self.wait(place)
             self.synchronise(self.stream)
         return True
 
+    def _momentary(self, size: int) -> None:
+        """Count memory of the device that a copy takes for itself."""
+        if not size:
+            return
+        block = self.allocator.allocate(size, self.stream.number)
+        if self.live["cuda"] + block.size > self.now.peak:
+            self.now.peak, self.now.peak_where = self.live["cuda"] + block.size, where()
+        self.allocator.free(block)
+
     def _launch(
         self, func: Any, args: Any, kwargs: Any, inputs: Sequence[Tensor], made: Sequence[Tensor], out: Any
     ) -> None:
+        if func._overloadpacket in _EMPTY:
+            self._used((), made)
+            return
         name = func._schema.name.removeprefix("aten::")
         self.now.launches[name] += 1
         count = flop_registry.get(func._overloadpacket)
@@ -283,7 +320,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.now.flops[name, str(made[0].dtype).removeprefix("torch.")] += count(*args, **kwargs, out_val=out)
         self.now.moved[name] += sum(_touched(tensor) for tensor in inputs if tensor.device.type == "cuda")
         self.now.moved[name] += sum(map(_touched, made))
-        self._used(inputs, made if not func._schema.is_mutable else (*made, *inputs[:1]))
+        self._used(inputs, (*made, *_written(func, args, kwargs)))
 
     # --- order --------------------------------------------------------------------------------------------------------
 
@@ -293,9 +330,10 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.inside:
             self.now.forward_waits[place] += 1
 
-    def synchronise(self, stream: Stream) -> None:
-        """Let the host know all that `stream` has done."""
-        _merge(self.host_clock, stream.clock)
+    def synchronise(self, *streams: Stream) -> None:
+        """Let the host know all that these streams have done."""
+        for stream in streams:
+            _merge(self.host_clock, stream.clock)
 
     def _used(self, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
         """Enter a use of tensors by the current stream, and look whether it may be."""
@@ -315,13 +353,13 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 entry.written = {stream.number: moment}
                 entry.reads = {}
 
-    def _on_host(self, func: Any, inputs: Sequence[Tensor]) -> None:
+    def _on_host(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], inputs: Sequence[Tensor]) -> None:
         for tensor in inputs:
+            self.look(tensor)
+        for tensor in _written(func, args, kwargs):
             entry = self._entry(tensor)
-            if entry is not None and (entry.written or entry.reads):
-                self._check(entry.written, self.host_clock, "read on the host before it has come")
-                if func._schema.is_mutable and tensor is inputs[0]:
-                    self._check(entry.reads, self.host_clock, "written on the host while it is copied")
+            if entry is not None:
+                self._check(entry.reads, self.host_clock, "written on the host while it is copied")
 
     def _check(self, uses: dict[int, int], clock: dict[int, int], what: str) -> None:
         if any(moment > clock.get(stream, 0) for stream, moment in uses.items()):
@@ -366,6 +404,7 @@ class Stream:
         self.name = name
         self.clock: dict[int, int] = {}
         self._ledger = ledger
+        ledger.streams.append(self)
 
     def synchronize(self) -> None:
         """Wait on the host until all is done."""
@@ -432,17 +471,15 @@ def where() -> str:
 
 def place_of(frame: FrameType, line: int) -> str:
     """Return "file:line function", empty where the frame is none of the engine's or those libraries'."""
-    name = frame.f_code.co_filename
-    if not any(place in name for place in _PLACES) or any(own in name for own in _OWN):
-        return ""
-    return f"{_short(name)}:{line} {frame.f_code.co_name}"
+    name = _named(frame.f_code.co_filename)
+    return f"{name}:{line} {frame.f_code.co_name}" if name else ""
 
 
-def _short(name: str) -> str:
-    if "site-packages/" in name:
-        return name.rpartition("site-packages/")[2]
-    found = max(name.rfind("/engine/"), name.rfind("/plugins/"))
-    return name[found + 1 :]
+@cache
+def _named(file: str) -> str:
+    """Return a file's name from its top package on, empty where places are not named by it."""
+    name = file.rpartition("/site-packages/")[2].removeprefix(_ROOT)
+    return name if name.startswith(_PLACES) and not name.startswith(_OWN) else ""
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -451,6 +488,23 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Yield the tensors that an operator writes to."""
+    if func._schema.is_mutable:
+        for index, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                yield from _tensors((args[index] if index < len(args) else kwargs.get(argument.name),))
+
+
+def _alike(source: Tensor, out: Tensor) -> bool:
+    """Say whether the bytes of one can be those of the other."""
+    if source.dtype != out.dtype or source.shape != out.shape:
+        return False
+    if source.is_contiguous() and out.is_contiguous():
+        return True
+    return source.stride() == out.stride() and is_non_overlapping_and_dense_or_false(out)
 
 
 def _is_view(inputs: Sequence[Tensor], made: Sequence[Tensor]) -> bool:

@@ -30,8 +30,12 @@ class HeaderReader:
                 place = into(stored)
                 if place.device.type == "cuda" and stored.size:
                     room = torch.empty(BUFFER, dtype=torch.uint8, pin_memory=True) if room is None else room
-                    # In place of its pieces, which all go through this room.
-                    place.copy_(room[: stored.dtype.itemsize].view(stored.dtype).expand(stored.shape))
+                    flat, size = place.view(-1), stored.dtype.itemsize
+                    # Fewer and larger pieces than AheadReader's, of the same bytes.
+                    for begin in range(0, stored.size, BUFFER):
+                        end = min(begin + BUFFER, stored.size)
+                        values = room[: end - begin].view(stored.dtype)
+                        flat[begin // size : end // size].copy_(values.to(place.device))
                 yield stored, place
 
 
