@@ -52,10 +52,12 @@ def write_published(
         packed = root / "quant_models"
         _write_quanto(packed / f"dit_model_{quant}.safetensors", packed / f"dit_map_{quant}.json", wan | audio, kind)
         text = _text(architecture["text_encoder"])
-        _write_quanto(packed / f"t5_{quant}.safetensors", packed / f"t5_map_{quant}.json", text, kind)
+        # Made of weights in 16 bits, where the network's are in 32.
+        _write_quanto(packed / f"t5_{quant}.safetensors", packed / f"t5_map_{quant}.json", text, kind, rest="BF16")
     else:
-        for number, shapes in enumerate(shards(wan, _SHARDS), 1):
-            write_sparse(base / shard_name(number, _SHARDS), {name: ("F32", shape) for name, shape in shapes.items()})
+        cut = [shapes for shapes in shards(wan, _SHARDS) if shapes]
+        for number, shapes in enumerate(cut, 1):
+            write_sparse(base / shard_name(number, len(cut)), {name: ("F32", shape) for name, shape in shapes.items()})
     if quant not in QUANTISED or quant == "gguf":
         entries = {name: ("BF16" if ".norm_x." in name else "F32", shape) for name, shape in audio.items()}
         write_sparse(root / adapter, entries)
@@ -149,17 +151,17 @@ def _write_encoders(root: Path, architecture: Mapping[str, Mapping[str, Any]]) -
     (folder / "config.json").write_text(json.dumps({"model_type": "wav2vec2", **hearing}), "utf-8")
 
 
-def _write_quanto(path: Path, map_path: Path, shapes: Shapes, kind: str) -> None:
-    """Pack each linear layer: its weight as `kind` with a scale a row, as optimum-quanto stores it."""
+def _write_quanto(path: Path, map_path: Path, shapes: Shapes, kind: str, *, rest: str = "F32") -> None:
+    """Pack each linear layer, as optimum-quanto does: its weight as `kind`, a scale a row as `rest`, like all else."""
     entries: dict[str, Entry] = {}
     told: dict[str, dict[str, str]] = {}
     for name, shape in shapes.items():
         module = name.removesuffix(".weight")
         # Tables that are looked up stay as they are.
         if module == name or len(shape) != 2 or module.endswith(("token_embedding", "pos_embedding.embedding")):
-            entries[name] = ("F32", shape)
+            entries[name] = (rest, shape)
             continue
-        entries |= {f"{name}._data": (kind, shape), f"{name}._scale": ("F32", (shape[0], 1))}
+        entries |= {f"{name}._data": (kind, shape), f"{name}._scale": (rest, (shape[0], 1))}
         entries |= {f"{module}.input_scale": ("F32", ()), f"{module}.output_scale": ("F32", ())}
         told[module] = {"weights": _KINDS[kind], "activations": "none"}
     write_sparse(path, entries)
