@@ -23,7 +23,9 @@ from engine.fit.memory import CONTEXT
 from engine.rehearsal.allocator import CachingAllocator
 from engine.rehearsal.attention import Call, attend, pick_kernel
 from engine.rehearsal.guard import provide_cuda_guard
-from engine.rehearsal.ledger import Event, Ledger, Stream, where
+from engine.rehearsal.ledger import Ledger
+from engine.rehearsal.places import where
+from engine.rehearsal.streams import Event, Stream
 
 #: Types of CUDA tensors that torch's errors call as Python does; the others are called as C++ does.
 _OLD_TYPES = ("Byte", "Char", "Double", "Float", "Int", "Long", "Short", "Half")

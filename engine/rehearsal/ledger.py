@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from engine.rehearsal.allocator import Block, CachingAllocator, pinned
+from engine.rehearsal.counts import Copy, Counts, Forward
+from engine.rehearsal.places import where
+from engine.rehearsal.streams import Stream, merge
 
 _aten: Any = torch.ops.aten
 #: Tensors of so many bytes are known by the place where they were made.
@@ -28,73 +27,8 @@ _LARGE = 2**20
 _COPIES = (_aten._to_copy.default, _aten.copy_.default)
 #: These allocate, and launch nothing.
 _EMPTY = (_aten.empty, _aten.empty_strided, _aten.empty_like, _aten.new_empty, _aten.new_empty_strided)
-#: Frames of these are named as the place where something happens; the rehearsal's own are not.
-_PLACES = ("engine/", "plugins/", "diffusers/", "transformers/", "torchao/", "peft/")
-_OWN = "engine/rehearsal/"
-_ROOT = f"{Path(__file__).parents[2]}/"
 #: Plain enough to look into; the others take themselves apart into these first.
 _PLAIN = (Tensor, nn.Parameter, FakeTensor, nn.Buffer)
-
-
-class Copy(NamedTuple):
-    """A kind of copy between host and device."""
-
-    #: "up" is from the host to the device.
-    direction: str
-    #: "pinned" or "pageable", of the host's side.
-    memory: str
-    #: Whether the host waits until it is done.
-    blocks: bool
-    #: Whether it is made inside a forward of the network.
-    forward: bool
-    where: str
-
-
-@dataclass
-class Counts:
-    """What was counted in one stage."""
-
-    #: Of the device: most bytes at once, where, and what the caching allocator held then at most.
-    peak: int = 0
-    peak_where: str = ""
-    held: int = 0
-    #: Most bytes on the device before what the stage works with had come, and was gone before.
-    arrival: int = 0
-    #: Bytes on the device when the stage ended, and those of large tensors by the place where they were made.
-    after: int = 0
-    left: Counter[str] = field(default_factory=Counter)
-    host_peak: int = 0
-    #: Bytes pinned anew, as asked for.
-    pinned: int = 0
-    #: Copies and their bytes.
-    copies: Counter[Copy] = field(default_factory=Counter)
-    copied: Counter[Copy] = field(default_factory=Counter)
-    #: Waits of the host for the device, and values of the device that the host reads, by place; inside a forward alone
-    #: and in all.
-    waits: Counter[str] = field(default_factory=Counter)
-    reads: Counter[str] = field(default_factory=Counter)
-    forward_waits: Counter[str] = field(default_factory=Counter)
-    #: Kernels launched, by operator, and the bytes that each operator reads and writes.
-    launches: Counter[str] = field(default_factory=Counter)
-    moved: Counter[str] = field(default_factory=Counter)
-    #: Floating-point operations, by operator and dtype.
-    flops: Counter[tuple[str, str]] = field(default_factory=Counter)
-    #: Attention: kernel, shape of queries and keys, dtype.
-    attention: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-
-
-class Forward(NamedTuple):
-    """What one forward of the network took."""
-
-    launches: int
-    moved: int
-    flops: int
-    #: Copies between host and device, and their bytes each way.
-    copies: int
-    up: int
-    down: int
-    waits: int
-    reads: int
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -333,12 +267,12 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def synchronise(self, *streams: Stream) -> None:
         """Let the host know all that these streams have done."""
         for stream in streams:
-            _merge(self.host_clock, stream.clock)
+            merge(self.host_clock, stream.clock)
 
     def _used(self, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
         """Enter a use of tensors by the current stream, and look whether it may be."""
         stream = self.stream
-        _merge(stream.clock, self.host_clock)
+        merge(stream.clock, self.host_clock)
         stream.clock[stream.number] = moment = stream.clock.get(stream.number, 0) + 1
         for tensor in read:
             entry = self._entry(tensor)
@@ -393,95 +327,6 @@ class _Storage:
     recorded: set[int] = field(default_factory=set)
 
 
-class Stream:
-    """A CUDA stream: operations in order, and what it knows of the others."""
-
-    _made = 0
-
-    def __init__(self, ledger: Ledger, name: str = "stream") -> None:
-        Stream._made += 1
-        self.number = Stream._made
-        self.name = name
-        self.clock: dict[int, int] = {}
-        self._ledger = ledger
-        ledger.streams.append(self)
-
-    def synchronize(self) -> None:
-        """Wait on the host until all is done."""
-        self._ledger.wait(f"{where()} ({self.name} stream)")
-        self._ledger.synchronise(self)
-
-    def wait_stream(self, other: Stream) -> None:
-        """Do what follows after all that `other` has been given."""
-        _merge(self.clock, other.clock)
-
-    def wait_event(self, event: Event) -> None:
-        """Do what follows after `event`."""
-        _merge(self.clock, event.clock)
-
-    def record_event(self, event: Event | None = None) -> Event:
-        """Return an event that comes when all that was given so far is done."""
-        event = event or Event(self._ledger)
-        event.record(self)
-        return event
-
-    def query(self) -> bool:
-        """Say whether all is done, as far as the host knows."""
-        return all(moment <= self._ledger.host_clock.get(stream, 0) for stream, moment in self.clock.items())
-
-
-class Event:
-    """A CUDA event."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.clock: dict[int, int] = {}
-        self._ledger = ledger
-
-    def record(self, stream: Stream | None = None) -> None:
-        """Come when `stream` has done what it was given so far."""
-        self.clock = dict((stream or self._ledger.stream).clock)
-
-    def wait(self, stream: Stream | None = None) -> None:
-        """Let `stream` wait."""
-        _merge((stream or self._ledger.stream).clock, self.clock)
-
-    def synchronize(self) -> None:
-        """Wait on the host."""
-        self._ledger.wait(f"{where()} (event)")
-        _merge(self._ledger.host_clock, self.clock)
-
-    def query(self) -> bool:
-        """Say whether it has come, as far as the host knows."""
-        return all(moment <= self._ledger.host_clock.get(stream, 0) for stream, moment in self.clock.items())
-
-    def elapsed_time(self, other: Event) -> float:
-        """Return no time: nothing is timed here."""
-        return 0.0
-
-
-def where() -> str:
-    """Return file:line of the nearest caller in the engine, a plugin or a library of networks."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if found := place_of(frame, frame.f_lineno):
-            return found
-        frame = frame.f_back
-    return "?"
-
-
-def place_of(frame: FrameType, line: int) -> str:
-    """Return "file:line function", empty where the frame is none of the engine's or those libraries'."""
-    name = _named(frame.f_code.co_filename)
-    return f"{name}:{line} {frame.f_code.co_name}" if name else ""
-
-
-@cache
-def _named(file: str) -> str:
-    """Return a file's name from its top package on, empty where places are not named by it."""
-    name = file.rpartition("/site-packages/")[2].removeprefix(_ROOT)
-    return name if name.startswith(_PLACES) and not name.startswith(_OWN) else ""
-
-
 def _tensors(values: Any) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
@@ -519,9 +364,3 @@ def _touched(tensor: Tensor) -> int:
         if stride:
             size *= length
     return size
-
-
-def _merge(clock: dict[int, int], other: dict[int, int]) -> None:
-    for stream, moment in other.items():
-        if moment > clock.get(stream, 0):
-            clock[stream] = moment

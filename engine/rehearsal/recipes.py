@@ -1,4 +1,4 @@
-"""All recipes for cards, one after the other: `python -m engine.rehearsal.recipes SHARE COUNT` prints reports as JSON."""
+"""All recipes for cards, one after the other: `python -m engine.rehearsal.recipes SHARE COUNT` prints JSON lines."""
 
 from __future__ import annotations
 

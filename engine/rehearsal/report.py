@@ -12,7 +12,7 @@ from engine.fit import memory
 from engine.fit.estimate import free_of, largest_work, settle
 from engine.fit.memory import CONTEXT, Load
 from engine.fit.sizes import Sizes
-from engine.rehearsal.ledger import Copy, Forward
+from engine.rehearsal.counts import Copy, Forward
 from engine.rehearsal.walk import Row, Walk
 from engine.settings import largest_window
 

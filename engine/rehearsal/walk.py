@@ -23,8 +23,9 @@ from engine.multitalk.transformer import MultiTalkTransformer3DModel
 from engine.pipeline import Engine
 from engine.registry import Registry, installed
 from engine.rehearsal.card import pretended
+from engine.rehearsal.counts import Counts, Forward
 from engine.rehearsal.files import write_published
-from engine.rehearsal.ledger import Counts, Forward, Ledger
+from engine.rehearsal.ledger import Ledger
 from engine.rehearsal.reader import HeaderReader, headers_only
 from engine.settings import largest_window
 
@@ -294,7 +295,7 @@ def _bytes(module: Any, device: str) -> int:
 
 def _raised(error: BaseException) -> str:
     """Return file:line of the engine or a library where an exception was raised."""
-    from engine.rehearsal.ledger import place_of
+    from engine.rehearsal.places import place_of
 
     trace, found = error.__traceback__, ""
     while trace is not None:

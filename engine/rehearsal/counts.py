@@ -1,0 +1,68 @@
+"""What is counted in a stage, and in a forward of the network."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Copy(NamedTuple):
+    """A kind of copy between host and device."""
+
+    #: "up" is from the host to the device.
+    direction: str
+    #: "pinned" or "pageable", of the host's side.
+    memory: str
+    #: Whether the host waits until it is done.
+    blocks: bool
+    #: Whether it is made inside a forward of the network.
+    forward: bool
+    where: str
+
+
+@dataclass
+class Counts:
+    """What was counted in one stage."""
+
+    #: Of the device: most bytes at once, where, and what the caching allocator held then at most.
+    peak: int = 0
+    peak_where: str = ""
+    held: int = 0
+    #: Most bytes on the device before what the stage works with had come, and was gone before.
+    arrival: int = 0
+    #: Bytes on the device when the stage ended, and those of large tensors by the place where they were made.
+    after: int = 0
+    left: Counter[str] = field(default_factory=Counter)
+    host_peak: int = 0
+    #: Bytes pinned anew, as asked for.
+    pinned: int = 0
+    #: Copies and their bytes.
+    copies: Counter[Copy] = field(default_factory=Counter)
+    copied: Counter[Copy] = field(default_factory=Counter)
+    #: Waits of the host for the device, and values of the device that the host reads, by place; inside a forward alone
+    #: and in all.
+    waits: Counter[str] = field(default_factory=Counter)
+    reads: Counter[str] = field(default_factory=Counter)
+    forward_waits: Counter[str] = field(default_factory=Counter)
+    #: Kernels launched, by operator, and the bytes that each operator reads and writes.
+    launches: Counter[str] = field(default_factory=Counter)
+    moved: Counter[str] = field(default_factory=Counter)
+    #: Floating-point operations, by operator and dtype.
+    flops: Counter[tuple[str, str]] = field(default_factory=Counter)
+    #: Attention: kernel, shape of queries and keys, dtype.
+    attention: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+
+
+class Forward(NamedTuple):
+    """What one forward of the network took."""
+
+    launches: int
+    moved: int
+    flops: int
+    #: Copies between host and device, and their bytes each way.
+    copies: int
+    up: int
+    down: int
+    waits: int
+    reads: int
