@@ -128,7 +128,12 @@ def _write_config(path: Path, config: Mapping[str, Any], dim: int) -> None:
 
 def _text(config: Mapping[str, Any]) -> Shapes:
     return published.umt5(
-        config["vocab_size"], config["d_model"], config["d_ff"], config["num_heads"], config["num_layers"]
+        config["vocab_size"],
+        config["d_model"],
+        config["d_ff"],
+        config["num_heads"],
+        config["num_layers"],
+        config["d_kv"],
     )
 
 

@@ -69,10 +69,12 @@ def multitalk(
     return linears(root) | norms({"audio_proj.norm": out}) | in_blocks(audio, layers)
 
 
-def umt5(vocabulary: int = 256384, dim: int = 4096, ffn: int = 10240, heads: int = 64, layers: int = 24) -> Shapes:
+def umt5(
+    vocabulary: int = 256384, dim: int = 4096, ffn: int = 10240, heads: int = 64, layers: int = 24, width: int = 64
+) -> Shapes:
     """Return models_t5_umt5-xxl-enc-bf16.pth; every layer has its own table of positions."""
     block: Shapes = {"norm1.weight": (dim,), "norm2.weight": (dim,), "pos_embedding.embedding.weight": (32, heads)}
-    block |= {f"attn.{name}.weight": (dim, dim) for name in "qkvo"}
+    block |= {f"attn.{name}.weight": (heads * width, dim) for name in "qkv"} | {"attn.o.weight": (dim, heads * width)}
     block |= {"ffn.gate.0.weight": (ffn, dim), "ffn.fc1.weight": (ffn, dim), "ffn.fc2.weight": (dim, ffn)}
     return {"token_embedding.weight": (vocabulary, dim), "norm.weight": (dim,)} | in_blocks(block, layers)
 
