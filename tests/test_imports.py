@@ -40,6 +40,11 @@ ROOMS = {
     "engine.room": {"engine.host_memory"},
     "engine.peaks": {"engine.data"},
     "engine.fit": {"engine.data", "engine.errors", "engine.estimates", "engine.fit", "engine.room"},
+    "engine.rehearsal": {
+        *("engine.bench.random_folder", "engine.compose", "engine.config", "engine.data", "engine.errors"),
+        *("engine.estimates", "engine.fit", "engine.multitalk", "engine.pipeline", "engine.registry"),
+        *("engine.rehearsal", "engine.settings", "engine.tensors"),
+    },
     "engine.client": {"engine.client", "engine.errors"},
     "engine.comparison": {"engine.comparison", "engine.errors"},
     "engine.libraries": {"engine.errors"},
@@ -154,6 +159,11 @@ def test_room_imports_only_what_it_may(room: str) -> None:
 def test_engine_never_imports_plugins() -> None:
     wrong = {name for name, path in CORE.items() if any(within(wanted, "plugins") for wanted in ours(path))}
     assert not wrong
+
+
+def test_only_its_command_imports_the_rehearsal() -> None:
+    users = {name for name, path in MODULES.items() if any(within(one, "engine.rehearsal") for one in ours(path))}
+    assert {name for name in users if not within(name, "engine.rehearsal")} == {"engine.commands.rehearse"}
 
 
 def test_core_runs_from_the_command_line_down_to_the_errors() -> None:

@@ -1,4 +1,4 @@
-"""A rehearsal runs the engine itself on a pretended card: the recipes of the images pass, and what is broken is found."""
+"""A rehearsal runs the engine itself on a pretended card: the images' recipes pass, and what is broken is found."""
 
 from __future__ import annotations
 
@@ -164,6 +164,12 @@ def test_blocks_that_nobody_waits_for_are_out_of_order(monkeypatch: pytest.Monke
     assert any("read before it is written" in str(fault) for fault in report.faults)
 
 
+def thrice(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    for _ in range(3):
+        made: torch.Tensor = network(x)
+    return made
+
+
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_the_offloading_that_started_this_cannot_pin(low_memory: bool) -> None:
     # diffusers keeps `tensor.cpu()` as the copy on the host, which of a torchao tensor is the tensor itself.
@@ -184,7 +190,8 @@ def test_the_offloading_that_started_this_cannot_pin(low_memory: bool) -> None:
     with pretended(cards()[0]):
         network = Network().to(torch.bfloat16)
         for block in network.blocks:
-            weight: Any = quantise(block.weight.float(), torch.int8).kept(torch.bfloat16)  # type: ignore[operator, union-attr]
+            dense: Any = block.weight
+            weight = quantise(dense.float(), torch.int8).kept(torch.bfloat16)
             block.weight = nn.Parameter(weight, requires_grad=False)
         apply_group_offloading(
             network,
@@ -197,11 +204,9 @@ def test_the_offloading_that_started_this_cannot_pin(low_memory: bool) -> None:
         x = torch.ones(1, 16, dtype=torch.bfloat16, device="cuda")
         if low_memory:
             with pytest.raises(RuntimeError, match=r"cannot pin 'torch\.cuda\.CharTensor' only dense CPU tensors"):
-                for _ in range(3):
-                    network(x)
+                thrice(network, x)
         else:
-            for _ in range(3):
-                assert network(x).shape == x.shape
+            assert thrice(network, x).shape == x.shape
 
 
 # --- the rules of faults, on rows made by hand ------------------------------------------------------------------------
