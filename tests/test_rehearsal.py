@@ -38,6 +38,15 @@ def kinds(report: Report) -> set[str]:
     return {fault.kind for fault in report.faults} - {"plan"}
 
 
+def documented(report: Mapping[str, Any]) -> None:
+    """Hold that docs/rehearsal.md names each key of a report, of its stages and of what stands in those."""
+    text = (Path(__file__).parent.parent / "docs" / "rehearsal.md").read_text("utf-8")
+    keys = set(report) | set(report["settings"]) | {key for fault in report["faults"] for key in fault}
+    for stage in report["stages"]:
+        keys |= {*stage, *stage["up"], *(stage["forward"] or ())}
+    assert {key for key in keys if f"`{key}`" not in text} == set()
+
+
 # --- the recipes of the images ----------------------------------------------------------------------------------------
 
 
@@ -53,6 +62,7 @@ def test_recipes_make_two_windows_without_a_fault(recipe: Report) -> None:
     assert {stage["window"] for stage in recipe.stages if stage["stage"] == "denoise"} == {1, 2}
     assert recipe.settings["size"] is not None
     assert recipe.settings["speakers"] == 2
+    documented(recipe.as_json())
 
 
 def test_inside_a_forward_nobody_waits(recipe: Report) -> None:
@@ -139,15 +149,6 @@ def test_a_device_mismatch_ends_the_rehearsal_and_says_where(
     assert "same device" in fault["what"] or "two different devices" in fault["what"]
     assert " at engine/multitalk/transformer.py:" in fault["what"]
     documented(report)
-
-
-def documented(report: Mapping[str, Any]) -> None:
-    """Hold that docs/rehearsal.md names each key of a report, of its stages and of what stands in those."""
-    text = (Path(__file__).parent.parent / "docs" / "rehearsal.md").read_text("utf-8")
-    keys = set(report) | set(report["settings"]) | {key for fault in report["faults"] for key in fault}
-    for stage in report["stages"]:
-        keys |= {*stage, *stage["up"], *(stage["forward"] or ())}
-    assert {key for key in keys if f"`{key}`" not in text} == set()
 
 
 def test_a_card_that_is_too_small_is_a_fault() -> None:
