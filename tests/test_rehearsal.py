@@ -16,7 +16,7 @@ from torch import nn
 from engine.cli import main
 from engine.fit.cards import cards, find_card
 from engine.rehearsal.card import pretended
-from engine.rehearsal.ledger import Copy, Counts, Forward
+from engine.rehearsal.counts import Copy, Counts, Forward
 from engine.rehearsal.rehearse import _sizes, default_card
 from engine.rehearsal.report import Report, make_report, reckon
 from engine.rehearsal.walk import Row, Scene, Walk, walk
