@@ -105,22 +105,30 @@ def rehearse(session: nox.Session) -> None:
     """
     every = int(session.posargs[0]) if session.posargs else 1
     command = (sys.executable, "-m", "engine.rehearsal.recipes")
-    running = [
-        subprocess.Popen(
-            [*command, str(share * every), str(2 * every)],
-            stdout=subprocess.PIPE,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        for share in range(2)
-    ]
-    outputs = [process.communicate()[0].decode() for process in running]
-    if any(process.returncode for process in running):
-        session.error("a share of the rehearsals could not be run")
+    with tempfile.TemporaryDirectory() as folder:
+        # Files, for a pipe that nobody reads yet would hold the second process up.
+        files = [Path(folder) / f"{share}.jsonl" for share in range(2)]
+        running = [
+            subprocess.Popen(
+                [*command, str(share * every), str(2 * every)],
+                stdout=file.open("w"),
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+            for share, file in enumerate(files)
+        ]
+        statuses = [process.wait() for process in running]
+        if any(statuses):
+            session.error("a share of the rehearsals could not be run")
+        outputs = [file.read_text("utf-8") for file in files]
     reports = sorted((json.loads(line) for part in outputs for line in part.splitlines()), key=_order)
     if every == 1:
         kept = ROOT / "docs" / "measured" / "rehearsal.json"
         kept.write_text("[\n" + ",\n".join(map(json.dumps, reports)) + "\n]\n", "utf-8")
-    faults = [f"{' '.join(report['overrides'])}: {fault}" for report in reports for fault in report["faults"]]
+    faults = [
+        f"{' '.join(report['overrides'])}: {fault['where']} {fault['what']}"
+        for report in reports
+        for fault in report["faults"]
+    ]
     if faults:
         session.error("; ".join(faults))
 

@@ -57,6 +57,7 @@ def _estimate(plan: Plan, config: Config) -> Estimates:
         blocks=config.memory.blocks,
         resident=config.memory.resident,
         loras=_lora_bytes(config, plan.weights),
+        adapted=is_adapted(config),
         cache=config.cache.name,
         tile=config.memory.tile,
         continuation=config.continuation.style,
@@ -129,6 +130,12 @@ def _sizes(config: Config, weights: Path | None) -> tuple[Sizes, bool]:
 
 def _files_bytes(weights: Path) -> int:
     return sum(path.stat().st_size for part in PARTS for path in (weights / part).glob("*.safetensors"))
+
+
+def is_adapted(config: Config) -> bool:
+    """Say whether LoRAs beside the weights are switched on with a config's sampler."""
+    bundle = config.model.turbo if config.sampler.bundle == "turbo" else config.model.standard
+    return config.lora.mode == "runtime" and bool(bundle.loras or config.lora.extra)
 
 
 def _lora_bytes(config: Config, weights: Path | None) -> int:

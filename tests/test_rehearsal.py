@@ -17,7 +17,7 @@ from engine.cli import main
 from engine.fit.cards import cards, find_card
 from engine.rehearsal.card import pretended
 from engine.rehearsal.counts import Copy, Counts, Forward
-from engine.rehearsal.rehearse import _sizes, default_card
+from engine.rehearsal.rehearse import default_card, sizes_of
 from engine.rehearsal.report import Report, make_report, reckon
 from engine.rehearsal.walk import Row, Scene, Walk, walk
 
@@ -30,7 +30,7 @@ LARGE = 2**24
 def report_of(overrides: tuple[str, ...], scene: Scene, **changed: Any) -> Report:
     card = replace(default_card(overrides), **changed)
     seen = walk(overrides, card, scene, expandable=True)
-    return make_report(seen, _sizes(seen))
+    return make_report(seen, sizes_of(seen))
 
 
 def kinds(report: Report) -> set[str]:
@@ -269,7 +269,7 @@ FORWARD = Forward(launches=1, moved=1, flops=1, copies=1, up=20 * GB, down=0, wa
     ],
 )
 def test_a_row_is_a_fault_or_none(seen: Walk, memory: str, given: Row, kind: str | None) -> None:
-    report = make_report(replace(seen, memory=memory, rows=[given]), _sizes(seen))
+    report = make_report(replace(seen, memory=memory, rows=[given]), sizes_of(seen))
     assert kinds(report) == ({kind} if kind else set()), [str(fault) for fault in report.faults]
 
 
@@ -277,7 +277,7 @@ def test_errors_races_and_missing_memory_are_faults(seen: Walk) -> None:
     broken = replace(
         seen, error="ValueError: no", error_where="engine/x.py:1 f", races={"engine/y.py:2 g: late": 3}, missing=GB
     )
-    report = make_report(broken, _sizes(seen))
+    report = make_report(broken, sizes_of(seen))
     assert [(fault.kind, fault.what) for fault in report.faults] == [
         ("error", "ValueError: no at engine/x.py:1 f"),
         ("order", "3 x engine/y.py:2 g: late"),

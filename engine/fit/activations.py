@@ -29,13 +29,19 @@ def tokens(config: Config, latents: tuple[int, int, int]) -> int:
     return int((latents[0] // frames) * (latents[1] // rows) * (latents[2] // columns))
 
 
-def forward_bytes(config: Config, latents: tuple[int, int, int], *, value: int, speakers: int = 1) -> int:
-    """Return the peak of one forward (engine.multitalk.transformer) with values of `value` bytes."""
+def forward_bytes(
+    config: Config, latents: tuple[int, int, int], *, value: int, speakers: int = 1, adapted: bool = False
+) -> int:
+    """Return the peak of one forward (engine.multitalk.transformer) with values of `value` bytes.
+
+    `adapted`: LoRAs beside the weights are switched on.
+    """
     dim, ffn, length = width(config), config["ffn_dim"], tokens(config, latents)
     stream, thin, wide = length * dim * _EXACT, length * dim * value, length * ffn * value
     # Feed-forward: the block's tokens before and after attention; what self-attention got and gave, what audio
     # attention got, what the feed-forward gets; its inner values before and after the activation.
-    forwarding = 2 * stream + 4 * thin + 2 * wide
+    # A LoRA's part of a layer's output is there beside the output and their sum.
+    forwarding = 2 * stream + 4 * thin + (3 if adapted else 2) * wide
     # Self-attention while keys are rotated: tokens and their norm; queries and keys before and after; values.
     rotated = stream if speakers > 1 else thin
     cast = 0 if value == _EXACT else thin

@@ -51,6 +51,8 @@ class Load:
     resident: int | str = 0
     #: Bytes of LoRAs beside the weights.
     loras: int = 0
+    #: Whether any of these is switched on.
+    adapted: bool = False
     #: Frames, height and width of the largest window that memory=auto allows for.
     window: tuple[int, int, int] = (81, 480, 832)
     #: Step cache, which keeps tensors from step to step.
@@ -258,7 +260,8 @@ def _denoising(sizes: Sizes, load: Load, work: Work, value: int) -> int:
     """Return what a forward and the steps between forwards hold, but for the conditions."""
     config = sizes.configs["transformer"]
     one = activations.conditions_bytes(config, work.latents, value=value, speakers=work.speakers, passes=1)
-    forward = activations.forward_bytes(config, work.latents, value=value, speakers=work.speakers) - one
+    forward = activations.forward_bytes(config, work.latents, value=value, speakers=work.speakers, adapted=load.adapted)
+    forward -= one
     if load.quant != "none":
         # Weights that are quantised are written out a layer at a time, while one of the two wide tensors of the
         # feed-forward is there.

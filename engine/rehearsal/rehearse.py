@@ -24,13 +24,13 @@ def rehearse(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: 
     """
     first = walk(overrides, card, scene, expandable=expandable)
     if scene.blocks is None:
-        return make_report(first, _sizes(first))
+        return make_report(first, sizes_of(first))
     second = walk(overrides, card, replace(scene, blocks=scene.blocks + 1), expandable=expandable)
     whole = replace(scene, blocks=None)
     return reckon(
-        make_report(first, _sizes(first)),
-        make_report(second, _sizes(second)),
-        int(_sizes(replace(first, scene=whole)).configs["transformer"]["num_layers"]),
+        make_report(first, sizes_of(first)),
+        make_report(second, sizes_of(second)),
+        int(sizes_of(replace(first, scene=whole)).configs["transformer"]["num_layers"]),
     )
 
 
@@ -43,7 +43,7 @@ def default_card(overrides: Sequence[str]) -> Card:
     return next((card for card in known if sizes and card.name.endswith(f" {sizes[0]} GB")), known[-1])
 
 
-def _sizes(seen: Walk) -> Sizes:
+def sizes_of(seen: Walk) -> Sizes:
     model = seen.config.model
     if model.packaged:
         return read_sizes(_packaged(model.folder))

@@ -12,6 +12,7 @@ from engine.fit import memory
 from engine.fit.estimate import free_of, largest_work, settle
 from engine.fit.memory import CONTEXT, Load
 from engine.fit.sizes import Sizes
+from engine.fitting import is_adapted
 from engine.rehearsal.counts import Copy, Forward
 from engine.rehearsal.walk import Row, Walk
 from engine.settings import largest_window
@@ -72,7 +73,7 @@ class Report:
 
 def make_report(walk: Walk, sizes: Sizes) -> Report:
     """Return the report of one walk. `sizes` are those of the model that was walked."""
-    planned, waiting = _planned(walk, sizes)
+    planned, waiting = planned_stages(walk, sizes)
     stages = tuple(_stage(row, planned.get(row.stage)) for row in walk.rows)
     needed = max((max(row.counts.peak, row.counts.arrival) for row in walk.rows), default=0) + CONTEXT
     held = max((row.counts.held for row in walk.rows), default=0) + CONTEXT
@@ -168,7 +169,7 @@ def _settings(walk: Walk, sizes: Sizes) -> Numbers:
     }
 
 
-def _planned(walk: Walk, sizes: Sizes) -> tuple[dict[str, StageMemory], int | None]:
+def planned_stages(walk: Walk, sizes: Sizes) -> tuple[dict[str, StageMemory], int | None]:
     """Return what the plan says of the same weights, profile and windows, by stage, and of weights on the host."""
     if walk.plan is None or walk.memory not in memory.PROFILES or walk.config.quant.name not in memory.QUANTS:
         return {}, None
@@ -180,6 +181,7 @@ def _planned(walk: Walk, sizes: Sizes) -> tuple[dict[str, StageMemory], int | No
         memory=walk.memory,
         blocks=walk.config.memory.blocks,
         loras=walk.loras,
+        adapted=is_adapted(walk.config),
         cache=walk.config.cache.name,
         tile=walk.config.memory.tile,
         continuation=walk.config.continuation.style,

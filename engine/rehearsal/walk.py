@@ -120,7 +120,7 @@ def walk(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool
         source = _weights(asked, scene, folder)
         config = compose([*overrides, *_FIXED, *steps, f"sink.folder={folder / 'videos'}", *source])
         found.loras = _lora_bytes(config, folder / config.model.folder)
-        request = _request(config, scene, folder)
+        request = request_for(config, scene, folder)
         with (
             pretended(card, expandable=expandable) as ledger,
             headers_only(),
@@ -251,7 +251,7 @@ def _lora_bytes(config: Config, folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("loras/*.safetensors"))
 
 
-def _request(config: Config, scene: Scene, folder: Path) -> Request:
+def request_for(config: Config, scene: Scene, folder: Path) -> Request:
     """Return a request for the largest window of the config's resolution, over `scene.windows` whole windows."""
     from PIL import Image
 
