@@ -37,7 +37,9 @@ def make_settings(config: Config, registry: Registry, *, weights: Path | None = 
     try:
         weights = weights or locate_weights(config, registry)
     except (SourceError, MissingExtra) as error:
-        absent = "; ".join(filter(None, (error.what, error.hint)))
+        # A source that has the model in another form than the config reads says so in its own field.
+        missing = error.field in (None, "", "source")
+        absent = f"yet: {'; '.join(filter(None, (error.what, error.hint)))}" if missing else f"by this config: {error}"
     table = model.resolutions[config.resolution]
     return Settings(
         model=model.name,

@@ -43,7 +43,7 @@ ROOMS = {
     "engine.rehearsal": {
         *("engine.bench.random_folder", "engine.compose", "engine.config", "engine.data", "engine.errors"),
         *("engine.estimates", "engine.fit", "engine.multitalk", "engine.pipeline", "engine.registry"),
-        *("engine.rehearsal", "engine.settings", "engine.tensors"),
+        *("engine.fitting", "engine.rehearsal", "engine.settings", "engine.tensors"),
     },
     "engine.client": {"engine.client", "engine.errors"},
     "engine.comparison": {"engine.comparison", "engine.errors"},

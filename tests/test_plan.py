@@ -80,7 +80,7 @@ def test_untrained_weights_are_said() -> None:
 
 
 def test_absent_weights_do_not_stop_a_plan() -> None:
-    plan = plan_walk(REQUEST, media(1.0, 1.0), replace(SETTINGS, weights=None, absent="looked in /nowhere"))
+    plan = plan_walk(REQUEST, media(1.0, 1.0), replace(SETTINGS, weights=None, absent="yet: looked in /nowhere"))
     assert any("/nowhere" in warning for warning in plan.warnings)
 
 

@@ -183,11 +183,10 @@ def _temporaries(sizes: Sizes, load: Load, work: Work) -> dict[str, int]:
 
 def _waiting(load: Load, weights: Mapping[str, int]) -> dict[str, int]:
     """Return what each component takes of the host's memory while it waits there for its turn on the device."""
+    # On a CPU memory is taken as it is written to.
     kept: tuple[str, ...] = ()
-    if load.memory in ("group-offload", "lowest"):
-        kept = ("transformer",)
-    if load.device == "cuda" and load.memory not in ("none", "lowest"):
-        kept = _ON_DEVICE
+    if load.device == "cuda" and load.memory != "none":
+        kept = ("transformer",) if load.memory == "lowest" else _ON_DEVICE
     return {name: int(size * (1 + ARENA)) if name in kept else size for name, size in weights.items()}
 
 

@@ -29,7 +29,7 @@ def plan_walk(request: Request, media: Media, settings: Settings) -> Plan:
     if settings.untrained:
         warnings.append(f"the weights of {settings.model!r} are untrained: the video shows noise, not a talking person")
     if settings.weights is None:
-        warnings.append(f"nothing can be made yet: {settings.absent}")
+        warnings.append(f"nothing can be made {settings.absent}")
     if len(request.speakers) > 2:
         warnings.append("three and more speakers are experimental: the public weights were trained on one and two")
     if settings.tile:
