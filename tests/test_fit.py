@@ -269,7 +269,8 @@ def test_loading_holds_on_the_host_what_does_not_go_straight_to_the_device(
     parts = READING[profile, quant, converted]
     if stage.temporaries == memory.PIECE:
         # All are read before the first goes to the pinned pieces in which it waits.
-        assert profile != "none" and {*stage.weights} <= {*memory.PARTS}
+        assert profile != "none"
+        assert {*stage.weights} <= {*memory.PARTS}
         return
     assert sum(stage.weights.values()) == sum(weights[part] for part in [*parts, "audio_encoder"])
     # Quantising has a layer in float32 beside it.
