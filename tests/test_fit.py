@@ -250,7 +250,8 @@ READING = {
     ("model-offload", "none", False): ["transformer", "vae", "text_encoder", "image_encoder"],
     ("lowest", "none", False): ["transformer"],
     ("lowest", "int8", True): ["dense"],
-    ("lowest", "int8-quanto", True): ["transformer", "vae"],
+    # The autoencoder, which passes through after it, is smaller than a pinned piece.
+    ("lowest", "int8-quanto", True): ["transformer"],
 }
 
 
@@ -267,14 +268,10 @@ def test_loading_holds_on_the_host_what_does_not_go_straight_to_the_device(
     weights["dense"] = memory.weights_bytes(sizes, replace(load, quant="none"))["transformer"]
     stage = memory.stages(sizes, load, work)[0]
     parts = READING[profile, quant, converted]
-    if stage.temporaries == memory.PIECE:
-        # All are read before the first goes to the pinned pieces in which it waits.
-        assert profile != "none"
-        assert {*stage.weights} <= {*memory.PARTS}
-        return
     assert sum(stage.weights.values()) == sum(weights[part] for part in [*parts, "audio_encoder"])
-    # Quantising has a layer in float32 beside it.
-    assert stage.temporaries == (5120 * 13824 * 4 if "dense" in parts else BUFFER)
+    # Quantising has a layer in float32 beside it; what goes to pinned pieces has one of these beside it.
+    waiting = BUFFER if profile == "none" else memory.PIECE
+    assert stage.temporaries == (5120 * 13824 * 4 if "dense" in parts else waiting)
 
 
 def test_lowest_holds_one_part_at_a_time_on_a_cpu() -> None:

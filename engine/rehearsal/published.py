@@ -70,9 +70,18 @@ def multitalk(
 
 
 def umt5(
-    vocabulary: int = 256384, dim: int = 4096, ffn: int = 10240, heads: int = 64, layers: int = 24, width: int = 64
+    vocabulary: int = 256384,
+    dim: int = 4096,
+    ffn: int = 10240,
+    heads: int = 64,
+    layers: int = 24,
+    width: int | None = None,
 ) -> Shapes:
-    """Return models_t5_umt5-xxl-enc-bf16.pth; every layer has its own table of positions."""
+    """Return models_t5_umt5-xxl-enc-bf16.pth; every layer has its own table of positions.
+
+    `width` is that of a head; None: all heads together are as wide as the network, as the published one's are.
+    """
+    width = dim // heads if width is None else width
     block: Shapes = {"norm1.weight": (dim,), "norm2.weight": (dim,), "pos_embedding.embedding.weight": (32, heads)}
     block |= {f"attn.{name}.weight": (heads * width, dim) for name in "qkv"} | {"attn.o.weight": (dim, heads * width)}
     block |= {"ffn.gate.0.weight": (ffn, dim), "ffn.fc1.weight": (ffn, dim), "ffn.fc2.weight": (dim, ffn)}
