@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -13,48 +12,8 @@ from tiny_folder import WORDS, build_audio_encoder, build_tokenizer
 from torch import Tensor
 
 from engine.rehearsal import published
+from engine.rehearsal.files import shard_name, shards, write_sparse, write_sparse_archive
 from engine.rehearsal.published import Shapes
-
-_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "F8_E4M3": 1}
-
-
-def write_sparse(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> Path:
-    """Write a safetensors file with a real header and no data: (dtype, shape) by name; reading it gives noughts."""
-    header: dict[str, Any] = {}
-    end = 0
-    # As the library orders them: wide dtypes first, then by name.
-    for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: (-_BYTES[item[1][0]], item[0])):
-        begin, end = end, end + torch.Size(shape).numel() * _BYTES[dtype]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
-    return path
-
-
-def write_sparse_archive(path: Path, shapes: Shapes, dtype: torch.dtype) -> Path:
-    """Write what torch.save would, with a hole for the data of each tensor."""
-    with torch.serialization.skip_data():
-        torch.save({name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}, path)
-    return path
-
-
-def shards(shapes: Shapes, count: int) -> list[Shapes]:
-    """Cut a list of tensors into `count` parts of about equal size, in order."""
-    whole = sum(torch.Size(shape).numel() for shape in shapes.values())
-    cut: list[Shapes] = [{} for _ in range(count)]
-    done = 0
-    for name, shape in shapes.items():
-        cut[min(done * count // whole, count - 1)][name] = shape
-        done += torch.Size(shape).numel()
-    return cut
-
-
-def shard_name(number: int, count: int) -> str:
-    return f"diffusion_pytorch_model-{number:05}-of-{count:05}.safetensors"
 
 
 def write_full_size(root: Path) -> Path:
@@ -67,10 +26,10 @@ def write_full_size(root: Path) -> Path:
     (wan / "config.json").write_text(json.dumps(config))
     audio = {name: ("BF16" if ".norm_x." in name else "F32", shape) for name, shape in published.multitalk().items()}
     write_sparse(root / "MeiGen-MultiTalk" / "multitalk.safetensors", audio)
-    write_sparse_archive(wan / "models_t5_umt5-xxl-enc-bf16.pth", published.umt5(), torch.bfloat16)
+    write_sparse_archive(wan / "models_t5_umt5-xxl-enc-bf16.pth", published.umt5(), "bfloat16")
     tower = published.clip() | {"log_scale": (), "textual.token_embedding.weight": (250002, 1024)}
-    write_sparse_archive(wan / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth", tower, torch.float16)
-    write_sparse_archive(wan / "Wan2.1_VAE.pth", published.vae(), torch.float32)
+    write_sparse_archive(wan / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth", tower, "float16")
+    write_sparse_archive(wan / "Wan2.1_VAE.pth", published.vae(), "float32")
     (wan / "google" / "umt5-xxl").mkdir(parents=True)
     (wan / "google" / "umt5-xxl" / "tokenizer_config.json").write_text("{}")
     hearing = root / "chinese-wav2vec2-base"

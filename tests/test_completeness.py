@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from original_folder import write_full_size, write_sparse
+from original_folder import write_full_size
 
 from engine.data import Weights
 from engine.errors import SourceError
@@ -17,6 +17,7 @@ from engine.multitalk.checkpoint import build_empty, convert_transformer, read_t
 from engine.multitalk.layout import Part, find_parts
 from engine.multitalk.load import COMPONENTS
 from engine.rehearsal import published
+from engine.rehearsal.files import write_sparse
 
 WANTED = Weights("multitalk", "", COMPONENTS, adapter="multitalk.safetensors")
 #: Component -> its tensors in our names, and their parameters, those of tensors that are not used left out.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from original_folder import FILES, shard_name, small_transformer, write_index, write_original
+from original_folder import FILES, small_transformer, write_index, write_original
 from safetensors.torch import load_file, save_file
 from tiny_folder import build_text_encoder, build_transformer
 
@@ -20,6 +20,7 @@ from engine.multitalk.checkpoint import read_part
 from engine.multitalk.keys import is_audio, to_engine
 from engine.multitalk.layout import Part, find_parts
 from engine.multitalk.load import COMPONENTS, load_model
+from engine.rehearsal.files import shard_name
 from plugins.sources.volume import Volume, VolumeConfig
 
 WANTED = Weights("multitalk", "multitalk", COMPONENTS, adapter="multitalk.safetensors", commands=(("get them", ""),))

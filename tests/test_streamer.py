@@ -31,7 +31,7 @@ LAYERS = 5
 
 
 class Late:
-    """A lane that copies as late as one may: what is looked at before is noughts and ones without sense."""
+    """A lane that copies as late as possible: until then a place holds invalid bytes."""
 
     def __init__(self) -> None:
         self.pending: dict[int, Sequence[tuple[Tensor, Tensor]]] = {}

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from engine.compose import compose
 from engine.doctor import Patient, check_weights
 from engine.errors import ConfigError, EngineError, MissingExtra, MissingWeights, SourceError
 from engine.multitalk.load import load_model
+from engine.rehearsal.files import write_sparse
 from engine.suited import check_suited, unsuited
 from engine.worker.fitness import UnfitError, checks
 
@@ -287,9 +288,7 @@ def test_nothing_but_headers_is_read_and_torch_is_not_imported(quanto: Path, net
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_large_folder_is_looked_at_in_well_under_a_second(
-    tmp_path: Path, write_sparse: Callable[[Path, Mapping[str, tuple[int, ...]]], None]
-) -> None:
+def test_a_large_folder_is_looked_at_in_well_under_a_second(tmp_path: Path) -> None:
     # The published sizes: 40 blocks of 5120, a LoRA over all their layers.
     folder = tmp_path / "models" / "tiny"
     folder.mkdir(parents=True)
@@ -306,15 +305,16 @@ def test_a_large_folder_is_looked_at_in_well_under_a_second(
         "ffn.0",
         "ffn.2",
     )
-    audio = {f"blocks.{n}.audio_cross_attn.proj.weight": (5120, 5120) for n in range(40)}
-    wan = {f"blocks.{n}.{layer}.weight": (5120, 5120) for n in range(40) for layer in layers}
+    square = ("BF16", (5120, 5120))
+    audio = {f"blocks.{n}.audio_cross_attn.proj.weight": square for n in range(40)}
+    wan = {f"blocks.{n}.{layer}.weight": square for n in range(40) for layer in layers}
     write_sparse(folder / "base" / "wan.safetensors", wan)
     write_sparse(folder / "multitalk.safetensors", audio)
     halves = {"down": (32, 5120), "up": (5120, 32)}
     write_sparse(
         folder / "own.safetensors",
         {
-            f"diffusion_model.{name.removesuffix('.weight')}.lora_{half}.weight": shape
+            f"diffusion_model.{name.removesuffix('.weight')}.lora_{half}.weight": ("BF16", shape)
             for name in wan
             for half, shape in halves.items()
         },
@@ -324,22 +324,3 @@ def test_a_large_folder_is_looked_at_in_well_under_a_second(
     check_suited(config, folder)
     # 0.014 s of processor time on two cores of a virtual machine; another may be slow.
     assert time.process_time() - began < 0.6
-
-
-@pytest.fixture
-def write_sparse() -> Callable[[Path, Mapping[str, tuple[int, ...]]], None]:
-    """Return what writes a safetensors file of full size that takes no room on the disk."""
-
-    def write(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        header, end = {}, 0
-        for name, shape in shapes.items():
-            begin, end = end, end + 2 * shape[0] * shape[1]
-            header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.truncate(8 + len(text) + end)
-
-    return write
