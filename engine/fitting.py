@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from engine.config import Config
 from engine.data import Plan
@@ -49,19 +50,11 @@ def _estimate(plan: Plan, config: Config) -> Estimates:
     sizes, own = _sizes(config, plan.weights)
     cards = installed_cards()
     device = config.device if config.device != "auto" else ("cuda" if cards else "cpu")
-    load = Load(
+    load = make_load(
+        config,
         device=device,
         dtype=config.dtype if config.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32"),
-        quant=config.quant.name,
-        memory=config.memory.name,
-        blocks=config.memory.blocks,
-        resident=config.memory.resident,
-        loras=_lora_bytes(config, plan.weights),
-        adapted=is_adapted(config),
-        cache=config.cache.name,
-        tile=config.memory.tile,
-        continuation=config.continuation.style,
-        window=largest_window(config),
+        loras=lora_bytes(config, plan.weights),
         converted=not own,
     )
     return estimate(
@@ -132,16 +125,36 @@ def _files_bytes(weights: Path) -> int:
     return sum(path.stat().st_size for part in PARTS for path in (weights / part).glob("*.safetensors"))
 
 
-def is_adapted(config: Config) -> bool:
+def make_load(config: Config, **others: Any) -> Load:
+    """Return how the weights of a config are kept; `others` are fields of Load that it does not say, or that differ."""
+    said: dict[str, Any] = {
+        "quant": config.quant.name,
+        "memory": config.memory.name,
+        "blocks": config.memory.blocks,
+        "resident": config.memory.resident,
+        "adapted": _is_adapted(config),
+        "cache": config.cache.name,
+        "tile": config.memory.tile,
+        "continuation": config.continuation.style,
+        "window": largest_window(config),
+    }
+    return Load(**(said | others))
+
+
+def lora_files(config: Config) -> set[str]:
+    """Return the LoRAs that a config loads, as paths below the folder of the weights."""
+    model = config.model
+    return {lora.file for lora in (*model.standard.loras, *model.turbo.loras, *config.lora.extra)}
+
+
+def _is_adapted(config: Config) -> bool:
     """Say whether LoRAs beside the weights are switched on with a config's sampler."""
     bundle = config.model.turbo if config.sampler.bundle == "turbo" else config.model.standard
     return config.lora.mode == "runtime" and bool(bundle.loras or config.lora.extra)
 
 
-def _lora_bytes(config: Config, weights: Path | None) -> int:
+def lora_bytes(config: Config, weights: Path | None) -> int:
     """Return the bytes of LoRAs beside the weights, as far as their files are there."""
     if weights is None or config.lora.mode == "merged":
         return 0
-    model = config.model
-    names = {lora.file for lora in (*model.standard.loras, *model.turbo.loras, *config.lora.extra)}
-    return sum((weights / name).stat().st_size for name in names if (weights / name).is_file())
+    return sum((weights / name).stat().st_size for name in lora_files(config) if (weights / name).is_file())

@@ -18,6 +18,8 @@ from engine.rehearsal.report import TOLERANCE, planned_stages
 from engine.rehearsal.walk import Scene, Walk
 
 REPORT = Path(__file__).parent.parent / "docs" / "measured" / "rehearsal.json"
+#: Bytes of the file of the turbo bundle's LoRA that a rehearsal writes.
+LORA = 359_188_544
 
 
 @cache
@@ -63,7 +65,3 @@ def test_each_stage_of_a_plan_is_what_was_rehearsed(report: dict[str, Any], tmp_
     for name, stage in stages.items():
         assert stage.tensors == pytest.approx(peaks[name], rel=TOLERANCE), name
     assert host == pytest.approx(report["host_peak"], rel=TOLERANCE)
-
-
-#: Bytes of the file of the turbo bundle's LoRA that a rehearsal writes.
-LORA = 359_188_544

@@ -83,13 +83,19 @@ def read_sizes(folder: Path) -> Sizes:
     return make_sizes(configs)
 
 
-@cache
-def published_sizes(name: str) -> Sizes:
-    """Return the sizes of a published architecture, such as "wan-14b". Raises SourceError for another name."""
+def published_configs(name: str) -> dict[str, dict[str, Any]]:
+    """Return the configs of a published architecture, such as "wan-14b", by part. Raises SourceError for others."""
     table = files("engine.fit") / "architectures" / f"{name}.json"
     if not table.is_file():
         raise SourceError(f"no architecture named {name!r}", field="model.architecture", hint="wan-14b")
-    return make_sizes(json.loads(table.read_text("utf-8")))
+    configs: dict[str, dict[str, Any]] = json.loads(table.read_text("utf-8"))
+    return configs
+
+
+@cache
+def published_sizes(name: str) -> Sizes:
+    """Return the sizes of a published architecture. Raises SourceError for another name."""
+    return make_sizes(published_configs(name))
 
 
 def make_sizes(configs: Mapping[str, Config]) -> Sizes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -12,7 +11,7 @@ from engine.errors import ConfigError
 from engine.fit.cards import Card, cards
 from engine.fit.sizes import Sizes, make_sizes, read_sizes
 from engine.rehearsal.report import Numbers, Report, make_report, reckon
-from engine.rehearsal.walk import Scene, Walk, walk
+from engine.rehearsal.walk import Scene, Walk, architecture_of, walk
 
 
 def rehearse(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool = True) -> Report:
@@ -47,10 +46,7 @@ def sizes_of(seen: Walk) -> Sizes:
     model = seen.config.model
     if model.packaged:
         return read_sizes(_packaged(model.folder))
-    architecture = json.loads((files("engine.fit") / "architectures" / f"{model.architecture}.json").read_text("utf-8"))
-    if seen.scene.blocks is not None:
-        architecture["transformer"]["num_layers"] = seen.scene.blocks
-    return make_sizes(architecture)
+    return make_sizes(architecture_of(seen.config, seen.scene))
 
 
 def _packaged(folder: str) -> Path:

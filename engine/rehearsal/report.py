@@ -10,12 +10,11 @@ from typing import Any
 from engine.estimates import StageMemory
 from engine.fit import memory
 from engine.fit.estimate import free_of, largest_work, settle
-from engine.fit.memory import CONTEXT, Load
+from engine.fit.memory import CONTEXT
 from engine.fit.sizes import Sizes
-from engine.fitting import is_adapted
+from engine.fitting import make_load
 from engine.rehearsal.counts import Copy, Forward
 from engine.rehearsal.walk import Row, Walk
-from engine.settings import largest_window
 
 #: Share by which a plan's stage may differ from the rehearsal.
 TOLERANCE = 0.03
@@ -174,19 +173,12 @@ def planned_stages(walk: Walk, sizes: Sizes) -> tuple[dict[str, StageMemory], in
     if walk.plan is None or walk.memory not in memory.PROFILES or walk.config.quant.name not in memory.QUANTS:
         return {}, None
     work = largest_work(walk.plan, sizes)
-    load = Load(
+    load = make_load(
+        walk.config,
         device="cuda",
         dtype="bfloat16",
-        quant=walk.config.quant.name,
         memory=walk.memory,
-        blocks=walk.config.memory.blocks,
         loras=walk.loras,
-        adapted=is_adapted(walk.config),
-        cache=walk.config.cache.name,
-        tile=walk.config.memory.tile,
-        continuation=walk.config.continuation.style,
-        resident=walk.config.memory.resident,
-        window=largest_window(walk.config),
         converted=not walk.config.model.packaged,
     )
     settled = settle(sizes, load, free_of(walk.card), walk.scene.host)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,8 @@ from engine.config import Config
 from engine.data import Plan, Progress, Request, Speaker
 from engine.errors import ConfigError
 from engine.fit.cards import Card
+from engine.fit.sizes import published_configs
+from engine.fitting import lora_bytes, lora_files
 from engine.multitalk.load import Model
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
 from engine.pipeline import Engine
@@ -119,7 +120,7 @@ def walk(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool
         folder = Path(name)
         source = _weights(asked, scene, folder)
         config = compose([*overrides, *_FIXED, *steps, f"sink.folder={folder / 'videos'}", *source])
-        found.loras = _lora_bytes(config, folder / config.model.folder)
+        found.loras = lora_bytes(config, folder / config.model.folder)
         request = request_for(config, scene, folder)
         with (
             pretended(card, expandable=expandable) as ledger,
@@ -232,23 +233,22 @@ def _weights(config: Config, scene: Scene, folder: Path) -> tuple[str, ...]:
         if scene.blocks is not None:
             raise ConfigError("the packaged model has all of its blocks", field="--blocks", hint="leave it out")
         return ("source=packaged",)
-    table = files("engine.fit") / "architectures" / f"{model.architecture}.json"
-    if not model.architecture or not table.is_file():
-        raise ConfigError(f"the sizes of model={model.name} are not known", field="model.architecture")
-    architecture = json.loads(table.read_text("utf-8"))
-    if scene.blocks is not None:
-        architecture["transformer"]["num_layers"] = scene.blocks
-    names = {lora.file for lora in (*model.standard.loras, *model.turbo.loras, *config.lora.extra)}
     write_published(
-        folder / model.folder, architecture, quant=config.quant.name, adapter=model.adapter, loras=sorted(names)
+        folder / model.folder,
+        architecture_of(config, scene),
+        quant=config.quant.name,
+        adapter=model.adapter,
+        loras=sorted(lora_files(config)),
     )
     return "source=volume", f"source.path={folder}", "quant.file=''"
 
 
-def _lora_bytes(config: Config, folder: Path) -> int:
-    if config.lora.mode == "merged":
-        return 0
-    return sum(path.stat().st_size for path in folder.glob("loras/*.safetensors"))
+def architecture_of(config: Config, scene: Scene) -> dict[str, dict[str, Any]]:
+    """Return the configs by part of the published model that a config names, with the blocks of `scene`."""
+    found = published_configs(config.model.architecture)
+    if scene.blocks is not None:
+        found["transformer"]["num_layers"] = scene.blocks
+    return found
 
 
 def request_for(config: Config, scene: Scene, folder: Path) -> Request:
