@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
+from engine.cancel import CancelToken as CancelToken  # a part of this module's face
 from engine.data import Artifact, Delivery, Kept, Plan, Progress, Request, Resumed, Store, Weights
 from engine.tensors import Stored
 
@@ -14,12 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ProgressCallback: TypeAlias = Callable[[Progress], None]
-
-
-class CancelToken(Protocol):
-    """Says whether the caller withdrew the request; `threading.Event` is one."""
-
-    def is_set(self) -> bool: ...
 
 
 class ModelSource(Protocol):
@@ -143,6 +138,15 @@ class KeepingSink(Sink, Protocol):
 
 
 @runtime_checkable
+class PatientSink(Sink, Protocol):
+    """A sink that may take long, as one on the network does; the engine gives it the request's cancel token."""
+
+    def until(self, cancel: CancelToken) -> Sink:
+        """Return the sink whose calls raise Cancelled within a second once `cancel` is set."""
+        ...
+
+
+@runtime_checkable
 class RehearsingSink(Sink, Protocol):
     """A sink that can try out whether a video would arrive."""
 
@@ -170,15 +174,15 @@ class Service(Protocol):
         """Load the weights, if that has not happened yet; return the seconds of each part, as at the first time."""
         ...
 
-    def resume(self, request: Request) -> Resumed | None:
+    def resume(self, request: Request, *, cancel: CancelToken | None = None) -> Resumed | None:
         """Deliver the video that an earlier try of `request.job` left with its sink, None where none waits.
 
-        Loads no weights and opens no media. Raises SinkError and RequestError.
+        Loads no weights and opens no media. Raises SinkError, RequestError and Cancelled.
         """
         ...
 
-    def plan(self, request: Request) -> Plan:
-        """Say what `generate` would do. Reads the headers of the media; loads no weights."""
+    def plan(self, request: Request, *, cancel: CancelToken | None = None) -> Plan:
+        """Say what `generate` would do. Decodes the media as `generate` would; loads no weights. Raises EngineError."""
         ...
 
     def preview(self, request: Request, path: Path) -> Plan:

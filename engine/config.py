@@ -221,8 +221,11 @@ class AccessConfig:
     #: Folders below which paths may lie; null: anywhere.
     folders: list[str] | None = None
     max_bytes: int = 512 * 2**20
-    #: Seconds to open one address.
+    #: Seconds to open one address, and all of a request's together.
     timeout: float = 60.0
+    total_timeout: float = 300.0
+    #: Most pixels of a picture or a mask; the default is 8192 x 8192.
+    max_pixels: int = 2**26
     #: Hosts that may be fetched from although they are not on the public internet.
     private_hosts: list[str] = field(default_factory=list)
     #: Buckets that s3:// addresses may name where this machine's keys open them; "": the one in `endpoint_url`'s host.

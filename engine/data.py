@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from engine.access import Access as Access  # parts of this module's face
+from engine.access import Credentials as Credentials
 from engine.estimates import Estimates
 
 if TYPE_CHECKING:
@@ -82,43 +84,6 @@ class Request:
     overrides: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Credentials:
-    """A job's own keys to an object store; they live as long as the job, and no repr shows them."""
-
-    access_key: str = field(repr=False)
-    secret_key: str = field(repr=False)
-    session_token: str | None = field(default=None, repr=False)
-    #: URL of the store; None: Amazon's.
-    endpoint: str | None = field(default=None, repr=False)
-    region: str | None = None
-
-
-@dataclass(frozen=True)
-class Access:
-    """What a request's addresses may reach. The core enforces it before any plugin opens an address."""
-
-    #: Schemes that may be opened; a plain path has the scheme "path".
-    schemes: tuple[str, ...] = ("path", "data")
-    #: Folders below which paths may lie; None: anywhere.
-    folders: tuple[Path, ...] | None = None
-    max_bytes: int = 512 * 2**20
-    #: Seconds to open one address.
-    timeout: float = 60.0
-    max_pixels: int = 100_000_000
-    #: Longest voice in seconds.
-    max_seconds: float = 3600.0
-    #: Hosts that may be fetched from although they are not on the public internet: as in the address, in small letters.
-    private_hosts: tuple[str, ...] = ()
-    #: A job's own keys for s3:// addresses, with their store; None: those that are configured on this machine.
-    credentials: Credentials | None = None
-    #: Buckets that may be named where this machine's keys open them.
-    buckets: tuple[str, ...] = ()
-    #: URL and region of the store that has them; None: as boto3 is configured.
-    endpoint_url: str | None = None
-    region: str | None = None
-
-
 # --- found ------------------------------------------------------------------------------------------------------------
 
 
@@ -135,6 +100,8 @@ class Media:
     seconds: tuple[float, ...]
     #: One entry a speaker: the mask picture, if the region is a mask.
     masks: tuple[Path | None, ...]
+    #: What was found in the files that their owner may not know, a sentence each.
+    warnings: tuple[str, ...] = ()
 
 
 # --- planned ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from engine.data import Access
 from engine.errors import RequestError
-from engine.network import Resolver, Url, Wire, connect, cut_off, late, look_up
+from engine.network import Resolver, Url, connect, cut_off, late, look_up
+from engine.wire import Wire
 
 #: Bytes read, and bytes unpacked, at a time.
 _STEP = 2**16
@@ -24,7 +25,8 @@ _WHOLE = (200, 203)
 
 def deadline_of(access: Access) -> float:
     """Return when a download that begins now must be over, on the clock of `time.monotonic`."""
-    return time.monotonic() + access.timeout
+    own = time.monotonic() + access.timeout
+    return own if access.until is None else min(own, access.until)
 
 
 class Answer:
@@ -180,12 +182,14 @@ class Answer:
 
 @contextmanager
 def ask(url: Url, access: Access, *, deadline: float, resolve: Resolver = look_up) -> Iterator[Answer]:
-    """Send a GET for `url` and give the answer, whatever its status; redirects are the caller's. Raises RequestError.
+    """Send a GET for `url` and give the answer, whatever its status; redirects are the caller's.
+
+    Raises RequestError, and Cancelled within a second once `access.cancel` is set.
 
     http.client, because it logs nothing, follows nothing, reads no proxy from the environment and puts no URL into an
     error: a presigned URL is a secret.
     """
-    wire = connect(url, deadline=deadline, private_hosts=access.private_hosts, resolve=resolve)
+    wire = connect(url, deadline=deadline, private_hosts=access.private_hosts, resolve=resolve, cancel=access.cancel)
     connection = http.client.HTTPConnection(url.host, url.port)
     connection.sock = wire
     headers = {

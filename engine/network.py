@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import ipaddress
 import re
 import socket
@@ -10,15 +9,13 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
-from engine.errors import RequestError
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+from engine.cancel import LOOK, CancelToken, check
+from engine.errors import Cancelled, RequestError
+from engine.wire import Wire, in_steps, left, reach
 
 #: (host, port) -> the numeric addresses of the host.
 Resolver = Callable[[str, int], Sequence[str]]
@@ -118,45 +115,65 @@ def look_up(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
 
 
-def connect(url: Url, *, deadline: float, private_hosts: Collection[str] = (), resolve: Resolver = look_up) -> Wire:
-    """Connect to the host of `url` as `dial` does, with TLS for https. Raises RequestError.
+def connect(
+    url: Url,
+    *,
+    deadline: float,
+    private_hosts: Collection[str] = (),
+    resolve: Resolver = look_up,
+    cancel: CancelToken | None = None,
+) -> Wire:
+    """Connect to the host of `url` as `dial` does, with TLS for https. Raises RequestError and Cancelled.
 
     The certificate is verified for the name. No proxy is used: it would resolve the name itself.
     """
-    plain = dial(url, deadline=deadline, private_hosts=private_hosts, resolve=resolve)
+    plain = dial(url, deadline=deadline, private_hosts=private_hosts, resolve=resolve, cancel=cancel)
     if url.scheme == "http":
-        return Wire(plain, deadline)
+        return Wire(plain, deadline, cancel)
     try:
         context = ssl.create_default_context()
         context.set_alpn_protocols(["http/1.1"])
-        plain.settimeout(left(deadline))
-        return Wire(context.wrap_socket(plain, server_hostname=url.host), deadline)
-    except TimeoutError as error:
+        secured = context.wrap_socket(plain, server_hostname=url.host, do_handshake_on_connect=False)
+    except OSError as error:
         plain.close()
+        raise cut_off(url, error) from error
+    try:
+        in_steps(secured, deadline, cancel, secured.do_handshake)
+        return Wire(secured, deadline, cancel)
+    except Cancelled:
+        secured.close()
+        raise
+    except TimeoutError as error:
+        secured.close()
         raise late(url) from error
     except ssl.SSLCertVerificationError as error:
-        plain.close()
+        secured.close()
         raise RequestError(
             f"the certificate of {url.host} is not valid: {error.verify_message}",
             hint="use the name that the certificate is for, and a certificate of a known authority",
             code="certificate_refused",
         ) from error
     except OSError as error:
-        plain.close()
+        secured.close()
         raise cut_off(url, error) from error
 
 
 def dial(
-    url: Url, *, deadline: float, private_hosts: Collection[str] = (), resolve: Resolver = look_up
+    url: Url,
+    *,
+    deadline: float,
+    private_hosts: Collection[str] = (),
+    resolve: Resolver = look_up,
+    cancel: CancelToken | None = None,
 ) -> socket.socket:
     """Connect a plain socket to the host of `url` before `deadline` (on the clock of `time.monotonic`).
 
     The name is resolved once, every address found is judged, and one of exactly those is connected to, so that a name
     which changes its mind in between (DNS rebinding) gains nothing. Hosts in `private_hosts`, spelled as `url.host`,
-    may lie anywhere. Raises RequestError.
+    may lie anywhere. Raises RequestError, and Cancelled within a moment once `cancel` is set.
     """
     try:
-        return _first(url, _judged(url, deadline, private_hosts, resolve), deadline)
+        return _first(url, _judged(url, deadline, private_hosts, resolve, cancel), deadline, cancel)
     except TimeoutError as error:
         raise late(url) from error
 
@@ -167,72 +184,6 @@ def judge(url: Url, *, deadline: float, private_hosts: Collection[str] = (), res
         _judged(url, deadline, private_hosts, resolve)
     except TimeoutError as error:
         raise late(url) from error
-
-
-class Wire:
-    """A connected socket, as far as http.client needs one, of which no call outlasts the deadline.
-
-    A socket's own timeout starts anew with every byte, so a server that trickles could hold on for ever.
-    """
-
-    def __init__(self, connected: socket.socket, deadline: float) -> None:
-        self._socket = connected
-        self._deadline = deadline
-        self._reader = _Reader(_Raw(self))
-
-    def sendall(self, data: bytes) -> None:
-        """Send all of `data`."""
-        self._socket.settimeout(left(self._deadline))
-        self._socket.sendall(data)
-
-    def receive(self, buffer: WriteableBuffer) -> int:
-        """Receive what is there into `buffer`; 0 at the end."""
-        self._socket.settimeout(left(self._deadline))
-        return self._socket.recv_into(buffer)
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        """Return the one reader of this wire."""
-        return self._reader
-
-    def has_more(self, seconds: float) -> bool:
-        """Say whether something else than line ends arrives before the other side hangs up, or within `seconds`."""
-        self._deadline = min(self._deadline, time.monotonic() + seconds)
-        try:
-            return bool(self._reader.peek(1).strip(b"\r\n"))
-        except OSError:
-            return False
-
-    def close(self) -> None:
-        """Do nothing: http.client closes as soon as it has read the headers of a last answer. See `hang_up`."""
-
-    def hang_up(self) -> None:
-        """Close the socket."""
-        self._socket.close()
-
-
-class _Reader(io.BufferedReader):
-    def close(self) -> None:
-        # http.client closes it behind the last byte; `Wire.has_more` looks behind that.
-        pass
-
-
-class _Raw(io.RawIOBase):
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        return self._wire.receive(buffer)
-
-
-def left(deadline: float) -> float:
-    """Return the seconds left until `deadline`. Raises TimeoutError if there are none."""
-    seconds = deadline - time.monotonic()
-    if seconds <= 0:
-        raise TimeoutError("the time allowed is over")
-    return seconds
 
 
 def late(url: Url) -> RequestError:
@@ -276,8 +227,14 @@ def _host(given: str, *, bracketed: bool) -> str:
     return host
 
 
-def _judged(url: Url, deadline: float, private_hosts: Collection[str], resolve: Resolver) -> Sequence[str]:
-    addresses = _resolved(url, deadline, resolve)
+def _judged(
+    url: Url,
+    deadline: float,
+    private_hosts: Collection[str],
+    resolve: Resolver,
+    cancel: CancelToken | None = None,
+) -> Sequence[str]:
+    addresses = _resolved(url, deadline, resolve, cancel)
     if url.host not in private_hosts and not all(map(is_public, addresses)):
         raise RequestError(
             f"{url.host} is not on the public internet",
@@ -287,7 +244,7 @@ def _judged(url: Url, deadline: float, private_hosts: Collection[str], resolve: 
     return addresses
 
 
-def _resolved(url: Url, deadline: float, resolve: Resolver) -> Sequence[str]:
+def _resolved(url: Url, deadline: float, resolve: Resolver, cancel: CancelToken | None) -> Sequence[str]:
     """Return the addresses of the host. Raises TimeoutError: the system's resolver knows no deadline of its own."""
     answer: Future[Sequence[str]] = Future()
 
@@ -302,7 +259,11 @@ def _resolved(url: Url, deadline: float, resolve: Resolver) -> Sequence[str]:
         f"no address is known for the host {url.host}", hint="check its spelling", code="address_unknown"
     )
     try:
-        addresses = answer.result(timeout=left(deadline))
+        while not answer.done():
+            check(cancel, "read")
+            seconds = left(deadline)
+            wait([answer], timeout=seconds if cancel is None else min(seconds, LOOK))
+        addresses = answer.result()
     except TimeoutError:
         raise
     except (OSError, UnicodeError) as error:
@@ -312,14 +273,14 @@ def _resolved(url: Url, deadline: float, resolve: Resolver) -> Sequence[str]:
     return addresses
 
 
-def _first(url: Url, addresses: Sequence[str], deadline: float) -> socket.socket:
-    """Connect to the first address that answers. Raises TimeoutError."""
+def _first(url: Url, addresses: Sequence[str], deadline: float, cancel: CancelToken | None) -> socket.socket:
+    """Connect to the first address that answers. Raises TimeoutError and Cancelled."""
     failed = OSError("no address")
     for index, address in enumerate(addresses):
         # Every address has its share of the time: the first may be of a protocol that has no way out from here.
         share = left(deadline) / (len(addresses) - index)
         try:
-            return socket.create_connection((address, url.port), timeout=share)
+            return reach(address, url.port, time.monotonic() + share, cancel)
         except OSError as error:
             failed = error
     if isinstance(failed, TimeoutError):

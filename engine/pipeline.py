@@ -87,15 +87,14 @@ class Engine:
         `config` may differ from the engine's own in what a request may override. Raises EngineError, Cancelled among
         them; nothing is left behind then.
         """
-        config = config or self.config
-        sink = request_sink(self.sink, request, self._registry, self.access, own=self.config.sink.name)
+        config, own = config or self.config, self.config.sink.name
+        sink = request_sink(self.sink, request, self._registry, self.access, own=own, cancel=cancel)
         job = _Job(request, config, self._choose(config), Meter(progress, cancel, self.device), sink)
         with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
             media, plan = self._plan(job, Path(folder))
             inputs = self._read(job, media, plan)
             model = self._ready(job, plan)
-            heard = self._listen(job, model, inputs)
-            history = None
+            heard, history = self._listen(job, model, inputs), None
             with self._writer(job, media, plan, inputs, Path(folder) / "video.mp4") as writer:
                 for window in plan.windows:
                     conditions = self._encode(job, model, plan, inputs, heard, window, history)
@@ -217,9 +216,10 @@ class Engine:
     def _plan(self, job: _Job, folder: Path) -> tuple[Media, Plan]:
         with job.meter.stage("read"):
             access = request_access(self.access, job.request)
-            media = fetch(job.request, self._hooks.open_address, access, folder)
+            media = fetch(job.request, self._hooks.open_address, access, folder, cancel=job.meter)
             known = None if self._loaded is None else self._loaded.folder
-            plan = plan_walk(job.request, media, make_settings(job.config, self._registry, weights=known))
+            settings = make_settings(job.config, self._registry, weights=known)
+            plan = plan_walk(job.request, media, settings, cancel=job.meter)
             job.sink.check(job.request.filename)
             if known is None:
                 # Says what is missing, or does not go together, before any sound is decoded.
@@ -228,7 +228,7 @@ class Engine:
 
     def _read(self, job: _Job, media: Media, plan: Plan) -> Inputs:
         with job.meter.stage("read"):
-            return read(job.request, media, plan)
+            return read(job.request, media, plan, cancel=job.meter)
 
     def _ready(self, job: _Job, plan: Plan) -> Model:
         with job.meter.stage("load"):

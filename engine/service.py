@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.cancel import acquire, apart, check
 from engine.components import CancelToken, ProgressCallback
 from engine.compose import compose, compose_request
 from engine.config import Config
@@ -60,8 +61,11 @@ class EngineService:
     ) -> Delivery:
         """See `components.Service`. One generation runs at a time; others wait."""
         config = self._config(request)
-        with self._lock:
+        acquire(self._lock, cancel, "wait")
+        try:
             return self._made().generate(request, config=config, progress=progress, cancel=cancel)
+        finally:
+            self._lock.release()
 
     def load(self) -> Mapping[str, float]:
         """See `components.Service`. The parts are "imports" and "weights"."""
@@ -73,27 +77,32 @@ class EngineService:
                 self._seconds["weights"] = time.monotonic() - began
             return dict(self._seconds)
 
-    def resume(self, request: Request) -> Resumed | None:
+    def resume(self, request: Request, *, cancel: CancelToken | None = None) -> Resumed | None:
         """See `components.Service`."""
-        sink = self._registry.sinks.build(self.config.sink)
-        return resume(request_sink(sink, request, self._registry, self.access, own=self.config.sink.name), request)
+        own = self.config.sink
+        sink = self._registry.sinks.build(own)
+        return resume(request_sink(sink, request, self._registry, self.access, own=own.name, cancel=cancel), request)
 
-    def plan(self, request: Request) -> Plan:
+    def plan(self, request: Request, *, cancel: CancelToken | None = None) -> Plan:
         """See `components.Service`."""
         config = self._config(request)
         with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
-            media = self._fetch(request, Path(folder))
-            plan = self._estimated(request, media, config)
-            problem = "" if plan.weights is None else unsuited(config, plan.weights)
-            if problem:
-                plan = replace(plan, warnings=(f"nothing can be made by this config: {problem}", *plan.warnings))
-            if plan.estimates is None:
-                return plan
+            media = self._fetch(request, Path(folder), cancel)
+            return apart(lambda: self._planned(request, media, config, cancel), cancel, "plan")
 
-            def replan(change: Sequence[str]) -> Plan:
-                return self._estimated(request, media, self._config(request, change))
+    def _planned(self, request: Request, media: Media, config: Config, cancel: CancelToken | None) -> Plan:
+        plan = self._estimated(request, media, config, cancel)
+        problem = "" if plan.weights is None else unsuited(config, plan.weights)
+        if problem:
+            plan = replace(plan, warnings=(f"nothing can be made by this config: {problem}", *plan.warnings))
+        if plan.estimates is None:
+            return plan
 
-            return replace(plan, estimates=advise(plan.estimates, config, replan))
+        def replan(change: Sequence[str]) -> Plan:
+            check(cancel, "plan")
+            return self._estimated(request, media, self._config(request, change), cancel)
+
+        return replace(plan, estimates=advise(plan.estimates, config, replan))
 
     def preview(self, request: Request, path: Path) -> Plan:
         """See `components.Service`."""
@@ -223,12 +232,12 @@ class EngineService:
         # In the order in which they are loaded: what is read too early has left the cache again.
         return [path for component in wanted.components if component in parts for path in parts[component].files]
 
-    def _fetch(self, request: Request, folder: Path) -> Media:
+    def _fetch(self, request: Request, folder: Path, cancel: CancelToken | None = None) -> Media:
         opener = self._registry.plugins.hook.open_address
-        return fetch(request, opener, request_access(self.access, request), folder)
+        return fetch(request, opener, request_access(self.access, request), folder, cancel=cancel)
 
-    def _estimated(self, request: Request, media: Media, config: Config) -> Plan:
-        plan = plan_walk(request, media, make_settings(config, self._registry))
+    def _estimated(self, request: Request, media: Media, config: Config, cancel: CancelToken | None = None) -> Plan:
+        plan = plan_walk(request, media, make_settings(config, self._registry), cancel=cancel)
         return estimate_plan(plan, config)
 
     def _config(self, request: Request, change: Sequence[str] = ()) -> Config:

@@ -18,6 +18,8 @@ from engine.stages.passes import branches
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder", "audio_encoder")
 #: Seconds; a socket takes no timeout without an end.
 _DAY = 86_400
+#: Pillow's own limit, which stays.
+_MOST_PIXELS = 178_956_970
 #: x264's, from quick to small. x264 itself would write about an unknown one on stderr.
 PRESETS = (
     *("ultrafast", "superfast", "veryfast", "faster", "fast"),
@@ -71,9 +73,13 @@ def make_access(config: Config) -> Access:
     access = config.access
     if access.max_bytes < 1:
         raise ConfigError(f"at most {access.max_bytes} bytes", field="access.max_bytes", hint="give 1 or more")
-    if not 0 < access.timeout <= _DAY:
-        hint = f"give more than 0, at most {_DAY}"
-        raise ConfigError(f"{access.timeout:g} seconds", field="access.timeout", hint=hint)
+    for name, seconds in (("timeout", access.timeout), ("total_timeout", access.total_timeout)):
+        if not 0 < seconds <= _DAY:
+            hint = f"give more than 0, at most {_DAY}"
+            raise ConfigError(f"{seconds:g} seconds", field=f"access.{name}", hint=hint)
+    if not 1 <= access.max_pixels <= _MOST_PIXELS:
+        hint = f"give 1 to {_MOST_PIXELS}"
+        raise ConfigError(f"at most {access.max_pixels} pixels", field="access.max_pixels", hint=hint)
     named = [bucket for bucket in access.buckets if bucket]
     # An endpoint may have the bucket in its host, as RunPod's has.
     place = Bucket(named[0] if named else "", endpoint_url=access.endpoint_url)
@@ -82,6 +88,8 @@ def make_access(config: Config) -> Access:
         folders=None if access.folders is None else tuple(Path(folder) for folder in access.folders),
         max_bytes=access.max_bytes,
         timeout=access.timeout,
+        total_timeout=access.total_timeout,
+        max_pixels=access.max_pixels,
         private_hosts=tuple(access.private_hosts),
         buckets=tuple(named or filter(None, [place.name])),
         endpoint_url=place.endpoint_url,

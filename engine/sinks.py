@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import time
 
-from engine.components import BoundSink, JobSink, KeepingSink, Sink
+from engine.components import BoundSink, CancelToken, JobSink, KeepingSink, PatientSink, Sink
 from engine.data import Access, Request, Resumed
 from engine.errors import RequestError, UnknownComponent
 from engine.registry import Registry
 
 
-def request_sink(sink: Sink, request: Request, registry: Registry, access: Access, *, own: str) -> Sink:
+def request_sink(
+    sink: Sink,
+    request: Request,
+    registry: Registry,
+    access: Access,
+    *,
+    own: str,
+    cancel: CancelToken | None = None,
+) -> Sink:
     """Return the sink for `request`: the engine's `sink`, or the one it names, bound to its job and its bucket.
 
-    `own` is the name of `sink`. A bucket of the job's own has to lie where its addresses may; its `check` says so.
-    Raises RequestError.
+    `own` is the name of `sink`. A bucket of the job's own has to lie where its addresses may; its `check` says so. A
+    sink that may take long looks at `cancel`. Raises RequestError.
     """
     if request.sink not in (None, own):
         sink = _named(str(request.sink), registry)
+    sink = _bound(sink, request, access)
+    return sink.until(cancel) if cancel is not None and isinstance(sink, PatientSink) else sink
+
+
+def _bound(sink: Sink, request: Request, access: Access) -> Sink:
     if isinstance(sink, JobSink):
         return sink.for_job(request.job, request.store, access.private_hosts)
     if isinstance(sink, BoundSink) and request.answer_bytes is not None:

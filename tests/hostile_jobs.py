@@ -117,6 +117,17 @@ def _wav(kind: int, channels: int, rate: int, bits: int, samples: bytes) -> byte
     return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WAVE" + body
 
 
+def _pages() -> bytes:
+    stream = io.BytesIO()
+    pages = [Image.new("RGB", (8, 8)) for _ in range(20)]
+    pages[0].save(stream, "TIFF", save_all=True, append_images=pages[1:])
+    return stream.getvalue()
+
+
+def _icon(inner: bytes) -> bytes:
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
+
+
 def _animated() -> bytes:
     stream = io.BytesIO()
     frames = [Image.new("RGB", (32, 32), color) for color in ("red", "green", "blue")]
@@ -405,6 +416,14 @@ GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
             image("more pixels than allowed", picture((1200, 1000))),
             image("a PNG that ends too early", picture((400, 400), compress_level=0)[:5000]),
             image("a JPEG that ends too early", picture((400, 400), "JPEG")[:300]),
+            image("half a JPEG", picture((400, 400), "JPEG")[:1500]),
+            Case(
+                "a JPEG without its last two bytes",
+                {"reference_image": data(picture((400, 400), "JPEG")[:-2]), "action": "plan"},
+            ),
+            image("a TIFF of twenty pages", _pages()),
+            image("an icon with 1200 x 1200 pixels inside", _icon(picture((1200, 1200)))),
+            image("a web page", HTML),
             image("an animated GIF", _animated()),
             image("an SVG that reads a file", SVG),
             image("a PDF", picture((64, 64), "PDF")),

@@ -93,3 +93,23 @@ def test_nobody_speaking_needs_a_length() -> None:
     silent = replace(REQUEST, speakers=(Speaker(None), Speaker(None)))
     with pytest.raises(RequestError, match="nobody speaks"):
         plan_walk(silent, media(0.0, 0.0), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        ((12000, 300), "12000 x 300 is cut left and right"),
+        ((200, 9000), "200 x 9000 is cut above and below"),
+        ((640, 640), ""),
+        ((1600, 900), ""),
+    ],
+)
+def test_crop_that_loses_much_of_the_picture_is_a_warning_that_names_pad(size: tuple[int, int], told: str) -> None:
+    request, shown = replace(REQUEST, speakers=REQUEST.speakers[:1]), replace(media(1.0), image_size=size)
+    found = [warning for warning in plan_walk(request, shown, SETTINGS).warnings if "of the picture" in warning]
+
+    assert len(found) == bool(told)
+    assert told in "".join(found)
+    assert not told or "fit=pad" in found[0]
+    padded = plan_walk(replace(request, fit="pad"), shown, SETTINGS).warnings
+    assert not any("of the picture" in warning for warning in padded)

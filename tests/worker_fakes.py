@@ -105,10 +105,10 @@ class FakeService:
             raise self.failure
         return {"imports": 1.5, "weights": 2.5}
 
-    def resume(self, request: Request) -> Resumed | None:
+    def resume(self, request: Request, *, cancel: CancelToken | None = None) -> Resumed | None:
         return self.resumed
 
-    def plan(self, request: Request) -> Plan:
+    def plan(self, request: Request, *, cancel: CancelToken | None = None) -> Plan:
         self.requests.append(request)
         return PLAN
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings as python_warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ from engine.stages.picture_files import (
 
 #: Share of a JPEG's pixels that may be missing at its end.
 MISSING = 0.05
+
+# What a stranger's file makes Pillow say would stand on the user's terminal; what matters is in a Look.
+python_warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\..*")
 
 _ORIENTATION = 0x0112
 _SUBFILE, _REDUCED = 254, 1

@@ -32,6 +32,17 @@ _PRIMARIES, _TRANSFERS = {1, 2}, {1, 2, 6, 13, 14, 15}
 _MOST_ICONS = 256
 _MOST_CHUNKS = 256
 
+_KNOWN = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG", "PNG"),
+    (b"GIF8", "GIF"),
+    (b"RIFF", "WebP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"8BPS", "PSD"),
+    (b"BM", "BMP"),
+)
+_RARE = "get it again from where it came from, or open it in a viewer and save it anew"
 _MARKS: tuple[tuple[bytes, str], ...] = (
     (b"%PDF", "a PDF document; save its page as a PNG"),
     (b"%!PS", "a PostScript file; save it as a PNG"),
@@ -79,6 +90,9 @@ def admit_heic(field: str) -> None:
 
 def unknown(head: bytes) -> tuple[str, str]:
     """Return what a file is that Pillow does not open, and what would work."""
+    for mark, kind in _KNOWN:
+        if head.startswith(mark) and (kind != "WebP" or head[8:12] == b"WEBP"):
+            return f"the {kind} cannot be read: it is damaged at its beginning, or of a rare kind", _RARE
     for mark, what in _MARKS:
         if head.startswith(mark):
             kind, _, hint = what.partition("; ")

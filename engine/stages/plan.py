@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from engine.data import Media, Plan, Request, Settings
+from engine.cancel import CancelToken, apart
+from engine.data import Canvas, Media, Plan, Request, Settings
 from engine.errors import RequestError
 from engine.stages.audio import length_seconds, voice_spans
 from engine.stages.canvas import choose_bucket, make_canvas, make_seats
@@ -10,10 +11,15 @@ from engine.stages.windows import generated_frames, plan_windows
 
 #: An hour at 25 frames a second: longer requests are a slip of the keyboard.
 MOST_FRAMES = 90_000
+#: Share of the picture that may be cut off without a word.
+CUT = 0.3
 
 
-def plan_walk(request: Request, media: Media, settings: Settings) -> Plan:
-    """Decide sizes, seats, frames and windows. Raises RequestError where the request cannot be made."""
+def plan_walk(request: Request, media: Media, settings: Settings, *, cancel: CancelToken | None = None) -> Plan:
+    """Decide sizes, seats, frames and windows.
+
+    Raises RequestError where the request cannot be made, and Cancelled once `cancel` is set.
+    """
     warnings: list[str] = []
     fps = request.fps or settings.native_fps
     spans = voice_spans(media.seconds, request.audio_type)
@@ -21,11 +27,11 @@ def plan_walk(request: Request, media: Media, settings: Settings) -> Plan:
     frames = _frames(request, fps, audio_seconds)
     target = choose_bucket(media.image_size, settings.buckets)
     canvas = make_canvas(media.image_size, target, request.fit)
-    seats, seat_warnings = make_seats(request.speakers, media, canvas, spans)
+    seats, seat_warnings = apart(lambda: make_seats(request.speakers, media, canvas, spans), cancel, "plan")
     native = request.timing == "native"
     generated_fps = settings.native_fps if native else fps
     generated = generated_frames(frames, fps, generated_fps) if native else frames
-    windows = plan_windows(generated, window=settings.window, motion=settings.motion)
+    windows = plan_windows(generated, window=settings.window, motion=settings.motion, cancel=cancel)
     if settings.untrained:
         warnings.append(f"the weights of {settings.model!r} are untrained: the video shows noise, not a talking person")
     if settings.weights is None:
@@ -35,6 +41,8 @@ def plan_walk(request: Request, media: Media, settings: Settings) -> Plan:
     if settings.tile:
         warnings.append(f"memory.tile={settings.tile}: a VAE that works in tiles makes frames that differ a little")
     warnings += _time_warnings(frames / fps, audio_seconds, fps, settings.native_fps, request)
+    warnings += _cut_warnings(canvas)
+    warnings += media.warnings
     warnings += seat_warnings
     return Plan(
         model=settings.model,
@@ -71,6 +79,22 @@ def _frames(request: Request, fps: float, audio_seconds: float) -> int:
     if frames > MOST_FRAMES:
         raise RequestError(f"{frames} frames are too many", field="request.frames", hint=f"at most {MOST_FRAMES}")
     return frames
+
+
+def _cut_warnings(canvas: Canvas) -> list[str]:
+    if canvas.fit != "crop":
+        return []
+    across, down = (min(1.0, target / scaled) for target, scaled in zip(canvas.target, canvas.scaled, strict=True))
+    shown = across * down
+    if 1 - shown <= CUT:
+        return []
+    share = f"{shown:.0%}" if shown >= 0.01 else "less than 1%"
+    where = "left and right" if across < down else "above and below"
+    warning = (
+        f"the video shows {share} of the picture: {canvas.source[0]} x {canvas.source[1]} is cut {where} to the "
+        f"shape of {canvas.target[0]} x {canvas.target[1]}; fit=pad shows all of it between black bars"
+    )
+    return [warning]
 
 
 def _time_warnings(seconds: float, audio: float, fps: float, native: float, request: Request) -> list[str]:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+import numpy.typing as npt
 
+from engine.cancel import CancelToken, apart, check
 from engine.data import Access, AudioType, Fit, Inputs, Media, Plan, Region, Request, Timing
 from engine.errors import RequestError
 from engine.stages.audio import measure_seconds, read_sound, read_voices, voice_spans
 from engine.stages.canvas import apply_canvas, region_masks
-from engine.stages.picture import picture_size, read_picture
+from engine.stages.picture import look_at, read_picture
 
 #: Frames a second beyond which a wish is a slip of the keyboard, and sound in whole AAC packets (21 ms) could no longer
 #: end within a frame of the pictures.
 MOST_FPS = 60.0
 MOST_SEED = 2**63 - 1
+#: Seconds in which a plugin may tidy up once the request is withdrawn.
+_GRACE = 0.5
 
 
 def check_request(request: Request) -> None:
@@ -50,23 +57,41 @@ def check_request(request: Request) -> None:
         raise _wrong("frames", "nobody speaks, so no voice tells the video's length", "give the number of frames")
 
 
-def fetch(request: Request, open_address: Callable[..., Path | None], access: Access, into: Path) -> Media:
-    """Bring a request's addresses to local files, within `access`, and read what their headers say.
+def fetch(
+    request: Request,
+    open_address: Callable[..., Path | None],
+    access: Access,
+    into: Path,
+    *,
+    cancel: CancelToken | None = None,
+) -> Media:
+    """Bring a request's addresses to local files, within `access`, and see what is in them.
 
     `open_address` is the hook of that name; it is called with a scheme that `access` allows and, for paths, an
     absolute path without symbolic links below one of its folders. An address without `data:` or `scheme://` at its
-    front is a path, and so is `file:///...`. Raises RequestError naming the field.
+    front is a path, and so is `file:///...`. What opens an address finds `cancel` in its Access, and there the moment
+    at which the time for all of them is over. Raises RequestError naming the field, and Cancelled within a second once
+    `cancel` is set.
     """
     check_request(request)
     opened: dict[str, Path] = {}
+    left = access.total_timeout
 
     def bring(address: str, name: str) -> Path:
+        nonlocal left
         if address not in opened:
-            opened[address] = _bring(address, f"request.{name}", open_address, access, into)
+            check(cancel, "read")
+            began = time.monotonic()
+            within = replace(access, until=began + left, cancel=cancel)
+            call = partial(_bring, address, f"request.{name}", open_address, within, into)
+            # The engine's own plugins look at the token; others may not.
+            opened[address] = apart(call, cancel, "read", grace=_GRACE)
+            left -= time.monotonic() - began
         return opened[address]
 
     image = bring(request.image, "image")
-    size = picture_size(image, field="request.image", max_pixels=access.max_pixels)
+    look = apart(lambda: look_at(image, field="request.image", max_pixels=access.max_pixels), cancel, "read")
+    size = look.size
     voices: list[Path | None] = []
     masks: list[Path | None] = []
     seconds: list[float] = []
@@ -75,7 +100,7 @@ def fetch(request: Request, open_address: Callable[..., Path | None], access: Ac
         name = f"speakers[{index}]"
         mask = None if speaker.region.mask is None else bring(speaker.region.mask, f"{name}.region.mask")
         if mask is not None:
-            _check_mask(mask, size, f"request.{name}.region.mask", access)
+            _check_mask(mask, size, f"request.{name}.region.mask", access, cancel)
         voice = None if speaker.audio is None else bring(speaker.audio, f"{name}.audio")
         if voice is not None and voice not in measured:
             field = f"request.{name}.audio"
@@ -83,19 +108,34 @@ def fetch(request: Request, open_address: Callable[..., Path | None], access: Ac
         masks.append(mask)
         voices.append(voice)
         seconds.append(0.0 if voice is None else measured[voice])
-    return Media(image=image, image_size=size, voices=tuple(voices), seconds=tuple(seconds), masks=tuple(masks))
+    return Media(
+        image=image,
+        image_size=size,
+        voices=tuple(voices),
+        seconds=tuple(seconds),
+        masks=tuple(masks),
+        warnings=look.warnings,
+    )
 
 
-def read(request: Request, media: Media, plan: Plan) -> Inputs:
-    """Decode the media and bring them to the plan's size and length. Raises RequestError naming the field."""
+def read(request: Request, media: Media, plan: Plan, *, cancel: CancelToken | None = None) -> Inputs:
+    """Decode the media and bring them to the plan's size and length.
+
+    Raises RequestError naming the field, and Cancelled within a second once `cancel` is set.
+    """
     spans = voice_spans(media.seconds, plan.audio_type)
-    masks, _ = region_masks([speaker.region for speaker in request.speakers], media.masks, plan.canvas)
+    image, masks = apart(partial(_look, request, media, plan), cancel, "read")
     return Inputs(
-        image=apply_canvas(read_picture(media.image, field="request.image"), plan.canvas),
+        image=image,
         voices=read_voices(media.voices, spans, plan.seconds),
         masks=masks,
         sound=read_sound(media.voices, spans, plan.seconds),
     )
+
+
+def _look(request: Request, media: Media, plan: Plan) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    masks, _ = region_masks([speaker.region for speaker in request.speakers], media.masks, plan.canvas)
+    return apply_canvas(read_picture(media.image, field="request.image"), plan.canvas), masks
 
 
 def scheme_of(address: str) -> str:
@@ -126,9 +166,13 @@ def _bring(address: str, field: str, open_address: Callable[..., Path | None], a
         )
     if scheme == "path":
         address = str(_local(address, field, access))
+    if access.until is not None and time.monotonic() >= access.until:
+        raise _all_late(field, access)
     try:
         path = open_address(address=address, scheme=scheme, access=access, into=into)
     except RequestError as error:
+        if error.code == "download_timeout" and access.until is not None and time.monotonic() >= access.until:
+            raise _all_late(field, access) from error
         # A plugin does not know which input of the request it opens.
         raise RequestError(error.what, field=error.field or field, hint=error.hint, code=error.code) from error
     if path is None:
@@ -141,6 +185,15 @@ def _bring(address: str, field: str, open_address: Callable[..., Path | None], a
         hint = f"at most {access.max_bytes} are allowed"
         raise RequestError(f"the file has {size} bytes", field=field, hint=hint, code="file_too_large")
     return path
+
+
+def _all_late(field: str, access: Access) -> RequestError:
+    return RequestError(
+        f"the request's addresses take longer than the {access.total_timeout:g} seconds allowed for all of them",
+        field=field,
+        hint="use faster servers or smaller files, or raise access.total_timeout",
+        code="download_timeout",
+    )
 
 
 def _local(address: str, field: str, access: Access) -> Path:
@@ -180,8 +233,9 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 120 else f"{text[:80]}...{text[-20:]}")
 
 
-def _check_mask(mask: Path, size: tuple[int, int], field: str, access: Access) -> None:
-    found = picture_size(mask, field=field, max_pixels=access.max_pixels)
+def _check_mask(mask: Path, size: tuple[int, int], field: str, access: Access, cancel: CancelToken | None) -> None:
+    look = partial(look_at, mask, field=field, max_pixels=access.max_pixels, mask=True)
+    found = apart(look, cancel, "read").size
     if found != size:
         raise RequestError(
             f"the mask has {found[0]} x {found[1]} pixels, the picture {size[0]} x {size[1]}",

@@ -102,7 +102,7 @@ class Handler:
             case "capabilities":
                 return self.capabilities()
             case "plan":
-                return _plan(self.keeper.service.plan(self._request(job)), job)
+                return _plan(self.keeper.service.plan(self._request(job), cancel=cancel), job)
             case "selftest":
                 with self._progress(given) as tell:
                     # Two models are not loaded at once, and here a wait can be cancelled.
@@ -150,7 +150,7 @@ class Handler:
 
     def _generate(self, job: Job, given: Mapping[str, Any], cancel: CancelToken) -> dict[str, Any]:
         request = self._request(job)
-        resumed = self.keeper.service.resume(request)
+        resumed = self.keeper.service.resume(request, cancel=cancel)
         if resumed is not None:
             return answer(job, resumed)
         began = time.monotonic()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from engine import Access, hookimpl
 from engine.buckets import Bucket, Trouble
+from engine.cancel import apart
 from engine.download import Answer, ask, deadline_of
 from engine.errors import MissingExtra, RequestError
 from engine.network import Resolver, look_up, parse_url
@@ -97,7 +98,8 @@ def _signed(bucket: str, key: str, access: Access, region: str | None) -> str:
         credentials=None if own is None else replace(own, region=region),
     )
     try:
-        signed = place.sign(key, int(access.timeout) + _GRACE)
+        # boto3 may ask for keys on the network.
+        signed = apart(lambda: place.sign(key, int(access.timeout) + _GRACE), access.cancel, "read")
     except MissingExtra as error:
         raise RequestError(
             "s3:// addresses need the package 'boto3', which is not installed", hint=error.hint, code="s3_unavailable"

@@ -8,25 +8,24 @@ import hashlib
 import json
 import logging
 import os
-import random
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from engine import hookimpl
 from engine.buckets import Bucket, Trouble
+from engine.cancel import CancelToken, check
 from engine.components import Sink
 from engine.config import SinkConfig
 from engine.data import Artifact, Kept, Store
 from engine.errors import ConfigError, NotDelivered, RequestError, SinkError
+from engine.patience import patiently
 from engine.register import Register
 
 logger = logging.getLogger(__name__)
@@ -36,8 +35,6 @@ T = TypeVar("T")
 _PART = 8 * 2**20
 #: Seven days: no signature holds longer.
 _LONGEST_URL = 7 * 24 * 3600
-#: Seconds; the longest wait between two uploads.
-_LONGEST_WAIT = 30.0
 _JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _KEEP = "undelivered"
 
@@ -92,6 +89,7 @@ class S3Sink:
         self._job: str | None = None
         self._store: Store | None = None
         self._private_hosts: Collection[str] = ()
+        self._cancel: CancelToken | None = None
 
     def for_job(self, job: str | None, store: Store | None, private_hosts: Collection[str] = ()) -> S3Sink:
         """Return the sink for one job: its name decides the key, its own `store` takes the place of the configured one.
@@ -107,6 +105,12 @@ class S3Sink:
         if store is not None:
             sink._store, sink._private_hosts = store, private_hosts
             sink._bucket = _bucket(self._config, store, private_hosts)
+        return sink
+
+    def until(self, cancel: CancelToken) -> S3Sink:
+        """Return the sink whose calls raise Cancelled within a second once `cancel` is set."""
+        sink = copy.copy(self)
+        sink._cancel = cancel
         return sink
 
     def check(self, filename: str | None) -> None:
@@ -173,17 +177,9 @@ class S3Sink:
         return kept
 
     def _patiently(self, call: Callable[[], T | Trouble]) -> T | Trouble:
-        """Call until it succeeds, the trouble is one that stays, or all attempts are used up."""
+        """Call until it succeeds, the trouble is one that stays, or all attempts are used up. Raises Cancelled."""
         config = self._config
-        for attempt in count(1):
-            answer = call()
-            if not isinstance(answer, Trouble) or not answer.passing or attempt >= config.attempts:
-                break
-            # Full jitter: jobs that were cut off together do not come back together.
-            wait = random.uniform(0, min(_LONGEST_WAIT, config.backoff * 2 ** (attempt - 1)))
-            logger.warning("attempt %d of %d: %s; again in %.1f s", attempt, config.attempts, answer.what, wait)
-            time.sleep(wait)
-        return answer
+        return patiently(call, attempts=config.attempts, backoff=config.backoff, cancel=self._cancel)
 
     def _upload(self, client: Any, *, artifact: Artifact, sums: _Sums, key: str) -> str | Trouble:
         from boto3.s3.transfer import TransferConfig
@@ -199,7 +195,9 @@ class S3Sink:
         parts = TransferConfig(
             multipart_threshold=_PART, multipart_chunksize=_PART, preferred_transfer_client="classic"
         )
-        client.upload_file(str(artifact.path), bucket, key, ExtraArgs=extra, Config=parts)
+        # Nobody waits for this thread once the job is withdrawn: it sends no more then.
+        ways = {"ExtraArgs": extra, "Config": parts, "Callback": lambda _: check(self._cancel, "keep")}
+        client.upload_file(str(artifact.path), bucket, key, **ways)
         asked = {"ChecksumMode": "ENABLED"} if config.checksum else {}
         by, different = _compare(artifact.path, sums, client.head_object(Bucket=bucket, Key=key, **asked))
         if different:
