@@ -15,6 +15,7 @@ from av.codec.context import Flags
 from av.video.frame import PictureType
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
+from engine.cancel import CancelToken, check
 from engine.errors import SinkError
 
 #: x264 gives different bytes for different thread counts, so the machine's cores must not decide.
@@ -71,11 +72,13 @@ class Likeness:
         return self.psnr >= LEAST_PSNR and self.ssim >= LEAST_SSIM
 
 
-def shrink(path: Path, into: Path, most: int, *, preset: str = "medium") -> Likeness | None:
+def shrink(
+    path: Path, into: Path, most: int, *, preset: str = "medium", cancel: CancelToken | None = None
+) -> Likeness | None:
     """Encode the pictures of `path` once more, in two passes for a file of at most `most` bytes at `into`.
 
     Sound, tags and times stay as they are. Returns how like the two are; None, and leaves no file, where such a file
-    cannot be had. Raises SinkError.
+    cannot be had. Raises SinkError, and Cancelled between frames once `cancel` is set.
     """
     log = into.with_suffix(".passes")
     try:
@@ -84,17 +87,19 @@ def shrink(path: Path, into: Path, most: int, *, preset: str = "medium") -> Like
             return None
         settings = {"b": str(rate), "preset": preset, "stats": str(log.absolute())}
         for number in (Flags.pass1, Flags.pass2):
-            _encode(path, into, settings, number)
+            _encode(path, into, settings, number, cancel)
         if into.stat().st_size > most:
             into.unlink()
             return None
-        return _compare(path, into)
+        return _compare(path, into, cancel)
     except (av.FFmpegError, OSError) as error:
         into.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or error
         raise SinkError(f"the video cannot be encoded again: {reason}", field="sink") from error
     finally:
-        log.unlink(missing_ok=True)
+        # x264's own while a pass runs.
+        for left in (log, log.with_suffix(".passes.temp")):
+            left.unlink(missing_ok=True)
 
 
 def _bitrate(path: Path, most: int) -> int:
@@ -107,7 +112,7 @@ def _bitrate(path: Path, most: int) -> int:
     return int((most * _AIM - (path.stat().st_size - pictures)) * 8 / seconds)
 
 
-def _encode(path: Path, into: Path, settings: Mapping[str, str], number: Flags) -> None:
+def _encode(path: Path, into: Path, settings: Mapping[str, str], number: Flags, cancel: CancelToken | None) -> None:
     with _reading(path) as file, open_mp4(into) as made:
         made.metadata.update(file.metadata)
         source = file.streams.video[0]
@@ -115,6 +120,7 @@ def _encode(path: Path, into: Path, settings: Mapping[str, str], number: Flags) 
         video.codec_context.flags |= number
         sound = {stream: made.add_stream_from_template(stream) for stream in file.streams.audio}
         for packet in file.demux(source, *sound):
+            check(cancel, "keep")
             if isinstance(packet.stream, av.AudioStream):
                 if packet.dts is not None:
                     packet.stream = sound[packet.stream]
@@ -127,7 +133,7 @@ def _encode(path: Path, into: Path, settings: Mapping[str, str], number: Flags) 
         made.mux(video.encode(None))
 
 
-def _compare(path: Path, other: Path) -> Likeness:
+def _compare(path: Path, other: Path, cancel: CancelToken | None = None) -> Likeness:
     errors: list[float] = []
     similarities: list[float] = []
     with _reading(path) as one, _reading(other) as two:
@@ -144,6 +150,7 @@ def _compare(path: Path, other: Path) -> Likeness:
         ssim.link_to(sink)
         graph.configure()
         for pair in chain(zip(one.decode(video=0), two.decode(video=0), strict=True), [(None, None)]):
+            check(cancel, "keep")
             for end, frame in zip(ends, pair, strict=True):
                 end.push(frame)
             with suppress(BlockingIOError, EOFError):

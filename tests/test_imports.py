@@ -33,7 +33,7 @@ ROOMS = {
     "engine.download": {"engine.data", "engine.errors", "engine.network", "engine.wire"},
     "engine.patience": {"engine.buckets", "engine.cancel"},
     "engine.components": {"engine.cancel", "engine.data", "engine.tensors"},
-    "engine.h264": {"engine.errors"},
+    "engine.h264": {"engine.cancel", "engine.errors"},
     "engine.tensors": {"engine.errors"},
     "engine.buckets": {"engine.data", "engine.errors", "engine.network", "engine.pinned"},
     "engine.pinned": {"engine.errors", "engine.network"},

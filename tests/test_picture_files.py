@@ -492,6 +492,26 @@ def test_progressive_jpeg_without_its_later_passes_is_refused(tmp_path: Path) ->
         look_at(tmp_path / "a.jpg", field=FIELD)
 
 
+def test_what_is_wrong_with_picture_and_masks_is_in_the_plan(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from test_service import REQUEST
+
+    from engine import EngineService
+    from engine.data import Region, Speaker
+
+    photograph().save(tmp_path / "a.jpg", quality=90)
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[:-2])
+    speaker = Speaker(REQUEST.speakers[0].audio, Region(mask=str(tmp_path / "a.jpg")))
+
+    plan = EngineService().plan(replace(REQUEST, image=str(tmp_path / "a.jpg"), speakers=(speaker,), overrides=()))
+
+    told = [warning for warning in plan.warnings if "ends too early" in warning]
+    assert len(told) == 2
+    assert told[1].startswith("speakers[0].region.mask: ")
+
+
 def test_grey_and_cmyk_jpegs_are_mended_too(tmp_path: Path) -> None:
     for mode in ("L", "CMYK"):
         photograph().convert(mode).save(tmp_path / "a.jpg", quality=90)

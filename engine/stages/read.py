@@ -92,6 +92,7 @@ def fetch(
     image = bring(request.image, "image")
     look = apart(lambda: look_at(image, field="request.image", max_pixels=access.max_pixels), cancel, "read")
     size = look.size
+    warnings = list(look.warnings)
     voices: list[Path | None] = []
     masks: list[Path | None] = []
     seconds: list[float] = []
@@ -100,7 +101,8 @@ def fetch(
         name = f"speakers[{index}]"
         mask = None if speaker.region.mask is None else bring(speaker.region.mask, f"{name}.region.mask")
         if mask is not None:
-            _check_mask(mask, size, f"request.{name}.region.mask", access, cancel)
+            told = _check_mask(mask, size, f"request.{name}.region.mask", access, cancel)
+            warnings += [f"{name}.region.mask: {warning}" for warning in told]
         voice = None if speaker.audio is None else bring(speaker.audio, f"{name}.audio")
         if voice is not None and voice not in measured:
             field = f"request.{name}.audio"
@@ -114,7 +116,7 @@ def fetch(
         voices=tuple(voices),
         seconds=tuple(seconds),
         masks=tuple(masks),
-        warnings=look.warnings,
+        warnings=tuple(warnings),
     )
 
 
@@ -233,9 +235,12 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 120 else f"{text[:80]}...{text[-20:]}")
 
 
-def _check_mask(mask: Path, size: tuple[int, int], field: str, access: Access, cancel: CancelToken | None) -> None:
-    look = partial(look_at, mask, field=field, max_pixels=access.max_pixels, mask=True)
-    found = apart(look, cancel, "read").size
+def _check_mask(
+    mask: Path, size: tuple[int, int], field: str, access: Access, cancel: CancelToken | None
+) -> tuple[str, ...]:
+    """Return what is to be said of a mask. Raises RequestError for one that does not belong to a picture of `size`."""
+    look = apart(partial(look_at, mask, field=field, max_pixels=access.max_pixels, mask=True), cancel, "read")
+    found = look.size
     if found != size:
         raise RequestError(
             f"the mask has {found[0]} x {found[1]} pixels, the picture {size[0]} x {size[1]}",
@@ -243,6 +248,7 @@ def _check_mask(mask: Path, size: tuple[int, int], field: str, access: Access, c
             hint="draw the mask over the upright picture",
             code="bad_region",
         )
+    return look.warnings
 
 
 # --- the request by itself --------------------------------------------------------------------------------------------

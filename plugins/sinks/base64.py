@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import hookimpl
+from engine.cancel import CancelToken, apart
 from engine.components import Sink
 from engine.config import SinkConfig
 from engine.data import Artifact, Kept
@@ -33,11 +34,18 @@ class Base64Sink:
         if config.limit is not None and config.limit < 1:
             raise ConfigError(f"a limit of {config.limit} bytes", field="sink.limit", hint="give 1 or more, or null")
         self.limit = config.limit
+        self._cancel: CancelToken | None = None
 
     def within(self, limit: int) -> Base64Sink:
         """Return the sink for an answer that carries at most `limit` bytes of text."""
         sink = copy.copy(self)
         sink.limit = limit if self.limit is None else min(limit, self.limit)
+        return sink
+
+    def until(self, cancel: CancelToken) -> Base64Sink:
+        """Return the sink whose `put` raises Cancelled within a second once `cancel` is set."""
+        sink = copy.copy(self)
+        sink._cancel = cancel
         return sink
 
     def check(self, filename: str | None) -> None:
@@ -47,11 +55,11 @@ class Base64Sink:
         """Read the file, remove it and return its content as base64 text.
 
         One that is longer than the limit is encoded again to fit, if that keeps what `engine.h264.Likeness` asks; a
-        warning says so. Raises SinkError where it does not.
+        warning says so. Raises SinkError where it does not, and Cancelled.
         """
         smaller = artifact.path.with_name(f"{artifact.path.stem}-smaller.mp4")
         try:
-            warnings = self._fit(artifact.path, smaller)
+            warnings = apart(lambda: self._fit(artifact.path, smaller), self._cancel, "keep", grace=0.5)
             content = (smaller if warnings else artifact.path).read_bytes()
             artifact.path.unlink()
         except OSError as error:
@@ -71,7 +79,7 @@ class Base64Sink:
         # PyAV takes a moment to import, and most videos fit.
         from engine.h264 import shrink
 
-        likeness = shrink(path, smaller, self.limit // 4 * 3)
+        likeness = shrink(path, smaller, self.limit // 4 * 3, cancel=self._cancel)
         if likeness is None:
             why = "no encoding of it is that small"
         elif likeness.holds:
