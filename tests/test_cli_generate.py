@@ -83,7 +83,7 @@ class FakeService:
             plan=PLAN,
         )
 
-    def plan(self, request: Request) -> Plan:
+    def plan(self, request: Request, *, cancel: CancelToken | None = None) -> Plan:
         self.requests.append(request)
         return PLAN
 
@@ -100,7 +100,7 @@ class FakeService:
     def load(self) -> Mapping[str, float]:
         return {}
 
-    def resume(self, request: Request) -> Resumed | None:
+    def resume(self, request: Request, *, cancel: CancelToken | None = None) -> Resumed | None:
         return None
 
     def open(self, overrides: Sequence[str], *, alone: bool = False) -> Service:
