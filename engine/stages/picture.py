@@ -223,7 +223,7 @@ def _mended(path: Path, field: str, max_pixels: int | None) -> tuple[Image.Image
     image.load()
     hint = f"get the whole file; up to {MISSING:.0%} of a JPEG may be missing"
     if not last_pass_begun(data):
-        what = "the JPEG ends too early: all of its rows are blurred, since later passes are missing"
+        what = "the JPEG ends too early: all of its rows lack detail or colour, since later passes are missing"
         raise RequestError(what, field=field, hint=hint, code="picture_unreadable")
     missing = _missing(image)
     area = sum(image.width - first for first in missing)

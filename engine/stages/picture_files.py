@@ -90,6 +90,8 @@ def admit_heic(field: str) -> None:
 
 def unknown(head: bytes) -> tuple[str, str]:
     """Return what a file is that Pillow does not open, and what would work."""
+    if is_heic(head):
+        return "the HEIC cannot be read: it is damaged, or of a rare kind", _RARE
     for mark, kind in _KNOWN:
         if head.startswith(mark) and (kind != "WebP" or head[8:12] == b"WEBP"):
             return f"the {kind} cannot be read: it is damaged at its beginning, or of a rare kind", _RARE
@@ -164,22 +166,25 @@ def other_colours(path: Path, head: bytes, info: Mapping[Any, Any]) -> str:
 def last_pass_begun(data: bytes) -> bool:
     """Say whether the last pass over a progressive JPEG has begun, so that all of its rows are there.
 
-    Each coefficient of each component then had a scan down to its last bit (ITU-T T.81, annex G); a baseline JPEG has
-    passes of another kind, and the answer is True.
+    Each coefficient of each component then had a scan down to its last bit (ITU-T T.81, annex G). In a baseline JPEG a
+    scan has all bits of its components, which is nearly always all of them.
     """
     components: dict[int, list[int]] = {}
+    baseline = False
     at = 2
     while (at := _next_marker(data, at)) >= 0 and at + 4 <= len(data):
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         body = data[at + 4 : at + 2 + length]
-        if marker in (0xC0, 0xC1):
-            return True
-        if marker == 0xC2:
+        if marker in (0xC0, 0xC1, 0xC2):
+            baseline = marker != 0xC2
             # For each coefficient the number of bits still to come; 99: nothing has come yet.
             components = {number: [99] * 64 for number in body[6::3]}
         if marker == 0xDA and body:
             for number in body[1 : 1 + 2 * body[0] : 2]:
-                first, last, bits = *body[1 + 2 * body[0] : 3 + 2 * body[0]], body[3 + 2 * body[0]] & 15
+                at_bits = 1 + 2 * body[0]
+                first, last, bits = (
+                    (0, 63, 0) if baseline else (body[at_bits], body[at_bits + 1], body[at_bits + 2] & 15)
+                )
                 for index in range(first, min(last, 63) + 1):
                     components.setdefault(number, [99] * 64)[index] = bits
         at += 2 + length
