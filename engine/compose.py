@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -40,13 +42,15 @@ def compose_request(boot: Sequence[str], overrides: Sequence[str]) -> Config:
     """
     if not overrides:
         return compose(boot)
-    _check(overrides)
+    parsed = _check(overrides)
+    config = _changed(tuple(boot), parsed)
     try:
-        config = compose([*boot, *overrides])
+        # What is wrong is said by Hydra, which sees all of the overrides.
+        config = config or compose([*boot, *overrides])
     except ConfigError as error:
         code = "" if error.code == ConfigError.CODE else error.code
         raise RequestError(error.what, field=f"overrides ({error.field})", hint=error.hint, code=code) from error
-    fixed = compose(boot)
+    fixed = typed(copy.deepcopy(_composed(tuple(boot))))
     for key in FIXED:
         if getattr(config, key) != getattr(fixed, key):
             raise RequestError(
@@ -55,6 +59,47 @@ def compose_request(boot: Sequence[str], overrides: Sequence[str]) -> Config:
                 hint=f"start an engine with another {key}",
             )
     return config
+
+
+@functools.lru_cache(maxsize=32)
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    """Compose once what many requests share: a copy of it is theirs to change. Raises ConfigError."""
+    registry.installed()
+    with translated(), _hydra():
+        return hydra.compose("config", list(overrides))
+
+
+def _changed(boot: tuple[str, ...], overrides: Sequence[Override]) -> Config | None:
+    """Return what Hydra would compose of `boot` and a request's checked `overrides`; None where it would refuse them.
+
+    Hydra takes a tenth of a second and more, and a request's values differ from job to job. Choices from a group are
+    composed by it and kept; values are set after that, in their order, as Hydra sets them.
+    """
+    groups = [override for override in overrides if _is_group(override)]
+    try:
+        config = copy.deepcopy(_composed((*boot, *(override.input_line or "" for override in groups))))
+        for override in overrides:
+            key = override.key_or_group
+            if _is_group(override):
+                continue
+            if OmegaConf.select(config, key, throw_on_missing=False) is None and not _holds(config, key):
+                return None
+            OmegaConf.update(config, key, override.value(), merge=True)
+        return typed(config)
+    except (EngineError, HydraException, OmegaConfBaseException, ValueError):
+        return None
+
+
+def _is_group(override: Override) -> bool:
+    # Of the keys that a request may change, those without a dot are groups, but for the name of a resolution.
+    return "." not in override.key_or_group and override.key_or_group != "resolution"
+
+
+def _holds(config: DictConfig, key: str) -> bool:
+    """Whether the config has `key`, whose value may be null."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent)
+    return isinstance(node, DictConfig) and name in node
 
 
 def typed(composed: DictConfig) -> Config:
@@ -177,7 +222,7 @@ def _hydra() -> Iterator[None]:
         yield
 
 
-def _check(overrides: Sequence[str]) -> None:
+def _check(overrides: Sequence[str]) -> list[Override]:
     allowed = ", ".join(OVERRIDABLE)
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -196,6 +241,7 @@ def _check(overrides: Sequence[str]) -> None:
             raise _refused(
                 f"{line!r} has a value that a request may not give", "give a number, true, false or a bare word"
             )
+    return parsed
 
 
 def _refused(what: str, hint: str) -> RequestError:

@@ -338,6 +338,8 @@ class Progress:
     fraction: float = 0.0
     #: Seconds left; None while nothing is known.
     remaining: float | None = None
+    #: The plan's warnings, once it is made: what is known of the result before the work.
+    warnings: tuple[str, ...] = ()
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

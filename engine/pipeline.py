@@ -224,7 +224,9 @@ class Engine:
             if known is None:
                 # Says what is missing, or does not go together, before any sound is decoded.
                 find_weights(job.config, self._registry)
-            return media, plan
+        # Before the work, not after it.
+        job.meter.warn(plan.warnings)
+        return media, plan
 
     def _read(self, job: _Job, media: Media, plan: Plan) -> Inputs:
         with job.meter.stage("read"):
@@ -319,19 +321,12 @@ class Engine:
             )
 
     def _decode(
-        self,
-        job: _Job,
-        model: Model,
-        plan: Plan,
-        heard: _Heard,
-        window: Window,
-        latents: Tensor,
-        history: Tensor | None,
+        self, job: _Job, model: Model, plan: Plan, heard: _Heard, window: Window, latent: Tensor, history: Tensor | None
     ) -> Decoded:
         with job.meter.stage("decode", window=window.index + 1):
             return decode(
                 model,
-                latents,
+                latent,
                 window,
                 motion_frames=job.config.continuation.frames,
                 reference=heard.colors,
@@ -368,7 +363,7 @@ class Engine:
             frames=artifact.frames,
             fps=plan.fps,
             seed=plan.seed,
-            timings=job.meter.timings,
+            timings={**job.meter.timings, "overhead": job.meter.overhead},
             plan=plan,
             memory=self.memory,
             peaks=job.meter.peaks.found,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from engine.components import CancelToken, ProgressCallback
@@ -22,6 +22,9 @@ class Meter:
         # Units of work: each step is one, and what follows the steps of a window (decoding, writing) is another.
         self._done = 0
         self._began: float | None = None
+        # The generating thread's processor time, in all and within stages.
+        self._cpu_began, self._cpu_stages = time.thread_time(), 0.0
+        self._warnings: tuple[str, ...] = ()
         #: Seconds by stage.
         self.timings: dict[str, float] = {}
         #: Memory by stage.
@@ -32,6 +35,12 @@ class Meter:
         """Say how much there is to do: `windows` windows of `steps` steps."""
         self._windows, self._steps = windows, steps
 
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Report what is known before the work; all progress from here on carries it."""
+        self._warnings = tuple(warnings)
+        if self._warnings:
+            self._tell(self.last.stage, step=0)
+
     @contextmanager
     def stage(self, name: str, *, window: int = 0) -> Iterator[None]:
         """Measure what happens inside as stage `name`. Raises Cancelled at its begin if the caller withdrew."""
@@ -40,12 +49,18 @@ class Meter:
             self._began = time.monotonic()
         self._window = window
         self._tell(name, step=0)
-        began = time.monotonic()
+        began, cpu = time.monotonic(), time.thread_time()
         try:
             yield
         finally:
+            self._cpu_stages += time.thread_time() - cpu
             self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - began
             self.peaks.note(name)
+
+    @property
+    def overhead(self) -> float:
+        """Processor seconds that the generating thread spent outside of all stages so far."""
+        return time.thread_time() - self._cpu_began - self._cpu_stages
 
     def step(self, number: int) -> Progress:
         """Note that step `number` (from 1) of the current window is done."""
@@ -80,6 +95,7 @@ class Meter:
             steps=self._steps,
             fraction=self._done / total if total else 0.0,
             remaining=remaining,
+            warnings=self._warnings,
         )
         if self._callback is not None:
             self._callback(self.last)

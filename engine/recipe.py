@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -108,6 +109,12 @@ def weights_hash(folder: Path) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that can change the result."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    # Reads a file of each package: fifty milliseconds that each job would pay.
     found = {}
     for package in PACKAGES:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import tempfile
 import threading
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from engine.ranks import Ranks
 
 
+#: Composed configs that a service keeps.
+_CONFIGS = 64
+
+
 class EngineService:
     """Implements `components.Service` for one boot config."""
 
@@ -54,18 +59,24 @@ class EngineService:
         self._after = None if after is None else after._hand_over()
         self._ranks: Ranks | None = None
         self._seconds: dict[str, float] = {}
+        #: Boot and request overrides -> what was composed of them: most jobs ask for what others asked for.
+        self._configs: dict[tuple[tuple[str, ...], tuple[str, ...]], Config] = {}
         self._lock = threading.Lock()
 
     def generate(
         self, request: Request, *, progress: ProgressCallback | None = None, cancel: CancelToken | None = None
     ) -> Delivery:
         """See `components.Service`. One generation runs at a time; others wait."""
+        began = time.thread_time()
         config = self._config(request)
+        composed = time.thread_time() - began
         acquire(self._lock, cancel, "wait")
         try:
-            return self._made().generate(request, config=config, progress=progress, cancel=cancel)
+            delivery = self._made().generate(request, config=config, progress=progress, cancel=cancel)
         finally:
             self._lock.release()
+        overhead = delivery.timings.get("overhead", 0.0) + composed
+        return replace(delivery, timings={**delivery.timings, "overhead": overhead})
 
     def load(self) -> Mapping[str, float]:
         """See `components.Service`. The parts are "imports" and "weights"."""
@@ -242,6 +253,12 @@ class EngineService:
 
     def _config(self, request: Request, change: Sequence[str] = ()) -> Config:
         boot = (*self.overrides, *change)
-        if request.overrides:
-            return compose_request(boot, request.overrides)
-        return compose(boot) if change else self.config
+        if not request.overrides:
+            return compose(boot) if change else self.config
+        key = (boot, tuple(request.overrides))
+        if key not in self._configs:
+            while len(self._configs) >= _CONFIGS:
+                self._configs.pop(next(iter(self._configs)))
+            self._configs[key] = compose_request(boot, request.overrides)
+        # A copy, for whoever holds it may change it.
+        return copy.deepcopy(self._configs[key])

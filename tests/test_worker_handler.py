@@ -226,7 +226,8 @@ def test_progress_is_in_order_and_none_follows_the_answer() -> None:
     told = len(sent.payloads)
     time.sleep(0.05)
     assert 1 <= len(sent.payloads) == told
-    assert set(sent.payloads[0]) == {"percent", "stage", "step", "steps", "window", "windows", "seconds_left"}
+    fields = {"percent", "stage", "step", "steps", "window", "windows", "seconds_left", "warnings"}
+    assert set(sent.payloads[0]) == fields
 
 
 def test_a_cancelled_job_is_held_until_the_device_is_free() -> None:

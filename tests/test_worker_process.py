@@ -93,7 +93,7 @@ def test_a_worker_answers_makes_stops_and_leaves_nothing(platform: Platform, tmp
         assert process.returncode == 0
     assert not [path for path in temporary.rglob("*") if path.name.startswith("multitalk-")]
     for _, told in platform.progress("job-stopped"):
-        assert set(told) == {"percent", "stage", "step", "steps", "window", "windows", "seconds_left"}
+        assert set(told) == {"percent", "stage", "step", "steps", "window", "windows", "seconds_left", "warnings"}
     # One a second is sent; when each arrives is the machine's.
     assert len(platform.progress("job-term")) <= 1 + took
     for posts in platform.posts.values():

@@ -24,8 +24,15 @@ def test_a_payload_says_where_the_job_stands() -> None:
         "window": 1,
         "windows": 2,
         "seconds_left": 61,
+        "warnings": [],
     }
     assert payload(Progress("load"))["seconds_left"] is None
+
+
+def test_warnings_are_known_while_the_work_goes_on_and_keep_secrets() -> None:
+    progress = Progress("load", warnings=("the store wJalrXUtnFEMI is slow, see /runpod-volume/x",))
+
+    assert payload(progress, ["wJalrXUtnFEMI"])["warnings"] == ["the store [hidden] is slow, see [path]"]
 
 
 def test_many_signs_of_life_become_few_and_stay_in_order() -> None:

@@ -63,6 +63,11 @@ function clear() {
   $("warnings").replaceChildren();
 }
 
+function warn(warnings) {
+  $("warnings").replaceChildren(...(warnings || []).map(
+    (warning) => Object.assign(document.createElement("li"), { textContent: warning })));
+}
+
 function progress(output) {
   const known = typeof output === "object" && output !== null;
   const percent = known && Number.isFinite(output.percent) ? output.percent : null;
@@ -73,6 +78,7 @@ function progress(output) {
     if (key !== "percent" && ["string", "number"].includes(typeof value)) parts.push(`${key.replaceAll("_", " ")} ${value}`);
   }
   $("detail").textContent = parts.join(", ");
+  if (Array.isArray(output.warnings)) warn(output.warnings);
 }
 
 async function finish(told) {
@@ -93,9 +99,7 @@ async function finish(told) {
   $("detail").textContent = output.seconds
     ? `${output.seconds} s of video, ${output.frames} frames, seed ${output.seed}, made in ${(told.executionTime / 1000).toFixed(1)} s`
     : JSON.stringify(rest);
-  for (const warning of warnings || []) {
-    $("warnings").append(Object.assign(document.createElement("li"), { textContent: warning }));
-  }
+  warn(warnings);
 }
 
 function show(told) {

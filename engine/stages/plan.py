@@ -7,6 +7,8 @@ from engine.data import Canvas, Media, Plan, Request, Settings
 from engine.errors import RequestError
 from engine.stages.audio import length_seconds, voice_spans
 from engine.stages.canvas import choose_bucket, make_canvas, make_seats
+from engine.stages.familiar import read_familiar
+from engine.stages.picture import read_picture
 from engine.stages.windows import generated_frames, plan_windows
 
 #: An hour at 25 frames a second: longer requests are a slip of the keyboard.
@@ -36,6 +38,7 @@ def plan_walk(request: Request, media: Media, settings: Settings, *, cancel: Can
         warnings.append(f"the weights of {settings.model!r} are untrained: the video shows noise, not a talking person")
     if settings.weights is None:
         warnings.append(f"nothing can be made {settings.absent}")
+    warnings += _strange(media, settings)
     if len(request.speakers) > 2:
         warnings.append("three and more speakers are experimental: the public weights were trained on one and two")
     if settings.tile:
@@ -95,6 +98,15 @@ def _cut_warnings(canvas: Canvas) -> list[str]:
         f"shape of {canvas.target[0]} x {canvas.target[1]}; fit=pad shows all of it between black bars"
     )
     return [warning]
+
+
+def _strange(media: Media, settings: Settings) -> list[str]:
+    """Return a warning where the picture is not what the weights were trained on."""
+    known = read_familiar(settings.weights)
+    if known is None or known.knows(read_picture(media.image, field="request.image")):
+        return []
+    what = f"model={settings.model} knows {known.what} alone, and this picture is none of them"
+    return [f"{what}: its video will not look like it; {known.instead}"]
 
 
 def _time_warnings(seconds: float, audio: float, fps: float, native: float, request: Request) -> list[str]:

@@ -104,7 +104,7 @@ class Handler:
             case "plan":
                 return _plan(self.keeper.service.plan(self._request(job), cancel=cancel), job)
             case "selftest":
-                with self._progress(given) as tell:
+                with self._progress(given, job) as tell:
                     # Two models are not loaded at once, and here a wait can be cancelled.
                     self.keeper.ready(cancel)
                     device = str(self.keeper.capabilities.get("device", "auto"))
@@ -154,7 +154,7 @@ class Handler:
         if resumed is not None:
             return answer(job, resumed)
         began = time.monotonic()
-        with self._progress(given) as tell:
+        with self._progress(given, job) as tell:
             if self.keeper.warming and tell is not None:
                 tell(Progress("load"))
             self.keeper.ready(cancel)
@@ -211,12 +211,12 @@ class Handler:
     # --- around the work ----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _progress(self, given: Mapping[str, Any]) -> Iterator[ProgressCallback | None]:
+    def _progress(self, given: Mapping[str, Any], job: Job) -> Iterator[ProgressCallback | None]:
         post = self._poster(given) if self._poster is not None else None
         if post is None:
             yield None
             return
-        pump = Pump(post)
+        pump = Pump(post, secrets=_secrets(job))
         try:
             yield pump.tell
         finally:
@@ -252,11 +252,14 @@ class Handler:
 
 def _plan(plan: Plan, job: Job) -> dict[str, Any]:
     told: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(plan), default=str, allow_nan=False))
-    secrets = job.credentials.secrets() if job.credentials is not None else ()
     # As the command line's, but for the folder: it is the machine's business.
     told["weights"] = None if plan.weights is None else plan.weights.name
-    told["warnings"] = [scrub(warning, secrets) for warning in plan.warnings]
+    told["warnings"] = [scrub(warning, _secrets(job)) for warning in plan.warnings]
     return told | {"engine_version": engine_version()}
+
+
+def _secrets(job: Job) -> tuple[str, ...]:
+    return () if job.credentials is None else tuple(job.credentials.secrets())
 
 
 def _out_of_memory(memory: str) -> EngineError:

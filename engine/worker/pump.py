@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from engine.data import Progress
+from engine.jobs.scrub import scrub
 
 _LOG = logging.getLogger(__name__)
 
@@ -19,9 +20,10 @@ Post = Callable[[Mapping[str, Any]], None]
 class Pump:
     """One thread that posts the newest progress; what came in between is left out."""
 
-    def __init__(self, post: Post, *, every: float = 1.0) -> None:
-        """Start the thread. `every`: least seconds between two posts."""
+    def __init__(self, post: Post, *, every: float = 1.0, secrets: Iterable[str] = ()) -> None:
+        """Start the thread. `every`: least seconds between two posts; `secrets` are hidden in the warnings."""
         self._post = post
+        self._secrets = tuple(secrets)
         self._every = every
         self._newest: Progress | None = None
         self._closed = False
@@ -47,7 +49,7 @@ class Pump:
         while (progress := self._next(due)) is not None:
             due = time.monotonic() + self._every
             try:
-                self._post(payload(progress))
+                self._post(payload(progress, self._secrets))
             except Exception as error:  # noqa: BLE001 - a sign of life that is lost must not cost the job
                 _LOG.warning("progress could not be sent: %s", type(error).__name__)
 
@@ -64,8 +66,8 @@ class Pump:
                 self._changed.wait(None if self._newest is None else wait)
 
 
-def payload(progress: Progress) -> dict[str, Any]:
-    """Return what a caller reads while the job runs."""
+def payload(progress: Progress, secrets: Iterable[str] = ()) -> dict[str, Any]:
+    """Return what a caller reads while the job runs, without `secrets`."""
     return {
         "percent": round(100 * progress.fraction),
         "stage": progress.stage,
@@ -74,4 +76,5 @@ def payload(progress: Progress) -> dict[str, Any]:
         "window": progress.window,
         "windows": progress.windows,
         "seconds_left": None if progress.remaining is None else round(progress.remaining),
+        "warnings": [scrub(warning, secrets) for warning in progress.warnings],
     }

@@ -62,10 +62,10 @@ class Generate:
             plan = service.plan(request)
             print(to_json(plan) if config.json else describe(plan, request))
             return 0
-        with interruptible() as cancel, shown(quiet=config.quiet) as progress:
-            delivery = service.generate(request, progress=progress, cancel=cancel)
-        for warning in delivery.warnings:
-            print(f"multitalk: warning: {warning}", file=sys.stderr)
+        warnings = _Warnings()
+        with interruptible() as cancel, shown(quiet=config.quiet) as show:
+            delivery = service.generate(request, progress=warnings.of(show), cancel=cancel)
+        warnings.print(delivery.warnings)
         if config.json:
             print(to_json(delivery))
             return 0
@@ -144,6 +144,27 @@ def interruptible() -> Iterator[CancelToken]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _Warnings:
+    """Prints each warning on stderr once, as soon as it is known; above a live bar, which rich draws anew."""
+
+    def __init__(self) -> None:
+        self._printed: set[str] = set()
+
+    def print(self, warnings: Sequence[str]) -> None:
+        for warning in warnings:
+            if warning not in self._printed:
+                self._printed.add(warning)
+                print(f"multitalk: warning: {warning}", file=sys.stderr, flush=True)
+
+    def of(self, show: ProgressCallback | None) -> ProgressCallback:
+        def tell(progress: Progress) -> None:
+            self.print(progress.warnings)
+            if show is not None:
+                show(progress)
+
+        return tell
 
 
 @contextmanager

@@ -1,0 +1,71 @@
+"""What the engine itself costs a job, outside of the model's work and the media's, as JSON."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from engine.bench.platform import Platform, working
+from engine.client import file
+from engine.errors import EngineError, RequestError
+
+#: Processor seconds of the engine that a job may cost.
+ALLOWED = 0.05
+#: Seconds for one job, the first one's start of the worker included.
+_PATIENCE = 900.0
+_MEDIA = {"reference_image": "one.png", "audio_1": "one.flac"}
+
+
+def run(jobs: int = 8) -> dict[str, Any]:
+    """Let `multitalk runpod model=tiny` do twice `jobs` jobs of five frames, and return what they say of `overhead`.
+
+    `same` asks for the same settings each time, `other` for other ones, whose config is not kept from a job before.
+    Figures are processor seconds of the generating thread, which other load on the machine changes little; `read` is
+    the stage that opens, checks and decodes the media, in seconds. Raises RequestError, and EngineError for a job that
+    fails.
+    """
+    if jobs < 2:
+        raise RequestError(f"{jobs} jobs", field="bench overhead", hint="at least 2: the first one does not count")
+    platform = Platform()
+    rows: dict[str, list[dict[str, float]]] = {}
+    try:
+        with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
+            log = Path(folder) / "log"
+            with working(platform, ["model=tiny"], log=log) as process:
+                for kind in ("same", "other"):
+                    rows[kind] = [
+                        _job(platform, f"{kind}-{number}", 2.0 + (number / 8 if kind == "other" else 0), log)
+                        for number in range(jobs + 1)
+                    ][1:]
+                process.terminate()
+                process.wait(_PATIENCE)
+    finally:
+        platform.close()
+    found = {kind: {part: _middle(part, table) for part in ("overhead", "read")} for kind, table in rows.items()}
+    return {
+        "bench": "overhead",
+        "model": "tiny",
+        "jobs": jobs,
+        **found,
+        "allowed": ALLOWED,
+        "holds": all(parts["overhead"]["median"] <= ALLOWED for parts in found.values()),
+    }
+
+
+def _job(platform: Platform, name: str, scale: float, log: Path) -> dict[str, float]:
+    media = {field: file(str(files("engine") / "examples" / example)) for field, example in _MEDIA.items()}
+    settings = {"prompt": "a person talks", "num_frames": 5, "fps": 25, "sampling_steps": 2, "guidance_scale": scale}
+    platform.send(name, {**media, **settings})
+    answer = platform.result(name, _PATIENCE)
+    timings: dict[str, float] | None = (answer.get("output") or {}).get("timings")
+    if timings is None:
+        raise EngineError(f"job {name}: {answer}", field="bench overhead", hint=log.read_text("utf-8")[-2000:])
+    return timings
+
+
+def _middle(part: str, rows: list[dict[str, float]]) -> dict[str, float]:
+    values = [row[part] for row in rows]
+    return {"least": min(values), "median": round(statistics.median(values), 4), "most": max(values)}
