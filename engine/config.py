@@ -223,6 +223,8 @@ class AccessConfig:
     max_bytes: int = 512 * 2**20
     #: Seconds to open one address.
     timeout: float = 60.0
+    #: Longest voice in seconds, of what is taken of its file.
+    max_seconds: float = 3600.0
     #: Hosts that may be fetched from although they are not on the public internet.
     private_hosts: list[str] = field(default_factory=list)
     #: Buckets that s3:// addresses may name where this machine's keys open them; "": the one in `endpoint_url`'s host.

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engine.estimates import Estimates
+from engine.voices import Cut as Cut
+from engine.voices import Link as Link
+from engine.voices import Region as Region
+from engine.voices import Speaker as Speaker
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,24 +24,6 @@ Fit = Literal["crop", "pad"]
 
 
 # --- asked ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Region:
-    """Where a speaker sits in the source picture; neither `box` nor `mask` means: place them automatically."""
-
-    #: [x0, y0, x1, y1], x to the right, y down; pixels of the upright source picture, or fractions if none exceeds 1.
-    box: tuple[float, float, float, float] | None = None
-    #: Address of a picture of the source picture's shape; bright pixels belong to the speaker.
-    mask: str | None = None
-
-
-@dataclass(frozen=True)
-class Speaker:
-    """One person of the picture: the address of their voice, or None for a person who stays silent."""
-
-    audio: str | None
-    region: Region = Region()
 
 
 @dataclass(frozen=True)
@@ -106,7 +92,7 @@ class Access:
     #: Seconds to open one address.
     timeout: float = 60.0
     max_pixels: int = 100_000_000
-    #: Longest voice in seconds.
+    #: Longest voice in seconds, of what is taken of its file.
     max_seconds: float = 3600.0
     #: Hosts that may be fetched from although they are not on the public internet: as in the address, in small letters.
     private_hosts: tuple[str, ...] = ()
@@ -131,10 +117,16 @@ class Media:
     image_size: tuple[int, int]
     #: One entry a speaker; None: silent.
     voices: tuple[Path | None, ...]
-    #: Seconds of each voice as decoded; 0.0 for a silent speaker.
+    #: Seconds of each voice, of what is taken of its file; 0.0 for a silent speaker.
     seconds: tuple[float, ...]
     #: One entry a speaker: the mask picture, if the region is a mask.
     masks: tuple[Path | None, ...]
+    #: One entry a speaker: what is taken of the file; None: silent.
+    cuts: tuple[Cut | None, ...] = ()
+    #: Seconds of silence before each voice.
+    delays: tuple[float, ...] = ()
+    #: What was understood otherwise than one might expect, a sentence each.
+    warnings: tuple[str, ...] = ()
 
 
 # --- planned ----------------------------------------------------------------------------------------------------------
@@ -255,6 +247,8 @@ class Inputs:
     masks: npt.NDArray[np.float32]
     #: float32 stereo 48 kHz (samples, 2): the mix of the original voices.
     sound: npt.NDArray[np.float32]
+    #: What was found while decoding and changes the result, a sentence each.
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class Engine:
                     self._write(job, plan, window, frames, writer)
                 artifact = self._finish(job, writer)
             kept = self._keep(job, artifact)
-        return self._deliver(job, plan, artifact, kept)
+        return self._deliver(job, plan, inputs, artifact, kept)
 
     def load(self) -> Loaded:
         """Load the weights, if that has not happened yet. Raises SourceError and ConfigError."""
@@ -217,7 +217,7 @@ class Engine:
     def _plan(self, job: _Job, folder: Path) -> tuple[Media, Plan]:
         with job.meter.stage("read"):
             access = request_access(self.access, job.request)
-            media = fetch(job.request, self._hooks.open_address, access, folder)
+            media = fetch(job.request, self._hooks.open_address, access, folder, cancel=job.meter)
             known = None if self._loaded is None else self._loaded.folder
             plan = plan_walk(job.request, media, make_settings(job.config, self._registry, weights=known))
             job.sink.check(job.request.filename)
@@ -228,7 +228,7 @@ class Engine:
 
     def _read(self, job: _Job, media: Media, plan: Plan) -> Inputs:
         with job.meter.stage("read"):
-            return read(job.request, media, plan)
+            return read(job.request, media, plan, cancel=job.meter)
 
     def _ready(self, job: _Job, plan: Plan) -> Model:
         with job.meter.stage("load"):
@@ -357,7 +357,7 @@ class Engine:
         with job.meter.stage("keep"):
             return job.sink.put(artifact)
 
-    def _deliver(self, job: _Job, plan: Plan, artifact: Artifact, kept: Kept) -> Delivery:
+    def _deliver(self, job: _Job, plan: Plan, inputs: Inputs, artifact: Artifact, kept: Kept) -> Delivery:
         delivery = Delivery(
             address=kept.address,
             content=kept.content,
@@ -372,7 +372,7 @@ class Engine:
             plan=plan,
             memory=self.memory,
             peaks=job.meter.peaks.found,
-            warnings=(*plan.warnings, *kept.warnings),
+            warnings=(*plan.warnings, *inputs.warnings, *kept.warnings),
         )
         self._hooks.generation_finished(request=job.request, delivery=delivery)
         return delivery

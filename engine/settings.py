@@ -74,6 +74,9 @@ def make_access(config: Config) -> Access:
     if not 0 < access.timeout <= _DAY:
         hint = f"give more than 0, at most {_DAY}"
         raise ConfigError(f"{access.timeout:g} seconds", field="access.timeout", hint=hint)
+    if not 0 < access.max_seconds <= _DAY:
+        hint = f"give more than 0, at most {_DAY}"
+        raise ConfigError(f"voices of {access.max_seconds:g} seconds", field="access.max_seconds", hint=hint)
     named = [bucket for bucket in access.buckets if bucket]
     # An endpoint may have the bucket in its host, as RunPod's has.
     place = Bucket(named[0] if named else "", endpoint_url=access.endpoint_url)
@@ -82,6 +85,7 @@ def make_access(config: Config) -> Access:
         folders=None if access.folders is None else tuple(Path(folder) for folder in access.folders),
         max_bytes=access.max_bytes,
         timeout=access.timeout,
+        max_seconds=access.max_seconds,
         private_hosts=tuple(access.private_hosts),
         buckets=tuple(named or filter(None, [place.name])),
         endpoint_url=place.endpoint_url,

@@ -21,7 +21,8 @@ FILES = sorted([*(ROOT / "engine").rglob("*.py"), *(ROOT / "plugins").rglob("*.p
 ORDER = ("cli", "service", "pipeline", "registry", "hookspecs", "register", "config", "errors")
 #: Room -> all it may import of ours.
 ROOMS = {
-    "engine.data": {"engine.estimates"},
+    "engine.data": {"engine.estimates", "engine.voices"},
+    "engine.voices": set[str](),
     "engine.estimates": set[str](),
     "engine.errors": set[str](),
     "engine.config": {"engine.errors"},
@@ -29,11 +30,13 @@ ROOMS = {
     "engine.redact": set(),
     "engine.download": {"engine.data", "engine.errors", "engine.network"},
     "engine.components": {"engine.data", "engine.tensors"},
-    "engine.h264": {"engine.errors"},
+    "engine.h264": {"engine.containers", "engine.errors"},
+    "engine.containers": set[str](),
+    "engine.cuts": {"engine.data", "engine.errors"},
     "engine.tensors": {"engine.errors"},
     "engine.buckets": {"engine.data", "engine.errors", "engine.network", "engine.pinned"},
     "engine.pinned": {"engine.errors", "engine.network"},
-    "engine.speakers": {"engine.data", "engine.errors"},
+    "engine.speakers": {"engine.cuts", "engine.data", "engine.errors"},
     "engine.jobs": {"engine.data", "engine.errors", "engine.jobs", "engine.speakers"},
     "engine.endpoint": {"engine.endpoint", "engine.errors"},
     "engine.host_memory": set[str](),
@@ -70,7 +73,8 @@ ROOMS = {
         "engine.tensors",
     },
     "engine.stages": {
-        *("engine.components", "engine.data", "engine.errors", "engine.h264", "engine.multitalk", "engine.stages"),
+        *("engine.components", "engine.containers", "engine.cuts", "engine.data", "engine.errors", "engine.h264"),
+        *("engine.multitalk", "engine.stages"),
     },
     "plugins": {
         "engine",

@@ -16,8 +16,8 @@ def plan_walk(request: Request, media: Media, settings: Settings) -> Plan:
     """Decide sizes, seats, frames and windows. Raises RequestError where the request cannot be made."""
     warnings: list[str] = []
     fps = request.fps or settings.native_fps
-    spans = voice_spans(media.seconds, request.audio_type)
-    audio_seconds = length_seconds(media.seconds, request.audio_type)
+    spans = voice_spans(media.seconds, request.audio_type, media.delays)
+    audio_seconds = length_seconds(media.seconds, request.audio_type, media.delays)
     frames = _frames(request, fps, audio_seconds)
     target = choose_bucket(media.image_size, settings.buckets)
     canvas = make_canvas(media.image_size, target, request.fit)
@@ -35,6 +35,7 @@ def plan_walk(request: Request, media: Media, settings: Settings) -> Plan:
     if settings.tile:
         warnings.append(f"memory.tile={settings.tile}: a VAE that works in tiles makes frames that differ a little")
     warnings += _time_warnings(frames / fps, audio_seconds, fps, settings.native_fps, request)
+    warnings += media.warnings
     warnings += seat_warnings
     return Plan(
         model=settings.model,
