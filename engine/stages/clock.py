@@ -12,8 +12,8 @@ _BACK = 0.1
 #: Longer gaps are a clock that was set anew: as FFmpeg's own tools take it for formats that break off and go on
 #: (dts_delta_threshold), and the longest voice by default elsewhere.
 _GAP_JOINED, _GAP = 10.0, 3_600.0
-#: Containers with timestamps of their own; elsewhere FFmpeg counts what it found.
-STAMPED = ("mov", "matroska", "ogg", "mpegts", "flv", "asf", "nut", "mpeg")
+#: Containers with timestamps of their own, and FLAC, whose frames have numbers; elsewhere FFmpeg counts what it found.
+STAMPED = ("mov", "matroska", "ogg", "mpegts", "flv", "asf", "nut", "mpeg", "flac")
 #: Of these, whose clock begins at 0 even where nothing is heard yet, and which are often joined.
 _FROM_ZERO, _JOINED = ("mov", "matroska"), ("mpegts", "mpeg", "ogg")
 
@@ -54,6 +54,10 @@ class Clock:
         follows = exact or stamp is None or not self._stamped
         self.end = (time if follows else stamp + self._shift) + seconds  # type: ignore[operator]
         return time, apart
+
+    def where(self, stamp: float | None) -> float:
+        """Return the file's second of a piece that cannot be had."""
+        return self.end + self._lost if stamp is None else max(self.end, stamp + self._shift)
 
     def lose(self, seconds: float) -> None:
         """Note that a piece of that length cannot be had."""

@@ -70,14 +70,17 @@ class Lengths:
             or (sound and len([facts for facts in before if facts.size]) > 1)
             or (frame.pts is not None and start.stamp is not None and _stamp(frame, start.stamp) > start.stamp + 1e-3)
         )
+        #: Whether the first packet says what to skip.
+        self.tagged = bool(before[0].skip)
         #: Samples in front that no header speaks of.
         self.priming = 0 if trimmed else _priming(name, frame)
-        self._pcm = _pcm_bytes(codec)
+        #: Bytes of a sample of all channels, 0 where they are compressed.
+        self.pcm = _pcm_bytes(codec)
         self._codec = name
         if kind in STAMPED and name in _EVEN:
             self.even = _even(name, frame, trimmed=trimmed) / self.rate
         ticks = float(stream.time_base or 0)
-        self.exact = bool(self.even or self._pcm or name == "opus") or kind not in STAMPED or ticks < 1 / 8000
+        self.exact = bool(self.even or self.pcm or name == "opus") or kind not in STAMPED or ticks < 1 / 8000
         #: Seconds by which an end that is not exact may be rounded down.
         self.rounding = 0.0 if self.exact else ticks
         self._skip = sum(facts.skip for facts in before[:1]) or self.priming
@@ -109,8 +112,8 @@ class Lengths:
             return seconds
         if self.even:
             return self.even
-        if self._pcm:
-            return facts.size // self._pcm / self.rate
+        if self.pcm:
+            return facts.size // self.pcm / self.rate
         self._given = facts.seconds or self._given
         return facts.seconds or self._given
 
@@ -172,6 +175,23 @@ def packet_seconds(codec: str, head: bytes) -> float:
     return 0.0
 
 
+def flac_place(packet: av.Packet[av.AudioStream], stream: av.AudioStream) -> int | None:
+    """Return the first sample of a FLAC frame by its header (RFC 9639, section 9.1), None where that is not sound."""
+    head, info = bytes(memoryview(packet)[:11]), stream.codec_context.extradata or b""
+    if len(head) < 5 or head[0] != 0xFF or head[1] & 0xFE != 0xF8 or len(info) < 4:
+        return None
+    # Coded as UTF-8 codes characters, with up to seven bytes.
+    ones = next((count for count in range(8) if not head[4] & 0x80 >> count), 8)
+    following = head[5 : 4 + max(1, ones)]
+    if ones in (1, 8) or any(byte & 0xC0 != 0x80 for byte in following):
+        return None
+    number = head[4] & (0x7F >> ones)
+    for byte in following:
+        number = number << 6 | byte & 0x3F
+    # Frames of one size are counted, and samples where sizes differ.
+    return number if head[1] & 1 else number * int.from_bytes(info[:2], "big")
+
+
 _ADTS_RATES = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000, 7_350)
 
 
@@ -192,10 +212,14 @@ def packets_of(
 ) -> Iterator[av.Packet[av.AudioStream]]:
     """Yield the packets of a stream, the empty one that ends it last; go on behind what the container cannot read."""
     row = 0
+    numbered = kind_of(container) == "flac"
     while row <= _RETRIES:
         try:
             for packet in container.demux(stream):
                 row = 0
+                if numbered and packet.size and (place := flac_place(packet, stream)) is not None:
+                    # FFmpeg counts what it finds, so that sound behind a damaged place would come too early.
+                    packet.pts = packet.dts = place
                 yield packet
             return
         except av.FFmpegError as error:

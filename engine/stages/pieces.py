@@ -116,7 +116,8 @@ def reading(path: Path, field: str) -> Iterator[None]:
         yield
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or error
-        what = f"the audio cannot be decoded: {reason}"
+        ended = isinstance(error, EOFError)
+        what = f"the audio cannot be decoded: {'it ends before any sound' if ended else reason}"
         raise RequestError(what, field=field, hint=HINT, code="audio_unreadable") from error
 
 
@@ -187,8 +188,9 @@ class _Decoding:
 
     def _hurt(self, packet: av.Packet[av.AudioStream], seconds: float) -> None:
         if packet.size:
-            if self._clock.end >= self._start:
-                self._damage.note(self._clock.end)
+            stamp = None if packet.pts is None else float(packet.pts * packet.time_base)
+            if (place := self._clock.where(stamp)) >= self._start:
+                self._damage.note(place)
             self._clock.lose(seconds)
 
     def _pieces(self, frame: av.AudioFrame) -> Iterator[Piece]:

@@ -23,6 +23,10 @@ from engine.stages.pieces import HINT, check, reading
 
 #: Packets that are tried for a first sound.
 _TRIES = 64
+#: Seconds, and share of the whole, that may be missing of what a header says.
+_SHORT, _SHORT_SHARE = 0.15, 0.01
+#: Bytes of a WAV whose writer did not know its size: it says about 2 or 4 GiB.
+_UNKNOWN = 2**31 - 2**16
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,12 @@ def inspect(
                         hint=f"1 to {stream.channels}",
                         code="bad_value",
                     )
-                survey = _Survey(container, stream, part, at, first=not links)
+                survey = _Survey(path, container, stream, part, at, first=not links)
                 for _ in survey.walk(cancel):
                     if until is not None and survey.clock.end > until:
                         break
+                else:
+                    told += survey.missing() if len(parts) == 1 else []
                 if survey.link is None:
                     if links:
                         continue
@@ -161,6 +167,7 @@ class _Survey:
 
     def __init__(
         self,
+        path: Path,
         container: av.container.InputContainer,
         stream: av.AudioStream,
         part: tuple[int, int],
@@ -174,8 +181,11 @@ class _Survey:
         self.offset = 0.0
         self.link: Link | None = None
         self.clock = Clock(at, 0.0, kind_of(container))
+        self._path = path
         self._container, self._stream, self._part, self._at, self._first = container, stream, part, at, first
         self._error: Exception | None = None
+        #: Seconds that the header speaks of; 0 where it does not.
+        self._stated = 0.0
 
     def walk(self, cancel: CancelToken | None) -> Iterator[None]:
         stream, before = self._stream, []
@@ -210,6 +220,17 @@ class _Survey:
         elif failures and self._error is None:
             self._error = failures[-1]
 
+    def missing(self) -> list[str]:
+        """Return what to warn of where the header speaks of more sound than there is."""
+        if self.link is None or not self._stated:
+            return []
+        found = self.clock.end - self._at - self.offset
+        if found >= self._stated - max(_SHORT, _SHORT_SHARE * self._stated):
+            return []
+        return [
+            f"the file is cut off or damaged: its header speaks of {self._stated:.2f} s, and {found:.2f} s are there"
+        ]
+
     def nothing(self, field: str) -> RequestError:
         if self._error is None:
             return RequestError("the audio track has no samples", field=field, hint=HINT, code="audio_empty")
@@ -217,11 +238,28 @@ class _Survey:
         return RequestError(f"the audio cannot be decoded: {reason}", field=field, hint=HINT, code="audio_unreadable")
 
     def _begin(self, lengths: Lengths) -> None:
+        self._stated = self._says(lengths)
         zero = find_zero(self._container, lengths.raw, lengths.kept) if self._first else lengths.kept
         self.clock = Clock(self._at, zero, kind_of(self._container))
         if self._first and lengths.kept - zero > SLACK:
             self.offset = lengths.kept - zero
         self.link = Link(self._part, self._stream.index, self._at, 0.0, zero, lengths.priming, lengths.even)
+
+    def _says(self, lengths: Lengths) -> float:
+        """Return the seconds that a header speaks of, 0 where FFmpeg reckons them from the file's size."""
+        kind, stream = kind_of(self._container), self._stream
+        seconds = float((stream.duration or 0) * (stream.time_base or 0))
+        if kind == "wav" and lengths.pcm:
+            # FFmpeg lowers it to what the file can hold.
+            with self._path.open("rb") as file:
+                file.seek(self._part[0] + 4)
+                size = int.from_bytes(file.read(4), "little")
+            missing = self._part[0] + 8 + size - self._part[1]
+            return seconds + missing / lengths.pcm / lengths.rate if missing > 0 and size < _UNKNOWN else 0.0
+        if kind == "matroska" and len(self._container.streams) == 1:
+            begin = (self._container.start_time or 0) / av.time_base
+            return max(0.0, (self._container.duration or 0) / av.time_base - max(0.0, begin))
+        return seconds if kind in ("flac", "mov") or (kind == "mp3" and lengths.tagged) else 0.0
 
     def _place(self, facts: Facts, lengths: Lengths) -> None:
         stamp, seconds = lengths.of(facts)
