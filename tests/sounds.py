@@ -55,6 +55,7 @@ def write(
         for number, samples in enumerate(tracks):
             shape = layout or ("mono" if samples.ndim == 1 else "stereo")
             stream = file.add_stream(codec, rate=rate, layout=shape)
+            assert isinstance(stream, av.AudioStream)
             if default is not None:
                 stream.disposition = av.stream.Disposition.default if number == default else av.stream.Disposition(0)
             streams.append((stream, shape, samples))

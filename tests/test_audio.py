@@ -15,7 +15,6 @@ from safetensors.numpy import load_file
 
 from engine.errors import RequestError
 from engine.stages.audio import (
-    Samples,
     decode,
     length_seconds,
     loudness,
@@ -23,6 +22,7 @@ from engine.stages.audio import (
     read_sounds,
     voice_spans,
 )
+from engine.stages.pieces import Samples
 from engine.stages.tracks import inspect
 
 FIELD = "request.speakers[0].audio"

@@ -76,7 +76,7 @@ def inspect(
                     raise RequestError(
                         f"there is no channel {channel}: the track has {stream.channels}",
                         field=names["channel"],
-                        hint=f"1 to {stream.channels}",
+                        hint="leave it out" if stream.channels == 1 else f"give 1 to {stream.channels}",
                         code="bad_value",
                     )
                 survey = _Survey(path, container, stream, part, at, first=not links)
@@ -133,7 +133,7 @@ def _choose(
             raise RequestError(
                 f"there is no track {track}: the file has {have}",
                 field=names["track"],
-                hint=f"1 to {len(streams)}",
+                hint="leave it out" if len(streams) == 1 else f"give 1 to {len(streams)}",
                 code="bad_value",
             )
         return streams[track - 1]
