@@ -15,6 +15,8 @@ import av
 _BEGINS, _HEADER = 0x02, 27
 #: A native FLAC file with its STREAMINFO block of 34 bytes; the highest bit says that no other block follows.
 _FLAC = (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")
+#: Each link is opened by itself; of more, the last one is all that is left.
+_MOST_LINKS = 1_000
 #: A size that a RIFF header states where it is not known.
 _UNKNOWN = (0, 0xFFFFFFFF)
 
@@ -52,6 +54,7 @@ def find_links(path: Path) -> tuple[tuple[int, int], ...]:
             starts = _riff_links(content)
         else:
             starts = [0]
+    starts = starts[:_MOST_LINKS]
     return tuple(zip(starts, [*starts[1:], size], strict=True))
 
 
@@ -59,7 +62,7 @@ def _ogg_links(content: mmap.mmap) -> list[int]:
     starts = [0]
     # The streams of one link begin in pages that stand before all others.
     beginning, place = True, 0
-    while 0 <= place <= len(content) - _HEADER:
+    while 0 <= place <= len(content) - _HEADER and len(starts) <= _MOST_LINKS:
         if content[place : place + 4] != b"OggS":
             place = content.find(b"OggS", place)
             continue
@@ -76,7 +79,7 @@ def _flac_links(content: mmap.mmap) -> list[int]:
     starts = [0]
     for mark in _FLAC:
         place = content.find(mark, 1)
-        while place > 0:
+        while place > 0 and len(starts) <= _MOST_LINKS:
             starts.append(place)
             place = content.find(mark, place + 1)
     return sorted(starts)
@@ -84,13 +87,14 @@ def _flac_links(content: mmap.mmap) -> list[int]:
 
 def _riff_links(content: mmap.mmap) -> list[int]:
     starts, place = [0], 0
-    while True:
+    while len(starts) <= _MOST_LINKS:
         size = int.from_bytes(content[place + 4 : place + 8], "little")
         place += 8 + size + size % 2
         head = content[place : place + 12]
         if size in _UNKNOWN or head[:4] != b"RIFF" or head[8:] != b"WAVE":
-            return starts
+            break
         starts.append(place)
+    return starts
 
 
 class _Part(io.RawIOBase):

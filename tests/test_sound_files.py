@@ -10,7 +10,7 @@ import pytest
 from sounds import FRAGMENTED, Samples, click, damage, join, tone, write
 
 from engine.errors import Cancelled, RequestError
-from engine.stages.audio import SOUND_RATE, VOICE_RATE, Sounds, read_sounds
+from engine.stages.audio import SOUND_RATE, VOICE_RATE, Sounds, decode, read_sounds
 from engine.stages.tracks import Found, inspect
 from engine.stages.write import read_recipe
 
@@ -366,6 +366,42 @@ def test_no_more_of_a_long_file_is_decoded_than_the_video_needs(
     read_sounds([path], [cut], [(0, 10)], 10.0)
     assert heard[0][0] == pytest.approx(199, abs=0.2)
     assert heard[-1][1] < 214
+
+
+@pytest.mark.parametrize("gap", [None, (2.0, 3.0)])
+@pytest.mark.parametrize(
+    ("name", "codec", "rate"),
+    [
+        ("a.mp3", "mp3", 44_100),
+        ("a.m4a", "aac", 48_000),
+        ("a.aac", "aac", 44_100),
+        ("a.ogg", "libopus", 48_000),
+        ("a.webm", "libopus", 48_000),
+        ("a.flac", "flac", 44_100),
+        ("a.ts", "aac", 48_000),
+        ("a.mkv", "aac", 44_100),
+        ("b.mkv", "flac", 44_100),
+        ("a.wav", "pcm_s16le", 44_100),
+        ("a.avi", "mp3", 32_000),
+    ],
+)
+def test_a_part_of_any_file_is_that_part_of_the_whole(
+    tmp_path: Path, name: str, codec: str, rate: int, gap: tuple[float, float] | None
+) -> None:
+    if gap and name not in ("a.m4a", "a.webm", "a.mkv", "b.mkv", "a.ts"):
+        pytest.skip("a container without timestamps")
+    clock = np.arange(8 * rate) / rate
+    sweep = (0.4 * np.sin(2 * np.pi * (200 + 60 * clock) * clock)).astype(np.float32)
+    path = write(tmp_path / name, codec, sweep, rate=rate, gap=gap)
+    whole = decode(path, VOICE_RATE, "mono")
+    for start, duration in ((0.5, 1.0), (3.21, 2.0), (6.7, 1.2)):
+        piece = decode(path, VOICE_RATE, "mono", cut=inspect(path, field=FIELD, start=start, duration=duration).cut)
+        begin = round(start * VOICE_RATE)
+        # The resampler begins anew, and lossy decoders find into the stream: not at the edges, and all but exact.
+        other = whole[begin : begin + round(duration * VOICE_RATE)]
+        assert len(piece) == pytest.approx(len(other), abs=1)
+        # Behind a gap the whole is laid to the nearest of the samples.
+        assert np.abs(piece[200:-200] - other[200 : len(piece) - 200]).max() < (0.1 if gap else 0.01)
 
 
 def test_each_file_is_decoded_once_for_all_who_speak_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,15 +30,17 @@ class Clock:
         self._stamped = kind in STAMPED
         self._most = _GAP_JOINED if kind in _JOINED else _GAP
         self._lost = 0.0
-        self._hurt = self._began = False
+        self._hurt = False
+        #: Whether anything was placed.
+        self.began = False
 
     def place(self, stamp: float | None, seconds: float, *, exact: bool = True) -> tuple[float, bool]:
         """Return the file's second at which a piece goes, and whether something is missing before it.
 
         `stamp` is the piece's second by the container's clock. If its length is not `exact`, the stamps lead.
         """
-        lost, hurt, first = self._lost, self._hurt, not self._began
-        self._lost, self._hurt, self._began = 0.0, False, True
+        lost, hurt, first = self._lost, self._hurt, not self.began
+        self._lost, self._hurt, self.began = 0.0, False, True
         time = self.end
         if not self._stamped or stamp is None:
             time += lost if lost > SLACK else 0.0

@@ -6,7 +6,6 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import av
 from av.stream import Discard
@@ -20,6 +19,8 @@ _PRIMING = {"aac": 1024, "mp3": 1105, "opus": 312}
 _EVEN = ("aac", "mp3", "mp2", "ac3", "eac3")
 #: Times that a container is asked again after it failed.
 _RETRIES = 16
+#: Bytes of a packet that are looked at for its header.
+_HEAD = 16
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,14 @@ class Facts:
     stamp: float | None
     seconds: float
     size: int
-    #: Its first four bytes.
+    #: Its first bytes.
     head: bytes
     skip: int
     drop: int
     discard: bool
 
 
-def facts_of(packet: av.Packet[Any]) -> Facts:
+def facts_of(packet: av.Packet[av.AudioStream]) -> Facts:
     base = packet.time_base
     skip = drop = 0
     if packet.has_sidedata("skip_samples"):
@@ -46,7 +47,7 @@ def facts_of(packet: av.Packet[Any]) -> Facts:
         stamp=None if packet.pts is None else float(packet.pts * base),
         seconds=float((packet.duration or 0) * base),
         size=packet.size,
-        head=bytes(memoryview(packet)[:4]) if packet.size else b"",
+        head=head_of(packet),
         skip=skip,
         drop=drop,
         discard=packet.is_discard,
@@ -75,12 +76,12 @@ class Lengths:
         #: Samples in front that no header speaks of.
         self.priming = 0 if trimmed else _priming(name, frame)
         #: Bytes of a sample of all channels, 0 where they are compressed.
-        self.pcm = _pcm_bytes(codec)
+        self.pcm = pcm_bytes(codec)
         self._codec = name
         if kind in STAMPED and name in _EVEN:
             self.even = _even(name, frame, trimmed=trimmed) / self.rate
         ticks = float(stream.time_base or 0)
-        self.exact = bool(self.even or self.pcm or name == "opus") or kind not in STAMPED or ticks < 1 / 8000
+        self.exact = bool(self.even or self.pcm or name in ("opus", "flac")) or kind not in STAMPED or ticks < 1 / 8000
         #: Seconds by which an end that is not exact may be rounded down.
         self.rounding = 0.0 if self.exact else ticks
         self._skip = sum(facts.skip for facts in before[:1]) or self.priming
@@ -108,7 +109,7 @@ class Lengths:
         return stamp, rest
 
     def _seconds(self, facts: Facts) -> float:
-        if seconds := packet_seconds(self._codec, facts.head):
+        if seconds := packet_seconds(self._codec, facts.head, self.rate):
             return seconds
         if self.even:
             return self.even
@@ -119,8 +120,13 @@ class Lengths:
 
     def _whole(self, facts: Facts) -> bool:
         # A container may have taken the end from the packet's own length already.
-        known = self.even or packet_seconds(self._codec, facts.head)
+        known = self.even or packet_seconds(self._codec, facts.head, self.rate)
         return bool(known) or facts.seconds * self.rate >= facts.drop
+
+
+def head_of(packet: av.Packet[av.AudioStream]) -> bytes:
+    """Return a packet's first bytes."""
+    return bytes(memoryview(packet)[:_HEAD]) if packet.size else b""
 
 
 def _stamp(frame: av.AudioFrame, default: float) -> float:
@@ -146,7 +152,8 @@ def _even(codec: str, frame: av.AudioFrame, *, trimmed: bool) -> int:
     return 0 if trimmed else int(frame.samples)
 
 
-def _pcm_bytes(codec: av.AudioCodecContext) -> int:
+def pcm_bytes(codec: av.AudioCodecContext) -> int:
+    """Return the bytes of a sample of all channels, 0 where they are compressed."""
     bits = {"u8": 8, "s8": 8, "alaw": 8, "mulaw": 8}
     name = codec.name.removeprefix("pcm_")
     if not codec.name.startswith("pcm_"):
@@ -155,16 +162,18 @@ def _pcm_bytes(codec: av.AudioCodecContext) -> int:
     return codec.channels * (bits.get(name) or int(digits or 0)) // 8
 
 
-def packet_seconds(codec: str, head: bytes) -> float:
-    """Return the seconds of a packet from its first four bytes, 0 where they do not say it.
+def packet_seconds(codec: str, head: bytes, rate: int) -> float:
+    """Return the seconds of a packet at `rate` Hz from its first bytes, 0 where they do not say it.
 
     Containers round them, and FFmpeg counts on with the first packet's rate where the rate changes. Sources: RFC 6716,
-    section 3.1 (Opus); ISO/IEC 13818-7, 6.2 (ADTS); ISO/IEC 11172-3, 2.4.2.3 and 13818-3 (MP3).
+    section 3.1 (Opus); RFC 9639, section 9.1 (FLAC); ISO/IEC 13818-7, 6.2 (ADTS); 11172-3, 2.4.2.3 and 13818-3 (MP3).
     """
     if codec == "opus" and len(head) >= 2:
         return _opus_seconds(head)
     if len(head) < 4 or head[0] != 0xFF:
         return 0.0
+    if codec == "flac":
+        return _flac_header(head)[1] / rate
     if codec == "aac" and head[1] & 0xF6 == 0xF0:
         index = head[2] >> 2 & 15
         return 1024 / _ADTS_RATES[index] if index < len(_ADTS_RATES) else 0.0
@@ -176,20 +185,31 @@ def packet_seconds(codec: str, head: bytes) -> float:
 
 
 def flac_place(packet: av.Packet[av.AudioStream], stream: av.AudioStream) -> int | None:
-    """Return the first sample of a FLAC frame by its header (RFC 9639, section 9.1), None where that is not sound."""
-    head, info = bytes(memoryview(packet)[:11]), stream.codec_context.extradata or b""
-    if len(head) < 5 or head[0] != 0xFF or head[1] & 0xFE != 0xF8 or len(info) < 4:
+    """Return the first sample of a FLAC frame by its header, None where that is not sound."""
+    head, info = head_of(packet), stream.codec_context.extradata or b""
+    number, _ = _flac_header(head)
+    if number is None or len(info) < 2:
         return None
+    # Frames of one size are counted, and samples where sizes differ.
+    return number if head[1] & 1 else number * int.from_bytes(info[:2], "big")
+
+
+def _flac_header(head: bytes) -> tuple[int | None, int]:
+    """Return number and samples of a FLAC frame (RFC 9639, section 9.1); None and 0 where the header is not sound."""
+    if len(head) < _HEAD or head[0] != 0xFF or head[1] & 0xFE != 0xF8:
+        return None, 0
     # Coded as UTF-8 codes characters, with up to seven bytes.
     ones = next((count for count in range(8) if not head[4] & 0x80 >> count), 8)
     following = head[5 : 4 + max(1, ones)]
     if ones in (1, 8) or any(byte & 0xC0 != 0x80 for byte in following):
-        return None
+        return None, 0
     number = head[4] & (0x7F >> ones)
     for byte in following:
         number = number << 6 | byte & 0x3F
-    # Frames of one size are counted, and samples where sizes differ.
-    return number if head[1] & 1 else number * int.from_bytes(info[:2], "big")
+    code, rest = head[2] >> 4, head[5 + len(following) :]
+    if code in (6, 7):
+        return number, int.from_bytes(rest[: code - 5], "big") + 1
+    return number, 192 if code == 1 else 576 << code - 2 if 2 <= code <= 5 else 256 << code - 8 if code >= 8 else 0
 
 
 _ADTS_RATES = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000, 7_350)

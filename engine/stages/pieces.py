@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from engine.containers import open_input
 from engine.data import Link
 from engine.errors import Cancelled, RequestError
 from engine.stages.clock import Clock, kind_of
-from engine.stages.packets import only, packet_seconds, packets_of
+from engine.stages.packets import facts_of, head_of, only, packet_seconds, packets_of, pcm_bytes
 
 Samples = npt.NDArray[np.float32]
 
@@ -25,8 +27,14 @@ HINT = "give a WAV, MP3, FLAC, M4A, Ogg or video file with a voice in it"
 MOST_DAMAGED = 0.5
 #: Seconds that are decoded before what is wanted, so that decoders have found into the stream.
 _BEFORE = 1.0
+#: Larger samples are no sound; files of float samples in the scale of 32-bit integers are.
+_LOUDEST = 1e10
+#: Packets that are decoded for that at least; a frame of MP3 may begin in the eighth before it.
+_WARMING = 8
 #: Samples that are handed on together.
 _BLOCK = 1 << 15
+#: Seconds that are nothing, between sums of floating-point numbers.
+_TINY = 1e-9
 #: Damaged places that are kept for the warning.
 _PLACES = 1_000
 
@@ -157,18 +165,17 @@ class _Decoding:
             # Frames carry checksums, which FFmpeg looks at when told to.
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
         skipping = self._start > self._link.at + _BEFORE
+        passed: deque[av.Packet[av.AudioStream]] = deque(maxlen=_WARMING)
         for packet in packets_of(self._container, stream, []):
             check(self._cancel)
-            seconds = self._seconds(packet)
+            seconds, exact = self._seconds(packet)
             if skipping and packet.size and packet.pts is not None and seconds:
-                if clock.end + seconds <= self._start - _BEFORE:
-                    # Gaps move the clock, so each packet is placed.
-                    stamp = float(packet.pts * packet.time_base)
-                    cut = min(self._drop / (stream.rate or 1), seconds)
-                    self._drop -= round(cut * (stream.rate or 1))
-                    clock.place(stamp + cut, seconds - cut, exact=bool(self._link.packet))
+                if clock.where(float(packet.pts * packet.time_base)) + seconds <= self._start - _BEFORE:
+                    self._pass(packet, seconds, exact=exact)
+                    passed.append(packet)
                     continue
                 skipping = False
+                self._warm(passed)
             try:
                 frames = packet.decode()
             except av.FFmpegError:
@@ -181,10 +188,28 @@ class _Decoding:
             if clock.end >= self._until:
                 return
 
-    def _seconds(self, packet: av.Packet[av.AudioStream]) -> float:
-        head = bytes(memoryview(packet)[:4]) if packet.size else b""
-        known = packet_seconds(self._stream.codec_context.codec.canonical_name, head)
-        return known or self._link.packet or float((packet.duration or 0) * packet.time_base)
+    def _pass(self, packet: av.Packet[av.AudioStream], seconds: float, *, exact: bool) -> None:
+        """Place a packet that is not decoded, since gaps move the clock; what is before the file's begin is no part."""
+        stamp, rate = float((packet.pts or 0) * packet.time_base), self._stream.rate or 1
+        self._drop = max(self._drop, facts_of(packet).skip)
+        cut = min(self._drop / rate, seconds)
+        self._drop -= round(cut * rate)
+        if seconds - cut > _TINY:
+            self._clock.place(stamp + cut, seconds - cut, exact=exact)
+
+    def _warm(self, passed: Iterable[av.Packet[av.AudioStream]]) -> None:
+        """Let the decoder find into the stream, also where a gap is before what is wanted."""
+        for packet in passed:
+            with suppress(av.FFmpegError):
+                packet.decode()
+
+    def _seconds(self, packet: av.Packet[av.AudioStream]) -> tuple[float, bool]:
+        """Return the seconds of a packet, and whether they are not rounded."""
+        codec, rate = self._stream.codec_context, self._stream.rate or 1
+        known = packet_seconds(codec.codec.canonical_name, head_of(packet), rate) or self._link.packet
+        if not known and (size := pcm_bytes(codec)):
+            known = packet.size // size / rate
+        return known or float((packet.duration or 0) * packet.time_base), bool(known)
 
     def _hurt(self, packet: av.Packet[av.AudioStream], seconds: float) -> None:
         if packet.size:
@@ -227,7 +252,11 @@ class _Mixer:
         raw = self._plain(frame)
         if raw.shape[1] <= 2:
             return raw, raw
-        return raw, self._resampled(frame, "stereo", 2)
+        try:
+            return raw, self._resampled(frame, "stereo", 2)
+        except av.FFmpegError:
+            # It knows no such layout.
+            return raw, np.repeat(raw.mean(axis=1, dtype=np.float32, keepdims=True), 2, axis=1)
 
     def _plain(self, frame: av.AudioFrame) -> Samples:
         channels = frame.layout.nb_channels
@@ -291,7 +320,10 @@ def _joined(row: Sequence[Piece]) -> Piece:
 
 def _checked(found: Iterator[Piece], field: str) -> Iterator[Piece]:
     for piece in found:
-        if not np.isfinite(piece.raw).all():
+        peak = float(np.abs(piece.raw).max(initial=0.0))
+        if not peak <= _LOUDEST:
             what = "the audio holds samples that are not finite"
+            if math.isfinite(peak):
+                what = f"the audio holds samples of {peak:.0e}, where 1 is full scale"
             raise RequestError(what, field=field, hint=HINT, code="audio_unreadable")
         yield piece
