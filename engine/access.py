@@ -34,7 +34,7 @@ class Access:
     total_timeout: float = 300.0
     #: Most pixels of a picture: phones make 50 million.
     max_pixels: int = 2**26
-    #: Longest voice in seconds.
+    #: Longest voice in seconds, of what is taken of its file.
     max_seconds: float = 3600.0
     #: Hosts that may be fetched from although they are not on the public internet: as in the address, in small letters.
     private_hosts: tuple[str, ...] = ()

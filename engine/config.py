@@ -226,6 +226,8 @@ class AccessConfig:
     total_timeout: float = 300.0
     #: Most pixels of a picture or a mask; the default is 8192 x 8192.
     max_pixels: int = 2**26
+    #: Longest voice in seconds, of what is taken of its file.
+    max_seconds: float = 3600.0
     #: Hosts that may be fetched from although they are not on the public internet.
     private_hosts: list[str] = field(default_factory=list)
     #: Buckets that s3:// addresses may name where this machine's keys open them; "": the one in `endpoint_url`'s host.

@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from engine.access import Access as Access  # parts of this module's face
 from engine.access import Credentials as Credentials
 from engine.estimates import Estimates
+from engine.voices import Cut as Cut
+from engine.voices import Link as Link
+from engine.voices import Region as Region
+from engine.voices import Speaker as Speaker
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,24 +26,6 @@ Fit = Literal["crop", "pad"]
 
 
 # --- asked ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Region:
-    """Where a speaker sits in the source picture; neither `box` nor `mask` means: place them automatically."""
-
-    #: [x0, y0, x1, y1], x to the right, y down; pixels of the upright source picture, or fractions if none exceeds 1.
-    box: tuple[float, float, float, float] | None = None
-    #: Address of a picture of the source picture's shape; bright pixels belong to the speaker.
-    mask: str | None = None
-
-
-@dataclass(frozen=True)
-class Speaker:
-    """One person of the picture: the address of their voice, or None for a person who stays silent."""
-
-    audio: str | None
-    region: Region = Region()
 
 
 @dataclass(frozen=True)
@@ -96,11 +82,15 @@ class Media:
     image_size: tuple[int, int]
     #: One entry a speaker; None: silent.
     voices: tuple[Path | None, ...]
-    #: Seconds of each voice as decoded; 0.0 for a silent speaker.
+    #: Seconds of each voice, of what is taken of its file; 0.0 for a silent speaker.
     seconds: tuple[float, ...]
     #: One entry a speaker: the mask picture, if the region is a mask.
     masks: tuple[Path | None, ...]
-    #: What was found in the files that their owner may not know, a sentence each.
+    #: One entry a speaker: what is taken of the file; None: silent.
+    cuts: tuple[Cut | None, ...] = ()
+    #: Seconds of silence before each voice.
+    delays: tuple[float, ...] = ()
+    #: What was understood otherwise than one might expect, a sentence each.
     warnings: tuple[str, ...] = ()
 
 
@@ -222,6 +212,8 @@ class Inputs:
     masks: npt.NDArray[np.float32]
     #: float32 stereo 48 kHz (samples, 2): the mix of the original voices.
     sound: npt.NDArray[np.float32]
+    #: What was found while decoding and changes the result, a sentence each.
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

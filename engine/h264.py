@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -16,6 +16,7 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from engine.cancel import CancelToken, check
+from engine.containers import open_input
 from engine.errors import SinkError
 
 #: x264 gives different bytes for different thread counts, so the machine's cores must not decide.
@@ -104,7 +105,7 @@ def shrink(
 
 def _bitrate(path: Path, most: int) -> int:
     """Return the bits a second that are left for the pictures."""
-    with _reading(path) as file:
+    with open_input(path) as file:
         video = file.streams.video[0]
         pictures = sum(packet.size for packet in file.demux(video))
         seconds = float(video.frames / _rate(video))
@@ -113,7 +114,7 @@ def _bitrate(path: Path, most: int) -> int:
 
 
 def _encode(path: Path, into: Path, settings: Mapping[str, str], number: Flags, cancel: CancelToken | None) -> None:
-    with _reading(path) as file, open_mp4(into) as made:
+    with open_input(path) as file, open_mp4(into) as made:
         made.metadata.update(file.metadata)
         source = file.streams.video[0]
         video = add_video(made, (source.width, source.height), _rate(source), settings)
@@ -136,7 +137,7 @@ def _encode(path: Path, into: Path, settings: Mapping[str, str], number: Flags, 
 def _compare(path: Path, other: Path, cancel: CancelToken | None = None) -> Likeness:
     errors: list[float] = []
     similarities: list[float] = []
-    with _reading(path) as one, _reading(other) as two:
+    with open_input(path) as one, open_input(other) as two:
         graph = av.filter.Graph()
         ends = [graph.add_buffer(template=file.streams.video[0]) for file in (one, two)]
         # Each measure writes its figures into the frame's tags and hands the smaller encoding on to the next.
@@ -160,13 +161,6 @@ def _compare(path: Path, other: Path, cancel: CancelToken | None = None) -> Like
                     similarities.append(float(told["lavfi.ssim.Y"]))
     mean = sum(errors) / len(errors)
     return Likeness(psnr=10 * math.log10(255**2 / mean) if mean else math.inf, ssim=min(similarities))
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[av.container.InputContainer]:
-    # The open file and no protocol: see engine/stages/audio.py.
-    with path.open("rb") as file, av.open(file, "r", options={"protocol_whitelist": "none"}) as container:
-        yield container
 
 
 def _rate(video: av.VideoStream) -> Fraction:

@@ -103,7 +103,7 @@ class Engine:
                     self._write(job, plan, window, frames, writer)
                 artifact = self._finish(job, writer)
             kept = self._keep(job, artifact)
-        return self._deliver(job, plan, artifact, kept)
+        return self._deliver(job, plan, inputs, artifact, kept)
 
     def load(self) -> Loaded:
         """Load the weights, if that has not happened yet. Raises SourceError and ConfigError."""
@@ -352,7 +352,7 @@ class Engine:
         with job.meter.stage("keep"):
             return job.sink.put(artifact)
 
-    def _deliver(self, job: _Job, plan: Plan, artifact: Artifact, kept: Kept) -> Delivery:
+    def _deliver(self, job: _Job, plan: Plan, inputs: Inputs, artifact: Artifact, kept: Kept) -> Delivery:
         delivery = Delivery(
             address=kept.address,
             content=kept.content,
@@ -367,7 +367,7 @@ class Engine:
             plan=plan,
             memory=self.memory,
             peaks=job.meter.peaks.found,
-            warnings=(*plan.warnings, *kept.warnings),
+            warnings=(*plan.warnings, *inputs.warnings, *kept.warnings),
         )
         self._hooks.generation_finished(request=job.request, delivery=delivery)
         return delivery

@@ -59,8 +59,10 @@ def make_recipe(
                     # Whole numbers and fractions as one type, so that a repeated video carries the same text.
                     "box": [float(edge) for edge in speaker.region.box] if speaker.region.box else None,
                     "mask": speaker.region.mask is not None,
+                    # Only what was asked, so that other videos carry what they always did.
+                    **({} if cut is None else dict(cut.asked)),
                 }
-                for speaker in request.speakers
+                for speaker, cut in zip(request.speakers, media.cuts, strict=True)
             ],
         },
         "inputs": input_hashes(media),

@@ -27,7 +27,7 @@ from engine.registry import installed
 from engine.settings import check_parallel, locate_weights, make_access, make_settings, request_access, weights_of
 from engine.sinks import request_sink, resume
 from engine.stages.plan import plan_walk
-from engine.stages.read import fetch
+from engine.stages.read import fetch, listen
 from engine.suited import check_suited, unsuited
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ class EngineService:
         problem = "" if plan.weights is None else unsuited(config, plan.weights)
         if problem:
             plan = replace(plan, warnings=(f"nothing can be made by this config: {problem}", *plan.warnings))
+        plan = replace(plan, warnings=(*plan.warnings, *listen(media, plan, cancel=cancel)))
         if plan.estimates is None:
             return plan
 

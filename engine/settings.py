@@ -80,6 +80,9 @@ def make_access(config: Config) -> Access:
     if not 1 <= access.max_pixels <= _MOST_PIXELS:
         hint = f"give 1 to {_MOST_PIXELS}"
         raise ConfigError(f"at most {access.max_pixels} pixels", field="access.max_pixels", hint=hint)
+    if not 0 < access.max_seconds <= _DAY:
+        hint = f"give more than 0, at most {_DAY}"
+        raise ConfigError(f"voices of {access.max_seconds:g} seconds", field="access.max_seconds", hint=hint)
     named = [bucket for bucket in access.buckets if bucket]
     # An endpoint may have the bucket in its host, as RunPod's has.
     place = Bucket(named[0] if named else "", endpoint_url=access.endpoint_url)
@@ -90,6 +93,7 @@ def make_access(config: Config) -> Access:
         timeout=access.timeout,
         total_timeout=access.total_timeout,
         max_pixels=access.max_pixels,
+        max_seconds=access.max_seconds,
         private_hosts=tuple(access.private_hosts),
         buckets=tuple(named or filter(None, [place.name])),
         endpoint_url=place.endpoint_url,

@@ -1,4 +1,4 @@
-"""The schema `speakers: [{audio | silence, region: auto | {box} | {mask}}]` -> Speaker."""
+"""The schema `speakers: [{audio | silence, region: auto | {box} | {mask}, start, duration, ...}]` -> Speaker."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from engine.cuts import KEYS, check_values
 from engine.data import Region, Speaker
 from engine.errors import RequestError
 
@@ -52,7 +53,7 @@ def parse_speakers(entries: Any, *, folder: Path | None = None) -> tuple[Speaker
 def _speaker(entry: Any, where: str, folder: Path | None) -> Speaker:
     if not isinstance(entry, Mapping):
         raise RequestError(f"{entry!r} is not a mapping", field=where, hint=_EXAMPLE)
-    _only(entry, ("audio", "silence", "region"), where)
+    _only(entry, ("audio", "silence", "region", *KEYS), where)
     audio, silence = entry.get("audio"), entry.get("silence", False)
     if not isinstance(silence, bool):
         raise RequestError(f"{silence!r} is neither true nor false", field=f"{where}.silence", hint="silence: true")
@@ -60,7 +61,9 @@ def _speaker(entry: Any, where: str, folder: Path | None) -> Speaker:
         what = "both audio and silence" if silence else "neither audio nor silence"
         raise RequestError(f"there is {what}", field=where, hint="give one of audio: FILE and silence: true")
     address = None if audio is None else _address(audio, f"{where}.audio", folder)
-    return Speaker(address, _region(entry.get("region", "auto"), f"{where}.region", folder))
+    values = {key: entry.get(key) for key in KEYS}
+    check_values(values, lambda key, what, hint: RequestError(what, field=f"{where}.{key}", hint=hint))
+    return Speaker(address, _region(entry.get("region", "auto"), f"{where}.region", folder), **values)
 
 
 def _region(value: Any, where: str, folder: Path | None) -> Region:

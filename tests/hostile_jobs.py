@@ -262,6 +262,8 @@ def _endless(connection: Any) -> None:
         connection.sendall(bytes(100_000))
 
 
+#: Left and right of 0.2 s, one the other's negative.
+OPPOSITE = (8000 * np.sin(np.arange(3200) / 20)[:, None] * [1, -1]).astype("<i2").tobytes()
 WAV, PNG = voice(), picture()
 NOISE = np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
 HTML = f"<!doctype html><title>Sign in</title>{SECRET}".encode() * 3
@@ -310,6 +312,12 @@ GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
             Case("a speaker with voice and silence", {"audio_1": None, "speakers": [{"audio": "a", "silence": True}]}),
             Case("a speaker with neither", {"audio_1": None, "speakers": [{}]}),
             Case("a region without its voice", {"region_2": {"box": [0, 0, 1, 1]}}),
+            Case("a duration of 0", {"audio_1": None, "speakers": [{"audio": data(voice()), "duration": 0}]}),
+            Case("a delay of two hours", {"audio_1": None, "speakers": [{"audio": data(voice()), "delay": 7200}]}),
+            Case(
+                "a channel that has no such name", {"audio_1": None, "speakers": [{"audio": "a", "channel": "middle"}]}
+            ),
+            Case("a start of a silent person", {"audio_1": None, "speakers": [{"silence": True, "start": 1}]}),
             Case(
                 "both speakers silent",
                 {"audio_1": None, "speakers": [{"silence": True}] * 2, "action": "plan"},
@@ -447,6 +455,13 @@ GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
             sound("an MP4 that ends too early", b"\0\0\0\x20ftypisom" + bytes(20) + b"\0\0\x10\0moov" + NOISE[:300]),
             sound("a playlist that reads a file", PLAYLIST),
             sound("a list of files for FFmpeg", CONCAT),
+            Case("a voice that begins behind its end", {"audio_1": data(voice()) + "#start=9"}),
+            Case("the right channel of a mono voice", {"audio_1": data(voice()) + "#right"}),
+            Case("the second track of a file with one", {"audio_1": data(voice()) + "#track=2"}),
+            Case("a duration that is no number behind the address", {"audio_1": data(voice()) + "#duration=long"}),
+            planned("a WAV that ends too early", voice(1.0)[:20_000]),
+            planned("a WAV of 1 Hz", _wav(1, 1, 1, 16, bytes(40))),
+            planned("a stereo voice of opposite phase", _wav(1, 2, 16_000, 16, OPPOSITE)),
             planned("a stereo voice of 44.1 kHz", _wav(1, 2, 44_100, 16, bytes(40_000))),
             planned("a voice of silence", _wav(1, 1, 16_000, 16, bytes(3200))),
         ]

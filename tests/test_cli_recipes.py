@@ -27,7 +27,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask.paste(255, (mask.width // 2, 0, mask.width, mask.height))
     mask.save(folder / "right.png")
     speakers = [
-        {"audio": LEFT, "region": {"box": [0, 0, 0.5, 1]}},
+        {"audio": f"{LEFT}#channel=1", "region": {"box": [0, 0, 0.5, 1]}, "start": 0.5, "duration": 1, "delay": 0.04},
         {"silence": True, "region": {"mask": str(folder / "right.png")}},
     ]
     words = ["--image", PICTURE, "--speakers", json.dumps({"speakers": speakers}), "--prompt", "a, b='${c}' \\"]
@@ -56,6 +56,10 @@ def test_a_recipe_is_read_line_by_line(film: Path, capsys: pytest.CaptureFixture
     assert rows["request.seed"] == "7"
     assert rows["sampler.name"] == "unipc"
     assert rows["request.speakers[1].silence"] == "true"
+    assert rows["request.speakers[0].start"] == "0.5"
+    assert rows["request.speakers[0].delay"] == "0.04"
+    assert rows["request.speakers[0].channel"] == "1"
+    assert "request.speakers[1].start" not in rows
 
 
 def test_a_recipe_holds_no_address_of_its_inputs(film: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,7 +147,7 @@ def _openings(
         for seat in seats:
             voice = media.voices[seat.speaker]
             assert voice is not None, "a seat that is not silent has a voice"
-            samples = decode(voice, VOICE_RATE, "mono")
+            samples = decode(voice, VOICE_RATE, "mono", cut=media.cuts[seat.speaker])
             heard = speech.Voice(samples, *speech.mouth_of(levelled(samples, speech.LEVEL)))
             curves.append(heard.opening(seconds - seat.begins))
     return np.stack(curves)

@@ -9,7 +9,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import BinaryIO
 
-import av
 import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
@@ -18,6 +17,7 @@ from engine.bench.mouths import motion_energy
 from engine.bench.talk_cases import Case
 from engine.bench.talk_measures import Floats, Pictures, Row, own_and_cross
 from engine.components import Service
+from engine.containers import open_input
 from engine.data import Plan, Region, Request, Speaker, Timing
 from engine.errors import EngineError
 
@@ -34,7 +34,7 @@ class Film:
 def read_film(path: Path, into: BinaryIO | None = None) -> Pictures:
     """Return the frames of an MP4 file, uint8 RGB (F, H, W, 3): in memory, or mapped from the open file `into`."""
     reformat = VideoReformatter()
-    with av.open(str(path)) as file:
+    with open_input(path) as file:
         stream = file.streams.video[0]
         shape = (stream.frames, stream.height, stream.width, 3)
         frames: Pictures = np.empty(shape, np.uint8) if into is None else np.memmap(into, np.uint8, "w+", shape=shape)

@@ -34,7 +34,11 @@ class Flag:
 REQUEST = (
     Flag("image", "FILE", "the picture: a path, or an address that a plugin opens"),
     Flag(
-        "audio", "FILE", "a voice, once for each person from left to right; 'silence' for one who is quiet", many=True
+        "audio",
+        "FILE",
+        "a voice, once for each person from left to right; 'silence' for one who is quiet; "
+        "FILE#left, FILE#track=2 or FILE#start=3,duration=10,delay=1 takes a part of it",
+        many=True,
     ),
     Flag("prompt", "TEXT", "what is to be seen"),
     Flag("negative_prompt", "TEXT", "what is not to be seen; without it the model's own"),

@@ -13,6 +13,7 @@ from typing import Any
 from engine.commands.escape import override, quoted
 from engine.commands.flags import REQUEST, Flag, Parser, add_own_flags, add_request_flags, read_words
 from engine.commands.launch import launch
+from engine.cuts import KEYS, values_of
 from engine.data import Region, Request, Speaker
 from engine.errors import RequestError
 from engine.recipe import DECISIVE, FORMAT, input_hashes, versions, weights_hash
@@ -115,6 +116,7 @@ def recipe_overrides(recipe: Mapping[str, Any], request: Request) -> list[str]:
             **({"silence": True} if speaker.audio is None else {"audio": speaker.audio}),
             **({"region": {"box": speaker.region.box}} if speaker.region.box else {}),
             **({"region": {"mask": speaker.region.mask}} if speaker.region.mask else {}),
+            **{key: value for key, value in values_of(speaker).items() if value is not None},
         }
         for speaker in request.speakers
     ]
@@ -186,6 +188,7 @@ def _request(recipe: Mapping[str, Any], image: str | None, audio: Sequence[str],
                 box=None if speaker["box"] is None else tuple(speaker["box"]),
                 mask=next(mask) if speaker["mask"] else None,
             ),
+            **{key: speaker[key] for key in KEYS if key in speaker},
         )
         for speaker in asked["speakers"]
     )

@@ -27,7 +27,13 @@ written as `100` or `100.0`; text is never taken for a number, nor `true` for 1.
 _VOICES = """\
 Two people are written as `audio_1` and `audio_2`, where they are as `region_1` and `region_2`. For silent people, and
 for more than two, `speakers` says the same as a list. Its entries are those of a speakers file of the
-[command line](cli.md#speakers), so that such a list can be pasted into a job; a region is written alike in both."""
+[command line](cli.md#speakers), so that such a list can be pasted into a job; a region is written alike in both.
+
+The address of any voice may end in what is taken of the file: `#left`, `#right`, `#channel=3`, `#track=2`,
+`#start=12.5,duration=8,delay=1`. So a recording with one person on each channel serves both: `audio_1` is
+`https://example.org/call.wav#left` and `audio_2` is `https://example.org/call.wav#right`. Base64 text without `data:`
+takes the fields of `speakers` instead. [cli.md](cli.md#parts-of-a-file) says what is done with damaged files, several
+tracks and the like; what changes the result is in `warnings`."""
 
 _MEDIA = """\
 Pictures and voices are given in one of these ways:

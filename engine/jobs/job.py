@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,7 +146,8 @@ def _speakers(values: Mapping[str, Any], fields: Mapping[str, str], folder: Path
 
 def _inline(speaker: Speaker, where: str, address: Callable[[str, str], str]) -> Speaker:
     audio, mask = speaker.audio, speaker.region.mask
-    return Speaker(
+    return replace(
+        speaker,
         audio=None if audio is None else address(audio, f"{where}.audio"),
         region=speaker.region if mask is None else Region(mask=address(mask, f"{where}.region.mask")),
     )

@@ -24,8 +24,8 @@ def plan_walk(request: Request, media: Media, settings: Settings, *, cancel: Can
     """
     warnings: list[str] = []
     fps = request.fps or settings.native_fps
-    spans = voice_spans(media.seconds, request.audio_type)
-    audio_seconds = length_seconds(media.seconds, request.audio_type)
+    spans = voice_spans(media.seconds, request.audio_type, media.delays)
+    audio_seconds = length_seconds(media.seconds, request.audio_type, media.delays)
     frames = _frames(request, fps, audio_seconds)
     target = choose_bucket(media.image_size, settings.buckets)
     canvas = make_canvas(media.image_size, target, request.fit)

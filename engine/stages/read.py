@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.cancel import CancelToken, apart, check
-from engine.data import Access, AudioType, Fit, Inputs, Media, Plan, Region, Request, Timing
+from engine.cuts import EXAMPLE, KEYS, channel_number, check_values, split_address, values_of
+from engine.data import Access, AudioType, Cut, Fit, Inputs, Media, Plan, Region, Request, Speaker, Timing
 from engine.errors import RequestError
-from engine.stages.audio import measure_seconds, read_sound, read_voices, voice_spans
+from engine.stages.audio import read_sounds, voice_spans
 from engine.stages.canvas import apply_canvas, region_masks
 from engine.stages.picture import look_at, read_picture
+from engine.stages.tracks import inspect
 
 #: Frames a second beyond which a wish is a slip of the keyboard, and sound in whole AAC packets (21 ms) could no longer
 #: end within a frame of the pictures.
@@ -28,6 +30,8 @@ MOST_FPS = 60.0
 MOST_SEED = 2**63 - 1
 #: Seconds in which a plugin may tidy up once the request is withdrawn.
 _GRACE = 0.5
+#: Seconds of each voice that a plan listens to; what is wrong with it later is told by the generation.
+PLAN_LISTENS = 60.0
 
 
 def check_request(request: Request) -> None:
@@ -53,6 +57,7 @@ def check_request(request: Request) -> None:
         raise _wrong("speakers", "there is no speaker", "give at least one voice")
     for index, speaker in enumerate(request.speakers):
         _check_region(f"speakers[{index}].region", speaker.region)
+        _check_cut(f"speakers[{index}]", speaker)
     if request.frames is None and all(speaker.audio is None for speaker in request.speakers):
         raise _wrong("frames", "nobody speaks, so no voice tells the video's length", "give the number of frames")
 
@@ -69,9 +74,10 @@ def fetch(
 
     `open_address` is the hook of that name; it is called with a scheme that `access` allows and, for paths, an
     absolute path without symbolic links below one of its folders. An address without `data:` or `scheme://` at its
-    front is a path, and so is `file:///...`. What opens an address finds `cancel` in its Access, and there the moment
-    at which the time for all of them is over. Raises RequestError naming the field, and Cancelled within a second once
-    `cancel` is set.
+    front is a path, and so is `file:///...`. A voice's address may end in what is taken of the file (engine/cuts.py); a
+    path that is there as it stands is a file's name. What opens an address finds `cancel` in its Access,
+    and there the moment at which the time for all of them is over. Raises RequestError naming the field, and Cancelled
+    within a second once `cancel` is set.
     """
     check_request(request)
     opened: dict[str, Path] = {}
@@ -96,28 +102,58 @@ def fetch(
     voices: list[Path | None] = []
     masks: list[Path | None] = []
     seconds: list[float] = []
-    measured: dict[Path, float] = {}
+    found: dict[object, tuple[Cut, tuple[str, ...]]] = {}
+    cuts: list[Cut | None] = []
+    delays: list[float] = []
     for index, speaker in enumerate(request.speakers):
         name = f"speakers[{index}]"
         mask = None if speaker.region.mask is None else bring(speaker.region.mask, f"{name}.region.mask")
         if mask is not None:
             told = _check_mask(mask, size, f"request.{name}.region.mask", access, cancel)
             warnings += [f"{name}.region.mask: {warning}" for warning in told]
-        voice = None if speaker.audio is None else bring(speaker.audio, f"{name}.audio")
-        if voice is not None and voice not in measured:
-            field = f"request.{name}.audio"
-            measured[voice] = measure_seconds(voice, field=field, max_seconds=access.max_seconds)
         masks.append(mask)
+        voice, cut, delay = None, None, 0.0
+        if speaker.audio is not None:
+            address, values, fields = _voice(speaker, f"request.{name}", access)
+            voice = bring(address, f"{name}.audio")
+            key = (voice, *(values[key] for key in KEYS if key != "delay"))
+            if key not in found:
+                looked = inspect(
+                    voice,
+                    field=f"request.{name}.audio",
+                    start=float(values["start"] or 0),
+                    duration=values["duration"],
+                    track=values["track"],
+                    channel=channel_number(values["channel"]),
+                    max_seconds=access.max_seconds,
+                    fields=fields,
+                    cancel=cancel,
+                )
+                found[key] = looked.cut, looked.told
+            (cut, told), delay = found[key], float(values["delay"] or 0)
+            cut = replace(cut, asked=_asked(values))
+            warnings += [f"speakers[{index}]: {text}" for text in told]
         voices.append(voice)
-        seconds.append(0.0 if voice is None else measured[voice])
+        cuts.append(cut)
+        delays.append(delay)
+        seconds.append(0.0 if cut is None else cut.seconds)
     return Media(
         image=image,
         image_size=size,
         voices=tuple(voices),
         seconds=tuple(seconds),
         masks=tuple(masks),
+        cuts=tuple(cuts),
+        delays=tuple(delays),
         warnings=tuple(warnings),
     )
+
+
+def listen(media: Media, plan: Plan, *, cancel: CancelToken | None = None) -> tuple[str, ...]:
+    """Return what `read` would warn of, from the voices' first `PLAN_LISTENS` seconds. Raises what `read` raises."""
+    spans = voice_spans(media.seconds, plan.audio_type, media.delays)
+    sounds = read_sounds(media.voices, media.cuts, spans, plan.seconds, most=PLAN_LISTENS, cancel=cancel)
+    return sounds.warnings
 
 
 def read(request: Request, media: Media, plan: Plan, *, cancel: CancelToken | None = None) -> Inputs:
@@ -125,14 +161,10 @@ def read(request: Request, media: Media, plan: Plan, *, cancel: CancelToken | No
 
     Raises RequestError naming the field, and Cancelled within a second once `cancel` is set.
     """
-    spans = voice_spans(media.seconds, plan.audio_type)
+    spans = voice_spans(media.seconds, plan.audio_type, media.delays)
     image, masks = apart(partial(_look, request, media, plan), cancel, "read")
-    return Inputs(
-        image=image,
-        voices=read_voices(media.voices, spans, plan.seconds),
-        masks=masks,
-        sound=read_sound(media.voices, spans, plan.seconds),
-    )
+    sounds = read_sounds(media.voices, media.cuts, spans, plan.seconds, cancel=cancel)
+    return Inputs(image=image, voices=sounds.voices, masks=masks, sound=sounds.track, warnings=sounds.warnings)
 
 
 def _look(request: Request, media: Media, plan: Plan) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
@@ -198,6 +230,50 @@ def _all_late(field: str, access: Access) -> RequestError:
     )
 
 
+def _voice(speaker: Speaker, name: str, access: Access) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """Return a voice's address, what is taken of it by key, and the fields that say so. Raises RequestError."""
+    assert speaker.audio is not None
+    values = values_of(speaker)
+    fields = {key: f"{name}.{key}" for key in KEYS}
+    address, written = split_address(speaker.audio)
+    if not written or _is_there(speaker.audio, access):
+        return speaker.audio, values, fields
+    check_values(written, lambda key, what, hint: RequestError(f"{key}: {what}", field=f"{name}.audio", hint=hint))
+    for key, value in written.items():
+        if values[key] is not None and _same(key, values[key]) != _same(key, value):
+            raise RequestError(
+                f"the address says {key} {value!r} and the field {values[key]!r}",
+                field=fields[key],
+                hint="leave one of them out",
+                code="conflict",
+            )
+        values[key], fields[key] = value, f"{name}.audio"
+    return address, values, fields
+
+
+def _asked(values: Mapping[str, Any]) -> tuple[tuple[str, float | int], ...]:
+    # Seconds as one type and channels as numbers, so that a repeated video carries the same text.
+    return tuple(
+        (key, _same(key, value) if key in ("track", "channel") else float(value))
+        for key, value in values.items()
+        if value is not None
+    )
+
+
+def _same(key: str, value: Any) -> Any:
+    return channel_number(value) if key == "channel" else value
+
+
+def _is_there(address: str, access: Access) -> bool:
+    """Whether a path is that of a file although it ends in what could be said about a voice."""
+    if scheme_of(address) != "path" or "://" in address or "path" not in access.schemes:
+        return False
+    try:
+        return _local(address, "", access).is_file()
+    except RequestError:
+        return False
+
+
 def _local(address: str, field: str, access: Access) -> Path:
     """Resolve a path or file URL, symbolic links included, and hold it against the allowed folders."""
     given = address
@@ -217,9 +293,10 @@ def _local(address: str, field: str, access: Access) -> Path:
         if path.is_dir():
             raise RequestError(f"{_short(given)} is a folder", field=field, hint="name a file in it")
         if not path.exists():
-            raise RequestError(
-                f"{_short(given)} does not exist", field=field, hint=f"looked in {_short(str(path.parent))}"
-            )
+            hint = f"looked in {_short(str(path.parent))}"
+            if path.with_name(path.name.rpartition("#")[0] or path.name).is_file():
+                hint = f"the words behind # are not known; write them {EXAMPLE}"
+            raise RequestError(f"{_short(given)} does not exist", field=field, hint=hint)
         if not path.is_file():
             raise RequestError(f"{_short(given)} is not a regular file", field=field, hint="copy it to a file first")
         with path.open("rb"):
@@ -298,6 +375,18 @@ def _printable(name: str) -> bool:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace").isprintable()
     except UnicodeEncodeError:
         return False
+
+
+def _check_cut(name: str, speaker: Speaker) -> None:
+    values = values_of(speaker)
+    check_values(values, lambda key, what, hint: _wrong(f"{name}.{key}", what, hint))
+    if speaker.audio is None and (key := next((key for key in KEYS if values[key] is not None), "")):
+        raise RequestError(
+            f"there is no voice to take a {key} of: the person is silent",
+            field=f"request.{name}.{key}",
+            hint="leave it out",
+            code="conflict",
+        )
 
 
 def _check_region(name: str, region: Region) -> None:

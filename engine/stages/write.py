@@ -16,6 +16,7 @@ import numpy.typing as npt
 from av.codec.context import Flags
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
+from engine.containers import open_input
 from engine.data import Artifact, Frames
 from engine.errors import ConfigError, RequestError, SinkError
 from engine.h264 import add_video, open_mp4
@@ -108,7 +109,7 @@ class Writer:
             container.mux(self._audio.encode(None))
             container.close()
             self._container = None
-            with self.path.open("rb") as file, av.open(file, "r") as written:
+            with open_input(self.path) as written:
                 kept = written.streams.video[0].frames
         except (av.FFmpegError, OSError) as error:
             self.abort()
@@ -201,8 +202,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """Return the recipe that a video carries. Raises RequestError for a file without one."""
     hint = "name a video that multitalk made"
     try:
-        # The open file and no protocol: see engine/stages/audio.py.
-        with path.open("rb") as file, av.open(file, "r", options={"protocol_whitelist": "none"}) as container:
+        with open_input(path) as container:
             comment = container.metadata.get("comment", "")
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 #: Characters of the column of a plan's table that says what a card's machine needs.
 _HOST = len("host 100.0 GB of 100 to 100 GB, some too small")
 
+#: Fields of a speaker that say what is taken of the file; `delay` shows in the times.
+_TAKEN = ("start", "duration", "track", "channel")
+
 
 @dataclass
 class GenerateConfig(EntrypointConfig):
@@ -254,6 +257,9 @@ def _seat(seat: Seat, request: Request) -> str:
     voice = "silent" if seat.silent else f"{audio}, {seat.begins:.2f} s to "
     if not seat.silent:
         voice += f"{seat.begins + seat.seconds:.2f} s"
+        speaker = request.speakers[seat.speaker]
+        taken = [f"{key} {value}" for key in _TAKEN if (value := getattr(speaker, key)) is not None]
+        voice += f" ({', '.join(taken)} of the file)" if taken else ""
     return f"{seat.speaker + 1}: in {list(seat.box)} ({seat.kind}), {voice}"
 
 
