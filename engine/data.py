@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from engine.budget import Budget
 from engine.estimates import Estimates
 
 if TYPE_CHECKING:
@@ -58,10 +59,10 @@ class Request:
     speakers: tuple[Speaker, ...]
     #: None: the model's own.
     negative_prompt: str | None = None
-    #: 0 .. 2**63 - 1.
+    #: 0 .. 2**63 - 1; -1: one that is drawn, which the delivery and the recipe tell.
     seed: int = 42
-    #: Frames of the finished video; None: as long as the audio.
-    frames: int | None = None
+    #: Frames of the finished video; "auto" or None: as many as the voices last.
+    frames: int | Literal["auto"] | None = None
     #: Frames a second of the finished video; None: the model's native rate.
     fps: float | None = None
     #: "para": all voices start at once; "add": one after the other, in order.
@@ -80,6 +81,7 @@ class Request:
     answer_bytes: int | None = None
     #: Config overrides of this request alone, e.g. "sampler=turbo", "guidance.text_scale=3".
     overrides: tuple[str, ...] = ()
+    budget: Budget = Budget()
 
 
 @dataclass(frozen=True)

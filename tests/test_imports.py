@@ -21,7 +21,8 @@ FILES = sorted([*(ROOT / "engine").rglob("*.py"), *(ROOT / "plugins").rglob("*.p
 ORDER = ("cli", "service", "pipeline", "registry", "hookspecs", "register", "config", "errors")
 #: Room -> all it may import of ours.
 ROOMS = {
-    "engine.data": {"engine.estimates"},
+    "engine.budget": set[str](),
+    "engine.data": {"engine.budget", "engine.estimates"},
     "engine.estimates": set[str](),
     "engine.errors": set[str](),
     "engine.config": {"engine.errors"},
@@ -34,7 +35,7 @@ ROOMS = {
     "engine.buckets": {"engine.data", "engine.errors", "engine.network", "engine.pinned"},
     "engine.pinned": {"engine.errors", "engine.network"},
     "engine.speakers": {"engine.data", "engine.errors"},
-    "engine.jobs": {"engine.data", "engine.errors", "engine.jobs", "engine.speakers"},
+    "engine.jobs": {"engine.budget", "engine.data", "engine.errors", "engine.jobs", "engine.speakers"},
     "engine.endpoint": {"engine.endpoint", "engine.errors"},
     "engine.host_memory": set[str](),
     "engine.room": {"engine.host_memory"},

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from engine.components import CancelToken
 from engine.data import Window
+from engine.errors import Cancelled
 
 #: Pixel frames in one latent frame of the video autoencoder, after the first.
 TEMPORAL = 4
 
 
-def plan_windows(frames: int, *, window: int, motion: int) -> tuple[Window, ...]:
+def count_windows(frames: int, *, window: int, motion: int) -> int:
+    """Return how many windows `plan_windows` makes, without making them."""
+    first = min(window, _round_up(frames))
+    return 1 + max(0, -(-(frames - first) // (window - motion)))
+
+
+def plan_windows(frames: int, *, window: int, motion: int, cancel: CancelToken | None = None) -> tuple[Window, ...]:
     """Cover `frames` frames with windows of at most `window` frames that overlap by `motion`.
 
     Every window but the first repeats the last `motion` frames of the one before and adds new ones; each is as short
     as its new frames allow, since its length must be 4n + 1 (the surplus is dropped, so that the sum of `keep` is
-    exactly `frames`). `window` and `motion` are 4n + 1 and motion < window.
+    exactly `frames`). `window` and `motion` are 4n + 1 and motion < window. Raises Cancelled.
     """
     first = min(window, _round_up(frames))
     windows = [Window(index=0, start=0, frames=first, motion=0, keep=min(first, frames))]
     done = windows[0].keep
     while done < frames:
+        if cancel is not None and cancel.is_set():
+            raise Cancelled("plan")
         size = min(window, _round_up(motion + frames - done))
         keep = min(size - motion, frames - done)
         windows.append(Window(index=len(windows), start=done - motion, frames=size, motion=motion, keep=keep))

@@ -18,7 +18,7 @@ from engine.data import Delivery, Plan, Progress, Request
 from engine.errors import Cancelled, EngineError, RequestError, SinkError
 from engine.jobs.answers import answer, engine_version, error_answer
 from engine.jobs.job import Job, parse_job
-from engine.jobs.schema import LIMITS, SECRET, Limits
+from engine.jobs.schema import HABITS, LIMITS, SECRET, Habits, Limits
 from engine.jobs.scrub import scrub
 from engine.worker.device import device_state, is_device_lost, is_out_of_memory
 from engine.worker.keeper import Keeper
@@ -40,6 +40,8 @@ class Terms:
     """What a worker lets a job ask for, and how long an answer may be."""
 
     limits: Limits = LIMITS
+    #: What is taken for a job that does not say.
+    habits: Habits = HABITS
     #: Most bytes of an answer, as the platform counts them.
     answer_bytes: int = 10_000_000
     #: Sinks that a job may choose, beside the worker's own.
@@ -84,7 +86,8 @@ class Handler:
         try:
             if self.stopped.is_set():
                 raise Cancelled
-            job = parse_job(given, limits=self.terms.limits, folder=self.terms.folder)
+            terms = self.terms
+            job = parse_job(given, limits=terms.limits, habits=terms.habits, folder=terms.folder)
             _LOG.info("job begins: %s", job.action)
             found = self._act(job, given, cancel)
             self._measure(found)

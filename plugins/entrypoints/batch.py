@@ -16,13 +16,14 @@ from omegaconf import II
 
 from engine import EngineService, hookimpl
 from engine.components import Entrypoint, Launcher, Service
-from engine.config import ComponentConfig, EntrypointConfig
+from engine.config import ComponentConfig, EntrypointConfig, within
 from engine.errors import ConfigError
 from engine.register import Register
 
 if TYPE_CHECKING:
     from engine.batch.jobs import Jobs, Line
     from engine.batch.results import Results
+    from engine.worker.handler import Terms
 
 INTERRUPTED = 130
 #: Status of a batch some of whose jobs have failed; 2 is told where nothing was begun.
@@ -47,10 +48,37 @@ class BatchConfig(EntrypointConfig):
         metadata={"help": "file of results (JOBS.results.jsonl in the folder of the videos)", "word": "FILE"},
     )
     retry_failed: bool = field(default=False, metadata={"help": "do jobs again that have failed before"})
-    max_frames: int = field(default=201, metadata={"help": "most frames that a job may ask for (201)", "word": "N"})
-    max_steps: int = field(default=100, metadata={"help": "most steps that a job may ask for (100)", "word": "N"})
+    defaults_of: str = field(
+        default="job",
+        metadata={
+            "help": "what jobs that do not say take: job: as a worker; model: as the command line, rate, steps and "
+            "scales of the model and the length of the voices (job)",
+            "word": "job|model",
+        },
+    )
+    num_frames: int | str = field(
+        default=100,
+        metadata={"help": "frames of a job that does not say, or auto: as long as its voices (100)", "word": "N"},
+    )
+    max_frames: int = field(
+        default=201, metadata={"help": "most frames that a job may ask for (201)", "word": "N"} | within(1, 90_000)
+    )
+    max_steps: int = field(
+        default=100, metadata={"help": "most steps that a job may ask for (100)", "word": "N"} | within(2, 1000)
+    )
+    max_seconds: float = field(
+        default=600.0,
+        metadata={"help": "most seconds of a video that is as long as its voices (600)", "word": "S"} | within(1, 3600),
+    )
+    max_forwards: int = field(
+        default=50_000,
+        metadata={"help": "most forwards of the network for a job, windows x steps x passes (50000)", "word": "N"}
+        | within(1, 10_000_000),
+    )
     grace: float = field(
-        default=20.0, metadata={"help": "seconds that jobs at work have to finish after Ctrl-C (20)", "word": "S"}
+        default=20.0,
+        metadata={"help": "seconds that jobs at work have to finish after Ctrl-C (20)", "word": "S"}
+        | within(0, 86_400),
     )
     json: bool = field(default=False, metadata={"help": "answer with one JSON object, the last line of stdout"})
     quiet: bool = field(default=False, metadata={"help": "no progress and no summary"})
@@ -69,7 +97,7 @@ class Batch:
     def __init__(self, config: BatchConfig, launcher: Launcher) -> None:
         """Raise ConfigError for limits that cannot be meant, and where no file of jobs is named."""
         # The worker's rooms bring asyncio along: only those who do jobs pay for it.
-        from engine.jobs.schema import Limits
+        from engine.jobs.schema import Habits, Limits
         from engine.worker.handler import Terms
 
         if not config.jobs:
@@ -80,8 +108,9 @@ class Batch:
         self._launcher = launcher
         self._jobs = Path(config.jobs)
         self._folder = None if config.folder is None else Path(config.folder)
-        limits = Limits(frames=config.max_frames, steps=config.max_steps)
-        self._terms = Terms(limits=limits, folder=self._jobs.absolute().parent)
+        limits = Limits(config.max_frames, config.max_steps, config.max_seconds, config.max_forwards)
+        habits = Habits(config.num_frames, config.defaults_of)  # type: ignore[arg-type]
+        self._terms = Terms(limits=limits, habits=habits, folder=self._jobs.absolute().parent)
 
     def run(self, service: Service) -> int:
         """Do what has no result yet. Raises EngineError for what concerns all jobs, before or after those done."""
@@ -96,6 +125,7 @@ class Batch:
         make = functools.partial(EngineWorker, functools.partial(EngineService, tuple(service.overrides)), self._terms)
         with keeping(Path(name).absolute(), self._folder) as results:
             pending = self._pending(jobs, results)
+            say(f"jobs that do not say {taken(self._terms)}")
             run = Run(jobs, results, pending, say, _warn)
             if pending:
                 with self._launcher.launch(make, len(pending)) as workers, interruptible(run, self.config.grace, say):
@@ -130,6 +160,19 @@ class Batch:
     def _say(self, text: str) -> None:
         if not self.config.quiet:
             _write(text)
+
+
+def taken(terms: Terms) -> str:
+    """Say in words what jobs take that name no length, rate, steps, scale and seed."""
+    from engine.jobs.schema import defaults
+
+    found = defaults(terms.limits, terms.habits)
+    frames, rate = found["num_frames"], found.get("fps")
+    length = "are as long as their voices" if frames == "auto" else f"have {frames} frames"
+    pace = "at the model's own rate" if rate is None else f"at {rate:g} a second"
+    steps, scale = found.get("sampling_steps"), found.get("guidance_scale")
+    work = "the model's steps and text scale" if steps is None else f"{steps} steps, a text scale of {scale:g}"
+    return f"{length} {pace}, {work}, seed {found['seed']} (--defaults-of {terms.habits.of})"
 
 
 def _warn(text: str) -> None:

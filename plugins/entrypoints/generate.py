@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from omegaconf import II
 
@@ -87,7 +87,7 @@ def make_request(config: RequestConfig) -> Request:
         speakers=_speakers(config),
         negative_prompt=config.negative_prompt,
         seed=config.seed,
-        frames=config.frames,
+        frames=cast('int | Literal["auto"] | None', config.frames),
         fps=config.fps,
         audio_type=cast("AudioType", config.audio_type),
         timing=cast("Timing", config.timing),
