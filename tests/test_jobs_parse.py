@@ -100,14 +100,20 @@ def test_a_worker_may_have_auto_as_its_default() -> None:
     assert asked(Habits("auto")) == (None, None, api)
     assert asked(Habits("auto"), fps=12) == (None, 12.0, api)
     assert asked(Habits("auto"), num_frames=50) == (50, 8.0, api)
-    assert asked(Habits(50)) == (50, 8.0, api)
+    assert asked(Habits("50")) == asked(Habits(50)) == (50, 8.0, api)
     assert asked(Habits(of="model")) == (None, None, ("sampler=standard",))
     assert asked(Habits(of="model"), num_frames=9, guidance_scale=3) == (
         9,
         None,
         ("sampler=standard", "guidance.text_scale=3"),
     )
-    wrongs: tuple[dict[str, Any], ...] = ({"frames": 0}, {"frames": "long"}, {"frames": True}, {"of": "mine"})
+    wrongs: tuple[dict[str, Any], ...] = (
+        {"frames": 0},
+        {"frames": "long"},
+        {"frames": "-5"},
+        {"frames": True},
+        {"of": "mine"},
+    )
     for wrong in wrongs:
         with pytest.raises(ConfigError, match="entrypoint"):
             Habits(**wrong)

@@ -18,7 +18,7 @@ from engine.data import Delivery, Plan, Progress, Request
 from engine.errors import Cancelled, EngineError, RequestError, SinkError
 from engine.jobs.answers import answer, engine_version, error_answer
 from engine.jobs.job import Job, parse_job
-from engine.jobs.schema import HABITS, LIMITS, SECRET, Habits, Limits
+from engine.jobs.schema import HABITS, LIMITS, SECRET, Habits, Limits, defaults
 from engine.jobs.scrub import scrub
 from engine.worker.device import device_state, is_device_lost, is_out_of_memory
 from engine.worker.keeper import Keeper
@@ -146,6 +146,7 @@ class Handler:
         return told | {
             "sinks": sorted({*self.terms.sinks, str(told.get("sink", ""))} - {""}),
             "limits": dataclasses.asdict(self.terms.limits) | {"answer_bytes": self.terms.answer_bytes},
+            "defaults": _defaults(self.terms),
             "actions": ["generate", "plan", "health", "capabilities", "selftest"],
             "engine_version": engine_version(),
             "warnings": [],
@@ -251,6 +252,14 @@ class Handler:
             # The SDK takes it out of the answer, and the platform starts this worker anew.
             told["refresh_worker"] = True
         return told
+
+
+def _defaults(terms: Terms) -> dict[str, Any]:
+    """Return what a job takes here that does not say; what is not among it is the model's."""
+    found = defaults(terms.limits, terms.habits)
+    return {
+        name: found[name] for name in ("num_frames", "fps", "sampling_steps", "guidance_scale", "seed") if name in found
+    }
 
 
 def _plan(plan: Plan, job: Job) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class Batch:
         self._jobs = Path(config.jobs)
         self._folder = None if config.folder is None else Path(config.folder)
         limits = Limits(config.max_frames, config.max_steps, config.max_seconds, config.max_forwards)
-        habits = Habits(config.num_frames, config.defaults_of)  # type: ignore[arg-type]
+        habits = Habits(config.num_frames, config.defaults_of)
         self._terms = Terms(limits=limits, habits=habits, folder=self._jobs.absolute().parent)
 
     def run(self, service: Service) -> int:

@@ -82,7 +82,7 @@ class Runpod:
             raise ConfigError(f"a grace of {config.grace:g} s", field="entrypoint.grace", hint="give 0 or more")
         self._terms = Terms(
             limits=Limits(config.max_frames, config.max_steps, config.max_seconds, config.max_forwards),
-            habits=Habits(config.num_frames),  # type: ignore[arg-type]
+            habits=Habits(config.num_frames),
             answer_bytes=config.answer_bytes,
             sinks=tuple(config.sinks.split()),
         )
