@@ -56,7 +56,8 @@ ROOMS = {
         "engine.worker",
     },
     "engine.batch": {
-        *("engine.batch", "engine.commands.hush", "engine.components", "engine.errors", "engine.jobs", "engine.worker"),
+        *("engine.batch", "engine.commands.hush", "engine.components", "engine.data", "engine.errors", "engine.jobs"),
+        "engine.worker",
     },
     "engine.register": {"engine.config", "engine.errors"},
     "engine.hookspecs": {"engine.components", "engine.data", "engine.register"},

@@ -46,6 +46,8 @@ class Terms:
     answer_bytes: int = 10_000_000
     #: Sinks that a job may choose, beside the worker's own.
     sinks: tuple[str, ...] = ("s3", "base64")
+    #: Whoever reads the answers has the machine, and may read its paths.
+    own: bool = False
     #: Folder from which a job's relative paths count; None: the process' own.
     folder: Path | None = None
 
@@ -156,7 +158,7 @@ class Handler:
         request = self._request(job)
         resumed = self.keeper.service.resume(request)
         if resumed is not None:
-            return answer(job, resumed)
+            return answer(job, resumed, own=self.terms.own)
         began = time.monotonic()
         with self._progress(given) as tell:
             if self.keeper.warming and tell is not None:
@@ -165,7 +167,7 @@ class Handler:
             waited = time.monotonic() - began
             delivery, warnings = self._made(request, tell, cancel)
         self.keeper.note()
-        found = answer(job, delivery)
+        found = answer(job, delivery, own=self.terms.own)
         found["warnings"] += warnings
         if not self._told_start:
             self._told_start = True
@@ -247,7 +249,7 @@ class Handler:
             )
         if isinstance(error, EngineError):
             _LOG.warning("job is refused (%s): %s", error.code, error)
-        told: dict[str, Any] = {**error_answer(error, job)}
+        told: dict[str, Any] = {**error_answer(error, job, own=self.terms.own)}
         if told["error_code"] == "out_of_memory" or is_device_lost(error):
             # The SDK takes it out of the answer, and the platform starts this worker anew.
             told["refresh_worker"] = True

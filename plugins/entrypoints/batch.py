@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from engine.errors import ConfigError
 from engine.register import Register
 
 if TYPE_CHECKING:
+    from engine.batch.check import Checked
     from engine.batch.jobs import Jobs, Line
     from engine.batch.results import Results
     from engine.worker.handler import Terms
@@ -46,6 +47,9 @@ class BatchConfig(EntrypointConfig):
     results: str | None = field(
         default=None,
         metadata={"help": "file of results (JOBS.results.jsonl in the folder of the videos)", "word": "FILE"},
+    )
+    check: bool = field(
+        default=False, metadata={"help": "only check and plan all jobs: load nothing, make nothing, keep nothing"}
     )
     retry_failed: bool = field(default=False, metadata={"help": "do jobs again that have failed before"})
     defaults_of: str = field(
@@ -110,10 +114,11 @@ class Batch:
         self._folder = None if config.folder is None else Path(config.folder)
         limits = Limits(config.max_frames, config.max_steps, config.max_seconds, config.max_forwards)
         habits = Habits(config.num_frames, config.defaults_of)
-        self._terms = Terms(limits=limits, habits=habits, folder=self._jobs.absolute().parent)
+        self._terms = Terms(limits=limits, habits=habits, own=True, folder=self._jobs.absolute().parent)
 
     def run(self, service: Service) -> int:
         """Do what has no result yet. Raises EngineError for what concerns all jobs, before or after those done."""
+        from engine.batch.check import check
         from engine.batch.jobs import Jobs
         from engine.batch.results import keeping
         from engine.batch.run import Run, interruptible
@@ -123,12 +128,22 @@ class Batch:
         jobs = Jobs(self._jobs, sink=self.config.sink, folder=self._folder is not None)
         name = self.config.results or (self._folder or Path()) / f"{self._jobs.stem}.results.jsonl"
         make = functools.partial(EngineWorker, functools.partial(EngineService, tuple(service.overrides)), self._terms)
+        say(f"jobs that do not say {taken(self._terms)}")
+        if self.config.check:
+            return self._checked(check(jobs, jobs.lines, self._terms, service, whole=True), say)
         with keeping(Path(name).absolute(), self._folder) as results:
             pending = self._pending(jobs, results)
-            say(f"jobs that do not say {taken(self._terms)}")
-            run = Run(jobs, results, pending, say, _warn)
-            if pending:
-                with self._launcher.launch(make, len(pending)) as workers, interruptible(run, self.config.grace, say):
+            checked = check(jobs, pending, self._terms, service, whole=False)
+            for text in checked.lines() if pending else ():
+                say(text)
+            for line, answer in checked.wrong:
+                results.add(line, answer, 0.0)
+            run = Run(jobs, results, checked.sound, say, _warn)
+            if checked.sound:
+                with (
+                    self._launcher.launch(make, len(checked.sound)) as workers,
+                    interruptible(run, self.config.grace, say),
+                ):
                     run.through(workers)
             statuses = Counter(results.status(line) or "left" for line in jobs.lines)
             told = {
@@ -143,6 +158,22 @@ class Batch:
         if run.interrupted and told["left"]:
             return INTERRUPTED
         return SOME_FAILED if told["failed"] else 0
+
+    def _checked(self, checked: Checked, say: Callable[[str], None]) -> int:
+        for text in checked.lines():
+            say(text)
+        jobs = len(checked.sound) + len(checked.wrong)
+        cards = {name: {"seconds": round(took), "cost": round(cost, 4)} for name, (took, cost) in checked.cards.items()}
+        told = {
+            "jobs": jobs,
+            "videos": checked.videos,
+            "frames": checked.frames,
+            "seconds": round(checked.seconds, 3),
+            "cards": cards,
+            "wrong": [{"id": line.id, "line": line.number, **answer} for line, answer in checked.wrong],
+        }
+        print(json.dumps(told) if self.config.json else f"{checked.videos} of {jobs}")
+        return SOME_FAILED if checked.wrong else 0
 
     def _pending(self, jobs: Jobs, results: Results) -> list[Line]:
         pending = []
