@@ -41,7 +41,7 @@ class Checked:
         known = f"{self.frames} frames, {self.seconds:.1f} s in all" if self.frames else ""
         open_ = f"{self.voices} as long as their voices" if self.voices else ""
         length = ", and ".join(filter(None, (known, open_)))
-        yield f"{self.videos} videos to make{': ' if length else ''}{length}; {len(self.wrong)} jobs cannot be made"
+        yield f"{self.videos} videos to make{': ' if length else ''}{length}; {len(self.wrong)} cannot be made"
         if self.cards:
             card = min(self.cards, key=lambda name: self.cards[name][1])
             seconds, cost = self.cards[card]
