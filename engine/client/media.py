@@ -49,7 +49,7 @@ def talk(
     does, and without a voice.
     """
     if not any(voice is not None for voice in voices):
-        raise ClientError("there is no voice", code="bad_request", hint="give a sound file for each person who speaks")
+        raise ClientError("there is no voice", code="no_voice", hint="give a sound file for each person who speaks")
     asked: dict[str, Any] = {"reference_image": _sent(image), "prompt": prompt, "num_frames": "auto"}
     if len(voices) <= 2 and None not in voices:
         asked |= {f"audio_{index}": _sent(voice) for index, voice in enumerate(voices, start=1) if voice is not None}

@@ -195,7 +195,9 @@ def read_words(name: str, parser: Parser, values: argparse.Namespace, rest: Sequ
         if multirun and flag.key in ("frames", "fps", "seed") and "," in value:
             hint = f"to sweep, write request.{flag.key}={value}"
             raise ConfigError(f"{flag.name} takes one value", field=f"request.{flag.key}", hint=hint)
-        overrides.append(override(f"request.{flag.key}", value))
+        # The one key that takes a number or a word: in quotes a number would stay a word.
+        number = flag.key == "frames" and value.isascii() and value.isdigit()
+        overrides.append(f"request.{flag.key}={value}" if number else override(f"request.{flag.key}", value))
     for key, value in found.items():
         overrides.append(f"{key}=true" if value is True else override(key, value))
     if output is not None:
