@@ -136,7 +136,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str], list[str]]] = {
     "no prompt": ({"--prompt": None}, [], ["request.prompt", "--prompt"]),
     "prompt that is no text": ({"--prompt": "a \udcff b"}, [], ["request.prompt", "UTF-8"]),
     "blank prompt": ({"--prompt": "  "}, [], ["request.prompt", "empty"]),
-    "frames are a word": ({"--frames": "abc"}, [], ["request.frames", "'abc'", "Integer"]),
+    "frames are a word": ({"--frames": "abc"}, [], ["request.frames", "'abc'", "whole number"]),
     "no frames": ({"--frames": "0"}, [], ["request.frames", "1 or more"]),
     "rate too high": ({}, ["--fps", "61"], ["request.fps", "1 to 60"]),
     "negative rate": ({}, ["--fps", "-5"], ["request.fps", "from 1 to 60"]),
