@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine import registry
+from engine.bounds import check_numbers
 from engine.config import FIXED, OVERRIDABLE, Config
 from engine.errors import ConfigError, EngineError, RequestError, UnknownComponent
 
@@ -110,6 +111,7 @@ def typed(composed: DictConfig) -> Config:
     if not isinstance(config, Config):
         raise ConfigError(f"the composed config is a {type(config).__name__}, not the engine's schema")
     _check_extra(config, "")
+    check_numbers(config)
     return config
 
 
@@ -128,9 +130,11 @@ def translated() -> Iterator[None]:
         ) from error
     except (ConfigCompositionException, OmegaConfBaseException) as error:
         raise _misfit(error) from error
-    except (HydraException, ValueError) as error:
-        # Hydra has no error of its own for some overrides, such as sampler=null.
-        raise ConfigError(str(error), field="override", hint="write group=name or key=value") from error
+    except (HydraException, ValueError, OverflowError) as error:
+        # Hydra has no error of its own for some overrides, such as sampler=null, nor for numbers that no float holds.
+        raise ConfigError(
+            str(error).partition("\n")[0], field="override", hint="write group=name or key=value"
+        ) from error
 
 
 def _missing(error: MissingConfigException) -> ConfigError:
@@ -166,6 +170,7 @@ def _misfit(error: Exception) -> ConfigError:
 _KINDS = {
     "to Integer": "give a whole number",
     "to Float": "give a number",
+    "Union[int, str]": "give a whole number, or auto",
     "Boolean": "give true or false",
     "not a list": "give a list, [a, b]",
     "Missing mandatory": "give it a value",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING
@@ -12,11 +12,29 @@ from omegaconf import II, MISSING
 from engine.errors import ConfigError
 
 
+def within(least: float, most: float) -> dict[str, Any]:
+    """Return the metadata of a field whose numbers are `least` to `most`; `engine.bounds` holds every config to it."""
+    return {"within": (least, most)}
+
+
 @dataclass
 class ComponentConfig:
     """What every component's config says first: which component it is for."""
 
     name: str = MISSING
+
+
+#: Steps of a sampler, or of a cache within them.
+STEPS = within(1, 1000)
+#: Of the flow-matching schedule: beyond these all of its noise levels fall together.
+SHIFT = within(0.01, 100)
+#: Of guidance, as in a job: larger ones leave nothing of a picture, and at last no numbers.
+SCALE = within(0, 30)
+#: Frames of a window, and frames a second of a model.
+WINDOW = within(1, 1001)
+FPS = within(1, 60)
+BLEND = within(0, 1001)
+COEFFICIENTS = within(-1e9, 1e9)
 
 
 # --- the model and what depends on it ---------------------------------------------------------------------------------
@@ -27,11 +45,11 @@ class ResolutionConfig:
     """One entry of a model's table of resolutions."""
 
     #: Nominal height / width -> [height, width] in pixels; the nearest to the source picture's is taken.
-    buckets: dict[str, list[int]] = field(default_factory=dict)
+    buckets: dict[str, list[int]] = field(default_factory=dict, metadata=within(16, 4096))
     #: Shift of the flow-matching schedule.
-    shift: float = 7.0
+    shift: float = field(default=7.0, metadata=SHIFT)
     #: Polynomial of the TeaCache estimate, highest power first; empty: none was measured for this model.
-    teacache: list[float] = field(default_factory=list)
+    teacache: list[float] = field(default_factory=list, metadata=COEFFICIENTS)
 
 
 @dataclass
@@ -40,17 +58,17 @@ class AdapterConfig:
 
     #: File below the weights' folder, or an absolute path.
     file: str = MISSING
-    scale: float = 1.0
+    scale: float = field(default=1.0, metadata=within(-10, 10))
 
 
 @dataclass
 class BundleConfig:
     """Settings that belong together: how a model is sampled in one mode."""
 
-    steps: int = 40
-    shift: float = 7.0
-    text_scale: float = 5.0
-    audio_scale: float = 4.0
+    steps: int = field(default=40, metadata=STEPS)
+    shift: float = field(default=7.0, metadata=SHIFT)
+    text_scale: float = field(default=5.0, metadata=SCALE)
+    audio_scale: float = field(default=4.0, metadata=SCALE)
     loras: list[AdapterConfig] = field(default_factory=list)
 
 
@@ -61,9 +79,9 @@ class ContinuationModelConfig:
     #: "multitalk": motion frames mixed with noise of the step; "infinitetalk": clean motion frames, fixed reference.
     style: str = "multitalk"
     #: Frames of the window before that the next one is given: 4n + 1.
-    frames: int = 25
+    frames: int = field(default=25, metadata=WINDOW)
     #: Frames over which a window is eased from the last one that was shown; 0, as in the public implementation: none.
-    blend: int = 0
+    blend: int = field(default=0, metadata=BLEND)
 
 
 @dataclass
@@ -81,9 +99,9 @@ class ModelConfig:
     #: Published architecture whose sizes a plan takes while the weights are not there (engine/fit/architectures).
     architecture: str = ""
     #: Native frames a second, of the audio features as well.
-    fps: float = 25.0
+    fps: float = field(default=25.0, metadata=FPS)
     #: Most frames of one window: 4n + 1.
-    window: int = 81
+    window: int = field(default=81, metadata=WINDOW)
     resolutions: dict[str, ResolutionConfig] = field(default_factory=dict)
     resolution: str = MISSING
     continuation: ContinuationModelConfig = field(default_factory=ContinuationModelConfig)
@@ -121,17 +139,17 @@ class MemoryConfig:
     #: "none", "text-offload", "model-offload", "group-offload", "lowest", or "auto": the fastest of them that fits.
     name: str = "none"
     #: group-offload and lowest: transformer blocks that come to the device while one computes.
-    blocks: int = 1
+    blocks: int = field(default=1, metadata=within(1, 1000))
     #: group-offload and lowest: blocks that stay on the device while the transformer is in use; "auto": as many as fit
     #: there when the weights are loaded, beside what a window of the chosen resolution is allowed.
-    resident: int | str = 0
+    resident: int | str = field(default=0, metadata=within(0, 1000))
     #: Move the next blocks while the ones before compute; null: where the device is CUDA, which it needs.
     streams: bool | None = None
     #: CUDA: pin the weights that wait in the host's memory; null: all of them where there is room for that when they
     #: are loaded, else those of the transformer's blocks alone.
     pin: bool | None = None
     #: Side in pixels of the tiles in which the VAE works, a multiple of 32; 0: none. Inexact: frames change a little.
-    tile: int = 0
+    tile: int = field(default=0, metadata=within(0, 4096))
 
 
 @dataclass
@@ -140,9 +158,9 @@ class ParallelConfig:
 
     name: str = "none"
     #: This process among all and among those of this machine, how many there are, and the run: by torchrun.
-    rank: int | None = "${oc.env:RANK,null}"  # type: ignore[assignment]
-    local_rank: int | None = "${oc.env:LOCAL_RANK,null}"  # type: ignore[assignment]
-    size: int | None = "${oc.env:WORLD_SIZE,null}"  # type: ignore[assignment]
+    rank: int | None = field(default="${oc.env:RANK,null}", metadata=within(0, 65_536))  # type: ignore[assignment]
+    local_rank: int | None = field(default="${oc.env:LOCAL_RANK,null}", metadata=within(0, 65_536))  # type: ignore[assignment]
+    size: int | None = field(default="${oc.env:WORLD_SIZE,null}", metadata=within(1, 65_536))  # type: ignore[assignment]
     run: str | None = "${oc.env:TORCHELASTIC_RUN_ID,null}"
 
 
@@ -151,8 +169,8 @@ class GuidanceConfig:
     """Classifier-free guidance over text and audio. A scale of 1 turns its part off and saves its forwards."""
 
     name: str = "cfg"
-    text_scale: float = II("model.${sampler.bundle}.text_scale")
-    audio_scale: float = II("model.${sampler.bundle}.audio_scale")
+    text_scale: float = field(default=II("model.${sampler.bundle}.text_scale"), metadata=SCALE)
+    audio_scale: float = field(default=II("model.${sampler.bundle}.audio_scale"), metadata=SCALE)
 
 
 @dataclass
@@ -160,9 +178,9 @@ class ApgConfig(GuidanceConfig):
     """Adaptive projected guidance (arXiv 2410.02416)."""
 
     name: str = "apg"
-    momentum: float = -0.75
-    norm_threshold: float = 55.0
-    eta: float = 0.0
+    momentum: float = field(default=-0.75, metadata=within(-0.999, 0.999))
+    norm_threshold: float = field(default=55.0, metadata=within(0.001, 1e6))
+    eta: float = field(default=0.0, metadata=within(0, 1))
 
 
 @dataclass
@@ -178,10 +196,13 @@ class TeaCacheConfig(CacheConfig):
 
     name: str = "teacache"
     #: Accumulated relative change that forces a computed step; 0.2 .. 0.5 is useful.
-    threshold: float = 0.2
+    threshold: float = field(default=0.2, metadata=within(1e-6, 100))
     #: First steps that are always computed.
-    warmup: int = 5
-    coefficients: list[float] = II("model.resolutions.${resolution}.teacache")
+    warmup: int = field(default=5, metadata=STEPS)
+    coefficients: list[float] = field(
+        default=II("model.resolutions.${resolution}.teacache"),
+        metadata=COEFFICIENTS,
+    )
 
 
 @dataclass
@@ -189,7 +210,7 @@ class FirstBlockCacheConfig(CacheConfig):
     """First-block cache of diffusers: skip the other blocks while the first one's residual has changed little."""
 
     name: str = "firstblock"
-    threshold: float = 0.05
+    threshold: float = field(default=0.05, metadata=within(0, 100))
 
 
 @dataclass
@@ -197,9 +218,9 @@ class TaylorSeerConfig(CacheConfig):
     """TaylorSeer cache of diffusers, lite mode: predict the network's output between computed steps."""
 
     name: str = "taylorseer"
-    interval: int = 3
-    warmup: int = 3
-    order: int = 1
+    interval: int = field(default=3, metadata=STEPS)
+    warmup: int = field(default=3, metadata=STEPS)
+    order: int = field(default=1, metadata=within(0, 4))
 
 
 @dataclass
@@ -207,10 +228,10 @@ class ContinuationConfig:
     """How a video goes on from one window to the next."""
 
     style: str = II("model.continuation.style")
-    frames: int = II("model.continuation.frames")
-    blend: int = II("model.continuation.blend")
+    frames: int = field(default=II("model.continuation.frames"), metadata=WINDOW)
+    blend: int = field(default=II("model.continuation.blend"), metadata=BLEND)
     #: Pull each window's colours towards the picture's, 0 (off) .. 1.
-    color_strength: float = 1.0
+    color_strength: float = field(default=1.0, metadata=within(0, 1))
 
 
 @dataclass
@@ -220,14 +241,14 @@ class AccessConfig:
     schemes: list[str] = field(default_factory=lambda: ["path", "data"])
     #: Folders below which paths may lie; null: anywhere.
     folders: list[str] | None = None
-    max_bytes: int = 512 * 2**20
+    max_bytes: int = field(default=512 * 2**20, metadata=within(1, 2**50))
     #: Seconds to open one address, and all of a request's together.
-    timeout: float = 60.0
-    total_timeout: float = 300.0
+    timeout: float = field(default=60.0, metadata=within(0.001, 86_400))
+    total_timeout: float = field(default=300.0, metadata=within(0.001, 86_400))
     #: Most pixels of a picture or a mask; the default is 8192 x 8192.
-    max_pixels: int = 2**26
+    max_pixels: int = field(default=2**26, metadata=within(1, 2**31))
     #: Longest voice in seconds, of what is taken of its file.
-    max_seconds: float = 3600.0
+    max_seconds: float = field(default=3600.0, metadata=within(0.001, 86_400))
     #: Hosts that may be fetched from although they are not on the public internet.
     private_hosts: list[str] = field(default_factory=list)
     #: Buckets that s3:// addresses may name where this machine's keys open them; "": the one in `endpoint_url`'s host.
@@ -242,20 +263,10 @@ class VideoConfig:
     """How the MP4 is encoded."""
 
     #: x264 constant rate factor, 0 (lossless) .. 51.
-    crf: int = 18
+    crf: int = field(default=18, metadata=within(0, 51))
     preset: str = "medium"
     #: AAC bits a second.
-    audio_bitrate: int = 192_000
-
-
-@dataclass
-class SpeakerConfig:
-    """One person: `audio` or `silence: true`, and where they sit (a box, a mask, or neither for automatic)."""
-
-    audio: str | None = None
-    silence: bool = False
-    box: list[float] | None = None
-    mask: str | None = None
+    audio_bitrate: int = field(default=192_000, metadata=within(32_000, 512_000))
 
 
 @dataclass
@@ -269,7 +280,7 @@ class RequestConfig:
     #: A YAML or JSON file with a list `speakers`, in place of `audio`.
     speakers: str | None = None
     seed: int = 42
-    frames: int | None = None
+    frames: int | str | None = None
     fps: float | None = None
     audio_type: str = "para"
     timing: str = "direct"
@@ -287,8 +298,8 @@ class SamplerConfig(ComponentConfig):
     #: "standard" or "turbo": which of the model's bundles the defaults come from.
     bundle: str = "standard"
     #: 1 .. 1000.
-    steps: int = II("model.${sampler.bundle}.steps")
-    shift: float = II("model.${sampler.bundle}.shift")
+    steps: int = field(default=II("model.${sampler.bundle}.steps"), metadata=STEPS)
+    shift: float = field(default=II("model.${sampler.bundle}.shift"), metadata=SHIFT)
 
     def check(self) -> None:
         """Raise ConfigError for steps or a shift that no sampler can mean."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine.access import Access as Access  # parts of this module's face
 from engine.access import Credentials as Credentials
+from engine.budget import Budget
 from engine.estimates import Estimates
 from engine.voices import Cut as Cut
 from engine.voices import Link as Link
@@ -46,10 +47,10 @@ class Request:
     speakers: tuple[Speaker, ...]
     #: None: the model's own.
     negative_prompt: str | None = None
-    #: 0 .. 2**63 - 1.
+    #: 0 .. 2**63 - 1; -1: one that is drawn, which the delivery and the recipe tell.
     seed: int = 42
-    #: Frames of the finished video; None: as long as the audio.
-    frames: int | None = None
+    #: Frames of the finished video; "auto" or None: as many as the voices last.
+    frames: int | Literal["auto"] | None = None
     #: Frames a second of the finished video; None: the model's native rate.
     fps: float | None = None
     #: "para": all voices start at once; "add": one after the other, in order.
@@ -68,6 +69,7 @@ class Request:
     answer_bytes: int | None = None
     #: Config overrides of this request alone, e.g. "sampler=turbo", "guidance.text_scale=3".
     overrides: tuple[str, ...] = ()
+    budget: Budget = Budget()
 
 
 # --- found ------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from engine.stages.decode import Decoded, decode
 from engine.stages.denoise import denoise, draw_noise
 from engine.stages.encode import Shown, Texts, encode, encode_text, encode_voices, to_pixels
 from engine.stages.plan import plan_walk
-from engine.stages.read import fetch, read
+from engine.stages.read import drawn, fetch, read
 from engine.stages.windows import picks
 from engine.stages.write import Writer
 
@@ -84,12 +84,11 @@ class Engine:
     ) -> Delivery:
         """Make the video that `request` asks for and keep it in the sink.
 
-        `config` may differ from the engine's own in what a request may override. Raises EngineError, Cancelled among
-        them; nothing is left behind then.
+        `config` may differ in what a request may override. Raises EngineError, Cancelled too, and leaves nothing then.
         """
         config, own = config or self.config, self.config.sink.name
         sink = request_sink(self.sink, request, self._registry, self.access, own=own, cancel=cancel)
-        job = _Job(request, config, self._choose(config), Meter(progress, cancel, self.device), sink)
+        job = _Job(drawn(request), config, self._choose(config), Meter(progress, cancel, self.device), sink)
         with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
             media, plan = self._plan(job, Path(folder))
             inputs = self._read(job, media, plan)
@@ -218,8 +217,8 @@ class Engine:
             access = request_access(self.access, job.request)
             media = fetch(job.request, self._hooks.open_address, access, folder, cancel=job.meter)
             known = None if self._loaded is None else self._loaded.folder
-            settings = make_settings(job.config, self._registry, weights=known)
-            plan = plan_walk(job.request, media, settings, cancel=job.meter)
+            facts = make_settings(job.config, self._registry, weights=known)
+            plan = plan_walk(job.request, media, facts, cancel=job.meter)
             job.sink.check(job.request.filename)
             if known is None:
                 # Says what is missing, or does not go together, before any sound is decoded.

@@ -48,7 +48,7 @@ def make_recipe(
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
             "seed": request.seed,
-            "frames": request.frames,
+            "frames": request.frames if isinstance(request.frames, int) else None,
             "fps": None if request.fps is None else float(request.fps),
             "audio_type": request.audio_type,
             "timing": request.timing,

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from engine.bounds import check_numbers
 from engine.buckets import Bucket
 from engine.components import FetchingSource
 from engine.config import Config, EntrypointConfig, FolderConfig
@@ -170,6 +171,8 @@ def _commands(config: Config) -> tuple[tuple[str, str], ...]:
 
 def _check(config: Config) -> None:
     """Raise ConfigError for values that are of the right type and cannot be meant."""
+    # Of a config that was put together in Python, too.
+    check_numbers(config)
     for field, frames in (("model.window", config.model.window), ("continuation.frames", config.continuation.frames)):
         if frames < 1 or frames % 4 != 1:
             raise ConfigError(f"{frames} is not of the form 4n + 1", field=field, hint="such as 9, 25 or 81")
@@ -178,6 +181,15 @@ def _check(config: Config) -> None:
             f"{config.continuation.frames} motion frames leave nothing new in a window of {config.model.window}",
             field="continuation.frames",
             hint=f"less than {config.model.window}",
+        )
+    # Each window repeats them: with more, the work for a video grows without bound.
+    most = max(config.model.continuation.frames, (config.model.window + 1) // 2)
+    if config.continuation.frames > most:
+        raise ConfigError(
+            f"{config.continuation.frames} motion frames are more than half of a window of {config.model.window}",
+            field="continuation.frames",
+            hint=f"at most {most}",
+            code="out_of_range",
         )
     for field, name, known in (
         ("continuation.style", config.continuation.style, ("multitalk", "infinitetalk")),
@@ -189,14 +201,12 @@ def _check(config: Config) -> None:
             raise ConfigError(
                 f"{name!r} is unknown", field=field, hint=f"choose {', '.join(known[:-1])} or {known[-1]}"
             )
-    for field, value, least, most in (
-        ("continuation.color_strength", config.continuation.color_strength, 0, 1),
-        ("continuation.blend", config.continuation.blend, 0, config.model.window),
-        ("video.crf", config.video.crf, 0, 51),
-        ("video.audio_bitrate", config.video.audio_bitrate, 32_000, 512_000),
-    ):
-        if not least <= value <= most:
-            raise ConfigError(f"{value:g} is out of range", field=field, hint=f"{least} to {most}")
+    if config.continuation.blend > config.model.window:
+        raise ConfigError(
+            f"{config.continuation.blend} is out of range",
+            field="continuation.blend",
+            hint=f"0 to {config.model.window}",
+        )
 
 
 def _size(config: Config, key: str, size: list[int]) -> tuple[int, int]:

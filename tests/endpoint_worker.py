@@ -29,7 +29,7 @@ async def handler(job: dict[str, Any]) -> Any:
                 "video_base64": base64.b64encode(film).decode(),
                 "sha256": hashlib.sha256(film).hexdigest(),
                 "seed": asked.get("seed", 42),
-                "frames": asked.get("num_frames", 100),
+                "frames": 312 if asked.get("num_frames") == "auto" else asked.get("num_frames", 100),
                 "fps": 8,
                 "seconds": 12.5,
                 "warnings": ["this is no video"],

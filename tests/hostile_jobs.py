@@ -151,9 +151,11 @@ def _numbers() -> Iterator[Case]:
     ):
         yield Case(f"`num_frames` is {said}", {"num_frames": value})
     for name, value, said in (
-        ("seed", -1, "-1"),
+        ("seed", -2, "-2"),
         ("seed", 2**63, "2^63"),
         ("fps", 0, "0"),
+        ("fps", 1e-300, "1e-300"),
+        ("fps", 0.5, "0.5"),
         ("fps", math.nan, "NaN"),
         ("fps", 1e9, "1e9"),
         ("sampling_steps", 1, "1"),
@@ -199,6 +201,12 @@ def _overrides() -> Iterator[Case]:
         "sampler@x=turbo",
         "sampler.steps=0",
         "sampler.steps=1e9",
+        "sampler.steps=1000",
+        "sampler.shift=inf",
+        "sampler.shift=1e-308",
+        "guidance.text_scale=1e308",
+        "guidance.audio_scale=nan",
+        "continuation.frames=77",
         "resolution=huge",
         "guidance=[",
         "cache={}",

@@ -69,7 +69,8 @@ def test_a_batch_that_was_killed_goes_on_where_it_was(desk: Path) -> None:
     path = written(desk, *jobs, job("dora", num_framez=5), "{", job("emil", audio_1="nobody.flac"))
     first = subprocess.Popen(command(path, "--quiet"), cwd=desk / "desk", start_new_session=True)
     until = time.monotonic() + PATIENCE
-    while not records(desk):
+    # What is wrong has its result before a worker is started.
+    while not any(record["status"] == "done" for record in records(desk)):
         assert first.poll() is None
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -129,8 +130,8 @@ def test_failed_jobs_are_done_again_only_if_asked_for(desk: Path, capsys: pytest
         (["batch"], "entrypoint.jobs: no file of jobs; multitalk batch JOBS.jsonl"),
         (["batch", "none.jsonl"], "entrypoint.jobs: cannot read 'none.jsonl'"),
         (["batch", "a.jsonl", "b.jsonl"], "command line: 'b.jsonl' is neither a flag"),
-        (["batch", "a.jsonl", "--grace", "-1"], "entrypoint.grace: a grace of -1 s"),
-        (["batch", "a.jsonl", "--max-steps", "1"], "limits.steps: a limit of 1 steps"),
+        (["batch", "a.jsonl", "--grace", "-1"], "entrypoint.grace: -1 is out of range; 0 to 86400"),
+        (["batch", "a.jsonl", "--max-steps", "1"], "entrypoint.max_steps: 1 is out of range; 2 to 1000"),
         (["batch", "a.jsonl", "launcher=slurm"], "launcher: no launcher named 'slurm'; installed: local, ray"),
     ],
 )
@@ -149,3 +150,48 @@ def test_a_done_job_whose_line_was_changed_is_told(desk: Path, capsys: pytest.Ca
     written(desk, job("anna", seed=5))
     assert main(["batch", str(path), "--quiet"]) == 0
     assert "multitalk: warning: the job 'anna' in line 1 was changed since it was done" in capsys.readouterr().err
+
+
+def test_all_lines_are_checked_before_anything_is_loaded(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = [job("anna"), job("long", num_frames="auto", sampling_steps=3), job("gone", audio_1="nobody.flac")]
+    path = written(desk, *jobs, job("typo", num_framez=5), "{", job("many", overrides=["sampler.steps=1000"]))
+    words = ["batch", str(path), "model=tiny", "device=cpu", "sink.folder=films", "--check"]
+
+    assert main([*words, "--json"]) == 3
+    out, err = capsys.readouterr()
+    told = json.loads(out.splitlines()[-1])
+    assert (told["jobs"], told["videos"], told["frames"]) == (6, 2, 5 + 69)
+    assert told["seconds"] == pytest.approx(0.2 + 69 / 25, abs=0.001)
+    assert told["cards"]
+    assert {wrong["id"].partition("-")[0]: wrong["error_code"] for wrong in told["wrong"]} == {
+        "gone": "bad_request",
+        "typo": "unknown_field",
+        "job": "bad_request",
+        "many": "out_of_range",
+    }
+    # The paths are the user's own.
+    assert str(desk / "jobs" / "nobody.flac") in err
+    assert "jobs that do not say have 100 frames at 8 a second, 20 steps, a text scale of 7.5, seed 42" in err
+    assert "2 videos to make: 74 frames, 3.0 s in all; 4 cannot be made" in err
+    assert "USD" in err
+    assert not (desk / "desk" / "films").exists()
+
+    assert main([*words, "--defaults-of", "model", "--json"]) == 3
+    assert "are as long as their voices at the model's own rate, the model's steps and text scale" in (
+        capsys.readouterr().err
+    )
+
+
+def test_what_is_wrong_is_kept_first_and_the_others_are_counted_down(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(desk, job("anna"), job("bert", seed=1), job("gone", audio_1="nobody.flac"))
+    assert main(["batch", str(path), "model=tiny", "device=cpu", "sink.folder=films"]) == 3
+    err = capsys.readouterr().err
+    assert [record["id"] for record in records(desk)] == ["gone", "anna", "bert"]
+    assert str(desk / "jobs" / "nobody.flac") in records(desk)[0]["error"]
+    assert "2 videos to make: 10 frames, 0.4 s in all; 1 cannot be made" in err
+    assert "reckoned from the first of them" in err
+    first = next(line for line in err.splitlines() if "anna: done after" in line)
+    assert "1 of 2, about " in first
+    assert first.endswith(" left")

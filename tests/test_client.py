@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 import engine
-from engine.client import AsyncClient, Client, ClientError, Status, file
+from engine.client import AsyncClient, Client, ClientError, Status, file, talk
 from engine.client.calls import Attempts, Looks, retry_after
 
 VIDEO = b"\x00\x00\x00\x18ftypmp42" * 1000
@@ -341,3 +341,22 @@ def test_importing_the_client_brings_neither_torch_nor_hydra() -> None:
     root = Path(engine.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_helper_asks_for_a_video_as_long_as_its_voices(tmp_path: Path) -> None:
+    voice = tmp_path / "anna.wav"
+    voice.write_bytes(b"RIFF")
+    asked = talk("https://example.org/a.png", voice, "s3://media/bert.wav", prompt="They talk.", seed=7)
+    assert asked == {
+        "reference_image": "https://example.org/a.png",
+        "audio_1": file(voice),
+        "audio_2": "s3://media/bert.wav",
+        "prompt": "They talk.",
+        "num_frames": "auto",
+        "seed": 7,
+    }
+    assert talk("data:,", "data:,x", None, prompt="x")["speakers"] == [{"audio": "data:,x"}, {"silence": True}]
+    assert talk("data:,", "data:,x", prompt="x", num_frames=9)["num_frames"] == 9
+    for voices in ((), (None,)):
+        with pytest.raises(ClientError, match="no voice"):
+            talk("data:,", *voices, prompt="x")

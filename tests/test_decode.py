@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.data import Window
+from engine.errors import EngineError
 from engine.multitalk.load import Model
 from engine.multitalk.memory import Profile, place
 from engine.stages.color import color_statistics, match_color
@@ -51,12 +52,13 @@ def run(
     motion_frames: int = 5,
     blend: int = 0,
     history: Tensor | None = None,
+    latents: Tensor | None = None,
 ) -> Decoded:
     nothing = cast("Any", None)
     model = Model(nothing, Playback(pixels), nothing, nothing, nothing, place(Profile(), {}, device="cpu"), "cpu")
     return decode(
         model,
-        torch.zeros(16, 3, 1, 2),
+        torch.zeros(16, 3, 1, 2) if latents is None else latents,
         window,
         motion_frames=motion_frames,
         reference=reference,
@@ -94,7 +96,8 @@ def test_new_frames_are_kept_and_the_last_go_on(
 
 def test_pictures_are_cut_not_rounded(reference: Any) -> None:
     values = torch.tensor([-1.0, -0.9999, 0.0, 0.999, 1.0])
-    pixels = values.view(1, 5, 1, 1).repeat(3, 1, 8, 8)
+    pixels = torch.full((3, 5, 8, 8), 0.5)
+    pixels[:, :, 0, 0] = values
 
     pictures = run(pixels, Window(0, 0, 5, 0, 5), reference).frames.pictures
 
@@ -130,3 +133,43 @@ def test_a_first_window_is_not_eased(pixels: Tensor, reference: Any) -> None:
     assert np.array_equal(
         run(pixels, window, reference, blend=4).frames.pictures, run(pixels, window, reference).frames.pictures
     )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_window_with_one_value_that_is_no_number_is_an_error_of_its_own(
+    value: float, pixels: Tensor, reference: Any
+) -> None:
+    latents = torch.zeros(16, 3, 1, 2)
+    latents[3, 2, 0, 1] = value
+    with pytest.raises(EngineError, match="window 4 holds values that are not finite numbers after sampling") as caught:
+        run(pixels, Window(3, 0, FRAMES, 0, FRAMES), reference, latents=latents)
+    assert (caught.value.code, bool(caught.value.hint)) == ("broken_window", True)
+
+    broken = pixels.clone()
+    broken[1, 6, 4, 4] = value
+    with pytest.raises(EngineError, match="after decoding") as caught:
+        run(broken, Window(0, 0, FRAMES, 0, FRAMES), reference)
+    assert caught.value.code == "broken_window"
+
+
+def test_what_lies_beyond_the_frames_that_are_shown_breaks_no_window(pixels: Tensor, reference: Any) -> None:
+    broken = pixels.clone()
+    broken[:, 7:] = float("nan")
+    assert run(broken, Window(0, 0, FRAMES, 0, 7), reference).frames.pictures.shape[0] == 7
+
+
+@pytest.mark.parametrize("level", [-1.0, 0.0, 0.3, 1.0])
+def test_a_window_of_one_colour_is_an_error_unless_the_picture_is(level: float, pixels: Tensor, reference: Any) -> None:
+    flat = torch.full_like(pixels, level) + pixels * 0.001
+    with pytest.raises(EngineError, match="one colour") as caught:
+        run(flat.clamp(-1, 1), Window(0, 0, FRAMES, 5, 4), reference)
+    assert caught.value.code == "broken_window"
+
+    grey = color_statistics(np.full((8, 16, 3), 0.1, np.float32))
+    assert run(flat.clamp(-1, 1), Window(0, 0, FRAMES, 5, 4), grey).frames.pictures.shape[0] == 4
+
+
+def test_a_window_that_shows_something_in_one_frame_is_none_of_one_colour(pixels: Tensor, reference: Any) -> None:
+    dark = torch.full_like(pixels, -1.0)
+    dark[:, 3] = pixels[:, 3]
+    assert run(dark, Window(0, 0, FRAMES, 0, FRAMES), reference).frames.pictures.shape[0] == FRAMES

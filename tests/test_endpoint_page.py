@@ -27,6 +27,7 @@ async def fill(tab: Browser, *, seen: Path) -> dict[str, Any]:
     await tab.run("document.getElementById('seed').value = '7'")
     await tab.run("document.getElementById('send').click()")
     detail = "document.getElementById('detail').innerText"
+    told["length"] = await tab.run("document.getElementById('length').innerText")
     told["progress"] = await tab.until(f"{detail}.includes('%')", detail)
     seen.touch()
     told["end"] = await tab.until("!document.getElementById('save').hidden", detail)
@@ -40,7 +41,8 @@ def test_a_person_makes_a_video_with_the_page(tmp_path: Path) -> None:
     with running(environment={"TALK_GATE": str(seen)}) as house:
         told = asyncio.run(opened(house.endpoint.url, tmp_path / "browser", partial(fill, seen=seen)))
     assert told["asked"] == "Choose a picture."
+    assert told["length"] == "As long as the voices"
     assert told["progress"] == "50 %, stage denoise, step 5, steps 10"
-    assert "12.5 s of video, 100 frames, seed 7" in told["end"]
+    assert "12.5 s of video, 312 frames, seed 7" in told["end"]
     assert told["source"] == "blob"
     assert told["warnings"] == "this is no video"

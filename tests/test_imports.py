@@ -23,7 +23,8 @@ ORDER = ("cli", "service", "pipeline", "registry", "hookspecs", "register", "con
 ROOMS = {
     "engine.cancel": {"engine.errors"},
     "engine.access": {"engine.cancel"},
-    "engine.data": {"engine.access", "engine.estimates", "engine.voices"},
+    "engine.budget": set[str](),
+    "engine.data": {"engine.access", "engine.budget", "engine.estimates", "engine.voices"},
     "engine.voices": set[str](),
     "engine.wire": {"engine.cancel"},
     "engine.estimates": set[str](),
@@ -41,7 +42,7 @@ ROOMS = {
     "engine.buckets": {"engine.data", "engine.errors", "engine.network", "engine.pinned"},
     "engine.pinned": {"engine.errors", "engine.network"},
     "engine.speakers": {"engine.cuts", "engine.data", "engine.errors"},
-    "engine.jobs": {"engine.data", "engine.errors", "engine.jobs", "engine.speakers"},
+    "engine.jobs": {"engine.budget", "engine.data", "engine.errors", "engine.jobs", "engine.speakers"},
     "engine.endpoint": {"engine.endpoint", "engine.errors"},
     "engine.host_memory": set[str](),
     "engine.room": {"engine.host_memory"},
@@ -62,7 +63,8 @@ ROOMS = {
         "engine.worker",
     },
     "engine.batch": {
-        *("engine.batch", "engine.commands.hush", "engine.components", "engine.errors", "engine.jobs", "engine.worker"),
+        *("engine.batch", "engine.commands.hush", "engine.components", "engine.data", "engine.errors", "engine.jobs"),
+        "engine.worker",
     },
     "engine.register": {"engine.config", "engine.errors"},
     "engine.hookspecs": {"engine.components", "engine.data", "engine.register"},

@@ -323,3 +323,12 @@ def test_no_folder_is_told(name: str, before: str) -> None:
 def test_job_without_keys_hides_nothing_more() -> None:
     assert isinstance(JOB, Job)
     assert error_answer(RequestError("key-id-9"), JOB)["error"] == "key-id-9"
+
+
+def test_paths_stay_for_the_owner_of_the_machine_and_keys_do_not() -> None:
+    path = "/home/anna/Projects2026/FilmsOfTheSummerHolidays/ClipNumber17/voice.wav"
+    error = RequestError(f"'{path}' and {path} with Bearer abcdef123456", field="request.image", hint="look there")
+    assert path not in error_answer(error)["error"]
+    own = error_answer(error, own=True)["error"]
+    assert own.count(path) == 2
+    assert "abcdef123456" not in own

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from engine.budget import Budget
 from engine.compose import compose, compose_request
 from engine.data import Region, Request, Speaker
-from engine.errors import RequestError
+from engine.errors import ConfigError, RequestError
 from engine.jobs.answers import error_answer
 from engine.jobs.job import Job, parse_job, spell
+from engine.jobs.schema import Habits
 from engine.speakers import parse_speakers
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +63,7 @@ def test_defaults_are_the_older_workers() -> None:
             frames=100,
             fps=8.0,
             overrides=("sampler=standard", "sampler.steps=20", "guidance.text_scale=7.5"),
+            budget=Budget(frames=201, seconds=600, steps=100, forwards=50_000),
         ),
         fields=parse().fields,
     )
@@ -79,6 +82,41 @@ def test_every_field_arrives_in_the_request() -> None:
     )
     assert (asked.negative_prompt, asked.frames, asked.fps, asked.seed) == ("blurred", 33, 25.0, 7)
     assert (asked.audio_type, asked.timing, asked.fit, asked.filename) == ("add", "native", "pad", "anna.mp4")
+
+
+def test_a_video_as_long_as_its_voices_has_the_models_rate_unless_the_job_names_one() -> None:
+    assert (request(num_frames="auto").frames, request(num_frames="auto").fps) == (None, None)
+    assert (request(num_frames="auto", fps=8).frames, request(num_frames="auto", fps=8).fps) == (None, 8.0)
+    assert "sampler.steps=20" in request(num_frames="auto").overrides
+
+
+def test_a_worker_may_have_auto_as_its_default() -> None:
+    def asked(habits: Habits, **fields: Any) -> tuple[Any, ...]:
+        found = parse_job({"input": {**GOOD, **fields}}, habits=habits).request
+        assert found is not None
+        return found.frames, found.fps, found.overrides
+
+    api = ("sampler=standard", "sampler.steps=20", "guidance.text_scale=7.5")
+    assert asked(Habits("auto")) == (None, None, api)
+    assert asked(Habits("auto"), fps=12) == (None, 12.0, api)
+    assert asked(Habits("auto"), num_frames=50) == (50, 8.0, api)
+    assert asked(Habits("50")) == asked(Habits(50)) == (50, 8.0, api)
+    assert asked(Habits(of="model")) == (None, None, ("sampler=standard",))
+    assert asked(Habits(of="model"), num_frames=9, guidance_scale=3) == (
+        9,
+        None,
+        ("sampler=standard", "guidance.text_scale=3"),
+    )
+    wrongs: tuple[dict[str, Any], ...] = (
+        {"frames": 0},
+        {"frames": "long"},
+        {"frames": "-5"},
+        {"frames": True},
+        {"of": "mine"},
+    )
+    for wrong in wrongs:
+        with pytest.raises(ConfigError, match="entrypoint"):
+            Habits(**wrong)
 
 
 def test_whole_floats_become_whole_numbers() -> None:

@@ -74,12 +74,12 @@ def test_a_copy_of_the_schema_is_the_callers_own() -> None:
 @pytest.mark.parametrize(
     ("field", "accepted"),
     [
-        ("num_frames", [1, 201, 100.0]),
-        ("seed", [0, 2**63 - 1, 7.0]),
+        ("num_frames", [1, 201, 100.0, "auto"]),
+        ("seed", [-1, 0, 2**63 - 1, 7.0]),
         ("sampling_steps", [2, 100, 20.0]),
         ("guidance_scale", [0, 1, 7.5, 30]),
         ("audio_guidance_scale", [0, 30]),
-        ("fps", [0.001, 8, 23.976, 60]),
+        ("fps", [1, 8, 23.976, 60]),
         ("turbo", [True, False]),
         ("health_check", [True, False]),
         ("negative_prompt", ["", "blurred", "x" * 10_000]),
@@ -103,15 +103,15 @@ def test_value_within_the_bounds_is_accepted(field: str, accepted: list[Any]) ->
     ("field", "code", "values"),
     [
         ("num_frames", "out_of_range", [0, -1, 202, 10**50]),
-        ("num_frames", "wrong_type", [1.5, "100", True, [], {}, float("nan"), float("inf")]),
-        ("seed", "out_of_range", [-1, 2**63]),
+        ("num_frames", "wrong_type", [1.5, "100", "Auto", True, [], {}, float("nan"), float("inf")]),
+        ("seed", "out_of_range", [-2, 2**63]),
         ("seed", "wrong_type", [0.5, "42", False]),
         ("sampling_steps", "out_of_range", [1, 101]),
         ("sampling_steps", "wrong_type", ["20", 2.5, True]),
         ("guidance_scale", "out_of_range", [-0.1, 30.1]),
         ("guidance_scale", "wrong_type", ["7.5", True, float("nan"), float("-inf")]),
         ("audio_guidance_scale", "out_of_range", [-1, 31]),
-        ("fps", "out_of_range", [0, -8, 60.1]),
+        ("fps", "out_of_range", [0, -8, 0.999, 1e-300, 60.1]),
         ("fps", "wrong_type", ["8", float("nan")]),
         ("turbo", "wrong_type", [1, 0, "true", []]),
         ("health_check", "wrong_type", [1, "yes"]),
@@ -168,7 +168,9 @@ def test_value_inside_a_field_is_refused_by_its_place(fields: dict[str, Any], fi
 
 
 def test_message_says_what_was_given_and_what_would_work() -> None:
-    assert str(refused(job(num_frames=500))) == ("num_frames: 500 is more than 201; give a whole number from 1 to 201")
+    assert str(refused(job(num_frames=500))) == (
+        "num_frames: 500 is more than 201; give a whole number from 1 to 201, or 'auto'"
+    )
     assert str(refused(job(seed="42"))).startswith("seed: '42' is not a whole number; give a whole number from 0 to ")
     assert str(refused(job(fit="cropp"))) == "fit: 'cropp' is unknown; did you mean crop? Choose crop or pad"
 
@@ -211,7 +213,7 @@ def test_unknown_field_is_told_before_the_one_it_was_meant_for() -> None:
 
 
 def test_first_error_is_told_and_the_others_are_named() -> None:
-    error = refused(job(num_frames=0, fps=0, seed=-1))
+    error = refused(job(num_frames=0, fps=0, seed=-2))
     assert error.field == "num_frames"
     assert "(also wrong: fps, seed)" in error.what
 
@@ -277,7 +279,10 @@ def test_limit_of_a_worker_moves_bound_default_and_hint() -> None:
     assert request.frames == 1000
 
 
-@pytest.mark.parametrize("wrong", [{"frames": 0}, {"frames": True}, {"frames": 1.5}, {"steps": 1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"frames": 0}, {"frames": True}, {"frames": 1.5}, {"steps": 1}, {"seconds": float("nan")}, {"forwards": 0}],
+)
 def test_limit_that_lets_nothing_through_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="limits"):
         Limits(**wrong)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
+from engine.budget import Budget
 from engine.data import Media, Request, Settings, Speaker
-from engine.errors import RequestError
+from engine.errors import Cancelled, RequestError
 from engine.stages.plan import plan_walk
 
 SETTINGS = Settings(
@@ -67,10 +70,52 @@ def test_direct_timing_away_from_the_native_rate_is_a_warning() -> None:
     assert any("timing=native" in warning for warning in plan.warnings)
 
 
-@pytest.mark.parametrize(("frames", "word"), [(10, "is cut"), (200, "silence follows")])
-def test_frames_that_differ_from_the_audio_are_said(frames: int, word: str) -> None:
-    plan = plan_walk(replace(REQUEST, frames=frames), media(2.0, 3.0), SETTINGS)
-    assert any(word in warning for warning in plan.warnings)
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        (10, "voice 1 is cut from 0.40 s to 2.00 s, voice 2 is cut from 0.40 s to 3.00 s"),
+        (60, "voice 2 is cut from 2.40 s to 3.00 s"),
+        (200, "the voices end, and silence follows from 3.00 s to 8.00 s"),
+    ],
+)
+def test_the_first_warning_says_what_of_the_voices_is_cut_or_silent_and_names_auto(frames: int, words: str) -> None:
+    untrained = replace(SETTINGS, untrained=True, tile=64)
+    plan = plan_walk(replace(REQUEST, frames=frames, fps=25), media(2.0, 3.0), untrained)
+    fitting = 'num_frames "auto" (--frames auto) makes a video as long as the voices: 3.00 s'
+    assert plan.warnings[0] == f"{words}; {fitting}"
+
+
+def test_a_single_voice_is_not_numbered_and_a_later_one_is_cut_from_its_beginning() -> None:
+    one = replace(REQUEST, speakers=REQUEST.speakers[:1], frames=100, fps=8.0)
+    assert plan_walk(one, media(14.2), SETTINGS).warnings[0].startswith("the voice is cut from 12.50 s to 14.20 s;")
+    after = replace(REQUEST, audio_type="add", frames=50, fps=25.0)
+    assert (
+        plan_walk(after, media(3.0, 1.0), SETTINGS)
+        .warnings[0]
+        .startswith("voice 1 is cut from 2.00 s to 3.00 s, voice 2 is cut from 3.00 s to 4.00 s;")
+    )
+
+
+@pytest.mark.parametrize("frames", [None, "auto"])
+@pytest.mark.parametrize("fps", [1.0, 7.5, 8.0, 25.0, 60.0, None])
+def test_a_video_as_long_as_its_voices_leaves_no_tenth_of_a_second_out(
+    frames: Literal["auto"] | None, fps: float
+) -> None:
+    for seconds in (0.04, 0.9, 4.875, 59.99):
+        plan = plan_walk(replace(REQUEST, frames=frames, fps=fps), media(0.02, seconds), SETTINGS)
+        assert plan.fps == (fps or 25.0)
+        assert -1 / plan.fps <= seconds - plan.seconds <= 0.1
+        assert not any("auto" in warning for warning in plan.warnings)
+
+
+def test_a_video_as_long_as_its_voices_has_a_limit_in_seconds() -> None:
+    short = replace(REQUEST, budget=Budget(frames=201, seconds=600))
+    assert plan_walk(short, media(600.0, 5.0), SETTINGS).frames == 15000
+    with pytest.raises(RequestError, match=r"the voices last 600.50 s, and .* may last 600 s here") as caught:
+        plan_walk(short, media(600.5, 5.0), SETTINGS)
+    assert (caught.value.field, caught.value.code) == ("request.frames", "out_of_range")
+    with pytest.raises(RequestError, match="may last 3600 s"):
+        plan_walk(replace(REQUEST, audio_type="add"), media(2000.0, 2000.0), SETTINGS)
 
 
 def test_untrained_weights_are_said() -> None:
@@ -113,3 +158,55 @@ def test_crop_that_loses_much_of_the_picture_is_a_warning_that_names_pad(size: t
     assert not told or "fit=pad" in found[0]
     padded = plan_walk(replace(request, fit="pad"), shown, SETTINGS).warnings
     assert not any("of the picture" in warning for warning in padded)
+
+
+#: Of a worker that was told nothing.
+WORKER = Budget(frames=201, seconds=600, steps=100, forwards=50_000)
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "field", "words"),
+    [
+        ({"frames": 202}, {}, "request.frames", "at most 201"),
+        (
+            {"frames": 201, "fps": 1.0, "timing": "native"},
+            {"native_fps": 60.0, "steps": 100, "passes": 3},
+            "request.frames",
+            "50000",
+        ),
+        ({"frames": 201, "fps": 1.0, "timing": "native"}, {"native_fps": 1e4}, "request.frames", "made for 201.00 s"),
+        ({"frames": 100}, {"steps": 101}, "sampler.steps", "at most 100"),
+        ({"overrides": ("sampler.steps=500",)}, {"steps": 500}, "overrides (sampler.steps)", "at most 100"),
+        ({"frames": None}, {"steps": 100, "motion": 77}, "request.frames", "forwards"),
+    ],
+)
+def test_a_request_is_held_to_its_budget_once_all_is_composed(
+    change: dict[str, Any], settings: dict[str, Any], field: str, words: str
+) -> None:
+    request = replace(REQUEST, budget=WORKER, **change)
+    with pytest.raises(RequestError) as caught:
+        plan_walk(request, media(500.0, 1.0), replace(SETTINGS, **settings))
+    assert (caught.value.field, caught.value.code) == (field, "out_of_range")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"fps": 8.0, "timing": "native"}, {"fps": 1.0, "timing": "native"}, {"fps": 60.0}, {"frames": None, "fps": 60.0}],
+)
+def test_what_the_limits_of_a_worker_are_meant_to_let_through_is_planned(change: dict[str, Any]) -> None:
+    request = replace(REQUEST, **{"budget": WORKER, "frames": 201, **change})
+    plan = plan_walk(request, media(600.0, 1.0), replace(SETTINGS, steps=20, passes=3))
+    assert plan.forwards == len(plan.windows) * 20 * 3 <= WORKER.forwards
+
+
+def test_a_long_video_of_few_frames_is_refused_before_an_array_is_made() -> None:
+    with pytest.raises(RequestError, match="last 5000"):
+        plan_walk(replace(REQUEST, frames=5000, fps=1.0), media(1.0, 1.0), SETTINGS)
+
+
+def test_a_plan_can_be_cancelled() -> None:
+    asked = threading.Event()
+    asked.set()
+    with pytest.raises(Cancelled):
+        plan_walk(replace(REQUEST, frames=200), media(1.0, 1.0), SETTINGS, cancel=asked)

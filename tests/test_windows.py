@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.stages.windows import generated_frames, pick, picks, plan_windows
+from engine.errors import Cancelled
+from engine.stages.windows import count_windows, generated_frames, pick, picks, plan_windows
 
 RATES = st.sampled_from([8.0, 12.5, 23.976, 24.0, 25.0, 30.0, 50.0])
 
@@ -22,6 +25,21 @@ def test_windows_keep_exactly_the_frames_asked_for(frames: int, window: int, mot
         assert w.start + w.motion == done
         assert 0 < w.keep <= w.frames - w.motion
         done += w.keep
+
+
+@given(frames=st.integers(1, 5000), window=st.sampled_from([5, 9, 29, 81, 201]), motion=st.sampled_from([1, 5, 9, 25]))
+def test_windows_are_counted_without_making_them(frames: int, window: int, motion: int) -> None:
+    if motion < window:
+        made = plan_windows(frames, window=window, motion=motion)
+        assert count_windows(frames, window=window, motion=motion) == len(made)
+    assert count_windows(10**300, window=81, motion=25) > 10**298
+
+
+def test_planning_can_be_cancelled() -> None:
+    asked = threading.Event()
+    asked.set()
+    with pytest.raises(Cancelled):
+        plan_windows(10**15, window=81, motion=25, cancel=asked)
 
 
 def test_a_window_before_another_is_full() -> None:

@@ -133,3 +133,17 @@ def test_the_default_recipe_can_be_left_out() -> None:
     config = booted("recipe=none")
     assert (config.model.name, config.device, config.quant.name) == ("multitalk", "auto", "none")
     assert booted(MULTITALK_RECIPE="none") == booted("recipe=none")
+
+
+def test_a_worker_boots_with_the_length_of_the_voices_as_its_default() -> None:
+    from engine.compose import compose
+    from engine.jobs.schema import defaults
+    from plugins.entrypoints.runpod import Runpod, RunpodConfig
+
+    environment = {"MULTITALK_OVERRIDES": "model=tiny entrypoint.num_frames=auto entrypoint.max_seconds=60"}
+    config = compose(["entrypoint=runpod", *boot([], environment)]).entrypoint
+    assert isinstance(config, RunpodConfig)
+    terms = Runpod(config)._terms
+    assert defaults(terms.limits, terms.habits)["num_frames"] == "auto"
+    assert "fps" not in defaults(terms.limits, terms.habits)
+    assert terms.limits.seconds == 60

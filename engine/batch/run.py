@@ -30,6 +30,9 @@ class Run:
         """`say` and `warn` are told in a line what goes on, and what goes wrong with workers, from any thread."""
         #: How many jobs came to which end.
         self.counts: Counter[str] = Counter()
+        #: How many failed with which code.
+        self.codes: Counter[str] = Counter()
+        self._began = time.monotonic()
         #: It was told to end before all was done.
         self.interrupted = False
         self._jobs, self._results, self._say, self._warn = jobs, results, say, warn
@@ -101,7 +104,7 @@ class Run:
         try:
             job = self._jobs.job(line)
         except RequestError as error:
-            self._keep(line, error_answer(error), began)
+            self._keep(line, error_answer(error, own=True), began)
             return fresh
         if not fresh:
             try:
@@ -137,7 +140,7 @@ class Run:
         if self._deaths[line.id] < _LIVES or self.interrupted:
             self._waiting.appendleft(line)
         else:
-            self._keep(line, error_answer(error), began)
+            self._keep(line, error_answer(error, own=True), began)
 
     def _keep(self, line: Line, answer: Mapping[str, Any], began: float) -> None:
         took = time.monotonic() - began
@@ -145,8 +148,19 @@ class Run:
         with self._lock:
             self.counts[status] += 1
             count = self.counts.total()
+            if status == "failed":
+                self.codes[str(answer["error_code"])] += 1
+            failed = ", ".join(f"{number} {code}" for code, number in sorted(self.codes.items()))
         about = f" ({answer['error_code']}): {answer['error']}" if status == "failed" else ""
-        self._say(f"{line.id}: {status} after {took:.1f} s, {count} of {self._total}{about}")
+        where = f"{count} of {self._total}" + (f" (failed: {failed})" if failed else "") + self._remaining(count)
+        self._say(f"{line.id}: {status} after {took:.1f} s, {where}{about}")
+
+    def _remaining(self, count: int) -> str:
+        """Say how long the rest takes if it goes on as it went; nothing where nothing is left."""
+        if count >= self._total:
+            return ""
+        minutes, seconds = divmod(round((time.monotonic() - self._began) / count * (self._total - count)), 60)
+        return f", about {minutes}:{seconds:02d} left"
 
 
 @contextmanager

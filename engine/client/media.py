@@ -39,6 +39,30 @@ def file(path: str | os.PathLike[str], *, most: int = FILE_BYTES) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
+def talk(
+    image: str | os.PathLike[str], *voices: str | os.PathLike[str] | None, prompt: str, **fields: Any
+) -> dict[str, Any]:
+    """Return the input of a job: a picture, a voice for each person from left to right, as long as the voices last.
+
+    Each is a local file, or an address that the worker opens (`https://`, `s3://`, `data:`); None is a person who says
+    nothing. `fields` are further ones of the job API, among them another `num_frames`. Raises ClientError as `file`
+    does, and without a voice.
+    """
+    if not any(voice is not None for voice in voices):
+        raise ClientError("there is no voice", code="no_voice", hint="give a sound file for each person who speaks")
+    asked: dict[str, Any] = {"reference_image": _sent(image), "prompt": prompt, "num_frames": "auto"}
+    if len(voices) <= 2 and None not in voices:
+        asked |= {f"audio_{index}": _sent(voice) for index, voice in enumerate(voices, start=1) if voice is not None}
+    else:
+        asked["speakers"] = [{"silence": True} if voice is None else {"audio": _sent(voice)} for voice in voices]
+    return asked | fields
+
+
+def _sent(media: str | os.PathLike[str]) -> str:
+    address = isinstance(media, str) and (media.startswith("data:") or "://" in media)
+    return str(media) if address else file(media)
+
+
 def address_of(output: Any) -> str | None:
     """Return the URL of a finished job's video, or None if the answer holds the video. Raises ClientError."""
     told = output if isinstance(output, dict) else {}

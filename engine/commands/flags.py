@@ -42,9 +42,9 @@ REQUEST = (
     ),
     Flag("prompt", "TEXT", "what is to be seen"),
     Flag("negative_prompt", "TEXT", "what is not to be seen; without it the model's own"),
-    Flag("frames", "N", "frames of the video; without it as long as the audio"),
-    Flag("fps", "F", "frames a second; without it the model's own rate"),
-    Flag("seed", "S", "start of the noise, 0 to 2**63 - 1 (42)"),
+    Flag("frames", "N|auto", "frames of the video; auto, or without it: as long as the voices"),
+    Flag("fps", "F", "frames a second, 1 to 60; without it the model's own rate"),
+    Flag("seed", "S", "start of the noise, 0 to 2**63 - 1; -1 for a random one (42)"),
     Flag("speakers", "FILE", "YAML or JSON: who speaks where, in place of --audio (see docs/cli.md)"),
     Flag("audio_type", "para|add", "para: all voices start at once; add: one after the other"),
     Flag("timing", "direct|native", "direct: each frame at its own time; native: made at the model's rate and picked"),
@@ -199,7 +199,9 @@ def read_words(name: str, parser: Parser, values: argparse.Namespace, rest: Sequ
         if multirun and flag.key in ("frames", "fps", "seed") and "," in value:
             hint = f"to sweep, write request.{flag.key}={value}"
             raise ConfigError(f"{flag.name} takes one value", field=f"request.{flag.key}", hint=hint)
-        overrides.append(override(f"request.{flag.key}", value))
+        # The one key that takes a number or a word: in quotes a number would stay a word.
+        number = flag.key == "frames" and value.isascii() and value.isdigit()
+        overrides.append(f"request.{flag.key}={value}" if number else override(f"request.{flag.key}", value))
     for key, value in found.items():
         overrides.append(f"{key}=true" if value is True else override(key, value))
     if output is not None:

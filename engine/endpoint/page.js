@@ -49,6 +49,7 @@ async function input() {
   for (const id of ["num_frames", "fps", "seed", "sampling_steps", "guidance_scale", "audio_guidance_scale"]) {
     if ($(id).value !== "") asked[id] = Number($(id).value);
   }
+  asked.num_frames ??= "auto";
   for (const id of ["resolution", "negative_prompt"]) {
     if ($(id).value.trim()) asked[id] = $(id).value.trim();
   }
@@ -154,8 +155,9 @@ $("cancel").addEventListener("click", guarded(() => call("POST", `/cancel/${job}
 $("retry").addEventListener("click", guarded(async () => { await call("POST", `/retry/${job}`); follow(job); }));
 
 function length() {
-  const seconds = Number($("num_frames").value) / Number($("fps").value);
-  $("length").textContent = Number.isFinite(seconds) && seconds > 0 ? `${seconds.toFixed(1)} s of video` : "";
+  const frames = $("num_frames").value, rate = Number($("fps").value || 8), seconds = Number(frames) / rate;
+  $("length").textContent = frames === "" ? "As long as the voices"
+    : Number.isFinite(seconds) && seconds > 0 ? `${seconds.toFixed(1)} s of video at ${rate} frames a second` : "";
 }
 for (const id of ["num_frames", "fps"]) $(id).addEventListener("input", length);
 length();

@@ -16,10 +16,11 @@ from engine.jobs.scrub import scrub
 _LOG = logging.getLogger(__name__)
 
 
-def answer(job: Job, delivery: Delivery | Resumed) -> dict[str, Any]:
+def answer(job: Job, delivery: Delivery | Resumed, *, own: bool = False) -> dict[str, Any]:
     """Return what a finished job answers: where the video is, or the video itself, and how it was made.
 
-    One of `video_url`, `video_base64` and `video_path` is in it. Raises SinkError for a delivery that holds no video.
+    One of `video_url`, `video_base64` and `video_path` is in it. Warnings have paths for a caller whose `own` machine
+    it is. Raises SinkError for a delivery that holds no video.
     """
     return {
         **_video(delivery),
@@ -32,11 +33,11 @@ def answer(job: Job, delivery: Delivery | Resumed) -> dict[str, Any]:
         "timings": {stage: round(seconds, 3) for stage, seconds in delivery.timings.items()},
         **_memory(delivery),
         "engine_version": engine_version(),
-        "warnings": [scrub(warning, _secrets(job)) for warning in delivery.warnings],
+        "warnings": [scrub(warning, _secrets(job), own=own) for warning in delivery.warnings],
     }
 
 
-def error_answer(error: BaseException, job: Job | None = None) -> dict[str, str]:
+def error_answer(error: BaseException, job: Job | None = None, *, own: bool = False) -> dict[str, str]:
     """Return what a failed job answers: one line, a code, the job's field and what would work.
 
     An error that the engine did not raise on purpose is a bug: the caller reads a reference, and the log has it beside
@@ -46,7 +47,7 @@ def error_answer(error: BaseException, job: Job | None = None) -> dict[str, str]
         return _internal(error)
     hidden = _secrets(job)
     field = scrub(spell(error.field, job.fields if job else FIELDS), hidden)
-    what, hint = scrub(error.what, hidden), scrub(error.hint, hidden)
+    what, hint = scrub(error.what, hidden, own=own), scrub(error.hint, hidden, own=own)
     line = f"{field}: {what}" if field else what
     return {
         "error": f"{line}; {hint}" if hint else line,

@@ -14,7 +14,8 @@ _HEAD = """\
 <!-- Written by `python -m engine.jobs.document > docs/api.md` from engine/jobs/schema.json: change that, not this. -->
 
 A worker takes jobs as JSON and answers with JSON. Whoever has used the older MultiTalk worker sends the same fields as
-ever; everything beyond them is optional.
+ever; everything beyond them is optional. What other ways in take by default, and why, stands in
+[defaults.md](defaults.md).
 
 ```json
 {example}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from engine.budget import Budget
 from engine.data import Region, Request, Speaker
 from engine.errors import RequestError
 from engine.jobs.inline import as_address
-from engine.jobs.schema import LIMITS, SECRET, Limits, defaults, input_fields, shown, unknown, validate
+from engine.jobs.schema import HABITS, LIMITS, SECRET, Habits, Limits, defaults, input_fields, shown, unknown, validate
 from engine.jobs.sealed import Sealed
 from engine.speakers import parse_speakers
 
@@ -54,23 +55,26 @@ class Job:
     fields: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-def parse_job(job: Mapping[str, Any], *, limits: Limits = LIMITS, folder: Path | None = None) -> Job:
+def parse_job(
+    job: Mapping[str, Any], *, limits: Limits = LIMITS, habits: Habits = HABITS, folder: Path | None = None
+) -> Job:
     """Check `job` against the schema, fill in its defaults and put the engine's request together.
 
-    Relative paths count from `folder`, if there is one. Opens no address and composes no config. Raises RequestError
-    with the field as the caller spelled it, a hint and a code; no text of it quotes anything from `s3Config`.
+    `limits` go along with the request, for what only the composed config and the plan can say. Relative paths count
+    from `folder`, if there is one. Opens no address and composes no config. Raises RequestError with the field as the
+    caller spelled it, a hint and a code; no text of it quotes anything from `s3Config`.
     """
     plain = _plain(job)
     validate(plain, limits)
     given: dict[str, Any] = plain["input"]
-    values = {**defaults(limits), **given}
+    values = {**defaults(limits, habits, given), **given}
     action: Action = "health" if values["health_check"] else values["action"]
     output = values.get("output", {})
     fields = _fields(given)
     return Job(
         id=plain.get("id", ""),
         action=action,
-        request=_request(values, given, fields, folder) if action in ("generate", "plan") else None,
+        request=_request(values, given, fields, folder, limits) if action in ("generate", "plan") else None,
         sink=output.get("sink"),
         filename=output.get("filename"),
         credentials=Sealed(plain[SECRET]) if SECRET in plain else None,
@@ -106,7 +110,7 @@ def _plain(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _request(
-    values: Mapping[str, Any], given: Mapping[str, Any], fields: Mapping[str, str], folder: Path | None
+    values: Mapping[str, Any], given: Mapping[str, Any], fields: Mapping[str, str], folder: Path | None, limits: Limits
 ) -> Request:
     return Request(
         prompt=values["prompt"],
@@ -114,13 +118,14 @@ def _request(
         speakers=_speakers(values, fields, folder),
         negative_prompt=values.get("negative_prompt"),
         seed=int(values["seed"]),
-        frames=int(values["num_frames"]),
-        fps=float(values["fps"]),
+        frames=None if values["num_frames"] == "auto" else int(values["num_frames"]),
+        fps=float(values["fps"]) if "fps" in values else None,
         audio_type=values["audio_type"],
         timing=values["timing"],
         fit=values["fit"],
         filename=values.get("output", {}).get("filename"),
         overrides=_overrides(values, given),
+        budget=Budget(**asdict(limits)),
     )
 
 

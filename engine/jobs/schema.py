@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from engine.errors import ConfigError, RequestError
 
@@ -33,14 +33,21 @@ class Limits:
     frames: int = 201
     #: Steps of the sampler: 2 or more.
     steps: int = 100
+    #: Seconds of a video that is as long as its voices: 1 or more.
+    seconds: float = 600.0
+    #: Forwards of the network in all, windows x steps x guidance passes: 1 or more.
+    forwards: int = 50_000
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a limit that lets nothing through."""
-        for name, value, least in (("frames", self.frames, 1), ("steps", self.steps, 2)):
+        for name, least in (("frames", 1), ("steps", 2), ("forwards", 1)):
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(
                     f"a limit of {value!r} {name}", field=f"limits.{name}", hint=f"give a whole number, {least} or more"
                 )
+        if not 1 <= self.seconds < math.inf:
+            raise ConfigError(f"a limit of {self.seconds!r} seconds", field="limits.seconds", hint="give 1 or more")
 
 
 #: The limits of a worker that was told of no others.
@@ -52,10 +59,53 @@ def job_schema(limits: Limits = LIMITS) -> dict[str, Any]:
     return deepcopy(_bounded(limits))
 
 
-def defaults(limits: Limits = LIMITS) -> dict[str, Any]:
-    """Return the defaults of the fields of `input` that have one."""
+@dataclass(frozen=True)
+class Habits:
+    """What a worker takes for jobs that do not say."""
+
+    #: Frames, or "auto"; a flag of the command line gives a number as text.
+    frames: int | str = 100
+    #: "job": the API's own rate, steps and scale; "model": the model's, and as many frames as the voices last, as the
+    #: command line does.
+    of: str = "job"
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what no job could say."""
+        if self.of not in ("job", "model"):
+            raise ConfigError(f"{self.of!r} is unknown", field="entrypoint.defaults_of", hint="choose job or model")
+        if self.frames != "auto" and not self._whole() >= 1:
+            hint = "give a whole number, 1 or more, or auto"
+            raise ConfigError(f"{shown(self.frames)} frames", field="entrypoint.num_frames", hint=hint)
+
+    def _whole(self) -> int:
+        text = "" if isinstance(self.frames, bool) else str(self.frames)
+        return int(text) if text.isascii() and text.isdigit() and len(text) <= 30 else 0
+
+    def num_frames(self, limits: Limits) -> int | Literal["auto"]:
+        """Return what a job is given that does not say, within `limits`."""
+        return "auto" if self.frames == "auto" or self.of == "model" else min(self._whole(), limits.frames)
+
+
+#: Of a worker that was told nothing.
+HABITS = Habits()
+
+
+def defaults(
+    limits: Limits = LIMITS, habits: Habits = HABITS, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the defaults of the fields of `input` that have one, for a job that names the fields of `given`.
+
+    A video as long as its voices has the model's rate, and no default of its own.
+    """
     fields = _bounded(limits)["$defs"]["input"]["properties"]
-    return {name: field["default"] for name, field in fields.items() if "default" in field}
+    found = {name: field["default"] for name, field in fields.items() if "default" in field}
+    found["num_frames"] = habits.num_frames(limits)
+    if habits.of == "model":
+        for name in ("fps", "sampling_steps", "guidance_scale"):
+            del found[name]
+    if {**found, **(given or {})}["num_frames"] == "auto":
+        found.pop("fps", None)
+    return found
 
 
 def input_fields() -> tuple[str, ...]:
@@ -147,9 +197,11 @@ def _source() -> dict[str, Any]:
 def _bounded(limits: Limits) -> dict[str, Any]:
     schema = deepcopy(_source())
     fields = schema["$defs"]["input"]["properties"]
-    for name, most in (("num_frames", limits.frames), ("sampling_steps", limits.steps)):
-        fields[name]["maximum"] = most
-        fields[name]["default"] = min(fields[name]["default"], most)
+    frames, steps = fields["num_frames"], fields["sampling_steps"]
+    frames["else"]["maximum"], steps["maximum"] = limits.frames, limits.steps
+    frames["title"] = frames["else"]["title"] = f"a whole number from 1 to {limits.frames}, or 'auto'"
+    for field, most in ((frames, limits.frames), (steps, limits.steps)):
+        field["default"] = min(field["default"], most)
     return schema
 
 

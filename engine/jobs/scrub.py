@@ -51,11 +51,12 @@ _IPV6 = re.compile(
 )
 
 
-def scrub(text: str, secrets: Iterable[str] = ()) -> str:
+def scrub(text: str, secrets: Iterable[str] = (), *, own: bool = False) -> str:
     """Return `text` as one line without anything that tells more than the caller knows.
 
-    `secrets` are hidden wherever they stand. Of URLs only scheme and public host stay.
-    What looks like a key is hidden even if it is none: a message that says too little can be mended with the log.
+    `secrets` are hidden wherever they stand. Of URLs only scheme and public host stay. Paths stay for a caller whose
+    `own` machine they are of. What looks like a key is hidden even if it is none: a message that says too little can be
+    completed from the log.
     """
     # Shorter ones keep no secret, and hiding each letter `a` would hide the message.
     for secret in sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True):
@@ -67,12 +68,21 @@ def scrub(text: str, secrets: Iterable[str] = ()) -> str:
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     text = _DATA.sub("data:...", text)
     text = _URL.sub(_url, text)
+    kept: list[str] = []
+
+    def keep(found: re.Match[str]) -> str:
+        # Out of sight meanwhile: a long path looks like a key.
+        kept.append(found[0])
+        return f"\0{len(kept) - 1}\0"
+
     for paths in _PATHS:
-        text = paths.sub(_path, text)
+        text = paths.sub(keep if own else _path, text)
     # In this order: what follows `Authorization:` is two words.
     text = _KEYS.sub(HIDDEN, text)
     text = _NAMED.sub(rf"\1\2{HIDDEN}", text)
     text = _hosts(text)
+    for index in reversed(range(len(kept))):
+        text = text.replace(f"\0{index}\0", kept[index])
     return text if len(text) <= _MOST else f"{text[: _MOST - 3]}..."
 
 

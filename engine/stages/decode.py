@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -10,11 +11,17 @@ from torch import Tensor
 
 from engine.components import CancelToken
 from engine.data import Frames, Window
+from engine.errors import EngineError
 from engine.stages.color import Statistics, match_color
 from engine.stages.seam import blend_seam
 
 if TYPE_CHECKING:
     from engine.multitalk.load import Model
+
+#: Two grey levels of 255, in pixels of -1 .. 1: frames that vary no more than that show nothing.
+_FLAT = 2 * 2 / 255
+#: Standard deviation in CIE Lab beyond which a picture is not of one colour.
+_VARIED = 1.0
 
 
 class Decoded(NamedTuple):
@@ -43,10 +50,13 @@ def decode(
     Colours are pulled towards `reference` by `color_strength`, 0 .. 1. A window that continues `history`, as it was
     returned for the one before, is eased from its last frame over `blend` frames. The new history are the last
     `motion_frames` frames of those that are kept or repeated, before they are rounded to 8 bits. Raises Cancelled
-    between chunks.
+    between chunks, and EngineError (`broken_window`) for a window without numbers, or of one colour.
     """
+    # Looked at when the frames have come, so that the host does not wait for the device once more.
+    largest = latents.abs().amax()
     with model.use("vae"):
         decoded = model.codec.decode(latents, cancel=cancel).cpu()
+    _check(float(largest), decoded[:, window.motion : window.motion + window.keep], window, reference)
     end = window.motion + window.keep
     # Frames that nobody sees are not corrected.
     begin = max(0, min(window.motion - 1, end - motion_frames))
@@ -59,3 +69,18 @@ def decode(
     # A copy, so that the window's other frames are not kept alive.
     history = torch.from_numpy(pixels[-motion_frames:].copy()).permute(3, 0, 1, 2)
     return Decoded(Frames(pictures, fps), history)
+
+
+def _check(largest: float, new: Tensor, window: Window, reference: Statistics) -> None:
+    """Raise EngineError for latents or frames that are no video; reductions carry a NaN or an infinity along."""
+    spread = float((new.amax(dim=(2, 3)) - new.amin(dim=(2, 3))).amax())
+    where = f"window {window.index + 1}"
+    if not math.isfinite(largest) or not math.isfinite(spread):
+        when = "sampling" if not math.isfinite(largest) else "decoding"
+        what = f"{where} holds values that are not finite numbers after {when}"
+    elif spread <= _FLAT and reference.deviation.max() > _VARIED:
+        what = f"{where} came out in one colour, and the picture is not"
+    else:
+        return
+    hint = "lower the scales or the shift, choose dtype=float32 or attention=sdpa, and check weights and LoRAs"
+    raise EngineError(what, hint=hint, code="broken_window")

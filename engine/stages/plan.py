@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from engine.cancel import CancelToken, apart
 from engine.data import Canvas, Media, Plan, Request, Settings
 from engine.errors import RequestError
-from engine.stages.audio import length_seconds, voice_spans
+from engine.stages.audio import voice_spans
 from engine.stages.canvas import choose_bucket, make_canvas, make_seats
 from engine.stages.familiar import read_familiar
 from engine.stages.picture import read_picture
-from engine.stages.windows import generated_frames, plan_windows
+from engine.stages.windows import count_windows, generated_frames, plan_windows
 
-#: An hour at 25 frames a second: longer requests are a slip of the keyboard.
+#: An hour, and an hour at 25 frames a second: longer requests are a slip of the keyboard. Of frames it is those that
+#: are asked for, and those that the network makes for them.
+MOST_SECONDS = 3600.0
 MOST_FRAMES = 90_000
 #: Share of the picture that may be cut off without a word.
 CUT = 0.3
+#: Seconds of a voice that nobody misses; a frame, where that is less.
+_SLACK = 0.1
 
 
 def plan_walk(request: Request, media: Media, settings: Settings, *, cancel: CancelToken | None = None) -> Plan:
     """Decide sizes, seats, frames and windows.
 
-    Raises RequestError where the request cannot be made, and Cancelled once `cancel` is set.
+    Raises RequestError where the request cannot be made or costs more than its budget, before anything grows with its
+    numbers, and Cancelled once `cancel` is set.
     """
-    warnings: list[str] = []
     fps = request.fps or settings.native_fps
     spans = voice_spans(media.seconds, request.audio_type, media.delays)
-    audio_seconds = length_seconds(media.seconds, request.audio_type, media.delays)
-    frames = _frames(request, fps, audio_seconds)
+    voices = voices_end(spans)
+    frames = _frames(request, fps, voices)
     target = choose_bucket(media.image_size, settings.buckets)
     canvas = make_canvas(media.image_size, target, request.fit)
     seats, seat_warnings = apart(lambda: make_seats(request.speakers, media, canvas, spans), cancel, "plan")
     native = request.timing == "native"
     generated_fps = settings.native_fps if native else fps
     generated = generated_frames(frames, fps, generated_fps) if native else frames
+    _check_budget(request, settings, frames / fps, generated, max(fps, settings.native_fps))
     windows = plan_windows(generated, window=settings.window, motion=settings.motion, cancel=cancel)
+    # What a voice loses comes first: it is what a caller who did not ask for a length has to know.
+    warnings = _length_warnings(spans, frames / fps, fps, request)
     if settings.untrained:
         warnings.append(f"the weights of {settings.model!r} are untrained: the video shows noise, not a talking person")
     if settings.weights is None:
@@ -43,7 +52,11 @@ def plan_walk(request: Request, media: Media, settings: Settings, *, cancel: Can
         warnings.append("three and more speakers are experimental: the public weights were trained on one and two")
     if settings.tile:
         warnings.append(f"memory.tile={settings.tile}: a VAE that works in tiles makes frames that differ a little")
-    warnings += _time_warnings(frames / fps, audio_seconds, fps, settings.native_fps, request)
+    if fps != settings.native_fps and request.timing == "direct":
+        warnings.append(
+            f"{fps:g} frames a second: lips stay in step, but the model learnt motion at {settings.native_fps:g}; "
+            "timing=native generates at its own rate and picks frames"
+        )
     warnings += _cut_warnings(canvas)
     warnings += media.warnings
     warnings += seat_warnings
@@ -72,15 +85,36 @@ def plan_walk(request: Request, media: Media, settings: Settings, *, cancel: Can
     )
 
 
-def _frames(request: Request, fps: float, audio_seconds: float) -> int:
-    if request.frames is None and audio_seconds == 0:
+def voices_end(spans: Sequence[tuple[float, float]]) -> float:
+    """Return the second at which the last voice ends, 0 where nobody speaks: the length of a video without a number.
+
+    `spans` holds (begin, end) of each voice on the video's time axis.
+    """
+    return max((end for begin, end in spans if end > begin), default=0.0)
+
+
+def _frames(request: Request, fps: float, voices: float) -> int:
+    budget = request.budget
+    if isinstance(request.frames, int):
+        if request.frames > (most := min(budget.frames, MOST_FRAMES)):
+            raise _too_much(f"{request.frames} frames are too many", "frames", f"at most {most}")
+        if request.frames / fps > MOST_SECONDS:
+            what = f"{request.frames} frames at {fps:g} a second last {request.frames / fps:.2f} s"
+            raise _too_much(what, "frames", f"at most {MOST_SECONDS:g} s")
+        return request.frames
+    if voices == 0:
         raise RequestError(
             "nobody speaks, so the audio says no length", field="request.frames", hint="give --frames, 1 or more"
         )
+    if voices > (longest := min(budget.seconds, MOST_SECONDS)):
+        what = f"the voices last {voices:.2f} s, and a video as long as its voices may last {longest:g} s here"
+        raise _too_much(what, "frames", f"shorten the voices to {longest:g} s, or give a number of frames")
     # A frame that would begin within the last microsecond of the audio is a rounding error of its length.
-    frames = request.frames or max(1, int(audio_seconds * fps + 1e-6))
+    frames = max(1, int(voices * fps + 1e-6))
+    # At a few frames a second what is left of the last one may be a word.
+    frames += voices - frames / fps > _SLACK
     if frames > MOST_FRAMES:
-        raise RequestError(f"{frames} frames are too many", field="request.frames", hint=f"at most {MOST_FRAMES}")
+        raise _too_much(f"{frames} frames are too many", "frames", f"at most {MOST_FRAMES}")
     return frames
 
 
@@ -109,16 +143,46 @@ def _strange(media: Media, settings: Settings) -> list[str]:
     return [f"{what}: its video will not look like it; {known.instead}"]
 
 
-def _time_warnings(seconds: float, audio: float, fps: float, native: float, request: Request) -> list[str]:
-    warnings = []
-    frame = 1 / fps
-    if audio > seconds + frame:
-        warnings.append(f"the audio is {audio:.2f} s long and is cut at {seconds:.2f} s")
-    elif 0 < audio < seconds - frame:
-        warnings.append(f"the audio ends at {audio:.2f} s and silence follows until {seconds:.2f} s")
-    if fps != native and request.timing == "direct":
-        warnings.append(
-            f"{fps:g} frames a second: lips stay in step, but the model learnt motion at {native:g}; "
-            "timing=native generates at its own rate and picks frames"
+def _check_budget(request: Request, settings: Settings, seconds: float, generated: int, rate: float) -> None:
+    budget = request.budget
+    if settings.steps > budget.steps:
+        given = any(override.lstrip("+~").startswith("sampler.steps=") for override in request.overrides)
+        raise RequestError(
+            f"{settings.steps} steps are too many",
+            field="overrides (sampler.steps)" if given else "sampler.steps",
+            hint=f"at most {budget.steps}",
+            code="out_of_range",
         )
-    return warnings
+    if generated > (most := min(MOST_FRAMES, max(budget.frames, int(budget.seconds * rate)))):
+        what = f"{generated} frames would be made for {seconds:.2f} s of video"
+        raise _too_much(what, "frames", f"at most {most}; ask for fewer frames, or for timing=direct")
+    windows = count_windows(generated, window=settings.window, motion=settings.motion)
+    forwards = windows * settings.steps * settings.passes
+    if forwards > budget.forwards:
+        raise _too_much(
+            f"{windows} windows, {settings.steps} steps and {settings.passes} passes a step make {forwards} forwards",
+            "frames",
+            f"at most {budget.forwards}; ask for a shorter video or fewer steps",
+        )
+
+
+def _too_much(what: str, name: str, hint: str) -> RequestError:
+    return RequestError(what, field=f"request.{name}", hint=hint, code="out_of_range")
+
+
+def _length_warnings(spans: Sequence[tuple[float, float]], seconds: float, fps: float, request: Request) -> list[str]:
+    if not isinstance(request.frames, int):
+        return []
+    slack = min(1 / fps, _SLACK)
+    voices = voices_end(spans)
+    fitting = f'num_frames "auto" (--frames auto) makes a video as long as the voices: {voices:.2f} s'
+    cut = [
+        f"{'the voice' if len(spans) == 1 else f'voice {index}'} is cut from {max(begin, seconds):.2f} s to {end:.2f} s"
+        for index, (begin, end) in enumerate(spans, start=1)
+        if end > max(begin, seconds + slack)
+    ]
+    if cut:
+        return [f"{', '.join(cut)}; {fitting}"]
+    if 0 < voices < seconds - slack:
+        return [f"the voices end, and silence follows from {voices:.2f} s to {seconds:.2f} s; {fitting}"]
+    return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -27,11 +28,15 @@ from engine.stages.tracks import inspect
 #: Frames a second beyond which a wish is a slip of the keyboard, and sound in whole AAC packets (21 ms) could no longer
 #: end within a frame of the pictures.
 MOST_FPS = 60.0
+#: Below it a picture stands for more than a second, and length and sound grow without bound for a few frames.
+LEAST_FPS = 1.0
 MOST_SEED = 2**63 - 1
 #: Seconds in which a plugin may tidy up once the request is withdrawn.
 _GRACE = 0.5
 #: Seconds of each voice that a plan listens to; what is wrong with it later is told by the generation.
 PLAN_LISTENS = 60.0
+#: The seed that asks for one to be drawn.
+RANDOM = -1
 
 
 def check_request(request: Request) -> None:
@@ -44,12 +49,15 @@ def check_request(request: Request) -> None:
     _check_choice("audio_type", request.audio_type, get_args(AudioType))
     _check_choice("timing", request.timing, get_args(Timing))
     _check_choice("fit", request.fit, get_args(Fit))
-    if not _is_whole(request.seed) or not 0 <= request.seed <= MOST_SEED:
-        raise _wrong("seed", f"{request.seed!r} is not a seed", f"give a whole number from 0 to {MOST_SEED}")
-    if request.frames is not None and (not _is_whole(request.frames) or request.frames < 1):
-        raise _wrong("frames", f"{request.frames!r} frames cannot be made", "give a whole number, 1 or more")
-    if request.fps is not None and (not _is_finite(request.fps) or not 0 < request.fps <= MOST_FPS):
-        hint = f"give a number above 0, at most {MOST_FPS:g}"
+    if not _is_whole(request.seed) or not RANDOM <= request.seed <= MOST_SEED:
+        hint = f"give a whole number from 0 to {MOST_SEED}, or {RANDOM} for a random one"
+        raise _wrong("seed", f"{request.seed!r} is not a seed", hint)
+    frames = request.frames
+    if frames not in (None, "auto") and (not isinstance(frames, int) or isinstance(frames, bool) or frames < 1):
+        hint = 'give a whole number, 1 or more, or "auto" for the length of the voices'
+        raise _wrong("frames", f"{frames!r} frames cannot be made", hint)
+    if request.fps is not None and (not _is_finite(request.fps) or not LEAST_FPS <= request.fps <= MOST_FPS):
+        hint = f"give a number from {LEAST_FPS:g} to {MOST_FPS:g}"
         raise _wrong("fps", f"{request.fps!r} frames a second cannot be made", hint)
     if request.filename is not None:
         _check_filename(request.filename)
@@ -58,8 +66,16 @@ def check_request(request: Request) -> None:
     for index, speaker in enumerate(request.speakers):
         _check_region(f"speakers[{index}].region", speaker.region)
         _check_cut(f"speakers[{index}]", speaker)
-    if request.frames is None and all(speaker.audio is None for speaker in request.speakers):
+    if not isinstance(frames, int) and all(speaker.audio is None for speaker in request.speakers):
         raise _wrong("frames", "nobody speaks, so no voice tells the video's length", "give the number of frames")
+
+
+def drawn(request: Request) -> Request:
+    """Return the request with a seed in place of one that is asked to be random.
+
+    It has 32 bits, which every reader of JSON keeps exactly.
+    """
+    return replace(request, seed=secrets.randbelow(2**32)) if request.seed == RANDOM else request
 
 
 def fetch(
@@ -340,7 +356,10 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):
+        # Beyond it Python cannot make a float of it.
+        return not isinstance(value, bool) and abs(value) < 2**63
+    return isinstance(value, float | np.number) and math.isfinite(value)
 
 
 def _check_choice(name: str, value: object, known: Sequence[str]) -> None:

@@ -11,6 +11,12 @@ TEMPORAL = 4
 _LOOK = 1024
 
 
+def count_windows(frames: int, *, window: int, motion: int) -> int:
+    """Return how many windows `plan_windows` makes, without making them."""
+    first = min(window, _round_up(frames))
+    return 1 + max(0, -(-(frames - first) // (window - motion)))
+
+
 def plan_windows(frames: int, *, window: int, motion: int, cancel: CancelToken | None = None) -> tuple[Window, ...]:
     """Cover `frames` frames with windows of at most `window` frames that overlap by `motion`.
 

@@ -18,7 +18,7 @@ from engine.data import Delivery, Plan, Progress, Request
 from engine.errors import Cancelled, EngineError, RequestError, SinkError
 from engine.jobs.answers import answer, engine_version, error_answer
 from engine.jobs.job import Job, parse_job
-from engine.jobs.schema import LIMITS, SECRET, Limits
+from engine.jobs.schema import HABITS, LIMITS, SECRET, Habits, Limits, defaults
 from engine.jobs.scrub import scrub
 from engine.worker.device import device_state, is_device_lost, is_out_of_memory
 from engine.worker.keeper import Keeper
@@ -40,10 +40,14 @@ class Terms:
     """What a worker lets a job ask for, and how long an answer may be."""
 
     limits: Limits = LIMITS
+    #: What is taken for a job that does not say.
+    habits: Habits = HABITS
     #: Most bytes of an answer, as the platform counts them.
     answer_bytes: int = 10_000_000
     #: Sinks that a job may choose, beside the worker's own.
     sinks: tuple[str, ...] = ("s3", "base64")
+    #: Whoever reads the answers has the machine, and may read its paths.
+    own: bool = False
     #: Folder from which a job's relative paths count; None: the process' own.
     folder: Path | None = None
 
@@ -84,7 +88,8 @@ class Handler:
         try:
             if self.stopped.is_set():
                 raise Cancelled
-            job = parse_job(given, limits=self.terms.limits, folder=self.terms.folder)
+            terms = self.terms
+            job = parse_job(given, limits=terms.limits, habits=terms.habits, folder=terms.folder)
             _LOG.info("job begins: %s", job.action)
             found = self._act(job, given, cancel)
             self._measure(found)
@@ -143,6 +148,7 @@ class Handler:
         return told | {
             "sinks": sorted({*self.terms.sinks, str(told.get("sink", ""))} - {""}),
             "limits": dataclasses.asdict(self.terms.limits) | {"answer_bytes": self.terms.answer_bytes},
+            "defaults": _defaults(self.terms),
             "actions": ["generate", "plan", "health", "capabilities", "selftest"],
             "engine_version": engine_version(),
             "warnings": [],
@@ -152,7 +158,7 @@ class Handler:
         request = self._request(job)
         resumed = self.keeper.service.resume(request, cancel=cancel)
         if resumed is not None:
-            return answer(job, resumed)
+            return answer(job, resumed, own=self.terms.own)
         began = time.monotonic()
         with self._progress(given, job) as tell:
             if self.keeper.warming and tell is not None:
@@ -161,7 +167,7 @@ class Handler:
             waited = time.monotonic() - began
             delivery, warnings = self._made(request, tell, cancel)
         self.keeper.note()
-        found = answer(job, delivery)
+        found = answer(job, delivery, own=self.terms.own)
         found["warnings"] += warnings
         if not self._told_start:
             self._told_start = True
@@ -243,11 +249,19 @@ class Handler:
             )
         if isinstance(error, EngineError):
             _LOG.warning("job is refused (%s): %s", error.code, error)
-        told: dict[str, Any] = {**error_answer(error, job)}
+        told: dict[str, Any] = {**error_answer(error, job, own=self.terms.own)}
         if told["error_code"] == "out_of_memory" or is_device_lost(error):
             # The SDK takes it out of the answer, and the platform starts this worker anew.
             told["refresh_worker"] = True
         return told
+
+
+def _defaults(terms: Terms) -> dict[str, Any]:
+    """Return what a job takes here that does not say; what is not among it is the model's."""
+    found = defaults(terms.limits, terms.habits)
+    return {
+        name: found[name] for name in ("num_frames", "fps", "sampling_steps", "guidance_scale", "seed") if name in found
+    }
 
 
 def _plan(plan: Plan, job: Job) -> dict[str, Any]:

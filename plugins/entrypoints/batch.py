@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,13 +16,15 @@ from omegaconf import II
 
 from engine import EngineService, hookimpl
 from engine.components import Entrypoint, Launcher, Service
-from engine.config import ComponentConfig, EntrypointConfig
+from engine.config import ComponentConfig, EntrypointConfig, within
 from engine.errors import ConfigError
 from engine.register import Register
 
 if TYPE_CHECKING:
+    from engine.batch.check import Checked
     from engine.batch.jobs import Jobs, Line
     from engine.batch.results import Results
+    from engine.worker.handler import Terms
 
 INTERRUPTED = 130
 #: Status of a batch some of whose jobs have failed; 2 is told where nothing was begun.
@@ -46,11 +48,41 @@ class BatchConfig(EntrypointConfig):
         default=None,
         metadata={"help": "file of results (JOBS.results.jsonl in the folder of the videos)", "word": "FILE"},
     )
+    check: bool = field(
+        default=False, metadata={"help": "only check and plan all jobs: load nothing, make nothing, keep nothing"}
+    )
     retry_failed: bool = field(default=False, metadata={"help": "do jobs again that have failed before"})
-    max_frames: int = field(default=201, metadata={"help": "most frames that a job may ask for (201)", "word": "N"})
-    max_steps: int = field(default=100, metadata={"help": "most steps that a job may ask for (100)", "word": "N"})
+    defaults_of: str = field(
+        default="job",
+        metadata={
+            "help": "what jobs that do not say take: job: as a worker; model: as the command line, rate, steps and "
+            "scales of the model and the length of the voices (job)",
+            "word": "job|model",
+        },
+    )
+    num_frames: int | str = field(
+        default=100,
+        metadata={"help": "frames of a job that does not say, or auto: as long as its voices (100)", "word": "N"},
+    )
+    max_frames: int = field(
+        default=201, metadata={"help": "most frames that a job may ask for (201)", "word": "N"} | within(1, 90_000)
+    )
+    max_steps: int = field(
+        default=100, metadata={"help": "most steps that a job may ask for (100)", "word": "N"} | within(2, 1000)
+    )
+    max_seconds: float = field(
+        default=600.0,
+        metadata={"help": "most seconds of a video that is as long as its voices (600)", "word": "S"} | within(1, 3600),
+    )
+    max_forwards: int = field(
+        default=50_000,
+        metadata={"help": "most forwards of the network for a job, windows x steps x passes (50000)", "word": "N"}
+        | within(1, 10_000_000),
+    )
     grace: float = field(
-        default=20.0, metadata={"help": "seconds that jobs at work have to finish after Ctrl-C (20)", "word": "S"}
+        default=20.0,
+        metadata={"help": "seconds that jobs at work have to finish after Ctrl-C (20)", "word": "S"}
+        | within(0, 86_400),
     )
     json: bool = field(default=False, metadata={"help": "answer with one JSON object, the last line of stdout"})
     quiet: bool = field(default=False, metadata={"help": "no progress and no summary"})
@@ -69,7 +101,7 @@ class Batch:
     def __init__(self, config: BatchConfig, launcher: Launcher) -> None:
         """Raise ConfigError for limits that cannot be meant, and where no file of jobs is named."""
         # The worker's rooms bring asyncio along: only those who do jobs pay for it.
-        from engine.jobs.schema import Limits
+        from engine.jobs.schema import Habits, Limits
         from engine.worker.handler import Terms
 
         if not config.jobs:
@@ -80,11 +112,13 @@ class Batch:
         self._launcher = launcher
         self._jobs = Path(config.jobs)
         self._folder = None if config.folder is None else Path(config.folder)
-        limits = Limits(frames=config.max_frames, steps=config.max_steps)
-        self._terms = Terms(limits=limits, folder=self._jobs.absolute().parent)
+        limits = Limits(config.max_frames, config.max_steps, config.max_seconds, config.max_forwards)
+        habits = Habits(config.num_frames, config.defaults_of)
+        self._terms = Terms(limits=limits, habits=habits, own=True, folder=self._jobs.absolute().parent)
 
     def run(self, service: Service) -> int:
         """Do what has no result yet. Raises EngineError for what concerns all jobs, before or after those done."""
+        from engine.batch.check import check
         from engine.batch.jobs import Jobs
         from engine.batch.results import keeping
         from engine.batch.run import Run, interruptible
@@ -94,11 +128,22 @@ class Batch:
         jobs = Jobs(self._jobs, sink=self.config.sink, folder=self._folder is not None)
         name = self.config.results or (self._folder or Path()) / f"{self._jobs.stem}.results.jsonl"
         make = functools.partial(EngineWorker, functools.partial(EngineService, tuple(service.overrides)), self._terms)
+        say(f"jobs that do not say {taken(self._terms)}")
+        if self.config.check:
+            return self._checked(check(jobs, jobs.lines, self._terms, service, whole=True), say)
         with keeping(Path(name).absolute(), self._folder) as results:
             pending = self._pending(jobs, results)
-            run = Run(jobs, results, pending, say, _warn)
-            if pending:
-                with self._launcher.launch(make, len(pending)) as workers, interruptible(run, self.config.grace, say):
+            checked = check(jobs, pending, self._terms, service, whole=False)
+            for text in checked.lines() if pending else ():
+                say(text)
+            for line, answer in checked.wrong:
+                results.add(line, answer, 0.0)
+            run = Run(jobs, results, checked.sound, say, _warn)
+            if checked.sound:
+                with (
+                    self._launcher.launch(make, len(checked.sound)) as workers,
+                    interruptible(run, self.config.grace, say),
+                ):
                     run.through(workers)
             statuses = Counter(results.status(line) or "left" for line in jobs.lines)
             told = {
@@ -113,6 +158,22 @@ class Batch:
         if run.interrupted and told["left"]:
             return INTERRUPTED
         return SOME_FAILED if told["failed"] else 0
+
+    def _checked(self, checked: Checked, say: Callable[[str], None]) -> int:
+        for text in checked.lines():
+            say(text)
+        jobs = len(checked.sound) + len(checked.wrong)
+        cards = {name: {"seconds": round(took), "cost": round(cost, 4)} for name, (took, cost) in checked.cards.items()}
+        told = {
+            "jobs": jobs,
+            "videos": checked.videos,
+            "frames": checked.frames,
+            "seconds": round(checked.seconds, 3),
+            "cards": cards,
+            "wrong": [{"id": line.id, "line": line.number, **answer} for line, answer in checked.wrong],
+        }
+        print(json.dumps(told) if self.config.json else f"{checked.videos} of {jobs}")
+        return SOME_FAILED if checked.wrong else 0
 
     def _pending(self, jobs: Jobs, results: Results) -> list[Line]:
         pending = []
@@ -130,6 +191,19 @@ class Batch:
     def _say(self, text: str) -> None:
         if not self.config.quiet:
             _write(text)
+
+
+def taken(terms: Terms) -> str:
+    """Say in words what jobs take that name no length, rate, steps, scale and seed."""
+    from engine.jobs.schema import defaults
+
+    found = defaults(terms.limits, terms.habits)
+    frames, rate = found["num_frames"], found.get("fps")
+    length = "are as long as their voices" if frames == "auto" else f"have {frames} frames"
+    pace = "at the model's own rate" if rate is None else f"at {rate:g} a second"
+    steps, scale = found.get("sampling_steps"), found.get("guidance_scale")
+    work = "the model's steps and text scale" if steps is None else f"{steps} steps, a text scale of {scale:g}"
+    return f"{length} {pace}, {work}, seed {found['seed']} (--defaults-of {terms.habits.of})"
 
 
 def _warn(text: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine import hookimpl
 from engine.components import Entrypoint, Service
-from engine.config import ComponentConfig
+from engine.config import ComponentConfig, within
 from engine.endpoint.limits import Limits
 from engine.errors import MissingExtra
 from engine.register import Register
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 
 def _seconds(default: float, about: str) -> float:
-    return field(default=default, metadata={"help": f"{about} ({default:g} s)", "word": "SECONDS"})
+    about = f"{about} ({default:g} s)"
+    return field(default=default, metadata={"help": about, "word": "SECONDS"} | within(0, 10**9))
 
 
-def _number(default: int, about: str) -> int:
-    return field(default=default, metadata={"help": f"{about} ({default})", "word": "N"})
+def _number(default: int, about: str, least: int = 0) -> int:
+    return field(default=default, metadata={"help": f"{about} ({default})", "word": "N"} | within(least, 10**12))
 
 
 _LIMITS = Limits()
@@ -39,7 +40,9 @@ class EndpointConfig(ComponentConfig):
 
     name: str = "endpoint"
     host: str = field(default="127.0.0.1", metadata={"help": "interface to listen at (127.0.0.1)", "word": "ADDRESS"})
-    port: int = field(default=8000, metadata={"help": "port, 0 for any that is free (8000)", "word": "N"})
+    port: int = field(
+        default=8000, metadata={"help": "port, 0 for any that is free (8000)", "word": "N"} | within(0, 65_535)
+    )
     endpoint_id: str = field(default="local", metadata={"help": "id in the addresses (local)", "word": "ID"})
     workers: int = _number(1, "worker processes")
     worker: str | None = field(
@@ -55,7 +58,7 @@ class EndpointConfig(ComponentConfig):
     execution_timeout: float = _seconds(_LIMITS.execution_timeout, "longest work on a job whose policy says nothing")
     ttl: float = _seconds(_LIMITS.ttl, "life of a job whose policy says nothing")
     rate: int = _number(_LIMITS.rate, "calls of a verb in 10 s before 429, 0 for no limit")
-    attempts: int = _number(_LIMITS.attempts, "workers a job may outlive")
+    attempts: int = _number(_LIMITS.attempts, "workers a job may outlive", 1)
     webhook_retries: int = _number(_LIMITS.webhook_retries, "times a webhook is called again")
     webhook_delay: float = _seconds(_LIMITS.webhook_delay, "pause before a webhook is called again")
     start_timeout: float = _seconds(_LIMITS.start_timeout, "longest start of a worker")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 import threading
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from omegaconf import II
 
@@ -90,7 +91,7 @@ def make_request(config: RequestConfig) -> Request:
         speakers=_speakers(config),
         negative_prompt=config.negative_prompt,
         seed=config.seed,
-        frames=config.frames,
+        frames=_frames(config.frames),
         fps=config.fps,
         audio_type=cast("AudioType", config.audio_type),
         timing=cast("Timing", config.timing),
@@ -327,6 +328,13 @@ def _operations(count: int) -> str:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def _frames(value: int | str | None) -> int | Literal["auto"] | None:
+    # A flag's value arrives as text; what is no number is the engine's to refuse.
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,30}", value):
+        return int(value)
+    return cast('int | Literal["auto"] | None', value)
 
 
 def _speakers(config: RequestConfig) -> tuple[Speaker, ...]:

@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,7 +18,7 @@ from omegaconf import II
 
 from engine import hookimpl
 from engine.components import JobWorker, Launcher
-from engine.config import ComponentConfig
+from engine.config import ComponentConfig, within
 from engine.errors import Cancelled, ConfigError, EngineError, WorkerLost
 from engine.register import Register
 
@@ -32,7 +32,7 @@ class LocalConfig(ComponentConfig):
 
     name: str = "local"
     #: Processes; null: one a device.
-    workers: int | None = None
+    workers: int | None = field(default=None, metadata=within(1, 1000))
     device: str = II("device")
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from omegaconf import II
 
 from engine import hookimpl
 from engine.components import JobWorker, Launcher
-from engine.config import ComponentConfig
+from engine.config import ComponentConfig, within
 from engine.errors import Cancelled, ConfigError, EngineError, MissingExtra, WorkerLost
 from engine.register import Register
 
@@ -39,9 +39,9 @@ class RayConfig(ComponentConfig):
     #: Of the cluster: host:port, "auto" for the one this machine belongs to, "local" for one of this process' own.
     address: str = "${oc.env:RAY_ADDRESS,local}"
     #: Actors; null: one a device.
-    workers: int | None = None
+    workers: int | None = field(default=None, metadata=within(1, 10_000))
     #: CPUs that each actor reserves, and computes with if it has no GPU.
-    cpus: float = 1.0
+    cpus: float = field(default=1.0, metadata=within(0.01, 10_000))
     device: str = II("device")
 
 
@@ -50,9 +50,9 @@ class Ray:
 
     def __init__(self, config: RayConfig) -> None:
         """Raise ConfigError for numbers that cannot be meant."""
-        for field, number in (("workers", config.workers), ("cpus", config.cpus)):
+        for name, number in (("workers", config.workers), ("cpus", config.cpus)):
             if number is not None and number <= 0:
-                raise ConfigError(f"{number:g} {field}", field=f"launcher.{field}", hint="give more than 0")
+                raise ConfigError(f"{number:g} {name}", field=f"launcher.{name}", hint="give more than 0")
         self.config = config
 
     @contextmanager

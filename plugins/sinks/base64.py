@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import copy
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine import hookimpl
 from engine.cancel import CancelToken, apart
 from engine.components import Sink
-from engine.config import SinkConfig
+from engine.config import SinkConfig, within
 from engine.data import Artifact, Kept
 from engine.errors import ConfigError, SinkError
 from engine.register import Register
@@ -23,7 +23,7 @@ class Base64Config(SinkConfig):
 
     name: str = "base64"
     #: Most bytes of base64 text that the answer may carry; None: any number.
-    limit: int | None = None
+    limit: int | None = field(default=None, metadata=within(1, 2**40))
 
 
 class Base64Sink:

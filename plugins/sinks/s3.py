@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from engine import hookimpl
 from engine.buckets import Bucket, Trouble
 from engine.cancel import CancelToken, check
 from engine.components import Sink
-from engine.config import SinkConfig
+from engine.config import SinkConfig, within
 from engine.data import Artifact, Kept, Store
 from engine.errors import ConfigError, NotDelivered, RequestError, SinkError
 from engine.patience import patiently
@@ -54,16 +54,16 @@ class S3Config(SinkConfig):
     #: Keys are <prefix>/<job>/<file name>.
     prefix: str = "videos"
     #: Seconds for which the address works, up to seven days; one signed with a session token ends with the token.
-    url_seconds: int = 24 * 3600
+    url_seconds: int = field(default=24 * 3600, metadata=within(1, 7 * 24 * 3600))
     #: Address in place of a presigned URL, such as https://cdn.example.com/{key}; {bucket} and {region} work too.
     public_url: str | None = None
     acl: str | None = None
     storage_class: str | None = None
     #: Uploads tried in all. Between two lies a random time of up to `backoff` seconds, doubled with each.
-    attempts: int = 5
-    backoff: float = 1.0
+    attempts: int = field(default=5, metadata=within(1, 100))
+    backoff: float = field(default=1.0, metadata=within(0, 3600))
     #: Seconds in which no byte moves, after which a connection counts as lost.
-    timeout: float = 60.0
+    timeout: float = field(default=60.0, metadata=within(0.001, 86_400))
     #: Have the store check SHA-256, and compare it afterwards. False is for stores without S3's additional checksums;
     #: then the size is compared, and the ETag where it is an MD5.
     checksum: bool = True

@@ -1,0 +1,58 @@
+"""The numbers of a config: one walk holds each to the range that its field declares (`engine.config.within`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from engine.config import Config
+from engine.errors import ConfigError
+
+#: Of a number whose field declares nothing: no key of a config means more.
+ANY = (-(2.0**53), 2.0**53)
+
+
+def check_numbers(config: Config) -> None:
+    """Raise ConfigError, naming the key, for the first number that is not finite or outside of its key's range.
+
+    Numbers of `request` are not looked at: `engine.stages.read.check_request` judges a request, however it came.
+    """
+    for field in fields(config):
+        if field.name != "request":
+            _hold(getattr(config, field.name), field.name, field.metadata)
+
+
+def _hold(value: object, key: str, metadata: Mapping[Any, Any]) -> None:
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int | float):
+        _check(value, key, *metadata.get("within", ANY))
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            _hold(part, f"{key}.{name}", metadata)
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            _hold(part, f"{key}[{index}]", metadata)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            part = getattr(value, field.name, None)
+            # Those of an entrypoint are other parts of the config, under their own names.
+            if not (key == "entrypoint" and is_dataclass(part)):
+                _hold(part, f"{key}.{field.name}", field.metadata)
+
+
+def _check(value: float, key: str, least: float, most: float) -> None:
+    if (isinstance(value, int) or math.isfinite(value)) and least <= value <= most:
+        return
+    raise ConfigError(
+        f"{_shown(value)} is out of range", field=key, hint=f"{_shown(least)} to {_shown(most)}", code="out_of_range"
+    )
+
+
+def _shown(value: float) -> str:
+    # Python refuses to write out a whole number of more than 4300 digits, and to make a float of one above 308.
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**30 else "a number of more than 30 digits"
+    return str(int(value)) if math.isfinite(value) and value.is_integer() and abs(value) < 1e16 else f"{value:g}"
