@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from engine.adapters import LoraUse
 from engine.estimates import Estimates
 
 if TYPE_CHECKING:
@@ -236,6 +237,7 @@ class Plan:
     #: Folder of the weights; None: not found (the warnings say where was looked).
     weights: Path | None
     warnings: tuple[str, ...] = ()
+    loras: tuple[LoraUse, ...] = ()
     #: Of `plan` alone: no part of what is decided. None where the model's sizes are not known.
     estimates: Estimates | None = field(default=None, compare=False)
 

@@ -23,6 +23,7 @@ from engine.redact import redact
 from engine.register import Register
 
 if TYPE_CHECKING:
+    from engine.adapters import LoraUse
     from engine.data import AudioType, Canvas, Fit, Seat, Timing, Window
     from engine.estimates import CardEstimate, Estimates
 
@@ -109,6 +110,7 @@ def describe(plan: Plan, request: Request) -> str:
         ),
         ("model", f"{plan.model}, resolution {plan.resolution}"),
         ("weights", str(plan.weights) if plan.weights else "not found"),
+        *(("loras" if index == 0 else "", _lora(lora)) for index, lora in enumerate(plan.loras)),
         ("picture", _picture(plan.canvas)),
         *(("speakers" if index == 0 else "", _seat(seat, request)) for index, seat in enumerate(plan.seats)),
         ("video", f"{plan.frames} frames at {plan.fps:g} a second, {plan.seconds:.2f} s, seed {plan.seed}"),
@@ -225,6 +227,10 @@ def _picture(canvas: Canvas) -> str:
     fitted = "cut" if canvas.fit == "crop" else "padded"
     x, y = canvas.offset
     return f"{_size(canvas.source)}, scaled to {_size(canvas.scaled)}, {fitted} to {_size(canvas.target)} at ({x}, {y})"
+
+
+def _lora(lora: LoraUse) -> str:
+    return f"{lora.file}, scale {lora.scale:g}" + (f": {lora.alpha}" if lora.alpha else "")
 
 
 def _seat(seat: Seat, request: Request) -> str:
