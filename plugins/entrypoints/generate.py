@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import threading
@@ -19,6 +18,7 @@ from engine import SILENCE, Delivery, Plan, Progress, Request, Speaker, hookimpl
 from engine.components import CancelToken, Entrypoint, ProgressCallback, Service
 from engine.config import EntrypointConfig, RequestConfig
 from engine.errors import RequestError, SinkError
+from engine.plain import plain, plain_json
 from engine.redact import redact
 from engine.register import Register
 
@@ -66,7 +66,7 @@ class Generate:
         with interruptible() as cancel, shown(quiet=config.quiet) as progress:
             delivery = service.generate(request, progress=progress, cancel=cancel)
         for warning in delivery.warnings:
-            print(f"multitalk: warning: {warning}", file=sys.stderr)
+            print(f"multitalk: warning: {plain(warning)}", file=sys.stderr)
         if config.json:
             print(to_json(delivery))
             return 0
@@ -119,12 +119,12 @@ def describe(plan: Plan, request: Request) -> str:
         ("sampling", f"{sampling}: {plan.forwards} forwards in all"),
         *([] if plan.estimates is None else _estimates(plan.estimates)),
     ]
-    return "\n".join(f"{name:<10}{text}" for name, text in lines)
+    return "\n".join(f"{name:<10}{plain(text)}" for name, text in lines)
 
 
 def to_json(answer: Plan | Delivery) -> str:
     """Return the answer as one line of JSON; the keys are those of the dataclass, paths are text."""
-    return json.dumps(asdict(answer), default=str, allow_nan=False)
+    return plain_json(asdict(answer))
 
 
 @contextmanager
@@ -208,7 +208,7 @@ def _draw(service: Service, request: Request, path: Path, *, quiet: bool) -> Non
             f"cannot write {str(path)!r}: {reason}", field="entrypoint.preview", hint="give a PNG file in a folder"
         ) from error
     if not quiet:
-        print(f"multitalk: preview: {path}", file=sys.stderr)
+        print(f"multitalk: preview: {plain(str(path))}", file=sys.stderr)
 
 
 def _summary(delivery: Delivery) -> str:
