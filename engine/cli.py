@@ -13,6 +13,7 @@ from pathlib import Path
 
 from engine.commands.hush import hush
 from engine.errors import Cancelled, ConfigError, EngineError
+from engine.plain import plain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except EngineError as error:
         if not _led():
-            print("\n".join(["multitalk: error: " + error.lines()[0], *error.lines()[1:]]), file=sys.stderr)
+            print("multitalk: error: " + "\n".join(map(plain, error.lines())), file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"multitalk: {error if error.args else 'cancelled'}", file=sys.stderr)

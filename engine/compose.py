@@ -21,6 +21,7 @@ from engine import registry
 from engine.bounds import check_numbers
 from engine.config import FIXED, OVERRIDABLE, Config
 from engine.errors import ConfigError, EngineError, RequestError, UnknownComponent
+from engine.shape import check_shape
 
 CONF = "engine.conf"
 
@@ -110,6 +111,7 @@ def typed(composed: DictConfig) -> Config:
         config = OmegaConf.to_object(composed)
     if not isinstance(config, Config):
         raise ConfigError(f"the composed config is a {type(config).__name__}, not the engine's schema")
+    check_shape(config)
     _check_extra(config, "")
     check_numbers(config)
     return config

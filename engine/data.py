@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine.access import Access as Access  # parts of this module's face
 from engine.access import Credentials as Credentials
+from engine.adapters import LoraUse
 from engine.budget import Budget
 from engine.estimates import Estimates
 from engine.voices import Cut as Cut
@@ -195,6 +196,7 @@ class Plan:
     #: Folder of the weights; None: not found (the warnings say where was looked).
     weights: Path | None
     warnings: tuple[str, ...] = ()
+    loras: tuple[LoraUse, ...] = ()
     #: Of `plan` alone: no part of what is decided. None where the model's sizes are not known.
     estimates: Estimates | None = field(default=None, compare=False)
 

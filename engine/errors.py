@@ -20,6 +20,8 @@ import copyreg
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from engine.plain import plain
+
 
 class EngineError(Exception):
     """Base of every error the engine raises on purpose.
@@ -33,10 +35,11 @@ class EngineError(Exception):
     CODE = "engine_error"
 
     def __init__(self, what: str, *, field: str = "", hint: str = "", code: str = "") -> None:
-        self.what = " ".join(what.split())
+        # Names and texts of strangers' files stand in both: a terminal, a log and a page only show them.
+        self.what = plain(" ".join(what.split()))
         # A caller may name a field as they like; it stays one line.
-        self.field = field if field.isprintable() else field.encode("unicode_escape").decode("ascii")
-        self.hint = " ".join(hint.split())
+        self.field = plain(field)
+        self.hint = plain(" ".join(hint.split()))
         self.code = code or self.CODE
         super().__init__(self.what)
 

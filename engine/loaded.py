@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from engine.components import Reader
 from engine.config import ComponentConfig, Config
+from engine.data import Plan, Request
 from engine.loras import Loras, bundled_loras, loadable_loras
 from engine.multitalk.load import Model, load_model
 from engine.multitalk.memory import Profile
 from engine.multitalk.on_disk import BUILDING
+from engine.prompts import tell_prompts
 from engine.recipe import weights_hash
 from engine.registry import Registry
 from engine.settings import largest_window, locate_weights, weights_of
-from engine.suited import check_suited
+from engine.suited import LoraFit, check_suited, look_at_loras, tell_loras
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Loaded:
     model: Model
     #: Hash of their files.
     fingerprint: str
+    #: What each LoRA that is loaded has for the network.
+    fits: Mapping[Path, LoraFit]
 
     @property
     def folder(self) -> Path:
@@ -46,6 +51,12 @@ class Loaded:
     def loras(self, config: Config) -> Loras:
         """Return the LoRAs (file, scale) that `config` wants on."""
         return bundled_loras(config, self.folder)
+
+    def tell(self, plan: Plan, request: Request, config: Config) -> Plan:
+        """Return `plan` with what is known of the weights: LoRAs that are on, and words that the encoder cuts off."""
+        text = self.model.text
+        plan = tell_loras(plan, config, self.folder, self.fits)
+        return tell_prompts(plan, request, config, lambda prompt: (text.lost(prompt), text.text_len))
 
 
 def find_weights(config: Config, registry: Registry) -> Path:
@@ -77,10 +88,12 @@ def find_wanted(config: Config, registry: Registry, *, device: str, dtype: str, 
 
 def load(wanted: Wanted, reader: Reader) -> Loaded:
     """Load them. Raises SourceError and ConfigError."""
-    fingerprint = weights_hash(wanted.arguments["folder"])
+    arguments = wanted.arguments
+    fingerprint = weights_hash(arguments["folder"])
+    fits = look_at_loras(arguments["wanted"], arguments["folder"], arguments["loras"])
     with BUILDING:
-        model = load_model(**wanted.arguments, reader=reader)
-    return Loaded(wanted, model, fingerprint)
+        model = load_model(**arguments, reader=reader)
+    return Loaded(wanted, model, fingerprint, fits)
 
 
 def _profile(config: Config) -> Profile:

@@ -21,6 +21,7 @@ from engine.errors import Cancelled, ProcessLost
 from engine.loaded import Loaded, find_wanted, find_weights, load
 from engine.multitalk.load import Model
 from engine.progress import Meter
+from engine.prompts import negative_prompt
 from engine.ranks import Denoise, Load, Ranks, expected
 from engine.recipe import make_recipe
 from engine.reclaim import reclaim
@@ -93,6 +94,7 @@ class Engine:
             media, plan = self._plan(job, Path(folder))
             inputs = self._read(job, media, plan)
             model = self._ready(job, plan)
+            plan = self.load().tell(plan, request, config)
             heard, history = self._listen(job, model, inputs), None
             with self._writer(job, media, plan, inputs, Path(folder) / "video.mp4") as writer:
                 for window in plan.windows:
@@ -239,15 +241,10 @@ class Engine:
         return loaded.model
 
     def _listen(self, job: _Job, model: Model, inputs: Inputs) -> _Heard:
-        negative = job.request.negative_prompt
+        request, branches = job.request, job.choices.guidance.branches
         with job.meter.stage("listen"):
             return _Heard(
-                text=encode_text(
-                    model,
-                    job.request.prompt,
-                    job.config.model.negative_prompt if negative is None else negative,
-                    job.choices.guidance.branches,
-                ),
+                text=encode_text(model, request.prompt, negative_prompt(request, job.config), branches),
                 voices=encode_voices(model, inputs.voices, job.config.model.fps, job.meter),
                 colors=color_statistics(to_pixels(inputs.image).permute(1, 2, 0).numpy()),
                 generator=torch.Generator().manual_seed(job.request.seed),

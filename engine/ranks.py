@@ -26,6 +26,7 @@ from engine.data import Conditions
 from engine.device import pick_device
 from engine.errors import Cancelled, ConfigError, EngineError, ProcessLost
 from engine.multitalk.sequence import together
+from engine.plain import plain
 
 #: Rank 0's word may take as long as a video's decoding and encoding; a process that ends is noticed at once.
 _PATIENCE = timedelta(days=30)
@@ -168,7 +169,7 @@ def joined(config: ParallelConfig, device: str) -> Iterator[Ranks]:
         if not _first(store):
             raise SystemExit(2) from None
         if config.rank and isinstance(error, EngineError):
-            print(f"multitalk: error: process {config.rank}: {error}", file=sys.stderr)
+            print(f"multitalk: error: process {config.rank}: {plain(str(error))}", file=sys.stderr)
             raise SystemExit(2) from error
         raise
     finally:

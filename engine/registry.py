@@ -16,6 +16,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from engine import hookspecs
 from engine.components import AttentionBackend, Entrypoint, Launcher, ModelSource, Reader, Sampler, Sink
 from engine.errors import ConfigError
+from engine.plain import plain
 from engine.register import Presets, Register
 
 GROUP = "multitalk_engine"
@@ -99,7 +100,7 @@ def installed() -> Registry:
     disabled = os.environ.get("MULTITALK_DISABLED_PLUGINS", "").replace(",", " ").split()
     registry.load(entry_points(group=GROUP), disabled=disabled)
     for name, reason in registry.broken.items():
-        print(f"multitalk: warning: plugin {name!r} could not be loaded: {reason}", file=sys.stderr)
+        print(f"multitalk: warning: plugin {name!r} could not be loaded: {plain(reason)}", file=sys.stderr)
     _PresetPath.packages = registry.presets.packages
     Plugins.instance().register(_PresetPath)
     return registry

@@ -20,6 +20,7 @@ from engine.config import Config
 from engine.data import Access, Delivery, Media, Plan, Request, Resumed
 from engine.errors import ConfigError, EngineError, SourceError
 from engine.fitting import advise, estimate_plan
+from engine.prompts import lost_by, tell_prompts
 from engine.readahead import reading_ahead
 from engine.recipe import versions
 from engine.reclaim import reclaim
@@ -28,7 +29,7 @@ from engine.settings import check_parallel, locate_weights, make_access, make_se
 from engine.sinks import request_sink, resume
 from engine.stages.plan import plan_walk
 from engine.stages.read import fetch, listen
-from engine.suited import check_suited, unsuited
+from engine.suited import check_suited, tell_loras
 
 if TYPE_CHECKING:
     from engine.pipeline import Engine
@@ -103,9 +104,12 @@ class EngineService:
 
     def _planned(self, request: Request, media: Media, config: Config, cancel: CancelToken | None) -> Plan:
         plan = self._estimated(request, media, config, cancel)
-        problem = "" if plan.weights is None else unsuited(config, plan.weights)
-        if problem:
-            plan = replace(plan, warnings=(f"nothing can be made by this config: {problem}", *plan.warnings))
+        if (weights := plan.weights) is not None:
+            try:
+                plan = tell_loras(plan, config, weights, check_suited(config, weights))
+                plan = tell_prompts(plan, request, config, lost_by(config, weights))
+            except EngineError as error:
+                plan = replace(plan, warnings=(f"nothing can be made by this config: {error}", *plan.warnings))
         plan = replace(plan, warnings=(*plan.warnings, *listen(media, plan, cancel=cancel)))
         if plan.estimates is None:
             return plan

@@ -7,58 +7,65 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from math import prod
 from pathlib import Path
 
+from engine.adapters import LoraUse
 from engine.config import Config
-from engine.data import Weights
-from engine.errors import ConfigError, EngineError, MissingExtra, MissingWeights, SourceError
-from engine.loras import loadable_loras, named_by
+from engine.data import Plan, Weights
+from engine.errors import ConfigError, MissingExtra, MissingWeights, SourceError
+from engine.loras import Loras, bundled_loras, loadable_loras, named_by
 from engine.multitalk.keys import engine_name
 from engine.multitalk.layout import QUANTISED, Part, find_parts, gguf_names, other_quant
-from engine.multitalk.lora_names import merged_only, no_fit, no_match, sort_entries
+from engine.multitalk.lora_alpha import strengths
+from engine.multitalk.lora_file import LoraFile, read_lora_header
+from engine.multitalk.lora_names import check_share, fits, no_fit, no_match, sort_entries, tell_unmatched
 from engine.settings import weights_of
 
 #: Names of tensors -> their shapes; None: not known from a header alone.
 Shapes = Mapping[str, tuple[int, ...] | None]
 
 
-def check_suited(config: Config, folder: Path) -> None:
+@dataclass(frozen=True)
+class LoraFit:
+    """What a LoRA's file has for a network."""
+
+    file: str
+    entries: int
+    unmatched: tuple[str, ...]
+    #: The alphas of its pairs and where they come from, in words.
+    alpha: str
+    warnings: tuple[str, ...] = ()
+
+
+def check_suited(config: Config, folder: Path) -> Mapping[Path, LoraFit]:
     """Raise SourceError or ConfigError where `folder` does not hold what the config's quantisation and LoRAs need.
+
+    Return what each LoRA that would be loaded has for the network.
 
     Reads headers and small JSON files, takes a fraction of a second and imports no torch. Whether the files are whole
     beyond their headers is for loading to find out.
     """
     wanted = weights_of(config)
-    parts, missing = find_parts(folder, wanted)
+    _, missing = find_parts(folder, wanted)
     if missing:
         raise _incomplete(wanted, folder, missing)
     _check_packages(config.quant.name)
     loras = loadable_loras(config, folder)
     if not loras:
-        return
+        return {}
     if config.quant.name == "gguf" and config.lora.mode == "merged":
         raise ConfigError("a GGUF file takes no merged LoRAs", field="lora.mode", hint="use lora.mode=runtime")
-    shapes = _shapes(parts["transformer"])
     for path in dict(loras):
-        if not path.is_file():
+        if not path.exists():
             key = named_by(config, folder, path)
             raise SourceError(
                 f"no LoRA file {path}",
                 field="lora",
                 hint=f"{key} names it: put it there, or choose others by {key} ([] for none)",
             )
-        _check_lora(path, shapes, mode=config.lora.mode)
-
-
-def unsuited(config: Config, folder: Path) -> str:
-    """Return what `check_suited` finds wrong, in one line; "" where it is content."""
-    try:
-        check_suited(config, folder)
-    except EngineError as error:
-        return str(error)
-    return ""
+    return look_at_loras(wanted, folder, loras)
 
 
 def _incomplete(wanted: Weights, folder: Path, missing: tuple[str, ...]) -> MissingWeights:
@@ -82,46 +89,51 @@ def _check_packages(quant: str) -> None:
             raise MissingExtra("quant", "torchao", "quant", why="to keep weights as a quanto file stores them")
 
 
-def _check_lora(path: Path, shapes: Shapes, *, mode: str) -> None:
-    """Raise SourceError for a file that is damaged, that changes none of the tensors, or one of another shape."""
-    from safetensors import SafetensorError, safe_open
+def look_at_loras(wanted: Weights, folder: Path, loras: Loras) -> dict[Path, LoraFit]:
+    """Return what each LoRA does to the transformer in `folder`, from headers alone. Raises SourceError."""
+    if not loras:
+        return {}
+    parts, missing = find_parts(folder, wanted)
+    if missing:
+        raise _incomplete(wanted, folder, missing)
+    shapes = _shapes(parts["transformer"])
+    return {path: _look_at(path, shapes) for path in dict(loras)}
 
+
+def tell_loras(plan: Plan, config: Config, folder: Path, fits: Mapping[Path, LoraFit]) -> Plan:
+    """Return `plan` with the LoRAs that `config` has on, of those in `fits`, and the warnings about them."""
+    on = [(fits[path], scale) for path, scale in bundled_loras(config, folder) if path in fits]
+    uses = tuple(LoraUse(fit.file, scale, fit.entries, len(fit.unmatched), fit.alpha) for fit, scale in on)
+    told = (line for fit, _ in on for line in (tell_unmatched(fit.file, fit.entries, fit.unmatched), *fit.warnings))
+    return replace(plan, loras=uses, warnings=(*plan.warnings, *dict.fromkeys(filter(None, told))))
+
+
+def _look_at(path: Path, shapes: Shapes) -> LoraFit:
+    """Raise SourceError for a file that is damaged, that changes none of the tensors, or one of another shape."""
+    header = read_lora_header(path)
     try:
-        # The header says how long the file must be.
-        with safe_open(path, "np") as file:
-            stored = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise SourceError(f"{path} is damaged: {error}", field="lora", hint="get this file again") from error
-    try:
-        _check_entries(stored, shapes, mode=mode)
+        return _match(header, shapes)
     except SourceError as error:
         raise SourceError(f"{path}: {error.what}", field=error.field, hint=error.hint) from error
 
 
-def _check_entries(stored: Mapping[str, tuple[int, ...]], shapes: Shapes, *, mode: str) -> None:
+def _match(header: LoraFile, shapes: Shapes) -> LoraFit:
+    stored = header.shapes
     entries, unmatched = sort_entries(stored)
     matched = {tensor: entries[tensor] for tensor in entries if tensor in shapes}
     if not matched:
         first = next((next(iter(keys.values())) for keys in entries.values()), "nothing")
         raise no_match(next(iter(unmatched), first))
     for tensor, keys in matched.items():
-        if mode == "runtime" and tensor.rpartition(".")[2] not in ("weight", "bias"):
-            raise merged_only(next(iter(keys.values())))
         shape = shapes[tensor]
-        if shape is not None and not _fits({kind: stored[key] for kind, key in keys.items()}, shape):
+        if shape is not None and not fits({part: stored[key] for part, key in keys.items()}, shape):
             raise no_fit(next(iter(keys.values())), shape)
-
-
-def _fits(entry: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> bool:
-    """Say whether up @ down, flattened behind their first axis, or the full change has the values of `shape`."""
-    full = entry.get("diff", entry.get("diff_b"))
-    if full is not None and prod(full) != prod(shape):
-        return False
-    if "down" not in entry:
-        return True
-    down, up = entry["down"], entry["up"]
-    rank = down[0] if down else 0
-    return prod(up[1:]) == rank and (*up[:1], prod(down[1:])) == (shape[0], prod(shape[1:]))
+    unmatched += tuple(key for tensor, keys in entries.items() if tensor not in matched for key in keys.values())
+    check_share(len(stored), unmatched)
+    found = strengths(entries, stored, header.alphas, header.told)
+    file = header.path.name
+    warnings = tuple(f"{file}: {one}" for one in found.warnings)
+    return LoraFit(file, len(stored), unmatched, found.text, (*warnings, *header.warnings))
 
 
 def _shapes(part: Part) -> dict[str, tuple[int, ...] | None]:

@@ -65,11 +65,16 @@ class LinearCodec:
 
 
 class RecordedText:
+    text_len = 512
+
     def __init__(self, prompts: Mapping[str, Tensor]) -> None:
         self.prompts = prompts
 
     def encode(self, prompt: str) -> Tensor:
         return self.prompts[prompt][None]
+
+    def lost(self, prompt: str) -> str:
+        return ""
 
 
 class RecordedImage:

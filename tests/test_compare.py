@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import random
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -213,3 +215,75 @@ def test_videos_play_together_and_the_table_sorts_and_filters(tmp_path: Path) ->
     assert told["words"] == (["2"], ["2"])
     assert told["filter-1"] == (["1"], ["1"])
     assert told["shown"] == "1 of 5 runs are shown."
+
+
+#: What a stranger's metrics.json may hold in place of the usual, and what is shown of its run.
+STRANGE: dict[str, str] = {
+    "a number too large": '{"format": 1, "overrides": {"a": 1}, "status": "done", "video": null, "bytes": 1'
+    + "0" * 400
+    + "}",
+    "a number too long": '{"format": 1, "overrides": {}, "status": "done", "video": null, "bytes": ' + "9" * 5000 + "}",
+    "no number": '{"format": 1, "overrides": {}, "status": "done", "video": null, "bytes": NaN, "forwards": Infinity}',
+    "a deep value": '{"format": 1, "status": "done", "video": null, "overrides": ' + "[" * 90_000 + "]" * 90_000 + "}",
+    "a deep override": '{"format": 1, "status": "done", "video": null, "overrides": {"a": '
+    + "[" * 400
+    + "]" * 400
+    + "}}",
+    "half a character": '{"format": 1, "overrides": {"a\\ud800": "\\udcff"}, "status": "done", "video": "\\ud800.mp4"}',
+    "half a character told": '{"format": 1, "overrides": {}, "status": "failed", "error": {"message": "\\ud800"}}',
+    "a terminal's commands": '{"format": 1, "overrides": {"a": "\\u001b[2J\\u202e"}, "status": "\\u001b[2J"}',
+    "no object": "[1]",
+    "no JSON": "\x00",
+    "nothing": "",
+    "a format of its own": '{"format": {"x": ["\\u001b"]}}',
+    "a list for texts": '{"format": 1, "overrides": [["a", [1]]], "status": [1], "error": [1], "video": [1]}',
+    "a wrong video": '{"format": 1, "overrides": {}, "status": "done", "video": "../../../etc/passwd"}',
+    "a video of another type": '{"format": 1, "overrides": {}, "status": "done", "video": {"a": 1}}',
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_strange_run_is_a_line_of_the_page_and_the_others_stay(name: str, tmp_path: Path) -> None:
+    run(tmp_path, 1)
+    run(tmp_path, 2)
+    (run(tmp_path, 3) / "metrics.json").write_text(STRANGE[name], "utf-8")
+
+    parsed = page(tmp_path)
+
+    text = (tmp_path / "index.html").read_text("utf-8")
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    rows = [attributes["data-run"] for attributes in parsed.all("tr") if "data-run" in attributes]
+    assert rows == ["1", "2", "3"]
+    assert not [source for video in parsed.all("video") if "passwd" in (source := str(video["src"]))]
+
+
+def test_folders_that_are_no_text_are_linked_as_they_are(tmp_path: Path) -> None:
+    sweep = Path(os.fsdecode(os.fsencode(tmp_path) + b"/sweep-\xff"))
+    path = run(sweep, 1)
+    other = path.rename(path.with_name(os.fsdecode(b"run-\xe9-\xc2\xb2")))
+    (other / "talk.mp4").write_bytes(b"x")
+
+    parsed = page(sweep)
+
+    (video,) = parsed.all("video")
+    assert video["src"] == "run-%E9-%C2%B2/talk.mp4"
+    assert r"run-\udce9-²" in (sweep / "index.html").read_text("utf-8")
+
+
+def test_mutated_figures_never_stop_the_page(tmp_path: Path) -> None:
+    dice = random.Random(5)
+    usual = json.loads((run(tmp_path, 0) / "metrics.json").read_text())
+    values: list[Any] = [None, True, -1, 10**400, 1e308, "", "\ud800", "\x1b[2J", [], {}, [1], {"value": "x"}, "../x"]
+    for number in range(1, 300):
+        told: Any = json.loads(json.dumps(usual))
+        for _ in range(dice.randint(1, 3)):
+            groups = [told, told.get("measures"), told.get("timings")]
+            owner = dice.choice([group for group in groups if isinstance(group, dict)])
+            owner[dice.choice([*owner, "other"])] = dice.choice(values)
+        path = run(tmp_path, number) / "metrics.json"
+        path.write_text(json.dumps(told), "utf-8")
+
+    rows = [attributes["data-run"] for attributes in page(tmp_path).all("tr") if "data-run" in attributes]
+
+    assert len(rows) == 300

@@ -103,3 +103,27 @@ def test_request_may_not_override_the_rest(override: str) -> None:
 def test_request_overrides_come_after_the_boot_overrides() -> None:
     config = compose_request(["sampler.steps=3", "resolution=large"], ["sampler.steps=5"])
     assert (config.sampler.steps, config.resolution) == (5, "large")
+
+
+@pytest.mark.parametrize(
+    ("override", "place"),
+    [
+        ("lora.extra=${model.name}", "lora.extra"),
+        ("lora.extra='\\${oc.env:HOME}'", "lora.extra"),
+        ("model.turbo.loras=${model.name}", "model.turbo.loras"),
+        ("access.schemes=${model.name}", "access.schemes"),
+        ("lora=${model}", "lora"),
+        ("model.turbo=${lora}", "model.turbo"),
+    ],
+)
+def test_a_reference_to_something_of_another_shape_is_an_error_in_one_line(override: str, place: str) -> None:
+    with pytest.raises(ConfigError, match=r" is not a (list|group)") as caught:
+        compose(["model=tiny", override])
+    assert caught.value.field == place
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reference_to_something_of_the_same_shape_is_taken() -> None:
+    config = compose(["model=tiny", "lora.extra=${model.turbo.loras}"])
+
+    assert [one.file for one in config.lora.extra] == ["loras/turbo.safetensors"]

@@ -47,6 +47,8 @@ def loras(folder: Path) -> list[Path]:
                 "diffusion_model.blocks.0.self_attn.q.lora_down.weight": torch.randn(2, 24, generator=generator),
                 "diffusion_model.blocks.0.self_attn.q.lora_up.weight": torch.randn(24, 2, generator=generator),
                 "diffusion_model.blocks.1.norm3.diff": torch.randn(24, generator=generator),
+                "diffusion_model.blocks.0.diff_m": 0.1 * torch.randn(1, 6, 24, generator=generator),
+                "diffusion_model.head.diff_m": 0.1 * torch.randn(1, 2, 24, generator=generator),
             },
             paths[-1],
         )
@@ -305,7 +307,7 @@ def test_what_a_lora_does_not_reach_is_told(
     load(folder, loras=[(partly, 1.0)], lora_mode=mode)
 
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "partly.safetensors: 2 entries match no tensor" in warning
+    assert "2 of 7 entries of partly.safetensors match no tensor" in warning
     assert all(name in warning for name in unknown)
     with pytest.raises(SourceError, match="no entry of the LoRA matches"):
         load(folder, loras=[(foreign, 1.0)], lora_mode=mode)

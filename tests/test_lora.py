@@ -107,9 +107,22 @@ def test_pair_without_alpha_is_taken_as_it_is() -> None:
     torch.testing.assert_close(merged, up @ down)
 
 
-@pytest.mark.parametrize("key", ["dora_scale", "lora_magnitude_vector.default.weight", "hada_w1_a", "lokr_w2"])
-def test_another_kind_of_adapter_is_refused_by_name(key: str, lora: dict[str, Tensor]) -> None:
-    with pytest.raises(SourceError, match=key):
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("dora_scale", "DoRA"),
+        ("lora_magnitude_vector.default.weight", "DoRA"),
+        ("lora_magnitude_vector", "DoRA"),
+        ("hada_t1", "Tucker"),
+        ("lora_mid.weight", "Tucker"),
+        ("lora_E", "AdaLoRA"),
+        ("oft_blocks", "OFT"),
+        ("a1.weight", "GLoRA"),
+        ("set_weight", "whole weights"),
+    ],
+)
+def test_another_kind_of_adapter_is_refused_by_name(key: str, kind: str, lora: dict[str, Tensor]) -> None:
+    with pytest.raises(SourceError, match=f"{key} is of another kind of adapter: .*{kind}"):
         read_deltas(lora | {f"diffusion_model.blocks.0.self_attn.q.{key}": torch.ones(1)})
 
 
@@ -228,6 +241,176 @@ def test_runtime_lora_name_is_taken_once(home_recordings: Any, lora: dict[str, T
         load_runtime_lora(model, lora, "turbo")
 
 
-def test_runtime_lora_cannot_change_a_modulation_table(home_recordings: Any) -> None:
-    with pytest.raises(SourceError, match="merged"):
-        load_runtime_lora(home_recordings.model("model_A"), {"head.modulation.diff": torch.ones(1, 2, 64)}, "x")
+#: Spellings of a change of the modulation tables, of the first block and of the head.
+TABLES = [
+    ("diffusion_model.blocks.0.diff_m", "diffusion_model.head.diff_m"),
+    ("blocks.0.modulation.diff", "head.modulation.diff"),
+    ("transformer.blocks.0.scale_shift_table.diff", "transformer.scale_shift_table.diff"),
+    ("lora_unet_blocks_0.diff_m", "lora_unet_head.diff_m"),
+    ("lora_unet__blocks_0_modulation.diff", "lora_unet__head_modulation.diff"),
+]
+
+
+@pytest.mark.parametrize("names", TABLES)
+def test_change_of_the_modulation_is_the_same_beside_the_weights_and_merged(
+    names: tuple[str, str], home_recordings: Any
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    block, head = names
+    file = {
+        block: 0.3 * torch.randn(1, 6, 64, generator=generator),
+        head: 0.3 * torch.randn(1, 2, 64, generator=generator),
+    }
+    merged = dict(home_recordings.tensors("model_A"))
+    coverage = merge_lora(merged, file, scale=0.7)
+    expected = forward(home_recordings.model("model_A", state=merged), home_recordings)
+    model = home_recordings.model("model_A")
+    before = forward(model, home_recordings)
+
+    table = load_runtime_lora(model, file, "table")
+    off = forward(model, home_recordings)
+    with table.use(0.7):
+        on = forward(model, home_recordings)
+
+    assert (coverage.unmatched, coverage.entries) == ((), 2)
+    torch.testing.assert_close(on, expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(on, before, atol=1e-2)
+    assert torch.equal(off, before)
+    assert torch.equal(forward(model, home_recordings), before)
+
+
+def test_bias_of_a_pair_is_scaled_as_its_pair_is(home_recordings: Any) -> None:
+    down, up, bias = torch.randn(4, 64), torch.randn(64, 4), torch.randn(64)
+    name = "transformer.blocks.0.attn1.to_q"
+    file = {
+        f"{name}.lora_A.weight": down,
+        f"{name}.lora_B.weight": up,
+        f"{name}.lora_B.bias": bias,
+        f"{name}.alpha": torch.tensor(2.0),
+    }
+    state = {"blocks.0.attn1.to_q.weight": torch.zeros(64, 64), "blocks.0.attn1.to_q.bias": torch.zeros(64)}
+
+    coverage = merge_lora(state, file)
+
+    torch.testing.assert_close(state["blocks.0.attn1.to_q.weight"], 0.5 * up @ down)
+    torch.testing.assert_close(state["blocks.0.attn1.to_q.bias"], 0.5 * bias)
+    assert coverage.unmatched == ()
+
+
+def loha(rows: int, columns: int, rank: int = 3) -> dict[str, Tensor]:
+    return {
+        f"hada_{one}_{half}": torch.randn(*shape) / rank**0.5
+        for one in ("w1", "w2")
+        for half, shape in (("a", (rows, rank)), ("b", (rank, columns)))
+    }
+
+
+def lokr(rows: int, columns: int, rank: int = 3) -> dict[str, Tensor]:
+    return {
+        "lokr_w1": torch.randn(4, 2),
+        "lokr_w2_a": torch.randn(rows // 4, rank),
+        "lokr_w2_b": torch.randn(rank, columns // 2) / rank**0.5,
+    }
+
+
+@pytest.mark.parametrize("make", [loha, lokr])
+@pytest.mark.parametrize("prefix", ["lycoris_", "lora_unet_"])
+def test_loha_and_lokr_are_the_same_beside_the_weights_and_merged(make: Any, prefix: str, home_recordings: Any) -> None:
+    torch.manual_seed(2)
+    shapes = {"blocks_0_self_attn_q": (64, 64), "blocks_1_ffn_0": (128, 64), "patch_embedding": (64, 144)}
+    file = {
+        f"{prefix}{module}.{part}": tensor
+        for module, shape in shapes.items()
+        for part, tensor in (make(*shape) | {"alpha": torch.tensor(1.5)}).items()
+    }
+    merged = dict(home_recordings.tensors("model_A"))
+    coverage = merge_lora(merged, file, scale=0.2)
+    expected = forward(home_recordings.model("model_A", state=merged), home_recordings)
+    model = home_recordings.model("model_A")
+    before = forward(model, home_recordings)
+
+    lora = load_runtime_lora(model, file, "other")
+    with lora.use(0.2):
+        on = forward(model, home_recordings)
+
+    assert coverage.unmatched == ()
+    torch.testing.assert_close(on, expected, atol=1e-4, rtol=0)
+    assert not torch.allclose(on, before, atol=1e-2)
+    assert torch.equal(forward(model, home_recordings), before)
+
+
+def test_loha_is_the_product_of_two_products_by_alpha_over_rank() -> None:
+    parts = loha(6, 5)
+    name = "blocks.0.self_attn.q"
+
+    delta = read_deltas({f"{name}.{part}": one for part, one in parts.items()} | {f"{name}.alpha": torch.tensor(6.0)})
+
+    w1, w2 = (parts[f"hada_{one}_a"] @ parts[f"hada_{one}_b"] for one in ("w1", "w2"))
+    torch.testing.assert_close(delta[0]["blocks.0.attn1.to_q.weight"].dense(w1.shape, "cpu"), 2 * w1 * w2)
+
+
+def test_lokr_is_a_kronecker_product_and_knows_no_alpha_where_both_factors_are_whole() -> None:
+    parts = lokr(8, 6)
+    name, ours = "blocks.0.self_attn.q", "blocks.0.attn1.to_q.weight"
+    alpha = {f"{name}.alpha": torch.tensor(6.0)}
+    w2 = parts["lokr_w2_a"] @ parts["lokr_w2_b"]
+    whole = {"lokr_w1": parts["lokr_w1"], "lokr_w2": w2}
+
+    for file, scale in ((parts, 2.0), (whole, 1.0)):
+        delta, _ = read_deltas({f"{name}.{part}": one for part, one in file.items()} | alpha)
+        expected = scale * torch.kron(parts["lokr_w1"], w2)
+        torch.testing.assert_close(delta[ours].dense(torch.Size((8, 6)), "cpu"), expected)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lora_unet_blocks_1.ffn.0",
+        "lora_unet_blocks_1_ffn.0",
+        "lycoris_blocks_1_ffn_0",
+        "lora_blocks_1_ffn_net_0_proj",
+        "_orig_mod.blocks.1.ffn.0",
+        "diffusion_model.blocks.1._orig_mod.ffn.0",
+        "pipe.dit.blocks.1.ffn.0",
+    ],
+)
+def test_names_of_mixed_spelling_are_understood(name: str) -> None:
+    down, up = torch.randn(3, 64), torch.randn(128, 3)
+    state = {"blocks.1.ffn.0.weight": torch.zeros(128, 64)}
+
+    coverage = merge_lora(state, {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up})
+
+    torch.testing.assert_close(state["blocks.1.ffn.0.weight"], up @ down)
+    assert coverage.unmatched == ()
+
+
+def test_norms_of_lycoris_are_changes_of_their_weight_and_bias() -> None:
+    state = {"blocks.0.norm3.weight": torch.ones(4), "blocks.0.norm3.bias": torch.zeros(4)}
+
+    merge_lora(state, {"lycoris_blocks_0_norm3.w_norm": torch.ones(4), "lycoris_blocks_0_norm3.b_norm": torch.ones(4)})
+
+    assert state["blocks.0.norm3.weight"].tolist() == [2.0] * 4
+    assert state["blocks.0.norm3.bias"].tolist() == [1.0] * 4
+
+
+def test_two_entries_of_one_meaning_are_an_error(lora: dict[str, Tensor]) -> None:
+    twin = {
+        "lora_unet_blocks_0_self_attn_q.lora_down.weight": torch.ones(3, 64),
+        "lora_unet_blocks_0_self_attn_q.lora_up.weight": torch.ones(64, 3),
+    }
+    with pytest.raises(SourceError, match="mean the same"):
+        read_deltas(lora | twin)
+
+
+@pytest.mark.parametrize("foreign", [5, 6])
+def test_a_file_of_which_more_than_half_matches_nothing_is_an_error(foreign: int) -> None:
+    state = {f"blocks.{index}.self_attn.q.bias": torch.zeros(4) for index in range(5)}
+    file = {f"blocks.{index}.self_attn.q.diff_b": torch.ones(4) for index in range(5)}
+    file |= {f"blocks.{40 + index}.self_attn.q.diff_b": torch.ones(4) for index in range(foreign)}
+
+    if foreign == 5:
+        coverage = merge_lora(state, file)
+        assert (len(coverage.unmatched), coverage.entries) == (5, 10)
+    else:
+        with pytest.raises(SourceError, match="6 of 11 entries match no tensor"):
+            merge_lora(state, file)

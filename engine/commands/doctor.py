@@ -24,6 +24,7 @@ def doctor(words: Sequence[str]) -> int:
     parser.flag("--json", action="store_true", help="as one JSON object")
     values, rest = parser.read(words)
     from engine.doctor import examine
+    from engine.plain import plain
 
     found = examine(rest)
     broken = [finding for finding in found if finding.state == "broken"]
@@ -33,10 +34,10 @@ def doctor(words: Sequence[str]) -> int:
         return 1 if broken else 0
     width = max(len(finding.name) for finding in found)
     for finding in found:
-        print(f"{_MARKS[finding.state]:<7}{finding.name:<{width}}  {finding.what}")
+        print(f"{_MARKS[finding.state]:<7}{finding.name:<{width}}  {plain(finding.what)}")
         for line in finding.more:
-            print(f"{'':<7}{'':<{width}}  {line}")
+            print(f"{'':<7}{'':<{width}}  {plain(line)}")
         if finding.hint and not finding.more:
-            print(f"{'':<7}{'':<{width}}  -> {finding.hint}")
+            print(f"{'':<7}{'':<{width}}  -> {plain(finding.hint)}")
     print(f"\n{len(broken)} broken" if broken else "\nnothing is broken")
     return 1 if broken else 0

@@ -13,9 +13,11 @@ from typing import Any
 from engine.commands.escape import override, quoted
 from engine.commands.flags import REQUEST, Flag, Parser, add_own_flags, add_request_flags, read_words
 from engine.commands.launch import launch
+from engine.commands.recipe_check import check_form, is_deep, worth_a_look
 from engine.cuts import KEYS, values_of
 from engine.data import Region, Request, Speaker
 from engine.errors import RequestError
+from engine.plain import plain
 from engine.recipe import DECISIVE, FORMAT, input_hashes, versions, weights_hash
 from engine.redact import redact
 from engine.registry import installed
@@ -27,16 +29,19 @@ _MEDIA = (
     *(flag for flag in REQUEST if flag.key in ("image", "audio")),
     Flag("mask", "FILE", "a mask picture, once for each person who had one", many=True),
 )
+#: Columns of keys; a key that is longer stands before its value.
+_WIDEST = 60
 
 
 def show(path: Path, *, as_json: bool) -> int:
     """Print the recipe in the MP4 at `path`. Raises RequestError where there is none."""
     recipe = load(path)
     if as_json:
-        print(json.dumps(recipe))
+        print(json.dumps(recipe).replace("\x7f", "\\u007f"))
         return 0
-    rows = list(_rows(recipe, ""))
-    width = max(len(key) for key, _ in rows)
+    # Whoever made the video wrote keys and values.
+    rows = [(plain(key), plain(value)) for key, value in _rows(recipe, "")]
+    width = min(_WIDEST, max(len(key) for key, _ in rows))
     print("\n".join(f"{key:<{width}}  {value}" for key, value in rows))
     return 0
 
@@ -48,9 +53,15 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RequestError(f"{str(path)!r} is not a file", field="FILE.mp4", hint="give a video that the engine made")
     recipe = dict(read_recipe(path))
+    if is_deep(recipe):
+        raise RequestError(
+            f"the recipe in {str(path)!r} is nested too deep, or too long",
+            field="FILE.mp4",
+            hint="give a video as the engine wrote it",
+        )
     if recipe.get("format") != FORMAT:
         raise RequestError(
-            f"{str(path)!r} carries a recipe of format {recipe.get('format')!r}",
+            f"{str(path)!r} carries a recipe of format {str(recipe.get('format'))[:40]}",
             field="FILE.mp4",
             hint=f"this engine reads format {FORMAT}",
         )
@@ -84,16 +95,20 @@ def again(words: Sequence[str]) -> int:
             )
     own = read_words("generate", parser, values, rest[1:])
     try:
+        check_form(recipe)
         request = _request(recipe, media["image"], media["audio"] or [], media["mask"] or [])
         overrides = [*own.overrides, *recipe_overrides(recipe, request)]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise RequestError(
             f"the recipe in {rest[0]!r} is damaged ({type(error).__name__}: {error})",
             field="FILE.mp4",
             hint="give a video as the engine wrote it",
         ) from error
+    # Before anything of it is looked for, read or computed.
+    for warning in worth_a_look(recipe):
+        print(f"multitalk: warning: {plain(warning)}", file=sys.stderr)
     for warning in differences(recipe, overrides, request):
-        print(f"multitalk: warning: {warning}", file=sys.stderr)
+        print(f"multitalk: warning: {plain(warning)}", file=sys.stderr)
     return launch(overrides)
 
 
@@ -221,4 +236,4 @@ def _rows(value: Any, key: str) -> Iterator[tuple[str, str]]:
         for index, part in enumerate(value):
             yield from _rows(part, f"{key}[{index}]")
     else:
-        yield key, value.replace("\n", "\\n") if isinstance(value, str) else json.dumps(value)
+        yield key, value if isinstance(value, str) else json.dumps(value)

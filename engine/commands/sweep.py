@@ -26,6 +26,7 @@ from engine.compose import CONF, compose, translated
 from engine.data import Delivery, Request
 from engine.errors import Cancelled, ConfigError, EngineError
 from engine.hookspecs import hookimpl
+from engine.plain import plain
 from engine.registry import installed
 from engine.service import EngineService
 
@@ -66,7 +67,8 @@ def sweep(overrides: Sequence[str]) -> int:
     # Other sweepers than Hydra's own return whatever they like: then a run's failure has been told, not counted.
     runs = [job for batch in batches or () for job in batch] if isinstance(batches, list) else []
     if any(folder.glob(f"*/{METRICS}")) and "entrypoint.quiet=true" not in overrides:
-        print(f"multitalk: the runs are in {folder}; side by side: multitalk compare {folder}", file=sys.stderr)
+        shown = plain(str(folder))
+        print(f"multitalk: the runs are in {shown}; side by side: multitalk compare {shown}", file=sys.stderr)
     return max((int(job.return_value) for job in runs), default=0)
 
 
@@ -82,7 +84,7 @@ def run_job(composed: DictConfig, *, swept: Sequence[str] = ()) -> int:
     overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     keys = {*swept, *(hydra.sweeper.get("params") or ())}
     run = RunFolder(Path(hydra.runtime.output_dir), int(hydra.job.num), overrides, keys)
-    print(f"multitalk: job {run.number}: {', '.join(run.chosen)}", file=sys.stderr)
+    print(f"multitalk: job {run.number}: {plain(', '.join(run.chosen))}", file=sys.stderr)
     try:
         return _make(run)
     except Cancelled as error:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from engine.comparison.runs import FIGURES, Figure, Run, best, differing
 from engine.errors import SinkError
+from engine.plain import plain
 
 PAGE = "index.html"
 
@@ -43,7 +44,7 @@ def render(name: str, runs: Sequence[Run]) -> str:
     return Template(here.joinpath("page.html").read_text("utf-8")).substitute(
         policy=f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; media-src 'self' file:; "
         "base-uri 'none'; form-action 'none'",
-        title=f"Comparison of {escape(name)}",
+        title=f"Comparison of {escape(plain(name))}",
         style=style,
         script=script,
         summary=_summary(runs),
@@ -72,12 +73,13 @@ def _filter(runs: Sequence[Run], key: str, column: int) -> str:
 
 
 def _card(run: Run, keys: Sequence[str]) -> str:
-    number = escape(run.name)
+    number = escape(plain(run.name))
     chosen = [(key, _text(run.overrides[key])) for key in keys if key in run.overrides]
     about = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in chosen)
-    label = escape(f"Run {run.name}: " + ", ".join(f"{key} {value}" for key, value in chosen))
+    label = escape(f"Run {plain(run.name)}: " + ", ".join(f"{key} {value}" for key, value in chosen))
     if run.video is not None:
-        link = quote(f"{run.name}/{run.video}")
+        # The name of a folder need not be text.
+        link = quote(os.fsencode(f"{run.name}/{run.video}"))
         shown = (
             f'<video src="{link}" controls muted playsinline preload="auto" aria-label="{label}"></video>'
             '<p class="error unplayable" hidden>This browser cannot play the video.</p>'
@@ -107,7 +109,8 @@ def _rows(runs: Sequence[Run], keys: Sequence[str], figures: Sequence[Figure], f
     winners = {figure.place: best(runs, figure) for figure in figures}
     rows = []
     for run in runs:
-        cells = [f'<th scope="row" data-value="{escape(run.name)}">{escape(run.name)}</th>']
+        name = escape(plain(run.name))
+        cells = [f'<th scope="row" data-value="{name}">{name}</th>']
         for value in (_text(run.overrides.get(key)) for key in keys):
             cells.append(f'<td data-value="{escape(value)}">{escape(value)}</td>')
         if failed:
@@ -115,7 +118,7 @@ def _rows(runs: Sequence[Run], keys: Sequence[str], figures: Sequence[Figure], f
             kind = "" if run.status == "done" else ' class="error"'
             cells.append(f'<td{kind} data-value="{run.status}">{escape(told)}</td>')
         cells += [_figure(run, figure, run.name in winners[figure.place]) for figure in figures]
-        rows.append(f'<tr data-run="{escape(run.name)}">{"".join(cells)}</tr>')
+        rows.append(f'<tr data-run="{name}">{"".join(cells)}</tr>')
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import RequestError
+from engine.plain import plain
 
 #: What a run leaves in its folder.
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
 FORMAT = 1
+#: A run leaves a few kB.
+_MOST_BYTES = 4 * 2**20
 UNFINISHED = "it is still at work, or was ended before it could say why"
 
 
@@ -89,12 +93,17 @@ def best(runs: Sequence[Run], figure: Figure) -> set[str]:
 
 def _read(folder: Path, name: str) -> Run:
     try:
-        told = json.loads((folder / METRICS).read_text("utf-8"))
+        path = folder / METRICS
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it has over {_MOST_BYTES} bytes")
+        raw = json.loads(path.read_text("utf-8"))
+        told = _mended(raw)
         if told["format"] != FORMAT:
-            raise ValueError(f"format {told['format']}")
-        return _run(told, folder, name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return Run(name, "failed", f"its metrics.json cannot be read ({type(error).__name__}: {error})")
+            raise ValueError(f"format {str(told['format'])[:40]}")
+        # A file's name is looked for as it is.
+        return _run({**told, "video": raw.get("video")}, folder, name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        return Run(name, "failed", plain(f"its metrics.json cannot be read ({type(error).__name__}: {error})"))
 
 
 def _run(told: Mapping[str, Any], folder: Path, name: str) -> Run:
@@ -111,12 +120,24 @@ def _run(told: Mapping[str, Any], folder: Path, name: str) -> Run:
         if isinstance(value, Mapping):
             reasons[figure.place] = str(value["reason"])
             value = value["value"]
-        if isinstance(value, int | float):
+        # A whole number may be too large for a fraction, and JSON as Python reads it has NaN.
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(float(value)):
             figures[figure.place] = float(value)
     video = told["video"] and Path(told["video"]).name
     there = video if video and (folder / video).is_file() else None
     return Run(name, "done", "", there, overrides, figures, reasons)
 
 
+def _mended(value: Any) -> Any:
+    """Return a value read from JSON with its texts as a page can hold them. Raises RecursionError where it is deep."""
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, dict):
+        return {plain(key): _mended(part) for key, part in value.items()}
+    return [_mended(part) for part in value] if isinstance(value, list) else value
+
+
 def _natural(path: Path) -> list[Any]:
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)|/", str(path)) if part]
+    return [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)|/", str(path)) if part
+    ]

@@ -32,6 +32,7 @@ def answer(job: Job, delivery: Delivery | Resumed, *, own: bool = False) -> dict
         "seconds": round(delivery.seconds, 3),
         "timings": {stage: round(seconds, 3) for stage, seconds in delivery.timings.items()},
         **_memory(delivery),
+        **_loras(delivery),
         "engine_version": engine_version(),
         "warnings": [scrub(warning, _secrets(job), own=own) for warning in delivery.warnings],
     }
@@ -78,6 +79,12 @@ def _memory(delivery: Delivery | Resumed) -> dict[str, Any]:
     if isinstance(delivery, Resumed) or not delivery.peaks:
         return {}
     return {"memory": {where: asdict(peak) for where, peak in delivery.peaks.items()}}
+
+
+def _loras(delivery: Delivery | Resumed) -> dict[str, Any]:
+    if isinstance(delivery, Resumed) or not delivery.plan.loras:
+        return {}
+    return {"loras": [asdict(lora) for lora in delivery.plan.loras]}
 
 
 def _internal(error: BaseException) -> dict[str, str]:

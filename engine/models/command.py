@@ -18,6 +18,7 @@ from engine.models.progress import amount
 from engine.models.pull import Options, pull
 from engine.models.record import records
 from engine.models.tidy import State, removable, remove, states
+from engine.plain import plain
 
 ABOUT = {
     "pull": "download a preset, or go on with it; what is complete is left alone",
@@ -126,7 +127,7 @@ def _verify(words: Sequence[str], prog: str) -> int:
     else:
         for folder, findings in found.items():
             for finding in findings:
-                print(f"{finding.kind:<10} {folder}/{finding.file}: {finding.detail}")
+                print(plain(f"{finding.kind:<10} {folder}/{finding.file}: {finding.detail}"))
         print(f"{wrong} wrong" if wrong else f"all is well in {len(found)} folder{'s' * (len(found) != 1)}")
         if wrong:
             print("get them again with: multitalk models pull --repair --preset NAME")
@@ -179,7 +180,7 @@ def _prune(words: Sequence[str], prog: str) -> int:
     manifest = read_manifest(given.manifest)
     found = removable(manifest, given.model_path, given.keep, foreign=given.foreign)
     for item in found:
-        print(f"{item.why:<10} {amount(item.size):>9}  {item.path}")
+        print(plain(f"{item.why:<10} {amount(item.size):>9}  {item.path}"))
     if not found:
         print("nothing to remove")
         return 0
@@ -195,4 +196,5 @@ def _prune(words: Sequence[str], prog: str) -> int:
 
 def _say(line: str) -> None:
     # Over the line of progress, which a terminal shows in place.
+    line = plain(line)
     print(f"\r\x1b[K{line}" if sys.stderr.isatty() else line, file=sys.stderr)

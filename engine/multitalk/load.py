@@ -26,6 +26,9 @@ from engine.multitalk.fill import check_names
 from engine.multitalk.image import ImageEncoder
 from engine.multitalk.layout import QUANTISED, Part, find_parts
 from engine.multitalk.lora import Coverage, LoraMerger, RuntimeLora, load_runtime_lora
+from engine.multitalk.lora_alpha import Told
+from engine.multitalk.lora_file import read_lora_header
+from engine.multitalk.lora_names import tell_unmatched
 from engine.multitalk.memory import Placement, Profile, activation_bytes, lighten, place, settle
 from engine.multitalk.on_disk import OnDisk, first_sentence, unfit
 from engine.multitalk.quantize import change_weight, quantize_int8
@@ -46,9 +49,14 @@ _UNUSED = re.compile(r"quantizer\.|project_|lm_head\.|masked_spec_embed")
 
 
 class Prompted(Protocol):
-    """Encodes prompts: (1, tokens, text_dim)."""
+    """Encodes prompts: (1, tokens, text_dim), of at most `text_len` tokens; `lost` is what it cuts off."""
+
+    @property
+    def text_len(self) -> int: ...
 
     def encode(self, prompt: str) -> Tensor: ...
+
+    def lost(self, prompt: str) -> str: ...
 
 
 class Seeing(Protocol):
@@ -348,8 +356,9 @@ class Loras:
         """Load them beside the weights, where that is the mode, and switch on those that are chosen."""
         self.beside = {}
         for index, path in enumerate(dict(self.given) if self.mode == "runtime" else ()):
-            self.beside[path] = load_runtime_lora(transformer, _read_lora(path), f"lora{index}")
-            _tell_coverage(path, self.beside[path].coverage)
+            state, told = _read_lora(path)
+            self.beside[path] = load_runtime_lora(transformer, state, f"lora{index}", told=told)
+            _log_coverage(path, self.beside[path].coverage)
         self._switch()
 
     def forget(self) -> None:
@@ -383,32 +392,32 @@ class Loras:
                 lora.disable()
 
 
-def _read_lora(path: Path) -> dict[str, Tensor]:
+def _read_lora(path: Path) -> tuple[dict[str, Tensor], tuple[Told, ...]]:
+    """Return the tensors of a LoRA's file, and what it says about alpha beside them. Raises SourceError."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise SourceError(f"no LoRA file {path}", field="lora", hint="it is looked for below the folder of the weights")
+    header = read_lora_header(path)
     try:
-        return load_file(path)
+        return load_file(path), header.told
     except (SafetensorError, OSError) as error:
         raise SourceError(f"{path} is damaged: {error}", field="lora", hint="get this file again") from error
 
 
 def _merge(transformer: nn.Module, path: Path, scale: float) -> None:
-    merger = LoraMerger(_read_lora(path), scale=scale)
+    state, told = _read_lora(path)
+    merger = LoraMerger(state, scale=scale, told=told)
     for name in [name for name, _ in transformer.named_parameters() if name in merger]:
         # Tensor by tensor: a second copy of the whole network would not fit.
         change_weight(transformer, name, lambda weight, name=name: merger.merge(name, weight))  # type: ignore[misc]
-    _tell_coverage(path, merger.coverage())
+    _log_coverage(path, merger.coverage())
 
 
-def _tell_coverage(path: Path, coverage: Coverage) -> None:
-    """Log what a LoRA changes, as a warning where some of it finds no tensor."""
+def _log_coverage(path: Path, coverage: Coverage) -> None:
+    """Log what a LoRA changes. The answer has it, too: `engine.suited.look_at_loras`."""
     logger.info("%s changes %d tensors", path.name, len(coverage.matched))
     if coverage.unmatched:
-        shown = ", ".join(coverage.unmatched[:3]) + (", ..." if len(coverage.unmatched) > 3 else "")
-        logger.warning("%s: %d entries match no tensor: %s", path.name, len(coverage.unmatched), shown)
+        logger.warning(tell_unmatched(path.name, coverage.entries, coverage.unmatched))
 
 
 def _names(loras: Sequence[Lora]) -> str:

@@ -3,70 +3,117 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from engine.errors import SourceError
 from engine.multitalk.keys import engine_name
-from engine.multitalk.lora_names import merged_only, no_fit, no_match, sort_entries
+from engine.multitalk.lora_alpha import Told, strengths
+from engine.multitalk.lora_names import check_share, fits, no_fit, no_match, pair_of, sort_entries
 from engine.multitalk.quantize import shape_of
 from engine.multitalk.slots import BESIDE
+from engine.multitalk.transformer import TABLE_CHANGES
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What became of a LoRA file: our tensors it changed, and its own entries that found no tensor."""
+    """What became of a LoRA file: our tensors it changed, its own entries that found no tensor, and their number."""
 
     matched: tuple[str, ...]
     unmatched: tuple[str, ...]
+    entries: int
 
 
 @dataclass(frozen=True)
 class Delta:
-    """The change of one tensor: `up` @ `down`, or `full`, or both; unscaled but for alpha / rank."""
+    """The change of one tensor: the sum of what its entries make.
+
+    `parts` are named as by `sort_entries`. What is a product (a pair, LoHa, LoKr) is multiplied by `scale`, which alpha
+    says; the change of a whole tensor ("diff") is not.
+    """
 
     sources: tuple[str, ...]
-    down: Tensor | None = None
-    up: Tensor | None = None
-    full: Tensor | None = None
+    parts: Mapping[str, Tensor]
+    scale: float = 1.0
 
-    def dense(self, shape: torch.Size, device: torch.device) -> Tensor:
+    @property
+    def is_pair(self) -> bool:
+        """Whether `parts` has the halves of a LoRA."""
+        return "down" in self.parts
+
+    @property
+    def is_product(self) -> bool:
+        """Whether `parts` has factors of another kind, whose product is dense."""
+        return "hada_w1_a" in self.parts or any(part.startswith("lokr_") for part in self.parts)
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Say whether the change has the values of a tensor of `shape`."""
+        return fits({part: tuple(tensor.shape) for part, tensor in self.parts.items()}, shape)
+
+    def dense(self, shape: torch.Size, device: torch.device | str) -> Tensor:
         """Return the change as float32 tensor of `shape`. Raises SourceError if it has another shape."""
+        if not self.fits(shape):
+            raise no_fit(self.sources[0], tuple(shape))
         total = torch.zeros(shape, device=device)
-        try:
-            if self.down is not None and self.up is not None:
-                # A convolution's pair is a matrix product over its flattened kernel.
-                down, up = (part.to(device).float().flatten(1) for part in (self.down, self.up))
-                total = total + (up @ down).reshape(shape)
-            if self.full is not None:
-                total = total + self.full.to(device).float().reshape(shape)
-        except RuntimeError as error:
-            raise no_fit(self.sources[0], tuple(shape)) from error
+        parts = {part: tensor.to(device).float() for part, tensor in self.parts.items()}
+        if self.is_pair:
+            # A convolution's pair is a matrix product over its flattened kernel.
+            total = total + self.scale * (parts["up"].flatten(1) @ parts["down"].flatten(1)).reshape(shape)
+        if self.is_product:
+            total = total + self.scale * product(parts).reshape(shape)
+        if "diff" in parts:
+            total = total + parts["diff"].reshape(shape)
+        if "up_bias" in parts:
+            total = total + self.scale * parts["up_bias"].reshape(shape)
         return total
 
 
-def read_deltas(lora: Mapping[str, Tensor], *, use_alpha: bool = True) -> tuple[dict[str, Delta], tuple[str, ...]]:
+def product(parts: Mapping[str, Tensor]) -> Tensor:
+    """Return what LoHa or LoKr make of their factors, as a matrix (out, in).
+
+    LoHa is the product, value by value, of two products of matrices; LoKr the Kronecker product of two matrices, each
+    whole or a product itself. Source: LyCORIS (KohakuBlueleaf/LyCORIS), docs/Algo-Details.md.
+    """
+
+    def factor(name: str) -> Tensor:
+        if name in parts:
+            return parts[name].flatten(1)
+        return parts[f"{name}_a"].flatten(1) @ parts[f"{name}_b"].flatten(1)
+
+    if "hada_w1_a" in parts:
+        return factor("hada_w1") * factor("hada_w2")
+    return torch.kron(factor("lokr_w1"), factor("lokr_w2"))
+
+
+def read_deltas(
+    lora: Mapping[str, Tensor], *, use_alpha: bool = True, told: Sequence[Told] = ()
+) -> tuple[dict[str, Delta], tuple[str, ...]]:
     """Sort a LoRA state dict by our tensor names; also return its entries that name no tensor of the network.
 
     Understood are reference and our own module names behind `diffusion_model.`, `transformer.`, `unet.` or nothing, or
-    with underscores behind `lora_unet_`; pairs lora_down/lora_up and lora_A/lora_B, `.diff` (weight) and `.diff_b`
-    (bias). With `use_alpha` a pair with `.alpha` is scaled by alpha / rank, as trainers mean it, and one without by 1;
-    else alpha is ignored, as the public implementation does. Raises SourceError for half a pair, and for kinds of
-    adapter that are no LoRA (DoRA, LoHa, LoKr).
+    with underscores for dots, all or some, behind `lora_unet_` or `lycoris_`; pairs lora_down/lora_up and
+    lora_A/lora_B with the bias of the second; LoHa and LoKr; changes of whole tensors: `.diff` and `.w_norm` (weight),
+    `.diff_b` and `.b_norm` (bias), `.diff_m` (modulation table of a block or of the head). With `use_alpha` a pair is
+    scaled by alpha / rank, as trainers mean it, where `.alpha` or `told` (header, adapter_config.json) say one, and by
+    1 where none does; else alpha is ignored, as the public implementation does. Raises SourceError for half a pair, for
+    sources of alpha that differ, and for kinds of adapter that are not read (DoRA).
     """
     parts, unmatched = sort_entries(lora)
+    scales: Mapping[str, float] = {}
+    if use_alpha:
+        shapes = {key: tuple(tensor.shape) for key, tensor in lora.items()}
+        alphas = {key: float(tensor) for key, tensor in lora.items() if key.endswith(".alpha")}
+        scales = strengths(parts, shapes, alphas, told).scales
     deltas = {}
     for tensor, keys in parts.items():
-        down, up = (lora[keys[half]] if half in keys else None for half in ("down", "up"))
-        if use_alpha and "alpha" in keys and down is not None and up is not None:
-            up = up.float() * (float(lora[keys["alpha"]]) / down.shape[0])
-        full = keys.get("diff") or keys.get("diff_b")
-        deltas[tensor] = Delta(tuple(keys.values()), down, up, None if full is None else lora[full])
+        found = {part: lora[key] for part, key in keys.items() if part != "alpha"}
+        deltas[tensor] = Delta(tuple(keys.values()), found, scales.get(pair_of(tensor), 1.0))
     return deltas, unmatched
 
 
@@ -76,8 +123,10 @@ class LoraMerger:
     Call `merge` for every tensor and `coverage` at the end. Arguments as `read_deltas`; `scale` multiplies all.
     """
 
-    def __init__(self, lora: Mapping[str, Tensor], *, scale: float = 1.0, use_alpha: bool = True) -> None:
-        self._deltas, self._unmatched = read_deltas(lora, use_alpha=use_alpha)
+    def __init__(
+        self, lora: Mapping[str, Tensor], *, scale: float = 1.0, use_alpha: bool = True, told: Sequence[Told] = ()
+    ) -> None:
+        self._deltas, self._unmatched = read_deltas(lora, use_alpha=use_alpha, told=told)
         self._scale = scale
         self._matched: list[str] = []
 
@@ -94,7 +143,7 @@ class LoraMerger:
         return (tensor.float() + self._scale * delta.dense(tensor.shape, tensor.device)).to(tensor.dtype)
 
     def coverage(self) -> Coverage:
-        """Return what was matched so far. Raises SourceError if nothing was."""
+        """Return what was matched so far. Raises SourceError if nothing was, or less than MOST_UNMATCHED allows."""
         return _coverage(self._deltas, self._unmatched, self._matched)
 
 
@@ -112,8 +161,9 @@ def merge_lora(
 class RuntimeLora:
     """A LoRA beside the weights of a model, which are never touched; off until enabled.
 
-    Pairs are a PEFT adapter. `.diff` and `.diff_b` are a second module of the same kind whose parameters are the
-    change: linear layers, convolutions and norms are linear in their parameters, so the outputs add up.
+    Pairs are a PEFT adapter. Changes of whole tensors are a second module of the same kind whose parameters are the
+    change: linear layers, convolutions and norms are linear in their parameters, so the outputs add up. LoHa and LoKr
+    are such a module that keeps its factors. A modulation table is summed with its change where it is read.
     """
 
     name: str
@@ -155,17 +205,19 @@ class RuntimeLora:
             self._model.disable_adapters()
 
 
-def load_runtime_lora(model: Any, state: Mapping[str, Tensor], name: str, *, use_alpha: bool = True) -> RuntimeLora:
+def load_runtime_lora(
+    model: Any, state: Mapping[str, Tensor], name: str, *, use_alpha: bool = True, told: Sequence[Told] = ()
+) -> RuntimeLora:
     """Put a LoRA beside the weights of a MultiTalkTransformer3DModel under `name`, switched off.
 
-    Raises SourceError if nothing matches, a change does not fit, the name is taken, or the file changes a tensor that
-    is no layer's weight or bias (the modulation tables), which only merging can do.
+    Arguments as `read_deltas`. Raises SourceError if nothing or too little matches, a change does not fit, or the name
+    is taken.
     """
     active: dict[str, float] = model.__dict__.setdefault("_runtime_loras", {})
     known: set[str] = model.__dict__.setdefault("_runtime_lora_names", set())
     if name in known:
         raise SourceError(f"a LoRA named {name!r} is loaded already", field="lora.name")
-    deltas, unmatched = read_deltas(state, use_alpha=use_alpha)
+    deltas, unmatched = read_deltas(state, use_alpha=use_alpha, told=told)
     parameters = dict(model.named_parameters())
     # A layer that carries an adapter of another LoRA holds its own parameters one level deeper.
     shapes = {tensor.replace(".base_layer.", "."): parameter for tensor, parameter in parameters.items()}
@@ -174,20 +226,37 @@ def load_runtime_lora(model: Any, state: Mapping[str, Tensor], name: str, *, use
 
     adapter: dict[str, Tensor] = {}
     layers: dict[str, dict[str, Tensor]] = {}
+    tables: dict[str, Tensor] = {}
+    products: dict[str, Delta] = {}
     for tensor in matched:
         delta, parameter = deltas[tensor], shapes[tensor]
         module, _, leaf = tensor.rpartition(".")
         shape, dtype = torch.Size(shape_of(parameter)), _dtype(model, tensor)
-        delta.dense(shape, torch.device("cpu"))
-        if leaf not in ("weight", "bias"):
-            raise merged_only(delta.sources[0])
-        if delta.down is not None and delta.up is not None:
-            adapter[f"{module}.lora_A.weight"] = delta.down.to(dtype)
-            adapter[f"{module}.lora_B.weight"] = delta.up.to(dtype)
-        if delta.full is not None:
-            layers.setdefault(module, {})[leaf] = delta.full.reshape(shape).to(dtype)
+        if not delta.fits(shape):
+            raise no_fit(delta.sources[0], tuple(shape))
+        if leaf == "scale_shift_table":
+            tables[module] = delta.dense(shape, "cpu")
+            continue
+        if delta.is_pair:
+            adapter[f"{module}.lora_A.weight"] = delta.parts["down"].to(dtype)
+            adapter[f"{module}.lora_B.weight"] = _scaled(delta.parts["up"], delta.scale).to(dtype)
+        if delta.is_product:
+            products[module] = delta
+        change = [delta.parts["diff"]] if "diff" in delta.parts else []
+        change += [_scaled(delta.parts["up_bias"], delta.scale)] if "up_bias" in delta.parts else []
+        if change:
+            total = sum((part.float() for part in change[1:]), change[0])
+            layers.setdefault(module, {})[leaf] = total.reshape(shape).to(dtype)
+    for module, table in tables.items():
+        _add_table(model.get_submodule(module), table, active, name)
+    for module, delta in products.items():
+        layer = _base_layer(model.get_submodule(module))
+        _add_branch(layer, _Product(layer, delta, _dtype(model, f"{module}.weight")), active, name)
     for module, changes in layers.items():
-        _add_branch(_base_layer(model.get_submodule(module)), changes, active, name)
+        layer = _base_layer(model.get_submodule(module))
+        # Most entries of a large file are biases: a second weight of zeros would be a second network.
+        constant = "weight" not in changes and isinstance(layer, nn.Linear)
+        _add_branch(layer, _Constant(changes["bias"]) if constant else _like(layer, changes), active, name)
     if adapter:
         trainable = [parameter for parameter in parameters.values() if parameter.requires_grad]
         model.load_lora_adapter(adapter, prefix=None, adapter_name=name)
@@ -200,13 +269,11 @@ def load_runtime_lora(model: Any, state: Mapping[str, Tensor], name: str, *, use
     return lora
 
 
-def _add_branch(layer: nn.Module, changes: dict[str, Tensor], active: dict[str, float], name: str) -> None:
-    if "weight" in changes or not isinstance(layer, nn.Linear):
-        branch = _like(layer, changes)
-    else:
-        # Most entries of a large file are biases: a second weight of zeros would be a second network.
-        branch = _Constant(changes["bias"])
+def _scaled(tensor: Tensor, scale: float) -> Tensor:
+    return tensor if scale == 1 else tensor.float() * scale
 
+
+def _add_branch(layer: nn.Module, branch: nn.Module, active: dict[str, float], name: str) -> None:
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         scale = active.get(name)
         if scale is None:
@@ -217,6 +284,40 @@ def _add_branch(layer: nn.Module, changes: dict[str, Tensor], active: dict[str, 
     # Not a submodule, so that saving sees the bare network; but it goes where its layer goes.
     layer.__dict__.setdefault(BESIDE, []).append(branch)
     layer.register_forward_hook(add)
+
+
+def _add_table(module: nn.Module, change: Tensor, active: dict[str, float], name: str) -> None:
+    """Have a block's modulation table, or the head's, be summed with `change` while the LoRA is on."""
+    branch = _Constant(change)
+
+    def add(table: Tensor) -> Tensor:
+        scale = active.get(name)
+        return table if scale is None else table + scale * branch.value[0].to(table.device)
+
+    module.__dict__.setdefault(BESIDE, []).append(branch)
+    module.__dict__.setdefault(TABLE_CHANGES, []).append(add)
+
+
+class _Product(nn.Module):
+    """The change that LoHa or LoKr make to a layer's output; its factors are kept, and their product is not."""
+
+    def __init__(self, layer: nn.Module, delta: Delta, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._scale = delta.scale
+        self._names = [part for part in delta.parts if part.startswith(("hada_", "lokr_"))]
+        self.factors = nn.ParameterList(
+            nn.Parameter(delta.parts[name].to(dtype), requires_grad=False) for name in self._names
+        )
+        # The patches' convolution is the network's only one: its kernel and stride.
+        self._convolution: Any = None if isinstance(layer, nn.Linear) else (layer.weight.shape, layer.stride)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        factors = {name: factor.float() for name, factor in zip(self._names, self.factors, strict=True)}
+        change = (self._scale * product(factors)).to(hidden_states.dtype)
+        if self._convolution is None:
+            return F.linear(hidden_states, change)
+        kernel, stride = self._convolution
+        return F.conv3d(hidden_states, change.reshape(kernel), stride=stride)
 
 
 class _Constant(nn.Module):
@@ -261,5 +362,7 @@ def _coverage(deltas: Mapping[str, Delta], unmatched: tuple[str, ...], matched: 
         example = next(iter(unmatched), None) or next((delta.sources[0] for delta in deltas.values()), "nothing")
         raise no_match(example)
     hit = {engine_name(name) or name for name in matched}
-    left = tuple(key for tensor, delta in deltas.items() if tensor not in hit for key in delta.sources)
-    return Coverage(tuple(matched), unmatched + left)
+    left = unmatched + tuple(key for tensor, delta in deltas.items() if tensor not in hit for key in delta.sources)
+    total = len(unmatched) + sum(len(delta.sources) for delta in deltas.values())
+    check_share(total, left)
+    return Coverage(tuple(matched), left, total)

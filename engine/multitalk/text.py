@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import html
-import re
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from engine.multitalk.prompts import clean_prompt, lost_words, surely_whole
 
-def clean_prompt(prompt: str) -> str:
-    """Mend broken encodings, resolve HTML entities (twice over) and make every run of white space one blank."""
-    import ftfy
-
-    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
+__all__ = ["TextEncoder", "clean_prompt"]
 
 
 class TextEncoder:
@@ -44,3 +39,16 @@ class TextEncoder:
         output = self.model(input_ids=tokens.input_ids.to(device), attention_mask=tokens.attention_mask.to(device))
         features: Tensor = output.last_hidden_state
         return features
+
+    def lost(self, prompt: str) -> str:
+        """Return the words of a prompt that `encode` cuts off; "" for none."""
+        cleaned = clean_prompt(prompt)
+        if surely_whole(cleaned, self.text_len):
+            return ""
+        if not self.tokenizer.is_fast:
+            # It does not say where its tokens are: what is left is written out again.
+            ids = self.tokenizer(cleaned, verbose=False).input_ids
+            left: str = self.tokenizer.decode(ids[self.text_len - 1 :], skip_special_tokens=True)
+            return left.strip() if len(ids) > self.text_len else ""
+        tokens = self.tokenizer(cleaned, return_offsets_mapping=True, truncation=False, verbose=False)
+        return lost_words(cleaned, tokens.offset_mapping, self.text_len)

@@ -35,6 +35,9 @@ from engine.multitalk.embeddings import Rotary, TimeTextImageEmbedding, rotary_g
 from engine.multitalk.sequence import Shard
 from engine.multitalk.speakers import Speakers, prepare_speakers, token_masks
 
+#: A module's attribute: functions that change its modulation table as it is read (`engine.multitalk.lora`).
+TABLE_CHANGES = "_multitalk_table_changes"
+
 
 @dataclass(frozen=True)
 class TransformerConditions:
@@ -115,7 +118,7 @@ class MultiTalkTransformerBlock(nn.Module):
         than rounding it at every step and halves the error of a bfloat16 network.
         """
         dtype = encoder_hidden_states.dtype
-        table = self.scale_shift_table[0].float() + temb[0]
+        table = _modulation(self) + temb[0]
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(0)
 
         normed = self.norm1(hidden_states, shift, scale).to(dtype)
@@ -315,7 +318,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
             else:
                 tokens = block(tokens, *arguments)
 
-        shift, scale = (self.scale_shift_table[0].float() + temb).unbind(0)
+        shift, scale = (_modulation(self) + temb).unbind(0)
         tokens = self.norm_out(tokens, shift, scale).to(self.proj_out.weight.dtype)
         patches = self.proj_out(tokens).float()
         if shard is not None:
@@ -416,6 +419,15 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
                 hint=f"at most {self.config.rope_max_seq_len}",
             )
         return grid
+
+
+def _modulation(module: nn.Module) -> Tensor:
+    """Return the modulation table of a block (6, dim) or of the head (2, dim), float32, with what LoRAs add to it."""
+    parameter: Any = module.scale_shift_table
+    table: Tensor = parameter[0].float()
+    for change in module.__dict__.get(TABLE_CHANGES, ()):
+        table = change(table)
+    return table
 
 
 def kept_in_float32(name: str) -> bool:

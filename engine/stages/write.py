@@ -209,6 +209,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise RequestError(f"{path} cannot be read: {reason}", field="file", hint=hint) from error
     try:
         recipe = json.loads(comment)[_KEY]
+    except RecursionError as error:
+        raise RequestError(f"the recipe in {path} is nested too deep", field="file", hint=hint) from error
     except (ValueError, KeyError, TypeError):
         recipe = None
     if not isinstance(recipe, dict):

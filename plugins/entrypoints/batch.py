@@ -18,6 +18,7 @@ from engine import EngineService, hookimpl
 from engine.components import Entrypoint, Launcher, Service
 from engine.config import ComponentConfig, EntrypointConfig, within
 from engine.errors import ConfigError
+from engine.plain import plain
 from engine.register import Register
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def _warn(text: str) -> None:
 
 def _write(text: str) -> None:
     # At one stroke: the threads of several workers speak.
-    sys.stderr.write(f"multitalk: {text}\n")
+    sys.stderr.write(f"multitalk: {plain(text)}\n")
     sys.stderr.flush()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import sys
@@ -20,10 +19,12 @@ from engine import SILENCE, Delivery, Plan, Progress, Request, Speaker, hookimpl
 from engine.components import CancelToken, Entrypoint, ProgressCallback, Service
 from engine.config import EntrypointConfig, RequestConfig
 from engine.errors import RequestError, SinkError
+from engine.plain import plain, plain_json
 from engine.redact import redact
 from engine.register import Register
 
 if TYPE_CHECKING:
+    from engine.adapters import LoraUse
     from engine.data import AudioType, Canvas, Fit, Seat, Timing, Window
     from engine.estimates import CardEstimate, Estimates
 
@@ -113,6 +114,7 @@ def describe(plan: Plan, request: Request) -> str:
         ),
         ("model", f"{plan.model}, resolution {plan.resolution}"),
         ("weights", str(plan.weights) if plan.weights else "not found"),
+        *(("loras" if index == 0 else "", _lora(lora)) for index, lora in enumerate(plan.loras)),
         ("picture", _picture(plan.canvas)),
         *(("speakers" if index == 0 else "", _seat(seat, request)) for index, seat in enumerate(plan.seats)),
         ("video", f"{plan.frames} frames at {plan.fps:g} a second, {plan.seconds:.2f} s, seed {plan.seed}"),
@@ -121,12 +123,12 @@ def describe(plan: Plan, request: Request) -> str:
         ("sampling", f"{sampling}: {plan.forwards} forwards in all"),
         *([] if plan.estimates is None else _estimates(plan.estimates)),
     ]
-    return "\n".join(f"{name:<10}{text}" for name, text in lines)
+    return "\n".join(f"{name:<10}{plain(text)}" for name, text in lines)
 
 
 def to_json(answer: Plan | Delivery) -> str:
     """Return the answer as one line of JSON; the keys are those of the dataclass, paths are text."""
-    return json.dumps(asdict(answer), default=str, allow_nan=False)
+    return plain_json(asdict(answer))
 
 
 @contextmanager
@@ -160,7 +162,7 @@ class _Warnings:
         for warning in warnings:
             if warning not in self._printed:
                 self._printed.add(warning)
-                print(f"multitalk: warning: {warning}", file=sys.stderr, flush=True)
+                print(f"multitalk: warning: {plain(warning)}", file=sys.stderr, flush=True)
 
     def of(self, show: ProgressCallback | None) -> ProgressCallback:
         def tell(progress: Progress) -> None:
@@ -231,7 +233,7 @@ def _draw(service: Service, request: Request, path: Path, *, quiet: bool) -> Non
             f"cannot write {str(path)!r}: {reason}", field="entrypoint.preview", hint="give a PNG file in a folder"
         ) from error
     if not quiet:
-        print(f"multitalk: preview: {path}", file=sys.stderr)
+        print(f"multitalk: preview: {plain(str(path))}", file=sys.stderr)
 
 
 def _summary(delivery: Delivery) -> str:
@@ -250,6 +252,10 @@ def _picture(canvas: Canvas) -> str:
     fitted = "cut" if canvas.fit == "crop" else "padded"
     x, y = canvas.offset
     return f"{_size(canvas.source)}, scaled to {_size(canvas.scaled)}, {fitted} to {_size(canvas.target)} at ({x}, {y})"
+
+
+def _lora(lora: LoraUse) -> str:
+    return f"{lora.file}, scale {lora.scale:g}" + (f": {lora.alpha}" if lora.alpha else "")
 
 
 def _seat(seat: Seat, request: Request) -> str:

@@ -1,0 +1,51 @@
+"""What changes a result is in its answer: each warning that goes to a log has a reason why the log is enough."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+#: File -> beginning of a warning of its log, and why no answer needs it.
+REASONS: dict[str, dict[str, str]] = {
+    "engine/endpoint/channel.py": {"job %s: progress came": "the job's state and result are as the worker sent them"},
+    "engine/endpoint/server.py": {"worker %s did not let go": "the job answers CANCELLED or TIMED_OUT"},
+    "engine/endpoint/webhook.py": {"job %s: the webhook": "the job's own status says the same to whoever asks"},
+    "engine/endpoint/workers.py": {
+        "worker %s asked for no job": "of no job; jobs wait in the queue",
+        "%s; the next try is in": "of no job; jobs wait in the queue",
+        "worker %s did not end": "of no job",
+    },
+    "engine/multitalk/arena.py": {"weights are not pinned": "a matter of speed: the frames are the same"},
+    "engine/multitalk/load.py": {"": "in the answer as well, by engine.suited.tell_loras"},
+    "engine/worker/handler.py": {"job is refused": "the answer is that error"},
+    "engine/worker/keeper.py": {"the device's memory ran out": "in the answer as well, by Handler._made"},
+    "engine/worker/pump.py": {"progress could not be sent": "the answer comes by another way"},
+    "plugins/sinks/s3.py": {
+        "attempt %d of %d": "the video that arrives is the same; the last one that fails is the answer's error",
+        "%s is uploaded and cannot be removed": "of the worker's disk; the caller has the video",
+    },
+}
+
+
+def test_each_warning_of_a_log_has_a_reason_or_is_in_the_answer() -> None:
+    found: dict[str, list[str]] = {}
+    for path in sorted([*(ROOT / "engine").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            owner = node.func.value
+            to_log = (
+                node.func.attr == "warning"
+                and isinstance(owner, ast.Name)
+                and owner.id.lower().startswith(("log", "_log"))
+            )
+            by_python = node.func.attr == "warn" and isinstance(owner, ast.Name) and owner.id == "warnings"
+            if to_log or by_python:
+                text = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else ""
+                found.setdefault(path.relative_to(ROOT).as_posix(), []).append(str(text))
+    for name, texts in found.items():
+        for text in texts:
+            known = [start for start in REASONS.get(name, {}) if text.startswith(start)]
+            assert known, f"{name} warns {text!r} in a log: put it into the answer, or say here why not"
