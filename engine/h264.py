@@ -78,22 +78,25 @@ def shrink(path: Path, into: Path, most: int, *, preset: str = "medium") -> Like
     cannot be had. Raises SinkError.
     """
     log = into.with_suffix(".passes")
+    # It bears its name once it is whole.
+    part = into.with_name(f".{into.name}.part")
     try:
         rate = _bitrate(path, most)
         if rate < 1000:
             return None
         settings = {"b": str(rate), "preset": preset, "stats": str(log.absolute())}
         for number in (Flags.pass1, Flags.pass2):
-            _encode(path, into, settings, number)
-        if into.stat().st_size > most:
-            into.unlink()
+            _encode(path, part, settings, number)
+        if part.stat().st_size > most:
             return None
-        return _compare(path, into)
+        likeness = _compare(path, part)
+        part.replace(into)
+        return likeness
     except (av.FFmpegError, OSError) as error:
-        into.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or error
         raise SinkError(f"the video cannot be encoded again: {reason}", field="sink") from error
     finally:
+        part.unlink(missing_ok=True)
         log.unlink(missing_ok=True)
 
 

@@ -37,6 +37,7 @@ ROOMS = {
     "engine.jobs": {"engine.data", "engine.errors", "engine.jobs", "engine.speakers"},
     "engine.endpoint": {"engine.endpoint", "engine.errors"},
     "engine.host_memory": set[str](),
+    "engine.whole": set[str](),
     "engine.room": {"engine.host_memory"},
     "engine.peaks": {"engine.data"},
     "engine.fit": {"engine.data", "engine.errors", "engine.estimates", "engine.fit", "engine.room"},
@@ -45,8 +46,8 @@ ROOMS = {
         *("engine.estimates", "engine.fit", "engine.multitalk", "engine.pipeline", "engine.registry"),
         *("engine.fitting", "engine.rehearsal", "engine.settings", "engine.tensors"),
     },
-    "engine.client": {"engine.client", "engine.errors"},
-    "engine.comparison": {"engine.comparison", "engine.errors"},
+    "engine.client": {"engine.client", "engine.errors", "engine.whole"},
+    "engine.comparison": {"engine.comparison", "engine.errors", "engine.whole"},
     "engine.libraries": {"engine.errors"},
     "engine.models": {"engine.errors", "engine.models"},
     "engine.worker": {
@@ -56,6 +57,7 @@ ROOMS = {
     },
     "engine.batch": {
         *("engine.batch", "engine.commands.hush", "engine.components", "engine.errors", "engine.jobs", "engine.worker"),
+        "engine.whole",
     },
     "engine.register": {"engine.config", "engine.errors"},
     "engine.hookspecs": {"engine.components", "engine.data", "engine.register"},
@@ -71,6 +73,7 @@ ROOMS = {
     },
     "engine.stages": {
         *("engine.components", "engine.data", "engine.errors", "engine.h264", "engine.multitalk", "engine.stages"),
+        "engine.whole",
     },
     "plugins": {
         "engine",
@@ -94,6 +97,7 @@ ROOMS = {
         "engine.register",
         "engine.speakers",
         "engine.tensors",
+        "engine.whole",
         "engine.worker",
     },
 }
