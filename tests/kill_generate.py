@@ -120,6 +120,7 @@ def main(rounds: int = 30, seed: int = 1) -> int:
     for number in range(seed, seed + rounds):
         with tempfile.TemporaryDirectory(prefix="kill-") as home:
             found.append(run_round(number, Path(home)))
+        print(found[-1], file=sys.stderr, flush=True)
     wrong = [asdict(one) for one in found if one.problems]
     print(
         json.dumps(

@@ -77,8 +77,10 @@ ROOMS = {
         *("engine.components", "engine.data", "engine.errors", "engine.h264", "engine.multitalk", "engine.stages"),
         "engine.whole",
     },
+    "engine.bar": {"engine.components", "engine.data"},
     "plugins": {
         "engine",
+        "engine.bar",
         "engine.batch",
         "engine.buckets",
         "engine.components",
