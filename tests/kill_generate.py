@@ -78,7 +78,7 @@ def run_round(seed: int, home: Path, *, again: bool = True) -> Round:
         if process.returncode != (2 if found.delivered else 0):
             found.problems.append(f"the next run ends with {process.returncode}: {told}")
         found.problems += [f"after the next run: {problem}" for problem in look(home)]
-        left = [path.name for path in (home / "films").iterdir() if path != film]
+        left = [path.name for path in (home / "films").glob("*") if path != film]
         if left or not film.exists():
             found.problems.append(f"after the next run there are {left}, and film.mp4 is {film.exists()}")
         found.folders_after = len(list(temporary.glob("multitalk-*")))
