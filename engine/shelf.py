@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine.data import Artifact
 from engine.errors import SinkError
-from engine.whole import make_folder, part_in, sweep, write
+from engine.whole import claimed, make_folder, part_in, sweep, write
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +79,6 @@ class Shelf:
         path = folder / f"{name}.mp4"
         # What was killed here.
         sweep(folder, name)
-        if artifact.path != path:
-            self._copy(artifact.path, path, sha256)
         note = {
             "media_type": artifact.media_type,
             "seconds": artifact.seconds,
@@ -90,8 +88,12 @@ class Shelf:
             "bytes": size,
             "sha256": sha256,
         }
-        # Last: a video with its note is whole.
-        write(path.with_suffix(".json"), json.dumps(note).encode())
+        # Two workers may have made the same job: the note is to be about the video that lies there.
+        with claimed(path):
+            if artifact.path != path:
+                self._copy(artifact.path, path, sha256)
+            # Last: a video with its note is whole.
+            write(path.with_suffix(".json"), json.dumps(note).encode())
         return path
 
     def find(self, name: str, *, own: bool) -> Waiting:

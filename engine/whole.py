@@ -142,7 +142,7 @@ def rename_new(part: Path, path: Path) -> None:
         raise
     except OSError:
         # A file system with neither: the name is claimed by a lock beside it, never by an empty file.
-        with _claimed(path):
+        with claimed(path):
             if os.path.lexists(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
             part.replace(path)
@@ -197,7 +197,7 @@ def _renameat2() -> Callable[..., int] | None:
 
 
 @contextmanager
-def _claimed(path: Path) -> Iterator[None]:
+def claimed(path: Path) -> Iterator[None]:
     """Hold the name `path` against other processes of ours, on all machines that share the folder. Raises OSError."""
     claim = path.with_name(f".{_short(path.name)}{_CLAIM}")
     until = time.monotonic() + 2 * _LEASE

@@ -166,7 +166,7 @@ def test_claim_of_a_process_that_is_gone_is_taken_over(
     old = time.time() - 2 * whole._LEASE
     os.utime(claim, (old, old))
 
-    with whole._claimed(tmp_path / "a.mp4"):
+    with whole.claimed(tmp_path / "a.mp4"):
         assert claim.read_bytes() == whole._machine().encode()
 
     assert names(tmp_path) == []
@@ -178,13 +178,13 @@ def test_claim_of_another_machine_at_work_is_waited_for(tmp_path: Path, monkeypa
     later = time.time() + 60
     os.utime(tmp_path / ".a.mp4.claim", (later, later))
 
-    with pytest.raises(OSError, match="another process holds the name"), whole._claimed(tmp_path / "a.mp4"):
+    with pytest.raises(OSError, match="another process holds the name"), whole.claimed(tmp_path / "a.mp4"):
         pass
 
     assert names(tmp_path) == [".a.mp4.claim"]
 
 
-def test_name_of_the_longest_length_is_written_and_claimed(way: str, tmp_path: Path) -> None:
+def test_name_of_the_longest_length_is_written_andclaimed(way: str, tmp_path: Path) -> None:
     path = tmp_path / ("ä" * 125 + ".mp4")
 
     whole.write(path, b"one")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import pytest
 from s3_store import HOSTS, VIDEO, Proxy, artifact, failure, fetch, names, own_store, refuse, stored
 
 from engine import whole
+from engine.data import Artifact
 from engine.errors import NotDelivered
+from engine.shelf import Shelf
 from plugins.sinks.s3 import S3Config, S3Sink
 
 
@@ -213,6 +216,23 @@ def test_two_processes_may_keep_the_same_job_at_a_time(
 
     assert len(set(parts)) == 4
     assert all(name.startswith(".job-15") and name.endswith(".part") for name in parts)
+
+
+def test_workers_that_keep_the_same_job_at_a_time_leave_one_video_with_its_own_note(tmp_path: Path) -> None:
+    shelf = Shelf([tmp_path / "kept"], named=True)
+
+    def keep_own(number: int) -> None:
+        content = bytes([number]) * (1_000_000 + number)
+        path = tmp_path / f"{number}.mp4"
+        path.write_bytes(content)
+        given = Artifact(path, "video/mp4", 4.0, 100, filename="a.mp4")
+        shelf.put(given, "job-17", own=False, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(keep_own, range(6))) == [None] * 6
+
+    shelf.find("job-17", own=False).check()
+    assert names(tmp_path / "kept") == ["job-17.json", "job-17.mp4"]
 
 
 def test_what_was_killed_while_it_was_kept_is_swept_and_is_no_promise(
