@@ -1,9 +1,9 @@
 """The checks: nox -s tests types lint wheel. All run in the environment nox itself runs in, so torch is there once.
 
 What takes longer runs only when it is asked for: `nox -s talk` measures the embedded model, `nox -s kills` kills
-downloads, `nox -s soak` tells what the memory of a worker does over 200 jobs, `nox -s show` shows clients, endpoint,
-worker and store at work together, `nox -s complete` reads checkpoints of full size, and `nox -s runpod` runs the
-worker's tests with the next release of RunPod's SDK.
+downloads and generations, `nox -s soak` tells what the memory of a worker does over 200 jobs, `nox -s show` shows
+clients, endpoint, worker and store at work together, `nox -s complete` reads checkpoints of full size, and
+`nox -s runpod` runs the worker's tests with the next release of RunPod's SDK.
 """
 
 from __future__ import annotations
@@ -59,8 +59,12 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def kills(session: nox.Session) -> None:
-    """Kill a download at twenty random points and start it again; arguments after -- are rounds and first seed."""
+    """Kill a download at twenty random points and `generate` at thirty, and start each again.
+
+    Arguments after -- are rounds and first seed, of both.
+    """
     session.run(sys.executable, "tests/kill_and_resume.py", *session.posargs)
+    session.run(sys.executable, "tests/kill_generate.py", *session.posargs)
 
 
 #: Kinds of `bench talk` for processes side by side, shares of about equal work; what is timed comes alone, last.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
@@ -33,10 +34,14 @@ _WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
 #: Beside all 401 and 403.
 _REFUSED = ("InvalidAccessKeyId", "InvalidSecurity", "InvalidToken", "RequestTimeTooSkewed", "SignatureDoesNotMatch")
+#: Of these, what a store says of the keys alone, and not of a request that it did not understand.
+_SURE = ("InvalidAccessKeyId", "InvalidSecurity", "InvalidToken", "RequestTimeTooSkewed")
 _MISSING = ("NoSuchBucket", "InvalidBucketName", "404")
 _ELSEWHERE = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "301")
-#: Bytes were lost or changed on the way, or the store has too much to do.
-_PASSING = ("BadDigest", "IncompleteBody", "InvalidDigest", "OperationAborted", "RequestTimeout", "SlowDown", "429")
+#: Bytes were lost or changed on the way; or the store took the frames of a trailing checksum for part of the file.
+DAMAGED = ("BadDigest", "IncompleteBody", "InvalidDigest", "XAmzContentSHA256Mismatch")
+#: Those, or the store has too much to do.
+_PASSING = (*DAMAGED, "OperationAborted", "RequestTimeout", "SlowDown", "429")
 #: Answers that say "never", though 5xx.
 _NEVER = (501, 505)
 
@@ -48,9 +53,17 @@ _HINTS = {
     "RequestTimeTooSkewed": "this machine's clock is off: set it",
     "AccessControlListNotSupported": "the bucket has access lists turned off: leave acl out",
     "InvalidStorageClass": "choose a storage class that the store has",
-    "NotImplemented": "a store without S3's additional checksums needs checksum=false",
-    "XAmzContentSHA256Mismatch": "a store without S3's additional checksums needs checksum=false",
 }
+
+#: Refusals of an upload, beside credentials, bucket and region, that have another reason than additional checksums.
+_PLAIN = (
+    *("AccessControlListNotSupported", "EntityTooLarge", "InvalidStorageClass", "OperationAborted", "QuotaExceeded"),
+    *("RequestTimeout", "SlowDown"),
+)
+_WRITES = ("PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "HeadObject", "GetObject")
+#: Stores of which this process knows that they refuse additional checksums, with their word for it. By endpoint and
+#: bucket, since in one store a bucket's own rules may be to blame.
+_WITHOUT: dict[tuple[str, str], str] = {}
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,8 @@ class Trouble:
     part: str = ""
     #: It may pass by itself: worth another try.
     passing: bool = False
+    #: The store's word for what it may say because it knows no additional checksums; "" where it says something else.
+    without: str = ""
 
 
 class Bucket:
@@ -102,6 +117,27 @@ class Bucket:
         self._credentials = credentials
         self._private_hosts = private_hosts
         self._resolve = resolve
+
+    @property
+    def refuses_checksums(self) -> str:
+        """The word by which this store refused additional checksums, since this process began; "" if it never did."""
+        return _WITHOUT.get(self._store, "")
+
+    @cached_property
+    def plain(self) -> Bucket:
+        """The same bucket, of which nothing is asked that goes beyond the first version of S3's checksums."""
+        bucket = copy.copy(self)
+        bucket.__dict__.pop("_client", None)
+        bucket._checksum = False
+        return bucket
+
+    def without_checksums(self, why: str) -> None:
+        """Note for this process that the store refuses additional checksums, and what it called that."""
+        _WITHOUT[self._store] = why
+
+    @property
+    def _store(self) -> tuple[str, str]:
+        return self.endpoint_url or "", self.name
 
     def __repr__(self) -> str:
         return f"Bucket({self.name!r})"
@@ -280,13 +316,18 @@ class Bucket:
         if code in _MISSING and error.operation_name != "HeadObject":
             what = f"there is no {place}{self._host(' at')}"
             return Trouble("s3_bucket_missing", what, "check its name and the endpoint, or make it", "bucket")
+        # Stores that do not know the headers or the trailer of additional checksums call that by many names: a bad
+        # argument, a missing length, half a body, a wrong signature.
+        asked = self._checksum and error.operation_name in _WRITES and code not in _SURE and code not in _PLAIN
+        without = reason if asked and (400 <= status < 500 or status in _NEVER) and status not in (404, 429) else ""
         if code in _REFUSED or status in (401, 403):
             what = f"{place} refuses the credentials ({reason})"
-            return Trouble("s3_credentials_refused", what, _HINTS.get(code, _ASK), "credentials")
+            hint = _HINTS.get(code, _ASK)
+            return Trouble("s3_credentials_refused", what, hint, "credentials", without=without)
         if code in _PASSING or (status >= 500 and status not in _NEVER) or error.operation_name == "HeadObject":
             what = f"the store{self._host()} answers {reason}"
-            return Trouble("s3_unreachable", what, "try again later", "endpoint_url", passing=True)
-        return Trouble("s3_refused", f"{place} refuses the request ({reason})", _HINTS.get(code, ""))
+            return Trouble("s3_unreachable", what, "try again later", "endpoint_url", passing=True, without=without)
+        return Trouble("s3_refused", f"{place} refuses the request ({reason})", _HINTS.get(code, ""), without=without)
 
     def _elsewhere(self, told: str | None) -> Trouble:
         used = "" if self.region is None else f", not {self.region}"

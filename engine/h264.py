@@ -82,24 +82,26 @@ def shrink(
     cannot be had. Raises SinkError, and Cancelled between frames once `cancel` is set.
     """
     log = into.with_suffix(".passes")
+    # It bears its name once it is whole.
+    part = into.with_name(f".{into.name}.part")
     try:
         rate = _bitrate(path, most)
         if rate < 1000:
             return None
         settings = {"b": str(rate), "preset": preset, "stats": str(log.absolute())}
         for number in (Flags.pass1, Flags.pass2):
-            _encode(path, into, settings, number, cancel)
-        if into.stat().st_size > most:
-            into.unlink()
+            _encode(path, part, settings, number, cancel)
+        if part.stat().st_size > most:
             return None
-        return _compare(path, into, cancel)
+        likeness = _compare(path, part, cancel)
+        part.replace(into)
+        return likeness
     except (av.FFmpegError, OSError) as error:
-        into.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or error
         raise SinkError(f"the video cannot be encoded again: {reason}", field="sink") from error
     finally:
-        # x264's own while a pass runs.
-        for left in (log, log.with_suffix(".passes.temp")):
+        # The log and x264's own while a pass runs.
+        for left in (part, log, log.with_suffix(".passes.temp")):
             left.unlink(missing_ok=True)
 
 

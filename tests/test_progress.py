@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import mmap
 import threading
+from collections.abc import Mapping
+from itertools import pairwise
 
 import pytest
 import torch
 
 from engine import peaks
+from engine.bar import Sign
 from engine.data import Peak, Progress
 from engine.errors import Cancelled
 from engine.progress import Meter
@@ -17,20 +20,81 @@ from engine.progress import Meter
 PAGE = mmap.PAGESIZE
 
 
-def test_fraction_and_remaining_follow_the_steps() -> None:
-    seen: list[Progress] = []
-    meter = Meter(seen.append, None)
-    meter.expect(windows=2, steps=3)
-    for window in (1, 2):
-        with meter.stage("denoise", window=window):
-            for step in range(3):
-                meter.step(step + 1)
+class Clock:
+    """Time that passes when it is told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def generate(seen: list[Progress], windows: int, steps: int, took: Mapping[str, float]) -> None:
+    """Have a meter tell of a generation whose stages, and steps, take so many seconds."""
+    clock = Clock()
+    meter = Meter(seen.append, None, clock=clock)
+    with meter.stage("load"):
+        clock.now += 50
+    meter.expect(windows, steps)
+    for window in range(1, windows + 1):
+        for stage in ("encode", "denoise", "decode", "write"):
+            with meter.stage(stage, window=window):
+                for step in range(steps if stage == "denoise" else 0):
+                    clock.now += took["step"]
+                    meter.step(step + 1)
+                clock.now += took.get(stage, 0.0)
         meter.window_done()
-    steps = [p for p in seen if p.step]
-    assert [p.fraction for p in steps] == pytest.approx([1 / 8, 2 / 8, 3 / 8, 5 / 8, 6 / 8, 7 / 8])
-    assert [(p.window, p.step) for p in steps] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
+    with meter.stage("keep"):
+        pass
+
+
+#: Seconds of a window: of the embedded model with turbo, and of a large network whose autoencoder hardly counts.
+TOOK = {
+    "decoding counts": ({"encode": 4.0, "step": 1.0, "decode": 9.0, "write": 1.0}, 5),
+    "steps count": ({"encode": 4.0, "step": 40.0, "decode": 7.0, "write": 1.0}, 10),
+}
+
+
+@pytest.mark.parametrize("kind", TOOK)
+@pytest.mark.parametrize("windows", [1, 3])
+def test_fraction_and_remaining_are_the_real_shares_of_all_stages(windows: int, kind: str) -> None:
+    took, steps = TOOK[kind]
+    seen: list[Progress] = []
+    generate(seen, windows, steps, took)
+    window = took["encode"] + steps * took["step"] + took["decode"] + took["write"]
+
+    for number in range(windows):
+        at = {p.stage: p for p in reversed(seen) if (p.window, p.step) == (number + 1, 0)}
+        decoding = (number * window + took["encode"] + steps * took["step"]) / (windows * window)
+        # Within what the guess of the first decoding was wrong by.
+        slack = 0.05 if number == 0 else 0.001
+        assert at["decode"].fraction == pytest.approx(decoding, abs=slack)
+        left = (1 - decoding) * windows * window
+        assert at["decode"].remaining == pytest.approx(left, rel=0.2 if number == 0 else 0.01)
+        written = decoding + took["decode"] / (windows * window)
+        assert at["write"].fraction == pytest.approx(written, abs=slack)
+    assert [p.fraction for p in seen] == sorted(p.fraction for p in seen)
     assert (seen[-1].fraction, seen[-1].remaining) == (1.0, 0)
     assert seen[0].remaining is None
+
+
+def test_steps_are_counted_from_one_in_each_window() -> None:
+    seen: list[Progress] = []
+    generate(seen, 2, 3, TOOK["steps count"][0])
+    assert [(p.window, p.step) for p in seen if p.step] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
+
+
+def test_each_sign_says_how_far_the_next_one_is() -> None:
+    signs: list[Progress] = []
+    generate(signs, 2, 3, TOOK["steps count"][0])
+    seen = [sign for sign in signs if isinstance(sign, Sign)]
+    later = [(one, other) for one, other in pairwise(seen) if one.window == 2 and one.expected]
+    assert len(later) == 6
+    for one, other in later:
+        assert one.fraction + one.ahead == pytest.approx(other.fraction, abs=0.001)
+        assert one.remaining is not None
+        assert other.remaining == pytest.approx(one.remaining - (one.expected or 0), abs=0.1)
 
 
 def test_stages_of_all_windows_are_timed_together() -> None:

@@ -13,6 +13,7 @@ from typing import IO, Any, Literal
 
 from engine.batch.jobs import Line
 from engine.errors import ConfigError, SinkError
+from engine.whole import sync_folder
 
 Status = Literal["done", "failed"]
 
@@ -48,6 +49,8 @@ class Results:
         self._begun: set[str] = set()
         self._file: IO[bytes] = path.open("ab")
         self._begun_file: IO[bytes] = self._begun_path.open("wb")
+        # A line that is on the disk is nothing to be found by while the file's name is not.
+        sync_folder(path.parent)
 
     def status(self, line: Line) -> Status | None:
         """Return what came of a job, None where nothing did, or where its line has failed and was changed since."""

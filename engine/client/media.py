@@ -7,13 +7,13 @@ import binascii
 import hashlib
 import mimetypes
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from engine.client.answers import ClientError, Download
+from engine.whole import Part, part_in, sweep
 
 MB = 1_000_000
 #: A job of 10 MB holds three quarters of that as base64, and needs room for its other fields.
@@ -101,28 +101,25 @@ def saving(path: str | os.PathLike[str], output: Mapping[str, Any]) -> Iterator[
     """Write a video beside `path` and move it there when it is whole; nothing is left if it never is."""
     target = Path(path)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        part = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                yield _Part(stream, part, target, output)
-        finally:
-            part.unlink(missing_ok=True)
+        # What a download that was killed here left behind.
+        sweep(target.parent, target.name)
+        with part_in(target.parent, target.name) as part:
+            yield _Writer(part, target, output)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ClientError(f"cannot write {target}: {reason}", code="bad_file") from error
 
 
-class _Part:
-    def __init__(self, stream: IO[bytes], part: Path, target: Path, output: Mapping[str, Any]) -> None:
-        self._stream, self._part, self._target, self._output = stream, part, target, output
+class _Writer:
+    def __init__(self, part: Part, target: Path, output: Mapping[str, Any]) -> None:
+        self._part, self._target, self._output = part, target, output
         self._hash = hashlib.sha256()
         self._size = 0
 
     def write(self, piece: bytes, /) -> None:
         self._hash.update(piece)
         self._size += len(piece)
-        self._stream.write(piece)
+        self._part.file.write(piece)
 
     def done(self, length: int | None = None) -> Download:
         digest, told = self._hash.hexdigest(), self._output.get("sha256")
@@ -135,11 +132,5 @@ class _Part:
                 raise ClientError(
                     f"{self._size} of {expected} bytes of the video came", code="damaged", hint="fetch it again"
                 )
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        # mkstemp's files are for their owner alone; a video is like any other new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        self._part.chmod(0o666 & ~umask)
-        self._part.replace(self._target)
+        self._part.name(self._target, replace=True)
         return Download(self._target, digest, self._size)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from engine.jobs.scrub import scrub
 from engine.recipe import DECISIVE
 from engine.redact import named_secrets, redact
 from engine.service import EngineService
+from engine.whole import write
 
 #: Groups that are kept whole; of those that say where things lie, only the name.
 _WHOLE = ("model", "reader", "attention", "memory", *DECISIVE, "device", "dtype")
@@ -49,7 +49,7 @@ class RunFolder:
     def keep_config(self, config: Config) -> None:
         """Write the config, before the work, and that the run is not finished: of one that is killed this is left."""
         text = yaml.safe_dump(shareable(config), sort_keys=False, allow_unicode=True)
-        (self.path / CONFIG).write_text(text, "utf-8")
+        write(self.path / CONFIG, text.encode())
         self._write({"status": "unfinished", "error": None, "video": None})
 
     def keep_metrics(self, service: EngineService, request: Request, delivery: Delivery) -> None:
@@ -106,11 +106,8 @@ class RunFolder:
 
     def _write(self, figures: Mapping[str, Any]) -> None:
         told = {"format": FORMAT, "run": self.number, "overrides": self._differing(), **figures}
-        handle, part = tempfile.mkstemp(dir=self.path, prefix=".metrics-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        Path(part).chmod(0o644)
-        Path(part).replace(self.path / METRICS)
+        text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write(self.path / METRICS, text.encode())
 
     def _differing(self) -> dict[str, Any]:
         """Return what was chosen for this run, all but where things lie unless the sweep goes over that."""

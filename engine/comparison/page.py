@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -16,6 +15,7 @@ from urllib.parse import quote
 from engine.comparison.runs import FIGURES, Figure, Run, best, differing
 from engine.errors import SinkError
 from engine.plain import plain
+from engine.whole import write
 
 PAGE = "index.html"
 
@@ -23,12 +23,9 @@ PAGE = "index.html"
 def write_page(folder: Path, runs: Sequence[Run]) -> Path:
     """Write the page about `runs` into their `folder`, and return its path. Raises SinkError."""
     path = folder / PAGE
-    part = path.with_name(f".{PAGE}.{os.getpid()}")
     try:
-        part.write_text(render(folder.resolve().name, runs), "utf-8")
-        part.replace(path)
+        write(path, render(folder.resolve().name, runs).encode())
     except OSError as error:
-        part.unlink(missing_ok=True)
         hint = "make it writable"
         raise SinkError(f"cannot write {path}: {error.strerror or error}", field="DIR", hint=hint) from error
     return path

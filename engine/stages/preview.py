@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from engine.data import Media, Plan, Request
 from engine.errors import RequestError
 from engine.stages.canvas import apply_canvas, region_masks
 from engine.stages.picture import read_picture
+from engine.whole import write
 
 _COLORS = ((230, 80, 60), (50, 130, 240), (60, 180, 90), (240, 180, 40), (170, 90, 220), (40, 190, 200))
 #: Longer side in pixels below which a preview is enlarged, so that its names can be read.
@@ -44,8 +46,10 @@ def draw_preview(media: Media, request: Request, plan: Plan, path: Path) -> None
         corner = (left + 4, top + 4)
         draw.rectangle(draw.textbbox(corner, label, font=font), fill=color)
         draw.text(corner, label, font=font, fill="white")
+    drawn = BytesIO()
+    sheet.save(drawn, format="PNG")
     try:
-        sheet.save(path, format="PNG")
+        write(path, drawn.getvalue())
     except OSError as error:
         raise RequestError(
             f"cannot write {path}: {error.strerror or error}", field="preview", hint="name a file in a writable folder"

@@ -34,8 +34,8 @@ _PACKET = 1024
 class Writer:
     """Encodes frames as they come: H.264 yuv420p (BT.709) and AAC in an MP4 with its index in front.
 
-    Use as a context manager: left without `finish`, it removes its file. The bytes depend on frames, sound, settings
-    and the versions of the libraries alone, not on time, host or cores.
+    The file bears its name once it is whole. Use as a context manager: left without `finish`, it removes what there is.
+    The bytes depend on frames, sound, settings and the versions of the libraries alone, not on time, host or cores.
     """
 
     def __init__(
@@ -63,6 +63,8 @@ class Writer:
                 hint="H.264 in yuv420p needs even sizes",
             )
         self.path = path
+        # Until it is whole: what a killed process leaves behind does not pass for a video.
+        self._part = path.with_name(f".{path.name}.part")
         self.size = size
         # As typed, not as the nearest binary fraction: 23.976 is 2997/125, 12.5 is 25/2.
         self.rate = Fraction(fps).limit_denominator(1001)
@@ -74,7 +76,7 @@ class Writer:
         self._container: av.container.OutputContainer | None = None
         try:
             # FFmpeg opens the file with the first frame; a missing folder should show before that.
-            path.touch()
+            self._part.touch()
             self._open(crf, preset, audio_bitrate)
         except av.ArgumentError as error:
             self.abort()
@@ -109,13 +111,15 @@ class Writer:
             container.mux(self._audio.encode(None))
             container.close()
             self._container = None
-            with open_input(self.path) as written:
+            with open_input(self._part) as written:
                 kept = written.streams.video[0].frames
+            if kept == self.frames:
+                self._part.replace(self.path)
         except (av.FFmpegError, OSError) as error:
             self.abort()
             raise _sink_error(error, self.path) from error
         if kept != self.frames:
-            self.path.unlink(missing_ok=True)
+            self._part.unlink(missing_ok=True)
             raise SinkError(f"{kept} of {self.frames} frames were kept in {self.path}", field="sink")
         return Artifact(
             path=self.path,
@@ -133,7 +137,7 @@ class Writer:
             # The file is thrown away in any case.
             with suppress(av.FFmpegError, OSError):
                 container.close()
-        self.path.unlink(missing_ok=True)
+        self._part.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -145,7 +149,7 @@ class Writer:
             self.abort()
 
     def _open(self, crf: int, preset: str, audio_bitrate: int) -> None:
-        self._container = container = open_mp4(self.path)
+        self._container = container = open_mp4(self._part)
         container.metadata["comment"] = json.dumps({_KEY: self._metadata}, ensure_ascii=False, sort_keys=True)
 
         self._video = video = add_video(container, self.size, self.rate, {"crf": str(crf), "preset": preset})

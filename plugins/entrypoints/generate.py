@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 from omegaconf import II
 
 from engine import SILENCE, Delivery, Plan, Progress, Request, Speaker, hookimpl, read_speakers
+from engine.bar import bar, elapsed
 from engine.components import CancelToken, Entrypoint, ProgressCallback, Service
 from engine.config import EntrypointConfig, RequestConfig
 from engine.errors import RequestError, SinkError
@@ -180,17 +181,13 @@ def shown(*, quiet: bool) -> Iterator[ProgressCallback | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-    from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lines(lambda text: print(f"multitalk: {text}", file=sys.stderr, flush=True))
         return
-    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("start", total=1.0)
-        yield lambda progress: bar.update(task, completed=progress.fraction, description=state(progress))
+    with bar(console, state) as tell:
+        yield tell
 
 
 def lines(write: Callable[[str], None]) -> ProgressCallback:
@@ -219,8 +216,7 @@ def state(progress: Progress) -> str:
     if progress.step:
         parts.append(f"step {progress.step}/{progress.steps}")
     if progress.remaining is not None:
-        minutes, seconds = divmod(round(progress.remaining), 60)
-        parts.append(f"{minutes}:{seconds:02d} left")
+        parts.append(f"{elapsed(round(progress.remaining))} left")
     return ", ".join(parts)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +17,7 @@ from engine.config import SinkConfig
 from engine.data import Artifact, Kept
 from engine.errors import SinkError
 from engine.register import Register
+from engine.whole import Part, make_folder, part_in, sweep
 
 
 @dataclass
@@ -33,7 +33,7 @@ class DiskConfig(SinkConfig):
 
 
 class DiskSink:
-    """Puts videos into a folder; a file appears there whole or not at all."""
+    """Puts videos into a folder; a file appears there whole or not at all, and is on the disk when that is told."""
 
     #: Name of a video whose request named none, without its suffix.
     STEM = "talk"
@@ -69,49 +69,25 @@ class DiskSink:
         """
         try:
             if self.mkdir:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            part = self._bring(artifact.path)
+                make_folder(self.folder)
+            # What a run that was killed here left behind.
+            sweep(self.folder, self.STEM)
+            with part_in(self.folder, self.STEM) as part:
+                part.adopt(artifact.path)
+                with part.path.open("rb") as file:
+                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                    size = file.tell()
+                path = self._place(part, artifact.filename)
         except OSError as error:
             raise self._unusable(f"cannot take the video: {error.strerror or error}") from error
-        try:
-            with part.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                size = file.tell()
-            path = self._place(part, artifact.filename)
-        except OSError as error:
-            raise self._unusable(f"cannot take the video: {error.strerror or error}") from error
-        finally:
-            part.unlink(missing_ok=True)
         return Kept(str(path), None, sha256, size)
 
-    def _bring(self, source: Path) -> Path:
-        """Move `source` to a hidden name in the folder, through a copy if it lies on another file system."""
-        handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{self.STEM}-", suffix=".part")
-        os.close(handle)
-        part = Path(name)
-        try:
-            try:
-                source.replace(part)
-            except OSError:
-                # Copying keeps mkstemp's mode, which is for this user alone.
-                shutil.copyfile(source, part)
-                part.chmod(source.stat().st_mode & 0o777)
-                source.unlink()
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-        return part
-
-    def _place(self, part: Path, filename: str | None) -> Path:
-        if filename is not None and self.overwrite:
-            path = self.folder / filename
-            part.replace(path)
-            return path
+    def _place(self, part: Part, filename: str | None) -> Path:
         names = _free_names(self.STEM) if filename is None else iter((filename,))
         for name in names:
             path = self.folder / name
             with suppress(FileExistsError):
-                _link(part, path)
+                part.name(path, replace=self.overwrite and filename is not None)
                 return path
         raise self._taken(self.folder / (filename or self.STEM))
 
@@ -132,22 +108,6 @@ def _free_names(stem: str) -> Iterator[str]:
     yield f"{stem}.mp4"
     for number in count(2):
         yield f"{stem}-{number}.mp4"
-
-
-def _link(part: Path, path: Path) -> None:
-    """Give `part` its name `path`, atomically. Raises FileExistsError rather than replace a file."""
-    try:
-        os.link(part, path)
-    except FileExistsError:
-        raise
-    except OSError:
-        # A file system without hard links: claim the name with an empty file, then replace that.
-        path.touch(exist_ok=False)
-        try:
-            part.replace(path)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
 
 
 @hookimpl

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import copy
-import hashlib
-import json
 import logging
-import os
-import re
 import secrets
-import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from engine import hookimpl
-from engine.buckets import Bucket, Trouble
+from engine.buckets import DAMAGED, Bucket, Trouble
 from engine.cancel import CancelToken, check
 from engine.components import Sink
 from engine.config import SinkConfig, within
@@ -27,15 +21,14 @@ from engine.data import Artifact, Kept, Store
 from engine.errors import ConfigError, NotDelivered, RequestError, SinkError
 from engine.patience import patiently
 from engine.register import Register
+from engine.shelf import JOB, Shelf, remove
+from engine.sums import PART, Sums, compare, read_sums
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: Larger files go up in parts of this size; the digests are over the same parts.
-_PART = 8 * 2**20
 #: Seven days: no signature holds longer.
 _LONGEST_URL = 7 * 24 * 3600
-_JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _KEEP = "undelivered"
 
 
@@ -65,8 +58,11 @@ class S3Config(SinkConfig):
     #: Seconds in which no byte moves, after which a connection counts as lost.
     timeout: float = field(default=60.0, metadata=within(0.001, 86_400))
     #: Have the store check SHA-256, and compare it afterwards. False is for stores without S3's additional checksums;
-    #: then the size is compared, and the ETag where it is an MD5.
+    #: then the size is compared, and the ETag where it is an MD5. A store that refuses them is tried without, too.
     checksum: bool = True
+    #: What is compared afterwards: "content" (SHA-256, else the ETag where it is an MD5) or "size" alone, which is for
+    #: stores whose ETag looks like an MD5 and is none.
+    compare: str = "content"
     #: Ask for the bucket before any work, which needs s3:ListBucket; false only looks for credentials.
     probe: bool = True
     #: Where a video waits that could not be uploaded; None: "undelivered" in `volume`, else in the home folder.
@@ -85,7 +81,7 @@ class S3Sink:
         _check_config(config)
         self._config = config
         self._bucket = _bucket(config)
-        self._shelf = _Shelf(config)
+        self._shelf = _shelf(config)
         self._job: str | None = None
         self._store: Store | None = None
         self._private_hosts: Collection[str] = ()
@@ -97,7 +93,7 @@ class S3Sink:
         Such a store has to lie on the public internet or among `private_hosts`, whenever it is connected to.
         Raises RequestError for a name that cannot be part of a key.
         """
-        if job is not None and not _JOB.fullmatch(job):
+        if job is not None and not JOB.fullmatch(job):
             hint = "letters, digits, '.', '_' and '-', a letter or digit first, at most 128"
             raise RequestError("the job's name cannot be part of a key", field="request.job", hint=hint)
         sink = copy.copy(self)
@@ -129,7 +125,7 @@ class S3Sink:
         self.check(None)
         name = f"multitalk-doctor-{secrets.token_hex(8)}"
         key = "/".join(filter(None, (self._config.prefix.strip("/"), name)))
-        same = self._patiently(lambda: self._bucket.rehearse(key))
+        same = self._patiently(lambda: self._leniently(lambda bucket: bucket.rehearse(key)))
         if isinstance(same, Trouble):
             raise SinkError(same.what, field=self._field(same), hint=same.hint, code=same.code)
         if not same:
@@ -142,25 +138,25 @@ class S3Sink:
         for good; the video then waits in the keep folder for `resume`. Raises SinkError where it is lost.
         """
         try:
-            sums = _sums(artifact.path)
+            sums = read_sums(artifact.path)
             name = self._job or sums.sha256[:16]
             key = "/".join(
                 part for part in (self._config.prefix.strip("/"), name, artifact.filename or self.FILENAME) if part
             )
-            upload = partial(self._upload, artifact=artifact, sums=sums, key=key)
-            address = self._patiently(lambda: self._bucket.attempt(upload))
+            upload = _Upload(self, artifact, sums, key)
+            address = self._patiently(upload)
             if isinstance(address, Trouble):
-                raise self._keep(artifact, name, address)
+                raise self._keep(artifact, sums, name, address)
         except OSError as error:
             raise SinkError(f"the video cannot be read back: {error.strerror or error}", field="sink") from error
-        _remove(artifact.path)
         self._shelf.clear(name)
-        return Kept(address, None, sums.sha256, sums.bytes)
+        remove(artifact.path)
+        return Kept(address, None, sums.sha256, sums.size, upload.warnings)
 
     def waiting(self, job: str) -> Artifact | None:
         """Return the video that waits under this name, None where none does. Raises SinkError."""
         try:
-            return self._shelf.find(job, own=self._store is not None)
+            return self._shelf.find(job, own=self._store is not None).artifact
         except SinkError as error:
             if error.code == "s3_nothing_kept":
                 return None
@@ -169,10 +165,12 @@ class S3Sink:
     def resume(self, job: str) -> Kept:
         """Upload the video that waits under this name, as NotDelivered told it, and clear it away. Raises SinkError.
 
-        A job that came with its own bucket needs it again: `for_job(job, store).resume(job)`.
+        One that is no longer what was kept is not uploaded, and not removed: `s3_kept_damaged`. A job that came with
+        its own bucket needs it again: `for_job(job, store).resume(job)`.
         """
-        artifact = self._shelf.find(job, own=self._store is not None)
-        kept = self.for_job(job, self._store, self._private_hosts).put(artifact)
+        waiting = self._shelf.find(job, own=self._store is not None)
+        waiting.check()
+        kept = self.for_job(job, self._store, self._private_hosts).put(waiting.artifact)
         logger.info("the kept video of job %s is uploaded", job)
         return kept
 
@@ -181,40 +179,26 @@ class S3Sink:
         config = self._config
         return patiently(call, attempts=config.attempts, backoff=config.backoff, cancel=self._cancel)
 
-    def _upload(self, client: Any, *, artifact: Artifact, sums: _Sums, key: str) -> str | Trouble:
-        from boto3.s3.transfer import TransferConfig
+    def _leniently(self, call: Callable[[Bucket], T | Trouble]) -> T | Trouble:
+        """Call with a bucket that sends additional checksums, and once more without where the store refuses them."""
+        bucket = self._bucket
+        if not bucket.refuses_checksums:
+            answer = call(bucket)
+            if not isinstance(answer, Trouble) or not answer.without:
+                return answer
+            plain = call(bucket.plain)
+            if not isinstance(plain, Trouble):
+                bucket.without_checksums(answer.without)
+            return plain
+        return call(bucket.plain)
 
-        config, bucket = self._config, self._bucket.name
-        extra = {"ContentType": artifact.media_type}
-        if config.checksum:
-            extra["ChecksumAlgorithm"] = "SHA256"
-        if self._store is None:
-            # What is right for the configured bucket may be refused by another.
-            given = {"ACL": config.acl, "StorageClass": config.storage_class}
-            extra |= {name: value for name, value in given.items() if value}
-        parts = TransferConfig(
-            multipart_threshold=_PART, multipart_chunksize=_PART, preferred_transfer_client="classic"
-        )
-        # Nobody waits for this thread once the job is withdrawn: it sends no more then.
-        ways = {"ExtraArgs": extra, "Config": parts, "Callback": lambda _: check(self._cancel, "keep")}
-        client.upload_file(str(artifact.path), bucket, key, **ways)
-        asked = {"ChecksumMode": "ENABLED"} if config.checksum else {}
-        by, different = _compare(artifact.path, sums, client.head_object(Bucket=bucket, Key=key, **asked))
-        if different:
-            what = f"what has arrived in bucket {bucket!r} is not what was sent: its {by} differs"
-            hint = "try again; sink.checksum=false where the store's ETag is no MD5"
-            return Trouble("s3_upload_failed", what, hint, passing=True)
-        logger.info("uploaded to bucket %s as %s, %s compared", bucket, key, by)
-        if config.public_url and self._store is None:
-            return config.public_url.format(bucket=bucket, region=client.meta.region_name, key=quote(key))
-        return self._bucket.sign(key, config.url_seconds)
-
-    def _keep(self, artifact: Artifact, name: str, trouble: Trouble) -> SinkError:
+    def _keep(self, artifact: Artifact, sums: Sums, name: str, trouble: Trouble) -> SinkError:
         # Passing trouble that did not pass: what failed is the upload, whatever the store last said.
         code = "s3_upload_failed" if trouble.passing else trouble.code
         where = self._field(trouble)
         try:
-            path = self._shelf.put(artifact, name, own=self._store is not None)
+            own = self._store is not None
+            path = self._shelf.put(artifact, name, own=own, sha256=sums.sha256, size=sums.size)
         except (OSError, SinkError) as error:
             reason = getattr(error, "strerror", None) or error
             what = f"{trouble.what}, and the video could not be kept on this machine: {reason}"
@@ -235,71 +219,86 @@ class S3Sink:
         return f"sink.{trouble.part}" if trouble.part in ("bucket", "region", "endpoint_url") else "sink"
 
 
-class _Shelf:
-    """Where videos wait that could not be uploaded: <name>.mp4, and <name>.json with what `resume` has to know."""
+class _Upload:
+    """One video on its way to its key; called for each attempt.
 
-    def __init__(self, config: S3Config) -> None:
-        self._named = config.keep_folder is not None
-        places = [config.keep_folder] if config.keep_folder else [f"{config.volume}/{_KEEP}", f"~/multitalk-{_KEEP}"]
-        self._folders = [Path(place).expanduser().absolute() for place in places]
+    A store that knows no additional checksums refuses them by many names. So whatever refusal they could be the reason
+    of is followed by one upload without them; if that succeeds, so do all others of this process.
+    """
 
-    def folder(self) -> Path:
-        """Return the first folder that can be written to. Raises SinkError."""
-        for folder in self._folders:
-            # A volume that is not mounted is not made: what lies in its place would be gone with the container.
-            above = next(up for up in (folder, *folder.parents) if up.exists())
-            mounted = self._named or above in (folder, folder.parent)
-            if mounted and above.is_dir() and os.access(above, os.W_OK | os.X_OK):
-                return folder
-        raise SinkError(
-            "there is no folder to keep a video in whose upload fails",
-            field="sink.keep_folder",
-            hint="name one that can be written to, on a volume that outlives this machine",
-            code="s3_no_keep_folder",
-        )
+    def __init__(self, sink: S3Sink, artifact: Artifact, sums: Sums, key: str) -> None:
+        self._sink, self._artifact, self._sums, self._key = sink, artifact, sums, key
+        self._bucket = sink._bucket
+        #: Said once, damage is taken for damage on the way.
+        self._damaged = 0
+        self._attempts = 0
+        self._without = self._bucket.refuses_checksums if sink._config.checksum else ""
+        self.warnings: tuple[str, ...] = ()
 
-    def put(self, artifact: Artifact, name: str, *, own: bool) -> Path:
-        """Take the video and return its new path. Raises OSError and SinkError."""
-        folder = self.folder()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path, part = folder / f"{name}.mp4", folder / f".{name}.part"
-        try:
-            if artifact.path != path:
-                shutil.copyfile(artifact.path, part)
-                part.replace(path)
-            told = {"media_type": artifact.media_type, "seconds": artifact.seconds, "frames": artifact.frames}
-            part.write_text(json.dumps(told | {"filename": artifact.filename, "own": own}), "utf-8")
-            # Last: a video with its note is whole.
-            part.replace(path.with_suffix(".json"))
-        finally:
-            part.unlink(missing_ok=True)
-        return path
+    def __call__(self) -> str | Trouble:
+        """Upload the video and compare what arrived; return its address, or why there is none."""
+        self._attempts += 1
+        if self._without or not self._sink._config.checksum:
+            return self._go(self._without)
+        answer = self._go("")
+        if not isinstance(answer, Trouble) or not answer.without:
+            return answer
+        self._damaged += answer.without in DAMAGED
+        if self._damaged == 1 and self._attempts < self._sink._config.attempts:
+            return answer
+        logger.warning("%s; once more without additional checksums", answer.what)
+        plain = self._go(answer.without)
+        if not isinstance(plain, Trouble):
+            self._bucket.without_checksums(answer.without)
+        elif plain.passing and plain.what != answer.what:
+            # The checksums were not all that went wrong: the next attempts need not try them again.
+            self._without = answer.without
+        return plain
 
-    def find(self, name: str, *, own: bool) -> Artifact:
-        """Return the video that waits under this name. `own`: its job's bucket is at hand. Raises SinkError."""
-        for folder in self._folders if _JOB.fullmatch(name) else ():
-            path = folder / f"{name}.mp4"
-            try:
-                told = json.loads((folder / f"{name}.json").read_text("utf-8"))
-                artifact = Artifact(path, told["media_type"], told["seconds"], told["frames"], told["filename"])
-                belongs = bool(told["own"])
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-            if not path.is_file():
-                continue
-            if belongs is not own:
-                whose = "the job's own bucket" if belongs else "the configured bucket"
-                hint = f"resume it with {whose}"
-                raise SinkError(f"the kept video belongs into {whose}", field="request.store", hint=hint)
-            return artifact
-        hint = "make it again"
-        raise SinkError("no video is kept for this job", field="request.job", hint=hint, code="s3_nothing_kept")
+    def _go(self, without: str) -> str | Trouble:
+        bucket = self._bucket.plain if without else self._bucket
+        return bucket.attempt(partial(self._send, without=without))
 
-    def clear(self, name: str) -> None:
-        """Remove what waits under this name, if anything does."""
-        for folder in self._folders:
-            _remove(folder / f"{name}.mp4")
-            _remove(folder / f"{name}.json")
+    def _send(self, client: Any, *, without: str) -> str | Trouble:
+        from boto3.s3.transfer import TransferConfig
+
+        config, bucket, path = self._sink._config, self._bucket.name, self._artifact.path
+        checksum = config.checksum and not without
+        extra = {"ContentType": self._artifact.media_type}
+        if checksum:
+            extra["ChecksumAlgorithm"] = "SHA256"
+        own = self._sink._store is not None
+        if not own:
+            # What is right for the configured bucket may be refused by another.
+            given = {"ACL": config.acl, "StorageClass": config.storage_class}
+            extra |= {name: value for name, value in given.items() if value}
+        parts = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, preferred_transfer_client="classic")
+        # Nobody waits for this thread once the job is withdrawn: it sends no more then.
+        ways = {"ExtraArgs": extra, "Config": parts, "Callback": lambda _: check(self._sink._cancel, "keep")}
+        client.upload_file(str(path), bucket, self._key, **ways)
+        asked = {"ChecksumMode": "ENABLED"} if checksum else {}
+        head = client.head_object(Bucket=bucket, Key=self._key, **asked)
+        by, different = compare(path, self._sums, head, size_alone=config.compare == "size")
+        if different:
+            what = f"what has arrived in bucket {bucket!r} is not what was sent: its {by} differs"
+            hint = "try again; sink.compare=size where the store's ETag is no MD5" if by == "ETag" else "try again"
+            return Trouble("s3_upload_failed", what, hint, passing=True)
+        logger.info("uploaded to bucket %s as %s, %s compared", bucket, self._key, by)
+        if without:
+            warning = (
+                f"the store refuses additional checksums ({without}): the video was uploaded without them and compared "
+                f"by its {by}; sink.checksum=false spares the attempt"
+            )
+            self.warnings = (warning,)
+        if config.public_url and not own:
+            return config.public_url.format(bucket=bucket, region=client.meta.region_name, key=quote(self._key))
+        return self._bucket.sign(self._key, config.url_seconds)
+
+
+def _shelf(config: S3Config) -> Shelf:
+    places = [config.keep_folder] if config.keep_folder else [f"{config.volume}/{_KEEP}", f"~/multitalk-{_KEEP}"]
+    folders = [Path(place).expanduser().absolute() for place in places]
+    return Shelf(folders, named=config.keep_folder is not None)
 
 
 def _bucket(config: S3Config, store: Store | None = None, private_hosts: Collection[str] = ()) -> Bucket:
@@ -325,6 +324,8 @@ def _check_config(config: S3Config) -> None:
         raise ConfigError(f"a backoff of {config.backoff:g} seconds", field="sink.backoff", hint="give 0 or more")
     if not config.timeout > 0:
         raise ConfigError(f"a timeout of {config.timeout:g} seconds", field="sink.timeout", hint="give more than 0")
+    if config.compare not in ("content", "size"):
+        raise ConfigError(f"no comparison by {config.compare!r}", field="sink.compare", hint="content, size")
     styles = ("auto", "path", "virtual")
     if config.addressing not in styles:
         raise ConfigError(f"no addressing {config.addressing!r}", field="sink.addressing", hint=", ".join(styles))
@@ -333,63 +334,6 @@ def _check_config(config: S3Config) -> None:
     except (LookupError, ValueError) as error:
         hint = "such as https://cdn.example.com/{key}; {bucket} and {region} are known too"
         raise ConfigError("the template is not one", field="sink.public_url", hint=hint) from error
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """What tells a file from another: its length, its SHA-256, and the one that a store calculates."""
-
-    bytes: int
-    sha256: str
-    stored: str
-
-
-def _sums(path: Path) -> _Sums:
-    """Read the file once. Raises OSError."""
-    whole = hashlib.sha256()
-    parts: list[bytes] = []
-    with path.open("rb") as file:
-        while part := file.read(_PART):
-            whole.update(part)
-            parts.append(hashlib.sha256(part).digest())
-        size = file.tell()
-    # A store keeps the digest of the parts' digests for a file that came in parts.
-    stored = hashlib.sha256(b"".join(parts)).digest() if size >= _PART else whole.digest()
-    return _Sums(size, whole.hexdigest(), base64.b64encode(stored).decode("ascii"))
-
-
-def _compare(path: Path, sums: _Sums, head: Mapping[str, Any]) -> tuple[str, bool]:
-    """Return what was compared ("SHA-256", "ETag" or "size"), and whether it differs from the local file's."""
-    if head["ContentLength"] != sums.bytes:
-        return "size", True
-    told = head.get("ChecksumSHA256")
-    if told:
-        # Behind a dash stands the number of parts.
-        return "SHA-256", told.partition("-")[0] != sums.stored
-    etag = re.fullmatch(r'"?([0-9a-f]{32})(?:-\d+)?"?', head.get("ETag", ""))
-    # With a key of the customer's or of KMS it is not an MD5.
-    if etag and "SSECustomerAlgorithm" not in head and head.get("ServerSideEncryption", "AES256") == "AES256":
-        return "ETag", etag[1] != _md5(path, several=sums.bytes >= _PART)
-    return "size", False
-
-
-def _md5(path: Path, *, several: bool) -> str:
-    def digest(content: bytes) -> Any:
-        return hashlib.md5(content, usedforsecurity=False)
-
-    with path.open("rb") as file:
-        if not several:
-            return str(digest(file.read()).hexdigest())
-        parts = b"".join(digest(part).digest() for part in iter(lambda: file.read(_PART), b""))
-        return str(digest(parts).hexdigest())
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        # The video is where it should be: no reason to call the job failed.
-        logger.warning("%s is uploaded and cannot be removed: %s", path, error.strerror)
 
 
 @hookimpl

@@ -59,6 +59,7 @@ def test_config_holds_no_keys() -> None:
         ("backoff", -1.0),
         ("timeout", 0.0),
         ("addressing", "host"),
+        ("compare", "etag"),
         ("public_url", "https://a/{name}"),
         ("public_url", "https://a/{"),
     ],
