@@ -110,7 +110,7 @@ def _misfit(error: Exception) -> ConfigError:
         )
     if "Could not override" in text or "not in" in first:
         wrong = text.partition("'")[2].partition("'")[0] or str(key)
-        near = difflib.get_close_matches(wrong.partition("=")[0], _keys(), n=3)
+        near = difflib.get_close_matches(wrong.partition("=")[0][:64], _keys(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "multitalk --help lists the groups and keys"
         return ConfigError(f"there is no {wrong!r} in the config", field=wrong.partition("=")[0], hint=hint)
     wanted = next((hint for kind, hint in _KINDS.items() if kind in first), "multitalk plugins shows what fits")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from engine.bounded import MOST_ENTRIES, check_bounds
 from engine.data import Region, Request, Speaker
 from engine.errors import RequestError
 from engine.jobs.inline import as_address
@@ -92,6 +93,10 @@ def _plain(job: Mapping[str, Any]) -> dict[str, Any]:
         raise RequestError(
             f"the job is {shown(job)}, not an object", field="job", hint='send {"input": {...}}', code="wrong_type"
         )
+    if len(job) > MOST_ENTRIES:
+        raise RequestError(
+            f"the job has {len(job)} fields", field="job", hint='send {"input": {...}}', code="out_of_range"
+        )
     plain = {name: value for name, value in job.items() if value is not None and (name, value) != (SECRET, {})}
     # The platform's own fields are not ours to know, but these are not the platform's; `output` is, in its answers.
     inside = {*input_fields()} - {"output"}
@@ -100,6 +105,8 @@ def _plain(job: Mapping[str, Any]) -> dict[str, Any]:
             raise unknown(str(name), (), field=str(name), hint='it belongs inside "input"')
         if name != SECRET and str(name).lower().replace("_", "") == SECRET.lower():
             raise unknown(str(name), (SECRET,), field=str(name))
+    for name in ("id", "input", SECRET):
+        check_bounds(plain.get(name), field="" if name == "input" and isinstance(plain.get(name), Mapping) else name)
     if isinstance(given := plain.get("input"), Mapping):
         plain["input"] = {name: value for name, value in given.items() if value is not None}
     return plain

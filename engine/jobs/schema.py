@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,7 @@ from importlib.resources import files
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from engine.bounded import MOST_ENTRIES
 from engine.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
@@ -161,8 +163,96 @@ def _validator(limits: Limits) -> Validator:
 
     # JSON has no infinity and no NaN, but Python reads both, and no bound refuses a NaN.
     finite = Draft202012Validator.TYPE_CHECKER.redefine_many({"number": _is_number, "integer": _is_whole})
-    validator: Validator = extend(Draft202012Validator, type_checker=finite)(_bounded(limits))
+    validator: Validator = extend(Draft202012Validator, _rules(), type_checker=finite)(_bounded(limits))
     return validator
+
+
+def _rules() -> dict[str, Any]:
+    """Return jsonschema's keywords as this schema uses them, at a cost that does not grow with what is sent.
+
+    jsonschema's own write the value into each message, megabytes of it; nobody reads those messages: `_translate` makes
+    its own. A list is judged by its length before its items, a text before its pattern.
+    """
+    from jsonschema.exceptions import ValidationError
+
+    def rule(broken: Callable[[Validator, Any, Any, Mapping[str, Any]], bool]) -> Any:
+        def check(
+            validator: Validator, wanted: Any, value: Any, schema: Mapping[str, Any]
+        ) -> Iterator[ValidationError]:
+            if broken(validator, wanted, value, schema):
+                yield ValidationError("")
+
+        return check
+
+    def of(kind: str, broken: Callable[[Any, Any], bool]) -> Any:
+        return rule(lambda validator, wanted, value, _: validator.is_type(value, kind) and broken(wanted, value))
+
+    def items(validator: Validator, wanted: Any, value: Any, schema: Mapping[str, Any]) -> Iterator[ValidationError]:
+        if validator.is_type(value, "array") and len(value) <= schema.get("maxItems", MOST_ENTRIES):
+            for index, item in enumerate(value):
+                yield from validator.descend(item, wanted, path=index)
+
+    def pattern(_: Validator, wanted: Any, value: Any, schema: Mapping[str, Any]) -> bool:
+        if not isinstance(value, str) or len(value) > schema.get("maxLength", len(value)):
+            return False
+        # `search` would try an anchored pattern at each place of a long text.
+        found = re.match(wanted, value) if wanted.startswith("^") else re.search(wanted, value)
+        return found is None
+
+    def any_of(validator: Validator, wanted: Any, value: Any, _: Any) -> Iterator[ValidationError]:
+        why: list[ValidationError] = []
+        for index, part in enumerate(wanted):
+            wrong = list(islice(validator.descend(value, part, schema_path=index), _MOST))
+            if not wrong:
+                return
+            why += wrong
+        yield ValidationError("", context=why)
+
+    def none_of(validator: Validator, wanted: Any, value: Any, _: Any) -> bool:
+        return bool(validator.evolve(schema=wanted).is_valid(value))
+
+    def same(one: Any, other: Any) -> bool:
+        # True is 1 in Python, and not in JSON.
+        return type(one) is type(other) and bool(one == other)
+
+    return {
+        "type": rule(
+            lambda validator, wanted, value, _: (
+                not any(validator.is_type(value, kind) for kind in ([wanted] if isinstance(wanted, str) else wanted))
+            )
+        ),
+        "enum": rule(lambda _, wanted, value, __: not any(same(value, choice) for choice in wanted)),
+        "const": rule(lambda _, wanted, value, __: not same(value, wanted)),
+        "pattern": rule(pattern),
+        "items": items,
+        "not": rule(none_of),
+        "anyOf": any_of,
+        "required": rule(
+            lambda validator, wanted, value, _: (
+                validator.is_type(value, "object") and any(name not in value for name in wanted)
+            )
+        ),
+        "dependentRequired": rule(
+            lambda validator, wanted, value, _: (
+                validator.is_type(value, "object")
+                and any(name in value and other not in value for name, others in wanted.items() for other in others)
+            )
+        ),
+        "additionalProperties": rule(
+            lambda validator, _, value, schema: (
+                validator.is_type(value, "object") and any(name not in schema["properties"] for name in value)
+            )
+        ),
+        "minLength": of("string", lambda least, value: len(value) < least),
+        "maxLength": of("string", lambda most, value: len(value) > most),
+        "minItems": of("array", lambda least, value: len(value) < least),
+        "maxItems": of("array", lambda most, value: len(value) > most),
+        "minProperties": of("object", lambda least, value: len(value) < least),
+        "maxProperties": of("object", lambda most, value: len(value) > most),
+        "minimum": of("number", lambda least, value: value < least),
+        "exclusiveMinimum": of("number", lambda least, value: value <= least),
+        "maximum": of("number", lambda most, value: value > most),
+    }
 
 
 def _is_number(_: Any, value: object) -> bool:
@@ -208,7 +298,8 @@ def _translate(error: ValidationError) -> Iterator[RequestError]:
         case "type":
             yield RequestError(f"{quoted} is not {_kind(schema)}", field=field, hint=hint, code="wrong_type")
         case "enum":
-            near = difflib.get_close_matches(str(value), [str(choice) for choice in error.validator_value], n=1)
+            said = value[:64] if isinstance(value, str) else shown(value)
+            near = difflib.get_close_matches(said, [str(choice) for choice in error.validator_value], n=1)
             hint = f"did you mean {near[0]}? Choose {wanted(schema)}" if near else f"choose {wanted(schema)}"
             yield RequestError(f"{quoted} is unknown", field=field, hint=hint, code="unknown_choice")
         case "pattern" | "minProperties" | "maxProperties":
@@ -277,4 +368,4 @@ def _same(one: str, other: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    return name.lower().replace("_", "").replace("-", "")
+    return name[:64].lower().replace("_", "").replace("-", "")
