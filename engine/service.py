@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from engine.readahead import reading_ahead
 from engine.recipe import versions
 from engine.reclaim import reclaim
 from engine.registry import installed
+from engine.scratch import scratch
 from engine.settings import check_parallel, locate_weights, make_access, make_settings, request_access, weights_of
 from engine.sinks import request_sink, resume
 from engine.stages.plan import plan_walk
@@ -81,8 +81,8 @@ class EngineService:
     def plan(self, request: Request) -> Plan:
         """See `components.Service`."""
         config = self._config(request)
-        with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
-            media = self._fetch(request, Path(folder))
+        with scratch() as folder:
+            media = self._fetch(request, folder)
             plan = self._estimated(request, media, config)
             problem = "" if plan.weights is None else unsuited(config, plan.weights)
             if problem:
@@ -100,8 +100,8 @@ class EngineService:
         from engine.stages.preview import draw_preview
 
         settings = make_settings(self._config(request), self._registry)
-        with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
-            media = self._fetch(request, Path(folder))
+        with scratch() as folder:
+            media = self._fetch(request, folder)
             plan = plan_walk(request, media, settings)
             draw_preview(media, request, plan, path)
             return plan

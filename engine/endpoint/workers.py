@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from engine.endpoint.limits import Limits
 from engine.errors import ConfigError
+from engine.scratch import Scratch
 
 _LOG = logging.getLogger(__name__)
 #: Longest pause before another worker is tried, after several that never asked for a job.
@@ -71,6 +71,7 @@ class Crew:
         self._stopping = asyncio.Event()
         self._slots: list[asyncio.Task[None]] = []
         self._guard: subprocess.Popen[str] | None = None
+        self._scratch: Scratch | None = None
         self._disks: Path | None = None
 
     async def start(self) -> None:
@@ -86,7 +87,8 @@ class Crew:
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", str(script)], stdin=subprocess.PIPE, text=True, start_new_session=True
         )
-        self._disks = Path(tempfile.mkdtemp(prefix="multitalk-endpoint-"))
+        self._scratch = Scratch("endpoint-")
+        self._disks = self._scratch.path
         self._tell_guard(self._mark)
         self._tell_guard(str(self._disks))
         self._slots = [asyncio.create_task(self._keep_one()) for _ in range(self._count)]
@@ -106,8 +108,8 @@ class Crew:
                 with contextlib.suppress(BrokenPipeError):
                     self._guard.stdin.close()
                 self._guard.wait()
-            if self._disks is not None:
-                shutil.rmtree(self._disks, ignore_errors=True)
+            if self._scratch is not None:
+                self._scratch.close()
 
     def asked(self, worker_id: str) -> Worker | None:
         """Note that a worker asks for a job; return it if it may have one."""

@@ -91,7 +91,7 @@ def _plain(job: Mapping[str, Any]) -> dict[str, Any]:
     """Return `job` without what is null or an empty bucket; refuse a job whose fields stand at the wrong level."""
     if not isinstance(job, Mapping):
         raise RequestError(
-            f"the job is {shown(job)}, not an object", field="job", hint='send {"input": {...}}', code="wrong_type"
+            f"the job is {_said(job)}, not an object", field="job", hint='send {"input": {...}}', code="wrong_type"
         )
     if len(job) > MOST_ENTRIES:
         raise RequestError(
@@ -110,6 +110,10 @@ def _plain(job: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(given := plain.get("input"), Mapping):
         plain["input"] = {name: value for name, value in given.items() if value is not None}
     return plain
+
+
+def _said(value: object) -> str:
+    return "JSON text" if isinstance(value, str) and value.lstrip()[:1] in ("{", "[") else shown(value)
 
 
 def _request(

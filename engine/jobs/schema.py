@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.bounded import MOST_ENTRIES
 from engine.errors import ConfigError, RequestError
+from engine.jobs.names import meant
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
@@ -93,8 +94,9 @@ def validate(job: Mapping[str, Any], limits: Limits = LIMITS) -> None:
 def unknown(name: str, known: Iterable[str], *, field: str, hint: str = "") -> RequestError:
     """Return the error that there is no field `name`; the hint is the nearest known one unless another is given."""
     known = tuple(known)
-    near = _nearest(name, known)
-    hint = hint or (f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}")
+    other, otherwise = meant(name, known)
+    near = [other] if other else [] if otherwise else _nearest(name, known)
+    hint = hint or otherwise or (f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}")
     return RequestError(f"there is no field {shown(name)}", field=field, hint=hint, code="unknown_field")
 
 
@@ -296,7 +298,11 @@ def _translate(error: ValidationError) -> Iterator[RequestError]:
         case "not" | "const":
             yield RequestError(schema["description"], field=field, hint=f"give {wanted(schema)}", code="conflict")
         case "type":
-            yield RequestError(f"{quoted} is not {_kind(schema)}", field=field, hint=hint, code="wrong_type")
+            what = f"{quoted} is not {_kind(schema)}"
+            if path[:1] != [SECRET] and isinstance(value, str) and _is_written(value, str(schema["type"])):
+                what = f"{'JSON text' if value.lstrip()[:1] in ('{', '[') else quoted} is not {_kind(schema)}"
+                hint += ": the value itself, without quotes around it"
+            yield RequestError(what, field=field, hint=hint, code="wrong_type")
         case "enum":
             said = value[:64] if isinstance(value, str) else shown(value)
             near = difflib.get_close_matches(said, [str(choice) for choice in error.validator_value], n=1)
@@ -323,13 +329,15 @@ _BOUNDS = {
 
 
 def _unknown(name: str, known: tuple[str, ...], path: list[str | int]) -> RequestError:
-    if path[:1] == [SECRET] and not _nearest(name, known):
+    if path[:1] == [SECRET] and not _nearest(name, known) and not meant(name, known)[0]:
         # Somebody may have pasted a key where its name belongs.
         return RequestError(
             "there is an unknown field", field=SECRET, hint=f"known: {', '.join(known)}", code="unknown_field"
         )
     short = name if len(name) <= 40 else f"{name[:40]}..."
     hint = f"{SECRET} stands beside input, not in it" if path == ["input"] and _same(name, SECRET) else ""
+    if path == ["input"] and name == "input":
+        hint = 'there is one input too many: put its fields into the first, {"input": {"prompt": ...}}'
     return unknown(short, known, field=_spell([*path, short]), hint=hint)
 
 
@@ -347,6 +355,22 @@ def _missing(name: str, path: list[str | int]) -> RequestError:
 
 def _kind(schema: Mapping[str, Any]) -> str:
     return _KINDS[str(schema["type"])]
+
+
+def _is_written(text: str, kind: str) -> bool:
+    """Return whether `text` is the JSON of a value of the kind that is wanted."""
+    text = text.strip()
+    first = {"object": "{", "array": "["}.get(kind)
+    if first is not None:
+        # It may be megabytes long, and cut off.
+        return text.startswith(first)
+    try:
+        value = json.loads(text) if len(text) <= 40 else None
+    except ValueError:
+        return False
+    if kind == "boolean":
+        return isinstance(value, bool)
+    return kind in ("integer", "number") and isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _spell(path: list[str | int]) -> str:
