@@ -28,9 +28,9 @@ def refused(job: Any) -> RequestError:
         (
             "reference_image",
             (
-                "image image_url image_base64 image_b64 imageUrl image_path img img_url input_image source_image ref_image "
-                "init_image start_image first_frame photo picture portrait avatar_url face_image cond_image image_data "
-                "image_uri reference_image_url referenceImage cond_video"
+                "image image_url image_base64 image_b64 imageUrl image_path img img_url input_image source_image "
+                "ref_image init_image start_image first_frame photo picture portrait avatar_url face_image cond_image "
+                "image_data image_uri reference_image_url referenceImage cond_video"
             ),
         ),
         (

@@ -38,6 +38,8 @@ class Worker:
     ready: bool = False
     #: It gets no more jobs and is to end.
     retired: bool = False
+    #: It was killed, and its process has not ended yet.
+    killed: bool = False
     #: What it reported as wrong with itself before it ended.
     complaint: str = ""
 
@@ -129,20 +131,22 @@ class Crew:
             worker.process.terminate()
         asyncio.get_running_loop().call_later(self._limits.grace, self._kill_if_there, worker)
 
-    def kill(self, worker_id: str) -> None:
-        """End a worker and all it started at once; another takes its place."""
+    def kill(self, worker_id: str, why: str = "") -> None:
+        """End a worker and all it started at once; another takes its place. Why is said once, in the log."""
         worker = self.workers.get(worker_id)
-        if worker is not None:
-            worker.retired = True
-            _kill(worker)
+        if worker is None or worker.killed:
+            return
+        worker.retired = worker.killed = True
+        if why:
+            _LOG.warning("worker %s %s and is killed", worker.id, why)
+        _kill(worker)
 
     def tick(self) -> None:
         """Kill workers that take too long to start."""
         now = time.monotonic()
         for worker in list(self.workers.values()):
             if not worker.ready and not worker.retired and now - worker.started >= self._limits.start_timeout:
-                _LOG.warning("worker %s asked for no job within %g s", worker.id, self._limits.start_timeout)
-                _kill(worker)
+                self._kill_slow(worker)
 
     def numbers(self, busy: Callable[[str], bool]) -> dict[str, int]:
         """Return the worker half of /health."""
@@ -209,9 +213,15 @@ class Crew:
         return worker
 
     def _kill_if_there(self, worker: Worker) -> None:
-        if worker.id in self.workers:
-            _LOG.warning("worker %s did not end within %g s and is killed", worker.id, self._limits.grace)
-            _kill(worker)
+        self.kill(worker.id, f"did not end within {self._limits.grace:g} s")
+
+    def _kill_slow(self, worker: Worker) -> None:
+        if worker.killed:
+            return
+        # Not retired: a worker that never was ready counts as one that failed.
+        worker.killed = True
+        _LOG.warning("worker %s asked for no job within %g s and is killed", worker.id, self._limits.start_timeout)
+        _kill(worker)
 
     def _tell_guard(self, line: str) -> None:
         if self._guard is not None and self._guard.stdin is not None:
