@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from engine import registry
 from engine.config import FIXED, OVERRIDABLE, Config
 from engine.errors import ConfigError, EngineError, RequestError, UnknownComponent
+from engine.words import readable, shell_line
 
 CONF = "engine.conf"
 
@@ -28,8 +29,12 @@ def compose(overrides: Sequence[str]) -> Config:
     Raises ConfigError, in one line, for an unknown group, name or key and for a value that does not fit.
     """
     registry.installed()
-    with translated(), _hydra():
-        return typed(hydra.compose("config", list(overrides)))
+    words = readable(overrides)
+    try:
+        with translated(), _hydra():
+            return typed(hydra.compose("config", words))
+    except ConfigError as error:
+        raise _with_line(error, overrides) from error
 
 
 def compose_request(boot: Sequence[str], overrides: Sequence[str]) -> Config:
@@ -40,6 +45,7 @@ def compose_request(boot: Sequence[str], overrides: Sequence[str]) -> Config:
     """
     if not overrides:
         return compose(boot)
+    overrides = readable(overrides)
     _check(overrides)
     try:
         config = compose([*boot, *overrides])
@@ -78,14 +84,28 @@ def translated() -> Iterator[None]:
     except MissingConfigException as error:
         raise _missing(error) from error
     except OverrideParseException as error:
+        wrong = str(error.override)
         raise ConfigError(
-            f"cannot read {error.override!r}", field="override", hint="write group=name or key=value; quote lists"
+            f"cannot read {wrong!r}",
+            field="override",
+            hint=f"write group=name or key=value{f', such as {shell_line(wrong)}' if '=' in wrong else ''}",
         ) from error
     except (ConfigCompositionException, OmegaConfBaseException) as error:
         raise _misfit(error) from error
     except (HydraException, ValueError) as error:
         # Hydra has no error of its own for some overrides, such as sampler=null.
         raise ConfigError(str(error), field="override", hint="write group=name or key=value") from error
+
+
+def _with_line(error: ConfigError, words: Sequence[str]) -> ConfigError:
+    """Return the error with the line that works, if Hydra took a text for a list or an object."""
+    if "string" not in error.what:
+        return error
+    for word in words:
+        key, _, value = word.partition("=")
+        if key.lstrip("+~") == error.field and value[:1] in ("[", "{"):
+            return ConfigError(error.what, field=error.field, hint=f"for a text write {shell_line(word)}")
+    return error
 
 
 def _missing(error: MissingConfigException) -> ConfigError:
@@ -106,7 +126,7 @@ def _misfit(error: Exception) -> ConfigError:
         return ConfigError(
             f"{wrong!r} gives several values",
             field=wrong.partition("=")[0],
-            hint="add -m to run each, or quote the comma",
+            hint=f"add -m to run each, or write {shell_line(wrong)}",
         )
     if "Could not override" in text or "not in" in first:
         wrong = text.partition("'")[2].partition("'")[0] or str(key)
