@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.components import CancelToken, ProgressCallback
-from engine.compose import compose, compose_request
+from engine.compose import Composer, compose, compose_request
 from engine.config import Config
 from engine.data import Access, Delivery, Media, Plan, Request, Resumed
 from engine.errors import ConfigError, EngineError, SourceError
@@ -45,7 +45,8 @@ class EngineService:
         are released before others are loaded.
         """
         self.overrides = tuple(overrides)
-        self.config = compose(self.overrides)
+        self._composer = Composer(self.overrides)
+        self.config = self._composer.config
         self.access = access or make_access(self.config)
         self._given_access = access
         self._registry = installed()
@@ -232,7 +233,7 @@ class EngineService:
         return estimate_plan(plan, config)
 
     def _config(self, request: Request, change: Sequence[str] = ()) -> Config:
+        if not change:
+            return self._composer.request(request.overrides)
         boot = (*self.overrides, *change)
-        if request.overrides:
-            return compose_request(boot, request.overrides)
-        return compose(boot) if change else self.config
+        return compose_request(boot, request.overrides) if request.overrides else compose(boot)

@@ -20,6 +20,7 @@ BENCHES = {
     "host": "Time what the host does between two windows: matching colours and encoding H.264, on one thread.",
     "load": "Time the loading of a checkpoint, cold and warm, against plain reading and the libraries' own loading.",
     "start": "Time a worker's start to ready against its bare imports and the reading of its weights.",
+    "overhead": "What a worker's job costs beside its stages: CPU time of checking, composing and answering.",
     "soak": "Let a worker do many jobs: what its memory grows by, and what it leaves on the disk.",
     "quant": "Compare quantised weights with the plain ones on a CPU: errors, lips, bytes.",
     "talk": "Measure whether the embedded model talks: lips, binding, lags, colours, seams, turbo, seconds.",

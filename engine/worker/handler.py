@@ -72,6 +72,8 @@ class Handler:
         self._began = time.monotonic()
         self._done = self._failed = 0
         self._told_start = False
+        #: Seconds that the job at work waited for imports and weights.
+        self._waited = 0.0
 
     async def handle(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the job's answer. Raises CancelledError, once the device is free again."""
@@ -84,6 +86,7 @@ class Handler:
 
     def _answer(self, given: Mapping[str, Any], cancel: CancelToken) -> dict[str, Any]:
         began = time.monotonic()
+        self._waited = 0.0
         job: Job | None = None
         try:
             if self.stopped.is_set():
@@ -95,6 +98,10 @@ class Handler:
         except BaseException as error:  # noqa: BLE001 - each is answered; the SDK would send a traceback to the caller
             self._failed += 1
             return self._refusal(error, job)
+        if "timings" in found:
+            found["overhead"] = round(
+                max(0.0, time.monotonic() - began - sum(found["timings"].values()) - self._waited), 3
+            )
         self._done += 1
         _LOG.info("job is done in %.1f s", time.monotonic() - began)
         return found
@@ -162,7 +169,7 @@ class Handler:
             if self.keeper.warming and tell is not None:
                 tell(Progress("load"))
             self.keeper.ready(cancel)
-            waited = time.monotonic() - began
+            waited = self._waited = time.monotonic() - began
             delivery, warnings = self._made(request, tell, cancel)
         self.keeper.note()
         found = answer(job, delivery)
