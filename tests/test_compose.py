@@ -161,14 +161,14 @@ def test_configs_of_two_requests_share_nothing() -> None:
         assert one == other
         one.sampler.steps = 99
         one.access.schemes.append("tape")
-        one.model.turbo.loras.append("evil")
+        one.model.turbo.loras.append("evil")  # type: ignore[arg-type]
         assert other == composer.request(words)
         assert "tape" not in composer.config.access.schemes
 
 
 def test_a_composer_keeps_a_bounded_number_of_choices_and_none_that_do_not_exist() -> None:
     composer = Composer([])
-    composer.MOST = 2  # type: ignore[misc]
+    composer.MOST = 2
     for words in (["cache=none"], ["cache=teacache"], ["cache=firstblock"], ["cache=teacache", "cache.threshold=0.4"]):
         composer.request(words)
     assert list(composer._kept) == [("cache=firstblock",), ("cache=teacache",)]
