@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
-import functools
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import fields, is_dataclass
 
 import hydra
@@ -22,6 +23,7 @@ from engine.bounds import check_numbers
 from engine.config import FIXED, OVERRIDABLE, Config
 from engine.errors import ConfigError, EngineError, RequestError, UnknownComponent
 from engine.shape import check_shape
+from engine.words import parse, readable, shell_line
 
 CONF = "engine.conf"
 
@@ -32,8 +34,12 @@ def compose(overrides: Sequence[str]) -> Config:
     Raises ConfigError, in one line, for an unknown group, name or key and for a value that does not fit.
     """
     registry.installed()
-    with translated(), _hydra():
-        return typed(hydra.compose("config", list(overrides)))
+    words = readable(overrides)
+    try:
+        with translated(), _hydra():
+            return typed(hydra.compose("config", words))
+    except ConfigError as error:
+        raise _with_line(error, overrides) from error
 
 
 def compose_request(boot: Sequence[str], overrides: Sequence[str]) -> Config:
@@ -44,64 +50,78 @@ def compose_request(boot: Sequence[str], overrides: Sequence[str]) -> Config:
     """
     if not overrides:
         return compose(boot)
-    parsed = _check(overrides)
-    config = _changed(tuple(boot), parsed)
+    overrides = readable(overrides)
+    _check(overrides)
     try:
-        # What is wrong is said by Hydra, which sees all of the overrides.
-        config = config or compose([*boot, *overrides])
+        config = compose([*boot, *overrides])
     except ConfigError as error:
         code = "" if error.code == ConfigError.CODE else error.code
         raise RequestError(error.what, field=f"overrides ({error.field})", hint=error.hint, code=code) from error
-    fixed = typed(copy.deepcopy(_composed(tuple(boot))))
+    _check_fixed(config, compose(boot), overrides)
+    return config
+
+
+def _check_fixed(config: Config, boot: Config, overrides: Sequence[str]) -> None:
     for key in FIXED:
-        if getattr(config, key) != getattr(fixed, key):
+        if getattr(config, key) != getattr(boot, key):
             raise RequestError(
                 f"{' '.join(overrides)} would change {key!r}, which is fixed when the engine starts",
                 field="overrides",
                 hint=f"start an engine with another {key}",
             )
-    return config
 
 
-@functools.lru_cache(maxsize=32)
-def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    """Compose once what many requests share: a copy of it is theirs to change. Raises ConfigError."""
-    registry.installed()
-    with translated(), _hydra():
-        return hydra.compose("config", list(overrides))
+class Composer:
+    """Composes the configs of one boot's requests without Hydra for each: most of a job's own time went there.
 
-
-def _changed(boot: tuple[str, ...], overrides: Sequence[Override]) -> Config | None:
-    """Return what Hydra would compose of `boot` and a request's checked `overrides`; None where it would refuse them.
-
-    Hydra takes a tenth of a second and more, and a request's values differ from job to job. Choices from a group are
-    composed by it and kept; values are set after that, in their order, as Hydra sets them.
+    What Hydra composes of the boot's words and of a request's choices (`sampler=turbo`) is kept, unresolved, for the
+    last few sets of choices; single values (`sampler.steps=4`) are merged into a copy of it, as Hydra merges them. No
+    two requests share what they are given.
     """
-    groups = [override for override in overrides if _is_group(override)]
-    try:
-        config = copy.deepcopy(_composed((*boot, *(override.input_line or "" for override in groups))))
-        for override in overrides:
-            key = override.key_or_group
-            if _is_group(override):
-                continue
-            if OmegaConf.select(config, key, throw_on_missing=False) is None and not _holds(config, key):
-                return None
-            OmegaConf.update(config, key, override.value(), merge=True)
-        return typed(config)
-    except (EngineError, HydraException, OmegaConfBaseException, ValueError):
-        return None
 
+    #: Sets of choices that are kept; each is some 100 kB.
+    MOST = 32
 
-def _is_group(override: Override) -> bool:
-    # Of the keys that a request may change, those without a dot are groups, but for the name of a resolution.
-    return "." not in override.key_or_group and override.key_or_group != "resolution"
+    def __init__(self, boot: Sequence[str]) -> None:
+        """Raise ConfigError as `compose` does."""
+        self._boot = tuple(boot)
+        self.config = compose(self._boot)
+        self._kept: OrderedDict[tuple[str, ...], DictConfig] = OrderedDict()
+        self._lock = threading.Lock()
 
+    def request(self, overrides: Sequence[str]) -> Config:
+        """Return what `compose_request(boot, overrides)` returns. Raises RequestError as that does."""
+        if not overrides:
+            return deepcopy(self.config)
+        words = readable(overrides)
+        _check(words)
+        try:
+            config = self._merged(words)
+        except (EngineError, HydraException, OmegaConfBaseException, AssertionError, ValueError, TypeError):
+            # Hydra has the words for what is wrong.
+            return compose_request(self._boot, overrides)
+        _check_fixed(config, self.config, words)
+        return config
 
-def _holds(config: DictConfig, key: str) -> bool:
-    """Whether the config has `key`, whose value may be null."""
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent)
-    return isinstance(node, DictConfig) and name in node
+    def _merged(self, words: Sequence[str]) -> Config:
+        # A word with a dot names a value; one without may choose a preset, and presets come before all values.
+        choices = tuple(word for word in words if "." not in word.partition("=")[0])
+        with self._lock:
+            kept = self._kept.get(choices)
+            if kept is None:
+                with _hydra():
+                    kept = hydra.compose("config", readable([*self._boot, *choices]))
+            composed = deepcopy(kept)
+            for word in words:
+                if word not in choices and (value := parse(word)) is not None:
+                    OmegaConf.update(composed, value.key_or_group, value.value(), merge=True)
+            config = typed(composed)
+            # Not before it was found sound: nobody fills the store with names that do not exist.
+            self._kept[choices] = kept
+            self._kept.move_to_end(choices)
+            while len(self._kept) > self.MOST:
+                self._kept.popitem(last=False)
+        return config
 
 
 def typed(composed: DictConfig) -> Config:
@@ -127,8 +147,11 @@ def translated() -> Iterator[None]:
     except MissingConfigException as error:
         raise _missing(error) from error
     except OverrideParseException as error:
+        wrong = str(error.override)
         raise ConfigError(
-            f"cannot read {error.override!r}", field="override", hint="write group=name or key=value; quote lists"
+            f"cannot read {wrong!r}",
+            field="override",
+            hint=f"write group=name or key=value{f', such as {shell_line(wrong)}' if '=' in wrong else ''}",
         ) from error
     except (ConfigCompositionException, OmegaConfBaseException) as error:
         raise _misfit(error) from error
@@ -137,6 +160,17 @@ def translated() -> Iterator[None]:
         raise ConfigError(
             str(error).partition("\n")[0], field="override", hint="write group=name or key=value"
         ) from error
+
+
+def _with_line(error: ConfigError, words: Sequence[str]) -> ConfigError:
+    """Return the error with the line that works, if Hydra took a text for a list or an object."""
+    if "string" not in error.what:
+        return error
+    for word in words:
+        key, _, value = word.partition("=")
+        if key.lstrip("+~") == error.field and value[:1] in ("[", "{"):
+            return ConfigError(error.what, field=error.field, hint=f"for a text write {shell_line(word)}")
+    return error
 
 
 def _missing(error: MissingConfigException) -> ConfigError:
@@ -157,11 +191,11 @@ def _misfit(error: Exception) -> ConfigError:
         return ConfigError(
             f"{wrong!r} gives several values",
             field=wrong.partition("=")[0],
-            hint="add -m to run each, or quote the comma",
+            hint=f"add -m to run each, or write {shell_line(wrong)}",
         )
     if "Could not override" in text or "not in" in first:
         wrong = text.partition("'")[2].partition("'")[0] or str(key)
-        near = difflib.get_close_matches(wrong.partition("=")[0], _keys(), n=3)
+        near = difflib.get_close_matches(wrong.partition("=")[0][:64], _keys(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "multitalk --help lists the groups and keys"
         return ConfigError(f"there is no {wrong!r} in the config", field=wrong.partition("=")[0], hint=hint)
     wanted = next((hint for kind, hint in _KINDS.items() if kind in first), "multitalk plugins shows what fits")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from engine.ranks import Denoise, Load, Ranks, expected
 from engine.recipe import make_recipe
 from engine.reclaim import reclaim
 from engine.registry import Registry
+from engine.scratch import scratch
 from engine.settings import make_access, make_settings, request_access
 from engine.sinks import request_sink
 from engine.stages.color import Statistics, color_statistics
@@ -90,13 +90,13 @@ class Engine:
         config, own = config or self.config, self.config.sink.name
         sink = request_sink(self.sink, request, self._registry, self.access, own=own, cancel=cancel)
         job = _Job(drawn(request), config, self._choose(config), Meter(progress, cancel, self.device), sink)
-        with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
-            media, plan = self._plan(job, Path(folder))
+        with scratch() as folder:
+            media, plan = self._plan(job, folder)
             inputs = self._read(job, media, plan)
             model = self._ready(job, plan)
             plan = self.load().tell(plan, request, config)
             heard, history = self._listen(job, model, inputs), None
-            with self._writer(job, media, plan, inputs, Path(folder) / "video.mp4") as writer:
+            with self._writer(job, media, plan, inputs, folder / "video.mp4") as writer:
                 for window in plan.windows:
                     conditions = self._encode(job, model, plan, inputs, heard, window, history)
                     latents = self._denoise(job, model, heard, window, conditions)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.cancel import acquire, apart, check
 from engine.components import CancelToken, ProgressCallback
-from engine.compose import compose, compose_request
+from engine.compose import Composer, compose, compose_request
 from engine.config import Config
 from engine.data import Access, Delivery, Media, Plan, Request, Resumed
 from engine.errors import ConfigError, EngineError, SourceError
@@ -25,6 +23,7 @@ from engine.readahead import reading_ahead
 from engine.recipe import versions
 from engine.reclaim import reclaim
 from engine.registry import installed
+from engine.scratch import scratch
 from engine.settings import check_parallel, locate_weights, make_access, make_settings, request_access, weights_of
 from engine.sinks import request_sink, resume
 from engine.stages.plan import plan_walk
@@ -34,10 +33,6 @@ from engine.suited import check_suited, tell_loras
 if TYPE_CHECKING:
     from engine.pipeline import Engine
     from engine.ranks import Ranks
-
-
-#: Composed configs that a service keeps.
-_CONFIGS = 64
 
 
 class EngineService:
@@ -52,7 +47,8 @@ class EngineService:
         are released before others are loaded.
         """
         self.overrides = tuple(overrides)
-        self.config = compose(self.overrides)
+        self._composer = Composer(self.overrides)
+        self.config = self._composer.config
         self.access = access or make_access(self.config)
         self._given_access = access
         self._registry = installed()
@@ -60,8 +56,6 @@ class EngineService:
         self._after = None if after is None else after._hand_over()
         self._ranks: Ranks | None = None
         self._seconds: dict[str, float] = {}
-        #: Boot and request overrides -> what was composed of them: most jobs ask for what others asked for.
-        self._configs: dict[tuple[tuple[str, ...], tuple[str, ...]], Config] = {}
         self._lock = threading.Lock()
 
     def generate(
@@ -98,8 +92,8 @@ class EngineService:
     def plan(self, request: Request, *, cancel: CancelToken | None = None) -> Plan:
         """See `components.Service`."""
         config = self._config(request)
-        with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
-            media = self._fetch(request, Path(folder), cancel)
+        with scratch() as folder:
+            media = self._fetch(request, folder, cancel)
             return apart(lambda: self._planned(request, media, config, cancel), cancel, "plan")
 
     def _planned(self, request: Request, media: Media, config: Config, cancel: CancelToken | None) -> Plan:
@@ -125,8 +119,8 @@ class EngineService:
         from engine.stages.preview import draw_preview
 
         settings = make_settings(self._config(request), self._registry)
-        with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
-            media = self._fetch(request, Path(folder))
+        with scratch() as folder:
+            media = self._fetch(request, folder)
             plan = plan_walk(request, media, settings)
             draw_preview(media, request, plan, path)
             return plan
@@ -257,13 +251,7 @@ class EngineService:
         return estimate_plan(plan, config)
 
     def _config(self, request: Request, change: Sequence[str] = ()) -> Config:
+        if not change:
+            return self._composer.request(request.overrides)
         boot = (*self.overrides, *change)
-        if not request.overrides:
-            return compose(boot) if change else self.config
-        key = (boot, tuple(request.overrides))
-        if key not in self._configs:
-            while len(self._configs) >= _CONFIGS:
-                self._configs.pop(next(iter(self._configs)))
-            self._configs[key] = compose_request(boot, request.overrides)
-        # A copy, for whoever holds it may change it.
-        return copy.deepcopy(self._configs[key])
+        return compose_request(boot, request.overrides) if request.overrides else compose(boot)

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from engine.bounded import MOST_BYTES, check_bounds
 from engine.cuts import KEYS, check_values
 from engine.data import Region, Speaker
 from engine.errors import RequestError
@@ -20,6 +21,8 @@ from engine.errors import RequestError
 SILENCE = "silence"
 
 _FIELD = "request.speakers"
+#: Bytes of a file that is no JSON: YAML is read far more slowly.
+_MOST_YAML = 2**20
 _EXAMPLE = "such as speakers: [{audio: anna.wav, region: {box: [0, 0, 0.5, 1]}}, {silence: true}]"
 
 
@@ -32,7 +35,11 @@ def read_speakers(source: str) -> tuple[Speaker, ...]:
         return _parse(source, "the text", None)
     path = Path(source)
     try:
-        text = path.read_text("utf-8")
+        with path.open("rb") as file:
+            raw = file.read(MOST_BYTES + 1)
+        if len(raw) > MOST_BYTES:
+            raise RequestError(f"{source!r} has more than {MOST_BYTES} bytes", field=_FIELD, hint=_EXAMPLE)
+        text = raw.decode("utf-8")
     except OSError as error:
         raise RequestError(f"cannot read {source!r}: {error.strerror}", field=_FIELD, hint=_EXAMPLE) from error
     except UnicodeDecodeError as error:
@@ -52,11 +59,13 @@ def parse_speakers(entries: Any, *, folder: Path | None = None) -> tuple[Speaker
 
 def _speaker(entry: Any, where: str, folder: Path | None) -> Speaker:
     if not isinstance(entry, Mapping):
-        raise RequestError(f"{entry!r} is not a mapping", field=where, hint=_EXAMPLE)
+        raise RequestError(f"{_shown(entry)} is not a mapping", field=where, hint=_EXAMPLE)
     _only(entry, ("audio", "silence", "region", *KEYS), where)
     audio, silence = entry.get("audio"), entry.get("silence", False)
     if not isinstance(silence, bool):
-        raise RequestError(f"{silence!r} is neither true nor false", field=f"{where}.silence", hint="silence: true")
+        raise RequestError(
+            f"{_shown(silence)} is neither true nor false", field=f"{where}.silence", hint="silence: true"
+        )
     if (audio is None) is not silence:
         what = "both audio and silence" if silence else "neither audio nor silence"
         raise RequestError(f"there is {what}", field=where, hint="give one of audio: FILE and silence: true")
@@ -70,7 +79,9 @@ def _region(value: Any, where: str, folder: Path | None) -> Region:
     if value in ("auto", None):
         return Region()
     if not isinstance(value, Mapping) or len(value) != 1:
-        raise RequestError(f"{value!r} is no region", field=where, hint="auto, {box: [x0, y0, x1, y1]} or {mask: FILE}")
+        raise RequestError(
+            f"{_shown(value)} is no region", field=where, hint="auto, {box: [x0, y0, x1, y1]} or {mask: FILE}"
+        )
     _only(value, ("box", "mask"), where)
     if "mask" in value:
         return Region(mask=_address(value["mask"], f"{where}.mask", folder))
@@ -80,10 +91,10 @@ def _region(value: Any, where: str, folder: Path | None) -> Region:
 def _box(value: Any, where: str) -> tuple[float, float, float, float]:
     hint = "[x0, y0, x1, y1] with x0 < x1 and y0 < y1, in pixels or as fractions of the picture"
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 4:
-        raise RequestError(f"{value!r} is not four numbers", field=where, hint=hint)
+        raise RequestError(f"{_shown(value)} is not four numbers", field=where, hint=hint)
     for index, number in enumerate(value):
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-            raise RequestError(f"{number!r} is not a number", field=f"{where}[{index}]", hint=hint)
+            raise RequestError(f"{_shown(number)} is not a number", field=f"{where}[{index}]", hint=hint)
     x0, y0, x1, y1 = (float(number) for number in value)
     if x0 >= x1 or y0 >= y1:
         raise RequestError(f"{list(value)} encloses nothing", field=where, hint=hint)
@@ -92,7 +103,9 @@ def _box(value: Any, where: str) -> tuple[float, float, float, float]:
 
 def _address(value: Any, where: str, folder: Path | None) -> str:
     if not isinstance(value, str) or not value:
-        raise RequestError(f"{value!r} is not an address", field=where, hint="a path or an address with its scheme")
+        raise RequestError(
+            f"{_shown(value)} is not an address", field=where, hint="a path or an address with its scheme"
+        )
     has_scheme = value.startswith("data:") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value)
     return value if has_scheme or folder is None else str(folder / value)
 
@@ -100,9 +113,9 @@ def _address(value: Any, where: str, folder: Path | None) -> str:
 def _only(entry: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
     for key in entry:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
+            near = difflib.get_close_matches(str(key)[:64], known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise RequestError(f"unknown key {key!r}", field=where or "speakers", hint=hint)
+            raise RequestError(f"unknown key {_shown(key)}", field=where or "speakers", hint=hint)
 
 
 def _parse(text: str, name: str, folder: Path | None) -> tuple[Speaker, ...]:
@@ -110,6 +123,10 @@ def _parse(text: str, name: str, folder: Path | None) -> tuple[Speaker, ...]:
         data = json.loads(text)
     except ValueError:
         data = _yaml(text, name)
+    except RecursionError:
+        raise _nested(name) from None
+    # YAML's aliases can make a value of a few lines that no memory holds once it is printed.
+    check_bounds(data, field=_FIELD)
     if not isinstance(data, Mapping) or "speakers" not in data:
         raise RequestError(f"{name} has no list 'speakers'", field=_FIELD, hint=_EXAMPLE)
     _only(data, ("speakers",), "")
@@ -117,10 +134,25 @@ def _parse(text: str, name: str, folder: Path | None) -> tuple[Speaker, ...]:
 
 
 def _yaml(text: str, name: str) -> Any:
+    if len(text) > _MOST_YAML:
+        what = f"{name} is no JSON, and too long to be read as YAML ({len(text)} characters)"
+        raise RequestError(what, field=_FIELD, hint=_EXAMPLE)
     try:
         return yaml.safe_load(text)
+    except RecursionError:
+        raise _nested(name) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "unreadable"
         raise RequestError(f"{name} is neither YAML nor JSON: {problem}{place}", field=_FIELD, hint=_EXAMPLE) from error
+
+
+def _nested(name: str) -> RequestError:
+    return RequestError(f"{name} is nested too deep", field=_FIELD, hint=_EXAMPLE)
+
+
+def _shown(value: Any) -> str:
+    """Quote a value, at most 80 characters of it."""
+    text = repr(value[:80] if isinstance(value, str) else value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -280,6 +280,19 @@ CONCAT = b"ffconcat version 1.0\nfile /etc/passwd\n" * 3
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
 NAN = np.full(4000, np.nan, "<f4").tobytes()
 
+
+def _deep(levels: int) -> Any:
+    value: Any = "a woman speaks"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def _wrapped(content: bytes) -> str:
+    text = base64.urlsafe_b64encode(content).decode().rstrip("=")
+    return "\n".join(text[start : start + 76] for start in range(0, len(text), 76))
+
+
 #: Heading -> its cases.
 GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
     "The job itself": lambda: iter(
@@ -288,6 +301,16 @@ GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
             Case("no `input`", job={"id": "job-1"}),
             Case("`input` is text", job={"id": "job-1", "input": "generate"}),
             Case("`input` is a list", job={"id": "job-1", "input": [1]}),
+            Case("`input` is JSON text", job={"id": "job-1", "input": '{"prompt": "a woman speaks"}'}),
+            Case("`input` within `input`", job={"id": "job-1", "input": {"input": {"prompt": "a woman speaks"}}}),
+            Case("a field of another worker, `image_url`", {"image_url": "https://example.org/a.png"}),
+            Case("a field of another worker, `num_inference_steps`", {"num_inference_steps": 20}),
+            Case("a field of another worker, `width`", {"width": 832}),
+            Case("a field of another worker, `duration`", {"duration": 5}),
+            Case("a prompt of lists, 200 deep", {"prompt": _deep(200)}),
+            Case("20000 speakers", {"audio_1": None, "speakers": [{"silence": True}] * 20_000}),
+            Case("a box of 300000 numbers", {"region_1": {"box": [1] * 300_000}}),
+            Case("a million values", {"prompt": [[1] * 999] * 999}),
             Case("an id that leads elsewhere, `../../etc`", beside={"id": "../../etc"}),
             Case("a misspelt field, `refrence_image`", {"refrence_image": "a"}),
             Case("a field that is like none, `foo`", {"foo": 1}),
@@ -423,6 +446,14 @@ GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
             url("a `data:` URL of HTML", data(HTML, "text/html")),
             url("base64 that was cut off", base64.b64encode(NOISE[:9000]).decode()[:-3]),
             url("base64 of another alphabet", base64.urlsafe_b64encode(NOISE[:9000]).decode()),
+            url("base64 with another character in it", base64.b64encode(NOISE[:9000]).decode() + "!"),
+            url("base64 of twelve letters", "iVBORw0KGgoA"),
+            url("a URL without its scheme", "www.example.org/anna.png"),
+            url("nothing but blanks", " \n "),
+            Case(
+                "a picture as base64 of the URL-safe alphabet, unpadded, in broken lines",
+                {"reference_image": _wrapped(picture()), "action": "plan"},
+            ),
             url("base64 of three million bytes", base64.b64encode(NOISE).decode()),
         ]
     ),

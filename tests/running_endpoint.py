@@ -58,6 +58,8 @@ def running(
     workers: int = 1,
     limits: Limits | None = None,
     api_key: str | None = None,
+    allowed_hosts: Sequence[str] = (),
+    host: str = "127.0.0.1",
     worker: Sequence[str] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
@@ -71,6 +73,8 @@ def running(
             workers=workers,
             limits=limits,
             api_key=api_key,
+            allowed_hosts=allowed_hosts,
+            host=host,
             environment={**NO_CHECKS, **(environment or {})},
         )
         asyncio.run_coroutine_threadsafe(endpoint.__aenter__(), loop).result()

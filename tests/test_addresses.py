@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import errno
+import tempfile
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +61,12 @@ def test_white_space_and_percent_signs_are_understood(tmp_path: Path) -> None:
     [
         ("data:text/plain,hello", "is not base64"),
         ("data:image/png;base64", "is not base64"),
-        ("data:image/png;base64,abc", "sound base64"),
+        ("data:image/png,base64,iVBORw0KGgo=", "is not base64: the word stands not before the comma"),
+        ("data:image/png,iVBORw0KGgoAAAANSUhEUgAA", "is not base64: the word stands not before the comma"),
+        ("data:image/png;base64,abcda", "sound base64: it was cut off after 5 letters"),
+        ("data:image/png;base64,AAAA==AAAA", "sound base64: it goes on behind its padding"),
+        ("data:image/png;base64," + "A" * 3_000_000 + "*", "sound base64: it holds '\\*' after 3000000 letters"),
+        ("data:image/png;base64,\ud800", "sound base64"),
         ("data:image/png;base64,ab*d", "sound base64"),
         ("data:image/png;base64,äöü=", "sound base64"),
     ],
@@ -67,6 +75,36 @@ def test_what_is_not_base64_is_refused_and_leaves_no_file(tmp_path: Path, url: s
     with pytest.raises(RequestError, match=what):
         decode(url, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_takes_no_more_is_told_with_a_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RequestError, match="temporary files cannot be written: No such file") as caught:
+        decode(url_of(b"abc"), tmp_path / "gone")
+    assert caught.value.code == "disk_unwritable"
+    shut = tmp_path / "shut"
+    shut.mkdir()
+
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self._file = file
+            self.name = file.name
+
+        def __enter__(self) -> Full:
+            self._file.__enter__()
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self._file.__exit__(*error)
+
+        def write(self, content: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    made = tempfile.NamedTemporaryFile
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", lambda **options: Full(made(**options)))
+    with pytest.raises(RequestError, match="No space left") as caught:
+        decode(url_of(b"abc"), shut)
+    assert caught.value.code == "disk_unwritable"
+    assert list(shut.iterdir()) == []
 
 
 def test_data_url_beyond_the_limit_is_refused_and_leaves_no_file(tmp_path: Path) -> None:

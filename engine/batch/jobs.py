@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from engine.bounded import MOST_BYTES, parse_json, reason
 from engine.errors import ConfigError, RequestError
 from engine.jobs.schema import SECRET, job_schema, shown
 
@@ -68,13 +69,13 @@ class Jobs:
         try:
             with self.path.open("rb") as file:
                 file.seek(line.offset)
-                job = _parse(file.readline())
+                job = parse_json(file.readline(MOST_BYTES + 1))
             sha256 = _sha256(job)
         except OSError as error:
             raise RequestError(f"cannot be read again: {error.strerror}", field=where) from error
         except (ValueError, RecursionError) as error:
             raise RequestError(
-                f"this is not JSON: {_reason(error)}", field=where, hint="write each job as one object on one line"
+                f"this is not JSON: {reason(error)}", field=where, hint="write each job as one object on one line"
             ) from error
         if sha256 != line.sha256:
             raise RequestError("the file was changed meanwhile", field=where, hint="start the batch again")
@@ -96,12 +97,12 @@ class Jobs:
         seen: Counter[str] = Counter()
         offset = 0
         with self.path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                begins, offset = offset, offset + len(raw)
+            for number, (raw, length) in enumerate(_lines(file), start=1):
+                begins, offset = offset, offset + length
                 if not raw.strip():
                     continue
                 try:
-                    job = _parse(raw)
+                    job = parse_json(raw)
                     sha256 = _sha256(job)
                 except (ValueError, RecursionError):
                     job, sha256 = None, hashlib.sha256(raw).hexdigest()
@@ -130,20 +131,21 @@ class Jobs:
         return filename if isinstance(filename, str) and not re.search(r"[/\\\0]", filename) else None
 
 
-def _parse(raw: bytes) -> Any:
-    return json.loads(raw.decode("utf-8-sig"))
+def _lines(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Yield each line and its bytes; of one that is too long to be a job, as much as shows that."""
+    while raw := file.readline(MOST_BYTES + 1):
+        length = len(raw)
+        while not raw.endswith(b"\n") and (more := file.readline(2**20)):
+            length += len(more)
+            if more.endswith(b"\n"):
+                break
+        yield raw, length
 
 
 def _sha256(job: Any) -> str:
     if isinstance(job, dict):
         job = {key: value for key, value in job.items() if key not in ("id", SECRET)}
     return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at letter {error.pos + 1}"
-    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "it is nested too deep"
 
 
 def _check_once(lines: Iterable[Line], key: Callable[[Line], str | None], what: str) -> None:

@@ -127,7 +127,7 @@ class Parser(argparse.ArgumentParser):
 
 def nearest(name: str, known: Sequence[str] | set[str], command: str) -> str:
     """Return a hint with the known name that is most like `name`, or where to read on."""
-    near = difflib.get_close_matches(name, sorted(known), n=1)
+    near = difflib.get_close_matches(name[:64], sorted(known), n=1)
     return f"did you mean {near[0]}?" if near else f"see {command} --help"
 
 

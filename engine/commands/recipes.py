@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from engine.plain import plain
 from engine.recipe import DECISIVE, FORMAT, input_hashes, versions, weights_hash
 from engine.redact import redact
 from engine.registry import installed
+from engine.scratch import scratch
 from engine.service import EngineService
 from engine.settings import locate_weights
 from engine.speakers import SILENCE
@@ -152,8 +152,8 @@ def differences(recipe: Mapping[str, Any], overrides: Sequence[str], request: Re
 
     service = EngineService(overrides)
     registry = installed()
-    with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
-        now = input_hashes(fetch(request, registry.plugins.hook.open_address, service.access, Path(folder)))
+    with scratch() as folder:
+        now = input_hashes(fetch(request, registry.plugins.hook.open_address, service.access, folder))
     then, told = recipe["inputs"], []
     if then["image"] != now["image"]:
         told.append(f"{redact(request.image)} is not the picture that the video was made from")

@@ -29,6 +29,7 @@ from engine.hookspecs import hookimpl
 from engine.plain import plain
 from engine.registry import installed
 from engine.service import EngineService
+from engine.words import readable
 
 #: The service of the run before in this process. Not the sweep's own: joblib's launcher calls `run_job` in processes
 #: that outlive a run and know of no sweep, and 14B weights are not to be loaded for each.
@@ -42,6 +43,7 @@ def sweep(overrides: Sequence[str]) -> int:
     status is the highest of all runs'. Raises ConfigError for what no run could be made with.
     """
     installed()
+    overrides = readable(overrides, several=True)
     GlobalHydra.instance().clear()
     with initialize_config_module(CONF, version_base="1.3", job_name="multitalk"):
         hydra = GlobalHydra.instance().hydra

@@ -25,7 +25,8 @@ class Job:
     """One job, from submission until it is forgotten. Times are those of the book's clock."""
 
     id: str
-    #: What the worker is given beside the id: `input`, and `webhook` and `s3Config` where the caller sent them.
+    #: What the worker is given beside the id: `input`, and `webhook` and `s3Config` where the caller sent them. Nothing
+    #: once the job cannot be given out again.
     given: Mapping[str, Any]
     sync: bool
     submitted: float
@@ -45,6 +46,8 @@ class Job:
     error: Any = None
     #: Pieces of a stream that were not fetched yet.
     stream: list[Any] = field(default_factory=list)
+    #: Bytes of `given`, as it was sent.
+    size: int = 0
 
     @property
     def final(self) -> bool:
@@ -78,6 +81,10 @@ class Stop:
     told: bool = False
 
 
+class QueueFull(Exception):
+    """No further job is taken now."""
+
+
 class Jobs:
     """All jobs of one endpoint. Every method is plain code: call it from the one event loop that serves them."""
 
@@ -85,6 +92,8 @@ class Jobs:
         self.limits = limits
         self.clock = clock
         self.counts: Counter[str] = Counter()
+        #: Bytes of the inputs that are held.
+        self.held = 0
         self.bell = Bell()
         #: Called with each job that has come to its end.
         self.on_final: Callable[[Job], None] = lambda _job: None
@@ -104,8 +113,13 @@ class Jobs:
         policy: Mapping[str, float | bool] | None = None,
         webhook: str | None = None,
         retention: float | None = None,
+        size: int = 0,
     ) -> Job:
-        """Put a job into the queue. `policy` has the platform's names; its times are seconds here."""
+        """Put a job into the queue. `policy` has the platform's names; its times are seconds here.
+
+        `size` is how many bytes were sent. Raises QueueFull.
+        """
+        self._make_room(size)
         policy = policy or {}
         now = self.clock()
         kept = self.limits.sync_retention if sync else self.limits.run_retention
@@ -121,7 +135,9 @@ class Jobs:
             retention=kept if retention is None else max(kept, retention),
             low_priority=bool(policy.get("lowPriority", False)),
             webhook=webhook,
+            size=size,
         )
+        self.held += size
         self._jobs[job.id] = job
         self._queue.append(job.id)
         self.bell.ring()
@@ -138,9 +154,13 @@ class Jobs:
             self._end(job, "CANCELLED")
 
     def retry(self, job: Job) -> bool:
-        """Queue a failed or timed-out job again under its id. False: its state does not allow that."""
-        if job.state not in RETRIABLE:
+        """Queue a failed or timed-out job again under its id. Raises QueueFull.
+
+        False: its state does not allow that, or its input was let go to make room for other jobs.
+        """
+        if job.state not in RETRIABLE or not job.given:
             return False
+        self._check_queue()
         job.attempts = 0
         self.counts["retried"] += 1
         self._requeue(job, last=True)
@@ -246,12 +266,12 @@ class Jobs:
         for job in list(self._jobs.values()):
             if job.final:
                 if job.ended is not None and now - job.ended >= job.retention:
-                    del self._jobs[job.id]
+                    self._forget(job)
             elif now - job.submitted >= job.ttl:
                 # As on the platform: the job is gone, running or not, and /status answers 404.
                 self._stop(job)
                 self._end(job, "TIMED_OUT")
-                del self._jobs[job.id]
+                self._forget(job)
             elif job.started is not None and job.state == "IN_PROGRESS" and now - job.started >= job.execution_timeout:
                 self._stop(job)
                 text = f"the job ran longer than its execution timeout of {job.execution_timeout:g} s"
@@ -289,6 +309,36 @@ class Jobs:
         job = self._jobs.get(job_id)
         return job is not None and job.state == "IN_PROGRESS" and job.worker == worker
 
+    def _check_queue(self) -> None:
+        most = self.limits.queue_jobs
+        if most and len(self._queue) >= most:
+            raise QueueFull(f"{len(self._queue)} jobs wait already")
+
+    def _make_room(self, size: int) -> None:
+        """Raise QueueFull if there is no room for an input of `size` bytes.
+
+        Inputs that /retry alone could still need are let go first, the oldest of them.
+        """
+        self._check_queue()
+        most = self.limits.queue_bytes
+        if not most or self.held + size <= most:
+            return
+        spare = sorted((job for job in self._jobs.values() if job.final and job.size), key=lambda job: job.ended or 0.0)
+        if self.held - sum(job.size for job in spare) + size > most:
+            raise QueueFull(f"the jobs that wait or run hold {self.held} bytes already")
+        for job in spare:
+            if self.held + size <= most:
+                break
+            self._let_go(job)
+
+    def _let_go(self, job: Job) -> None:
+        self.held -= job.size
+        job.given, job.size = {}, 0
+
+    def _forget(self, job: Job) -> None:
+        self._let_go(job)
+        del self._jobs[job.id]
+
     def _requeue(self, job: Job, *, last: bool) -> None:
         job.state, job.started, job.ended, job.worker = "IN_QUEUE", None, None, None
         job.queued = self.clock()
@@ -303,6 +353,8 @@ class Jobs:
             # What is there is progress, not a result.
             job.output, job.has_output = None, False
         job.state, job.error, job.ended = state, error, self.clock()
+        if state not in RETRIABLE:
+            self._let_go(job)
         self.counts[state] += 1
         self.bell.ring()
         self.on_final(job)

@@ -26,6 +26,9 @@ class Limits:
     #: Of a job whose policy does not say.
     execution_timeout: float = 600
     ttl: float = 24 * 3600
+    #: Jobs that may wait, and bytes of the inputs that are held in memory; 0: any number.
+    queue_jobs: int = 1000
+    queue_bytes: int = 1000 * MB
     #: Calls of one verb in ten seconds before 429 is answered; 0: never.
     rate: int = 0
     webhook_retries: int = 2

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 import re
 import secrets
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 
@@ -23,8 +25,8 @@ from engine.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)
 _TICK = 0.1
-#: Names under which a server on the loopback interface may be asked for, whatever a name server says.
-_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+#: Names under which a server may be asked for from its own machine, whatever a name server says.
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class LocalEndpoint:
@@ -39,16 +41,31 @@ class LocalEndpoint:
         port: int = 0,
         workers: int = 1,
         api_key: str | None = None,
+        allowed_hosts: Sequence[str] = (),
         limits: Limits | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`worker` is the command of a worker, `environment` what it gets beside ours; port 0 takes any free one."""
+        """`worker` is the command of a worker, `environment` what it gets beside ours; port 0 takes any free one.
+
+        `allowed_hosts` are names, without a port, under which callers may ask for it, beside this machine's own. Raises
+        ConfigError, also for a `host` that others can reach without a key or a name that they have to know.
+        """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", endpoint_id):
             raise ConfigError(f"{endpoint_id!r} cannot be an endpoint's id", hint="letters, digits, dashes")
         if not 0 <= port <= 65535:
             raise ConfigError(f"there is no port {port}", field="entrypoint.port", hint="0 (any free one) to 65535")
         if workers < 0:
             raise ConfigError(f"{workers} workers", field="entrypoint.workers", hint="give 0 or more")
+        if api_key == "":
+            raise ConfigError("an empty key", field="entrypoint.api_key", hint="give one, or leave it out")
+        self._allowed = frozenset({*_LOOPBACK, bare_host(host), *map(bare_host, allowed_hosts)} - {""})
+        self._addresses = api_key is not None
+        if api_key is None and not allowed_hosts and not is_loopback(host):
+            raise ConfigError(
+                f"others can reach {host!r}, and nothing keeps them out",
+                field="entrypoint.host",
+                hint="give --api-key KEY, or --allowed-host NAME with the name that they ask for",
+            )
         self.endpoint_id, self.host, self.port = endpoint_id, host, port
         self.limits = limits or Limits()
         self.limits.check()
@@ -58,7 +75,7 @@ class LocalEndpoint:
         self._added = dict(environment or {})
         self.crew = Crew(worker, self._environment, workers, self.limits, self.jobs.gone, mark=self._token)
         self._house = House(self.jobs, self.crew, self.limits, api_key, self._token)
-        self._runner: web.AppRunner | None = None
+        self._runner: _Runner | None = None
         self._session: aiohttp.ClientSession | None = None
         self._clock: asyncio.Task[None] | None = None
         self._webhooks: set[asyncio.Task[bool]] = set()
@@ -82,7 +99,7 @@ class LocalEndpoint:
         app[HOUSE] = self._house
         app.add_routes([*page.routes(self.endpoint_id), *verbs.routes(self.endpoint_id)])
         app.add_routes(channel.routes(self.endpoint_id))
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        self._runner = _Runner(app, access_log=None, shutdown_timeout=1)
         await self._runner.setup()
         try:
             try:
@@ -136,8 +153,7 @@ class LocalEndpoint:
         while True:
             await asyncio.sleep(_TICK)
             for worker in self.jobs.tick():
-                _LOG.warning("worker %s did not let go of a stopped job and is killed", worker)
-                self.crew.kill(worker)
+                self.crew.kill(worker, "did not let go of a stopped job")
             self.crew.tick()
 
     def _tell_webhook(self, job: Job) -> None:
@@ -159,11 +175,79 @@ class LocalEndpoint:
             return fail(error)
         except web.HTTPException as error:
             return fail(Refused(error.status, error.reason))
+        except ConnectionError:
+            raise
+        except Exception:  # noqa: BLE001 - a caller gets JSON, whatever happens; the log has the rest
+            _LOG.exception("%s %s", request.method, request.path)
+            return fail(Refused(500, "a bug of the endpoint; its log says more"))
 
     def _check_origin(self, request: web.Request) -> None:
         # Any page in the user's browser can send requests to this machine: only our own page may.
         origin, host = request.headers.get("Origin"), request.headers.get("Host", "")
         if origin is not None and origin.partition("://")[2] != host:
             raise Refused(403, "pages of other sites may not call this endpoint")
-        if self.host in ("127.0.0.1", "localhost", "::1") and re.sub(r":\d+\Z", "", host) not in _LOOPBACK:
-            raise Refused(403, "ask for 127.0.0.1 or localhost")
+        # And a page can have its own name point here; then Origin and Host agree. Nobody can do that with an address.
+        name = bare_host(re.sub(r":\d*\Z", "", host))
+        if name not in self._allowed and not (self._addresses and is_address(name)):
+            raise Refused(403, "ask for 127.0.0.1 or localhost, or start the endpoint with --allowed-host NAME")
+
+
+def bare_host(host: str) -> str:
+    """Return a host in one spelling: small letters, no brackets, no dot at its end."""
+    name = host.strip().lower().removesuffix(".")
+    return name[1:-1] if name.startswith("[") and name.endswith("]") else name
+
+
+def is_address(host: str) -> bool:
+    """Return whether `host` is an IP address and no name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a server that listens at `host` can be reached from this machine alone."""
+    name = bare_host(host)
+    if is_address(name):
+        return ipaddress.ip_address(name).is_loopback
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(name, None)} if name else set()
+    except OSError:
+        return False
+    return bool(found) and all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
+
+
+class _Handler(web.RequestHandler):
+    """One connection; what is no HTTP at all is answered as JSON, too."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """See aiohttp."""
+        if status >= 500:
+            _LOG.error("an error of the server", exc_info=exc)
+        told = " ".join((message or "").split()) or "an error of the server"
+        answer = fail(Refused(status, told if status < 500 else "a bug of the endpoint; its log says more"))
+        answer.force_close()
+        return answer
+
+
+class _Server(web.Server):
+    def __call__(self) -> _Handler:
+        return _Handler(self, loop=self._loop, **self._kwargs)
+
+
+class _Runner(web.AppRunner):
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        # aiohttp has no way to be told which class answers for its parser.
+        server.__class__ = _Server
+        return server

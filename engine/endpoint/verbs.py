@@ -10,7 +10,8 @@ from typing import Any
 
 from aiohttp import web
 
-from engine.endpoint.web import HOUSE, House, Refused, found, megabytes, parse, read
+from engine.endpoint.jobs import RETRIABLE, Job, QueueFull
+from engine.endpoint.web import HOUSE, House, Refused, found, megabytes, parse_request, read
 
 #: Least and most of a policy's times, in milliseconds as the caller writes them.
 _POLICY = {"executionTimeout": (5_000, 7 * 86_400_000), "ttl": (10_000, 7 * 86_400_000)}
@@ -40,7 +41,7 @@ def routes(endpoint_id: str) -> list[web.RouteDef]:
 
 async def _run(request: web.Request, house: House) -> web.Response:
     given, options = await _submission(request, house, house.limits.run_bytes)
-    job = house.jobs.submit(given, **options)
+    job = _submit(house, given, **options)
     return web.json_response({"id": job.id, "status": job.state})
 
 
@@ -50,7 +51,7 @@ async def _runsync(request: web.Request, house: House) -> web.Response:
     if "wait" in request.query:
         wait = retention = _milliseconds(request.query["wait"], "wait", _WAIT)
     given, options = await _submission(request, house, house.limits.sync_bytes)
-    job = house.jobs.submit(given, sync=True, retention=retention, **options)
+    job = _submit(house, given, sync=True, retention=retention, **options)
     await house.jobs.bell.until(lambda: job.final, wait)
     return web.json_response(job.answer(house.jobs.clock()))
 
@@ -75,7 +76,13 @@ async def _cancel(request: web.Request, house: House) -> web.Response:
 
 async def _retry(request: web.Request, house: House) -> web.Response:
     job = found(house, request)
-    if not house.jobs.retry(job):
+    if job.state in RETRIABLE and not job.given:
+        raise Refused(400, "the job's input was let go to make room for others; send the job again")
+    try:
+        queued = house.jobs.retry(job)
+    except QueueFull as error:
+        raise _full(error) from error
+    if not queued:
         raise Refused(400, f"a job that is {job.state} cannot be retried, only one that is FAILED or TIMED_OUT")
     return web.json_response({"id": job.id, "status": job.state})
 
@@ -89,18 +96,43 @@ async def _health(request: web.Request, house: House) -> web.Response:
     return web.json_response({"jobs": house.jobs.numbers(), "workers": workers})
 
 
+def _submit(house: House, given: Mapping[str, Any], **options: Any) -> Job:
+    try:
+        return house.jobs.submit(given, **options)
+    except QueueFull as error:
+        raise _full(error) from error
+
+
+def _full(error: QueueFull) -> Refused:
+    hint = "try again later, withdraw jobs (/cancel, /purge-queue), or raise --queue-jobs and --queue-bytes"
+    return Refused(429, f"the queue is full: {error}; {hint}", headers={"Retry-After": "10"})
+
+
 async def _submission(request: web.Request, house: House, most: int) -> tuple[dict[str, Any], dict[str, Any]]:
     body = await read(request, most)
     if body is None:
         raise Refused(413, f"the body is larger than {megabytes(most)}; send large media as URLs")
-    sent = parse(body)
+    sent = parse_request(body)
     if not isinstance(sent, dict) or not isinstance(sent.get("input"), dict):
-        raise Refused(400, 'the body has no "input"; send {"input": {...}}')
+        raise Refused(400, _no_input(sent))
     webhook = sent.get("webhook")
     if webhook is not None and not (isinstance(webhook, str) and webhook.startswith(("http://", "https://"))):
         raise Refused(400, "webhook: not an http or https URL")
     given = {key: sent[key] for key in ("input", "webhook", "s3Config") if sent.get(key) is not None}
-    return given, {"policy": _policy(sent.get("policy")), "webhook": webhook}
+    return given, {"policy": _policy(sent.get("policy")), "webhook": webhook, "size": len(body)}
+
+
+def _no_input(sent: Any) -> str:
+    hint = 'send {"input": {...}}'
+    if isinstance(sent, str) and sent.lstrip()[:1] == "{":
+        return f"the body is JSON text within JSON text: it was encoded twice; {hint}"
+    if not isinstance(sent, dict):
+        return f'the body has no "input": it is not an object; {hint}'
+    if isinstance(sent.get("input"), str) and sent["input"].lstrip()[:1] == "{":
+        return f'"input" is JSON text, not an object: leave out the quotes around it; {hint}'
+    if "input" in sent:
+        return f'"input" is not an object; {hint}'
+    return f'the body has no "input"; {hint}'
 
 
 def _policy(sent: Any) -> Mapping[str, float | bool]:
@@ -122,7 +154,7 @@ def _policy(sent: Any) -> Mapping[str, float | bool]:
 def _milliseconds(value: Any, name: str, bounds: tuple[int, int]) -> float:
     try:
         number = None if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = None
     if number is None or not bounds[0] <= number <= bounds[1]:
         raise Refused(400, f"{name}: not a number of milliseconds from {bounds[0]} to {bounds[1]}")
@@ -143,7 +175,8 @@ class _Pace:
             if house.api_key is not None:
                 # The platform takes the key with or without the word.
                 key = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
-                if not hmac.compare_digest(key.encode(), house.api_key.encode()):
+                # Bytes that are no text arrive as lone surrogates.
+                if not hmac.compare_digest(key.encode("utf-8", "surrogateescape"), house.api_key.encode()):
                     raise Refused(401, "the API key is missing or wrong; send Authorization: Bearer KEY")
             if house.limits.rate:
                 self._count(name, house.limits.rate)

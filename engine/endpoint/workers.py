@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from engine.endpoint.limits import Limits
 from engine.errors import ConfigError
+from engine.scratch import Scratch
 
 _LOG = logging.getLogger(__name__)
 #: Longest pause before another worker is tried, after several that never asked for a job.
@@ -38,6 +38,8 @@ class Worker:
     ready: bool = False
     #: It gets no more jobs and is to end.
     retired: bool = False
+    #: It was killed, and its process has not ended yet.
+    killed: bool = False
     #: What it reported as wrong with itself before it ended.
     complaint: str = ""
 
@@ -71,6 +73,7 @@ class Crew:
         self._stopping = asyncio.Event()
         self._slots: list[asyncio.Task[None]] = []
         self._guard: subprocess.Popen[str] | None = None
+        self._scratch: Scratch | None = None
         self._disks: Path | None = None
 
     async def start(self) -> None:
@@ -86,7 +89,8 @@ class Crew:
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", str(script)], stdin=subprocess.PIPE, text=True, start_new_session=True
         )
-        self._disks = Path(tempfile.mkdtemp(prefix="multitalk-endpoint-"))
+        self._scratch = Scratch("endpoint-")
+        self._disks = self._scratch.path
         self._tell_guard(self._mark)
         self._tell_guard(str(self._disks))
         self._slots = [asyncio.create_task(self._keep_one()) for _ in range(self._count)]
@@ -106,8 +110,8 @@ class Crew:
                 with contextlib.suppress(BrokenPipeError):
                     self._guard.stdin.close()
                 self._guard.wait()
-            if self._disks is not None:
-                shutil.rmtree(self._disks, ignore_errors=True)
+            if self._scratch is not None:
+                self._scratch.close()
 
     def asked(self, worker_id: str) -> Worker | None:
         """Note that a worker asks for a job; return it if it may have one."""
@@ -127,20 +131,22 @@ class Crew:
             worker.process.terminate()
         asyncio.get_running_loop().call_later(self._limits.grace, self._kill_if_there, worker)
 
-    def kill(self, worker_id: str) -> None:
-        """End a worker and all it started at once; another takes its place."""
+    def kill(self, worker_id: str, why: str = "") -> None:
+        """End a worker and all it started at once; another takes its place. Why is said once, in the log."""
         worker = self.workers.get(worker_id)
-        if worker is not None:
-            worker.retired = True
-            _kill(worker)
+        if worker is None or worker.killed:
+            return
+        worker.retired = worker.killed = True
+        if why:
+            _LOG.warning("worker %s %s and is killed", worker.id, why)
+        _kill(worker)
 
     def tick(self) -> None:
         """Kill workers that take too long to start."""
         now = time.monotonic()
         for worker in list(self.workers.values()):
             if not worker.ready and not worker.retired and now - worker.started >= self._limits.start_timeout:
-                _LOG.warning("worker %s asked for no job within %g s", worker.id, self._limits.start_timeout)
-                _kill(worker)
+                self._kill_slow(worker)
 
     def numbers(self, busy: Callable[[str], bool]) -> dict[str, int]:
         """Return the worker half of /health."""
@@ -207,9 +213,15 @@ class Crew:
         return worker
 
     def _kill_if_there(self, worker: Worker) -> None:
-        if worker.id in self.workers:
-            _LOG.warning("worker %s did not end within %g s and is killed", worker.id, self._limits.grace)
-            _kill(worker)
+        self.kill(worker.id, f"did not end within {self._limits.grace:g} s")
+
+    def _kill_slow(self, worker: Worker) -> None:
+        if worker.killed:
+            return
+        # Not retired: a worker that never was ready counts as one that failed.
+        worker.killed = True
+        _LOG.warning("worker %s asked for no job within %g s and is killed", worker.id, self._limits.start_timeout)
+        _kill(worker)
 
     def _tell_guard(self, line: str) -> None:
         if self._guard is not None and self._guard.stdin is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import secrets
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +16,8 @@ from engine.jobs.job import FIELDS, Job, spell
 from engine.jobs.scrub import scrub
 
 _LOG = logging.getLogger(__name__)
+#: Errors of a disk that takes no more, wherever they come from.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def answer(job: Job, delivery: Delivery | Resumed, *, own: bool = False) -> dict[str, Any]:
@@ -44,6 +48,13 @@ def error_answer(error: BaseException, job: Job | None = None, *, own: bool = Fa
     An error that the engine did not raise on purpose is a bug: the caller reads a reference, and the log has it beside
     the traceback. Nothing of the text of such an error is answered.
     """
+    if isinstance(error, OSError) and error.errno in _FULL:
+        _LOG.error("the disk takes no more", exc_info=error)
+        error = EngineError(
+            f"a file cannot be written: {os.strerror(error.errno or 0)}",
+            hint="free the machine's disk, or send the job to another worker",
+            code="disk_unwritable",
+        )
     if not isinstance(error, EngineError):
         return _internal(error)
     hidden = _secrets(job)

@@ -44,7 +44,7 @@ Pictures and voices are given in one of these ways:
 | URL | `https://example.org/anna.jpg` |
 | object of a bucket, with the keys of `s3Config` or the worker's | `s3://media/anna.wav` |
 | `data:` URL | `data:image/png;base64,iVBORw0KGgo…` |
-| base64 text | `iVBORw0KGgo…`: more than 64 letters of the standard alphabet, padded; lines may be broken |
+| base64 text | `iVBORw0KGgo…`, of the standard or the URL-safe alphabet, with or without padding; lines may be broken |
 | path on the worker | `/runpod-volume/inputs/anna.jpg`, only where the worker allows the folder |
 
 What the file is, is told from its content; names and types do not matter. RunPod takes 10 MB a job (20 MB at

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from engine.base64_text import bare, first_other, is_base64, is_medium
 from engine.errors import RequestError
 
-#: No file worth sending is smaller; a shorter text is an address.
+#: Without the first bytes of a known medium, a shorter text is an address.
 _LEAST = 65
-#: PATH_MAX of Linux. A longer text without a scheme is no path.
-_PATH = 4096
+#: Longest name of a file, and longest path: NAME_MAX and PATH_MAX of Linux.
+_NAME, _PATH = 255, 4096
+#: A longer path would have a dot somewhere, and base64 has none.
+_LONG = 512
 _SCHEME = re.compile(r"data:|[A-Za-z][A-Za-z0-9+.-]+://", re.IGNORECASE)
-_BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]++={0,2}[\r\n]*+")
+_STANDARD = re.compile(r"[A-Za-z0-9+/\s]++={0,2}\s*+")
 #: How a path begins, and no base64 text of a picture or a sound: a JPEG begins with /9j/, an MP3 with // and a letter.
 _ROOT = re.compile(r"/(?!9j/|/)")
 
@@ -20,26 +23,52 @@ _ROOT = re.compile(r"/(?!9j/|/)")
 def as_address(text: str, *, field: str, folder: Path | None = None) -> str:
     """Return `text` as it is, or in front of it what makes bare base64 a data: URL.
 
-    Bare base64 is of the standard alphabet and padded (lines may be broken), has more than 64 letters and does not look
-    like a path. Nothing is decoded; the one copy is the URL itself. A relative path counts from `folder`, if there is
-    one. Raises RequestError for a text that is too long for a path and neither of both: base64 that was cut off, or of
-    another alphabet.
+    Blanks around it do not count, nor do quotes around an address. Base64 is known by the first bytes of a picture or a
+    sound, by its length where no path is so long, or, of the standard alphabet and padded, by more than 64 letters that
+    do not look like a path. Either alphabet, with or without padding, with broken lines. Nothing is decoded; the one
+    copy is the URL itself. A relative path counts from `folder`, if there is one. Raises RequestError for a text of
+    blanks, and for one that is too long for a path and no base64.
     """
+    text = bare(text)
+    if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"":
+        inner = bare(text[1:-1])
+        text = inner if _SCHEME.match(inner) or _is_inline(inner) else text
+    if not text:
+        raise RequestError("there is nothing but blanks", field=field, hint=_HINT, code="out_of_range")
     if _SCHEME.match(text):
         return text
-    if len(text) < _LEAST or (len(text) <= _PATH and _ROOT.match(text)):
-        return _from(folder, text)
-    letters = len(text) - text.count("\n") - text.count("\r")
-    if letters % 4 == 0 and letters >= _LEAST and _BASE64.fullmatch(text):
+    if _is_inline(text):
         return f"data:application/octet-stream;base64,{text}"
     if len(text) <= _PATH:
         return _from(folder, text)
+    place, other = first_other(text)
+    why = f"it holds {other!r} at place {place}" if other else "its length is none that base64 has: it was cut off"
     raise RequestError(
-        f"a text of {len(text)} letters is no address and no sound base64",
+        f"a text of {len(text)} letters is no address and no sound base64: {why}",
         field=field,
-        hint="send all of it, in the standard alphabet and with its padding, or a URL",
+        hint="send all of it, and nothing else, or a URL",
         code="bad_base64",
     )
+
+
+_HINT = "give a URL, a data: URL or base64 text"
+
+
+def _is_inline(text: str) -> bool:
+    if len(text) <= _PATH and _ROOT.match(text) and not is_medium(text):
+        return False
+    # The longest part first: no look at each character is wasted on an ordinary path.
+    if not is_base64(text):
+        return False
+    if is_medium(text):
+        return True
+    letters = len(text) - sum(text.count(blank) for blank in " \t\r\n\v\f")
+    escaped = "\\" in text or "%" in text
+    if letters < _LEAST or (letters % 4 == 1 and not escaped):
+        return False
+    if letters % 4 == 0 and _STANDARD.fullmatch(text):
+        return True
+    return len(text) > _LONG or max(map(len, text.split("/"))) > _NAME
 
 
 def _from(folder: Path | None, path: str) -> str:

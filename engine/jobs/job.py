@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from engine.bounded import MOST_ENTRIES, check_bounds
 from engine.budget import Budget
 from engine.data import Region, Request, Speaker
 from engine.errors import RequestError
@@ -94,7 +95,11 @@ def _plain(job: Mapping[str, Any]) -> dict[str, Any]:
     """Return `job` without what is null or an empty bucket; refuse a job whose fields stand at the wrong level."""
     if not isinstance(job, Mapping):
         raise RequestError(
-            f"the job is {shown(job)}, not an object", field="job", hint='send {"input": {...}}', code="wrong_type"
+            f"the job is {_said(job)}, not an object", field="job", hint='send {"input": {...}}', code="wrong_type"
+        )
+    if len(job) > MOST_ENTRIES:
+        raise RequestError(
+            f"the job has {len(job)} fields", field="job", hint='send {"input": {...}}', code="out_of_range"
         )
     plain = {name: value for name, value in job.items() if value is not None and (name, value) != (SECRET, {})}
     # The platform's own fields are not ours to know, but these are not the platform's; `output` is, in its answers.
@@ -104,9 +109,15 @@ def _plain(job: Mapping[str, Any]) -> dict[str, Any]:
             raise unknown(str(name), (), field=str(name), hint='it belongs inside "input"')
         if name != SECRET and str(name).lower().replace("_", "") == SECRET.lower():
             raise unknown(str(name), (SECRET,), field=str(name))
+    for name in ("id", "input", SECRET):
+        check_bounds(plain.get(name), field="" if name == "input" and isinstance(plain.get(name), Mapping) else name)
     if isinstance(given := plain.get("input"), Mapping):
         plain["input"] = {name: value for name, value in given.items() if value is not None}
     return plain
+
+
+def _said(value: object) -> str:
+    return "JSON text" if isinstance(value, str) and value.lstrip()[:1] in ("{", "[") else shown(value)
 
 
 def _request(

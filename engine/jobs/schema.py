@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +14,9 @@ from importlib.resources import files
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
+from engine.bounded import MOST_ENTRIES
 from engine.errors import ConfigError, RequestError
+from engine.jobs.names import meant
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
@@ -141,8 +144,9 @@ def validate(job: Mapping[str, Any], limits: Limits = LIMITS) -> None:
 def unknown(name: str, known: Iterable[str], *, field: str, hint: str = "") -> RequestError:
     """Return the error that there is no field `name`; the hint is the nearest known one unless another is given."""
     known = tuple(known)
-    near = _nearest(name, known)
-    hint = hint or (f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}")
+    other, otherwise = meant(name, known)
+    near = [other] if other else [] if otherwise else _nearest(name, known)
+    hint = hint or otherwise or (f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}")
     return RequestError(f"there is no field {shown(name)}", field=field, hint=hint, code="unknown_field")
 
 
@@ -213,8 +217,96 @@ def _validator(limits: Limits) -> Validator:
 
     # JSON has no infinity and no NaN, but Python reads both, and no bound refuses a NaN.
     finite = Draft202012Validator.TYPE_CHECKER.redefine_many({"number": _is_number, "integer": _is_whole})
-    validator: Validator = extend(Draft202012Validator, type_checker=finite)(_bounded(limits))
+    validator: Validator = extend(Draft202012Validator, _rules(), type_checker=finite)(_bounded(limits))
     return validator
+
+
+def _rules() -> dict[str, Any]:
+    """Return jsonschema's keywords as this schema uses them, at a cost that does not grow with what is sent.
+
+    jsonschema's own write the value into each message, megabytes of it; nobody reads those messages: `_translate` makes
+    its own. A list is judged by its length before its items, a text before its pattern.
+    """
+    from jsonschema.exceptions import ValidationError
+
+    def rule(broken: Callable[[Validator, Any, Any, Mapping[str, Any]], bool]) -> Any:
+        def check(
+            validator: Validator, wanted: Any, value: Any, schema: Mapping[str, Any]
+        ) -> Iterator[ValidationError]:
+            if broken(validator, wanted, value, schema):
+                yield ValidationError("")
+
+        return check
+
+    def of(kind: str, broken: Callable[[Any, Any], bool]) -> Any:
+        return rule(lambda validator, wanted, value, _: validator.is_type(value, kind) and broken(wanted, value))
+
+    def items(validator: Validator, wanted: Any, value: Any, schema: Mapping[str, Any]) -> Iterator[ValidationError]:
+        if validator.is_type(value, "array") and len(value) <= schema.get("maxItems", MOST_ENTRIES):
+            for index, item in enumerate(value):
+                yield from validator.descend(item, wanted, path=index)
+
+    def pattern(_: Validator, wanted: Any, value: Any, schema: Mapping[str, Any]) -> bool:
+        if not isinstance(value, str) or len(value) > schema.get("maxLength", len(value)):
+            return False
+        # `search` would try an anchored pattern at each place of a long text.
+        found = re.match(wanted, value) if wanted.startswith("^") else re.search(wanted, value)
+        return found is None
+
+    def any_of(validator: Validator, wanted: Any, value: Any, _: Any) -> Iterator[ValidationError]:
+        why: list[ValidationError] = []
+        for index, part in enumerate(wanted):
+            wrong = list(islice(validator.descend(value, part, schema_path=index), _MOST))
+            if not wrong:
+                return
+            why += wrong
+        yield ValidationError("", context=why)
+
+    def none_of(validator: Validator, wanted: Any, value: Any, _: Any) -> bool:
+        return bool(validator.evolve(schema=wanted).is_valid(value))
+
+    def same(one: Any, other: Any) -> bool:
+        # True is 1 in Python, and not in JSON.
+        return type(one) is type(other) and bool(one == other)
+
+    return {
+        "type": rule(
+            lambda validator, wanted, value, _: (
+                not any(validator.is_type(value, kind) for kind in ([wanted] if isinstance(wanted, str) else wanted))
+            )
+        ),
+        "enum": rule(lambda _, wanted, value, __: not any(same(value, choice) for choice in wanted)),
+        "const": rule(lambda _, wanted, value, __: not same(value, wanted)),
+        "pattern": rule(pattern),
+        "items": items,
+        "not": rule(none_of),
+        "anyOf": any_of,
+        "required": rule(
+            lambda validator, wanted, value, _: (
+                validator.is_type(value, "object") and any(name not in value for name in wanted)
+            )
+        ),
+        "dependentRequired": rule(
+            lambda validator, wanted, value, _: (
+                validator.is_type(value, "object")
+                and any(name in value and other not in value for name, others in wanted.items() for other in others)
+            )
+        ),
+        "additionalProperties": rule(
+            lambda validator, _, value, schema: (
+                validator.is_type(value, "object") and any(name not in schema["properties"] for name in value)
+            )
+        ),
+        "minLength": of("string", lambda least, value: len(value) < least),
+        "maxLength": of("string", lambda most, value: len(value) > most),
+        "minItems": of("array", lambda least, value: len(value) < least),
+        "maxItems": of("array", lambda most, value: len(value) > most),
+        "minProperties": of("object", lambda least, value: len(value) < least),
+        "maxProperties": of("object", lambda most, value: len(value) > most),
+        "minimum": of("number", lambda least, value: value < least),
+        "exclusiveMinimum": of("number", lambda least, value: value <= least),
+        "maximum": of("number", lambda most, value: value > most),
+    }
 
 
 def _is_number(_: Any, value: object) -> bool:
@@ -258,9 +350,14 @@ def _translate(error: ValidationError) -> Iterator[RequestError]:
         case "not" | "const":
             yield RequestError(schema["description"], field=field, hint=f"give {wanted(schema)}", code="conflict")
         case "type":
-            yield RequestError(f"{quoted} is not {_kind(schema)}", field=field, hint=hint, code="wrong_type")
+            what = f"{quoted} is not {_kind(schema)}"
+            if path[:1] != [SECRET] and isinstance(value, str) and _is_written(value, str(schema["type"])):
+                what = f"{'JSON text' if value.lstrip()[:1] in ('{', '[') else quoted} is not {_kind(schema)}"
+                hint += ": the value itself, without quotes around it"
+            yield RequestError(what, field=field, hint=hint, code="wrong_type")
         case "enum":
-            near = difflib.get_close_matches(str(value), [str(choice) for choice in error.validator_value], n=1)
+            said = value[:64] if isinstance(value, str) else shown(value)
+            near = difflib.get_close_matches(said, [str(choice) for choice in error.validator_value], n=1)
             hint = f"did you mean {near[0]}? Choose {wanted(schema)}" if near else f"choose {wanted(schema)}"
             yield RequestError(f"{quoted} is unknown", field=field, hint=hint, code="unknown_choice")
         case "pattern" | "minProperties" | "maxProperties":
@@ -284,13 +381,15 @@ _BOUNDS = {
 
 
 def _unknown(name: str, known: tuple[str, ...], path: list[str | int]) -> RequestError:
-    if path[:1] == [SECRET] and not _nearest(name, known):
+    if path[:1] == [SECRET] and not _nearest(name, known) and not meant(name, known)[0]:
         # Somebody may have pasted a key where its name belongs.
         return RequestError(
             "there is an unknown field", field=SECRET, hint=f"known: {', '.join(known)}", code="unknown_field"
         )
     short = name if len(name) <= 40 else f"{name[:40]}..."
     hint = f"{SECRET} stands beside input, not in it" if path == ["input"] and _same(name, SECRET) else ""
+    if path == ["input"] and name == "input":
+        hint = 'there is one input too many: put its fields into the first, {"input": {"prompt": ...}}'
     return unknown(short, known, field=_spell([*path, short]), hint=hint)
 
 
@@ -308,6 +407,22 @@ def _missing(name: str, path: list[str | int]) -> RequestError:
 
 def _kind(schema: Mapping[str, Any]) -> str:
     return _KINDS[str(schema["type"])]
+
+
+def _is_written(text: str, kind: str) -> bool:
+    """Return whether `text` is the JSON of a value of the kind that is wanted."""
+    text = text.strip()
+    first = {"object": "{", "array": "["}.get(kind)
+    if first is not None:
+        # It may be megabytes long, and cut off.
+        return text.startswith(first)
+    try:
+        value = json.loads(text) if len(text) <= 40 else None
+    except ValueError:
+        return False
+    if kind == "boolean":
+        return isinstance(value, bool)
+    return kind in ("integer", "number") and isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _spell(path: list[str | int]) -> str:
@@ -329,4 +444,4 @@ def _same(one: str, other: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    return name.lower().replace("_", "").replace("-", "")
+    return name[:64].lower().replace("_", "").replace("-", "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from engine.rehearsal.counts import Counts, Forward
 from engine.rehearsal.files import write_published
 from engine.rehearsal.ledger import Ledger
 from engine.rehearsal.reader import HeaderReader, headers_only
+from engine.scratch import scratch
 from engine.settings import largest_window
 
 #: What a stage of the engine does with a component, as plans call it.
@@ -116,8 +116,7 @@ def walk(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool
         raise ConfigError(f"{scene.blocks} blocks are too few to reckon the rest from", field="--blocks", hint=hint)
     found = Walk(asked, card, scene)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="multitalk-rehearsal-") as name:
-        folder = Path(name)
+    with scratch("rehearsal-") as folder:
         source = _weights(asked, scene, folder)
         config = compose([*overrides, *_FIXED, *steps, f"sink.folder={folder / 'videos'}", *source])
         found.loras = lora_bytes(config, folder / config.model.folder)

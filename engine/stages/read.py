@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import numpy.typing as npt
 
+from engine.base64_text import is_base64, is_medium
 from engine.cancel import CancelToken, apart, check
 from engine.cuts import EXAMPLE, KEYS, channel_number, check_values, split_address, values_of
 from engine.data import Access, AudioType, Cut, Fit, Inputs, Media, Plan, Region, Request, Speaker, Timing
@@ -37,6 +38,8 @@ _GRACE = 0.5
 PLAN_LISTENS = 60.0
 #: The seed that asks for one to be drawn.
 RANDOM = -1
+#: Letters from which a text that could be base64 is taken for it, where no paths are allowed.
+_LEAST_BASE64 = 16
 
 
 def check_request(request: Request) -> None:
@@ -206,10 +209,16 @@ def scheme_of(address: str) -> str:
 def _bring(address: str, field: str, open_address: Callable[..., Path | None], access: Access, into: Path) -> Path:
     if not isinstance(address, str) or not address:
         raise RequestError("no address is given", field=field, hint="give a path or an address with its scheme")
+    if scheme_of(address.strip()) != "path":
+        # Copying leaves blanks around a URL; the name of a file may have them.
+        address = address.strip()
     scheme = scheme_of(address)
     if scheme not in access.schemes:
+        if scheme == "path" and (error := _no_path(address, field)) is not None:
+            raise error
+        what = "paths of this machine" if scheme == "path" else f"addresses of the scheme {scheme!r}"
         raise RequestError(
-            f"addresses of the scheme {scheme!r} are not allowed here",
+            f"{what} are not allowed here",
             field=field,
             hint=f"allowed: {', '.join(access.schemes) or 'none'}",
             code="scheme_refused",
@@ -290,6 +299,32 @@ def _is_there(address: str, access: Access) -> bool:
         return False
 
 
+#: How a URL begins whose scheme is absent or misspelt: `www.example.org/a`, `//example.org/a`, `https:/example.org/a`.
+_NO_URL = re.compile(
+    r"(?:https?[:/\\;.]+|//)?(?=[^/\s])(?:www\.|(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,24}(?::\d+)?/)", re.IGNORECASE
+)
+
+
+def _no_path(address: str, field: str) -> RequestError | None:
+    """Return the error for what looks like something else than a path and has no scheme: a URL, or base64 text."""
+    text = address.strip()
+    if _NO_URL.match(text):
+        return RequestError(
+            f"{_short(text)} is no URL: its scheme is missing or misspelt",
+            field=field,
+            hint="put https:// in front of the host",
+            code="address_invalid",
+        )
+    if len(text) >= _LEAST_BASE64 and (is_medium(text) or is_base64(text)) and not text.startswith("/"):
+        return RequestError(
+            f"a text of {len(text)} letters is no address, and too short or cut off to be a file as base64",
+            field=field,
+            hint="send all of the file's base64 text, or data:image/png;base64, and the text",
+            code="bad_base64",
+        )
+    return None
+
+
 def _local(address: str, field: str, access: Access) -> Path:
     """Resolve a path or file URL, symbolic links included, and hold it against the allowed folders."""
     given = address
@@ -312,6 +347,8 @@ def _local(address: str, field: str, access: Access) -> Path:
             hint = f"looked in {_short(str(path.parent))}"
             if path.with_name(path.name.rpartition("#")[0] or path.name).is_file():
                 hint = f"the words behind # are not known; write them {EXAMPLE}"
+            if _NO_URL.match(given.strip()):
+                hint += "; if it is a URL, put https:// in front of the host"
             raise RequestError(f"{_short(given)} does not exist", field=field, hint=hint)
         if not path.is_file():
             raise RequestError(f"{_short(given)} is not a regular file", field=field, hint="copy it to a file first")

@@ -64,11 +64,28 @@ def _split(text: str) -> list[str]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise ConfigError(
-            f"it cannot be split into words: {error}", field=_OVERRIDES, hint="quote as in a shell"
-        ) from error
+        # An apostrophe alone, as in a folder's name: it quotes nothing.
+        words = text.split()
+        quoted = any(word.partition("=")[2][:1] in ("'", '"') for word in words if "=" in word[:-1])
+        if quoted or any("=" not in word and not word.startswith("~") for word in words):
+            raise ConfigError(
+                f"it cannot be split into words: {error}",
+                field=_OVERRIDES,
+                hint=f"quote as in a shell, such as {_quoted(words)}",
+            ) from error
     for word in words:
         if "=" not in word and not word.startswith("~"):
             hint = "write group=name or key=value, separated by blanks; quote blanks as in a shell"
             raise ConfigError(f"{word!r} is no override", field=_OVERRIDES, hint=hint)
     return words
+
+
+def _quoted(words: Sequence[str]) -> str:
+    """Return words that were split at their blanks as they would be written: those without a key belong to the last."""
+    joined: list[str] = []
+    for word in words:
+        if joined and "=" not in word and not word.startswith("~"):
+            joined[-1] += f" {word}"
+        else:
+            joined.append(word)
+    return shlex.join(joined)

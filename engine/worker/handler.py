@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ _LOG = logging.getLogger(__name__)
 
 #: Bytes that the platform adds around what a handler returns.
 ENVELOPE = 1024
+#: Characters of a job's id that are logged, texts of a job's `s3Config` that are hidden, and characters of each.
+_NAME, _KEYS, _KEY = 128, 16, 8192
 #: Bytes that an answer needs beside the video itself.
 _FIELDS = 8192
 
@@ -73,10 +76,13 @@ class Handler:
         self._began = time.monotonic()
         self._done = self._failed = 0
         self._told_start = False
+        #: Seconds that the job at work waited for imports and weights.
+        self._waited = 0.0
 
     async def handle(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the job's answer. Raises CancelledError, once the device is free again."""
-        self._lines.begin(str(given.get("id") or ""), _texts(given.get(SECRET)))
+        name = given.get("id")
+        self._lines.begin(name[:_NAME] if isinstance(name, str) else "", _texts(given.get(SECRET)))
         try:
             return await in_thread(lambda cancel: self._answer(given, cancel), self.stopped)
         finally:
@@ -84,6 +90,7 @@ class Handler:
 
     def _answer(self, given: Mapping[str, Any], cancel: CancelToken) -> dict[str, Any]:
         began = time.monotonic()
+        self._waited = 0.0
         job: Job | None = None
         try:
             if self.stopped.is_set():
@@ -96,6 +103,10 @@ class Handler:
         except BaseException as error:  # noqa: BLE001 - each is answered; the SDK would send a traceback to the caller
             self._failed += 1
             return self._refusal(error, job)
+        if "timings" in found:
+            found["overhead"] = round(
+                max(0.0, time.monotonic() - began - sum(found["timings"].values()) - self._waited), 3
+            )
         self._done += 1
         _LOG.info("job is done in %.1f s", time.monotonic() - began)
         return found
@@ -164,7 +175,7 @@ class Handler:
             if self.keeper.warming and tell is not None:
                 tell(Progress("load"))
             self.keeper.ready(cancel)
-            waited = time.monotonic() - began
+            waited = self._waited = time.monotonic() - began
             delivery, warnings = self._made(request, tell, cancel)
         self.keeper.note()
         found = answer(job, delivery, own=self.terms.own)
@@ -285,5 +296,10 @@ def _out_of_memory(memory: str) -> EngineError:
 
 
 def _texts(config: Any) -> tuple[str, ...]:
-    """Return what may be a key of the job's, before anything has been checked."""
-    return tuple(text for text in config.values() if isinstance(text, str)) if isinstance(config, Mapping) else ()
+    """Return what may be a key of the job's, before anything has been checked.
+
+    Of the first few fields, since each line of the log is searched for each text; a job with more of them is refused.
+    """
+    if not isinstance(config, Mapping):
+        return ()
+    return tuple(text for text in islice(config.values(), _KEYS) if isinstance(text, str) and len(text) <= _KEY)

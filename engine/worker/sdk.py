@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from engine.errors import MissingExtra
+from engine.bounded import parse_json, reason
+from engine.errors import ConfigError, MissingExtra
 from engine.worker import heartbeat
 from engine.worker.fitness import Check
 from engine.worker.handler import Handler
@@ -82,7 +83,17 @@ def serve(
     mirror: Any,
     test_input: str | None = None,
 ) -> int:
-    """Take jobs from the platform until told to end; return the process' exit status."""
+    """Take jobs from the platform until told to end; return the process' exit status.
+
+    Raises ConfigError for a `test_input` that is no JSON.
+    """
+    if test_input is not None:
+        try:
+            parse_json(test_input.encode())
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"this is not JSON: {reason(error)}", field="entrypoint.test_input", hint='give {"input": {...}}'
+            ) from error
     from runpod import serverless
     from runpod.serverless.modules.worker_state import JobsProgress
 

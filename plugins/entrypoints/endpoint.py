@@ -50,6 +50,10 @@ class EndpointConfig(ComponentConfig):
         metadata={"help": "command of a worker (multitalk runpod, with the overrides given here)", "word": "COMMAND"},
     )
     api_key: str | None = field(default=None, metadata={"help": "key that callers need (none)", "word": "KEY"})
+    allowed_host: str | None = field(
+        default=None,
+        metadata={"help": "names that callers may ask for beside localhost, by commas (none)", "word": "NAMES"},
+    )
     run_bytes: int = _number(_LIMITS.run_bytes, "largest body of /run, in and out")
     sync_bytes: int = _number(_LIMITS.sync_bytes, "largest body of /runsync, in and out")
     run_retention: float = _seconds(_LIMITS.run_retention, "how long a result of /run is kept")
@@ -57,6 +61,8 @@ class EndpointConfig(ComponentConfig):
     sync_wait: float = _seconds(_LIMITS.sync_wait, "how long /runsync waits unless asked")
     execution_timeout: float = _seconds(_LIMITS.execution_timeout, "longest work on a job whose policy says nothing")
     ttl: float = _seconds(_LIMITS.ttl, "life of a job whose policy says nothing")
+    queue_jobs: int = _number(_LIMITS.queue_jobs, "jobs that may wait, 0 for no limit")
+    queue_bytes: int = _number(_LIMITS.queue_bytes, "bytes of jobs that are held, 0 for no limit")
     rate: int = _number(_LIMITS.rate, "calls of a verb in 10 s before 429, 0 for no limit")
     attempts: int = _number(_LIMITS.attempts, "workers a job may outlive", 1)
     webhook_retries: int = _number(_LIMITS.webhook_retries, "times a webhook is called again")
@@ -99,6 +105,7 @@ class Endpoint:
             port=config.port,
             workers=config.workers,
             api_key=config.api_key,
+            allowed_hosts=[name.strip() for name in (config.allowed_host or "").split(",") if name.strip()],
             limits=Limits(**{name: getattr(config, name) for name in names}),
         )
 

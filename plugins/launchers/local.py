@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import queue
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from engine.components import JobWorker, Launcher
 from engine.config import ComponentConfig, within
 from engine.errors import Cancelled, ConfigError, EngineError, WorkerLost
 from engine.register import Register
+from engine.scratch import scratch
 
 #: Seconds that a process has to end by itself.
 _PATIENCE = 10.0
@@ -51,8 +51,8 @@ class Local:
         devices = _cuda_devices() if self.config.device != "cpu" else []
         count = min(most, self.config.workers or len(devices) or 1)
         # What a process that is killed leaves behind goes with it.
-        with tempfile.TemporaryDirectory(prefix="multitalk-batch-", ignore_cleanup_errors=True) as folder:
-            places = [_environment(number, count, devices) | {"TMPDIR": folder} for number in range(count)]
+        with scratch("batch-") as folder:
+            places = [_environment(number, count, devices) | {"TMPDIR": str(folder)} for number in range(count)]
             workers = [_Process(make, place) for place in places]
             try:
                 yield workers

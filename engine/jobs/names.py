@@ -1,0 +1,130 @@
+"""What other workers and tools call the things of a job -> what they are called here.
+
+Names are compared without case, dashes, underscores and blanks: `imageUrl` is `image_url`. They were collected from the
+public inputs of RunPod workers and hosted APIs, of ComfyUI nodes and of the command lines of MultiTalk, InfiniteTalk,
+Wan and diffusers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+#: Fields here, of which an object has one -> their names there.
+_SAID: dict[tuple[str, ...], str] = {
+    ("reference_image",): (
+        "image img picture photo pic portrait face faceimage avatar character reference refimage refimg "
+        "conditionimage condimage condvideo firstframe startimage startframe initimage inputimage sourceimage "
+        "driveimage"
+    ),
+    ("audio_1", "audio"): (
+        "audio wav mp3 voice speech sound song vocal vocals drivenaudio drivingaudio condaudio person1 "
+        "speaker1 audioleft leftaudio leftvoice"
+    ),
+    (
+        "audio_2",
+    ): "audio2 wav2 voice2 speech2 person2 speaker2 audioright rightaudio rightvoice secondaudio secondvoice",
+    ("speakers",): "persons people person characters voices audios speaker",
+    ("prompt",): "text caption description positive positiveprompt inputprompt textprompt",
+    ("negative_prompt",): "negative negprompt nprompt uncond negativetext negativetextprompt",
+    ("sampling_steps",): (
+        "steps numsteps inferencesteps numinferencesteps samplesteps samplersteps infersteps nsteps stepcount "
+        "denoisingsteps ddimsteps"
+    ),
+    ("guidance_scale",): (
+        "cfg cfgscale guidance textcfg textcfgscale textguidescale textguidancescale sampletextguidescale "
+        "classifierfreeguidance sampleguidescale guidescale"
+    ),
+    ("audio_guidance_scale",): "audiocfg audiocfgscale audioscale audioguidescale sampleaudioguidescale audioguidance",
+    ("num_frames",): (
+        "length frames framenum framecount numframe nframes maxframes maxframenum videolength frameslength totalframes"
+    ),
+    ("fps",): "framerate videofps framespersecond outputfps targetfps",
+    ("seed",): "baseseed noiseseed randomseed manualseed rngseed generator",
+    ("resolution",): "size videosize imagesize framesize targetsize outputsize quality resolutionname",
+    ("turbo",): "fast lightning distill distilled lcm turbomode fastmode",
+    ("audio_type",): "audiomode audioorder audiomix",
+    ("fit",): "resizemode fitmode cropmode",
+    ("region_1", "region", "box"): "box bbox boundingbox facebox rect",
+    ("region_1", "region", "mask"): "mask maskimage facemask",
+    ("silence",): "silent mute muted",
+    ("output",): "outputpath outputfile outputname savefile savename savepath outputfilename",
+    ("filename",): "name file",
+    ("sink",): "type kind destination storage target",
+    ("health_check",): "ping health",
+    ("action",): "mode task operation method",
+    ("accessId",): "accesskey accesskeyid awsaccesskeyid keyid",
+    ("accessSecret",): "secretkey secretaccesskey awssecretaccesskey accesssecretkey secret",
+    ("sessionToken",): "token awssessiontoken securitytoken",
+    ("bucketName",): "bucket s3bucket",
+    ("endpointUrl",): "endpoint s3endpoint host url",
+    ("region",): "regionname awsregion",
+}
+_FIELDS = {name: fields for fields, names in _SAID.items() for name in names.split()}
+
+#: What does it here, where that is no field of its own -> names there. For fields of `input` alone.
+_INSTEAD: dict[str, str] = {
+    "did you mean resolution? It is a name (action: capabilities lists them); the shape follows the picture's": (
+        "width height w h aspectratio ratio bucket"
+    ),
+    "did you mean num_frames? It is the seconds times fps": (
+        "duration seconds durationseconds videoduration audioduration maxduration lengthseconds time"
+    ),
+    "the worker is started with it (MULTITALK_OVERRIDES); a job cannot change it": (
+        "model modelname modelid modeltype checkpoint ckpt lora loras loraname lorascale quant quantization "
+        "precision dtype device attention attentionmode offload forceoffload blockswap blockstoswap vae "
+        "modelpath"
+    ),
+    'overrides: ["sampler=NAME"], with a name that action: capabilities lists': (
+        "sampler samplername scheduler schedulername solver samplesolver"
+    ),
+    'overrides: ["sampler.shift=NUMBER"]': "shift sampleshift flowshift",
+    'overrides: ["cache=teacache"]': "teacache useteacache stepcache cachetype",
+    'overrides: ["cache.threshold=NUMBER"]': "teacachethresh teacachethreshold",
+    'overrides: ["guidance=apg"]': "apg useapg",
+    'overrides: ["continuation.frames=NUMBER"]': "motionframe motionframes overlap overlapframes motionframelatents",
+    "a job makes one video; send a job for each": "batchsize numvideos numoutputs numimages nsamples n",
+    "it stands beside input, not in it": "webhook webhookurl policy",
+    "reference_image takes a picture; no video is taken": "video videourl inputvideo sourcevideo drivingvideo",
+    'output: {"sink": "disk"}, where the worker allows it': "networkvolume savetovolume usenetworkvolume",
+    "this is no ComfyUI worker; docs/api.md has the fields": "workflow graph",
+    "leave it out: the video is an MP4 (H.264)": "outputformat format videoformat codec",
+    "leave it out: each voice is a person, and speakers names more": (
+        "personcount numpersons numpeople numspeakers inputtype"
+    ),
+    "leave it out: length decides": "streamingmode clip clipframes windowsize framewindowsize",
+}
+_OTHERWISE = {name: instead for instead, names in _INSTEAD.items() for name in names.split()}
+
+#: What is written around the name of a medium to say how it is given.
+_GIVEN = re.compile(
+    r"(?:input|source|src|ref|reference)?(.+?)(?:url|uri|link|href|base64|b64|path|file|filepath|data|src|bytes)*"
+)
+
+
+def meant(name: str, known: Iterable[str]) -> tuple[str, str]:
+    """Return the field of `known` that another tool's `name` means, else "", and what does it otherwise, else ""."""
+    known = tuple(known)
+    plain = re.sub(r"[\s_.-]", "", name[:64].lower())
+    for form in _forms(plain):
+        for field in _FIELDS.get(form, ()):
+            if field in known:
+                return field, ""
+    if "prompt" in known:
+        for form in _forms(plain):
+            if form in _OTHERWISE:
+                return "", _OTHERWISE[form]
+    return "", ""
+
+
+def _forms(plain: str) -> list[str]:
+    """Return a name as it is, and without what says how a medium is given; a number that counts people stays."""
+    forms = [plain]
+    number = re.fullmatch(r"(.*?)([12])(.*)", plain)
+    counted = [(number[1] + number[3], number[2])] if number else []
+    for base, digit in [(plain, ""), *counted]:
+        found = _GIVEN.fullmatch(base)
+        core = found[1] if found else base
+        # The first of two is the one that is meant without a number.
+        forms += [core + digit] if digit == "2" else [core]
+    return forms
