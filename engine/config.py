@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING
 
 from engine.errors import ConfigError
-
-
-def within(least: float, most: float) -> dict[str, Any]:
-    """Return the metadata of a field whose numbers are `least` to `most`; `engine.bounds` holds every config to it."""
-    return {"within": (least, most)}
+from engine.ranges import BLEND, COEFFICIENTS, FPS, SCALE, SHIFT, STEPS, WINDOW
+from engine.ranges import within as within  # a part of this module's face
 
 
 @dataclass
@@ -22,19 +19,6 @@ class ComponentConfig:
     """What every component's config says first: which component it is for."""
 
     name: str = MISSING
-
-
-#: Steps of a sampler, or of a cache within them.
-STEPS = within(1, 1000)
-#: Of the flow-matching schedule: beyond these all of its noise levels fall together.
-SHIFT = within(0.01, 100)
-#: Of guidance, as in a job: larger ones leave nothing of a picture, and at last no numbers.
-SCALE = within(0, 30)
-#: Frames of a window, and frames a second of a model.
-WINDOW = within(1, 1001)
-FPS = within(1, 60)
-BLEND = within(0, 1001)
-COEFFICIENTS = within(-1e9, 1e9)
 
 
 # --- the model and what depends on it ---------------------------------------------------------------------------------

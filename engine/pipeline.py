@@ -359,7 +359,7 @@ class Engine:
             frames=artifact.frames,
             fps=plan.fps,
             seed=plan.seed,
-            timings={**job.meter.timings, "overhead": job.meter.overhead},
+            timings=job.meter.timings,
             plan=plan,
             memory=self.memory,
             peaks=job.meter.peaks.found,

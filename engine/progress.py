@@ -40,8 +40,6 @@ class Meter:
         self._piece = ""
         self._since = 0.0
         self._fraction = 0.0
-        # The generating thread's processor time, in all and within stages.
-        self._cpu_began, self._cpu_stages = time.thread_time(), 0.0
         self._warnings: tuple[str, ...] = ()
         #: Seconds by stage.
         self.timings: dict[str, float] = {}
@@ -67,21 +65,15 @@ class Meter:
         piece = "step" if name == "denoise" else name
         self._begin(piece if window and piece in _PIECES else "")
         self._tell(name, step=0)
-        began, cpu = self._clock(), time.thread_time()
+        began = self._clock()
         try:
             yield
         finally:
-            self._cpu_stages += time.thread_time() - cpu
             self.timings[name] = self.timings.get(name, 0.0) + self._clock() - began
             self.peaks.note(name)
             if self._piece != "step":
                 self._end()
             self._piece = ""
-
-    @property
-    def overhead(self) -> float:
-        """Processor seconds that the generating thread spent outside of all stages so far."""
-        return time.thread_time() - self._cpu_began - self._cpu_stages
 
     def step(self, number: int) -> Progress:
         """Note that step `number` (from 1) of the current window is done."""

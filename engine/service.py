@@ -62,16 +62,12 @@ class EngineService:
         self, request: Request, *, progress: ProgressCallback | None = None, cancel: CancelToken | None = None
     ) -> Delivery:
         """See `components.Service`. One generation runs at a time; others wait."""
-        began = time.thread_time()
         config = self._config(request)
-        composed = time.thread_time() - began
         acquire(self._lock, cancel, "wait")
         try:
-            delivery = self._made().generate(request, config=config, progress=progress, cancel=cancel)
+            return self._made().generate(request, config=config, progress=progress, cancel=cancel)
         finally:
             self._lock.release()
-        overhead = delivery.timings.get("overhead", 0.0) + composed
-        return replace(delivery, timings={**delivery.timings, "overhead": overhead})
 
     def load(self) -> Mapping[str, float]:
         """See `components.Service`. The parts are "imports" and "weights"."""

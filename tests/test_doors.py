@@ -26,7 +26,8 @@ from engine.client import Client, talk
 from engine.compose import compose
 from engine.config import RequestConfig
 from engine.endpoint.limits import Limits as EndpointLimits
-from engine.jobs.schema import Habits, Limits, defaults
+from engine.jobs.habits import Habits, defaults
+from engine.jobs.schema import Limits
 from engine.stages.write import read_recipe
 from engine.worker.handler import Handler, Terms
 from engine.worker.keeper import Keeper

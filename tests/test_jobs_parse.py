@@ -19,8 +19,8 @@ from engine.compose import compose, compose_request
 from engine.data import Region, Request, Speaker
 from engine.errors import ConfigError, RequestError
 from engine.jobs.answers import error_answer
+from engine.jobs.habits import Habits
 from engine.jobs.job import Job, parse_job, spell
-from engine.jobs.schema import Habits
 from engine.speakers import parse_speakers
 
 ROOT = Path(__file__).parent.parent

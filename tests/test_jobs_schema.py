@@ -14,8 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.errors import ConfigError, RequestError
+from engine.jobs.habits import defaults
 from engine.jobs.job import parse_job
-from engine.jobs.schema import LIMITS, Limits, defaults, job_schema
+from engine.jobs.schema import LIMITS, Limits, job_schema
 
 ROOT = Path(__file__).parent.parent
 GOOD = {"reference_image": "anna.png", "audio_1": "anna.wav", "prompt": "a woman speaks"}

@@ -137,7 +137,7 @@ def test_the_default_recipe_can_be_left_out() -> None:
 
 def test_a_worker_boots_with_the_length_of_the_voices_as_its_default() -> None:
     from engine.compose import compose
-    from engine.jobs.schema import defaults
+    from engine.jobs.habits import defaults
     from plugins.entrypoints.runpod import Runpod, RunpodConfig
 
     environment = {"MULTITALK_OVERRIDES": "model=tiny entrypoint.num_frames=auto entrypoint.max_seconds=60"}

@@ -20,7 +20,7 @@ BENCHES = {
     "host": "Time what the host does between two windows: matching colours and encoding H.264, on one thread.",
     "load": "Time the loading of a checkpoint, cold and warm, against plain reading and the libraries' own loading.",
     "start": "Time a worker's start to ready against its bare imports and the reading of its weights.",
-    "overhead": "Count the processor time that the engine itself takes of a worker's job, outside of the model's work.",
+    "overhead": "What the engine itself costs a worker's job: checking, composing, planning and answering, in seconds.",
     "soak": "Let a worker do many jobs: what its memory grows by, and what it leaves on the disk.",
     "quant": "Compare quantised weights with the plain ones on a CPU: errors, lips, bytes.",
     "talk": "Measure whether the embedded model talks: lips, binding, lags, colours, seams, turbo, seconds.",

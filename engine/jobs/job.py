@@ -11,8 +11,9 @@ from engine.bounded import MOST_ENTRIES, check_bounds
 from engine.budget import Budget
 from engine.data import Region, Request, Speaker
 from engine.errors import RequestError
+from engine.jobs.habits import HABITS, Habits, defaults
 from engine.jobs.inline import as_address
-from engine.jobs.schema import HABITS, LIMITS, SECRET, Habits, Limits, defaults, input_fields, shown, unknown, validate
+from engine.jobs.schema import LIMITS, SECRET, Limits, input_fields, shown, unknown, validate
 from engine.jobs.sealed import Sealed
 from engine.speakers import parse_speakers
 

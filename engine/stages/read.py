@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,16 +10,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.base64_text import is_base64, is_medium
 from engine.cancel import CancelToken, apart, check
-from engine.cuts import EXAMPLE, KEYS, channel_number, check_values, split_address, values_of
+from engine.cuts import KEYS, channel_number, check_values, split_address, values_of
 from engine.data import Access, AudioType, Cut, Fit, Inputs, Media, Plan, Region, Request, Speaker, Timing
 from engine.errors import RequestError
+from engine.stages.addresses import bring_file, local, scheme_of
 from engine.stages.audio import read_sounds, voice_spans
 from engine.stages.canvas import apply_canvas, region_masks
 from engine.stages.picture import look_at, read_picture
@@ -38,8 +36,6 @@ _GRACE = 0.5
 PLAN_LISTENS = 60.0
 #: The seed that asks for one to be drawn.
 RANDOM = -1
-#: Letters from which a text that could be base64 is taken for it, where no paths are allowed.
-_LEAST_BASE64 = 16
 
 
 def check_request(request: Request) -> None:
@@ -108,7 +104,7 @@ def fetch(
             check(cancel, "read")
             began = time.monotonic()
             within = replace(access, until=began + left, cancel=cancel)
-            call = partial(_bring, address, f"request.{name}", open_address, within, into)
+            call = partial(bring_file, address, f"request.{name}", open_address, within, into)
             # The engine's own plugins look at the token; others may not.
             opened[address] = apart(call, cancel, "read", grace=_GRACE)
             left -= time.monotonic() - began
@@ -191,70 +187,6 @@ def _look(request: Request, media: Media, plan: Plan) -> tuple[npt.NDArray[np.ui
     return apply_canvas(read_picture(media.image, field="request.image"), plan.canvas), masks
 
 
-def scheme_of(address: str) -> str:
-    """Return an address' scheme in small letters: "path" for a plain path or a file URL.
-
-    A scheme has two letters or more before `://` (a Windows drive has one), or is `data`.
-    """
-    if address[:5].lower() == "data:":
-        return "data"
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", address)
-    scheme = found[1].lower() if found else "path"
-    return "path" if scheme == "file" else scheme
-
-
-# --- addresses --------------------------------------------------------------------------------------------------------
-
-
-def _bring(address: str, field: str, open_address: Callable[..., Path | None], access: Access, into: Path) -> Path:
-    if not isinstance(address, str) or not address:
-        raise RequestError("no address is given", field=field, hint="give a path or an address with its scheme")
-    if scheme_of(address.strip()) != "path":
-        # Copying leaves blanks around a URL; the name of a file may have them.
-        address = address.strip()
-    scheme = scheme_of(address)
-    if scheme not in access.schemes:
-        if scheme == "path" and (error := _no_path(address, field)) is not None:
-            raise error
-        what = "paths of this machine" if scheme == "path" else f"addresses of the scheme {scheme!r}"
-        raise RequestError(
-            f"{what} are not allowed here",
-            field=field,
-            hint=f"allowed: {', '.join(access.schemes) or 'none'}",
-            code="scheme_refused",
-        )
-    if scheme == "path":
-        address = str(_local(address, field, access))
-    if access.until is not None and time.monotonic() >= access.until:
-        raise _all_late(field, access)
-    try:
-        path = open_address(address=address, scheme=scheme, access=access, into=into)
-    except RequestError as error:
-        if error.code == "download_timeout" and access.until is not None and time.monotonic() >= access.until:
-            raise _all_late(field, access) from error
-        # A plugin does not know which input of the request it opens.
-        raise RequestError(error.what, field=error.field or field, hint=error.hint, code=error.code) from error
-    if path is None:
-        raise RequestError(f"no installed plugin opens {scheme!r} addresses", field=field, hint="multitalk plugins")
-    size = path.stat().st_size
-    if size == 0:
-        hint = "check that it was written completely"
-        raise RequestError("the file is empty (0 bytes)", field=field, hint=hint, code="file_empty")
-    if size > access.max_bytes:
-        hint = f"at most {access.max_bytes} are allowed"
-        raise RequestError(f"the file has {size} bytes", field=field, hint=hint, code="file_too_large")
-    return path
-
-
-def _all_late(field: str, access: Access) -> RequestError:
-    return RequestError(
-        f"the request's addresses take longer than the {access.total_timeout:g} seconds allowed for all of them",
-        field=field,
-        hint="use faster servers or smaller files, or raise access.total_timeout",
-        code="download_timeout",
-    )
-
-
 def _voice(speaker: Speaker, name: str, access: Access) -> tuple[str, dict[str, Any], dict[str, str]]:
     """Return a voice's address, what is taken of it by key, and the fields that say so. Raises RequestError."""
     assert speaker.audio is not None
@@ -294,75 +226,9 @@ def _is_there(address: str, access: Access) -> bool:
     if scheme_of(address) != "path" or "://" in address or "path" not in access.schemes:
         return False
     try:
-        return _local(address, "", access).is_file()
+        return local(address, "", access).is_file()
     except RequestError:
         return False
-
-
-#: How a URL begins whose scheme is absent or misspelt: `www.example.org/a`, `//example.org/a`, `https:/example.org/a`.
-_NO_URL = re.compile(
-    r"(?:https?[:/\\;.]+|//)?(?=[^/\s])(?:www\.|(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,24}(?::\d+)?/)", re.IGNORECASE
-)
-
-
-def _no_path(address: str, field: str) -> RequestError | None:
-    """Return the error for what looks like something else than a path and has no scheme: a URL, or base64 text."""
-    text = address.strip()
-    if _NO_URL.match(text):
-        return RequestError(
-            f"{_short(text)} is no URL: its scheme is missing or misspelt",
-            field=field,
-            hint="put https:// in front of the host",
-            code="address_invalid",
-        )
-    if len(text) >= _LEAST_BASE64 and (is_medium(text) or is_base64(text)) and not text.startswith("/"):
-        return RequestError(
-            f"a text of {len(text)} letters is no address, and too short or cut off to be a file as base64",
-            field=field,
-            hint="send all of the file's base64 text, or data:image/png;base64, and the text",
-            code="bad_base64",
-        )
-    return None
-
-
-def _local(address: str, field: str, access: Access) -> Path:
-    """Resolve a path or file URL, symbolic links included, and hold it against the allowed folders."""
-    given = address
-    if re.match(r"file://", address, re.IGNORECASE):
-        parts = urlsplit(address)
-        if parts.netloc not in ("", "localhost"):
-            raise RequestError(f"{address!r} names another host", field=field, hint="write file:///folder/file")
-        given = unquote(parts.path)
-    try:
-        path = Path(given).resolve()
-        allowed = access.folders is None or any(path.is_relative_to(folder.resolve()) for folder in access.folders)
-        if not allowed:
-            folders = ", ".join(str(folder) for folder in access.folders or ()) or "none"
-            raise RequestError(
-                f"{_short(given)} is outside the allowed folders", field=field, hint=f"allowed: {folders}"
-            )
-        if path.is_dir():
-            raise RequestError(f"{_short(given)} is a folder", field=field, hint="name a file in it")
-        if not path.exists():
-            hint = f"looked in {_short(str(path.parent))}"
-            if path.with_name(path.name.rpartition("#")[0] or path.name).is_file():
-                hint = f"the words behind # are not known; write them {EXAMPLE}"
-            if _NO_URL.match(given.strip()):
-                hint += "; if it is a URL, put https:// in front of the host"
-            raise RequestError(f"{_short(given)} does not exist", field=field, hint=hint)
-        if not path.is_file():
-            raise RequestError(f"{_short(given)} is not a regular file", field=field, hint="copy it to a file first")
-        with path.open("rb"):
-            pass
-    except (OSError, ValueError, RuntimeError) as error:
-        # A name with a NUL, a name too long, a circle of links, no permission.
-        reason = getattr(error, "strerror", None) or error
-        raise RequestError(f"{_short(given)} cannot be opened: {reason}", field=field, hint="name a file") from error
-    return path
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 120 else f"{text[:80]}...{text[-20:]}")
 
 
 def _check_mask(

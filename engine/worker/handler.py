@@ -18,8 +18,9 @@ from engine.components import CancelToken, ProgressCallback
 from engine.data import Delivery, Plan, Progress, Request
 from engine.errors import Cancelled, EngineError, RequestError, SinkError
 from engine.jobs.answers import answer, engine_version, error_answer
+from engine.jobs.habits import HABITS, Habits, defaults
 from engine.jobs.job import Job, parse_job
-from engine.jobs.schema import HABITS, LIMITS, SECRET, Habits, Limits, defaults
+from engine.jobs.schema import LIMITS, SECRET, Limits
 from engine.jobs.scrub import scrub
 from engine.worker.device import device_state, is_device_lost, is_out_of_memory
 from engine.worker.keeper import Keeper

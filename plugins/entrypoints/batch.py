@@ -102,7 +102,8 @@ class Batch:
     def __init__(self, config: BatchConfig, launcher: Launcher) -> None:
         """Raise ConfigError for limits that cannot be meant, and where no file of jobs is named."""
         # The worker's rooms bring asyncio along: only those who do jobs pay for it.
-        from engine.jobs.schema import Habits, Limits
+        from engine.jobs.habits import Habits
+        from engine.jobs.schema import Limits
         from engine.worker.handler import Terms
 
         if not config.jobs:
@@ -196,7 +197,7 @@ class Batch:
 
 def taken(terms: Terms) -> str:
     """Say in words what jobs take that name no length, rate, steps, scale and seed."""
-    from engine.jobs.schema import defaults
+    from engine.jobs.habits import defaults
 
     found = defaults(terms.limits, terms.habits)
     frames, rate = found["num_frames"], found.get("fps")

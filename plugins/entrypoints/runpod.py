@@ -70,7 +70,8 @@ class Runpod:
     def __init__(self, config: RunpodConfig) -> None:
         """Raise ConfigError for limits that cannot be meant."""
         # The worker's rooms bring asyncio along: only a worker pays for it.
-        from engine.jobs.schema import Habits, Limits
+        from engine.jobs.habits import Habits
+        from engine.jobs.schema import Limits
         from engine.worker.handler import ENVELOPE, Terms
 
         self.config = config

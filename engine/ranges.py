@@ -1,0 +1,23 @@
+"""The ranges of a config's numbers: fields declare theirs with `within`, and `engine.bounds` holds configs to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def within(least: float, most: float) -> dict[str, Any]:
+    """Return the metadata of a field whose numbers are `least` to `most`; `engine.bounds` holds every config to it."""
+    return {"within": (least, most)}
+
+
+#: Steps of a sampler, or of a cache within them.
+STEPS = within(1, 1000)
+#: Of the flow-matching schedule: beyond these all of its noise levels fall together.
+SHIFT = within(0.01, 100)
+#: Of guidance, as in a job: larger ones leave nothing of a picture, and at last no numbers.
+SCALE = within(0, 30)
+#: Frames of a window, and frames a second of a model.
+WINDOW = within(1, 1001)
+FPS = within(1, 60)
+BLEND = within(0, 1001)
+COEFFICIENTS = within(-1e9, 1e9)
