@@ -82,6 +82,8 @@ def run_round(seed: int, home: Path, *, again: bool = True) -> Round:
         if left or not film.exists():
             found.problems.append(f"after the next run there are {left}, and film.mp4 is {film.exists()}")
         found.folders_after = len(list(temporary.glob("multitalk-*")))
+        if found.folders_after:
+            found.problems.append(f"after the next run {found.folders_after} temporary folders are left")
     return found
 
 

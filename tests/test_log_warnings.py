@@ -15,16 +15,19 @@ REASONS: dict[str, dict[str, str]] = {
     "engine/endpoint/workers.py": {
         "worker %s asked for no job": "of no job; jobs wait in the queue",
         "%s; the next try is in": "of no job; jobs wait in the queue",
-        "worker %s did not end": "of no job",
+        "worker %s %s and is killed": "the job that it had is told by its own error",
+    },
+    "engine/patience.py": {
+        "attempt %d of %d": "the video that arrives is the same; the last one that fails is the answer's error",
     },
     "engine/multitalk/arena.py": {"weights are not pinned": "a matter of speed: the frames are the same"},
     "engine/multitalk/load.py": {"": "in the answer as well, by engine.suited.tell_loras"},
     "engine/worker/handler.py": {"job is refused": "the answer is that error"},
     "engine/worker/keeper.py": {"the device's memory ran out": "in the answer as well, by Handler._made"},
     "engine/worker/pump.py": {"progress could not be sent": "the answer comes by another way"},
+    "engine/shelf.py": {"%s is uploaded and cannot be removed": "of the worker's disk; the caller has the video"},
     "plugins/sinks/s3.py": {
-        "attempt %d of %d": "the video that arrives is the same; the last one that fails is the answer's error",
-        "%s is uploaded and cannot be removed": "of the worker's disk; the caller has the video",
+        "%s; once more without": "in the answer as well, by the upload's own warning",
     },
 }
 
