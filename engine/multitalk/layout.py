@@ -14,6 +14,7 @@ from engine.data import Weights
 from engine.errors import EngineError, MissingExtra, SourceError
 from engine.folders import component_files, weight_files
 from engine.multitalk.keys import engine_name, is_audio
+from engine.names import is_plain
 
 #: "diffusers": a folder of its own with config.json, as diffusers and transformers write it. "original": files of the
 #: Wan repositories. "quanto", "gguf": quantised files.
@@ -217,6 +218,12 @@ def _absent_shards(folder: Path, shards: list[Path]) -> list[Path]:
         # MultiTalk's own index names its audio weights, too, which may lie elsewhere.
         weight_map = _json(folder / _INDEX).get("weight_map", {})
         wanted |= {str(file) for name, file in weight_map.items() if not is_audio(name)}
+        if not all(map(is_plain, wanted)):
+            raise SourceError(
+                f"{folder / _INDEX} names a file outside its folder",
+                field="source",
+                hint=f"{_GET}, from a place you trust",
+            )
     return [folder / name for name in sorted(wanted - present)]
 
 
