@@ -37,7 +37,7 @@ def weight_files(folder: Path, component: str = "") -> list[Path]:
         if index.is_file():
             try:
                 shards = list(json.loads(index.read_text("utf-8"))["weight_map"].values())
-            except (ValueError, KeyError, AttributeError, TypeError):
+            except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
                 return [folder / f"{stem}.safetensors"]
             if not all(map(is_plain, shards)):
                 raise SourceError(f"{index} names a file outside its folder", field="source", hint=_HINT)

@@ -144,8 +144,11 @@ def _shapes(part: Part) -> dict[str, tuple[int, ...] | None]:
 def _header(path: Path) -> dict[str, dict[str, list[int]]]:
     try:
         with path.open("rb") as file:
-            header: dict[str, dict[str, list[int]]] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    except (OSError, ValueError) as error:
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError("it is shorter than its header says")
+            header: dict[str, dict[str, list[int]]] = json.loads(file.read(length))
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path} is damaged: {error}", field="source", hint="get this file again") from error
     header.pop("__metadata__", None)
     return header

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from engine.errors import EngineError, SourceError
 from engine.multitalk.compat import gguf_parts
 from engine.multitalk.fill import check_names
+from engine.multitalk.gguf_header import read_header
 from engine.multitalk.keys import engine_name, to_engine_config
 from engine.multitalk.layout import Part
 from engine.multitalk.originals import (
@@ -261,6 +262,8 @@ def _gguf(path: Path) -> Named:
     """Yield what is packed as diffusers' GGUFParameter, and other tensors as they are."""
     import gguf
 
+    # The package believes every count that stands in the file.
+    read_header(path)
     # Copy-on-write: torch has no tensor that cannot be written to.
     reader = gguf.GGUFReader(path, "c")
     plain = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.data import Weights
-from engine.errors import EngineError, MissingExtra, SourceError
+from engine.errors import EngineError, SourceError
 from engine.folders import component_files, weight_files
+from engine.multitalk.gguf_header import read_header
 from engine.multitalk.keys import engine_name, is_audio
 from engine.names import is_plain
 
@@ -43,6 +44,8 @@ _INDEX = "diffusion_pytorch_model.safetensors.index.json"
 _PACKED = ".weight._data"
 #: No quantisation map is larger; a tokenizer's JSON is.
 _MAP_BYTES = 4 * 2**20
+#: No config and no index is larger.
+_JSON_BYTES = 64 * 2**20
 _GET = "get this file again"
 
 
@@ -274,14 +277,7 @@ def _listed(told: Mapping[str, Any]) -> dict[str, str]:
 
 def gguf_names(path: Path) -> list[str]:
     """Return the names of the tensors of a GGUF file. Raises MissingExtra, and SourceError for a damaged file."""
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise MissingExtra("quant=gguf", "gguf", "gguf") from error
-    try:
-        return [tensor.name for tensor in GGUFReader(path).tensors]
-    except (ValueError, IndexError, OSError) as error:
-        raise SourceError(f"{path} is damaged: {error}", field="source", hint=_GET) from error
+    return list(read_header(path))
 
 
 def _is_umt5(tensors: Mapping[str, str]) -> bool:
@@ -331,8 +327,10 @@ def _tensors(path: Path) -> dict[str, str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > _JSON_BYTES:
+            raise ValueError("it is larger than any such file")
         told = json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise SourceError(f"{path} cannot be read: {error}", field="source", hint=_GET) from error
     return told if isinstance(told, dict) else {}
 

@@ -232,7 +232,7 @@ def _check_files(folder: Path, wanted: Weights) -> Mapping[str, Part]:
     for path in (path for below in own for path in sorted(below.glob("*.json"))):
         try:
             json.loads(path.read_text("utf-8"))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise SourceError(f"{path} cannot be read: {error}", field="source", hint="get this file again") from error
     for path in (path for part in parts.values() for path in part.files if path.suffix == ".safetensors"):
         try:
@@ -257,7 +257,11 @@ def _load_audio(folder: Path) -> Any:
     try:
         with _without_bars():
             model, report = kind.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
     except Exception as error:
         raise unfit(folder, error) from error
@@ -295,7 +299,8 @@ def _load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # Without the word it asks at the terminal whether to run code that lies beside the tokenizer.
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise SourceError(
             f"{folder} cannot be loaded as a tokenizer ({first_sentence(error)})",

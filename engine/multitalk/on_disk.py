@@ -116,13 +116,13 @@ def _build_vae(folder: Path) -> nn.Module:
 def _build_text_encoder(folder: Path) -> nn.Module:
     from transformers import UMT5Config, UMT5EncoderModel
 
-    return UMT5EncoderModel(UMT5Config.from_pretrained(folder, local_files_only=True))
+    return UMT5EncoderModel(UMT5Config.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
 
 def _build_image_encoder(folder: Path) -> nn.Module:
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    return CLIPVisionModel(CLIPVisionConfig.from_pretrained(folder, local_files_only=True))
+    return CLIPVisionModel(CLIPVisionConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
 
 _BUILD: Mapping[str, Callable[[Path], nn.Module]] = {
