@@ -16,7 +16,8 @@ from engine.data import Weights
 from engine.errors import ConfigError, EngineError, MissingExtra, MissingWeights, SourceError
 from engine.loras import loadable_loras, named_by
 from engine.multitalk.keys import engine_name
-from engine.multitalk.layout import QUANTISED, Part, find_parts, gguf_names, other_quant
+from engine.multitalk.kinds import SCALES
+from engine.multitalk.layout import QUANTISED, Part, find_parts, gguf_names, other_quant, seen
 from engine.multitalk.lora_names import merged_only, no_fit, no_match, sort_entries
 from engine.settings import weights_of
 
@@ -69,6 +70,7 @@ def _incomplete(wanted: Weights, folder: Path, missing: tuple[str, ...]) -> Miss
         commands=wanted.commands,
         instead=other_quant(folder, wanted),
         hint="choose another source or model",
+        seen=seen(folder, wanted),
     )
 
 
@@ -137,6 +139,8 @@ def _shapes(part: Part) -> dict[str, tuple[int, ...] | None]:
         for key, shape in known.items():
             # Of a row that is quantised the values stand beside their scale.
             name = key.removesuffix("._data")
+            if name.endswith(SCALES):
+                continue
             found[engine_name(name) or name] = shape
     return found
 

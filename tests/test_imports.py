@@ -30,7 +30,7 @@ ROOMS = {
     "engine.download": {"engine.data", "engine.errors", "engine.network"},
     "engine.components": {"engine.data", "engine.tensors"},
     "engine.h264": {"engine.errors"},
-    "engine.tensors": {"engine.errors"},
+    "engine.tensors": {"engine.errors", "engine.sniff"},
     "engine.buckets": {"engine.data", "engine.errors", "engine.network", "engine.pinned"},
     "engine.pinned": {"engine.errors", "engine.network"},
     "engine.speakers": {"engine.data", "engine.errors"},
@@ -50,6 +50,7 @@ ROOMS = {
     "engine.libraries": {"engine.errors"},
     "engine.models": {"engine.errors", "engine.models", "engine.names"},
     "engine.names": set[str](),
+    "engine.sniff": set[str](),
     "engine.worker": {
         *("engine.components", "engine.data", "engine.errors", "engine.host_memory", "engine.jobs", "engine.models"),
         "engine.redact",
@@ -70,6 +71,7 @@ ROOMS = {
         "engine.multitalk",
         "engine.names",
         "engine.room",
+        "engine.sniff",
         "engine.tensors",
     },
     "engine.stages": {

@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 
 from engine.errors import MissingExtra, SourceError
+from engine.sniff import what_is
 
 #: Most tensors, entries, and values of all lists together. The largest models have some thousand tensors, and a
 #: tokenizer's vocabulary of 256 000 stands in three lists.
@@ -50,6 +51,8 @@ def read_header(path: Path) -> dict[str, Packed]:
             return _Header(data).read(sizes)
     except (ValueError, OSError, struct.error) as error:
         # struct.error: a number beyond the end.
+        if (found := what_is(path)) is not None and "GGUF" not in found[0]:
+            raise SourceError(f"{path} is {found[0]}", field="source", hint=found[1]) from error
         why = "it ends within its header" if isinstance(error, struct.error) else str(error)
         raise SourceError(f"{path} is damaged: {why}", field="source", hint="get this file again") from error
 

@@ -24,7 +24,7 @@ from engine.multitalk.codec import LatentCodec, WanCodec, Withdrawn
 from engine.multitalk.component import Component
 from engine.multitalk.fill import check_names
 from engine.multitalk.image import ImageEncoder
-from engine.multitalk.layout import QUANTISED, Part, find_parts
+from engine.multitalk.layout import QUANTISED, Part, find_parts, seen
 from engine.multitalk.lora import Coverage, LoraMerger, RuntimeLora, load_runtime_lora
 from engine.multitalk.memory import Placement, Profile, activation_bytes, lighten, place, settle
 from engine.multitalk.on_disk import OnDisk, first_sentence, unfit
@@ -32,6 +32,7 @@ from engine.multitalk.quantize import change_weight, quantize_int8
 from engine.multitalk.sequence import check_heads
 from engine.multitalk.text import TextEncoder
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
+from engine.sniff import what_is
 from engine.tensors import AheadReader
 
 logger = logging.getLogger(__name__)
@@ -227,7 +228,8 @@ def _check_files(folder: Path, wanted: Weights) -> Mapping[str, Part]:
         raise SourceError(f"no folder {folder}", field="source")
     parts, absent = find_parts(folder, wanted)
     if absent:
-        raise SourceError(f"{folder} lacks {', '.join(absent)}", field="source", hint="get the weights again")
+        there = "".join(f"; {line}" for line in seen(folder, wanted))
+        raise SourceError(f"{folder} lacks {', '.join(absent)}{there}", field="source", hint="get the weights again")
     own = sorted(part.folder for part in parts.values() if part.form == "diffusers")
     for path in (path for below in own for path in sorted(below.glob("*.json"))):
         try:
@@ -240,6 +242,8 @@ def _check_files(folder: Path, wanted: Weights) -> Mapping[str, Part]:
             with safe_open(path, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
+            if (told := what_is(path)) is not None:
+                raise SourceError(f"{path} is {told[0]}", field="source", hint=told[1]) from error
             raise SourceError(f"{path} is damaged: {error}", field="source", hint="get this file again") from error
     for component, part in parts.items():
         logger.info("%s (%s): %s", component, part.form, ", ".join(map(str, part.files)) or part.folder)
