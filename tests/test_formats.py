@@ -14,8 +14,13 @@ from original_folder import CONFIG, FILES, random_state, small_transformer, writ
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from engine.compose import compose
 from engine.data import Weights
 from engine.errors import SourceError
+from engine.fit import memory
+from engine.fit.memory import Work
+from engine.fit.sizes import published_sizes
+from engine.fitting import _is_scaled, make_load
 from engine.multitalk.checkpoint import placed_size, read_part
 from engine.multitalk.keys import TOOL_PREFIXES, engine_name, is_audio, to_engine
 from engine.multitalk.kinds import refusal
@@ -287,6 +292,25 @@ def test_comfyuis_notes_are_heeded(folder: Path) -> None:
     save(stored | {"blocks.0.ffn.0.comfy_quant": torch.zeros(20, dtype=torch.uint8)}, path)
     with pytest.raises(SourceError, match="note on quantisation that cannot be read"):
         transformer(folder)
+
+
+def test_a_plan_knows_that_such_weights_become_dense_in_the_hosts_memory(folder: Path) -> None:
+    config = compose(["model=multitalk", "device=cuda", "dtype=bfloat16", "memory=none"])
+    stored, _ = pack(WEIGHTS, tensorwise)
+    path = put(folder, WEIGHTS)
+    assert not _is_scaled(config, folder)
+    save(stored, path)
+    assert _is_scaled(config, folder)
+    sizes = published_sizes("wan-14b")
+    dense = sizes.counts["transformer"].bytes(2)
+    work = Work(frames=81, height=480, width=832, latents=(21, 60, 104), speakers=1, passes=1, windows=1, seconds=3.3)
+    plain, scaled = (
+        memory.stages(sizes, make_load(config, device="cuda", dtype="bfloat16", converted=True, scaled=scaled), work)[
+            0
+        ].total
+        for scaled in (False, True)
+    )
+    assert plain < dense < scaled < dense * 1.1
 
 
 # --- encoders and autoencoder -----------------------------------------------------------------------------------------

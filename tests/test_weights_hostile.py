@@ -112,7 +112,7 @@ def test_a_gguf_header_that_states_what_no_file_has_is_refused_at_once(tmp_path:
     path = tmp_path / "x.gguf"
     path.write_bytes(content)
     began = time.process_time()
-    with pytest.raises(SourceError, match=r"x\.gguf is damaged: "):
+    with pytest.raises(SourceError, match=r"x\.gguf is (damaged: |a zip archive)"):
         gguf_names(path)
     # CPU seconds; a walk through the counts takes minutes.
     assert time.process_time() - began < 2

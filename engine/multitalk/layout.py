@@ -15,7 +15,7 @@ from engine.errors import EngineError, SourceError
 from engine.folders import component_files, weight_files
 from engine.multitalk.gguf_header import read_header
 from engine.multitalk.keys import engine_name, is_audio
-from engine.multitalk.kinds import bare, foreign, kind_of
+from engine.multitalk.kinds import bare, foreign, has_scales, kind_of
 from engine.names import is_plain
 from engine.sniff import what_is
 
@@ -227,6 +227,11 @@ def _own_folder(folder: Path, component: str) -> Part:
     if absent:
         raise _Absent(*absent)
     return part_in(folder, component)
+
+
+def is_scaled(part: Part) -> bool:
+    """Say whether weights of a part are products with scales beside them. Raises SourceError for a damaged file."""
+    return any(has_scales(_tensors(path)) for path in part.files if path.suffix == ".safetensors")
 
 
 def part_in(folder: Path, component: str) -> Part:
