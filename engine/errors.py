@@ -118,15 +118,18 @@ class MissingWeights(SourceError):
         commands: Sequence[tuple[str, str]] = (),
         instead: str = "",
         hint: str = "",
+        seen: Sequence[str] = (),
     ) -> None:
         """`brief` says whose and where, `commands` are what gets them, each with what it brings.
 
-        `instead` is what would work with what is there; `hint` helps where there is neither.
+        `instead` is what would work with what is there; `hint` helps where there is neither. `seen` are files that lie
+        there in a format that is not read, each with what it is.
         """
         self.brief, self.missing, self.looked, self.commands = brief, tuple(missing), tuple(looked), tuple(commands)
-        self.instead = instead
+        self.instead, self.seen = instead, tuple(seen)
         what = brief + (f", missing: {', '.join(self._named())}" if missing else "")
         what += f"; looked in {'; '.join(looked)}" if looked else ""
+        what += f"; there and not read: {'; '.join(seen)}" if seen else ""
         told = [f"{command} ({note})" if note else command for command, note in self.commands]
         get = f"get them with: {', or '.join(told)}" if told else ""
         hint = ", or ".join(filter(None, (instead, get))) or hint
@@ -135,6 +138,7 @@ class MissingWeights(SourceError):
     def report(self) -> tuple[str, tuple[str, ...]]:
         """Return what is missing, where was looked, and each command with what it brings, in lines of their own."""
         blocks = [("missing", self._named()), ("looked in", list(self.looked))]
+        blocks += [("not read", list(self.seen))] if self.seen else []
         blocks += [("instead", [self.instead])] if self.instead else []
         for index, (command, note) in enumerate(self.commands):
             blocks.append(("or" if index else "get them", [command, note] if note else [command]))

@@ -15,8 +15,9 @@ from engine.fit.cards import installed_cards
 from engine.fit.estimate import estimate
 from engine.fit.memory import Load
 from engine.fit.sizes import PARTS, Sizes, published_sizes, read_sizes
+from engine.multitalk.layout import find_parts, is_scaled
 from engine.room import free_on_host
-from engine.settings import largest_window
+from engine.settings import largest_window, weights_of
 
 #: What is tried where a plan does not fit, the least harm first: those that change no frame stand in front.
 CHANGES = (
@@ -56,6 +57,7 @@ def _estimate(plan: Plan, config: Config) -> Estimates:
         dtype=config.dtype if config.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32"),
         loras=lora_bytes(config, plan.weights),
         converted=not own,
+        scaled=_is_scaled(config, plan.weights),
     )
     return estimate(
         plan,
@@ -119,6 +121,18 @@ def _sizes(config: Config, weights: Path | None) -> tuple[Sizes, bool]:
     if not config.model.architecture:
         raise SourceError(f"the sizes of model={config.model.name} are not known", field="model.architecture")
     return published_sizes(config.model.architecture), False
+
+
+def _is_scaled(config: Config, weights: Path | None) -> bool:
+    """Say whether the transformer's weights are products with scales, as fp8_scaled files have them."""
+    if weights is None:
+        return False
+    try:
+        parts, _ = find_parts(weights, replace(weights_of(config), components=("transformer",)))
+    except EngineError:
+        # Whether it can be loaded is for loading to say.
+        return False
+    return "transformer" in parts and is_scaled(parts["transformer"])
 
 
 def _files_bytes(weights: Path) -> int:

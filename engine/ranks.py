@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -21,15 +21,20 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from engine.components import CancelToken
-from engine.config import Config, ParallelConfig
-from engine.data import Conditions
+from engine.config import ComponentConfig, Config, ParallelConfig
+from engine.data import Conditions, Motion
 from engine.device import pick_device
 from engine.errors import Cancelled, ConfigError, EngineError, ProcessLost
+from engine.multitalk.embeddings import Rotary
 from engine.multitalk.sequence import together
+from engine.multitalk.speakers import Speakers
+from engine.multitalk.transformer import TransformerConditions
 from engine.plain import plain
 
 #: Rank 0's word may take as long as a video's decoding and encoding; a process that ends is noticed at once.
 _PATIENCE = timedelta(days=30)
+#: Bytes of an error's line that other processes are told.
+_LINE = 1024
 #: How several processes are started.
 COMMAND = "torchrun --nproc-per-node 2 -m engine generate ... parallel=ulysses"
 
@@ -47,6 +52,19 @@ class Denoise:
     conditions: Conditions
     noise: Tensor
     generator: Tensor
+
+
+def nouns() -> list[Any]:
+    """Return the classes that a word may be made of: those of data, of conditions, and of configs, plugins' too."""
+    found: list[Any] = [Load, Denoise, Conditions, Motion, TransformerConditions, Rotary, Speakers]
+    waiting: list[Any] = [ComponentConfig]
+    waiting += [one for one in vars(sys.modules[Config.__module__]).values() if is_dataclass(one)]
+    while waiting:
+        one = waiting.pop()
+        if one not in found:
+            found.append(one)
+            waiting += one.__subclasses__()
+    return found
 
 
 class Ranks:
@@ -68,16 +86,21 @@ class Ranks:
         """Hand `word`, any object with tensors in it, from rank 0 to all others, which `hear` it."""
         buffer = io.BytesIO()
         torch.save(word, buffer)
+        content = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
+        # As numbers: what torch broadcasts as objects is unpickled, whatever it may run.
         with together():
-            dist.broadcast_object_list([buffer.getvalue()], src=0, group=self._words)
+            dist.broadcast(torch.tensor([len(content)]), src=0, group=self._words)
+            dist.broadcast(content, src=0, group=self._words)
 
     def hear(self, device: str) -> Any:
-        """Wait for rank 0's next word; its tensors are on `device`."""
-        box: list[Any] = [None]
+        """Wait for rank 0's next word; its tensors are on `device`. Nothing but our own nouns can come out of it."""
+        length = torch.zeros(1, dtype=torch.int64)
         with together():
-            dist.broadcast_object_list(box, src=0, group=self._words)
-        # Written by rank 0 of this very job.
-        return torch.load(io.BytesIO(box[0]), map_location=device, weights_only=False)
+            dist.broadcast(length, src=0, group=self._words)
+            content = torch.empty(int(length), dtype=torch.uint8)
+            dist.broadcast(content, src=0, group=self._words)
+        with torch.serialization.safe_globals(nouns()):
+            return torch.load(io.BytesIO(content.numpy().tobytes()), map_location=device, weights_only=True)
 
     def agree(self, decision: bool) -> bool:
         """Return rank 0's decision."""
@@ -110,12 +133,14 @@ class Ranks:
         except BaseException:
             self.broken = True
             raise
-        told: list[str] = [""] * self.size
+        told = [torch.zeros(_LINE, dtype=torch.uint8) for _ in range(self.size)]
+        mine = b"" if failure is None else (_line(failure) or type(failure).__name__).encode()[:_LINE]
         with together():
-            dist.all_gather_object(told, "" if failure is None else _line(failure), group=self._words)
+            own = torch.tensor(list(mine.ljust(_LINE, b"\0")), dtype=torch.uint8)
+            dist.all_gather(told, own, group=self._words)
         if failure is not None:
             raise failure
-        for rank, line in enumerate(told):
+        for rank, line in enumerate(bytes(one.tolist()).rstrip(b"\0").decode("utf-8", "ignore") for one in told):
             if line:
                 raise EngineError(f"process {rank}: {line}", field="parallel")
 

@@ -17,7 +17,8 @@ from engine.data import Plan, Weights
 from engine.errors import ConfigError, MissingExtra, MissingWeights, SourceError
 from engine.loras import Loras, bundled_loras, loadable_loras, named_by
 from engine.multitalk.keys import engine_name
-from engine.multitalk.layout import QUANTISED, Part, find_parts, gguf_names, other_quant
+from engine.multitalk.kinds import SCALES
+from engine.multitalk.layout import QUANTISED, Part, find_parts, gguf_names, other_quant, seen
 from engine.multitalk.lora_alpha import strengths
 from engine.multitalk.lora_file import LoraFile, read_lora_header
 from engine.multitalk.lora_names import check_share, fits, no_fit, no_match, sort_entries, tell_unmatched
@@ -76,6 +77,7 @@ def _incomplete(wanted: Weights, folder: Path, missing: tuple[str, ...]) -> Miss
         commands=wanted.commands,
         instead=other_quant(folder, wanted),
         hint="choose another source or model",
+        seen=seen(folder, wanted),
     )
 
 
@@ -149,6 +151,8 @@ def _shapes(part: Part) -> dict[str, tuple[int, ...] | None]:
         for key, shape in known.items():
             # Of a row that is quantised the values stand beside their scale.
             name = key.removesuffix("._data")
+            if name.endswith(SCALES):
+                continue
             found[engine_name(name) or name] = shape
     return found
 
@@ -156,8 +160,11 @@ def _shapes(part: Part) -> dict[str, tuple[int, ...] | None]:
 def _header(path: Path) -> dict[str, dict[str, list[int]]]:
     try:
         with path.open("rb") as file:
-            header: dict[str, dict[str, list[int]]] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    except (OSError, ValueError) as error:
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError("it is shorter than its header says")
+            header: dict[str, dict[str, list[int]]] = json.loads(file.read(length))
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path} is damaged: {error}", field="source", hint="get this file again") from error
     header.pop("__metadata__", None)
     return header

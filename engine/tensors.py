@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import SourceError
+from engine.sniff import what_is
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +82,9 @@ def stored_tensors(file: Path) -> dict[str, Stored]:
         with safe_open(file, "pt"), file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(length))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        if (told := what_is(file)) is not None:
+            raise SourceError(f"{file} is {told[0]}", field="source", hint=told[1]) from error
         raise _damaged(file, str(error)) from error
     header.pop("__metadata__", None)
     return {name: _stored(file, name, told, 8 + length) for name, told in header.items()}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +18,12 @@ import torch
 from engine import EngineService
 from engine.cli import main
 from engine.compose import compose
+from engine.data import Motion
 from engine.errors import ConfigError
 from engine.multitalk.cache import make_cache
 from engine.multitalk.load import load_model
 from engine.multitalk.sequence import Shard, check_heads
-from engine.ranks import take_device
+from engine.ranks import Load, nouns, take_device
 from engine.settings import check_parallel
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +124,33 @@ def test_an_error_in_one_process_ends_all_with_one_line(tmp_path: Path) -> None:
     errors = [line for line in ours(done) if "error" in line]
     assert errors == ["multitalk: error: process 1: this device has caught fire"]
     assert not list(tmp_path.iterdir())
+
+
+class Evil:
+    """What an object of a pickle may ask for."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("pwned",)
+
+
+def test_a_word_between_processes_holds_our_own_nouns_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for word, is_ours in (
+        (Load(), True),
+        (Motion(torch.ones(2), clean=True), True),
+        (Evil(), False),
+        (Path("x"), False),
+    ):
+        buffer = io.BytesIO()
+        torch.save(word, buffer)
+        buffer.seek(0)
+        with torch.serialization.safe_globals(nouns()):
+            if is_ours:
+                assert type(torch.load(buffer, weights_only=True)) is type(word)
+            else:
+                with pytest.raises(pickle.UnpicklingError):
+                    torch.load(buffer, weights_only=True)
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_without_torchrun_the_command_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from typing import IO, Any, Literal
 
 from engine.batch.jobs import Line
 from engine.errors import ConfigError, SinkError
+from engine.names import is_plain
 from engine.whole import sync_folder
 
 Status = Literal["done", "failed"]
@@ -119,6 +120,9 @@ class Results:
                 begun = json.loads(line)
             except ValueError:
                 # Half a line: that job had not begun.
+                continue
+            # The file lies where others may write: nothing beyond the folder is removed because of it.
+            if not is_plain(begun["filename"]):
                 continue
             if self._count[begun["id"]] == begun["results"]:
                 (self._folder / begun["filename"]).unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from engine.client.answers import (
     refused,
     result,
 )
-from engine.client.calls import BASE_URL, TIMEOUT, Address, Attempts, Looks, hide_queries, submission
+from engine.client.calls import BASE_URL, TIMEOUT, Address, Attempts, Looks, hide_queries, job_path, submission
 from engine.client.media import address_of, content_of, saving
 
 
@@ -123,7 +123,7 @@ class AsyncJob:
 
     async def status(self) -> Status:
         """Return how the job is. Raises ClientError, with code `not_found` for one that is no longer kept."""
-        return read_status(await self._client._call("GET", f"status/{self.id}"))
+        return read_status(await self._client._call("GET", job_path("status", self.id)))
 
     async def follow(self, *, shortest: float = 0.5, longest: float = 10.0) -> AsyncIterator[Status]:
         """Yield how the job is whenever that has changed, last of all how it ended. Raises ClientError.
@@ -159,11 +159,11 @@ class AsyncJob:
 
     async def cancel(self) -> Status:
         """Withdraw the job; one that is over stays as it is. Raises ClientError."""
-        return read_status(await self._client._call("POST", f"cancel/{self.id}"))
+        return read_status(await self._client._call("POST", job_path("cancel", self.id)))
 
     async def retry(self) -> Status:
         """Queue a failed or timed-out job again, under its id and with its input. Raises ClientError."""
-        return read_status(await self._client._call("POST", f"retry/{self.id}", safe=False))
+        return read_status(await self._client._call("POST", job_path("retry", self.id), safe=False))
 
     async def download(self, path: str | os.PathLike[str], *, timeout: float | None = None) -> Download:
         """Wait for the job and write its video to `path`, whole or not at all. Raises ClientError.

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 
@@ -89,6 +90,16 @@ class Address:
     def headers(self) -> dict[str, str]:
         """Headers of a call; never of a download, whose host is another."""
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
+
+def job_path(verb: str, job_id: str) -> str:
+    """Return the path of a verb on a job. Raises ClientError for an id that is no name: a server chose it.
+
+    It stays one part of the path, so that no id has the key sent to another verb or endpoint of the host.
+    """
+    if not job_id or job_id in (".", ".."):
+        raise ClientError("the job has no id that could be one", code="server_error")
+    return f"{verb}/{quote(job_id, safe='')}"
 
 
 def hide_queries() -> None:

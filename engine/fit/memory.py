@@ -63,6 +63,8 @@ class Load:
     continuation: str = "multitalk"
     #: Files of another layout than ours: encoders and autoencoder become themselves in the host's memory.
     converted: bool = False
+    #: Weights of few bits with scales beside them, which become dense in the host's memory.
+    scaled: bool = False
 
     def check(self) -> None:
         """Raise UnknownComponent where there is no arithmetic for a choice."""
@@ -214,12 +216,15 @@ def _loading(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> StageMemor
         order, stays = ("text_encoder", "vae", "image_encoder", "transformer", "vae"), {"transformer"}
     # The rest goes from its file to the device.
     through |= {"vae", "text_encoder", "image_encoder"} if load.converted else set()
-    through |= {"transformer"} if load.quant != "none" or load.memory == "lowest" else set()
+    through |= {"transformer"} if load.quant != "none" or load.memory == "lowest" or load.scaled else set()
     arriving, temporaries = dict(weights), dict.fromkeys(PARTS, BUFFER)
+    if load.scaled:
+        # The values of a layer and their product with the scale, both in float32.
+        temporaries["transformer"] = max(BUFFER, _largest_layer(sizes) * 8)
     if load.quant == "int8":
         # Read whole, and quantised where it is, a layer in float32 at a time.
         arriving["transformer"] = sizes.counts["transformer"].bytes(WIDTHS[load.dtype]) + load.loras
-        temporaries["transformer"] = max(BUFFER, _largest_layer(sizes) * 4)
+        temporaries["transformer"] = max(temporaries["transformer"], _largest_layer(sizes) * 4)
     there = {"audio_encoder": weights["audio_encoder"]}
     moments = [StageMemory("load", there, BUFFER, "cpu")]
     for name in order:

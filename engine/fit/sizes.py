@@ -78,7 +78,7 @@ def read_sizes(folder: Path) -> Sizes:
         path = folder / part / "config.json"
         try:
             configs[part] = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise SourceError(f"{path} cannot be read", field="source", hint="get this file again") from error
     return make_sizes(configs)
 

@@ -9,15 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.models.manifest import Preset
+from engine.names import is_inside, is_plain
 
 
 def snapshot(cache: Path, repository: str, revision: str = "main") -> Path | None:
     """Return the folder of a repository in a hub cache, by `refs/<revision>` or a commit; None where it has none."""
     home = cache / f"models--{repository.replace('/', '--')}"
+    if not is_inside(revision):
+        return None
     try:
         commit = (home / "refs" / revision).read_text("utf-8").strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         commit = revision
+    # The library writes there what a server stated as its commit.
+    if not is_plain(commit):
+        return None
     found = home / "snapshots" / commit
     if found.is_dir():
         return found

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError
+from engine.models.record import COMPLETE
+from engine.names import is_inside, is_plain
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 #: quant=… that read the files that quant=none reads, and make of them what they need while they load them.
@@ -103,6 +105,7 @@ class Manifest:
                     raise ConfigError(f"no part named {part!r}", field=field, hint=f"known: {', '.join(known)}")
         parts = [part for part in dict.fromkeys([*told["parts"], *extra]) if part not in without]
         files = tuple(file for part in parts for file in self._files(part))
+        _check_places(name, told["folder"], files)
         return Preset(name, told["about"], told["folder"], told["use"], files)
 
     def presets(self) -> tuple[Preset, ...]:
@@ -163,6 +166,23 @@ class Manifest:
                 licence=source["licence"],
             )
             for file in told["files"]
+        )
+
+
+def _check_places(name: str, folder: str, files: Sequence[File]) -> None:
+    """Raise ConfigError for a preset that would read or write outside its folder: a manifest may be a stranger's."""
+    wrong = [place for place in (name, folder) if not is_plain(place) or place.startswith(".")]
+    for file in files:
+        owner, slash, repository = file.repository.partition("/")
+        wrong += [file.repository] if not slash or not is_plain(owner) or not is_plain(repository) else []
+        wrong += [place for place in (file.revision, file.path, file.to) if not is_inside(place)]
+        # Hidden is what this package keeps there itself.
+        wrong += [file.to] if str(file.to).startswith(".") or file.to == COMPLETE else []
+    if wrong:
+        raise ConfigError(
+            f"the preset {str(name)[:80]!r} has a name that may not become part of a path: {str(wrong[0])[:80]!r}",
+            field="--manifest",
+            hint="relative paths without '..', and no hidden ones",
         )
 
 

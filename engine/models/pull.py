@@ -1,12 +1,13 @@
 """Get a preset: only its files, several at a time, each verified before it stands in its place.
 
 At any moment a folder holds, under their own names, only whole and verified files; what is on its way lies in
-`.multitalk/parts` under the hash the hub states. So a run that is killed is gone on with, and nothing is fetched twice.
+`.multitalk/parts` under a name that is made here. A killed run resumes, and nothing is downloaded twice.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import shutil
@@ -31,6 +32,11 @@ T = TypeVar("T")
 _MARGIN = 64 * 10**6
 #: What is wrong with a folder, in place of with us.
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+#: Loggers that write addresses: of the hub's library, and of the HTTP library it brings, whose name goes by version.
+_LOUD = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "urllib3")
+#: While pulls run, in several threads maybe: what was set before the first of them, and how many there are.
+_before: dict[str, int] = {}
+_MANNERS = threading.Lock()
 #: Bytes that are written at a time.
 _PIECE = 64 * 2**10
 
@@ -177,7 +183,17 @@ class _Pull:
             )
 
     def _part(self, file: File, stated: Stated) -> Path:
-        return self.folder / PRIVATE / "parts" / f"{stated.etag}-{file.to.replace('/', '--')}"
+        """Return where what arrives of `file` is kept. Raises SourceError.
+
+        The name is a hash of ours: nothing that a server says becomes part of a path. It ends in .part, so that nobody
+        takes half a file for weights, or for anything else that is read or run because of how it is called.
+        """
+        name = hashlib.sha256(f"{file.to}\0{stated.etag}".encode()).hexdigest()
+        parts = self.folder / PRIVATE / "parts"
+        part = parts / f"{name}.part"
+        if part.resolve().parent != parts.resolve():
+            raise SourceError(f"{part} leads elsewhere", field="--model-path", hint="remove that link")
+        return part
 
     def _have(self, file: File, stated: Stated) -> int:
         if self.record.unchanged(file.to):
@@ -276,16 +292,25 @@ def _offline() -> bool:
 def _hub_manners() -> Iterator[None]:
     """Have the hub's library hand on what arrives in small pieces, so that a cut loses little, and keep its warnings.
 
-    They quote signed addresses; what a person has to know is told by us.
+    They quote signed addresses, as do the lines that its HTTP library logs of each request; what a person has to know
+    is told by us.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download  # noqa: F401 - its import sets the level of the logger
 
-    logger = logging.getLogger("huggingface_hub")
-    before = logger.level, constants.DOWNLOAD_CHUNK_SIZE
-    logger.setLevel(logging.ERROR)
-    constants.DOWNLOAD_CHUNK_SIZE = _PIECE
+    with _MANNERS:
+        if not _before:
+            _before.update({name: logging.getLogger(name).level for name in _LOUD}, piece=constants.DOWNLOAD_CHUNK_SIZE)
+        _before["pulls"] = _before.get("pulls", 0) + 1
+        for name in _LOUD:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        constants.DOWNLOAD_CHUNK_SIZE = _PIECE
     try:
         yield
     finally:
-        constants.DOWNLOAD_CHUNK_SIZE = before[1]
-        logger.setLevel(before[0])
+        with _MANNERS:
+            _before["pulls"] -= 1
+            if not _before["pulls"]:
+                constants.DOWNLOAD_CHUNK_SIZE = _before["piece"]
+                for name in _LOUD:
+                    logging.getLogger(name).setLevel(_before[name])
+                _before.clear()

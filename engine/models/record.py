@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import SourceError
+from engine.names import is_inside
 
 #: In the model's folder; hidden, so that nobody looks for weights in it.
 PRIVATE = ".multitalk"
@@ -52,6 +53,9 @@ class Record:
             if told["format"] != _FORMAT:
                 raise SourceError(f"{self._file} is of format {told['format']}", field="--model-path")
             self.entries = {place: Entry(**entry) for place, entry in told["files"].items()}
+            # These are read, compared and removed: none may lead out of the folder, whoever wrote the record.
+            if not all(map(is_inside, self.entries)):
+                raise ValueError("it names a file outside its folder")
             # The mark is written last: without it a preset is not complete, whatever the record had been told.
             self.complete = {name: places for name, places in told["complete"].items() if name in self._marked()}
         except FileNotFoundError:

@@ -22,6 +22,10 @@ from engine.models.manifest import COMMIT, File
 #: Any byte that arrives begins the row anew.
 WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+#: The only hashes that are taken from a hub: git's SHA-1 of a small file, the SHA-256 of a large one.
+_ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+#: Bytes of the largest file there is: more than any disk has.
+_MOST = 2**63
 #: What another attempt cannot mend: of the disk, not of the network.
 _LOCAL = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOENT, errno.ENOTDIR)
@@ -53,7 +57,8 @@ class Unreachable(SourceError):
 def ask(file: File, revision: str) -> Stated:
     """Ask the hub about `file` at `revision`.
 
-    Raises SourceError where it refuses, or states another file, and Unreachable.
+    Nothing of an answer is taken as it comes: the hash, commit, size and address have to look like ones. Raises
+    SourceError where it refuses, states nonsense or states another file, and Unreachable.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
@@ -62,6 +67,11 @@ def ask(file: File, revision: str) -> Stated:
     url = hf_hub_url(file.repository, file.path, revision=revision, endpoint=endpoint)
     try:
         found = get_hf_file_metadata(url, endpoint=endpoint, retry_on_errors=True)
+    except ValueError:
+        # What follows is the library's reading of an answer: of an address that is none, for one.
+        raise SourceError(
+            f"the hub's answer for {file.path} of {file.repository} makes no sense", field="download"
+        ) from None
     except _transient() as error:
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
         if status in (401, 403, 404):
@@ -75,14 +85,14 @@ def ask(file: File, revision: str) -> Stated:
             field="download",
             hint="start again later, or see what HF_ENDPOINT and the proxy are",
         ) from None
-    if found.size is None or found.etag is None:
-        raise SourceError(f"the hub states no size and hash of {file.key}", field="download")
+    size, etag = _sensible(file, found)
     stated = Stated(
         commit=found.commit_hash or revision,
-        size=found.size,
-        etag=found.etag,
+        size=size,
+        etag=etag,
         url=found.location,
-        own=urlsplit(found.location).netloc == urlsplit(url).netloc,
+        # With its scheme: a token is not sent in the clear because an answer says so.
+        own=urlsplit(found.location)[:2] == urlsplit(url)[:2],
     )
     for what, known, told in (
         ("size", file.size if file.exact else None, stated.size),
@@ -96,6 +106,30 @@ def ask(file: File, revision: str) -> Stated:
                 hint="is HF_ENDPOINT a mirror that is not to be trusted?",
             )
     return stated
+
+
+def _sensible(file: File, found: Any) -> tuple[int, str]:
+    """Return size and hash that the hub states of `file`; raise SourceError unless all is of the kind hubs state."""
+    if found.size is None or found.etag is None:
+        raise SourceError(f"the hub states no size and hash of {file.key}", field="download")
+    try:
+        scheme = urlsplit(found.location).scheme
+    except ValueError:
+        scheme = ""
+    for what, is_sound in (
+        ("a hash that is neither a SHA-256 nor git's SHA-1", _ETAG.fullmatch(found.etag)),
+        ("a size that is none", 0 <= found.size < _MOST),
+        ("a commit that is none", not found.commit_hash or COMMIT.fullmatch(found.commit_hash)),
+        ("an address that is neither http nor https", scheme in ("http", "https")),
+    ):
+        if not is_sound:
+            # What it states is not repeated: it may be written for whoever reads the message, or for their terminal.
+            raise SourceError(
+                f"the hub states {what} for {file.path} of {file.repository}",
+                field="download",
+                hint="is HF_ENDPOINT a mirror that is not to be trusted?",
+            )
+    return found.size, found.etag
 
 
 def fetch(
@@ -148,8 +182,17 @@ def _stream(file: File, stated: Stated, part: Path, have: int, pause: Callable[[
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # in its __all__, made at run time
 
-    # In place of a bar, which is told of every piece that arrives: there the work can be stopped.
-    beat: Any = type("_Beat", (_NoBar,), {"update": lambda _, __=1: pause(0)})
+    def check(arrived: int) -> None:
+        pause(0)
+        if arrived > stated.size:
+            raise SourceError(
+                f"more arrives as {file.path} of {file.repository} than the {stated.size} bytes that the hub states",
+                field="download",
+                hint="is HF_ENDPOINT a mirror that is not to be trusted?",
+            )
+
+    # In place of a bar, which is told of every piece before it is written: there the work can be stopped.
+    beat: Any = type("_Beat", (_NoBar,), {"check": staticmethod(check)})
 
     with part.open("ab") as out:
         http_get(
@@ -197,7 +240,21 @@ def _size(path: Path) -> int:
 class _NoBar:
     """Stands where the library would draw a bar: the sizes of the files on disk are the progress."""
 
-    def __init__(self, *_: object, **__: object) -> None: ...
+    check: Callable[[int], None]
+
+    def __init__(self, *_: object, initial: int = 0, **__: object) -> None:
+        self._arrived = initial
+
+    def update(self, more: int = 1) -> None:
+        """Take note of `more` bytes.
+
+        Raises ConnectionError where the library takes bytes back, because the server ignores ranges: it would begin
+        anew as often as such a server cuts the connection, without end. Here attempts are counted.
+        """
+        if more < 0:
+            raise ConnectionError("the server ignores ranges")
+        self._arrived += more
+        self.check(self._arrived)
 
     def __enter__(self) -> _NoBar:
         return self

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from engine.errors import EngineError, SourceError
 from engine.multitalk.compat import gguf_parts
 from engine.multitalk.fill import check_names
+from engine.multitalk.gguf_header import read_header
 from engine.multitalk.keys import engine_name, to_engine_config
+from engine.multitalk.kinds import bare, scale_of
 from engine.multitalk.layout import Part
 from engine.multitalk.originals import (
     Converted,
@@ -31,7 +33,9 @@ from engine.multitalk.originals import (
 )
 from engine.multitalk.quantize import shape_of
 from engine.multitalk.quanto import Quantised, join_halves
+from engine.multitalk.scaled import Scaled, check_notes
 from engine.multitalk.transformer import MultiTalkTransformer3DModel, kept_in_float32
+from engine.sniff import what_is
 from engine.tensors import stored_tensors
 
 Named = Iterator[tuple[str, Any]]
@@ -48,6 +52,8 @@ _CONVERT: Mapping[str, Converter] = {
     "image_encoder": convert_clip,
     "vae": convert_vae,
 }
+#: Of the transformer: what a model has that takes a picture.
+_SEES = "condition_embedder.image_embedder.norm1.weight"
 #: Of the text encoder: another name of a tensor that stands under its first.
 _TIED = "encoder.embed_tokens.weight"
 
@@ -77,7 +83,7 @@ def build_empty(component: str, part: Part) -> Any:
             raise SourceError(
                 f"{named} builds no {component}: {what}", field="source", hint="get both again"
             ) from error
-    _check(model, part, read_tensors(part, _CONVERT[component], outline=True))
+    check(component, model, part)
     return model
 
 
@@ -100,6 +106,8 @@ def place(model: Any, component: str, name: str, tensor: Any, dtype: torch.dtype
     """Return `tensor` as `model` keeps it under `name`: cast, in memory of its own."""
     wanted = torch.float32 if component == "transformer" and kept_in_float32(name) else dtype
     kept = component == "transformer" and name.startswith("blocks.") and name.endswith(".weight")
+    if isinstance(tensor, Scaled):
+        return tensor.dense(wanted)
     if isinstance(tensor, Quantised):
         return tensor.kept(wanted) if kept else tensor.dense(wanted)
     if hasattr(tensor, "quant_type"):
@@ -112,7 +120,7 @@ def placed_size(component: str, part: Part, dtype: torch.dtype) -> int:
     """Return the bytes that `fill` will take, from headers alone."""
     total = 0
     for name, tensor in read_tensors(part, _CONVERT[component], outline=True):
-        packed = not isinstance(tensor, Tensor) or hasattr(tensor, "quant_type")
+        packed = isinstance(tensor, Quantised) or hasattr(tensor, "quant_type")
         if packed and component == "transformer" and name.startswith("blocks."):
             kept = (tensor.data, tensor.scale.float()) if isinstance(tensor, Quantised) else (tensor,)
             total += sum(part.nbytes for part in kept)
@@ -125,9 +133,9 @@ def placed_size(component: str, part: Part, dtype: torch.dtype) -> int:
 def read_tensors(part: Part, convert: Converter, *, outline: bool = False) -> Named:
     """Stream (name as `convert` gives it, tensor) in the order of the files, holding one tensor at a time.
 
-    A tensor is dense, and may lie in a mapped file: copy it; or it is Quantised, or diffusers' GGUFParameter. With
-    `outline` tensors are on the meta device: nothing is read but headers; names, shapes and dtypes are the same. Raises
-    SourceError for files that are damaged, or that hold a tensor twice.
+    A tensor is dense, and may lie in a mapped file: copy it; or it is Quantised, Scaled, or diffusers' GGUFParameter.
+    With `outline` tensors are on the meta device: nothing is read but headers; names, shapes and dtypes are the same.
+    Raises SourceError for files that are damaged, or that hold a tensor twice.
     """
     stored: Named = (pair for path in part.files for pair in _stored(path, outline))
     if part.map is not None:
@@ -147,9 +155,17 @@ def read_tensors(part: Part, convert: Converter, *, outline: bool = False) -> Na
             yield name, converted
 
 
-def _check(model: nn.Module, part: Part, outline: Named) -> None:
+def check(component: str, model: nn.Module, part: Part) -> None:
+    """Raise SourceError, naming tensors, unless the files of `part` hold exactly those of `model`."""
+    outline = read_tensors(part, _CONVERT[component], outline=True)
     wanted = {name: shape_of(tensor) for name, tensor in model.named_parameters() if name != _TIED}
     given = {name: shape_of(tensor) for name, tensor in outline}
+    if component == "transformer" and _SEES in wanted.keys() - given.keys() and "patch_embedding.weight" in given:
+        raise SourceError(
+            f"{_names(part)} is a text-to-video model, which takes no picture",
+            field="source",
+            hint="take Wan2.1-I2V-14B-480P (or 720P)",
+        )
     check_names(
         _names(part),
         lacking=wanted.keys() - given.keys(),
@@ -229,6 +245,8 @@ def _stored(path: Path, outline: bool) -> Named:
         raise
     except Exception as error:
         # Each of the three libraries has several of its own for a file that is not what it should be.
+        if (found := what_is(path)) is not None and (path.suffix != ".pth" or "PyTorch" not in found[0]):
+            raise SourceError(f"{path} is {found[0]}", field="source", hint=found[1]) from error
         raise SourceError(
             f"{path} cannot be read: {str(error).strip().partition(chr(10))[0]}",
             field="source",
@@ -239,35 +257,69 @@ def _stored(path: Path, outline: bool) -> Named:
 def _safetensors(path: Path, outline: bool) -> Named:
     from safetensors import safe_open
 
+    stored = stored_tensors(path)
+    names = bare(stored)
+    scales = {key: scale for key in stored if (scale := scale_of(key, stored)) is not None}
+    rest = [key for key in names if key not in scales.values()]
+    if scales:
+        with safe_open(path, "np") as file:
+            check_notes(path, stored, file.metadata() or {})
     if outline:
         # Asking for the tensors themselves has the system read them ahead, all 75 GB of them.
-        for key, told in stored_tensors(path).items():
-            yield key, torch.empty(told.shape, dtype=told.dtype, device="meta")
+        empty = {key: torch.empty(told.shape, dtype=told.dtype, device="meta") for key, told in stored.items()}
+        for key in rest:
+            yield names[key], _joined(key, empty.__getitem__, scales)
         return
     with safe_open(path, "pt") as file:
         # In the order of the file, which is then read from front to back.
+        wanted = set(rest)
         for key in file.offset_keys():
-            yield key, file.get_tensor(key)
+            if key in wanted:
+                yield names[key], _joined(key, file.get_tensor, scales)
+
+
+def _joined(key: str, get: Callable[[str], Tensor], scales: Mapping[str, str]) -> Tensor | Scaled:
+    if key not in scales:
+        return get(key)
+    try:
+        return Scaled(get(key), get(scales[key]))
+    except ValueError as error:
+        raise ValueError(f"{key} has {error}") from error
 
 
 def _pickled(path: Path) -> Named:
     # What was saved before torch 1.6 is no archive, and cannot be mapped.
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    for key in list(state):
-        yield key, state.pop(key)
+    if isinstance(state, Mapping):
+        # Trainers keep the network beside other things.
+        state = next(
+            (state[key] for key in ("state_dict", "model", "module") if isinstance(state.get(key), dict)), state
+        )
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError("it holds no tensors by name")
+    for key, name in bare(state).items():
+        yield name, state.pop(key)
 
 
 def _gguf(path: Path) -> Named:
     """Yield what is packed as diffusers' GGUFParameter, and other tensors as they are."""
     import gguf
 
+    # The package believes every count that stands in the file.
+    read_header(path)
     # Copy-on-write: torch has no tensor that cannot be written to.
     reader = gguf.GGUFReader(path, "c")
-    plain = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
+    kinds = gguf.GGMLQuantizationType
+    plain = (kinds.F32, kinds.F16, kinds.BF16)
+    bared = {stored.name: stored.name for stored in reader.tensors} | bare([stored.name for stored in reader.tensors])
     for stored in reader.tensors:
         # The format knows four dimensions; converters note the fifth of the patches' convolution beside it.
-        noted = reader.fields.get(f"comfy.gguf.orig_shape.{stored.name}")
+        named = (f"comfy.gguf.orig_shape.{name}" for name in (stored.name, bared[stored.name]))
+        noted = next((reader.fields[name] for name in named if name in reader.fields), None)
         packed = torch.from_numpy(stored.data)
+        if stored.tensor_type == kinds.BF16:
+            # The package has no such numbers and gives bytes.
+            packed = packed.view(torch.bfloat16)
         if stored.tensor_type not in plain:
             packed = gguf_parts().parameter(packed, quant_type=stored.tensor_type)
         elif noted is not None:

@@ -80,6 +80,24 @@ _CONFIG = {
     "class_interval": "class_interval",
 }
 
+#: What stands before the names of the network's tensors in files of ComfyUI, of data parallel training, and of trainers
+#: that keep the network under a name of theirs.
+TOOL_PREFIXES = (
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "module.",
+    "transformer.",
+    "pipe.dit.",
+    "dit.",
+    "model.",
+    "net.",
+    "generator.",
+    "unet.",
+    "base_model.model.",
+    "ema.",
+)
+#: What torch writes wherever it wraps a module: compiled, recomputed or sharded.
+WRAPPED = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _NAME = re.compile(r"^(?P<block>blocks\.\d+\.)?(?P<rest>.+)$")
 _LEAF = re.compile(r"^(?P<module>.+)\.(?P<leaf>weight|bias)$")
 _AUDIO = re.compile(r"^audio_proj\.|^blocks\.\d+\.(audio_attn|norm_audio)\.")
@@ -100,7 +118,22 @@ def to_reference(key: str) -> str:
 
 
 def engine_name(key: str) -> str | None:
-    """Return our name for a tensor named by either side, None if neither knows it."""
+    """Return our name for a tensor named by either side, None if neither knows it.
+
+    What tools write before the names of a network that they wrap is cut off.
+    """
+    key = WRAPPED.sub("", key)
+    name = _engine_name(key)
+    while name is None:
+        prefix = next((prefix for prefix in TOOL_PREFIXES if key.startswith(prefix)), None)
+        if prefix is None:
+            return None
+        key = key[len(prefix) :]
+        name = _engine_name(key)
+    return name
+
+
+def _engine_name(key: str) -> str | None:
     try:
         return to_engine(key)
     except SourceError:

@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.data import Weights
-from engine.errors import EngineError, MissingExtra, SourceError
+from engine.errors import EngineError, SourceError
 from engine.folders import component_files, weight_files
+from engine.multitalk.gguf_header import read_header
 from engine.multitalk.keys import engine_name, is_audio
+from engine.multitalk.kinds import bare, foreign, has_scales, kind_of
+from engine.names import is_plain
+from engine.sniff import what_is
 
 #: "diffusers": a folder of its own with config.json, as diffusers and transformers write it. "original": files of the
 #: Wan repositories. "quanto", "gguf": quantised files.
@@ -40,8 +44,14 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safete
 _INDEX = "diffusion_pytorch_model.safetensors.index.json"
 #: How quanto's files call what stands in place of a weight.
 _PACKED = ".weight._data"
+#: How files begin that diffusers and transformers write into a component's folder.
+_OWN = ("diffusion_pytorch_model", "model.safetensors", "model-0", "pytorch_model")
 #: No quantisation map is larger; a tokenizer's JSON is.
 _MAP_BYTES = 4 * 2**20
+#: No config and no index is larger.
+_JSON_BYTES = 64 * 2**20
+#: Files that are described; others are counted.
+_SEEN = 5
 _GET = "get this file again"
 
 
@@ -66,9 +76,19 @@ class _Tree:
     root: Path
     files: dict[Path, list[str]] = field(default_factory=dict)
     tensors: dict[Path, dict[str, str]] = field(default_factory=dict)
+    kinds: dict[Path, str] = field(default_factory=dict)
 
     def named(self, suffix: str) -> list[Path]:
         return [folder / name for folder, names in self.files.items() for name in names if name.endswith(suffix)]
+
+    def kind(self, path: Path) -> str:
+        """Return what a file holds, as `kind_of` calls it. Raises SourceError for a damaged one."""
+        if path not in self.kinds:
+            if path.suffix == ".gguf":
+                self.kinds[path] = _gguf_kind(path)
+            else:
+                self.kinds[path] = kind_of(self.tensors[path])
+        return self.kinds[path]
 
     def shown(self, path: Path) -> str:
         return str(path.relative_to(self.root))
@@ -117,6 +137,69 @@ def other_quant(root: Path, weights: Weights) -> str:
     return ""
 
 
+def seen(root: Path, weights: Weights) -> tuple[str, ...]:
+    """Return what lies below `root` and is not read, each file with what it is and what to take in its place.
+
+    For whoever is told that files are missing which lie there in another format. Raises nothing.
+    """
+    try:
+        tree = _walk(root, weights)
+    except SourceError:
+        return ()
+    told = [f"{tree.shown(path)} is {what}" for path in _strangers(tree) if (what := _described(tree, path, weights))]
+    return tuple(told[:_SEEN] + ([f"and {len(told) - _SEEN} more"] if len(told) > _SEEN else []))
+
+
+def _strangers(tree: _Tree) -> list[Path]:
+    ends = (".safetensors", ".sft", ".gguf", ".pt", ".pth", ".bin", ".ckpt", ".zip", ".7z", ".tar", ".gz", ".onnx")
+    return sorted(path for end in ends for path in tree.named(end))
+
+
+def _described(tree: _Tree, path: Path, weights: Weights) -> str:
+    """Return what a file is, "" for one that is read, or that nothing is known against."""
+    if path in tree.tensors:
+        kind = tree.kind(path)
+        if kind == "audio" and not path.match(weights.adapter or "*"):
+            return f"a file of audio weights: name it with model.adapter={tree.shown(path)}"
+        if kind == "audio_encoder" and "config.json" not in tree.files[path.parent]:
+            return "a wav2vec2 without its config.json: keep it as audio_encoder/model.safetensors beside that file"
+        # A LoRA in its place is read.
+        return "" if "loras" in path.parts else foreign(tree.tensors[path])
+    if path.suffix == ".gguf":
+        return _described_gguf(tree, path, weights)
+    if path.suffix in (".safetensors", ".sft") or _is_read(path):
+        return ""
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+        if "fairseq" in path.name:
+            return "fairseq's checkpoint of wav2vec2: take model.safetensors or pytorch_model.bin of its repository"
+        found = what_is(path)
+        if found is not None and "PyTorch" not in found[0]:
+            return ": ".join(found)
+        return "a PyTorch file under a name that is not read: take safetensors, or Wan's own .pth under its own name"
+    found = what_is(path)
+    return ": ".join(found) if found else "an archive or a format that is not read: unpack it, or take safetensors"
+
+
+def _is_read(path: Path) -> bool:
+    return path.name == "pytorch_model.bin" or any(name.match(path.name) for name in _ORIGINAL.values())
+
+
+def _described_gguf(tree: _Tree, path: Path, weights: Weights) -> str:
+    try:
+        names = gguf_names(path)
+    except EngineError as error:
+        return f"a GGUF file that cannot be looked into: {error.what}"
+    kind = kind_of(dict.fromkeys(names, "F32"))
+    if kind == "audio":
+        named = path.match(weights.adapter or "*")
+        return "" if named else f"a GGUF file of audio weights: name it with model.adapter={tree.shown(path)}"
+    if kind == "transformer":
+        return "" if weights.quant == "gguf" else "a GGUF file: choose quant=gguf"
+    if any(name.startswith(("enc.blk.", "token_embd.")) for name in names):
+        return "a GGUF file of a text encoder: take models_t5_umt5-xxl-enc-bf16.pth or a umt5 in safetensors"
+    return "a GGUF file of another network: take one of Wan2.1-I2V-14B"
+
+
 def _find(tree: _Tree, component: str, weights: Weights) -> Part:
     form, dtype = QUANTISED.get(weights.quant, ("", ""))
     if component == "text_encoder" and form == "quanto":
@@ -127,11 +210,15 @@ def _find(tree: _Tree, component: str, weights: Weights) -> Part:
     originals = [
         path for path in tree.named(".pth") if component in _ORIGINAL and _ORIGINAL[component].match(path.name)
     ]
+    originals += [path for path in tree.tensors if component in _ORIGINAL and tree.kind(path) == component]
     found = _one(tree, component, folders + originals) or tree.root / component
     if found not in originals:
         return _own_folder(found, component)
     if not found.stat().st_size:
         raise _Absent(found)
+    told = what_is(found)
+    if told is not None and (found.suffix != ".pth" or "PyTorch" not in told[0]):
+        raise SourceError(f"{found} is {told[0]}", field="source", hint=told[1])
     return Part("original", found.parent, (found,))
 
 
@@ -140,6 +227,11 @@ def _own_folder(folder: Path, component: str) -> Part:
     if absent:
         raise _Absent(*absent)
     return part_in(folder, component)
+
+
+def is_scaled(part: Part) -> bool:
+    """Say whether weights of a part are products with scales beside them. Raises SourceError for a damaged file."""
+    return any(has_scales(_tensors(path)) for path in part.files if path.suffix == ".safetensors")
 
 
 def part_in(folder: Path, component: str) -> Part:
@@ -154,7 +246,10 @@ def _find_transformer(tree: _Tree, weights: Weights) -> Part:
     if weights.quant in QUANTISED:
         form, dtype = QUANTISED[weights.quant]
         known = tree.named(".gguf") if form == "gguf" else _quantised(tree, dtype)
-        files = [path for path in known if not _is_umt5(tree.tensors.get(path, {}))]
+        if form == "gguf":
+            files = [path for path in known if tree.kind(path) == "transformer"]
+        else:
+            files = [path for path in known if not _is_umt5(tree.tensors[path])]
         chosen = _chosen(tree, files, weights)
         config = next((path for path in tree.named("config.json") if _is_transformer(_json(path))), None)
         part = Part(form, chosen.parent, (chosen,), config)
@@ -166,7 +261,7 @@ def _find_transformer(tree: _Tree, weights: Weights) -> Part:
     for path, tensors in tree.tensors.items():
         # A quantised file may lie beside the plain ones: two presets share the folder.
         packed = any(name.endswith(_PACKED) for name in tensors)
-        if not packed and any(map(engine_name, tensors)) and not all(map(is_audio, tensors)):
+        if not packed and tree.kind(path) == "transformer" and weights.file in (None, "", tree.shown(path)):
             shards.setdefault(path.parent, []).append(path)
     folders = _component_folders(tree, "transformer")
     found = _one(tree, "transformer", [*folders, *shards]) or tree.root / "transformer"
@@ -174,9 +269,14 @@ def _find_transformer(tree: _Tree, weights: Weights) -> Part:
         absent = _absent_shards(found, shards[found])
         if absent:
             raise _Absent(*absent)
+        _check_once(tree, shards[found])
         config = found / "config.json" if "config.json" in tree.files[found] else None
         part = Part("original", found, tuple(sorted(shards[found])), config)
         names = {name for path in part.files for name in tree.tensors[path]}
+        if config is None:
+            # ComfyUI's folders hold files of weights alone; one that is kept above them is meant.
+            found_config = next((path for path in tree.named("config.json") if _is_transformer(_json(path))), None)
+            part = replace(part, config=found_config)
     else:
         part = _own_folder(found, "transformer")
         try:
@@ -195,11 +295,10 @@ def _is_transformer(config: Mapping[str, Any]) -> bool:
 def _with_audio(tree: _Tree, part: Part, weights: Weights) -> Part:
     """Lay audio weights over a transformer that has none."""
     wanted = Path(weights.adapter).parts
-    found = [
-        path
-        for path, tensors in tree.tensors.items()
-        if tensors and all(map(is_audio, tensors)) and path.parts[len(path.parts) - len(wanted) :] == wanted
-    ]
+    known = [path for path in tree.tensors if tree.kind(path) == "audio"]
+    if part.form == "gguf" or weights.adapter.endswith(".gguf"):
+        known += [path for path in tree.named(".gguf") if tree.kind(path) == "audio"]
+    found = [path for path in known if path.parts[len(path.parts) - len(wanted) :] == wanted]
     audio = _one(tree, "file of audio weights", found, "name one with model.adapter=FOLDER/FILE")
     if audio is None:
         raise _Absent(weights.adapter or "multitalk.safetensors (audio weights)")
@@ -217,7 +316,23 @@ def _absent_shards(folder: Path, shards: list[Path]) -> list[Path]:
         # MultiTalk's own index names its audio weights, too, which may lie elsewhere.
         weight_map = _json(folder / _INDEX).get("weight_map", {})
         wanted |= {str(file) for name, file in weight_map.items() if not is_audio(name)}
+        if not all(map(is_plain, wanted)):
+            raise SourceError(
+                f"{folder / _INDEX} names a file outside its folder",
+                field="source",
+                hint=f"{_GET}, from a place you trust",
+            )
     return [folder / name for name in sorted(wanted - present)]
+
+
+def _check_once(tree: _Tree, shards: list[Path]) -> None:
+    """Raise SourceError for files of one folder that are each a transformer, as ComfyUI's folders have them."""
+    first: dict[str, Path] = {}
+    for path in sorted(shards):
+        for name in bare(tree.tensors[path]).values():
+            other = first.setdefault(engine_name(name) or name, path)
+            if other != path and not (_SHARD.match(path.name) or _SHARD.match(other.name)):
+                _one(tree, "transformer", [other, path], "name one with quant.file=FOLDER/FILE")
 
 
 def _chosen(tree: _Tree, files: list[Path], weights: Weights) -> Path:
@@ -267,14 +382,15 @@ def _listed(told: Mapping[str, Any]) -> dict[str, str]:
 
 def gguf_names(path: Path) -> list[str]:
     """Return the names of the tensors of a GGUF file. Raises MissingExtra, and SourceError for a damaged file."""
+    return list(read_header(path))
+
+
+def _gguf_kind(path: Path) -> str:
     try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise MissingExtra("quant=gguf", "gguf", "gguf") from error
-    try:
-        return [tensor.name for tensor in GGUFReader(path).tensors]
-    except (ValueError, IndexError, OSError) as error:
-        raise SourceError(f"{path} is damaged: {error}", field="source", hint=_GET) from error
+        return kind_of(dict.fromkeys(gguf_names(path), "F32"))
+    except SourceError:
+        # Whoever reads it says what is wrong with it.
+        return "transformer"
 
 
 def _is_umt5(tensors: Mapping[str, str]) -> bool:
@@ -292,15 +408,30 @@ def _walk(root: Path, weights: Weights) -> _Tree:
         # Hidden is what is not finished yet.
         below[:] = sorted(name for name in below if deeper and not name.startswith("."))
         tree.files[here] = sorted(name for name in names if not name.startswith("."))
-    own = {folder for folder in tree.files if folder.name in weights.components}
+    own = {folder for folder, names in tree.files.items() if folder.name in weights.components and _is_own(names)}
     for path in tree.named(".safetensors"):
         if path.parent not in own and path.stat().st_size:
             tree.tensors[path] = _tensors(path)
     return tree
 
 
+def _is_own(names: list[str]) -> bool:
+    """Say whether a folder of a component's name is in the layout of diffusers; ComfyUI has folders so called, too."""
+    return any(name == "config.json" or name.startswith(_OWN) for name in names)
+
+
 def _component_folders(tree: _Tree, component: str) -> list[Path]:
-    return [folder for folder, names in tree.files.items() if names and _is_component(folder, names, component)]
+    # Of ComfyUI's folders: what is in them is found by what it holds.
+    loose = {
+        path.parent
+        for path in tree.tensors
+        if component in _ORIGINAL and not _is_own(tree.files[path.parent]) and tree.kind(path) == component
+    }
+    return [
+        folder
+        for folder, names in tree.files.items()
+        if names and folder not in loose and _is_component(folder, names, component)
+    ]
 
 
 def _is_component(folder: Path, names: list[str], component: str) -> bool:
@@ -319,13 +450,17 @@ def _tensors(path: Path) -> dict[str, str]:
         with safe_open(path, "np") as file:
             return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
+        if (told := what_is(path)) is not None:
+            raise SourceError(f"{path} is {told[0]}", field="source", hint=told[1]) from error
         raise SourceError(f"{path} is damaged: {error}", field="source", hint=_GET) from error
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > _JSON_BYTES:
+            raise ValueError("it is larger than any such file")
         told = json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise SourceError(f"{path} cannot be read: {error}", field="source", hint=_GET) from error
     return told if isinstance(told, dict) else {}
 

@@ -24,7 +24,7 @@ from engine.multitalk.codec import LatentCodec, WanCodec, Withdrawn
 from engine.multitalk.component import Component
 from engine.multitalk.fill import check_names
 from engine.multitalk.image import ImageEncoder
-from engine.multitalk.layout import QUANTISED, Part, find_parts
+from engine.multitalk.layout import QUANTISED, Part, find_parts, seen
 from engine.multitalk.lora import Coverage, LoraMerger, RuntimeLora, load_runtime_lora
 from engine.multitalk.lora_alpha import Told
 from engine.multitalk.lora_file import read_lora_header
@@ -35,6 +35,7 @@ from engine.multitalk.quantize import change_weight, quantize_int8
 from engine.multitalk.sequence import check_heads
 from engine.multitalk.text import TextEncoder
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
+from engine.sniff import what_is
 from engine.tensors import AheadReader
 
 logger = logging.getLogger(__name__)
@@ -235,12 +236,13 @@ def _check_files(folder: Path, wanted: Weights) -> Mapping[str, Part]:
         raise SourceError(f"no folder {folder}", field="source")
     parts, absent = find_parts(folder, wanted)
     if absent:
-        raise SourceError(f"{folder} lacks {', '.join(absent)}", field="source", hint="get the weights again")
+        there = "".join(f"; {line}" for line in seen(folder, wanted))
+        raise SourceError(f"{folder} lacks {', '.join(absent)}{there}", field="source", hint="get the weights again")
     own = sorted(part.folder for part in parts.values() if part.form == "diffusers")
     for path in (path for below in own for path in sorted(below.glob("*.json"))):
         try:
             json.loads(path.read_text("utf-8"))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise SourceError(f"{path} cannot be read: {error}", field="source", hint="get this file again") from error
     for path in (path for part in parts.values() for path in part.files if path.suffix == ".safetensors"):
         try:
@@ -248,6 +250,8 @@ def _check_files(folder: Path, wanted: Weights) -> Mapping[str, Part]:
             with safe_open(path, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
+            if (told := what_is(path)) is not None:
+                raise SourceError(f"{path} is {told[0]}", field="source", hint=told[1]) from error
             raise SourceError(f"{path} is damaged: {error}", field="source", hint="get this file again") from error
     for component, part in parts.items():
         logger.info("%s (%s): %s", component, part.form, ", ".join(map(str, part.files)) or part.folder)
@@ -265,7 +269,11 @@ def _load_audio(folder: Path) -> Any:
     try:
         with _without_bars():
             model, report = kind.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
     except Exception as error:
         raise unfit(folder, error) from error
@@ -303,7 +311,8 @@ def _load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # Without the word it asks at the terminal whether to run code that lies beside the tokenizer.
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise SourceError(
             f"{folder} cannot be loaded as a tokenizer ({first_sentence(error)})",

@@ -16,6 +16,7 @@ from engine.errors import SourceError
 from engine.multitalk import checkpoint
 from engine.multitalk.fill import fill, filled_size, find_stored, match
 from engine.multitalk.keys import engine_name
+from engine.multitalk.kinds import bare, has_scales
 from engine.multitalk.layout import Part
 from engine.multitalk.quantize import is_block_linear
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
@@ -54,10 +55,15 @@ class OnDisk:
         #: Tensors that are stored as they are wanted, but for the dtype; None: each is converted on its way.
         self.stored: dict[str, Stored] | None = None
         if self.plain:
-            self.stored = _spelled(name, find_stored(self.folder), self.shell.state_dict(keep_vars=True).keys())
-        elif part.map is None and all(path.suffix == ".safetensors" for path in part.files):
-            files = (stored_tensors(path) for path in part.files)
-            self.stored = {engine_name(key) or key: stored for file in files for key, stored in file.items()}
+            found = find_stored(self.folder)
+            if has_scales(found):
+                checkpoint.check(name, self.shell, part)
+            else:
+                self.stored = _spelled(name, found, self.shell.state_dict(keep_vars=True).keys())
+        elif name == "transformer" and part.map is None and all(path.suffix == ".safetensors" for path in part.files):
+            files = [stored_tensors(path) for path in part.files]
+            if not any(map(has_scales, files)):
+                self.stored = {engine_name(key) or key: file[key] for file in files for key in bare(file)}
         if self.stored is None:
             self.size = checkpoint.placed_size(name, part, dtype)
             return
@@ -116,13 +122,13 @@ def _build_vae(folder: Path) -> nn.Module:
 def _build_text_encoder(folder: Path) -> nn.Module:
     from transformers import UMT5Config, UMT5EncoderModel
 
-    return UMT5EncoderModel(UMT5Config.from_pretrained(folder, local_files_only=True))
+    return UMT5EncoderModel(UMT5Config.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
 
 def _build_image_encoder(folder: Path) -> nn.Module:
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    return CLIPVisionModel(CLIPVisionConfig.from_pretrained(folder, local_files_only=True))
+    return CLIPVisionModel(CLIPVisionConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
 
 _BUILD: Mapping[str, Callable[[Path], nn.Module]] = {
@@ -145,6 +151,8 @@ def _spelled(part: str, stored: Mapping[str, Stored], names: Collection[str]) ->
             spellings += [key.removeprefix(_CLIP_PREFIX), _CLIP_PREFIX + key]
         if part == "text_encoder":
             spellings = [_TIED.get(key, key)]
+        if part == "transformer":
+            spellings += [engine_name(key) or key]
         name = next((name for name in spellings if name in names), None)
         if name is not None:
             found[name] = tensor

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from engine.errors import SourceError
@@ -33,6 +34,8 @@ _UMT5 = {
     "ffn.fc1.weight": "layer.1.DenseReluDense.wi_1.weight",
     "ffn.fc2.weight": "layer.1.DenseReluDense.wo.weight",
 }
+#: As transformers calls them, and so ComfyUI.
+_UMT5_OWN = re.compile(r"^encoder\.block\.\d+\.layer\.[01]\.")
 _UMT5_ROOT = {"token_embedding.weight": "shared.weight", "norm.weight": "encoder.final_layer_norm.weight"}
 
 _LAYER = re.compile(r"^visual\.transformer\.(\d+)\.(.+)\.(weight|bias)$")
@@ -51,7 +54,9 @@ _CLIP_ROOT = {
     "visual.post_norm.bias": "post_layernorm.bias",
 }
 #: The text tower, the temperature and the projection into the space shared with it.
-_CLIP_UNUSED = re.compile(r"^(textual\.|log_scale$|visual\.head$)")
+_CLIP_UNUSED = re.compile(r"^(textual\.|log_scale$|visual\.head$|text_model\.|\w+_projection\.|logit_scale$)")
+#: As transformers calls them, and so ComfyUI.
+_CLIP_OWN = re.compile(r"^(embeddings|encoder\.layers|pre_layrnorm|post_layernorm)\.")
 
 
 def convert_umt5(key: str, tensor: Tensor) -> Converted:
@@ -61,6 +66,8 @@ def convert_umt5(key: str, tensor: Tensor) -> Converted:
         return ((f"encoder.block.{block[1]}.{_UMT5[block[2]]}", tensor),)
     if key in _UMT5_ROOT:
         return ((_UMT5_ROOT[key], tensor),)
+    if key in _UMT5_ROOT.values() or _UMT5_OWN.match(key):
+        return ((key, tensor),)
     raise SourceError(f"no tensor of umT5's encoder is named {key!r}", field="key")
 
 
@@ -71,6 +78,8 @@ def convert_clip(key: str, tensor: Tensor) -> Converted:
     """
     if _CLIP_UNUSED.match(key):
         return ()
+    if _CLIP_OWN.match(name := key.removeprefix("vision_model.")):
+        return () if name.endswith("position_ids") else ((name, tensor),)
     if key in _CLIP_ROOT:
         return ((_CLIP_ROOT[key], tensor),)
     if key == "visual.cls_embedding":
@@ -93,14 +102,17 @@ def convert_vae(key: str, tensor: Tensor) -> Converted:
 
 def umt5_config(shapes: Shapes) -> dict[str, Any]:
     """Return UMT5Config's arguments for the shapes of an original file. Raises SourceError where one is absent."""
-    vocabulary, width = _shape(shapes, "token_embedding.weight")
-    buckets, heads = _shape(shapes, "blocks.0.pos_embedding.embedding.weight")
+    named = _shapes_of(shapes, convert_umt5)
+    if "shared.weight" not in named:
+        raise SourceError("it holds no 'token_embedding.weight' (or 'shared.weight')", field="source")
+    vocabulary, width = named["shared.weight"]
+    buckets, heads = _shape(named, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
     return {
         "vocab_size": vocabulary,
         "d_model": width,
-        "d_kv": _shape(shapes, "blocks.0.attn.q.weight")[0] // heads,
-        "d_ff": _shape(shapes, "blocks.0.ffn.fc1.weight")[0],
-        "num_layers": _count(shapes, r"blocks\.(\d+)\."),
+        "d_kv": _shape(named, "encoder.block.0.layer.0.SelfAttention.q.weight")[0] // heads,
+        "d_ff": _shape(named, "encoder.block.0.layer.1.DenseReluDense.wi_1.weight")[0],
+        "num_layers": _count(named, r"encoder\.block\.(\d+)\."),
         "num_heads": heads,
         "relative_attention_num_buckets": buckets,
         "feed_forward_proj": "gated-gelu",
@@ -112,13 +124,14 @@ def clip_config(shapes: Shapes) -> dict[str, Any]:
 
     The number of heads stands in no shape: those of ViT-H are 80 wide.
     """
-    width, _, patch, _ = _shape(shapes, "visual.patch_embedding.weight")
+    named = _shapes_of(shapes, convert_clip)
+    width, _, patch, _ = _shape(named, "embeddings.patch_embedding.weight")
     return {
         "hidden_size": width,
-        "intermediate_size": _shape(shapes, "visual.transformer.0.mlp.0.weight")[0],
-        "num_hidden_layers": _count(shapes, r"visual\.transformer\.(\d+)\."),
+        "intermediate_size": _shape(named, "encoder.layers.0.mlp.fc1.weight")[0],
+        "num_hidden_layers": _count(named, r"encoder\.layers\.(\d+)\."),
         "num_attention_heads": width // 80,
-        "image_size": math.isqrt(_shape(shapes, "visual.pos_embedding")[1] - 1) * patch,
+        "image_size": math.isqrt(_shape(named, "embeddings.position_embedding.weight")[0] - 1) * patch,
         "patch_size": patch,
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-5,
@@ -130,7 +143,18 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
 
     All else, the latents' statistics among it, are the class' defaults, which are Wan 2.1's.
     """
-    return {"base_dim": _shape(shapes, "encoder.conv1.weight")[0], "z_dim": _shape(shapes, "conv2.weight")[0]}
+    first, last = (
+        ("encoder.conv_in.weight", "post_quant_conv.weight")
+        if "post_quant_conv.weight" in shapes
+        else ("encoder.conv1.weight", "conv2.weight")
+    )
+    return {"base_dim": _shape(shapes, first)[0], "z_dim": _shape(shapes, last)[0]}
+
+
+def _shapes_of(shapes: Shapes, convert: Converter) -> Shapes:
+    """Return shapes under the names that `convert` gives."""
+    empty = ((key, torch.empty(shape, device="meta")) for key, shape in shapes.items())
+    return {name: tuple(tensor.shape) for key, one in empty for name, tensor in convert(key, one)}
 
 
 def _shape(shapes: Shapes, key: str) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from engine.components import ModelSource
 from engine.config import FolderConfig
 from engine.data import Weights
 from engine.errors import MissingWeights
-from engine.multitalk.layout import find_parts, other_quant
+from engine.multitalk.layout import find_parts, other_quant, seen
 from engine.register import Register
 
 
@@ -37,8 +37,14 @@ class Volume:
         if missing:
             brief = f"weights of {weights.model!r} in {folder} are incomplete"
             instead = other_quant(folder, weights)
+            others = seen(folder, weights)
             raise MissingWeights(
-                brief, missing=missing, commands=weights.commands, instead=instead, hint="copy them there"
+                brief,
+                missing=missing,
+                commands=weights.commands,
+                instead=instead,
+                hint="docs/weights.md lists the formats that are read" if others else "copy them there",
+                seen=others,
             )
         return folder
 

@@ -58,7 +58,9 @@ def assemble(out: Path, *, run: Path, data: Path, vae: Path | None = None, loras
     for name, part in parts.items():
         part.half().save_pretrained(out / name, max_shard_size=LARGEST)
         _forget_origin(out / name / "config.json")
-    AutoTokenizer.from_pretrained(run / "tokenizer", local_files_only=True).save_pretrained(out / "tokenizer")
+    AutoTokenizer.from_pretrained(run / "tokenizer", local_files_only=True, trust_remote_code=False).save_pretrained(
+        out / "tokenizer"
+    )
     reader = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False)  # type: ignore[no-untyped-call]
     reader.save_pretrained(out / "audio_encoder")
     if loras is not None:

@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of encoded clips")
     parser.add_argument("--clips", type=int, default=6, help="of each resolution, at most")
     given = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(given.model / "tokenizer", local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(given.model / "tokenizer", local_files_only=True, trust_remote_code=False)
     network = Network(CONFIGS, binding=False, pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id)
     load_parts(network, given.model)
     teacher, held_out = Teacher(network.eval(), tokenizer), Samples(given.data, "held_out")

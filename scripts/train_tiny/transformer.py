@@ -254,9 +254,9 @@ def _tokenizer(folder: Path, samples: Samples, vocabulary: int, start: Path | No
             made = make_tokenizer((facts.prompt for facts in samples.facts), vocabulary)
         else:
             # What the text encoder there has learnt means its own tokens.
-            made = AutoTokenizer.from_pretrained(start / "tokenizer", local_files_only=True)
+            made = AutoTokenizer.from_pretrained(start / "tokenizer", local_files_only=True, trust_remote_code=False)
         made.save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_parts(network: Network, folder: Path) -> None:

@@ -157,7 +157,7 @@ def train(run: Path, data: Path, *, steps: int, seed: int, rate: float, accumula
     rank, world = place()
     samples = Samples(data, "train")
     first = [index for index, facts in enumerate(samples.facts) if facts.plan.offset == 0]
-    tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer", local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer", local_files_only=True, trust_remote_code=False)
     network = Network(CONFIGS, binding=False, pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id)
     load_parts(network, run)
     network.requires_grad_(False)
