@@ -62,6 +62,12 @@ class ContinuationModelConfig:
     style: str = "multitalk"
     #: Frames of the window before that the next one is given: 4n + 1.
     frames: int = 25
+    #: Seconds for which style "multitalk" is known to hold a face, and who says so: a plan advises longer videos to take
+    #: something else. 15 is what MultiTalk's authors give for theirs.
+    multitalk_seconds: float = 15.0
+    multitalk_seconds_by: str = "README of MeiGen-AI/MultiTalk"
+    #: What is advised then, in the words of the command line.
+    instead: str = "model=infinitetalk"
     #: Frames over which a window is eased from the last one that was shown; 0, as in the public implementation: none.
     blend: int = 0
 

@@ -56,6 +56,9 @@ def make_settings(config: Config, registry: Registry, *, weights: Path | None = 
         weights=weights,
         absent=absent,
         tile=config.memory.tile,
+        holds=model.continuation.multitalk_seconds if config.continuation.style == "multitalk" else None,
+        holds_by=model.continuation.multitalk_seconds_by,
+        instead=model.continuation.instead,
     )
 
 

@@ -22,7 +22,7 @@ from engine.commands.escape import override as quoted
 FRAMES = 81
 #: Seeds that a group of clips has to itself.
 _SEEDS = 100_000
-_GROUPS = ("one", "two", "silent", "fps", "long", "real", "vae", "detector", "speed")
+_GROUPS = ("one", "two", "silent", "fps", "long", "real", "vae", "detector", "speed", "long_voice_1", "long_voice_2")
 #: Cases between two lines of progress.
 _LINE = 10
 
@@ -56,6 +56,9 @@ class Studio:
     seed: int
     sizes: Sequence[tuple[int, int]]
     voices: Path | None = None
+    #: Seconds of a long voice, and the folder in which its videos are kept, if any.
+    long_voice: int = 60
+    keep: Path | None = None
     #: What lines of progress begin with.
     name: str = "bench talk"
     #: Raw figures by kind.

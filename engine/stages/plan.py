@@ -34,6 +34,7 @@ def plan_walk(request: Request, media: Media, settings: Settings) -> Plan:
         warnings.append("three and more speakers are experimental: the public weights were trained on one and two")
     if settings.tile:
         warnings.append(f"memory.tile={settings.tile}: a VAE that works in tiles makes frames that differ a little")
+    warnings += _long_warnings(generated, len(windows), settings)
     warnings += _time_warnings(frames / fps, audio_seconds, fps, settings.native_fps, request)
     warnings += seat_warnings
     return Plan(
@@ -71,6 +72,17 @@ def _frames(request: Request, fps: float, audio_seconds: float) -> int:
     if frames > MOST_FRAMES:
         raise RequestError(f"{frames} frames are too many", field="request.frames", hint=f"at most {MOST_FRAMES}")
     return frames
+
+
+def _long_warnings(frames: int, windows: int, settings: Settings) -> list[str]:
+    if settings.holds is None or windows == 1 or frames <= settings.holds * settings.native_fps:
+        return []
+    # What is lost is lost from window to window, so frames count, whatever time they are shown for.
+    most = int(settings.holds * settings.native_fps)
+    return [
+        f"continuation.style=multitalk holds a face for about {settings.holds:g} s, {most} frames ({settings.holds_by}), "
+        f"and this video has {frames}: later windows may lose it; from there on {settings.instead} is advised"
+    ]
 
 
 def _time_warnings(seconds: float, audio: float, fps: float, native: float, request: Request) -> list[str]:
