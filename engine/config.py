@@ -62,7 +62,7 @@ class ContinuationModelConfig:
     style: str = "multitalk"
     #: Frames of the window before that the next one is given: 4n + 1.
     frames: int = 25
-    #: Seconds for which style "multitalk" is known to hold a face, and who says so: a plan advises longer videos to take
+    #: Seconds for which style "multitalk" is known to hold a face, and who says so: for longer videos a plan advises
     #: something else. 15 is what MultiTalk's authors give for theirs.
     multitalk_seconds: float = 15.0
     multitalk_seconds_by: str = "README of MeiGen-AI/MultiTalk"

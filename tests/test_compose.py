@@ -7,6 +7,8 @@ import pytest
 from engine.compose import compose, compose_request
 from engine.config import ApgConfig, TeaCacheConfig
 from engine.errors import ConfigError, RequestError, UnknownComponent
+from engine.registry import installed
+from engine.settings import make_settings
 
 
 def test_turbo_takes_its_values_from_the_chosen_model() -> None:
@@ -54,6 +56,26 @@ def test_recipe_stands_after_the_groups_it_overrides() -> None:
         ("sampler.steps=[1", "override", "key=value"),
     ],
 )
+@pytest.mark.parametrize(
+    ("words", "style", "holds", "instead"),
+    [
+        (["model=tiny"], "infinitetalk", None, "continuation.style=infinitetalk"),
+        (["model=tiny", "continuation.style=multitalk"], "multitalk", 15.0, "continuation.style=infinitetalk"),
+        (["model=multitalk"], "multitalk", 15.0, "model=infinitetalk"),
+        (["model=multitalk", "recipe=long"], "infinitetalk", None, "model=infinitetalk"),
+        (["model=infinitetalk"], "infinitetalk", None, "continuation.style=infinitetalk"),
+    ],
+    ids=" ".join,
+)
+def test_long_videos_keep_the_picture_or_the_plan_knows_how_far_the_style_carries(
+    words: list[str], style: str, holds: float | None, instead: str
+) -> None:
+    config = compose(words)
+    assert config.continuation.style == style
+    settings = make_settings(config, installed())
+    assert (settings.holds, settings.instead) == (holds, instead)
+
+
 def test_wrong_override_is_one_line_with_field_and_hint(override: str, field: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         compose([override])

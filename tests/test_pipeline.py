@@ -155,7 +155,7 @@ def test_merged_lora_refuses_the_other_bundle(tmp_path: Path) -> None:
         ("cache=firstblock",),
         ("cache=taylorseer", "sampler.steps=6"),
         ("resolution=large",),
-        ("continuation.style=infinitetalk", "continuation.frames=9"),
+        ("continuation.style=multitalk",),
         ("continuation.color_strength=0",),
     ],
     ids=" ".join,

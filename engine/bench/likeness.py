@@ -17,6 +17,7 @@ from engine.data import Plan
 from engine.stages.windows import picks
 
 Pictures = npt.NDArray[np.uint8]
+Where = npt.NDArray[np.bool_]
 
 #: A face is compared at this size in pixels, in so many cells along a side, by so many directions of gradients.
 _SIDE, _CELLS, _DIRECTIONS = 32, 8, 8
@@ -71,19 +72,26 @@ class Drift:
 
 
 def window_looks(
-    frames: Pictures, picture: Pictures, mouths: npt.ArrayLike, shares: Sequence[slice]
+    frames: Pictures,
+    picture: Pictures,
+    mouths: npt.ArrayLike,
+    shares: Sequence[slice],
+    *,
+    seats: npt.ArrayLike = (),
 ) -> tuple[Look, ...]:
     """Return what each window looks like: its share of `frames` (F, H, W, 3), uint8 RGB, beside the `picture`.
 
     `picture` (H, W, 3) is what the video was made of, at the video's size; `mouths` (n, 4) are x0, y0, x1, y1 in
-    pixels, one box around each mouth of the picture. The figures are medians over up to 10 frames of a window, so that
-    a blink says nothing. Raises ValueError for pictures of another size.
+    pixels, one box around each mouth of the picture. Where mouths are not known, `seats` (n, 4) are the people's parts
+    of the picture, which are compared as a whole, talking mouths included. The figures are medians over up to 10 frames
+    of a window, so that a blink says nothing. Raises ValueError for pictures of another size.
     """
     if picture.shape != frames.shape[1:]:
         raise ValueError(f"a picture of {picture.shape[:2]} is not of the video's size {frames.shape[1:3]}")
     boxes = np.asarray(mouths, np.float64).reshape(-1, 4)
     beside = _outside(picture, boxes)
-    faces = [_Face(picture, box) for box in boxes]
+    faces = [_Face.of_mouth(picture, box) for box in boxes]
+    faces += [_Face.of_seat(picture, box) for box in np.asarray(seats, np.float64).reshape(-1, 4)]
     fine = _fineness(picture, beside)
     looks = []
     for share in shares:
@@ -136,22 +144,34 @@ def window_shares(plan: Plan) -> list[slice]:
 class _Face:
     """One face of the picture, without its mouth, which is found again in frames whose head has moved."""
 
-    def __init__(self, picture: Pictures, mouth: npt.NDArray[np.float64]) -> None:
+    def __init__(
+        self, picture: Pictures, box: npt.NDArray[np.float64], eyes: npt.NDArray[np.float64], reach: int, talks: Where
+    ) -> None:
+        """Take x0, y0, x1, y1 of what is compared and of what is looked for, and which cells are left out."""
+        self._box, self._eyes, self._reach = box, eyes, reach
+        self._template = _cut(picture, eyes) @ _LUMA
+        self._still = ~talks
+        self._lines, self._colours = self._features(picture, (0, 0))
+
+    @classmethod
+    def of_mouth(cls, picture: Pictures, mouth: npt.NDArray[np.float64]) -> _Face:
+        """Take the head around a mouth's box."""
         x0, y0, x1, _ = mouth
         unit = max((x1 - x0) / _MOUTH_WIDE, 8.0)
         x, y = (x0 + x1) / 2, y0 + _MOUTH_BELOW_TOP * unit
-        self._box = np.array([x - _ASIDE * unit, y - _ABOVE * unit, x + _ASIDE * unit, y + _BELOW * unit])
+        box = np.array([x - _ASIDE * unit, y - _ABOVE * unit, x + _ASIDE * unit, y + _BELOW * unit])
         # Eyes, brows and nose say where the head is.
-        self._eyes = np.array([x - 0.75 * unit, y - 1.2 * unit, x + 0.75 * unit, y - _MOUTH_BELOW_TOP * unit])
-        self._reach = int(np.ceil(_REACH * unit))
-        self._template = _cut(picture, self._eyes) @ _LUMA
-        rows, columns = (
-            (np.arange(_CELLS) + 0.5) / _CELLS * (self._box[axis + 2] - self._box[axis]) + self._box[axis]
-            for axis in (1, 0)
+        eyes = np.array([x - 0.75 * unit, y - 1.2 * unit, x + 0.75 * unit, y - _MOUTH_BELOW_TOP * unit])
+        columns, rows = (
+            (np.arange(_CELLS) + 0.5) / _CELLS * (box[axis + 2] - box[axis]) + box[axis] for axis in (0, 1)
         )
         talks = (rows[:, None] > y - 0.3 * unit) & (np.abs(columns - x) < 0.38 * unit)
-        self._still = ~talks
-        self._lines, self._colours = self._features(picture, (0, 0))
+        return cls(picture, box, eyes, int(np.ceil(_REACH * unit)), talks)
+
+    @classmethod
+    def of_seat(cls, picture: Pictures, seat: npt.NDArray[np.float64]) -> _Face:
+        """Take all of a person's part of the picture."""
+        return cls(picture, seat, seat, 0, np.zeros((_CELLS, _CELLS), bool))
 
     def distance(self, frame: Pictures) -> float:
         """Return how far a frame's face is from the picture's: 0 is the same, 1 another person."""
@@ -162,6 +182,8 @@ class _Face:
         return (apart / _STRANGER_LINES + tinted / _STRANGER_COLOUR) / 2
 
     def _found(self, frame: Pictures) -> tuple[int, int]:
+        if not self._reach:
+            return 0, 0
         from skimage.feature import match_template
 
         around = _cut(frame, self._eyes, self._reach) @ _LUMA
@@ -198,21 +220,21 @@ def _cut(frame: Pictures, box: npt.NDArray[np.float64], more: int = 0) -> Pictur
     return cut
 
 
-def _outside(picture: Pictures, boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+def _outside(picture: Pictures, boxes: npt.NDArray[np.float64]) -> Where:
     outside = np.ones(picture.shape[:2], bool)
     for x0, y0, x1, y1 in np.rint(boxes).astype(int):
         outside[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = False
     return outside
 
 
-def _fineness(frame: Pictures, where: npt.NDArray[np.bool_]) -> float:
+def _fineness(frame: Pictures, where: Where) -> float:
     from scipy.ndimage import gaussian_filter
 
     light = frame.astype(np.float32) @ _LUMA
     return float(np.abs(light - gaussian_filter(light, _FINE))[where].mean())
 
 
-def _likeness(frame: Pictures, picture: Pictures, where: npt.NDArray[np.bool_]) -> float:
+def _likeness(frame: Pictures, picture: Pictures, where: Where) -> float:
     from skimage.metrics import structural_similarity
 
     one, other = (pixels.astype(np.float32) @ _LUMA for pixels in (frame, picture))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from engine.bench.talk_bars import judge_bars
+from engine.bench.talk_bars import BARS, LONG_BARS, judge_bars
 from engine.bench.talk_cases import load_data, recordings
 from engine.bench.talk_kinds import KINDS, LONG_KINDS
 from engine.bench.talk_studio import opened
@@ -71,6 +70,7 @@ def run(
         voices=Path(voices) if voices else None,
         long_voice=long_voice,
         keep=Path(keep) if keep else None,
+        details_file=Path(details) if details else None,
     ) as studio:
         report: dict[str, Any] = {
             "bench": "talk",
@@ -89,9 +89,8 @@ def run(
             began = perf_counter()
             figures = (KINDS | LONG_KINDS)[kind](studio)
             report[kind] = figures and figures | {"seconds": round(perf_counter() - began, 1)}
-            if details:
-                Path(details).write_text(json.dumps(studio.details), "utf-8")
-    return report | {"bars": judge_bars(report)}
+            studio.keep_details()
+    return report | {"bars": judge_bars(report, (*BARS, *LONG_BARS))}
 
 
 def machine(weights: Path) -> dict[str, Any]:

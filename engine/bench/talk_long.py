@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import pairwise
 from statistics import linear_regression, median
 from typing import Any
 
@@ -43,9 +44,9 @@ class Pace:
 
     def __call__(self, progress: Progress) -> None:
         """Take a reading where a window begins, and where the last one has ended."""
-        if progress.window > len(self._windows) and progress.stage == "encode":
-            self._read()
-        elif progress.stage == "keep" and len(self._windows) == progress.windows:
+        begun = progress.stage == "encode" and progress.window > len(self._windows)
+        ended = progress.stage == "keep" and progress.windows == len(self._windows)
+        if begun or ended:
             self._read()
 
     def _read(self) -> None:
@@ -59,7 +60,7 @@ class Pace:
     def seconds(self) -> list[float]:
         """Seconds of CPU of each whole window; the last one, which may be short, is left out."""
         at = [seconds for seconds, _ in self._windows]
-        return [round(after - before, 3) for before, after in zip(at, at[1:], strict=False)][:-1]
+        return [round(after - before, 3) for before, after in pairwise(at)][:-1]
 
     @property
     def memory(self) -> list[float]:
@@ -119,11 +120,13 @@ def long_voices(studio: Studio, people: int) -> Figures:
     """Film `people` for `studio.long_voice` seconds each, and return how their windows hold."""
     frames = round(studio.long_voice * FPS)
     name = f"long_voice_{people}"
-    cases = studio.cases(name, studio.clips, people=people, frames=frames, even=people == 1)
+    cases = studio.cases(name, studio.clips, people=people, frames=frames, even=people == 1, drawn=1)
     rows: list[Figures] = []
     for case in studio.each(f"{studio.long_voice} s, people {people}", cases):
         rows.append(_filmed(studio, case, people))
         studio.details.setdefault(name, []).append(rows[-1])
+        # Hours may follow.
+        studio.keep_details()
     return _summary(rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -61,7 +62,8 @@ class Studio:
     keep: Path | None = None
     #: What lines of progress begin with.
     name: str = "bench talk"
-    #: Raw figures by kind.
+    #: Raw figures by kind, and the file in which they are kept, if any.
+    details_file: Path | None = None
     details: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def cases(self, group: str, count: int, **wanted: Any) -> list[Case]:
@@ -123,6 +125,11 @@ class Studio:
     def say(self, line: str) -> None:
         """Tell how it goes."""
         print(f"{self.name}: {line}", file=sys.stderr, flush=True)
+
+    def keep_details(self) -> None:
+        """Write the raw figures that are there."""
+        if self.details_file is not None:
+            self.details_file.write_text(json.dumps(self.details), "utf-8")
 
     def note(self, kind: str, rows: Iterable[Row], **more: Any) -> None:
         """Keep raw figures."""

@@ -79,10 +79,11 @@ def _long_warnings(frames: int, windows: int, settings: Settings) -> list[str]:
         return []
     # What is lost is lost from window to window, so frames count, whatever time they are shown for.
     most = int(settings.holds * settings.native_fps)
-    return [
-        f"continuation.style=multitalk holds a face for about {settings.holds:g} s, {most} frames ({settings.holds_by}), "
-        f"and this video has {frames}: later windows may lose it; from there on {settings.instead} is advised"
-    ]
+    told = (
+        f"continuation.style=multitalk holds a face for about {settings.holds:g} s, {most} frames ({settings.holds_by}), and "
+        f"this video has {frames}: later windows may lose it; from there on {settings.instead} is advised"
+    )
+    return [told]
 
 
 def _time_warnings(seconds: float, audio: float, fps: float, native: float, request: Request) -> list[str]:
