@@ -65,7 +65,6 @@ def test_recipe_stands_after_the_groups_it_overrides() -> None:
         (["model=multitalk", "recipe=long"], "infinitetalk", None, "model=infinitetalk"),
         (["model=infinitetalk"], "infinitetalk", None, "continuation.style=infinitetalk"),
     ],
-    ids=" ".join,
 )
 def test_long_videos_keep_the_picture_or_the_plan_knows_how_far_the_style_carries(
     words: list[str], style: str, holds: float | None, instead: str

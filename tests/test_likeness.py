@@ -1,22 +1,23 @@
 """Whether a video still shows the same people: the measures move little while people talk, and much when damaged.
 
 Drawn people talk (no network, no eSpeak NG); what is done to the second half of their frames is what long videos
-suffer.
-The last test holds the measures to a recorded series of the old default, which lost its faces.
+suffer. One test holds the measures to a recorded series of the old default, which lost its faces.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from engine.bench.likeness import Drift, Pictures, drift_of, window_looks
+from engine.bench.likeness import Drift, Look, Pictures, drift_of, window_looks
 from engine.bench.talk_bars import BARS, LONG_BARS, judge_bars, likeness_bars
 from engine.bench.talk_cases import load_data
 from engine.bench.talk_long import Pace, sound_lag
@@ -165,6 +166,24 @@ def test_where_mouths_are_not_known_the_whole_seat_is_compared() -> None:
     shown[50:] = clip(7_700_010)[0][50:]
     other = drift_of(window_looks(shown, picture, (), SHARES, seats=seat))
     assert other.identity > 4 * same.identity
+
+
+@pytest.mark.parametrize(("style", "seconds"), [("multitalk", 15), ("multitalk", 60), ("infinitetalk", 60)])
+def test_the_old_default_misses_every_bar_and_the_new_one_none(style: str, seconds: int) -> None:
+    """Windows of 56 frames of the same picture and voice, as they were seen; the file says how they were made."""
+    seen = json.loads((Path(__file__).parent / "long_voices.json").read_text("utf-8"))[style]
+    windows = 1 + (seconds * 25 - 81) // 56
+    looks = [
+        Look(sharpness, identity, structure, np.array([[colour, 0, 0]], np.float32))
+        for sharpness, identity, structure, colour in zip(
+            seen["sharpness"], seen["identity"], seen["structure"], seen["colour"], strict=True
+        )
+    ]
+    assert len(looks) >= windows
+    everything = {bar.path.rpartition("/")[2] for bar in likeness_bars("", "")}
+    # The picture is still as sharp as it must be; what it shows is another.
+    wanted = everything - {"sharpness"} if seconds == 15 else everything
+    assert missed(drift_of(looks[:windows])) == (wanted if style == "multitalk" else set())
 
 
 def test_a_picture_of_another_size_is_refused() -> None:

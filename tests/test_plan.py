@@ -100,7 +100,12 @@ LONG = replace(SETTINGS, holds=15.0, holds_by="its authors", instead="model=infi
 
 def test_a_video_longer_than_the_style_holds_a_face_is_told_and_what_would_do() -> None:
     (warning,) = plan_walk(REQUEST, media(60.0, 60.0), LONG).warnings
-    for part in ("continuation.style=multitalk", "15 s, 375 frames (its authors)", "has 1500", "model=infinitetalk"):
+    for part in (
+        "continuation.style=multitalk",
+        "15 s, 375 frames (its authors)",
+        "this video has 1500",
+        "model=infinitetalk",
+    ):
         assert part in warning
     assert not plan_walk(REQUEST, media(15.0, 15.0), LONG).warnings
     assert not plan_walk(REQUEST, media(60.0, 60.0), replace(LONG, holds=None)).warnings

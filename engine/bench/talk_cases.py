@@ -186,7 +186,7 @@ def find_cases(
             skin = data.scene.random_scene(seed, size, number, "held_out").people[0].skin
             if sum(case.skins[0] == skin for case in found) > len(found) // classes:
                 continue
-        wanted = {"silent": silent, "shut": shut, "speak": speak, "drawn": drawn}
+        wanted: dict[str, Any] = {"silent": silent, "shut": shut, "speak": speak, "drawn": drawn}
         case = prepare(seed, folder, frames=frames, people=number, size=size, **wanted)
         if case is not None:
             found.append(case)

@@ -80,8 +80,8 @@ def _long_warnings(frames: int, windows: int, settings: Settings) -> list[str]:
     # What is lost is lost from window to window, so frames count, whatever time they are shown for.
     most = int(settings.holds * settings.native_fps)
     told = (
-        f"continuation.style=multitalk holds a face for about {settings.holds:g} s, {most} frames ({settings.holds_by}), and "
-        f"this video has {frames}: later windows may lose it; from there on {settings.instead} is advised"
+        f"continuation.style=multitalk holds a face for about {settings.holds:g} s, {most} frames "
+        f"({settings.holds_by}); this video has {frames}, and later windows may lose it: from there on take {settings.instead}"
     )
     return [told]
 
