@@ -162,11 +162,8 @@ class Settings:
     absent: str = ""
     #: Side of the VAE's tiles in pixels; 0: none.
     tile: int = 0
-    #: Seconds for which the way in which windows go on is known to hold a face (None: no limit is known), who says so,
-    #: and what is advised for longer videos.
-    holds: float | None = None
-    holds_by: str = ""
-    instead: str = ""
+    #: Seconds for which the style of continuation holds a face, who says so, what is advised beyond; None: no limit.
+    holds: tuple[float, str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,26 @@ def test_recipe_stands_after_the_groups_it_overrides() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "style", "instead"),
+    [
+        (["model=tiny"], "infinitetalk", None),
+        (["model=tiny", "continuation.style=multitalk"], "multitalk", "continuation.style=infinitetalk"),
+        (["model=multitalk"], "multitalk", "model=infinitetalk"),
+        (["model=multitalk", "recipe=long"], "infinitetalk", None),
+        (["model=infinitetalk"], "infinitetalk", None),
+        (["model=infinitetalk", "continuation.style=multitalk"], "multitalk", "continuation.style=infinitetalk"),
+    ],
+)
+def test_long_videos_keep_the_picture_or_the_plan_knows_how_far_the_style_carries(
+    words: list[str], style: str, instead: str | None
+) -> None:
+    config = compose(words)
+    assert config.continuation.style == style
+    settings = make_settings(config, installed())
+    assert (settings.holds and (settings.holds[0], settings.holds[2])) == (instead and (15.0, instead))
+
+
+@pytest.mark.parametrize(
     ("override", "field", "hint"),
     [
         ("sampler=eulr", "sampler", "euler"),
@@ -56,25 +76,6 @@ def test_recipe_stands_after_the_groups_it_overrides() -> None:
         ("sampler.steps=[1", "override", "key=value"),
     ],
 )
-@pytest.mark.parametrize(
-    ("words", "style", "holds", "instead"),
-    [
-        (["model=tiny"], "infinitetalk", None, "continuation.style=infinitetalk"),
-        (["model=tiny", "continuation.style=multitalk"], "multitalk", 15.0, "continuation.style=infinitetalk"),
-        (["model=multitalk"], "multitalk", 15.0, "model=infinitetalk"),
-        (["model=multitalk", "recipe=long"], "infinitetalk", None, "model=infinitetalk"),
-        (["model=infinitetalk"], "infinitetalk", None, "continuation.style=infinitetalk"),
-    ],
-)
-def test_long_videos_keep_the_picture_or_the_plan_knows_how_far_the_style_carries(
-    words: list[str], style: str, holds: float | None, instead: str
-) -> None:
-    config = compose(words)
-    assert config.continuation.style == style
-    settings = make_settings(config, installed())
-    assert (settings.holds, settings.instead) == (holds, instead)
-
-
 def test_wrong_override_is_one_line_with_field_and_hint(override: str, field: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         compose([override])

@@ -95,7 +95,7 @@ def test_nobody_speaking_needs_a_length() -> None:
         plan_walk(silent, media(0.0, 0.0), SETTINGS)
 
 
-LONG = replace(SETTINGS, holds=15.0, holds_by="its authors", instead="model=infinitetalk")
+LONG = replace(SETTINGS, holds=(15.0, "its authors", "model=infinitetalk"))
 
 
 def test_a_video_longer_than_the_style_holds_a_face_is_told_and_what_would_do() -> None:

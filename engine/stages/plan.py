@@ -75,13 +75,16 @@ def _frames(request: Request, fps: float, audio_seconds: float) -> int:
 
 
 def _long_warnings(frames: int, windows: int, settings: Settings) -> list[str]:
-    if settings.holds is None or windows == 1 or frames <= settings.holds * settings.native_fps:
+    if settings.holds is None or windows == 1:
         return []
+    seconds, source, instead = settings.holds
     # What is lost is lost from window to window, so frames count, whatever time they are shown for.
-    most = int(settings.holds * settings.native_fps)
+    most = int(seconds * settings.native_fps)
+    if frames <= most:
+        return []
     told = (
-        f"continuation.style=multitalk holds a face for about {settings.holds:g} s, {most} frames "
-        f"({settings.holds_by}); this video has {frames}, and later windows may lose it: from there on take {settings.instead}"
+        f"continuation.style=multitalk holds a face for about {seconds:g} s, {most} frames ({source}); this video has "
+        f"{frames}, and later windows may lose it: from there on take {instead}"
     )
     return [told]
 
