@@ -122,7 +122,7 @@ def long_voices(studio: Studio, people: int) -> Figures:
     name = f"long_voice_{people}"
     cases = studio.cases(name, studio.clips, people=people, frames=frames, even=people == 1, drawn=1)
     rows: list[Figures] = []
-    for case in studio.each(f"{studio.long_voice} s, people {people}", cases):
+    for case in studio.each(f"{studio.long_voice} s, people {people}", cases, line=1):
         rows.append(_filmed(studio, case, people))
         studio.details.setdefault(name, []).append(rows[-1])
         # Hours may follow.

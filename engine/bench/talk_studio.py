@@ -114,12 +114,12 @@ class Studio:
         """See `talk_films.film`."""
         return film(self.service, case, **choices)
 
-    def each(self, kind: str, cases: Sequence[Case]) -> Iterator[Case]:
-        """Yield the cases and tell on stderr how far it is."""
+    def each(self, kind: str, cases: Sequence[Case], *, line: int = _LINE) -> Iterator[Case]:
+        """Yield the cases and tell on stderr how far it is, every `line` of them."""
         began = perf_counter()
         for number, case in enumerate(cases, 1):
             yield case
-            if number % _LINE == 0 or number == len(cases):
+            if number % line == 0 or number == len(cases):
                 self.say(f"{kind}: {number} of {len(cases)} clips, {perf_counter() - began:.0f} s")
 
     def say(self, line: str) -> None:
