@@ -1,8 +1,9 @@
 """The checks: nox -s tests types lint wheel. All run in the environment nox itself runs in, so torch is there once.
 
-What takes longer runs only when it is asked for: `nox -s talk` measures the embedded model, `nox -s kills` kills
-downloads and generations, `nox -s soak` tells what the memory of a worker does over 200 jobs, `nox -s show` shows
-clients, endpoint, worker and store at work together, `nox -s complete` reads checkpoints of full size, and
+What takes longer runs only when it is asked for: `nox -s talk` measures the embedded model, `nox -s long` its long
+videos, `nox -s kills` kills downloads and generations, `nox -s soak` tells what the memory of a worker does over 200
+jobs, `nox -s show` shows clients, endpoint, worker and store at work together, `nox -s complete` reads checkpoints of
+full size, and
 `nox -s runpod` runs the worker's tests with the next release of RunPod's SDK.
 """
 
@@ -96,6 +97,49 @@ def talk(session: nox.Session) -> None:
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     missed = [f"{bar['name']}: {bar['value']}, not {bar['bar']}" for bar in report["bars"] if not bar["holds"]]
+    if missed:
+        session.error("; ".join(missed))
+
+
+#: Seconds of the long voices of `nox -s long`.
+LONG_VOICES = (60, 180)
+
+
+@nox.session(venv_backend="none")
+def long(session: nox.Session) -> None:
+    """Run `multitalk bench talk --long-voice` for 60 and 180 s, keep its report and hold it to its bars.
+
+    20 clips each of one person and of two, side by side in two processes of one thread: about five hours on two quiet
+    cores. Arguments after -- are handed on; the report of fewer clips goes to docs/measured all the same and says how
+    many there were.
+    """
+    kept = ROOT / "docs" / "measured" / "long.json"
+    report: dict[str, Any] = {}
+    for seconds in LONG_VOICES:
+        command = [sys.executable, "-m", "engine", "bench", "talk", "--clips", "20", "--long-voice", str(seconds)]
+        running = [
+            subprocess.Popen(
+                [*command, *session.posargs, "--kinds", kind],
+                stdout=subprocess.PIPE,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+            for kind in ("long_one", "long_two")
+        ]
+        outputs = [process.communicate()[0] for process in running]
+        if any(process.returncode for process in running):
+            session.error(f"voices of {seconds} s could not be measured")
+        parts = [json.loads(output.decode().splitlines()[-1]) for output in outputs]
+        report[f"{seconds} s"] = {key: value for part in parts for key, value in part.items()} | {
+            "settings": [part["settings"] for part in parts],
+            "bars": [bar for part in parts for bar in part["bars"]],
+        }
+        kept.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    missed = [
+        f"{seconds}, {bar['name']}: {bar['value']}, not {bar['bar']}"
+        for seconds, part in report.items()
+        for bar in part["bars"]
+        if not bar["holds"]
+    ]
     if missed:
         session.error("; ".join(missed))
 

@@ -64,6 +64,12 @@ class ContinuationModelConfig:
     style: str = "multitalk"
     #: Frames of the window before that the next one is given: 4n + 1.
     frames: int = field(default=25, metadata=WINDOW)
+    #: Seconds for which style "multitalk" is known to hold a face, and who says so: for longer videos a plan advises
+    #: something else. 15 is what MultiTalk's authors give for theirs.
+    multitalk_seconds: float = field(default=15.0, metadata=within(0, 86_400))
+    multitalk_seconds_by: str = "README of MeiGen-AI/MultiTalk"
+    #: What is advised then, in the words of the command line.
+    instead: str = "model=infinitetalk"
     #: Frames over which a window is eased from the last one that was shown; 0, as in the public implementation: none.
     blend: int = field(default=0, metadata=BLEND)
 

@@ -122,6 +122,8 @@ class Settings:
     absent: str = ""
     #: Side of the VAE's tiles in pixels; 0: none.
     tile: int = 0
+    #: Seconds for which the style of continuation holds a face, who says so, what is advised beyond; None: no limit.
+    holds: tuple[float, str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.bounds import check_numbers
 from engine.buckets import Bucket
 from engine.components import FetchingSource
-from engine.config import Config, EntrypointConfig, FolderConfig
+from engine.config import Config, ContinuationModelConfig, EntrypointConfig, FolderConfig
 from engine.data import Access, Request, Settings, Weights
 from engine.errors import ConfigError, MissingExtra, MissingWeights, SourceError, UnknownComponent
 from engine.models.offers import offers
@@ -59,7 +59,12 @@ def make_settings(config: Config, registry: Registry, *, weights: Path | None = 
         weights=weights,
         absent=absent,
         tile=config.memory.tile,
+        holds=_holds(model.continuation) if config.continuation.style == "multitalk" else None,
     )
+
+
+def _holds(continuation: ContinuationModelConfig) -> tuple[float, str, str]:
+    return continuation.multitalk_seconds, continuation.multitalk_seconds_by, continuation.instead
 
 
 def largest_window(config: Config) -> tuple[int, int, int]:

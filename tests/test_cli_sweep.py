@@ -100,6 +100,8 @@ def test_figures_are_numbers_or_say_why_not(films: Path) -> None:
     measures = told["measures"]
     assert measures["seam_ratio"]["value"] > 0
     assert -1 <= measures["lip_sync"]["value"] <= 1
+    assert measures["identity"]["holds"] in (True, False)
+    assert measures["sharpness_kept"]["value"] > 0
     assert measures["lab_drift"] == {"value": None, "reason": "shorter than two seconds"}
 
 

@@ -99,6 +99,21 @@ def test_the_best_value_of_each_column_is_marked(tmp_path: Path) -> None:
         assert f"★ {best}</td>" in text
 
 
+def test_what_misses_its_bar_is_marked_and_the_bar_is_stated(tmp_path: Path) -> None:
+    good = {"identity": {"value": 0.2, "reason": None, "holds": True}}
+    bad = {"identity": {"value": 0.8, "reason": None, "holds": False}}
+    run(tmp_path, 0, measures=good)
+    run(tmp_path, 1, measures=bad)
+    # Of photographs nobody knows what is right.
+    run(tmp_path, 2, measures={"identity": {"value": 0.9, "reason": None}})
+    text = render("x", read_runs(tmp_path))
+    assert "★ 0.20</td>" in text
+    assert 'class="number missed"' in text
+    assert text.count("✗ 0.80</td>") == 1
+    assert "✗ 0.90" not in text
+    assert "bar for drawn people: &lt;= 0.45" in text
+
+
 def test_a_measure_without_a_value_says_why(tmp_path: Path) -> None:
     run(tmp_path, 0)
     text = " ".join(page(tmp_path).text)

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from engine.compose import Composer, compose, compose_request
 from engine.config import ApgConfig, Config, TeaCacheConfig
 from engine.errors import ConfigError, RequestError, UnknownComponent
+from engine.registry import installed
+from engine.settings import make_settings
 
 
 def test_turbo_takes_its_values_from_the_chosen_model() -> None:
@@ -44,6 +46,26 @@ def test_default_resolution_is_the_models() -> None:
 def test_recipe_stands_after_the_groups_it_overrides() -> None:
     assert compose(["recipe=draft"]).sampler.bundle == "turbo"
     assert compose(["recipe=long"]).continuation.frames == 9
+
+
+@pytest.mark.parametrize(
+    ("words", "style", "instead"),
+    [
+        (["model=tiny"], "infinitetalk", None),
+        (["model=tiny", "continuation.style=multitalk"], "multitalk", "continuation.style=infinitetalk"),
+        (["model=multitalk"], "multitalk", "model=infinitetalk"),
+        (["model=multitalk", "recipe=long"], "infinitetalk", None),
+        (["model=infinitetalk"], "infinitetalk", None),
+        (["model=infinitetalk", "continuation.style=multitalk"], "multitalk", "continuation.style=infinitetalk"),
+    ],
+)
+def test_long_videos_keep_the_picture_or_the_plan_knows_how_far_the_style_carries(
+    words: list[str], style: str, instead: str | None
+) -> None:
+    config = compose(words)
+    assert config.continuation.style == style
+    settings = make_settings(config, installed())
+    assert (settings.holds and (settings.holds[0], settings.holds[2])) == (instead and (15.0, instead))
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from engine import EngineService, Request, Speaker
 from engine.bench.delivered import find_mouths, measure
 from engine.bench.mouths import correlation, mouth_openings
-from engine.bench.talk_cases import Case, find_cases, load_data
+from engine.bench.talk_cases import Case, find_cases, load_data, write_film
 from engine.bench.talk_films import read_film
 from engine.data import Plan, Window
 
@@ -76,6 +77,27 @@ def test_seams_are_looked_for_where_windows_meet(cases: list[Case], service: Eng
     assert told["seam_ratio"]["value"] == pytest.approx(differences[24] / np.median(differences), abs=1e-3)
 
 
+def test_a_face_that_is_lost_in_a_later_window_misses_its_bars(
+    cases: list[Case], service: EngineService, tmp_path: Path
+) -> None:
+    case = cases[-1]
+    request = asked(case)
+    windows = (Window(0, 0, 25, 0, 25), Window(1, 16, 33, 9, 24))
+    plan = planned(service, request, windows)
+    kept = measure(case.rendered, request, plan, service)
+    names = ("sharpness_kept", "sharpness", "identity", "identity_grown", "structure_lost", "colour_drift")
+    assert [kept[name]["holds"] for name in names] == [True] * 6
+    frames = read_film(case.rendered)
+    frames[25:] = np.stack([gaussian_filter(frame, (4, 4, 0)) for frame in frames[25:]])
+    write_film(tmp_path / "lost.mp4", frames, 25)
+    lost = measure(tmp_path / "lost.mp4", request, plan, service)
+    assert not any(lost[name]["holds"] for name in ("sharpness_kept", "sharpness", "structure_lost"))
+    assert lost["identity"]["value"] > 1.5 * kept["identity"]["value"]
+    photographs = measure(case.rendered, request, plan, EngineService(["model=multitalk"]))
+    assert "holds" not in photographs["identity"]
+    assert photographs["identity"]["value"] > 0
+
+
 def test_what_does_not_apply_has_a_reason(cases: list[Case], service: EngineService) -> None:
     case = cases[-1]
     request = asked(case)
@@ -83,6 +105,8 @@ def test_what_does_not_apply_has_a_reason(cases: list[Case], service: EngineServ
     short = measure(case.rendered, request, plan, service)
     assert short["seam_ratio"] == {"value": None, "reason": "one window has no seam"}
     assert short["lab_drift"] == {"value": None, "reason": "shorter than two seconds"}
+    assert short["sharpness_kept"] == {"value": None, "reason": "one window has no other to be held to"}
+    assert short["identity"]["value"] is not None
     native = replace(plan, timing="native", windows=plan.windows * 2)
     assert "not shown" in measure(case.rendered, request, native, service)["seam_ratio"]["reason"]
     quiet = replace(plan, seats=tuple(replace(seat, silent=True) for seat in plan.seats))

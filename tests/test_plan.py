@@ -210,3 +210,29 @@ def test_a_plan_can_be_cancelled() -> None:
     asked.set()
     with pytest.raises(Cancelled):
         plan_walk(replace(REQUEST, frames=200), media(1.0, 1.0), SETTINGS, cancel=asked)
+
+
+LONG = replace(SETTINGS, holds=(15.0, "its authors", "model=infinitetalk"))
+
+
+def test_a_video_longer_than_the_style_holds_a_face_is_told_and_what_would_do() -> None:
+    (warning,) = plan_walk(REQUEST, media(60.0, 60.0), LONG).warnings
+    for part in (
+        "continuation.style=multitalk",
+        "15 s, 375 frames (its authors)",
+        "this video has 1500",
+        "model=infinitetalk",
+    ):
+        assert part in warning
+    assert not plan_walk(REQUEST, media(15.0, 15.0), LONG).warnings
+    assert not plan_walk(REQUEST, media(60.0, 60.0), replace(LONG, holds=None)).warnings
+
+
+def test_what_is_made_counts_and_not_how_long_it_is_shown() -> None:
+    slow = replace(REQUEST, fps=8.0)
+    assert not [text for text in plan_walk(slow, media(40.0, 40.0), LONG).warnings if "holds a face" in text]
+    native = plan_walk(replace(slow, timing="native"), media(40.0, 40.0), LONG)
+    assert [text for text in native.warnings if "holds a face" in text]
+    # One window goes on from nothing.
+    wide = replace(LONG, window=401)
+    assert not [text for text in plan_walk(REQUEST, media(16.0, 16.0), wide).warnings if "holds a face" in text]

@@ -1,4 +1,4 @@
-"""A delivered video -> its figures: how seams and colours hold, and for drawn people how lips follow their voices.
+"""A delivered video -> its figures: how seams, colours and people hold, and of drawn people how lips follow voices.
 
 The measures are those of `bench talk`, which knows where the mouths are since it drew them; here they are found.
 """
@@ -6,23 +6,28 @@ The measures are those of `bench talk`, which knows where the mouths are since i
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.bench.likeness import Drift, drift_of, window_looks, window_shares
+from engine.bench.talk_bars import likeness_bars
 from engine.bench.talk_cases import levelled, load_data
 from engine.bench.talk_films import read_film
 from engine.bench.talk_measures import Pictures, Row, lab_drift, mean, own_and_cross, seam_ratio, times
-from engine.data import Plan, Request, Seat
+from engine.data import Media, Plan, Request, Seat
 from engine.errors import EngineError
 from engine.jobs.scrub import scrub
 from engine.registry import installed
 from engine.service import EngineService
 from engine.settings import request_access
 from engine.stages.audio import VOICE_RATE, decode
+from engine.stages.canvas import apply_canvas
+from engine.stages.picture import read_picture
 from engine.stages.read import fetch
 
 #: Widths of the place that is compared with its surroundings, and of the box around a mouth, in parts of the square
@@ -30,6 +35,10 @@ from engine.stages.read import fetch
 _PLACE, _BOX = 0.13, 0.24
 #: Fewer frames say nothing about a curve.
 _LEAST = 12
+
+
+#: By the figure's name in Drift.
+_BARS = {bar.path.rpartition("/")[2]: bar for bar in likeness_bars("", "")}
 
 
 class _DoesNotApply(EngineError):
@@ -42,6 +51,11 @@ def measure(path: Path | None, request: Request, plan: Plan, service: EngineServ
     `path` is the video that `service` made of `request` as in `plan`; None: it is not on this machine. `seam_ratio` and
     `lab_drift` are those of `talk_measures`. `lip_sync` is the mean correlation of mouths with their own voices, -1 to
     1; `lip_lag` by how many frames they are late where they agree best, of several people the one farthest off.
+
+    The others are those of `likeness.Drift`, of the worst window: `sharpness_kept` and `sharpness` against the first
+    window and the picture, `identity` and `identity_grown` of faces, `structure_lost` and `colour_drift` since the
+    first window. Of drawn people the face is found by its mouth, and `holds` says whether the bar of
+    `talk_bars.likeness_bars` is reached; of others it is the whole of their region, and nothing is said.
     """
     with tempfile.TemporaryFile() as file:
         # A long video has gigabytes of frames, of which few are looked at together.
@@ -73,9 +87,31 @@ def _figures(shown: Pictures | None, request: Request, plan: Plan, service: Engi
             raise _DoesNotApply("see lip_sync")
         return max(lags, key=abs)
 
+    drifts: list[Drift] = []
+
+    def drift(name: str, *, first: bool = True) -> dict[str, Any]:
+        def figure(frames: Pictures) -> float:
+            if first and len(plan.windows) == 1:
+                raise _DoesNotApply("one window has no other to be held to")
+            if not drifts:
+                drifts.append(_look(frames, request, plan, service))
+            return float(getattr(drifts[0], name))
+
+        found = told(figure)
+        bar = _BARS[name]
+        if found["value"] is not None and service.config.model.packaged:
+            found["holds"] = bar.holds(found["value"])
+        return found
+
     return {
         "seam_ratio": told(lambda frames: _seams(frames, plan)),
         "lab_drift": told(lambda frames: _drift(frames, plan)),
+        "sharpness_kept": drift("sharpness_kept"),
+        "sharpness": drift("sharpness", first=False),
+        "identity": drift("identity", first=False),
+        "identity_grown": drift("identity_grown"),
+        "structure_lost": drift("structure_lost"),
+        "colour_drift": drift("colour"),
         "lip_sync": told(sync),
         "lip_lag": told(lag),
     }
@@ -120,6 +156,17 @@ def _drift(frames: Pictures, plan: Plan) -> float:
     return lab_drift(frames, plan.fps)
 
 
+def _look(frames: Pictures, request: Request, plan: Plan, service: EngineService) -> Drift:
+    shares = window_shares(plan)
+    with _fetched(request, service) as media:
+        picture = apply_canvas(read_picture(media.image, field="request.image"), plan.canvas)
+    seats = np.array([seat.box for seat in plan.seats], np.float64).reshape(-1, 4)
+    if service.config.model.packaged and len(frames) >= _LEAST:
+        # Where it talks at first; what becomes of the face later is to be seen, not followed.
+        return drift_of(window_looks(frames, picture, find_mouths(frames[shares[0]], seats), shares))
+    return drift_of(window_looks(frames, picture, (), shares, seats=seats))
+
+
 def _lips(frames: Pictures, request: Request, plan: Plan, service: EngineService) -> tuple[Row, ...]:
     if not service.config.model.packaged:
         raise _DoesNotApply("mouths are measured on the drawn people of the embedded model alone")
@@ -141,9 +188,7 @@ def _openings(
     """Return (n, F): how far the mouths of those in `seats` are to be open at `seconds`."""
     speech = load_data().speech
     curves = []
-    with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
-        opener = installed().plugins.hook.open_address
-        media = fetch(request, opener, request_access(service.access, request), Path(folder))
+    with _fetched(request, service) as media:
         for seat in seats:
             voice = media.voices[seat.speaker]
             assert voice is not None, "a seat that is not silent has a voice"
@@ -151,3 +196,10 @@ def _openings(
             heard = speech.Voice(samples, *speech.mouth_of(levelled(samples, speech.LEVEL)))
             curves.append(heard.opening(seconds - seat.begins))
     return np.stack(curves)
+
+
+@contextmanager
+def _fetched(request: Request, service: EngineService) -> Iterator[Media]:
+    with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
+        opener = installed().plugins.hook.open_address
+        yield fetch(request, opener, request_access(service.access, request), Path(folder))

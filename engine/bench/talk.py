@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -13,9 +12,9 @@ from typing import Any
 
 import torch
 
-from engine.bench.talk_bars import judge_bars
+from engine.bench.talk_bars import BARS, LONG_BARS, judge_bars
 from engine.bench.talk_cases import load_data, recordings
-from engine.bench.talk_kinds import KINDS
+from engine.bench.talk_kinds import KINDS, LONG_KINDS
 from engine.bench.talk_studio import opened
 from engine.errors import RequestError
 from engine.recipe import versions, weights_hash
@@ -35,16 +34,22 @@ def run(
     sizes: str = SIZES,
     voices: str = "",
     details: str = "",
+    long_voice: int = 0,
+    keep: str = "",
     override: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Film held-out people and return what is printed as JSON: settings, figures by kind, and bars.
 
     `clips` of each of `kinds` (of `long`: `long` clips), drawn from `seed` on in `sizes` by turns; all is measured from
     the MP4 files that the engine writes. `voices` is a folder of recordings for the kind `real`, `details` a file for
-    the figures of every clip, `override` goes to the engine (Hydra's grammar). Needs a checkout, whose
-    scripts/train_tiny draws the clips, and eSpeak NG. Raises EngineError.
+    the figures of every clip, `override` goes to the engine (Hydra's grammar). `long_voice` seconds run the kinds
+    `long_one` and `long_two` instead of the usual ones, whose videos stay in the folder `keep` if there is one. Needs a
+    checkout, whose scripts/train_tiny draws the clips, and eSpeak NG. Raises EngineError.
     """
-    chosen = _chosen(kinds)
+    usual = ",".join(KINDS)
+    chosen = _chosen(",".join(LONG_KINDS) if long_voice and kinds == usual else kinds)
+    if long_voice < 0 or (not long_voice and set(chosen) & set(LONG_KINDS)):
+        raise RequestError(f"{long_voice} s", field="--long-voice", hint="give the seconds of the voice, such as 60")
     for name, count in (("--clips", clips), ("--long", long)):
         if count < 1:
             raise RequestError(f"{count} clips", field=name, hint="give 1 or more")
@@ -57,7 +62,15 @@ def run(
     load_data()
     given = override if any(word.startswith("model=") for word in override) else ("model=tiny", *override)
     with opened(
-        given, clips=clips, long=long, seed=seed, sizes=read_sizes(sizes), voices=Path(voices) if voices else None
+        given,
+        clips=clips,
+        long=long,
+        seed=seed,
+        sizes=read_sizes(sizes),
+        voices=Path(voices) if voices else None,
+        long_voice=long_voice,
+        keep=Path(keep) if keep else None,
+        details_file=Path(details) if details else None,
     ) as studio:
         report: dict[str, Any] = {
             "bench": "talk",
@@ -68,16 +81,16 @@ def run(
                 "sizes": sizes,
                 "kinds": list(chosen),
                 "overrides": list(given),
+                **({"long_voice": long_voice} if long_voice else {}),
                 **machine(locate_weights(studio.service.config, installed())),
             },
         }
         for kind in chosen:
             began = perf_counter()
-            figures = KINDS[kind](studio)
+            figures = (KINDS | LONG_KINDS)[kind](studio)
             report[kind] = figures and figures | {"seconds": round(perf_counter() - began, 1)}
-            if details:
-                Path(details).write_text(json.dumps(studio.details), "utf-8")
-    return report | {"bars": judge_bars(report)}
+            studio.keep_details()
+    return report | {"bars": judge_bars(report, (*BARS, *LONG_BARS))}
 
 
 def machine(weights: Path) -> dict[str, Any]:
@@ -93,12 +106,13 @@ def machine(weights: Path) -> dict[str, Any]:
 
 def _chosen(kinds: str) -> tuple[str, ...]:
     names = [name.strip() for name in kinds.split(",") if name.strip()]
+    known = (*KINDS, *LONG_KINDS)
     for name in names:
-        if name not in KINDS:
-            raise RequestError(f"no kind named {name!r}", field="--kinds", hint=f"choose among {', '.join(KINDS)}")
+        if name not in known:
+            raise RequestError(f"no kind named {name!r}", field="--kinds", hint=f"choose among {', '.join(known)}")
     if not names:
-        raise RequestError("no kind is named", field="--kinds", hint=f"choose among {', '.join(KINDS)}")
-    return tuple(name for name in KINDS if name in names)
+        raise RequestError("no kind is named", field="--kinds", hint=f"choose among {', '.join(known)}")
+    return tuple(name for name in known if name in names)
 
 
 def read_sizes(text: str) -> Sequence[tuple[int, int]]:

@@ -57,7 +57,7 @@ class Case:
     silent: tuple[bool, ...]
     curves: tuple[Curve, ...]
     frames: int
-    #: The drawn clip as MP4, at FPS, and its mouths: (n, F).
+    #: The clip as MP4, at FPS, as far as it was drawn, and its mouths: (n, F).
     rendered: Path
     openings: Floats
     #: (n, F, 4) and (n, 4): x0, y0, x1, y1 in pixels of the picture.
@@ -114,11 +114,13 @@ def prepare(
     silent: int = 0,
     shut: bool = False,
     speak: Speak | None = None,
+    drawn: int | None = None,
 ) -> Case | None:
     """Draw the held-out clip of `seed` and write what an engine needs into `folder`; None where it is not as wanted.
 
     Wanted are `silent` people who say nothing while all others speak throughout, none in turns, and with `shut` a
-    picture whose mouths are shut. `speak` makes the voices (eSpeak NG). Raises EngineError without eSpeak NG.
+    picture whose mouths are shut. `speak` makes the voices (eSpeak NG). `drawn` draws no more than the first frames,
+    where nobody looks at the others. Raises EngineError without eSpeak NG.
     """
     data = load_data()
     said: list[Any] = []
@@ -129,7 +131,7 @@ def prepare(
 
     try:
         clip = data.clips.make_clip(
-            seed, frames=frames, fps=FPS, size=size, people=people, split="held_out", speak=listen
+            seed, frames=frames, fps=FPS, size=size, people=people, split="held_out", speak=listen, drawn=drawn
         )
     except FileNotFoundError as error:
         if error.filename != "espeak-ng":
@@ -164,6 +166,7 @@ def find_cases(
     shut: bool = False,
     even: bool = False,
     speak: Speak | None = None,
+    drawn: int | None = None,
 ) -> list[Case]:
     """Return the first `count` cases from the seed `first` on; see `prepare`.
 
@@ -183,7 +186,8 @@ def find_cases(
             skin = data.scene.random_scene(seed, size, number, "held_out").people[0].skin
             if sum(case.skins[0] == skin for case in found) > len(found) // classes:
                 continue
-        case = prepare(seed, folder, frames=frames, people=number, size=size, silent=silent, shut=shut, speak=speak)
+        wanted: dict[str, Any] = {"silent": silent, "shut": shut, "speak": speak, "drawn": drawn}
+        case = prepare(seed, folder, frames=frames, people=number, size=size, **wanted)
         if case is not None:
             found.append(case)
     if len(found) < count:
@@ -261,7 +265,8 @@ class _Later:
 
 def _keep(clip: Any, seed: int, folder: Path, curves: Sequence[Curve]) -> Case:
     height, width = clip.frames.shape[1:3]
-    stem = f"{seed}-{len(clip.skins)}-{width}x{height}-{len(clip.frames)}"
+    frames = clip.openings.shape[1]
+    stem = f"{seed}-{len(clip.skins)}-{width}x{height}-{frames}"
     image, rendered = folder / f"{stem}.png", folder / f"{stem}-drawn.mp4"
     Image.fromarray(clip.frames[0]).save(image)
     write_film(rendered, clip.frames, FPS)
@@ -276,7 +281,7 @@ def _keep(clip: Any, seed: int, folder: Path, curves: Sequence[Curve]) -> Case:
         voices=voices,
         silent=clip.silent,
         curves=tuple(curves),
-        frames=len(clip.frames),
+        frames=frames,
         rendered=rendered,
         openings=clip.openings,
         mouths=clip.mouth_boxes,

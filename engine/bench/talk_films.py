@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,10 +17,11 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from engine.bench.mouths import motion_energy
 from engine.bench.talk_cases import Case
 from engine.bench.talk_measures import Floats, Pictures, Row, own_and_cross
-from engine.components import Service
+from engine.components import ProgressCallback, Service
 from engine.containers import open_input
 from engine.data import Plan, Region, Request, Speaker, Timing
 from engine.errors import EngineError
+from engine.stages.audio import VOICE_RATE, decode
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Film:
     frames: Pictures
     plan: Plan
     seconds: float
+    #: float32 mono, 16 kHz; None where it was not asked for.
+    sound: Floats | None = None
 
 
 def read_film(path: Path, into: BinaryIO | None = None) -> Pictures:
@@ -59,12 +63,16 @@ def film(
     timing: Timing = "direct",
     boxes: bool = False,
     overrides: Sequence[str] = (),
+    progress: ProgressCallback | None = None,
+    keep: Path | None = None,
+    hear: bool = False,
 ) -> Film:
     """Have `service`, whose sink is a folder, make a video of `case`, and read it back.
 
     `voices` are those of the people from left to right, the case's own unless given; `frames` and `fps` are the case's
     and the model's. With `boxes` the speakers are named from right to left, each by a box around the face; without,
-    regions are automatic. `overrides` are of this request alone. Raises EngineError.
+    regions are automatic. `overrides` are of this request alone. `progress` is told how it goes; the file moves to the
+    folder `keep` where there is one, and is not kept otherwise; `hear` reads the sound as well. Raises EngineError.
     """
     heard = [str(voice) for voice in (case.voices if voices is None else voices)]
     speakers = [Speaker(voice) for voice in heard]
@@ -83,14 +91,19 @@ def film(
         overrides=tuple(overrides),
     )
     began = perf_counter()
-    delivery = service.generate(request)
+    delivery = service.generate(request, progress=progress)
     seconds = perf_counter() - began
     if delivery.address is None:
         raise EngineError("the sink keeps no file", field="sink", hint="leave it at sink=disk")
     path = Path(delivery.address)
     shown = read_film(path)
-    path.unlink()
-    return Film(shown, delivery.plan, seconds)
+    sound = decode(path, VOICE_RATE, "mono") if hear else None
+    if keep is None:
+        path.unlink()
+    else:
+        keep.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, keep / f"{case.image.stem}.mp4")
+    return Film(shown, delivery.plan, seconds, sound)
 
 
 def judge(shown: Pictures, case: Case, *, fps: float, swapped: bool = False) -> tuple[Row, ...]:

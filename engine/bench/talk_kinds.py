@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from engine.bench import talk_measures as measures
+from engine.bench.likeness import drift_of
 from engine.bench.mouths import correlation, mouth_openings
 from engine.bench.talk_cases import FPS, Case, find_pieces, write_voice
 from engine.bench.talk_films import film, judge, read_film, regions
+from engine.bench.talk_long import case_looks, long_voices, worst_of
 from engine.bench.talk_measures import Row, by_clip, by_size, by_skin, lag_share, least, mean, minus, ratio, times
 from engine.bench.talk_studio import FRAMES, Studio
 from engine.stages.audio import VOICE_RATE
@@ -188,12 +190,12 @@ def fps(studio: Studio) -> Figures:
 
 
 def long(studio: Studio) -> Figures:
-    """Twenty seconds of two people, with colour correction off and on: sync by window, drift of colours, seams."""
+    """Twenty seconds of two people, with colour correction off and on: sync by window, drifts, seams, likeness."""
     cases = studio.cases("long", studio.long, people=2, frames=_TWENTY_SECONDS)
     figures: Figures = {"clips": len(cases)}
     for name, strength in (("off", 0), ("on", 1)):
         windows: list[list[float]] = []
-        drifts, seams = [], []
+        drifts, seams, looks = [], [], []
         for case in studio.each(f"long, colour correction {name}", cases):
             made = studio.film(case, overrides=(f"continuation.color_strength={strength}",))
             area, driving = regions(made.frames, case), case.driving(len(made.frames))
@@ -203,6 +205,7 @@ def long(studio: Studio) -> Figures:
                 all_ += some
             drifts.append(measures.lab_drift(made.frames, made.plan.fps))
             seams.append(measures.seam_ratio(made.frames, made.plan.windows))
+            looks.append(drift_of(case_looks(made.frames, case, made.plan)))
             studio.note(
                 "long", judge(made.frames, case, fps=FPS), color=name, drift=drifts[-1], seam=seams[-1], windows=here
             )
@@ -216,6 +219,7 @@ def long(studio: Studio) -> Figures:
             "lab_drift_max": round(max(drifts), 4),
             "seam": mean(seams),
             "seam_max": max((round(seam, 4) for seam in seams if seam is not None), default=None),
+            "worst": worst_of(looks),
         }
     return figures
 
@@ -278,10 +282,22 @@ def speed(studio: Studio) -> Figures:
     return {"clips": 2} | seconds
 
 
+def long_one(studio: Studio) -> Figures:
+    """One person with a long voice: the same one to the end?"""
+    return long_voices(studio, 1)
+
+
+def long_two(studio: Studio) -> Figures:
+    """Two people who both speak, for as long."""
+    return long_voices(studio, 2)
+
+
 #: In the order in which they are run.
 KINDS: dict[str, Callable[[Studio], Figures | None]] = {
     kind.__name__: kind for kind in (detector, vae, one, two, swapped, silent, boxes, turbo, fps, long, real, speed)
 }
+#: Kinds of long voices, which take long: run where they are asked for.
+LONG_KINDS: dict[str, Callable[[Studio], Figures | None]] = {kind.__name__: kind for kind in (long_one, long_two)}
 
 
 def _bound(seen: Sequence[Iterable[Row]]) -> Figures:

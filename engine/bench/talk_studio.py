@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from engine.commands.escape import override as quoted
 FRAMES = 81
 #: Seeds that a group of clips has to itself.
 _SEEDS = 100_000
-_GROUPS = ("one", "two", "silent", "fps", "long", "real", "vae", "detector", "speed")
+_GROUPS = ("one", "two", "silent", "fps", "long", "real", "vae", "detector", "speed", "long_voice_1", "long_voice_2")
 #: Cases between two lines of progress.
 _LINE = 10
 
@@ -56,9 +57,13 @@ class Studio:
     seed: int
     sizes: Sequence[tuple[int, int]]
     voices: Path | None = None
+    #: Seconds of a long voice, and the folder in which its videos are kept, if any.
+    long_voice: int = 60
+    keep: Path | None = None
     #: What lines of progress begin with.
     name: str = "bench talk"
-    #: Raw figures by kind.
+    #: Raw figures by kind, and the file in which they are kept, if any.
+    details_file: Path | None = None
     details: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def cases(self, group: str, count: int, **wanted: Any) -> list[Case]:
@@ -109,17 +114,22 @@ class Studio:
         """See `talk_films.film`."""
         return film(self.service, case, **choices)
 
-    def each(self, kind: str, cases: Sequence[Case]) -> Iterator[Case]:
-        """Yield the cases and tell on stderr how far it is."""
+    def each(self, kind: str, cases: Sequence[Case], *, line: int = _LINE) -> Iterator[Case]:
+        """Yield the cases and tell on stderr how far it is, every `line` of them."""
         began = perf_counter()
         for number, case in enumerate(cases, 1):
             yield case
-            if number % _LINE == 0 or number == len(cases):
+            if number % line == 0 or number == len(cases):
                 self.say(f"{kind}: {number} of {len(cases)} clips, {perf_counter() - began:.0f} s")
 
     def say(self, line: str) -> None:
         """Tell how it goes."""
         print(f"{self.name}: {line}", file=sys.stderr, flush=True)
+
+    def keep_details(self) -> None:
+        """Write the raw figures that are there."""
+        if self.details_file is not None:
+            self.details_file.write_text(json.dumps(self.details), "utf-8")
 
     def note(self, kind: str, rows: Iterable[Row], **more: Any) -> None:
         """Keep raw figures."""

@@ -99,7 +99,7 @@ def _heads(keys: Sequence[str], figures: Sequence[Figure], failed: bool) -> list
         head("Run"),
         *(head(key) for key in keys),
         *([head("State")] if failed else []),
-        *(head(figure.title, figure.about, ' class="number"') for figure in figures),
+        *(head(figure.title, _about(figure), ' class="number"') for figure in figures),
     ]
 
 
@@ -127,18 +127,25 @@ def _figure(run: Run, figure: Figure, wins: bool) -> str:
     value = run.figures[figure.place] * figure.scale
     star = '<span class="unseen">best: </span>★ ' if wins else ""
     kind = "number best" if wins else "number"
+    if figure.place in run.missed:
+        kind = "number missed"
+        star = f'<span class="unseen">misses its bar, {figure.bar}: </span>✗ '
     rank = abs(value) if figure.better == "nought" else value
     return f'<td class="{kind}" data-value="{rank:.6g}">{star}{value:.{figure.digits}f}</td>'
 
 
 def _notes(runs: Sequence[Run], figures: Sequence[Figure]) -> str:
-    about = [f"<dt>{escape(figure.title)}</dt><dd>{escape(figure.about)}</dd>" for figure in figures]
+    about = [f"<dt>{escape(figure.title)}</dt><dd>{escape(_about(figure))}</dd>" for figure in figures]
     for figure in FIGURES:
         reasons = {run.reasons[figure.place] for run in runs if figure.place in run.reasons}
         if figure not in figures and reasons:
             told = "; ".join(sorted(reasons))
             about.append(f"<dt>{escape(figure.title)}</dt><dd>not measured: {escape(told)}</dd>")
     return f'<dl class="legend">{"".join(about)}</dl>' if about else ""
+
+
+def _about(figure: Figure) -> str:
+    return f"{figure.about}; bar for drawn people: {figure.bar}" if figure.bar else figure.about
 
 
 def _text(value: Any) -> str:

@@ -34,6 +34,8 @@ class Figure:
     better: str
     digits: int = 2
     scale: float = 1.0
+    #: Where it must lie, of drawn people (docs/long.md); "": nobody says. A run says itself whether it does.
+    bar: str = ""
 
 
 FIGURES = (
@@ -43,6 +45,40 @@ FIGURES = (
     Figure("forwards", "Forwards", "of the network, before any step cache", "least", 0),
     Figure("measures.seam_ratio", "Seams", "change where windows meet, in parts of the usual one", "least"),
     Figure("measures.lab_drift", "Colour drift", "from the first second to the last, in CIE Lab", "least"),
+    Figure(
+        *(
+            "measures.sharpness_kept",
+            "Sharpness kept",
+            "fine lines of the worst window in parts of the first's",
+            "most",
+        ),
+        bar=">= 0.9",
+    ),
+    Figure(
+        *("measures.sharpness", "Sharpness", "fine lines of the worst window in parts of the picture's", "most"),
+        bar=">= 0.6",
+    ),
+    Figure(
+        *("measures.identity", "Face", "distance of the worst window's face from the picture's: 1 is another", "least"),
+        bar="<= 0.45",
+    ),
+    Figure(
+        *("measures.identity_grown", "Face, growth", "of that distance from the first window on", "least"),
+        bar="<= 0.25",
+    ),
+    Figure(
+        *(
+            "measures.structure_lost",
+            "Structure lost",
+            "likeness to the picture (SSIM) since the first window",
+            "least",
+        ),
+        bar="<= 0.1",
+    ),
+    Figure(
+        *("measures.colour_drift", "Colours by place", "of the worst window from the first one's, in CIE Lab", "least"),
+        bar="<= 3",
+    ),
     Figure("measures.lip_sync", "Lip sync", "correlation of mouths with their voices, 1 at most", "most"),
     Figure("measures.lip_lag", "Lip lag", "frames by which mouths are late", "nought", 0),
     Figure("bytes", "File, kB", "size of the video", "", 0, 1e-3),
@@ -63,6 +99,8 @@ class Run:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, float] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+    #: Those that are not where they must be.
+    missed: frozenset[str] = frozenset()
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -112,20 +150,22 @@ def _run(told: Mapping[str, Any], folder: Path, name: str) -> Run:
         return Run(name, "unfinished", UNFINISHED, overrides=overrides)
     if told["status"] != "done":
         return Run(name, "failed", str(told["error"]["message"]), overrides=overrides)
-    figures, reasons = {}, {}
+    figures, reasons, missed = {}, {}, set()
     for figure in FIGURES:
         value: Any = told
         for key in figure.place.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
         if isinstance(value, Mapping):
             reasons[figure.place] = str(value["reason"])
+            if value.get("holds") is False:
+                missed.add(figure.place)
             value = value["value"]
         # A whole number may be too large for a fraction, and JSON as Python reads it has NaN.
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(float(value)):
             figures[figure.place] = float(value)
     video = told["video"] and Path(told["video"]).name
     there = video if video and (folder / video).is_file() else None
-    return Run(name, "done", "", there, overrides, figures, reasons)
+    return Run(name, "done", "", there, overrides, figures, reasons, frozenset(missed))
 
 
 def _mended(value: Any) -> Any:

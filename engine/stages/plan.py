@@ -52,6 +52,7 @@ def plan_walk(request: Request, media: Media, settings: Settings, *, cancel: Can
         warnings.append("three and more speakers are experimental: the public weights were trained on one and two")
     if settings.tile:
         warnings.append(f"memory.tile={settings.tile}: a VAE that works in tiles makes frames that differ a little")
+    warnings += _long_warnings(generated, len(windows), settings)
     if fps != settings.native_fps and request.timing == "direct":
         warnings.append(
             f"{fps:g} frames a second: lips stay in step, but the model learnt motion at {settings.native_fps:g}; "
@@ -116,6 +117,21 @@ def _frames(request: Request, fps: float, voices: float) -> int:
     if frames > MOST_FRAMES:
         raise _too_much(f"{frames} frames are too many", "frames", f"at most {MOST_FRAMES}")
     return frames
+
+
+def _long_warnings(frames: int, windows: int, settings: Settings) -> list[str]:
+    if settings.holds is None or windows == 1:
+        return []
+    seconds, source, instead = settings.holds
+    # What is lost is lost from window to window, so frames count, whatever time they are shown for.
+    most = int(seconds * settings.native_fps)
+    if frames <= most:
+        return []
+    told = (
+        f"continuation.style=multitalk holds a face for about {seconds:g} s, {most} frames ({source}); this video has "
+        f"{frames}, and later windows may lose it: from there on take {instead}"
+    )
+    return [told]
 
 
 def _cut_warnings(canvas: Canvas) -> list[str]:

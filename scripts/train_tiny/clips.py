@@ -55,13 +55,15 @@ def make_clip(
     people: int | None = None,
     split: Split = "train",
     speak: Speak = say,
+    drawn: int | None = None,
 ) -> Clip:
     """Return the clip of a seed: `frames` at `fps` (8 to 30) of `size` (width, height), with one or two `people`.
 
     Of two people, a quarter of the clips has one silent and a fifth lets them take turns; for training, one person
     alone may be silent, too. In 40 % of the clips the mouths of frame 0 are shut and open in the two frames after it.
-    Half of the clips begin with the scene, while the mood of the faces grows; the others begin later. Raises ValueError
-    for a frame rate outside of 8 to 30.
+    Half of the clips begin with the scene, while the mood of the faces grows; the others begin later. Of long clips
+    `drawn` draws the first frames alone; everything else is of all frames. Raises ValueError for a frame rate outside
+    of 8 to 30.
     """
     if not 8 <= fps <= 30:
         raise ValueError(f"fps is {fps:g}; mouths are drawn at 8 to 30 frames a second")
@@ -93,7 +95,7 @@ def make_clip(
     times = start + np.arange(frames) / fps
     pictures = [
         draw(scene, time, [Mouth(float(o), float(w)) for o, w in zip(openings[:, i], widths[:, i], strict=True)])
-        for i, time in enumerate(times)
+        for i, time in enumerate(times[:drawn])
     ]
     limits = np.array((*size, *size))
     return Clip(

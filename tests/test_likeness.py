@@ -1,0 +1,232 @@
+"""Whether a video still shows the same people: the measures move little while people talk, and much when damaged.
+
+Drawn people talk (no network, no eSpeak NG); what is done to the second half of their frames is what long videos
+suffer. One test holds the measures to a recorded series of the old default, which lost its faces.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+from engine.bench.likeness import Drift, Look, Pictures, drift_of, window_looks
+from engine.bench.talk_bars import BARS, LONG_BARS, judge_bars, likeness_bars
+from engine.bench.talk_cases import load_data
+from engine.bench.talk_long import Pace, sound_lag
+from engine.comparison.runs import FIGURES
+from engine.data import Progress
+
+#: Four windows of a second.
+SHARES = [slice(begin, begin + 25) for begin in range(0, 100, 25)]
+SEEDS = {7_700_000: (160, 96), 7_700_001: (128, 128), 7_700_002: (96, 160)}
+Damage = Callable[[Pictures, int], Pictures]
+
+
+@cache
+def clip(seed: int, people: int = 1) -> tuple[Pictures, Pictures, tuple[tuple[float, ...], ...]]:
+    """Frames, the picture, and the boxes of the picture's mouths."""
+    data = load_data()
+    size = SEEDS.get(seed, (160, 96))
+    made = data.clips.make_clip(
+        seed, frames=100, size=size, people=people, split="held_out", speak=data.speech.synthetic
+    )
+    return made.frames, made.frames[0], tuple(tuple(box) for box in made.mouth_boxes[:, 0].tolist())
+
+
+def drift(seed: int, damage: Damage | None = None, people: int = 1) -> Drift:
+    frames, picture, mouths = clip(seed, people)
+    shown = frames.copy()
+    if damage is not None:
+        shown[50:] = damage(shown[50:], seed)
+    return drift_of(window_looks(shown, picture, mouths, SHARES))
+
+
+def missed(found: Drift) -> set[str]:
+    """The figures of a video that do not reach their bars."""
+    judged = judge_bars({"worst": asdict(found)}, likeness_bars("a video", "worst"))
+    assert len(judged) == 6
+    return {bar["figure"].partition("/")[2] for bar in judged if not bar["holds"]}
+
+
+def face(seed: int) -> tuple[slice, slice]:
+    _, picture, ((x0, y0, x1, _),) = clip(seed)
+    unit = (x1 - x0) / 0.96
+    x, y = (x0 + x1) / 2, y0 + 0.25 * unit
+    height, width = picture.shape[:2]
+    rows = slice(max(0, round(y - 1.6 * unit)), min(height, round(y + 0.7 * unit)))
+    return rows, slice(max(0, round(x - 1.1 * unit)), min(width, round(x + 1.1 * unit)))
+
+
+def blurred(frames: Pictures, _: int) -> Pictures:
+    return np.stack([gaussian_filter(frame, (1, 1, 0)) for frame in frames])
+
+
+def tinted(frames: Pictures, _: int) -> Pictures:
+    return np.clip(frames * np.array([1.12, 1.0, 0.88]), 0, 255).astype(np.uint8)
+
+
+def exchanged(frames: Pictures, seed: int) -> Pictures:
+    """Another drawn person's head, talking on, where the first one's was."""
+    here, there = face(seed), face(seed + 10)
+    other = clip(seed + 10)[0][50:, *there]
+    height, width = here[0].stop - here[0].start, here[1].stop - here[1].start
+    found = frames.copy()
+    for number, frame in enumerate(other):
+        found[number, *here] = np.asarray(Image.fromarray(frame).resize((width, height)))
+    return found
+
+
+def melted(frames: Pictures, seed: int) -> Pictures:
+    """The face runs like wax, by a tenth of its width, and keeps its mean colours."""
+    here = face(seed)
+    height, width = here[0].stop - here[0].start, here[1].stop - here[1].start
+    rng = np.random.default_rng(seed)
+    flow = np.stack([gaussian_filter(rng.normal(size=(height, width)), width / 10) for _ in range(2)])
+    flow *= 0.1 * width / flow.std()
+    places = np.mgrid[:height, :width] + flow
+    found = frames.copy()
+    for number, frame in enumerate(frames):
+        part = gaussian_filter(frame[here].astype(np.float32), (1.5, 1.5, 0))
+        moved = [map_coordinates(part[..., c], places, order=1, mode="nearest") for c in range(3)]
+        found[number, *here] = np.stack(moved, -1).astype(np.uint8)
+    return found
+
+
+def smeared(frames: Pictures, seed: int) -> Pictures:
+    """Everything runs, as the scenery does in windows that have only the frames before them."""
+    rng = np.random.default_rng(seed)
+    flow = np.stack([gaussian_filter(rng.normal(size=frames.shape[1:3]), 8) for _ in range(2)])
+    places = np.mgrid[: frames.shape[1], : frames.shape[2]] + 5 * flow / flow.std()
+    moved = [[map_coordinates(frame[..., c], places, order=1, mode="nearest") for c in range(3)] for frame in frames]
+    return np.moveaxis(np.array(moved), 1, -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_talking_reaches_every_bar(seed: int) -> None:
+    assert missed(drift(seed)) == set()
+
+
+def test_two_people_who_talk_reach_every_bar() -> None:
+    assert missed(drift(7_700_000, people=2)) == set()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_blur_is_seen_by_the_sharpness(seed: int) -> None:
+    found = drift(seed, blurred)
+    assert missed(found) >= {"sharpness_kept"}
+    assert found.sharpness_kept < 0.7 * drift(seed).sharpness_kept
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_tint_is_seen_by_the_colours(seed: int) -> None:
+    assert missed(drift(seed, tinted)) >= {"colour"}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_another_persons_face_is_seen_by_the_identity(seed: int) -> None:
+    found = drift(seed, exchanged)
+    assert missed(found) >= {"identity", "identity_grown"}
+    assert found.identity > 2.5 * drift(seed).identity
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_melted_face_is_seen_by_the_identity(seed: int) -> None:
+    found = drift(seed, melted)
+    assert missed(found) >= {"identity_grown"}
+    assert found.identity_grown > 2.5 * drift(seed).identity_grown
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_scenery_that_runs_is_seen_by_the_structure(seed: int) -> None:
+    assert missed(drift(seed, smeared)) >= {"structure_lost"}
+
+
+def test_of_two_people_the_worse_face_counts() -> None:
+    frames, picture, mouths = clip(7_700_000, 2)
+    shown = frames.copy()
+    middle = shown.shape[2] // 2
+    # The right one becomes the left one's mirror image.
+    shown[50:, :, middle:] = shown[50:, :, :middle][:, :, ::-1]
+    assert missed(drift_of(window_looks(shown, picture, mouths, SHARES))) >= {"identity", "identity_grown"}
+
+
+def test_where_mouths_are_not_known_the_whole_seat_is_compared() -> None:
+    frames, picture, _ = clip(7_700_000)
+    seat = [(0, 0, picture.shape[1], picture.shape[0])]
+    same = drift_of(window_looks(frames, picture, (), SHARES, seats=seat))
+    shown = frames.copy()
+    shown[50:] = clip(7_700_010)[0][50:]
+    other = drift_of(window_looks(shown, picture, (), SHARES, seats=seat))
+    assert other.identity > 4 * same.identity
+
+
+@pytest.mark.parametrize(("style", "seconds"), [("multitalk", 15), ("multitalk", 60), ("infinitetalk", 60)])
+def test_the_old_default_misses_every_bar_and_the_new_one_none(style: str, seconds: int) -> None:
+    """Windows of 56 frames of the same picture and voice, as they were seen; the file says how they were made."""
+    seen = json.loads((Path(__file__).parent / "long_voices.json").read_text("utf-8"))[style]
+    windows = 1 + (seconds * 25 - 81) // 56
+    looks = [
+        Look(sharpness, identity, structure, np.array([[colour, 0, 0]], np.float32))
+        for sharpness, identity, structure, colour in zip(
+            seen["sharpness"], seen["identity"], seen["structure"], seen["colour"], strict=True
+        )
+    ]
+    assert len(looks) >= windows
+    everything = {bar.path.rpartition("/")[2] for bar in likeness_bars("", "")}
+    # The picture is still as sharp as it must be; what it shows is another.
+    wanted = everything - {"sharpness"} if seconds == 15 else everything
+    assert missed(drift_of(looks[:windows])) == (wanted if style == "multitalk" else set())
+
+
+def test_a_picture_of_another_size_is_refused() -> None:
+    frames, picture, mouths = clip(7_700_000)
+    with pytest.raises(ValueError, match="not of the video's size"):
+        window_looks(frames, picture[:, 1:], mouths, SHARES)
+    with pytest.raises(ValueError, match="no window"):
+        drift_of([])
+
+
+def test_the_compare_page_states_the_bars_of_the_bench() -> None:
+    bars = {bar.path.rpartition("/")[2]: bar.text for bar in likeness_bars("", "")}
+    bars["colour_drift"] = bars.pop("colour")
+    stated = {figure.place.partition(".")[2]: figure.bar for figure in FIGURES if figure.bar}
+    assert stated == bars
+    held = {(bar.path, bar.text) for bar in (*BARS, *LONG_BARS)}
+    for path in ("long/on/worst", "long_one/worst", "long_two/worst"):
+        assert {(bar.path, bar.text) for bar in likeness_bars("", path)} <= held
+
+
+def test_sound_that_is_late_at_the_end_is_found() -> None:
+    rng = np.random.default_rng(0)
+    voices = [rng.normal(size=16_000 * 8).astype(np.float32) for _ in range(2)]
+    mixed = voices[0] + voices[1]
+    late = np.concatenate([np.zeros(480, np.float32), mixed])[: len(mixed)]
+    assert sound_lag(mixed, voices, 8.0) == 0
+    assert sound_lag(late, voices, 8.0) == pytest.approx(0.03)
+    assert sound_lag(mixed[480:], voices, 7.97) == pytest.approx(-0.03)
+
+
+def test_a_window_that_costs_more_than_the_first_ones_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def figures(cost: Callable[[int], float], grown: int) -> dict[str, float]:
+        pace, at = Pace(), 0.0
+        for window in range(1, 12):
+            monkeypatch.setattr("engine.bench.talk_long.time.process_time", lambda at=at: at)
+            monkeypatch.setattr("engine.bench.talk_long.status", lambda _, window=window: 500_000 + grown * window)
+            pace(Progress("encode", window=window, windows=11))
+            pace(Progress("denoise", window=window, windows=11))
+            at += cost(window)
+        pace(Progress("keep", window=0, windows=11))
+        return pace.figures()
+
+    assert figures(lambda _: 2.0, 0) == {"seconds_ratio": 1.0, "mib_a_window": 0.0, "memory_ratio": 1.0}
+    rising = figures(lambda window: 2.0 + 0.2 * window, 5000)
+    assert rising["seconds_ratio"] > 1.1
+    assert rising["memory_ratio"] > 1.05
