@@ -174,7 +174,10 @@ def test_an_interrupt_ends_the_work_in_one_line_and_leaves_nothing(
     told = capsys.readouterr()
     assert status == 130
     assert told.out == ""
-    assert [line for line in told.err.splitlines() if "job 0" not in line] == ["multitalk: cancelled during denoise"]
+    ahead, last = [line for line in told.err.splitlines() if "job 0" not in line], "multitalk: cancelled during denoise"
+    assert ahead.pop() == last
+    # What is known before the work is said before it.
+    assert all(line.startswith("multitalk: warning: ") for line in ahead)
     # A sweep's run says of itself that it was cancelled.
     records = {"0", "config.yaml", "metrics.json"} if sweep else set[str]()
     assert {path.name for path in tmp_path.rglob("*")} == {"tmp", *records}

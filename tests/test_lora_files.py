@@ -349,9 +349,9 @@ def words(path: Path | None, *more: str) -> list[str]:
 
 
 def film(folder: Path, *words: str) -> tuple[npt.NDArray[np.float64], Any, Any]:
-    """Make a video of one frame; return its pixels, its delivery and its plan."""
+    """Make a video of five frames, the first of which is the picture; return its pixels, its delivery and its plan."""
     service = EngineService([*words, f"sink.folder={folder}"])
-    request = Request("a person talks", PICTURE, (Speaker(VOICE),), frames=1)
+    request = Request("a person talks", PICTURE, (Speaker(VOICE),), frames=5)
     plan = service.plan(request)
     delivery = service.generate(request)
     service.close()
@@ -403,7 +403,7 @@ def test_a_lora_that_is_loaded_and_not_on_is_not_told(tmp_path: Path, turbo: dic
     path = tmp_path / "turbo.safetensors"
     save_file(turbo | {"mystery.diff": torch.ones(1)}, path)
     loras = f"model.turbo.loras=[{{file: '{path}'}}]"
-    request = Request("a person talks", PICTURE, (Speaker(VOICE),), frames=1)
+    request = Request("a person talks", PICTURE, (Speaker(VOICE),), frames=5)
 
     plans = [
         EngineService(["model=tiny", "device=cpu", loras, *more]).plan(request) for more in ([], ["sampler=turbo"])
