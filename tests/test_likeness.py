@@ -70,7 +70,8 @@ def blurred(frames: Pictures, _: int) -> Pictures:
 
 
 def tinted(frames: Pictures, _: int) -> Pictures:
-    return np.clip(frames * np.array([1.12, 1.0, 0.88]), 0, 255).astype(np.uint8)
+    found: Pictures = np.clip(frames * np.array([1.12, 1.0, 0.88]), 0, 255).astype(np.uint8)
+    return found
 
 
 def exchanged(frames: Pictures, seed: int) -> Pictures:
