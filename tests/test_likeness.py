@@ -70,8 +70,8 @@ def blurred(frames: Pictures, _: int) -> Pictures:
 
 
 def tinted(frames: Pictures, _: int) -> Pictures:
-    shifted: Pictures = np.clip(frames * np.array([1.12, 1.0, 0.88]), 0, 255).astype(np.uint8)
-    return shifted
+    found: Pictures = np.clip(frames * np.array([1.12, 1.0, 0.88]), 0, 255).astype(np.uint8)
+    return found
 
 
 def exchanged(frames: Pictures, seed: int) -> Pictures:
