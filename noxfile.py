@@ -43,9 +43,10 @@ def types(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
-    """Run ruff, as linter and as formatter."""
+    """Run ruff, as linter and as formatter, and codespell."""
     session.run(sys.executable, "-m", "ruff", "check", ".")
     session.run(sys.executable, "-m", "ruff", "format", "--check", ".")
+    session.run(sys.executable, "-m", "codespell_lib")
 
 
 @nox.session(venv_backend="none")

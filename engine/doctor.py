@@ -9,7 +9,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import packages_distributions
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +36,8 @@ _PROBE, _PATIENCE = 64 * _MIB, 3.0
 _SLOW = 100e6
 #: Share of the largest value by which attention in bfloat16, or in 8 bits, may be off.
 _WRONG = 0.1
+#: What the distribution installs; common words, so another one may install them, too.
+_PACKAGES = ("engine", "plugins")
 #: What RunPod and the docs of this project know; values are never shown.
 _VARIABLES = (
     *("RUNPOD_POD_ID", "RUNPOD_ENDPOINT_ID", "RUNPOD_INIT_TIMEOUT", "RUNPOD_LOG_LEVEL"),
@@ -118,6 +122,24 @@ def check_versions(patient: Patient) -> Iterator[Finding]:
     yield Finding("versions", "broken" if old else "ok", text, "use Python 3.11 or later" if old else "", known)
     for name in patient.registry.broken:
         yield Finding("plugins", "note", f"the plugin {name} could not be loaded", "multitalk plugins says why")
+
+
+def check_imports(patient: Patient) -> Iterator[Finding]:
+    """Whether `engine` and `plugins` are this distribution's, and no other's beside it (docs/decisions/017)."""
+    found = {name: spec.origin for name in _PACKAGES if (spec := find_spec(name)) is not None and spec.origin}
+    owners = packages_distributions()
+    others = sorted({owner for name in _PACKAGES for owner in owners.get(name, ()) if owner != "multitalk-engine"})
+    places = {Path(origin).parent.parent for origin in found.values()}
+    text = " and ".join(f"{name} is {origin}" for name, origin in found.items())
+    if others:
+        hint = "install multitalk-engine into an environment of its own"
+        what = f"a package called engine or plugins is installed by {', '.join(others)}, too"
+        yield Finding("imports", "broken", what, hint, found)
+    elif len(found) < len(_PACKAGES) or len(places) > 1:
+        hint = "start Python where no folder is called engine or plugins, and look at PYTHONPATH"
+        yield Finding("imports", "broken", f"{text}, which are not of one package", hint, found)
+    else:
+        yield Finding("imports", "ok", text, "", found)
 
 
 def check_device(patient: Patient) -> Iterator[Finding]:
@@ -263,6 +285,7 @@ def check_runpod(patient: Patient) -> Iterator[Finding]:
 
 CHECKS: tuple[Check, ...] = (
     check_versions,
+    check_imports,
     check_device,
     check_memory,
     check_attention,

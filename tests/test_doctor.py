@@ -46,7 +46,8 @@ def test_a_machine_that_can_run_the_tiny_model_is_well(
     told = json.loads(capsys.readouterr().out)
     assert told["healthy"] is True
     found = {finding["name"]: finding for finding in told["findings"]}
-    names = ("versions", "device", "host memory", "attention=sdpa", "weights", "volume", "disk", "sink", "runpod")
+    names = {"versions", "imports", "device", "host memory", "attention=sdpa", "weights", "volume"}
+    names |= {"disk", "sink", "runpod"}
     assert {found[name]["state"] for name in names} == {"ok"}
     assert "runs as native" in found["attention=sdpa"]["what"]
     assert found["attention=flash"]["state"] == "note"

@@ -1,0 +1,75 @@
+"""Decision 017: the package is imported as `engine` and `plugins`, and both are ours alone."""
+
+from __future__ import annotations
+
+import re
+import sys
+from configparser import ConfigParser
+from importlib.metadata import distributions, packages_distributions
+from pathlib import Path
+
+import pytest
+
+import engine
+import plugins
+from engine.doctor import Patient, check_imports
+
+ROOT = Path(__file__).parent.parent
+NAMES = {"engine", "plugins"}
+
+
+def test_the_wheel_takes_these_two_names_and_no_third() -> None:
+    setup = ConfigParser(interpolation=None)
+    setup.read(ROOT / "setup.cfg", "utf-8")
+    packages = setup["options"]["packages"].split()
+    assert {package.partition(".")[0] for package in packages} == NAMES
+    assert {package for package in packages if "." not in package} == NAMES
+    assert "py_modules" not in setup["options"]
+
+
+def test_both_come_from_one_place_which_is_ours() -> None:
+    assert Path(engine.__file__) == ROOT / "engine" / "__init__.py"
+    assert Path(plugins.__file__ or "") == ROOT / "plugins" / "__init__.py"
+
+
+def test_nothing_that_is_installed_here_has_either_name() -> None:
+    owners = packages_distributions()
+    assert {owner for name in NAMES for owner in owners[name]} == {"multitalk-engine"}
+    # Also no single files, which are not listed above if a distribution names its packages itself.
+    for distribution in distributions():
+        if distribution.name != "multitalk-engine":
+            taken = {str(file) for file in distribution.files or () if re.match(r"(engine|plugins)(/|\.py)", str(file))}
+            assert not taken, distribution.name
+
+
+def test_the_doctor_finds_both_names_well() -> None:
+    (found,) = check_imports(Patient(["model=tiny", "device=cpu"]))
+    assert found.state == "ok"
+    assert set(found.details) == NAMES
+
+
+def test_the_doctor_names_another_distribution_that_installs_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    information = tmp_path / "wardrobe-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: wardrobe\nVersion: 1.0\n", "utf-8")
+    (information / "top_level.txt").write_text("plugins\n", "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (found,) = check_imports(Patient(["model=tiny", "device=cpu"]))
+    assert found.state == "broken"
+    assert "wardrobe" in found.what
+    assert "environment of its own" in found.hint
+
+
+def test_the_doctor_names_a_folder_that_hides_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "__init__.py").touch()
+    patient = Patient(["model=tiny", "device=cpu"])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "plugins"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (found,) = check_imports(patient)
+    assert found.state == "broken"
+    assert str(tmp_path / "plugins") in found.what
+    assert "PYTHONPATH" in found.hint
