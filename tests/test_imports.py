@@ -79,6 +79,9 @@ ROOMS = {
         *("engine.batch", "engine.commands.hush", "engine.components", "engine.data", "engine.errors", "engine.jobs"),
         *("engine.bounded", "engine.whole", "engine.worker"),
     },
+    "engine.keys": {
+        *("engine.compose", "engine.config", "engine.keys", "engine.redact", "engine.registry", "engine.words"),
+    },
     "engine.register": {"engine.config", "engine.errors"},
     "engine.hookspecs": {"engine.components", "engine.data", "engine.register"},
     "engine.folders": set[str](),
