@@ -31,7 +31,7 @@ def _hold(value: object, key: str, metadata: Mapping[Any, Any]) -> None:
     if isinstance(value, int | float):
         _check(value, key, *metadata.get("within", ANY))
     elif isinstance(value, str):
-        _check_word(value, key, metadata.get("one_of"))
+        check_word(value, key, metadata.get("one_of"))
     elif isinstance(value, Mapping):
         for name, part in value.items():
             _hold(part, f"{key}.{name}", metadata)
@@ -54,7 +54,8 @@ def _check(value: float, key: str, least: float, most: float) -> None:
     )
 
 
-def _check_word(value: str, key: str, words: tuple[str, ...] | None) -> None:
+def check_word(value: str, key: str, words: tuple[str, ...] | None) -> None:
+    """Raise ConfigError, naming the key, if its text is not one of `words`; None: any text is allowed."""
     if words is None or value in words:
         return
     known = f"choose {', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else f"give a number, or {words[0]}"

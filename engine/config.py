@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING
 
 from engine.errors import ConfigError
-from engine.ranges import BLEND, COEFFICIENTS, FPS, SCALE, SHIFT, STEPS, STYLE, WINDOW, X264_PRESET
+from engine.ranges import BLEND, BUNDLE, COEFFICIENTS, FPS, SCALE, SHIFT, STEPS, STYLE, WINDOW, X264_PRESET
 from engine.ranges import SECRET as SECRET  # parts of this module's face, for plugins
 from engine.ranges import one_of as one_of
 from engine.ranges import within as within
@@ -342,7 +342,7 @@ class SamplerConfig(ComponentConfig):
     """What every sampler knows. Steps, shift, guidance scales and LoRAs come from the model's bundle."""
 
     #: "standard" or "turbo": which of the model's bundles the defaults come from.
-    bundle: str = field(default="standard", metadata=one_of("standard", "turbo"))
+    bundle: str = field(default="standard", metadata=BUNDLE)
     #: Sampling steps.
     steps: int = field(default=II("model.${sampler.bundle}.steps"), metadata=STEPS)
     #: Shift of the flow-matching schedule.

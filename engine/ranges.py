@@ -30,6 +30,8 @@ FPS = within(1, 60)
 BLEND = within(0, 1001)
 COEFFICIENTS = within(-1e9, 1e9)
 
+#: Which of a model's bundles a sampler takes its defaults from.
+BUNDLE = one_of("standard", "turbo")
 #: How a model continues a video from window to window.
 STYLE = one_of("multitalk", "infinitetalk")
 #: x264's presets, from quick to small. x264 itself would write about an unknown one on stderr.

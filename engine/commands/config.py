@@ -38,7 +38,7 @@ def config(words: Sequence[str]) -> int:
         return _print_keys(wanted, composed, as_json=values.json)
     if values.json:
         answer = {
-            "choices": {group: {"name": name, **by.as_json()} for group, (name, by) in composed.choices.items()},
+            "choices": {group: {"choice": name, **by.as_json()} for group, (name, by) in composed.choices.items()},
             "config": composed.tree(),
             "origins": {key: origin.as_json() for key, origin in composed.origins.items()},
         }

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, fields, is_dataclass
+from dataclasses import field as dataclass_field
 from functools import cache
 from typing import Any
 
@@ -32,7 +33,7 @@ class Key:
     #: Its type, as it is written in Python, without dataclasses' names.
     type: str
     #: The schema's default, unresolved; omegaconf.MISSING where a preset or the user gives the value.
-    default: Any
+    default: Any = dataclass_field(hash=False)
     #: Least and greatest number that is allowed; None: nothing is declared.
     within: tuple[float, float] | None
     #: Words that are allowed; empty: any text.
