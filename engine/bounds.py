@@ -1,4 +1,4 @@
-"""The numbers of a config: one walk holds each to the range that its field declares (`engine.config.within`)."""
+"""The values of a config: one walk holds each to what its field declares (`within`, `one_of` in `engine.ranges`)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ ANY = (-(2.0**53), 2.0**53)
 
 
 def check_numbers(config: Config) -> None:
-    """Raise ConfigError, naming the key, for the first number that is not finite or outside of its key's range.
+    """Raise ConfigError, naming the key, for the first number or word that its key does not allow.
 
-    Numbers of `request` are not looked at: `engine.stages.read.check_request` judges a request, however it came.
+    A number must be finite and within its key's range; a text must be one of its key's words, if the key has some.
+    Values of `request` are not looked at: `engine.stages.read.check_request` judges a request, however it came.
     """
     for field in fields(config):
         if field.name != "request":
@@ -29,6 +30,8 @@ def _hold(value: object, key: str, metadata: Mapping[Any, Any]) -> None:
         return
     if isinstance(value, int | float):
         _check(value, key, *metadata.get("within", ANY))
+    elif isinstance(value, str):
+        check_word(value, key, metadata.get("one_of"))
     elif isinstance(value, Mapping):
         for name, part in value.items():
             _hold(part, f"{key}.{name}", metadata)
@@ -49,6 +52,14 @@ def _check(value: float, key: str, least: float, most: float) -> None:
     raise ConfigError(
         f"{_shown(value)} is out of range", field=key, hint=f"{_shown(least)} to {_shown(most)}", code="out_of_range"
     )
+
+
+def check_word(value: str, key: str, words: tuple[str, ...] | None) -> None:
+    """Raise ConfigError, naming the key, if its text is not one of `words`; None: any text is allowed."""
+    if words is None or value in words:
+        return
+    known = f"choose {', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else f"give a number, or {words[0]}"
+    raise ConfigError(f"{value[:60]!r} is unknown", field=key, hint=known)
 
 
 def _shown(value: float) -> str:

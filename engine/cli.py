@@ -141,6 +141,12 @@ def _plugins(words: Sequence[str]) -> int:
     return print_catalog(as_json=values.json)
 
 
+def _config(words: Sequence[str]) -> int:
+    from engine.commands.config import config
+
+    return config(words)
+
+
 def _show(words: Sequence[str]) -> int:
     from engine.commands.flags import Parser
     from engine.commands.recipes import show
@@ -199,6 +205,7 @@ def _models(words: Sequence[str]) -> int:
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan,
     "plugins": _plugins,
+    "config": _config,
     "show": _show,
     "again": _again,
     "compare": _compare,

@@ -19,9 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine import registry
-from engine.bounds import check_numbers
+from engine.bounds import check_numbers, check_word
 from engine.config import FIXED, OVERRIDABLE, Config
 from engine.errors import ConfigError, EngineError, RequestError, UnknownComponent
+from engine.ranges import BUNDLE
 from engine.shape import check_shape
 from engine.words import parse, readable, shell_line
 
@@ -39,7 +40,7 @@ def compose(overrides: Sequence[str]) -> Config:
         with translated(), _hydra():
             return typed(hydra.compose("config", words))
     except ConfigError as error:
-        raise _with_line(error, overrides) from error
+        raise _with_line(_with_place(error, words), overrides) from error
 
 
 def compose_request(boot: Sequence[str], overrides: Sequence[str]) -> Config:
@@ -128,6 +129,8 @@ def typed(composed: DictConfig) -> Config:
     """Turn a composed config into dataclasses. Raises ConfigError where it does not fit."""
     with translated():
         _check_resolution(composed)
+        # Before anything is resolved: steps and scales interpolate through the model's bundle of this name.
+        check_word(OmegaConf.select(composed, "sampler.bundle"), "sampler.bundle", BUNDLE["one_of"])
         config = OmegaConf.to_object(composed)
     if not isinstance(config, Config):
         raise ConfigError(f"the composed config is a {type(config).__name__}, not the engine's schema")
@@ -170,6 +173,19 @@ def _with_line(error: ConfigError, words: Sequence[str]) -> ConfigError:
         key, _, value = word.partition("=")
         if key.lstrip("+~") == error.field and value[:1] in ("[", "{"):
             return ConfigError(error.what, field=error.field, hint=f"for a text write {shell_line(word)}")
+    return error
+
+
+def _with_place(error: ConfigError, words: Sequence[str]) -> ConfigError:
+    """Return the error with the whole key, if OmegaConf named only the last part of one within a list."""
+    for override in (parse(word) for word in words if error.field and "." not in error.field):
+        value = override.value() if override is not None else None
+        entries = value if isinstance(value, list) else ()
+        places = [n for n, entry in enumerate(entries) if isinstance(entry, dict) and error.field in map(str, entry)]
+        if override is not None and places:
+            place = f"[{places[0]}].{error.field}" if len(places) == 1 else ""
+            key = f"{override.key_or_group}{place}"
+            return ConfigError(error.what, field=key, hint=error.hint, code=error.code)
     return error
 
 

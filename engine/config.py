@@ -2,102 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING
 
 from engine.errors import ConfigError
-from engine.ranges import BLEND, COEFFICIENTS, FPS, SCALE, SHIFT, STEPS, WINDOW
-from engine.ranges import within as within  # a part of this module's face
+from engine.model_config import AdapterConfig as AdapterConfig  # parts of this module's face, as those below
+from engine.model_config import BundleConfig as BundleConfig
+from engine.model_config import ContinuationModelConfig as ContinuationModelConfig
+from engine.model_config import ModelConfig as ModelConfig
+from engine.model_config import ResolutionConfig as ResolutionConfig
+from engine.ranges import BLEND, BUNDLE, COEFFICIENTS, FPS, SCALE, SHIFT, STEPS, STYLE, WINDOW, X264_PRESET
+from engine.ranges import SECRET as SECRET
+from engine.ranges import one_of as one_of
+from engine.ranges import within as within
 
 
 @dataclass
 class ComponentConfig:
     """What every component's config says first: which component it is for."""
 
+    #: The component's own name; it is set by choosing the component, not by itself.
     name: str = MISSING
-
-
-# --- the model and what depends on it ---------------------------------------------------------------------------------
-
-
-@dataclass
-class ResolutionConfig:
-    """One entry of a model's table of resolutions."""
-
-    #: Nominal height / width -> [height, width] in pixels; the nearest to the source picture's is taken.
-    buckets: dict[str, list[int]] = field(default_factory=dict, metadata=within(16, 4096))
-    #: Shift of the flow-matching schedule.
-    shift: float = field(default=7.0, metadata=SHIFT)
-    #: Polynomial of the TeaCache estimate, highest power first; empty: none was measured for this model.
-    teacache: list[float] = field(default_factory=list, metadata=COEFFICIENTS)
-
-
-@dataclass
-class AdapterConfig:
-    """One LoRA."""
-
-    #: File below the weights' folder, or an absolute path.
-    file: str = MISSING
-    scale: float = field(default=1.0, metadata=within(-10, 10))
-
-
-@dataclass
-class BundleConfig:
-    """Settings that belong together: how a model is sampled in one mode."""
-
-    steps: int = field(default=40, metadata=STEPS)
-    shift: float = field(default=7.0, metadata=SHIFT)
-    text_scale: float = field(default=5.0, metadata=SCALE)
-    audio_scale: float = field(default=4.0, metadata=SCALE)
-    loras: list[AdapterConfig] = field(default_factory=list)
-
-
-@dataclass
-class ContinuationModelConfig:
-    """How a model continues a video from window to window."""
-
-    #: "multitalk": motion frames mixed with noise of the step; "infinitetalk": clean motion frames, fixed reference.
-    style: str = "multitalk"
-    #: Frames of the window before that the next one is given: 4n + 1.
-    frames: int = field(default=25, metadata=WINDOW)
-    #: Seconds for which style "multitalk" is known to hold a face, and who says so: for longer videos a plan advises
-    #: something else. 15 is what MultiTalk's authors give for theirs.
-    multitalk_seconds: float = field(default=15.0, metadata=within(0, 86_400))
-    multitalk_seconds_by: str = "README of MeiGen-AI/MultiTalk"
-    #: What is advised then, in the words of the command line.
-    instead: str = "model=infinitetalk"
-    #: Frames over which a window is eased from the last one that was shown; 0, as in the public implementation: none.
-    blend: int = field(default=0, metadata=BLEND)
-
-
-@dataclass
-class ModelConfig:
-    """A model preset: its weights and everything that depends on them."""
-
-    name: str = MISSING
-    #: Folder of the weights on a volume.
-    folder: str = MISSING
-    packaged: bool = False
-    #: File of audio weights in Wan's key names, or the end of its path, where it lies beside Wan's own; "": any.
-    adapter: str = ""
-    #: Command that gets the weights, named when they are missing; "": that of a published preset, where there is one.
-    command: str = ""
-    #: Published architecture whose sizes a plan takes while the weights are not there (engine/fit/architectures).
-    architecture: str = ""
-    #: Native frames a second, of the audio features as well.
-    fps: float = field(default=25.0, metadata=FPS)
-    #: Most frames of one window: 4n + 1.
-    window: int = field(default=81, metadata=WINDOW)
-    resolutions: dict[str, ResolutionConfig] = field(default_factory=dict)
-    resolution: str = MISSING
-    continuation: ContinuationModelConfig = field(default_factory=ContinuationModelConfig)
-    standard: BundleConfig = field(default_factory=BundleConfig)
-    turbo: BundleConfig = field(default_factory=BundleConfig)
-    negative_prompt: str = ""
 
 
 # --- groups of the engine itself --------------------------------------------------------------------------------------
@@ -107,8 +36,9 @@ class ModelConfig:
 class QuantConfig:
     """How the transformer's weights are kept in memory: "none", "int8", or as a quantised file stores them."""
 
+    #: The way, one of the presets' names.
     name: str = "none"
-    #: That file, below the weights' folder, where there are several.
+    #: The quantised file, below the weights' folder, where there are several.
     file: str | None = None
 
 
@@ -117,7 +47,7 @@ class LoraConfig:
     """How LoRAs are applied; fixed at boot."""
 
     #: "runtime": an unmerged side branch that each request can have on or off; "merged": into the weights, at load.
-    mode: str = "runtime"
+    mode: str = field(default="runtime", metadata=one_of("runtime", "merged"))
     #: LoRAs beside those of the sampler's bundle.
     extra: list[AdapterConfig] = field(default_factory=list)
 
@@ -132,7 +62,7 @@ class MemoryConfig:
     blocks: int = field(default=1, metadata=within(1, 1000))
     #: group-offload and lowest: blocks that stay on the device while the transformer is in use; "auto": as many as fit
     #: there when the weights are loaded, beside what a window of the chosen resolution is allowed.
-    resident: int | str = field(default=0, metadata=within(0, 1000))
+    resident: int | str = field(default=0, metadata=within(0, 1000) | one_of("auto"))
     #: Move the next blocks while the ones before compute; null: where the device is CUDA, which it needs.
     streams: bool | None = None
     #: CUDA: pin the weights that wait in the host's memory; null: all of them where there is room for that when they
@@ -146,11 +76,15 @@ class MemoryConfig:
 class ParallelConfig:
     """How many devices work on one video: "none" (one), or "ulysses", one for each process that torchrun started."""
 
+    #: The way, one of the presets' names.
     name: str = "none"
-    #: This process among all and among those of this machine, how many there are, and the run: by torchrun.
+    #: Number of this process among all; torchrun sets it.
     rank: int | None = field(default="${oc.env:RANK,null}", metadata=within(0, 65_536))  # type: ignore[assignment]
+    #: Number of this process among those of this machine; torchrun sets it.
     local_rank: int | None = field(default="${oc.env:LOCAL_RANK,null}", metadata=within(0, 65_536))  # type: ignore[assignment]
+    #: Number of processes; torchrun sets it.
     size: int | None = field(default="${oc.env:WORLD_SIZE,null}", metadata=within(1, 65_536))  # type: ignore[assignment]
+    #: Name of torchrun's run; null: this process was not started by torchrun.
     run: str | None = "${oc.env:TORCHELASTIC_RUN_ID,null}"
 
 
@@ -158,8 +92,11 @@ class ParallelConfig:
 class GuidanceConfig:
     """Classifier-free guidance over text and audio. A scale of 1 turns its part off and saves its forwards."""
 
+    #: The kind of guidance; it is set by choosing it.
     name: str = "cfg"
+    #: Scale of the prompt.
     text_scale: float = field(default=II("model.${sampler.bundle}.text_scale"), metadata=SCALE)
+    #: Scale of the voices.
     audio_scale: float = field(default=II("model.${sampler.bundle}.audio_scale"), metadata=SCALE)
 
 
@@ -168,8 +105,11 @@ class ApgConfig(GuidanceConfig):
     """Adaptive projected guidance (arXiv 2410.02416)."""
 
     name: str = "apg"
+    #: Weight of the earlier steps' guidance in the running sum; negative: pushes away from it.
     momentum: float = field(default=-0.75, metadata=within(-0.999, 0.999))
+    #: Longest guidance vector (L2 norm); longer ones are scaled down to it.
     norm_threshold: float = field(default=55.0, metadata=within(0.001, 1e6))
+    #: Share that is kept of the guidance parallel to the conditional prediction, 0 .. 1.
     eta: float = field(default=0.0, metadata=within(0, 1))
 
 
@@ -177,6 +117,7 @@ class ApgConfig(GuidanceConfig):
 class CacheConfig:
     """No step cache: every forward is computed. The caches derive from this."""
 
+    #: The step cache; it is set by choosing it.
     name: str = "none"
 
 
@@ -189,6 +130,7 @@ class TeaCacheConfig(CacheConfig):
     threshold: float = field(default=0.2, metadata=within(1e-6, 100))
     #: First steps that are always computed.
     warmup: int = field(default=5, metadata=STEPS)
+    #: Polynomial that turns the change of the time embedding into that of the output, highest power first.
     coefficients: list[float] = field(
         default=II("model.resolutions.${resolution}.teacache"),
         metadata=COEFFICIENTS,
@@ -200,6 +142,7 @@ class FirstBlockCacheConfig(CacheConfig):
     """First-block cache of diffusers: skip the other blocks while the first one's residual has changed little."""
 
     name: str = "firstblock"
+    #: Relative change of the first block's residual below which the other blocks are skipped.
     threshold: float = field(default=0.05, metadata=within(0, 100))
 
 
@@ -208,8 +151,11 @@ class TaylorSeerConfig(CacheConfig):
     """TaylorSeer cache of diffusers, lite mode: predict the network's output between computed steps."""
 
     name: str = "taylorseer"
+    #: One step in so many is computed.
     interval: int = field(default=3, metadata=STEPS)
+    #: First steps that are always computed.
     warmup: int = field(default=3, metadata=STEPS)
+    #: Order of the Taylor series that predicts the steps between.
     order: int = field(default=1, metadata=within(0, 4))
 
 
@@ -217,8 +163,11 @@ class TaylorSeerConfig(CacheConfig):
 class ContinuationConfig:
     """How a video goes on from one window to the next."""
 
-    style: str = II("model.continuation.style")
+    #: "multitalk": motion frames mixed with noise of the step; "infinitetalk": clean motion frames, fixed reference.
+    style: str = field(default=II("model.continuation.style"), metadata=STYLE)
+    #: Frames of the window before that the next one is given: 4n + 1, at most half of a window.
     frames: int = field(default=II("model.continuation.frames"), metadata=WINDOW)
+    #: Frames over which a window is eased from the last one that was shown; 0: none.
     blend: int = field(default=II("model.continuation.blend"), metadata=BLEND)
     #: Pull each window's colours towards the picture's, 0 (off) .. 1.
     color_strength: float = field(default=1.0, metadata=within(0, 1))
@@ -228,12 +177,15 @@ class ContinuationConfig:
 class AccessConfig:
     """What a request's addresses may reach, unless the caller of the engine gives an Access of its own."""
 
+    #: Kinds of address that may be opened: "path", "data", "http", "https", "s3" and those of plugins.
     schemes: list[str] = field(default_factory=lambda: ["path", "data"])
     #: Folders below which paths may lie; null: anywhere.
     folders: list[str] | None = None
+    #: Most bytes of one file.
     max_bytes: int = field(default=512 * 2**20, metadata=within(1, 2**50))
-    #: Seconds to open one address, and all of a request's together.
+    #: Most seconds to open one address.
     timeout: float = field(default=60.0, metadata=within(0.001, 86_400))
+    #: Most seconds to open all of a request's addresses.
     total_timeout: float = field(default=300.0, metadata=within(0.001, 86_400))
     #: Most pixels of a picture or a mask; the default is 8192 x 8192.
     max_pixels: int = field(default=2**26, metadata=within(1, 2**31))
@@ -243,8 +195,9 @@ class AccessConfig:
     private_hosts: list[str] = field(default_factory=list)
     #: Buckets that s3:// addresses may name where this machine's keys open them; "": the one in `endpoint_url`'s host.
     buckets: list[str] = field(default_factory=lambda: ["${oc.env:S3_BUCKET,''}"])
-    #: Their store, where it is not Amazon's, and their region.
+    #: Address of their store, where it is not Amazon's.
     endpoint_url: str | None = "${oc.env:BUCKET_ENDPOINT_URL,null}"
+    #: Their region.
     region: str | None = "${oc.env:AWS_REGION,null}"
 
 
@@ -254,27 +207,48 @@ class VideoConfig:
 
     #: x264 constant rate factor, 0 (lossless) .. 51.
     crf: int = field(default=18, metadata=within(0, 51))
-    preset: str = "medium"
+    #: x264's preset, from the fastest encoding to the smallest file.
+    preset: str = field(default="medium", metadata=X264_PRESET)
     #: AAC bits a second.
     audio_bitrate: int = field(default=192_000, metadata=within(32_000, 512_000))
 
 
+def _asked(default: Any, about: str, word: str, allowed: Mapping[str, Any] | None = None) -> Any:
+    return field(default=default, metadata={"help": about, "word": word, **(allowed or {})})
+
+
 @dataclass
 class RequestConfig:
-    """The request of the `generate` entrypoint; the flags of the command line end here."""
+    """The request of the `generate` entrypoint; the flags of the command line end here, one for each field in order."""
 
-    image: str | None = None
-    audio: list[str] = field(default_factory=list)
-    prompt: str | None = None
-    negative_prompt: str | None = None
-    #: A YAML or JSON file with a list `speakers`, in place of `audio`.
-    speakers: str | None = None
-    seed: int = 42
-    frames: int | str | None = None
-    fps: float | None = None
-    audio_type: str = "para"
-    timing: str = "direct"
-    fit: str = "crop"
+    image: str | None = _asked(None, "the picture: a path, or an address that a plugin opens", "FILE")
+    audio: list[str] = field(
+        default_factory=list,
+        metadata={
+            "word": "FILE",
+            "help": "a voice, once for each person from left to right; 'silence' for one who is quiet; "
+            "FILE#left, FILE#track=2 or FILE#start=3,duration=10,delay=1 takes a part of it",
+        },
+    )
+    prompt: str | None = _asked(None, "what is to be seen", "TEXT")
+    negative_prompt: str | None = _asked(None, "what is not to be seen; without it the model's own", "TEXT")
+    frames: int | str | None = _asked(
+        None, "frames of the video; auto, or without it: as long as the voices", "N|auto", within(1, 90_000)
+    )
+    fps: float | None = _asked(None, "frames a second, 1 to 60; without it the model's own rate", "F", FPS)
+    seed: int = _asked(42, "start of the noise, 0 to 2**63 - 1; -1 for a random one (42)", "S", within(-1, 2**63 - 1))
+    speakers: str | None = _asked(None, "YAML or JSON: who speaks where, in place of --audio (see docs/cli.md)", "FILE")
+    audio_type: str = _asked(
+        "para", "para: all voices start at once; add: one after the other", "para|add", one_of("para", "add")
+    )
+    timing: str = _asked(
+        "direct",
+        "direct: each frame at its own time; native: made at the model's rate and picked",
+        "direct|native",
+        one_of("direct", "native"),
+    )
+    fit: str = _asked("crop", "how the picture comes to the model's shape", "crop|pad", one_of("crop", "pad"))
+    #: Name of the video's file; the flag is --output.
     filename: str | None = None
 
 
@@ -286,9 +260,10 @@ class SamplerConfig(ComponentConfig):
     """What every sampler knows. Steps, shift, guidance scales and LoRAs come from the model's bundle."""
 
     #: "standard" or "turbo": which of the model's bundles the defaults come from.
-    bundle: str = "standard"
-    #: 1 .. 1000.
+    bundle: str = field(default="standard", metadata=BUNDLE)
+    #: Sampling steps.
     steps: int = field(default=II("model.${sampler.bundle}.steps"), metadata=STEPS)
+    #: Shift of the flow-matching schedule.
     shift: float = field(default=II("model.${sampler.bundle}.shift"), metadata=SHIFT)
 
     def check(self) -> None:
@@ -303,6 +278,7 @@ class SamplerConfig(ComponentConfig):
 class FolderConfig(ComponentConfig):
     """What the config of a source derives from whose `path` is a folder that `multitalk models pull` fills."""
 
+    #: The folder, with a sub-folder for each model.
     path: str = MISSING
 
 
@@ -328,29 +304,48 @@ class EntrypointConfig(ComponentConfig):
 class Config:
     """The whole composed config."""
 
+    #: The network, with its weights and everything that depends on them.
     model: ModelConfig = MISSING
+    #: Name of one of the model's resolutions (`multitalk plugins` lists them).
     resolution: str = II("model.resolution")
+    #: Where the weights come from.
     source: ComponentConfig = MISSING
+    #: How weights are read from disk.
     reader: ComponentConfig = MISSING
+    #: How the transformer's weights are kept in memory.
     quant: QuantConfig = field(default_factory=QuantConfig)
+    #: The attention kernel.
     attention: ComponentConfig = MISSING
+    #: How LoRAs are applied.
     lora: LoraConfig = field(default_factory=LoraConfig)
+    #: What of the model is in memory, and on the device, at a time.
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    #: How many devices work on one video.
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    #: The solver, its steps and its schedule.
     sampler: SamplerConfig = MISSING
+    #: How far prompt and voices steer the video.
     guidance: GuidanceConfig = MISSING
+    #: Which steps are computed, and which are taken from earlier ones.
     cache: CacheConfig = MISSING
+    #: How a video goes on from one window to the next.
     continuation: ContinuationConfig = field(default_factory=ContinuationConfig)
+    #: How the MP4 is encoded.
     video: VideoConfig = field(default_factory=VideoConfig)
+    #: What a request's addresses may reach.
     access: AccessConfig = field(default_factory=AccessConfig)
+    #: Where a finished video goes.
     sink: SinkConfig = MISSING
+    #: What the engine does: makes one video, serves jobs, ...
     entrypoint: ComponentConfig = MISSING
+    #: Where the workers of a batch run.
     launcher: ComponentConfig = MISSING
+    #: What `generate` is asked for.
     request: RequestConfig = field(default_factory=RequestConfig)
     #: "auto" (CUDA where there is one), "cpu" or "cuda".
-    device: str = "auto"
-    #: Of the transformer: "auto" (bfloat16 on CUDA, float32 on CPU), "bfloat16" or "float32".
-    dtype: str = "auto"
+    device: str = field(default="auto", metadata=one_of("auto", "cpu", "cuda"))
+    #: Number format of the transformer: "auto" (bfloat16 on CUDA, float32 on CPU), "bfloat16" or "float32".
+    dtype: str = field(default="auto", metadata=one_of("auto", "bfloat16", "float32"))
 
 
 #: Groups and keys that are fixed once an engine is booted: a request that changes one is refused.

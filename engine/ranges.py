@@ -1,4 +1,4 @@
-"""The ranges of a config's numbers: fields declare theirs with `within`, and `engine.bounds` holds configs to them."""
+"""What a config's values may be: fields declare it (`within`, `one_of`), and `engine.bounds` holds configs to it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ def within(least: float, most: float) -> dict[str, Any]:
     """Return the metadata of a field whose numbers are `least` to `most`; `engine.bounds` holds every config to it."""
     return {"within": (least, most)}
 
+
+def one_of(*words: str) -> dict[str, Any]:
+    """Return the metadata of a field whose text is one of `words`; `engine.bounds` holds every config to it."""
+    return {"one_of": words}
+
+
+#: Metadata of a field whose value is shown nowhere: a password, a key.
+SECRET: dict[str, Any] = {"secret": True}
 
 #: Steps of a sampler, or of a cache within them.
 STEPS = within(1, 1000)
@@ -21,3 +29,13 @@ WINDOW = within(1, 1001)
 FPS = within(1, 60)
 BLEND = within(0, 1001)
 COEFFICIENTS = within(-1e9, 1e9)
+
+#: Which of a model's bundles a sampler takes its defaults from.
+BUNDLE = one_of("standard", "turbo")
+#: How a model continues a video from window to window.
+STYLE = one_of("multitalk", "infinitetalk")
+#: x264's presets, from quick to small. x264 itself would write about an unknown one on stderr.
+X264_PRESET = one_of(
+    *("ultrafast", "superfast", "veryfast", "faster", "fast"),
+    *("medium", "slow", "slower", "veryslow", "placebo"),
+)

@@ -42,6 +42,11 @@ def named_secrets(environment: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(value for name, value in environment.items() if _NAMED.search(name) and len(value) >= 8)
 
 
+def named_secret(name: str) -> bool:
+    """Say whether the name of a variable or a key says that its value is a secret."""
+    return bool(_NAMED.search(name))
+
+
 def _host(found: re.Match[str]) -> str:
     whole = f"{found[1]}{found[2]}"
     return whole if found[0].rstrip("/") == whole else f"{whole}/{HIDDEN}"

@@ -21,11 +21,6 @@ COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder"
 _DAY = 86_400
 #: Pillow's own limit, which stays.
 _MOST_PIXELS = 178_956_970
-#: x264's, from quick to small. x264 itself would write about an unknown one on stderr.
-PRESETS = (
-    *("ultrafast", "superfast", "veryfast", "faster", "fast"),
-    *("medium", "slow", "slower", "veryslow", "placebo"),
-)
 
 
 def make_settings(config: Config, registry: Registry, *, weights: Path | None = None) -> Settings:
@@ -196,16 +191,6 @@ def _check(config: Config) -> None:
             hint=f"at most {most}",
             code="out_of_range",
         )
-    for field, name, known in (
-        ("continuation.style", config.continuation.style, ("multitalk", "infinitetalk")),
-        ("sampler.bundle", config.sampler.bundle, ("standard", "turbo")),
-        ("lora.mode", config.lora.mode, ("runtime", "merged")),
-        ("video.preset", config.video.preset, PRESETS),
-    ):
-        if name not in known:
-            raise ConfigError(
-                f"{name!r} is unknown", field=field, hint=f"choose {', '.join(known[:-1])} or {known[-1]}"
-            )
     if config.continuation.blend > config.model.window:
         raise ConfigError(
             f"{config.continuation.blend} is out of range",

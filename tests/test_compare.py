@@ -273,7 +273,9 @@ def test_a_strange_run_is_a_line_of_the_page_and_the_others_stay(name: str, tmp_
     assert not [source for video in parsed.all("video") if "passwd" in (source := str(video["src"]))]
 
 
-def test_folders_that_are_no_text_are_linked_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_that_are_no_text_are_linked_as_they_are(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
     sweep = Path(os.fsdecode(os.fsencode(tmp_path) + b"/sweep-\xff"))
     path = run(sweep, 1)
     other = path.rename(path.with_name(os.fsdecode(b"run-\xe9-\xc2\xb2")))
@@ -282,7 +284,7 @@ def test_folders_that_are_no_text_are_linked_as_they_are(tmp_path: Path, capsys:
     parsed = page(sweep)
 
     # Read here: processes of a parallel test run cannot hand each other such a name.
-    assert capsys.readouterr().out == f"{sweep / 'index.html'}\n"
+    assert capsysbinary.readouterr().out == os.fsencode(sweep / "index.html") + b"\n"
     (video,) = parsed.all("video")
     assert video["src"] == "run-%E9-%C2%B2/talk.mp4"
     assert r"run-\udce9-²" in (sweep / "index.html").read_text("utf-8")

@@ -31,7 +31,8 @@ ROOMS = {
     "engine.estimates": set[str](),
     "engine.errors": {"engine.plain"},
     "engine.plain": set[str](),
-    "engine.config": {"engine.errors", "engine.ranges"},
+    "engine.config": {"engine.errors", "engine.model_config", "engine.ranges"},
+    "engine.model_config": {"engine.ranges"},
     "engine.ranges": set[str](),
     "engine.network": {"engine.cancel", "engine.errors", "engine.wire"},
     "engine.redact": set(),
@@ -80,6 +81,9 @@ ROOMS = {
     "engine.batch": {
         *("engine.batch", "engine.commands.hush", "engine.components", "engine.data", "engine.errors", "engine.jobs"),
         *("engine.bounded", "engine.names", "engine.whole", "engine.worker"),
+    },
+    "engine.keys": {
+        *("engine.compose", "engine.config", "engine.keys", "engine.redact", "engine.registry", "engine.words"),
     },
     "engine.register": {"engine.config", "engine.errors"},
     "engine.hookspecs": {"engine.components", "engine.data", "engine.register"},

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from engine.commands.escape import override, override_list
-from engine.config import ComponentConfig
+from engine.config import ComponentConfig, RequestConfig
 from engine.errors import ConfigError
 
 
@@ -31,24 +31,11 @@ class Flag:
         return "--" + self.key.replace("_", "-")
 
 
-REQUEST = (
-    Flag("image", "FILE", "the picture: a path, or an address that a plugin opens"),
-    Flag(
-        "audio",
-        "FILE",
-        "a voice, once for each person from left to right; 'silence' for one who is quiet; "
-        "FILE#left, FILE#track=2 or FILE#start=3,duration=10,delay=1 takes a part of it",
-        many=True,
-    ),
-    Flag("prompt", "TEXT", "what is to be seen"),
-    Flag("negative_prompt", "TEXT", "what is not to be seen; without it the model's own"),
-    Flag("frames", "N|auto", "frames of the video; auto, or without it: as long as the voices"),
-    Flag("fps", "F", "frames a second, 1 to 60; without it the model's own rate"),
-    Flag("seed", "S", "start of the noise, 0 to 2**63 - 1; -1 for a random one (42)"),
-    Flag("speakers", "FILE", "YAML or JSON: who speaks where, in place of --audio (see docs/cli.md)"),
-    Flag("audio_type", "para|add", "para: all voices start at once; add: one after the other"),
-    Flag("timing", "direct|native", "direct: each frame at its own time; native: made at the model's rate and picked"),
-    Flag("fit", "crop|pad", "how the picture comes to the model's shape"),
+#: One for each field of RequestConfig that has a word to show, in its order.
+REQUEST = tuple(
+    Flag(field.name, field.metadata["word"], field.metadata["help"], many=field.name == "audio")
+    for field in dataclasses.fields(RequestConfig)
+    if "word" in field.metadata
 )
 
 

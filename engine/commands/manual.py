@@ -11,6 +11,7 @@ from engine.registry import installed
 COMMANDS = {
     "plan": "what generate would do: sizes, windows, memory, seconds and cost on GPUs (generate --dry-run)",
     "plugins": "list every component and preset by group, with its package (--json)",
+    "config": "the composed config with where each value comes from; KEY: what a key means (--json, docs/config.md)",
     "show": "FILE.mp4: print the recipe a video carries (--json)",
     "again": "FILE.mp4 --image ... --audio ...: make a video again from its recipe",
     "compare": "DIR: one page with the videos of a sweep side by side, and a table of their figures (docs/sweeps.md)",

@@ -25,11 +25,21 @@ def boot(asked: Sequence[str], environment: Mapping[str, str] = os.environ) -> l
     What comes later wins. The one place where code reads the environment in a config's stead: an override cannot stand
     in a config. Raises ConfigError.
     """
-    told = [*_split(environment.get(_OVERRIDES, "")), *asked]
+    told = [*environment_overrides(environment), *asked]
     named = {override.lstrip("+~").partition("=")[0] for override in told}
     chosen = [override.partition("=")[2].strip("'\"") for override in told if override.startswith("model=")]
-    recipe = environment.get(_RECIPE, "").strip() or _fitting(chosen[-1] if chosen else MODEL)
+    recipe = environment_recipe(environment) or _fitting(chosen[-1] if chosen else MODEL)
     return [*_defaults(named, environment, recipe=recipe), *told]
+
+
+def environment_overrides(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the overrides that MULTITALK_OVERRIDES has. Raises ConfigError if it cannot be split into words."""
+    return _split(environment.get(_OVERRIDES, ""))
+
+
+def environment_recipe(environment: Mapping[str, str] = os.environ) -> str:
+    """Return the recipe that MULTITALK_RECIPE names; "": none."""
+    return environment.get(_RECIPE, "").strip()
 
 
 def _fitting(model: str) -> str:

@@ -16,7 +16,7 @@ from omegaconf import II
 
 from engine import EngineService, hookimpl
 from engine.components import Entrypoint, Launcher, Service
-from engine.config import ComponentConfig, EntrypointConfig, within
+from engine.config import ComponentConfig, EntrypointConfig, one_of, within
 from engine.errors import ConfigError
 from engine.plain import plain
 from engine.register import Register
@@ -37,9 +37,11 @@ class BatchConfig(EntrypointConfig):
     """Makes the videos of a file of jobs, one JSON object a line (docs/batch.md)."""
 
     name: str = "batch"
+    #: As `launcher`.
     launcher: ComponentConfig = field(default=II("launcher"), metadata={"flag": False})
+    #: As `sink.name`.
     sink: str = field(default=II("sink.name"), metadata={"flag": False})
-    #: Of the videos; null: the sink has none.
+    #: Folder of the videos, that of the sink; null: the sink has none.
     folder: str | None = field(default="${oc.select:sink.folder,null}", metadata={"flag": False})
     jobs: str | None = field(
         default=None,
@@ -59,7 +61,8 @@ class BatchConfig(EntrypointConfig):
             "help": "what jobs that do not say take: job: as a worker; model: as the command line, rate, steps and "
             "scales of the model and the length of the voices (job)",
             "word": "job|model",
-        },
+        }
+        | one_of("job", "model"),
     )
     num_frames: int | str = field(
         default=100,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine import hookimpl
 from engine.components import Entrypoint, Service
-from engine.config import ComponentConfig, within
+from engine.config import SECRET, ComponentConfig, within
 from engine.endpoint.limits import Limits
 from engine.errors import MissingExtra
 from engine.register import Register
@@ -49,7 +49,7 @@ class EndpointConfig(ComponentConfig):
         default=None,
         metadata={"help": "command of a worker (multitalk runpod, with the overrides given here)", "word": "COMMAND"},
     )
-    api_key: str | None = field(default=None, metadata={"help": "key that callers need (none)", "word": "KEY"})
+    api_key: str | None = field(default=None, metadata={"help": "key that callers need (none)", "word": "KEY"} | SECRET)
     allowed_host: str | None = field(
         default=None,
         metadata={"help": "names that callers may ask for beside localhost, by commas (none)", "word": "NAMES"},

@@ -42,6 +42,7 @@ class GenerateConfig(EntrypointConfig):
 
     parallel: ClassVar[bool] = True
     name: str = "generate"
+    #: As `request`.
     request: RequestConfig = II("request")
     json: bool = field(default=False, metadata={"help": "answer with one JSON object, the last line of stdout"})
     dry_run: bool = field(default=False, metadata={"help": "show the plan, load nothing, make nothing"})

@@ -31,8 +31,9 @@ class LocalConfig(ComponentConfig):
     """Workers on this machine: a process for each CUDA device, or one on the CPU."""
 
     name: str = "local"
-    #: Processes; null: one a device.
+    #: Number of processes; null: one a device.
     workers: int | None = field(default=None, metadata=within(1, 1000))
+    #: As `device`.
     device: str = II("device")
 
 

@@ -36,12 +36,13 @@ class RayConfig(ComponentConfig):
     """Workers on a Ray cluster: an actor for each of its GPUs, or one a machine without any."""
 
     name: str = "ray"
-    #: Of the cluster: host:port, "auto" for the one this machine belongs to, "local" for one of this process' own.
+    #: Address of the cluster: host:port, "auto" for the one this machine belongs to, "local" for this process' own.
     address: str = "${oc.env:RAY_ADDRESS,local}"
-    #: Actors; null: one a device.
+    #: Number of actors; null: one a device.
     workers: int | None = field(default=None, metadata=within(1, 10_000))
     #: CPUs that each actor reserves, and computes with if it has no GPU.
     cpus: float = field(default=1.0, metadata=within(0.01, 10_000))
+    #: As `device`.
     device: str = II("device")
 
 

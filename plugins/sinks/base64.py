@@ -22,7 +22,7 @@ class Base64Config(SinkConfig):
     """Keep no file: the answer is the video itself, as base64 text."""
 
     name: str = "base64"
-    #: Most bytes of base64 text that the answer may carry; None: any number.
+    #: Most bytes of base64 text that the answer may carry; null: any number.
     limit: int | None = field(default=None, metadata=within(1, 2**40))
 
 

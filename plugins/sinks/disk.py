@@ -25,6 +25,7 @@ class DiskConfig(SinkConfig):
     """A folder on this machine: sink.folder, or the folder of --output."""
 
     name: str = "disk"
+    #: The folder of the videos.
     folder: str = "."
     #: Replace a file that already bears the name asked for.
     overwrite: bool = False

@@ -16,7 +16,7 @@ from engine import hookimpl
 from engine.buckets import DAMAGED, Bucket, Trouble
 from engine.cancel import CancelToken, check
 from engine.components import Sink
-from engine.config import SinkConfig, within
+from engine.config import SinkConfig, one_of, within
 from engine.data import Artifact, Kept, Store
 from engine.errors import ConfigError, NotDelivered, RequestError, SinkError
 from engine.patience import patiently
@@ -37,23 +37,27 @@ class S3Config(SinkConfig):
     """A bucket: sink.bucket, else $S3_BUCKET. Keys come from boto3's own places, never from here."""
 
     name: str = "s3"
-    #: May be left out where the endpoint's host names it.
+    #: The bucket; it may be left out where the endpoint's host names it.
     bucket: str = "${oc.env:S3_BUCKET,''}"
+    #: Its region; null: as boto3 is configured.
     region: str | None = "${oc.env:AWS_REGION,null}"
-    #: Of a store other than Amazon's.
+    #: Address of a store other than Amazon's.
     endpoint_url: str | None = "${oc.env:BUCKET_ENDPOINT_URL,null}"
     #: Where a request names the bucket: "path", "virtual" (in the host) or "auto" (path at an endpoint_url, else host).
-    addressing: str = "auto"
+    addressing: str = field(default="auto", metadata=one_of("auto", "path", "virtual"))
     #: Keys are <prefix>/<job>/<file name>.
     prefix: str = "videos"
     #: Seconds for which the address works, up to seven days; one signed with a session token ends with the token.
     url_seconds: int = field(default=24 * 3600, metadata=within(1, 7 * 24 * 3600))
     #: Address in place of a presigned URL, such as https://cdn.example.com/{key}; {bucket} and {region} work too.
     public_url: str | None = None
+    #: Access control list sent along; null: the bucket's own.
     acl: str | None = None
+    #: Storage class sent along; null: the bucket's own.
     storage_class: str | None = None
-    #: Uploads tried in all. Between two lies a random time of up to `backoff` seconds, doubled with each.
+    #: Uploads tried in all.
     attempts: int = field(default=5, metadata=within(1, 100))
+    #: Between two uploads lies a random time of up to so many seconds, doubled with each.
     backoff: float = field(default=1.0, metadata=within(0, 3600))
     #: Seconds in which no byte moves, after which a connection counts as lost.
     timeout: float = field(default=60.0, metadata=within(0.001, 86_400))
@@ -62,11 +66,12 @@ class S3Config(SinkConfig):
     checksum: bool = True
     #: What is compared afterwards: "content" (SHA-256, else the ETag where it is an MD5) or "size" alone, which is for
     #: stores whose ETag looks like an MD5 and is none.
-    compare: str = "content"
+    compare: str = field(default="content", metadata=one_of("content", "size"))
     #: Ask for the bucket before any work, which needs s3:ListBucket; false only looks for credentials.
     probe: bool = True
-    #: Where a video waits that could not be uploaded; None: "undelivered" in `volume`, else in the home folder.
+    #: Where a video waits that could not be uploaded; null: "undelivered" in `volume`, else in the home folder.
     keep_folder: str | None = None
+    #: The volume of the weights, in which videos wait that could not be uploaded.
     volume: str = "${oc.env:MODEL_PATH,/runpod-volume/models}"
 
 

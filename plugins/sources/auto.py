@@ -24,6 +24,7 @@ class AutoConfig(ComponentConfig):
     """The first of source.chain that has the model; with source.download=true the last resort is to download it."""
 
     name: str = "auto"
+    #: Names of sources, in the order in which they are asked.
     chain: list[str] = field(default_factory=lambda: list(_USUAL))
     #: May what is missing, or incomplete on the volume, be downloaded?
     download: bool = False

@@ -26,7 +26,7 @@ class DownloadConfig(FolderConfig):
 
     name: str = "download"
     path: str = "${oc.env:MODEL_PATH,/runpod-volume/models}"
-    #: Of `multitalk models list`; "": the one that model and quant read.
+    #: A preset of `multitalk models list`; "": the one that model and quant read.
     preset: str = ""
 
 

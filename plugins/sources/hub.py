@@ -21,7 +21,7 @@ class HubConfig(ComponentConfig):
     name: str = "hub"
     #: Further caches, looked into first.
     caches: list[str] = field(default_factory=lambda: ["/runpod-volume/huggingface-cache/hub"])
-    #: Of `multitalk models list`; "": the one that model and quant read.
+    #: A preset of `multitalk models list`; "": the one that model and quant read.
     preset: str = ""
 
 
