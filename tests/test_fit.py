@@ -382,7 +382,6 @@ def test_a_choice_without_arithmetic_leaves_the_estimates_out() -> None:
         Load("cpu", "float32", "none", "magic", 1).check()
     for chosen, told in (
         ("memory.name=magic", "memory=magic"),
-        ("dtype=float12", "dtype=float12"),
         ("quant=gguf", "quant=gguf"),
     ):
         plan = EngineService(["model=multitalk", chosen]).plan(REQUEST)
