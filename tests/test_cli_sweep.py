@@ -176,7 +176,7 @@ def test_a_sweep_has_no_folder_for_all_videos(desk: Path, capsys: pytest.Capture
     assert not list(desk.iterdir())
 
 
-@pytest.mark.parametrize("word", ["sampler=standard,eulr", "sampler.stepz=1,2", "request.frames=1,abc"])
+@pytest.mark.parametrize("word", ["sampler=standard,eulr", "sampler.stepz=1,2", "request.fps=1,abc"])
 def test_a_combination_that_does_not_compose_stops_the_sweep_in_one_line(
     word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,12 +41,11 @@ def plan_walk(request: Request, media: Media, settings: Settings, *, cancel: Can
     generated = generated_frames(frames, fps, generated_fps) if native else frames
     _check_budget(request, settings, frames / fps, generated, max(fps, settings.native_fps))
     windows = plan_windows(generated, window=settings.window, motion=settings.motion, cancel=cancel)
-    # What a voice loses comes first: it is what a caller who did not ask for a length has to know.
-    warnings = _length_warnings(spans, frames / fps, fps, request)
+    # What stops the work, and then what a voice loses: a caller who did not ask for a length has to know that.
+    warnings = [f"nothing can be made {settings.absent}"] if settings.weights is None else []
+    warnings += _length_warnings(spans, frames / fps, fps, request)
     if settings.untrained:
         warnings.append(f"the weights of {settings.model!r} are untrained: the video shows noise, not a talking person")
-    if settings.weights is None:
-        warnings.append(f"nothing can be made {settings.absent}")
     warnings += _strange(media, settings)
     if len(request.speakers) > 2:
         warnings.append("three and more speakers are experimental: the public weights were trained on one and two")
