@@ -87,13 +87,18 @@ def odd(content: bytes) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("form", odd(b""))
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [90, 91, 92, 2500])
+#: But for short texts of MP3 and AAC: their two bytes are no sign of a medium, and a path may look like them.
+SENT = [
+    (kind, form, size)
+    for kind in KINDS
+    for form in odd(b"")
+    for size in (90, 91, 92, 2500)
+    if kind not in ("MP3", "AAC") or size > 300 or form.startswith("a data")
+]
+
+
+@pytest.mark.parametrize(("kind", "form", "size"), SENT)
 def test_base64_in_whatever_form_it_is_sent_is_the_file(tmp_path: Path, kind: str, form: str, size: int) -> None:
-    if kind in ("MP3", "AAC") and size < 300 and not form.startswith("a data"):
-        # Their two bytes are no sign of a medium, and a path may look like so short a text.
-        pytest.skip("ambiguous")
     content = (KINDS[kind] + bytes(range(250, 256)) + bytes(range(256)) * (size // 256 + 1))[:size]
     address = as_address(odd(content)[form], field="x")
     path = open_address(address=address, scheme="data", access=Access(), into=tmp_path)
