@@ -25,6 +25,11 @@ def check_numbers(config: Config) -> None:
             _hold(getattr(config, field.name), field.name, field.metadata)
 
 
+def check_part(part: object, key: str) -> None:
+    """Hold one part of a config, a dataclass that stands under `key`, to its own ranges. Raises as `check_numbers`."""
+    _hold(part, key, {})
+
+
 def _hold(value: object, key: str, metadata: Mapping[Any, Any]) -> None:
     if isinstance(value, bool):
         return

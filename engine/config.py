@@ -187,8 +187,8 @@ class AccessConfig:
     timeout: float = field(default=60.0, metadata=within(0.001, 86_400))
     #: Most seconds to open all of a request's addresses.
     total_timeout: float = field(default=300.0, metadata=within(0.001, 86_400))
-    #: Most pixels of a picture or a mask; the default is 8192 x 8192.
-    max_pixels: int = field(default=2**26, metadata=within(1, 2**31))
+    #: Most pixels of a picture or a mask; the default is 8192 x 8192, the largest is Pillow's own limit.
+    max_pixels: int = field(default=2**26, metadata=within(1, 178_956_970))
     #: Longest voice in seconds, of what is taken of its file.
     max_seconds: float = field(default=3600.0, metadata=within(0.001, 86_400))
     #: Hosts that may be fetched from although they are not on the public internet.

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from engine.bounds import check_numbers
+from engine.bounds import check_numbers, check_part
 from engine.buckets import Bucket
 from engine.components import FetchingSource
 from engine.config import Config, ContinuationModelConfig, EntrypointConfig, FolderConfig
@@ -17,10 +17,6 @@ from engine.registry import Registry
 from engine.stages.passes import branches
 
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder", "audio_encoder")
-#: Seconds; a socket takes no timeout without an end.
-_DAY = 86_400
-#: Pillow's own limit, which stays.
-_MOST_PIXELS = 178_956_970
 
 
 def make_settings(config: Config, registry: Registry, *, weights: Path | None = None) -> Settings:
@@ -72,18 +68,7 @@ def largest_window(config: Config) -> tuple[int, int, int]:
 def make_access(config: Config) -> Access:
     """Return what a request's addresses may reach. Raises ConfigError. Credentials are in no config."""
     access = config.access
-    if access.max_bytes < 1:
-        raise ConfigError(f"at most {access.max_bytes} bytes", field="access.max_bytes", hint="give 1 or more")
-    for name, seconds in (("timeout", access.timeout), ("total_timeout", access.total_timeout)):
-        if not 0 < seconds <= _DAY:
-            hint = f"give more than 0, at most {_DAY}"
-            raise ConfigError(f"{seconds:g} seconds", field=f"access.{name}", hint=hint)
-    if not 1 <= access.max_pixels <= _MOST_PIXELS:
-        hint = f"give 1 to {_MOST_PIXELS}"
-        raise ConfigError(f"at most {access.max_pixels} pixels", field="access.max_pixels", hint=hint)
-    if not 0 < access.max_seconds <= _DAY:
-        hint = f"give more than 0, at most {_DAY}"
-        raise ConfigError(f"voices of {access.max_seconds:g} seconds", field="access.max_seconds", hint=hint)
+    check_part(access, "access")
     named = [bucket for bucket in access.buckets if bucket]
     # An endpoint may have the bucket in its host, as RunPod's has.
     place = Bucket(named[0] if named else "", endpoint_url=access.endpoint_url)

@@ -110,6 +110,7 @@ ROOMS = {
         "engine.bar",
         "engine.base64_text",
         "engine.batch",
+        "engine.bounds",
         "engine.buckets",
         "engine.cancel",
         "engine.components",

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from engine import hookimpl
+from engine.bounds import check_part
 from engine.buckets import DAMAGED, Bucket, Trouble
 from engine.cancel import CancelToken, check
 from engine.components import Sink
@@ -323,17 +324,7 @@ def _check_config(config: S3Config) -> None:
     if not 1 <= config.url_seconds <= _LONGEST_URL:
         hint = f"give 1 to {_LONGEST_URL} (seven days), or a sink.public_url"
         raise ConfigError(f"a URL cannot work for {config.url_seconds} seconds", field="sink.url_seconds", hint=hint)
-    if config.attempts < 1:
-        raise ConfigError(f"{config.attempts} attempts", field="sink.attempts", hint="give 1 or more")
-    if not config.backoff >= 0:
-        raise ConfigError(f"a backoff of {config.backoff:g} seconds", field="sink.backoff", hint="give 0 or more")
-    if not config.timeout > 0:
-        raise ConfigError(f"a timeout of {config.timeout:g} seconds", field="sink.timeout", hint="give more than 0")
-    if config.compare not in ("content", "size"):
-        raise ConfigError(f"no comparison by {config.compare!r}", field="sink.compare", hint="content, size")
-    styles = ("auto", "path", "virtual")
-    if config.addressing not in styles:
-        raise ConfigError(f"no addressing {config.addressing!r}", field="sink.addressing", hint=", ".join(styles))
+    check_part(config, "sink")
     try:
         (config.public_url or "").format(bucket="", region="", key="")
     except (LookupError, ValueError) as error:
