@@ -73,7 +73,15 @@ ROOMS = {
     "engine.names": set[str](),
     "engine.sniff": set[str](),
     "engine.worker": {
-        *("engine.components", "engine.data", "engine.errors", "engine.host_memory", "engine.jobs", "engine.models"),
+        *(
+            "engine.components",
+            "engine.config",
+            "engine.data",
+            "engine.errors",
+            "engine.host_memory",
+            "engine.jobs",
+            "engine.models",
+        ),
         "engine.bounded",
         "engine.redact",
         "engine.worker",

@@ -16,10 +16,11 @@ from omegaconf import II
 
 from engine import EngineService, hookimpl
 from engine.components import Entrypoint, Launcher, Service
-from engine.config import ComponentConfig, EntrypointConfig, one_of, within
+from engine.config import ComponentConfig, one_of, within
 from engine.errors import ConfigError
 from engine.plain import plain
 from engine.register import Register
+from engine.worker.limits import JobsConfig
 
 if TYPE_CHECKING:
     from engine.batch.check import Checked
@@ -33,7 +34,7 @@ SOME_FAILED = 3
 
 
 @dataclass
-class BatchConfig(EntrypointConfig):
+class BatchConfig(JobsConfig):
     """Makes the videos of a file of jobs, one JSON object a line (docs/batch.md)."""
 
     name: str = "batch"
@@ -64,25 +65,6 @@ class BatchConfig(EntrypointConfig):
         }
         | one_of("job", "model"),
     )
-    num_frames: int | str = field(
-        default=100,
-        metadata={"help": "frames of a job that does not say, or auto: as long as its voices (100)", "word": "N"},
-    )
-    max_frames: int = field(
-        default=201, metadata={"help": "most frames that a job may ask for (201)", "word": "N"} | within(1, 90_000)
-    )
-    max_steps: int = field(
-        default=100, metadata={"help": "most steps that a job may ask for (100)", "word": "N"} | within(2, 1000)
-    )
-    max_seconds: float = field(
-        default=600.0,
-        metadata={"help": "most seconds of a video that is as long as its voices (600)", "word": "S"} | within(1, 3600),
-    )
-    max_forwards: int = field(
-        default=50_000,
-        metadata={"help": "most forwards of the network for a job, windows x steps x passes (50000)", "word": "N"}
-        | within(1, 10_000_000),
-    )
     grace: float = field(
         default=20.0,
         metadata={"help": "seconds that jobs at work have to finish after Ctrl-C (20)", "word": "S"}
@@ -111,8 +93,6 @@ class Batch:
 
         if not config.jobs:
             raise ConfigError("no file of jobs", field="entrypoint.jobs", hint="multitalk batch JOBS.jsonl")
-        if not config.grace >= 0:
-            raise ConfigError(f"a grace of {config.grace:g} s", field="entrypoint.grace", hint="give 0 or more")
         self.config = config
         self._launcher = launcher
         self._jobs = Path(config.jobs)

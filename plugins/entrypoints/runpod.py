@@ -7,43 +7,25 @@ from dataclasses import dataclass, field
 
 from engine import hookimpl
 from engine.components import Entrypoint, Service
-from engine.config import EntrypointConfig, within
+from engine.config import within
 from engine.errors import ConfigError
 from engine.register import Register
 from engine.worker.boot import boot
+from engine.worker.limits import JobsConfig
 
 
 @dataclass
-class RunpodConfig(EntrypointConfig):
+class RunpodConfig(JobsConfig):
     """Serves jobs as a RunPod serverless worker (docs/worker.md)."""
 
     name: str = "runpod"
-    num_frames: int | str = field(
-        default=100,
-        metadata={"help": "frames of a job that does not say, or auto: as long as its voices (100)", "word": "N"},
-    )
-    max_frames: int = field(
-        default=201, metadata={"help": "most frames that a job may ask for", "word": "N"} | within(1, 90_000)
-    )
-    max_steps: int = field(
-        default=100, metadata={"help": "most steps that a job may ask for", "word": "N"} | within(2, 1000)
-    )
-    max_seconds: float = field(
-        default=600.0,
-        metadata={"help": "most seconds of a video that is as long as its voices (600)", "word": "S"} | within(1, 3600),
-    )
-    max_forwards: int = field(
-        default=50_000,
-        metadata={"help": "most forwards of the network for a job, windows x steps x passes (50000)", "word": "N"}
-        | within(1, 10_000_000),
-    )
     #: A worker cannot tell whether /run (10 MB) or /runsync (20 MB) carries it.
     answer_bytes: int = field(
         default=10_000_000, metadata={"help": "most bytes of an answer", "word": "N"} | within(1, 2**40)
     )
     sinks: str = field(
         default="s3 base64",
-        metadata={"help": "sinks that a job may choose beside the worker's own, by blanks", "word": "NAMES"},
+        metadata={"help": "sinks that a job may choose beside the worker's own, separated by spaces", "word": "NAMES"},
     )
     grace: float = field(
         default=20.0,
@@ -79,8 +61,6 @@ class Runpod:
             raise ConfigError(
                 f"answers of {config.answer_bytes} bytes", field="entrypoint.answer_bytes", hint=f"more than {ENVELOPE}"
             )
-        if not config.grace >= 0:
-            raise ConfigError(f"a grace of {config.grace:g} s", field="entrypoint.grace", hint="give 0 or more")
         self._terms = Terms(
             limits=Limits(config.max_frames, config.max_steps, config.max_seconds, config.max_forwards),
             habits=Habits(config.num_frames),
