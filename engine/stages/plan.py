@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 from engine.cancel import CancelToken, apart
 from engine.data import Canvas, Media, Plan, Request, Settings
@@ -152,10 +154,23 @@ def _cut_warnings(canvas: Canvas) -> list[str]:
 def _strange(media: Media, settings: Settings) -> list[str]:
     """Return a warning where the picture is not what the weights were trained on."""
     known = read_familiar(settings.weights)
-    if known is None or known.knows(read_picture(media.image, field="request.image")):
+    if settings.weights is None or known is None:
+        return []
+    about = media.image.stat()
+    if _is_known(settings.weights, media.image, (about.st_mtime_ns, about.st_size)):
         return []
     what = f"model={settings.model} knows {known.what} alone, and this picture is none of them"
     return [f"{what}: its video will not look like it; {known.instead}"]
+
+
+@functools.lru_cache(maxsize=8)
+def _is_known(weights: Path, image: Path, stamp: tuple[int, int]) -> bool:
+    """Say whether the weights know such pictures; kept, for the advice of a plan plans one request many times.
+
+    `stamp`, time and size, tells a file from another one that had its name before.
+    """
+    known = read_familiar(weights)
+    return known is None or known.knows(read_picture(image, field="request.image"))
 
 
 def _check_budget(request: Request, settings: Settings, seconds: float, generated: int, rate: float) -> None:
