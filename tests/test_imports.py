@@ -69,7 +69,7 @@ ROOMS = {
     "engine.client": {"engine.client", "engine.errors", "engine.whole"},
     "engine.comparison": {"engine.comparison", "engine.errors", "engine.plain", "engine.whole"},
     "engine.libraries": {"engine.errors"},
-    "engine.models": {"engine.errors", "engine.models", "engine.names", "engine.plain"},
+    "engine.models": {"engine.errors", "engine.models", "engine.names", "engine.plain", "engine.whole"},
     "engine.names": set[str](),
     "engine.sniff": set[str](),
     "engine.worker": {

@@ -24,8 +24,9 @@ from engine.models.hashing import git_sha1_of, sha256_of
 from engine.models.lock import LEASE, locked
 from engine.models.manifest import COMMIT, File, Preset
 from engine.models.progress import Progress, amount
-from engine.models.record import PRIVATE, Entry, Record, records, sync_folder
+from engine.models.record import PRIVATE, Entry, Record, records
 from engine.models.remote import WAITS, Stated, ask, fetch
+from engine.whole import sync_folder
 
 T = TypeVar("T")
 #: Bytes that stay free on the disk.

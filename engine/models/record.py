@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from engine.errors import SourceError
 from engine.names import is_inside
+from engine.whole import write as write_whole
 
 #: In the model's folder; hidden, so that nobody looks for weights in it.
 PRIVATE = ".multitalk"
@@ -112,23 +112,7 @@ class Record:
 def write(path: Path, text: str) -> None:
     """Write a small file so that it is there whole or not at all, and is on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have a rename in `folder` survive a loss of power, where the file system can."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    write_whole(path, text.encode())
 
 
 def records(root: Path) -> list[Record]:
