@@ -16,13 +16,13 @@ from safetensors.numpy import load_file
 from engine.errors import RequestError
 from engine.stages.audio import (
     decode,
-    length_seconds,
     loudness,
     normalize_loudness,
     read_sounds,
     voice_spans,
 )
 from engine.stages.pieces import Samples
+from engine.stages.plan import voices_end
 from engine.stages.tracks import inspect
 
 FIELD = "request.speakers[0].audio"
@@ -157,10 +157,10 @@ def test_voices_begin_together_or_one_after_the_other() -> None:
     assert voice_spans((2.0, 0.0, 1.0), "add") == ((0, 2), (2, 2), (2, 3))
     assert voice_spans((2.0, 0.0, 1.0), "para", (0.5, 0, 4.0)) == ((0.5, 2.5), (0, 0), (4, 5))
     assert voice_spans((2.0, 0.0, 1.0), "add", (0.5, 0, 4.0)) == ((0.5, 2.5), (2.5, 2.5), (6.5, 7.5))
-    assert length_seconds((2.0, 0.0, 1.0), "para") == 2
-    assert length_seconds((2.0, 0.0, 1.0), "add") == 3
-    assert length_seconds((), "add") == 0
-    assert length_seconds((2.0, 0.0, 1.0), "para", (0.5, 0, 4.0)) == 5
+    assert voices_end(voice_spans((2.0, 0.0, 1.0), "para")) == 2
+    assert voices_end(voice_spans((2.0, 0.0, 1.0), "add")) == 3
+    assert voices_end(voice_spans((), "add")) == 0
+    assert voices_end(voice_spans((2.0, 0.0, 1.0), "para", (0.5, 0, 4.0))) == 5
 
 
 def test_voices_lie_on_one_axis_with_silence_around(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from engine.errors import RequestError
-from engine.stages.picture import picture_size, read_mask, read_picture
+from engine.stages.picture import look_at, read_mask, read_picture
 
 FIELD = "request.image"
 RED = (250, 10, 20)
@@ -39,7 +39,7 @@ def test_exif_orientation_turns_picture_upright(tmp_path: Path, orientation: int
     path = save(tmp_path / "a.png", Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
 
     assert np.array_equal(read_picture(path, field=FIELD), upright)
-    assert picture_size(path, field=FIELD) == (4, 6)
+    assert look_at(path, field=FIELD).size == (4, 6)
 
 
 def test_transparency_lies_over_white(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_text_is_not_a_picture(tmp_path: Path) -> None:
     path.write_text("I am no picture")
 
     with pytest.raises(RequestError, match="not a picture") as caught:
-        picture_size(path, field=FIELD)
+        look_at(path, field=FIELD)
     assert "PNG" in caught.value.hint
 
 

@@ -109,12 +109,6 @@ def voice_spans(
     return tuple(spans)
 
 
-def length_seconds(seconds: Sequence[float], audio_type: AudioType, delays: Sequence[float] = ()) -> float:
-    """Return the seconds at which the last voice ends."""
-    spans = voice_spans(seconds, audio_type, delays)
-    return max((end for (_, end), length in zip(spans, seconds, strict=True) if length), default=0.0)
-
-
 def read_sounds(
     files: Sequence[Path | None],
     cuts: Sequence[Cut | None],

@@ -76,11 +76,6 @@ def look_at(path: Path, *, field: str, max_pixels: int | None = None, mask: bool
         return Look(found.size, (*found.warnings, *filter(None, [warning])))
 
 
-def picture_size(path: Path, *, field: str, max_pixels: int | None = None) -> tuple[int, int]:
-    """Return (width, height) of a picture once it is turned upright. Raises as `look_at` does."""
-    return look_at(path, field=field, max_pixels=max_pixels).size
-
-
 def read_picture(path: Path, *, field: str, max_pixels: int | None = None) -> npt.NDArray[np.uint8]:
     """Decode a picture to uint8 sRGB (height, width, 3), turned upright by its EXIF orientation.
 
