@@ -36,7 +36,7 @@ class Access:
     max_pixels: int = 2**26
     #: Longest voice in seconds, of what is taken of its file.
     max_seconds: float = 3600.0
-    #: Hosts that may be fetched from although they are not on the public internet: as in the address, in small letters.
+    #: Hosts that may be fetched from although they are not on the public internet: as in the address, in lower case.
     private_hosts: tuple[str, ...] = ()
     #: A job's own keys for s3:// addresses, with their store; None: those that are configured on this machine.
     credentials: Credentials | None = None

@@ -1,4 +1,4 @@
-"""Progress on a terminal: a bar that moves between the signs of life, too, with the time that passed and is left."""
+"""Progress on a terminal: a bar that also moves between two reports, with the time that passed and is left."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from engine.components import ProgressCallback
@@ -15,7 +15,7 @@ from engine.data import Progress
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: What is shown until the first sign of life, which needs torch.
+#: What is shown until the first report, which needs torch.
 LOADING = "loading libraries"
 #: Seconds for a piece of which nothing is known.
 _UNKNOWN = 20.0
@@ -27,7 +27,7 @@ _RATE = 5
 
 @dataclass(frozen=True)
 class Sign(Progress):
-    """A sign of life that says how far the next one is."""
+    """A report of progress that says how far away the next one is."""
 
     #: Share of the whole that the piece of work is which has begun: a step, an encoding or decoding of a window.
     ahead: float = 0.0
@@ -36,7 +36,7 @@ class Sign(Progress):
 
 
 def moved(progress: Progress, seconds: float) -> Progress:
-    """Return where a generation should stand so many seconds after its last sign of life; never past its next one."""
+    """Return where a generation should stand `seconds` after its last report; never past its next one."""
     if not isinstance(progress, Sign):
         return progress
     expected = progress.expected or _UNKNOWN
@@ -47,15 +47,7 @@ def moved(progress: Progress, seconds: float) -> Progress:
     if remaining is not None:
         # A piece that takes longer than it should leaves the time of the others.
         remaining = max(remaining - seconds, remaining - (progress.expected or 0.0), 0.0)
-    return Progress(
-        stage=progress.stage,
-        window=progress.window,
-        windows=progress.windows,
-        step=progress.step,
-        steps=progress.steps,
-        fraction=min(1.0, progress.fraction + progress.ahead * share),
-        remaining=remaining,
-    )
+    return replace(progress, fraction=min(1.0, progress.fraction + progress.ahead * share), remaining=remaining)
 
 
 @contextmanager

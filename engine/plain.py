@@ -23,11 +23,6 @@ def plain(text: str) -> str:
     return _OTHERS.sub(lambda match: _shown(match[0]), text)
 
 
-def plain_lines(text: str) -> str:
-    """Return `text` as `plain` does, but for its line breaks, which stay."""
-    return "\n".join(map(plain, text.split("\n")))
-
-
 def plain_json(value: Any) -> str:
     """Return `value` as JSON in one line of ASCII without control characters. Raises ValueError for NaN."""
     # The one control character that JSON leaves as it is.

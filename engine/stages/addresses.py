@@ -18,7 +18,7 @@ _LEAST_BASE64 = 16
 
 
 def scheme_of(address: str) -> str:
-    """Return an address' scheme in small letters: "path" for a plain path or a file URL.
+    """Return an address' scheme in lower case: "path" for a plain path or a file URL.
 
     A scheme has two letters or more before `://` (a Windows drive has one), or is `data`.
     """
