@@ -1,9 +1,10 @@
 """The checks: nox -s tests types lint wheel. All run in the environment nox itself runs in, so torch is there once.
 
-What takes longer runs only when it is asked for: `nox -s talk` measures the embedded model, `nox -s long` its long
-videos, `nox -s kills` kills downloads and generations, `nox -s soak` tells what the memory of a worker does over 200
-jobs, `nox -s show` shows clients, endpoint, worker and store at work together, `nox -s complete` reads checkpoints of
-full size, and `nox -s runpod` runs the worker's tests with the next release of RunPod's SDK.
+What takes longer runs only when it is asked for: `nox -s slow` runs the tests that are marked so, `nox -s talk` measures
+the embedded model, `nox -s long` its long videos, `nox -s kills` kills downloads and generations, `nox -s soak` tells
+what the memory of a worker does over 200 jobs, `nox -s show` shows clients, endpoint, worker and store at work together,
+`nox -s complete` reads checkpoints of full size, and `nox -s runpod` runs the worker's tests with the next release of
+RunPod's SDK.
 """
 
 from __future__ import annotations
@@ -31,7 +32,14 @@ def tests(session: nox.Session) -> None:
     """Run pytest in two processes of one thread; arguments after -- are handed on, `-n 0` for one process."""
     # Faster than one process of two threads: much of the suite waits, or computes what threads cannot share. A file's
     # tests stay together, as they share what its fixtures made.
-    command = (sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", *session.posargs)
+    command = (sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-m", "not slow", *session.posargs)
+    session.run(*command, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(venv_backend="none")
+def slow(session: nox.Session) -> None:
+    """Run the tests that are marked as slow, which `nox -s tests` leaves out."""
+    command = (sys.executable, "-m", "pytest", "-n", "2", "-m", "slow", *session.posargs)
     session.run(*command, env={"OMP_NUM_THREADS": "1"})
 
 
