@@ -1,10 +1,10 @@
 """The checks: nox -s tests types lint wheel. All run in the environment nox itself runs in, so torch is there once.
 
-What takes longer runs only when it is asked for: `nox -s slow` runs the tests that are marked so, `nox -s talk` measures
-the embedded model, `nox -s long` its long videos, `nox -s kills` kills downloads and generations, `nox -s soak` tells
-what the memory of a worker does over 200 jobs, `nox -s show` shows clients, endpoint, worker and store at work together,
-`nox -s complete` reads checkpoints of full size, and `nox -s runpod` runs the worker's tests with the next release of
-RunPod's SDK.
+What takes longer runs only when it is asked for: `nox -s slow` runs the tests that are marked so, `nox -s talk`
+measures the embedded model, `nox -s long` its long videos, `nox -s kills` kills downloads and generations, `nox -s
+soak` tells what the memory of a worker does over 200 jobs, `nox -s show` shows clients, endpoint, worker and store at
+work together, `nox -s complete` reads checkpoints of full size, and `nox -s runpod` runs the worker's tests with the
+next release of RunPod's SDK.
 """
 
 from __future__ import annotations
