@@ -1,6 +1,6 @@
 """What RunPod's Hub looks for: starts `multitalk runpod`."""
 
-from engine.cli import main
+from engine.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main(["runpod"]))

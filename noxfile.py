@@ -76,20 +76,20 @@ def kills(session: nox.Session) -> None:
     session.run(sys.executable, "tests/kill_generate.py", *session.posargs)
 
 
-#: Kinds of `bench talk` for processes side by side, shares of about equal work; what is timed comes alone, last.
+#: Kinds of `evaluate_tiny talk` for processes side by side, shares of about equal work; what is timed comes alone, last.
 SIDE_BY_SIDE = ("detector,vae,one,two,swapped,boxes,turbo,real", "silent,fps,long")
 ALONE = "speed"
 
 
 @nox.session(venv_backend="none")
 def talk(session: nox.Session) -> None:
-    """Run `multitalk bench talk`, keep its report in docs/measured and hold it to its bars.
+    """Run `python -m scripts.evaluate_tiny talk`, keep its report in docs/measured and hold it to its bars.
 
     Two processes of one thread share the kinds: faster than one of two threads. Arguments after -- are handed on.
     Nothing is written unless every kind was measured.
     """
     kept = ROOT / "docs" / "measured" / "talk.json"
-    command = [sys.executable, "-m", "engine", "bench", "talk", *session.posargs, "--kinds"]
+    command = [sys.executable, "-m", "scripts.evaluate_tiny", "talk", *session.posargs, "--kinds"]
     running = [
         subprocess.Popen([*command, kinds], stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
         for kinds in SIDE_BY_SIDE
@@ -115,7 +115,7 @@ LONG_VOICES = (60, 180)
 
 @nox.session(venv_backend="none")
 def long(session: nox.Session) -> None:
-    """Run `multitalk bench talk --long-voice` for 60 and 180 s, keep its report and hold it to its bars.
+    """Run `python -m scripts.evaluate_tiny talk --long-voice` for 60 and 180 s, keep its report and hold it to its bars.
 
     20 clips each of one person and of two, side by side in two processes of one thread: about five hours on two quiet
     cores. Arguments after -- are handed on; the report of fewer clips goes to docs/measured all the same and says how
@@ -124,7 +124,7 @@ def long(session: nox.Session) -> None:
     kept = ROOT / "docs" / "measured" / "long.json"
     report: dict[str, Any] = {}
     for seconds in LONG_VOICES:
-        command = [sys.executable, "-m", "engine", "bench", "talk", "--clips", "20", "--long-voice", str(seconds)]
+        command = [sys.executable, "-m", "scripts.evaluate_tiny", "talk", "--clips", "20", "--long-voice", str(seconds)]
         running = [
             subprocess.Popen(
                 [*command, *session.posargs, "--kinds", kind],
@@ -298,8 +298,8 @@ _COMPOSE_EVERY_PRESET = textwrap.dedent(
 
     from importlib.resources import files
 
-    from engine.compose import compose
-    from engine.registry import installed
+    from engine.assembly.compose import compose
+    from engine.plugin.manager import installed
 
     assert not installed().broken, installed().broken
     presets = [

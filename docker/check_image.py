@@ -27,7 +27,7 @@ PyMODINIT_FUNC PyInit_tried(void) { return PyModule_Create(&about); }
 
 def misfits(folder: Path, cuda: str) -> Iterator[str]:
     """Yield a line for each library below `folder` that needs another major version of CUDA than `cuda`'s."""
-    from engine.libraries import cuda_of
+    from engine.machine.libraries import cuda_of
 
     for path in sorted(path for path in folder.rglob("*.so*") if path.is_file()):
         try:

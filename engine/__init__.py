@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine.data import Access, Delivery, Plan, Progress, Region, Request, Speaker
 from engine.errors import EngineError
-from engine.hookspecs import hookimpl
-from engine.speakers import SILENCE, read_speakers
+from engine.plugin.spec import hookimpl
+from engine.serving.jobs.speakers import SILENCE, read_speakers
 
 if TYPE_CHECKING:
     from engine.pipeline import Engine

@@ -6,20 +6,15 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
+from engine.data.cancel import CancelToken
 from engine.errors import Cancelled
 
 T = TypeVar("T")
 
 #: Seconds between two looks at a token: it can be asked and not waited for, since it may stand for several others.
 LOOK = 0.1
-
-
-class CancelToken(Protocol):
-    """Says whether the caller withdrew the request; `threading.Event` is one."""
-
-    def is_set(self) -> bool: ...
 
 
 def check(cancel: CancelToken | None, stage: str) -> None:

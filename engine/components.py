@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-from engine.cancel import CancelToken as CancelToken  # a part of this module's face
 from engine.data import Artifact, Delivery, Kept, Plan, Progress, Request, Resumed, Store, Weights
-from engine.tensors import Stored
+from engine.data.cancel import CancelToken as CancelToken  # a part of this module's face
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 ProgressCallback: TypeAlias = Callable[[Progress], None]
@@ -42,6 +43,22 @@ class FetchingSource(ModelSource, Protocol):
         Asked only when they are about to be read, never for a plan. Raises SourceError where it does not succeed.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies in a file."""
+
+    file: Path
+    #: As the file calls it.
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    #: Bytes from the file's start to the tensor, and of the tensor.
+    offset: int
+    size: int
+    #: Whether it is wanted on the CPU just as it is stored: a reader may leave it in its file.
+    stays: bool = False
 
 
 class Reader(Protocol):

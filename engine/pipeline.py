@@ -11,24 +11,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.choices import Choices, choose
+from engine.assembly.prompts import negative_prompt
+from engine.assembly.provenance import make_recipe
+from engine.assembly.sampling import Choices, choose
+from engine.assembly.settings import make_access, make_settings, request_access
+from engine.assembly.sinks import request_sink
+from engine.assembly.weights import Loaded, find_wanted, find_weights, load
 from engine.components import CancelToken, ProgressCallback, Sink
 from engine.config import Config
 from engine.data import Access, Artifact, Conditions, Delivery, Frames, Inputs, Kept, Media, Plan, Request, Window
-from engine.device import pick_device, pick_dtype
 from engine.errors import Cancelled, ProcessLost
-from engine.loaded import Loaded, find_wanted, find_weights, load
-from engine.multitalk.load import Model
-from engine.progress import Meter
-from engine.prompts import negative_prompt
-from engine.ranks import Denoise, Load, Ranks, expected
-from engine.recipe import make_recipe
-from engine.reclaim import reclaim
-from engine.registry import Registry
-from engine.scratch import scratch
-from engine.settings import make_access, make_settings, request_access
-from engine.sinks import request_sink
-from engine.stages.color import Statistics, color_statistics
+from engine.files.scratch import scratch
+from engine.loading.model import Model
+from engine.media.color import Statistics, color_statistics
+from engine.plugin.manager import Registry
+from engine.runtime.device import pick_device, pick_dtype
+from engine.runtime.parallel import Denoise, Load, Ranks, expected
+from engine.runtime.progress import Meter
+from engine.runtime.release import reclaim
 from engine.stages.decode import Decoded, decode
 from engine.stages.denoise import denoise, draw_noise
 from engine.stages.encode import Shown, Texts, encode, encode_text, encode_voices, to_pixels

@@ -11,28 +11,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.assembly.compatibility import check_suited, tell_loras
+from engine.assembly.compose import Composer, compose, compose_request
+from engine.assembly.estimates import advise, estimate_plan
+from engine.assembly.prompts import lost_by, tell_prompts
+from engine.assembly.provenance import versions
+from engine.assembly.settings import (
+    check_parallel,
+    locate_weights,
+    make_access,
+    make_settings,
+    request_access,
+    weights_of,
+)
+from engine.assembly.sinks import request_sink, resume
 from engine.cancel import acquire, apart, check
 from engine.components import CancelToken, ProgressCallback
-from engine.compose import Composer, compose, compose_request
 from engine.config import Config
 from engine.data import Access, Delivery, Media, Plan, Request, Resumed
 from engine.errors import ConfigError, EngineError, SourceError
-from engine.fitting import advise, estimate_plan
-from engine.prompts import lost_by, tell_prompts
-from engine.readahead import reading_ahead
-from engine.recipe import versions
-from engine.reclaim import reclaim
-from engine.registry import installed
-from engine.scratch import scratch
-from engine.settings import check_parallel, locate_weights, make_access, make_settings, request_access, weights_of
-from engine.sinks import request_sink, resume
+from engine.files.scratch import scratch
+from engine.loading.prefetch import reading_ahead
+from engine.plugin.manager import installed
+from engine.runtime.release import reclaim
 from engine.stages.plan import plan_walk
 from engine.stages.read import fetch, listen
-from engine.suited import check_suited, tell_loras
 
 if TYPE_CHECKING:
     from engine.pipeline import Engine
-    from engine.ranks import Ranks
+    from engine.runtime.parallel import Ranks
 
 
 class EngineService:
@@ -182,7 +189,7 @@ class EngineService:
             # Without them a plan can be made, and no video.
             yield False
             return
-        from engine.ranks import joined
+        from engine.runtime.parallel import joined
 
         with joined(parallel, self.config.device) as self._ranks:
             yield self._ranks.rank > 0
@@ -227,7 +234,7 @@ class EngineService:
     def _weight_files(self) -> list[Path]:
         if "engine.pipeline" in sys.modules:
             return []
-        from engine.multitalk.layout import find_parts
+        from engine.loading.layout import find_parts
 
         wanted = weights_of(self.config)
         try:

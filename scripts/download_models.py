@@ -2,7 +2,7 @@
 
     python scripts/download_models.py [--model-path FOLDER] [--preset NAME]
 
-Neither torch nor what the engine needs has to be installed: of the engine this reads `engine/models`, from the checkout
+Neither torch nor what the engine needs has to be installed: of the engine this reads `engine/hub`, from the checkout
 it lies in or from where the engine is installed. docs/models.md says what it gets and where it puts it.
 """
 
@@ -21,8 +21,8 @@ def main() -> int:
         package = ModuleType("engine")
         package.__path__ = [str(_engine())]
         sys.modules["engine"] = package
+    from engine.cli.models import download
     from engine.errors import EngineError
-    from engine.models.command import download
 
     try:
         return download(sys.argv[1:], "download_models.py")

@@ -18,8 +18,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from engine import EngineService, Request, Speaker
-from engine.bench.talk_cases import find_cases
-from engine.bench.talk_films import film, read_film
+from engine.evaluation.frames import read_film
+from scripts.evaluate_tiny.cases import find_cases
+from scripts.evaluate_tiny.films import film
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "engine" / "examples"

@@ -59,7 +59,7 @@ class Recordings:
 
     def config(self, model: str) -> dict[str, Any]:
         """Return our constructor's arguments for the recorded `model`."""
-        from engine.multitalk.keys import to_engine_config
+        from engine.loading.key_map import to_engine_config
 
         return to_engine_config(json.loads(self.header(model)["config"]))
 
@@ -68,7 +68,7 @@ class Recordings:
 
         `state` (reference names) replaces its whole state dict, `replaced` single tensors by reference name.
         """
-        from engine.multitalk.keys import to_engine
+        from engine.loading.key_map import to_engine
         from engine.multitalk.transformer import MultiTalkTransformer3DModel
 
         model = MultiTalkTransformer3DModel(**self.config(name))

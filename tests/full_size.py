@@ -24,7 +24,7 @@ READ = textwrap.dedent(
 
     from engine.data import Weights
     from engine.multitalk import checkpoint
-    from engine.multitalk.layout import find_parts
+    from engine.loading.layout import find_parts
 
     component, folder = sys.argv[1], Path(sys.argv[2])
     parts, missing = find_parts(folder, Weights("multitalk", "", (component,), adapter="multitalk.safetensors"))

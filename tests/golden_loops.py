@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.data import Inputs, Window
+from engine.loading.model import Model
+from engine.loading.placement import Profile, place
+from engine.media.color import color_statistics
 from engine.multitalk.audio import audio_windows
 from engine.multitalk.cache import StepCache, TeaCache, make_cache
 from engine.multitalk.guidance import Guidance, make_guidance
-from engine.multitalk.load import Model
-from engine.multitalk.memory import Profile, place
-from engine.stages.color import color_statistics
 from engine.stages.decode import decode
 from engine.stages.denoise import denoise
 from engine.stages.encode import Texts, encode, encode_text, to_pixels

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from engine import whole
 from engine.data import Artifact
 from engine.errors import SinkError
+from engine.files import atomic
 from plugins.sinks.disk import DiskConfig, DiskSink
 
 CONTENT = b"video" * 4000
@@ -33,7 +33,7 @@ def without(way: str) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     if way != "rename":
-        whole._renameat2 = lambda: None  # type: ignore[assignment]
+        atomic._renameat2 = lambda: None  # type: ignore[assignment]
     if way == "lock":
         os.link = refuse
 
@@ -93,7 +93,7 @@ def main(way: str, folder: str) -> int:
     """Try all points and print what was found."""
     without(way)
     # Parts of a process that was killed a moment ago are to be swept at once here.
-    whole._YOUNG = -1.0
+    atomic._YOUNG = -1.0
     home = Path(folder)
     for name in ("first", "counted"):
         # The first imports what the others need not.

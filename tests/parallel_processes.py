@@ -13,11 +13,12 @@ import torch
 from conftest import TinyNetwork
 from torch import Tensor
 
-from engine import EngineError, EngineService, Progress, Request, Speaker, cli, pipeline
-from engine.commands.launch import follow
+from engine import EngineError, EngineService, Progress, Request, Speaker, pipeline
+from engine.cli import main
+from engine.cli.run import follow
 from engine.data import Conditions
 from engine.errors import Cancelled
-from engine.ranks import Ranks
+from engine.runtime.parallel import Ranks
 
 EXAMPLES = Path(pipeline.__file__).parent / "examples"
 VOICES = {1: ("one.png", ("one.flac",)), 2: ("two.png", ("left.flac", "right.flac"))}
@@ -139,7 +140,7 @@ def fail(words: list[str]) -> int:
         return part_of(ranks, conditions)
 
     setattr(Ranks, "part_of", failing)  # noqa: B010
-    return cli.main(words)
+    return main.main(words)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from original_folder import CONFIG, random_state, small_transformer, write_origi
 from safetensors.torch import save
 from torch import Tensor
 
-from engine.bench.quantised_folder import as_quanto
-from engine.models.manifest import Manifest, Preset
+from engine.hub.manifest import Manifest, Preset
+from scripts.evaluate_tiny.quantised_folder import as_quanto
 
 ROOT = Path(__file__).parent.parent
 _LINEAR = re.compile(r"(blocks\.\d+\.(?:self_attn|attn|ffn)\.\w+(?:\.0)?)\.weight")

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from engine.endpoint.jobs import Job
-from engine.endpoint.limits import Limits
-from engine.endpoint.server import LocalEndpoint
+from engine.serving.endpoint.jobs import Job
+from engine.serving.endpoint.limits import Limits
+from engine.serving.endpoint.server import LocalEndpoint
 
 T = TypeVar("T")
 WORKER = Path(__file__).with_name("endpoint_worker.py")

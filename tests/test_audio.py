@@ -14,16 +14,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from engine.errors import RequestError
-from engine.stages.audio import (
-    decode,
-    loudness,
-    normalize_loudness,
-    read_sounds,
-    voice_spans,
-)
-from engine.stages.pieces import Samples
+from engine.media.audio import decode, loudness, normalize_loudness, read_sounds, voice_spans
+from engine.media.pieces import Samples
+from engine.media.tracks import inspect
 from engine.stages.plan import voices_end
-from engine.stages.tracks import inspect
 
 FIELD = "request.speakers[0].audio"
 GOLDEN = load_file(Path(__file__).parent / "golden" / "loudness.safetensors")

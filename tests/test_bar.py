@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.bar import Sign, elapsed, moved
+from engine.runtime.bar import Sign, elapsed, moved
 
 STEP = Sign("denoise", 1, 2, 3, 10, fraction=0.2, remaining=80.0, ahead=0.1, expected=10.0)
 
@@ -22,7 +22,7 @@ SCRIPT = textwrap.dedent(
     """
     import time
 
-    from engine.bar import Sign
+    from engine.runtime.bar import Sign
     from plugins.entrypoints.generate import shown
 
     with shown(quiet=False) as tell:

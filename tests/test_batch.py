@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
-from engine.batch.jobs import Jobs
-from engine.batch.results import keeping
-from engine.cli import main
+from engine.cli.main import main
+from engine.serving.batch.jobs import Jobs
+from engine.serving.batch.results import keeping
 
 EXAMPLES = Path(__file__).parent.parent / "engine" / "examples"
 ASKED: dict[str, Any] = {

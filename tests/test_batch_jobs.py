@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from engine.batch.jobs import Jobs, Line
 from engine.errors import ConfigError, RequestError
-from engine.jobs.job import parse_job
+from engine.serving.batch.jobs import Jobs, Line
+from engine.serving.jobs.job import parse_job
 
 ASKED: dict[str, Any] = {"reference_image": "anna.png", "audio_1": "anna.wav", "prompt": "a woman speaks"}
 

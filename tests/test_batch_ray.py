@@ -16,12 +16,12 @@ import psutil
 import pytest
 from batch_workers import WordWorker
 
-from engine.batch.jobs import Jobs
-from engine.batch.results import keeping
-from engine.batch.run import Run
-from engine.cli import main
+from engine.cli.main import main
 from engine.errors import ConfigError
-from engine.registry import installed
+from engine.plugin.manager import installed
+from engine.serving.batch.jobs import Jobs
+from engine.serving.batch.results import keeping
+from engine.serving.batch.run import Run
 
 
 def test_actors_do_jobs_and_one_that_dies_loses_its_job_once(

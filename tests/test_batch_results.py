@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from engine.batch.jobs import Line
-from engine.batch.results import keeping
 from engine.errors import ConfigError, SinkError
+from engine.serving.batch.jobs import Line
+from engine.serving.batch.results import keeping
 
 DONE = {"video_path": "a.mp4"}
 FAILED = {"error": "prompt: it is missing", "error_code": "missing_field", "field": "prompt", "hint": "give text"}
@@ -112,7 +112,7 @@ def test_results_that_cannot_be_written_are_an_error_of_one_line(tmp_path: Path)
 KILLED = """
 import os, sys
 from pathlib import Path
-from engine.batch.results import keeping
+from engine.serving.batch.results import keeping
 from test_batch_results import line
 with keeping(Path(sys.argv[1]), Path(sys.argv[1]).parent) as results:
     results.begin(line("begun"))

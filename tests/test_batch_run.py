@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from batch_workers import WordWorker
 
-from engine.batch.jobs import Jobs
-from engine.batch.results import Results, keeping
-from engine.batch.run import Run, interruptible
 from engine.components import Launcher
 from engine.errors import ConfigError, SourceError, UnknownComponent, WorkerLost
-from engine.registry import installed
+from engine.plugin.manager import installed
+from engine.serving.batch.jobs import Jobs
+from engine.serving.batch.results import Results, keeping
+from engine.serving.batch.run import Run, interruptible
 
 
 class Desk:

@@ -11,17 +11,9 @@ from typing import Any
 import pytest
 from worker_fakes import GOOD, FakeService, OutOfMemoryError, steps, until_cancelled
 
-from engine.batch.worker import EngineWorker
-from engine.errors import (
-    Cancelled,
-    EngineError,
-    MissingExtra,
-    SinkError,
-    SourceError,
-    UnknownComponent,
-    WorkerLost,
-)
-from engine.worker.handler import Terms
+from engine.errors import Cancelled, EngineError, MissingExtra, SinkError, SourceError, UnknownComponent, WorkerLost
+from engine.serving.batch.worker import EngineWorker
+from engine.serving.worker.handler import Terms
 
 JOB = {"id": "job-1", "input": GOOD}
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from worker_fakes import FakeService, ask_whole, worker
 
-from engine.bounded import MOST_DEPTH, MOST_VALUES, TooLarge, check_bounds, parse_json
 from engine.errors import RequestError
-from engine.jobs.job import parse_job
-from engine.jobs.schema import job_schema
-from engine.speakers import read_speakers
+from engine.serving.jobs.document_bounds import MOST_DEPTH, MOST_VALUES, TooLarge, check_bounds, parse_json
+from engine.serving.jobs.job import parse_job
+from engine.serving.jobs.schema import job_schema
+from engine.serving.jobs.speakers import read_speakers
 
 #: Bytes of each document.
 SIZE = 10_000_000
@@ -226,7 +226,7 @@ def test_a_speakers_file_that_is_too_deep_or_too_large_is_one_line(tmp_path: Pat
 def test_a_test_input_that_is_no_json_is_one_line(given: str) -> None:
     pytest.importorskip("runpod")
     code = (
-        "import sys; from engine.cli import main; "
+        "import sys; from engine.cli.main import main; "
         "sys.exit(main(['runpod', 'model=tiny', '--test-input', sys.stdin.read()]))"
     )
     done = subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, text=True, check=False)

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from engine.bounds import ANY, check_numbers
-from engine.compose import compose, compose_request
+from engine.assembly.compose import compose, compose_request
 from engine.config import Config
+from engine.config.bounds import ANY, check_numbers
 from engine.data import Request, Speaker
 from engine.errors import ConfigError, RequestError
-from engine.registry import installed
+from engine.plugin.manager import installed
 from engine.stages.read import check_request
 
 #: What no key can mean, whichever it is.

@@ -19,17 +19,17 @@ from PIL import Image
 from test_service import REQUEST
 
 from engine import Access, EngineService
+from engine.assembly.settings import make_access, make_settings
 from engine.cancel import apart, pause
 from engine.data import Artifact, Media, Region, Request, Speaker
 from engine.errors import Cancelled, EngineError, RequestError
-from engine.network import connect, dial, parse_url
-from engine.patience import patiently
-from engine.settings import make_access, make_settings
+from engine.net.guard import connect, dial, parse_url
+from engine.net.retry import patiently
+from engine.serving.worker.handler import Handler, Terms
+from engine.serving.worker.warm_engine import Keeper
 from engine.stages.plan import plan_walk
 from engine.stages.read import fetch
 from engine.stages.windows import plan_windows
-from engine.worker.handler import Handler, Terms
-from engine.worker.keeper import Keeper
 
 ACCESS = Access(schemes=("http", "https", "path"), private_hosts=("127.0.0.1",))
 
@@ -234,7 +234,7 @@ def test_planning_without_end_is_let_go() -> None:
 
 def test_a_picture_that_takes_long_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Real decoders of large pictures take as long; this one takes as long on every machine.
-    from engine.stages import picture as module
+    from engine.media import picture as module
 
     real = module._load
     ended = threading.Event()
@@ -249,7 +249,7 @@ def test_a_picture_that_takes_long_is_let_go(tmp_path: Path, monkeypatch: pytest
 
 
 def test_masks_that_take_long_are_let_go_while_planning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from engine.stages import canvas
+    from engine.media import canvas
 
     ended = threading.Event()
 
@@ -295,7 +295,7 @@ def test_what_a_call_returns_and_raises_comes_through() -> None:
 
 
 def test_the_wait_between_two_uploads_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    from engine.buckets import Trouble
+    from engine.net.s3 import Trouble
 
     monkeypatch.setattr("random.uniform", lambda low, high: high)
     passing = Trouble("s3_unreachable", "busy", passing=True)

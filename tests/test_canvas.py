@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 
 from engine.data import Canvas, Media, Plan, Region, Request, Seat, Speaker
 from engine.errors import RequestError
-from engine.stages import canvas as canvas_stage
-from engine.stages.canvas import apply_canvas, choose_bucket, make_canvas, make_seats, region_masks
+from engine.media import canvas as canvas_stage
+from engine.media.canvas import apply_canvas, choose_bucket, make_canvas, make_seats, region_masks
 from engine.stages.preview import draw_preview
 
 GOLDEN = Path(__file__).parent / "golden"

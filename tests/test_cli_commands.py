@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from engine import Progress, Request, hookimpl
-from engine.cli import main
-from engine.commands.catalog import Choice, choices, print_catalog, resolutions
-from engine.commands.flags import REQUEST
-from engine.commands.manual import COMMANDS
-from engine.registry import Registry, installed
+from engine.cli.catalog import Choice, choices, print_catalog, resolutions
+from engine.cli.help import COMMANDS
+from engine.cli.main import main
+from engine.cli.parser import REQUEST
+from engine.plugin.manager import Registry, installed
 
 EXAMPLES = Path(__file__).parent.parent / "engine" / "examples"
 
@@ -132,7 +132,7 @@ def test_an_entrypoint_may_be_named_by_an_override(capsys: pytest.CaptureFixture
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:
-    code = "import sys; from engine.cli import main; sys.exit(main(['plugins']))"
+    code = "import sys; from engine.cli.main import main; sys.exit(main(['plugins']))"
     reader, writer = os.pipe()
     os.close(reader)
     try:

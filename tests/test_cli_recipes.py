@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from engine.cli import main
-from engine.commands import recipes
+from engine.cli import provenance
+from engine.cli.main import main
 
 EXAMPLES = Path(__file__).parent.parent / "engine" / "examples"
 PICTURE, LEFT, RIGHT = (str(EXAMPLES / name) for name in ("two.png", "left.flac", "right.flac"))
@@ -78,9 +78,9 @@ def test_the_same_media_give_the_same_bytes_and_no_warning(film: Path, capsys: p
 
 
 def test_what_differs_is_told(film: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    kept = recipes.load(film)
+    kept = provenance.load(film)
     changes = {"threads": 77, "device": "cuda", "weights": "0", "versions": {**kept["versions"], "torch": "0.1"}}
-    monkeypatch.setattr(recipes, "load", lambda path: {**kept, **changes})
+    monkeypatch.setattr(provenance, "load", lambda path: {**kept, **changes})
     assert again(film, "--image", str(EXAMPLES / "one.png"), "--audio", RIGHT, "--dry-run") == 0
     told = capsys.readouterr().err
     assert "the voice of speaker 1 is not the one" in told

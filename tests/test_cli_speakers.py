@@ -10,7 +10,7 @@ import pytest
 
 from engine.data import Region, Speaker
 from engine.errors import RequestError
-from engine.speakers import parse_speakers, read_speakers
+from engine.serving.jobs.speakers import parse_speakers, read_speakers
 
 
 def test_voice_silence_and_every_region(tmp_path: Path) -> None:

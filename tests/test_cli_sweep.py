@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from engine import hookimpl
-from engine.cli import main
-from engine.commands.sweep import run_job
-from engine.registry import installed
+from engine.cli.main import main
+from engine.plugin.manager import installed
+from engine.sweeps.sweep import run_job
 
 EXAMPLES = Path(__file__).parent.parent / "engine" / "examples"
 MEDIA = ["--image", str(EXAMPLES / "one.png"), "--audio", str(EXAMPLES / "one.flac")]
@@ -45,7 +45,7 @@ def metrics(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Models that were loaded, as references that keep none of them; `None` in their place when the next one came."""
-    from engine.multitalk.load import load_model
+    from engine.loading.model import load_model
 
     seen: list[Any] = []
 
@@ -55,7 +55,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         seen.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr("engine.loaded.load_model", counted)
+    monkeypatch.setattr("engine.assembly.weights.load_model", counted)
     return seen
 
 

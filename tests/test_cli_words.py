@@ -6,11 +6,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.commands.escape import override, override_list
-from engine.commands.flags import Words, entrypoint_parser, read_entrypoint
-from engine.compose import compose
+from engine.assembly.compose import compose
+from engine.assembly.escape import override, override_list
+from engine.cli.parser import Words, entrypoint_parser, read_entrypoint
 from engine.errors import ConfigError
-from engine.registry import installed
+from engine.plugin.manager import installed
 
 NASTY = [
     "a man, a woman, and a dog",

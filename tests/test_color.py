@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import load_file
 
-from engine.stages.color import color_statistics, match_color
+from engine.media.color import color_statistics, match_color
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "color_match.safetensors")
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, Browser, opened
 
-from engine.cli import main
-from engine.comparison.page import render
-from engine.comparison.runs import FORMAT, Run, differing, read_runs
+from engine.cli.main import main
 from engine.data import Frames
 from engine.stages.write import Writer
+from engine.sweeps.page import render
+from engine.sweeps.runs import FORMAT, Run, differing, read_runs
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&"
 

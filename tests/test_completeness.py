@@ -13,9 +13,9 @@ from original_folder import write_full_size
 
 from engine.data import Weights
 from engine.errors import SourceError
-from engine.multitalk.checkpoint import build_empty, convert_transformer, read_tensors
-from engine.multitalk.layout import Part, find_parts
-from engine.multitalk.load import COMPONENTS
+from engine.loading.checkpoint import build_empty, convert_transformer, read_tensors
+from engine.loading.layout import Part, find_parts
+from engine.loading.model import COMPONENTS
 from engine.rehearsal import published
 from engine.rehearsal.files import write_sparse
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engine.compose import Composer, compose, compose_request
+from engine.assembly.compose import Composer, compose, compose_request
+from engine.assembly.settings import make_settings
 from engine.config import ApgConfig, Config, TeaCacheConfig
 from engine.errors import ConfigError, RequestError, UnknownComponent
-from engine.registry import installed
-from engine.settings import make_settings
+from engine.plugin.manager import installed
 
 
 def test_turbo_takes_its_values_from_the_chosen_model() -> None:

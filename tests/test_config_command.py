@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from engine.cli import main
-from engine.compose import compose
+from engine.assembly.compose import compose
+from engine.cli.main import main
 
 SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY"
 

@@ -16,17 +16,17 @@ import hydra
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from engine.commands.config_page import document
-from engine.compose import CONF, compose, translated, typed
+from engine.assembly.compose import CONF, compose, translated, typed
+from engine.assembly.typed_overrides import parse
+from engine.cli.config_page import document
 from engine.config import Config
-from engine.endpoint.limits import Limits
+from engine.config_keys.meanings import meanings
+from engine.config_keys.reference import Key, choices_of, keys, provider_of
 from engine.errors import ConfigError
-from engine.keys.meanings import meanings
-from engine.keys.reference import Key, choices_of, keys, provider_of
 from engine.multitalk.cache import make_cache
 from engine.multitalk.guidance import make_guidance
-from engine.registry import installed
-from engine.words import parse
+from engine.plugin.manager import installed
+from engine.serving.endpoint.limits import Limits
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "config.md").read_text("utf-8")
@@ -42,7 +42,7 @@ each_key = pytest.mark.parametrize("key", VALUES, ids=name_of)
 
 
 def test_the_page_is_what_the_schema_says() -> None:
-    assert document() == PAGE, "run: python -m engine.commands.config_page > docs/config.md"
+    assert document() == PAGE, "run: python -m engine.cli.config_page > docs/config.md"
 
 
 def test_the_tables_of_the_page_are_whole() -> None:
@@ -151,7 +151,7 @@ def test_every_key_refuses_a_number_out_of_its_range_in_one_line_that_names_it(k
 
 def test_every_number_has_a_range_and_the_request_is_the_only_exception() -> None:
     numbers = [key for key in VALUES if {"int", "float"} & set(re.findall(r"\w+", key.type))]
-    # A flag of the command line gives it as text; engine.jobs.habits checks it with the limits of the worker.
+    # A flag of the command line gives it as text; engine.serving.jobs.defaults checks it with the limits of the worker.
     undeclared = {key.name for key in numbers if not key.within}
     assert undeclared == {"entrypoint.num_frames"}
     assert len(RANGES) > 60
@@ -242,9 +242,9 @@ ALIASES = {"resolutions": ("table",), "loras": ("lora", "adapter"), "extra": ("l
 SHARED = {"sampler": "plugins/samplers"}
 #: Keys that code reads by another name than that of their group: key -> file, owner.
 OTHERWISE = {
-    "parallel.local_rank": ("engine/ranks.py", "config"),
+    "parallel.local_rank": ("engine/runtime/parallel.py", "config"),
     # Copied by name into the endpoint's Limits.
-    **{f"entrypoint.{field.name}": ("engine/endpoint", "limits") for field in fields(Limits)},
+    **{f"entrypoint.{field.name}": ("engine/serving/endpoint", "limits") for field in fields(Limits)},
 }
 
 
@@ -261,7 +261,7 @@ def is_read(key: Key) -> bool:
         return bool({(owner, last) for owner in ("config", "self", "_config")} & accesses(file))
     owner = group.rpartition(".")[2]
     if last == "name" and owner in {register.group for register in installed().registers}:
-        return ("config", "name") in accesses("engine/register.py")
+        return ("config", "name") in accesses("engine/plugin/register.py")
     if owner in SHARED and ("config", last) in accesses(SHARED[owner]):
         return True
     return any((name, last) in accesses("engine") for name in (owner, *ALIASES.get(owner, ())))

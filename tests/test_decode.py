@@ -11,9 +11,9 @@ from torch import Tensor
 
 from engine.data import Window
 from engine.errors import EngineError
-from engine.multitalk.load import Model
-from engine.multitalk.memory import Profile, place
-from engine.stages.color import color_statistics, match_color
+from engine.loading.model import Model
+from engine.loading.placement import Profile, place
+from engine.media.color import color_statistics, match_color
 from engine.stages.decode import Decoded, decode
 
 FRAMES = 9

@@ -10,20 +10,20 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from engine import EngineService, Request, Speaker
-from engine.bench.delivered import find_mouths, measure
-from engine.bench.mouths import correlation, mouth_openings
-from engine.bench.talk_cases import Case, find_cases, load_data, write_film
-from engine.bench.talk_films import read_film
 from engine.data import Plan, Window
+from engine.evaluation.frames import read_film
+from engine.evaluation.mouths import correlation, mouth_openings
+from engine.sweeps.measures import find_mouths, measure
+from scripts.evaluate_tiny.cases import Case, find_cases, write_film
+from scripts.train_tiny.speech import synthetic
 
 FRAMES = 49
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
-    speak = load_data().speech.synthetic
     folder = tmp_path_factory.mktemp("cases")
-    return find_cases(7_500_000, 3, folder, frames=FRAMES, people=(2, 1), sizes=((160, 96), (96, 160)), speak=speak)
+    return find_cases(7_500_000, 3, folder, frames=FRAMES, people=(2, 1), sizes=((160, 96), (96, 160)), speak=synthetic)
 
 
 @pytest.fixture(scope="module")

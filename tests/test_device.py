@@ -9,16 +9,16 @@ import sys
 
 import pytest
 
-from engine.device import ALLOCATOR, pick_device
 from engine.errors import ConfigError
+from engine.runtime.device import ALLOCATOR, pick_device
 
 #: In a process of its own: an engine is built as on a machine with a GPU, which this one is not, and loads nothing.
 PREPARE = """
 import json, os, sys, torch
 torch.cuda.is_available = lambda: True
-from engine.compose import compose
+from engine.assembly.compose import compose
 from engine.pipeline import Engine
-from engine.registry import installed
+from engine.plugin.manager import installed
 before = torch.cuda.is_initialized()
 Engine(compose(["model=tiny", f"device={sys.argv[1]}"]), installed())
 names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")

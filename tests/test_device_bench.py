@@ -25,11 +25,11 @@ from engine.bench.device.parts import PARTS, Part
 from engine.bench.device.shapes import FULL, REDUCED
 from engine.bench.device.shares import corrections, derive
 from engine.bench.device.supervisor import measure
-from engine.cli import main
+from engine.cli.main import main
 from engine.errors import ConfigError
-from engine.fit import seconds as assumed
-from engine.fit.cards import cards
-from engine.fit.sizes import make_sizes, published_sizes
+from engine.planning import seconds as assumed
+from engine.planning.gpus import cards
+from engine.planning.parameters import make_sizes, published_sizes
 
 TESTS = Path(__file__).parent
 CPU = {"device": "cpu", "runs": 1}
@@ -441,9 +441,9 @@ def test_corrections_name_the_constant_and_its_new_value(tmp_path: Path, capsys:
     path.write_text(json.dumps(made_report()))
     assert print_corrections([str(path)]) == 0
     printed = capsys.readouterr().out
-    assert "engine/fit/seconds.py: PRODUCTS = 0.6 -> 0.70 (692.3 TFLOP/s, forward: 480p, 2 speakers)" in printed
-    assert "engine/fit/cards.json: attention = 0.4 -> 0.55" in printed
-    assert "engine/fit/seconds.py: BANDWIDTH = 0.8 holds" in printed
+    assert "engine/planning/seconds.py: PRODUCTS = 0.6 -> 0.70 (692.3 TFLOP/s, forward: 480p, 2 speakers)" in printed
+    assert "engine/planning/gpus.json: attention = 0.4 -> 0.55" in printed
+    assert "engine/planning/seconds.py: BANDWIDTH = 0.8 holds" in printed
     assert "forward: 480p, 2 speakers: 4 s, planned 4.2 s (+5%)" in printed
     assert "forward: 480p, 2 speakers: 4 GB, planned 4.2 GB (+5%)" in printed
 
@@ -456,7 +456,7 @@ def test_corrections_need_no_torch() -> None:
 
 def test_a_card_without_a_data_sheet_has_rates_alone() -> None:
     lines = corrections([("file", made_report("NVIDIA B300"))])
-    assert any('no card in engine/fit/cards.json has "driver": "NVIDIA B300"' in line for line in lines)
+    assert any('no card in engine/planning/gpus.json has "driver": "NVIDIA B300"' in line for line in lines)
     assert any("PRODUCTS: reached 692.3 TFLOP/s" in line for line in lines)
 
 

@@ -17,7 +17,7 @@ import pytest
 from dockerfiles import DOCKERFILES, ROOT, Instruction, environment, parse, stages, values
 from elf_file import library
 
-from engine.fit.cards import cards
+from engine.planning.gpus import cards
 
 INSTRUCTIONS = {
     "ARG",

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import components, hookspecs
-from engine.jobs.schema import job_schema
+from engine import components
+from engine.plugin import spec
+from engine.serving.jobs.schema import job_schema
 
 ROOT = Path(__file__).parent.parent
 PLUGINS = (ROOT / "docs" / "plugins.md").read_text("utf-8")
@@ -22,7 +23,7 @@ DOCUMENTS = sorted(
     for path in ROOT.glob(pattern)
     if not path.name.startswith(".")
 )
-HOOKS = [name for name, value in vars(hookspecs).items() if hasattr(value, "multitalk_engine_spec")]
+HOOKS = [name for name, value in vars(spec).items() if hasattr(value, "multitalk_engine_spec")]
 
 
 def setup() -> ConfigParser:
@@ -37,7 +38,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_hook_is_documented_with_its_arguments(hook: str) -> None:
-    arguments = ", ".join(inspect.signature(getattr(hookspecs, hook)).parameters)
+    arguments = ", ".join(inspect.signature(getattr(spec, hook)).parameters)
     assert f"`{hook}({arguments})`" in PLUGINS
 
 

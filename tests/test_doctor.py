@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from engine import doctor
-from engine.cli import main
-from engine.doctor import Finding, Patient, examine
+from engine.cli.main import main
+from engine.doctor import checks
+from engine.doctor.checks import Finding, Patient, examine
 
 SECRETS = {
     "BUCKET_ACCESS_KEY_ID": "SENTINEL0KEY0ID",
@@ -33,7 +33,7 @@ def by_name(found: list[Finding]) -> dict[str, Finding]:
     return {finding.name: finding for finding in found}
 
 
-def one(check: doctor.Check, *overrides: str) -> Finding:
+def one(check: checks.Check, *overrides: str) -> Finding:
     (found,) = check(Patient(overrides))
     return found
 
@@ -71,7 +71,7 @@ def test_cuda_without_a_gpu_is_broken() -> None:
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    found = one(doctor.check_device, "model=tiny", "device=cuda")
+    found = one(checks.check_device, "model=tiny", "device=cuda")
     assert found.state == "broken"
     assert "device=cpu" in found.hint
 
@@ -81,14 +81,14 @@ def test_a_build_for_cpus_beside_a_driver_is_broken(monkeypatch: pytest.MonkeyPa
 
     if torch.version.cuda:
         pytest.skip("torch is built for CUDA here")
-    monkeypatch.setattr(doctor, "_driver", lambda: "580.65")
-    found = one(doctor.check_device, *TINY)
+    monkeypatch.setattr(checks, "_driver", lambda: "580.65")
+    found = one(checks.check_device, *TINY)
     assert found.state == "broken"
     assert "CUDA build" in found.hint
 
 
 def test_a_chosen_backend_that_cannot_run_is_broken_and_others_are_notes() -> None:
-    found = by_name(list(doctor.check_attention(Patient([*TINY, "attention=flash"]))))
+    found = by_name(list(checks.check_attention(Patient([*TINY, "attention=flash"]))))
     assert found["attention=flash"].state == "broken"
     assert "attention=sdpa" in found["attention=flash"].hint
     assert found["attention=sage"].state == "note"
@@ -96,28 +96,28 @@ def test_a_chosen_backend_that_cannot_run_is_broken_and_others_are_notes() -> No
 
 
 def test_a_backend_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "try_attention", lambda kernel, device: 0.5)
-    found = by_name(list(doctor.check_attention(Patient([*TINY, "attention=sdpa"]))))
+    monkeypatch.setattr(checks, "try_attention", lambda kernel, device: 0.5)
+    found = by_name(list(checks.check_attention(Patient([*TINY, "attention=sdpa"]))))
     assert found["attention=sdpa"].state == "broken"
     assert found["attention=auto"].state == "note"
 
 
 def test_the_probe_of_a_folder_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_PROBE", 4 * 2**20)
+    monkeypatch.setattr(checks, "_PROBE", 4 * 2**20)
     (tmp_path / "weights").write_bytes(bytes(2**20))
-    assert doctor.read_speed(tmp_path / "weights") > 0
-    assert (doctor.write_speed(tmp_path) or 0) > 0
+    assert checks.read_speed(tmp_path / "weights") > 0
+    assert (checks.write_speed(tmp_path) or 0) > 0
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
-    assert doctor.write_speed(tmp_path / "none") is None
+    assert checks.write_speed(tmp_path / "none") is None
 
 
 def test_a_worker_that_logs_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNPOD_POD_ID", "worker-1")
-    found = one(doctor.check_runpod, *TINY)
+    found = one(checks.check_runpod, *TINY)
     assert found.state == "note"
     assert "RUNPOD_LOG_LEVEL=INFO" in found.hint
     monkeypatch.setenv("RUNPOD_LOG_LEVEL", "INFO")
-    assert one(doctor.check_runpod, *TINY).state == "ok"
+    assert one(checks.check_runpod, *TINY).state == "ok"
 
 
 def test_a_store_that_is_away_is_broken_and_no_secret_is_told(
@@ -147,7 +147,7 @@ def test_a_check_that_fails_hides_nothing_of_the_others(monkeypatch: pytest.Monk
     def check_stars(_: Patient) -> Any:
         raise ValueError("https://user:sentinel0secret0key@example.org")
 
-    monkeypatch.setattr(doctor, "CHECKS", (check_stars, doctor.check_runpod))
+    monkeypatch.setattr(checks, "CHECKS", (check_stars, checks.check_runpod))
     found = examine(TINY)
     assert [(finding.name, finding.state) for finding in found] == [("stars", "broken"), ("runpod", "ok")]
     assert "sentinel0secret0key" not in str(found)

@@ -20,17 +20,17 @@ from running_endpoint import Running, running
 from worker_fakes import ask
 
 from engine import EngineService, Request, Speaker
-from engine.budget import Budget
-from engine.cli import main
+from engine.assembly.compose import compose
+from engine.cli.main import main
 from engine.client import Client, talk
-from engine.compose import compose
 from engine.config import RequestConfig
-from engine.endpoint.limits import Limits as EndpointLimits
-from engine.jobs.habits import Habits, defaults
-from engine.jobs.schema import Limits
+from engine.data.budget import Budget
+from engine.serving.endpoint.limits import Limits as EndpointLimits
+from engine.serving.jobs.defaults import Habits, defaults
+from engine.serving.jobs.schema import Limits
+from engine.serving.worker.handler import Handler, Terms
+from engine.serving.worker.warm_engine import Keeper
 from engine.stages.write import read_recipe
-from engine.worker.handler import Handler, Terms
-from engine.worker.keeper import Keeper
 from plugins.entrypoints.batch import BatchConfig
 from plugins.entrypoints.runpod import RunpodConfig
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.data import Conditions, Inputs, Window
 from engine.errors import Cancelled, ConfigError
-from engine.multitalk.load import Model, load_model
+from engine.loading.model import Model, load_model
 from engine.stages.encode import Shown, encode, encode_text, encode_voices, frame_mask, to_pixels
 
 ALL = ("cond", "drop_text", "drop_audio", "uncond")

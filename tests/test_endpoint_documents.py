@@ -66,7 +66,7 @@ def test_every_code_of_the_client_is_documented() -> None:
 
 def test_every_verb_is_documented() -> None:
     pytest.importorskip("aiohttp")
-    from engine.endpoint.verbs import routes
+    from engine.serving.endpoint.client_api import routes
 
     served = {route.path.removeprefix("/v2/x/").partition("/")[0] for route in routes("x")}
     assert served == set(re.findall(r"`(?:GET|POST) /([\w-]+)", DOCS["endpoint.md"])) | {"status"}

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.assembly.compose import compose
 from engine.components import Entrypoint
-from engine.compose import compose
-from engine.endpoint.limits import Limits
-from engine.register import Register
+from engine.plugin.register import Register
+from engine.serving.endpoint.limits import Limits
 from plugins.entrypoints.endpoint import Endpoint, EndpointConfig, register_entrypoints, worker_command
 
 pytest.importorskip("aiohttp")

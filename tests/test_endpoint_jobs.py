@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from engine.endpoint.jobs import Job, Jobs
-from engine.endpoint.limits import Limits
 from engine.errors import ConfigError
+from engine.serving.endpoint.jobs import Job, Jobs
+from engine.serving.endpoint.limits import Limits
 
 GIVEN = {"input": {"prompt": "a"}}
 

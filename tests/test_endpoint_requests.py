@@ -12,10 +12,10 @@ import httpx2
 import pytest
 from running_endpoint import Running, running
 
-from engine.endpoint.jobs import Jobs, QueueFull
-from engine.endpoint.limits import Limits
-from engine.endpoint.server import LocalEndpoint, is_loopback
 from engine.errors import ConfigError
+from engine.serving.endpoint.jobs import Jobs, QueueFull
+from engine.serving.endpoint.limits import Limits
+from engine.serving.endpoint.server import LocalEndpoint, is_loopback
 
 HTTP = httpx2.Client(timeout=60, trust_env=False)
 JOB = {"input": {"prompt": "a"}}
@@ -302,7 +302,7 @@ def test_an_open_endpoint_with_a_key_is_asked_for_by_addresses_and_not_by_names_
 def test_that_a_worker_is_killed_is_said_once(caplog: pytest.LogCaptureFixture, tmp_path: Any) -> None:
     pytest.importorskip("runpod")
     with (
-        caplog.at_level(logging.WARNING, "engine.endpoint"),
+        caplog.at_level(logging.WARNING, "engine.serving.endpoint"),
         running(limits=Limits(grace=0.5, poll=1)) as house,
     ):
         job = HTTP.post(house.url("run"), json={"input": {"do": "block"}}).json()["id"]

@@ -12,9 +12,9 @@ import httpx2
 import pytest
 from running_endpoint import PATIENCE, Running, running
 
-from engine.endpoint.limits import Limits
-from engine.endpoint.server import LocalEndpoint
 from engine.errors import ConfigError
+from engine.serving.endpoint.limits import Limits
+from engine.serving.endpoint.server import LocalEndpoint
 
 JOB = {"input": {"prompt": "a"}}
 #: One for all: each new client reads the certificates of the system.

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from running_endpoint import PATIENCE, Running, running
 
-from engine.endpoint.jobs import Job
-from engine.endpoint.limits import Limits
+from engine.serving.endpoint.jobs import Job
+from engine.serving.endpoint.limits import Limits
 
 runpod = pytest.importorskip("runpod")
 LIMITS = Limits(run_bytes=100_000, sync_bytes=200_000, attempts=3, grace=2, webhook_delay=0)

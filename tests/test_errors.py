@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.cli import main
+from engine.cli.main import main
 
 WEIGHTS = Path(__file__).parent.parent / "engine" / "weights" / "tiny"
 
@@ -333,7 +333,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("engine.commands.manual.manual", broken)
+    monkeypatch.setattr("engine.cli.help.manual", broken)
     with pytest.raises(ZeroDivisionError):
         main(["--help"])
 

@@ -21,14 +21,14 @@ from hub_server import HubServer
 from PIL import Image
 from published_hub import small_hub
 
-from engine.cli import main
-from engine.compose import compose
-from engine.models.manifest import Manifest, read_manifest
+from engine.assembly.compose import compose
+from engine.assembly.settings import locate_weights
+from engine.cli.main import main
+from engine.hub.manifest import Manifest, read_manifest
 from engine.service import EngineService
-from engine.settings import locate_weights
-from engine.worker.boot import boot
-from engine.worker.fitness import checks
-from engine.worker.keeper import Keeper
+from engine.serving.worker.defaults import boot
+from engine.serving.worker.fitness import checks
+from engine.serving.worker.warm_engine import Keeper
 
 README = (ROOT / "README.md").read_text("utf-8")
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text("utf-8")
@@ -67,7 +67,7 @@ def test_pages_advise_the_try_out() -> None:
 def test_advised_setting_composes_in_the_image(words: str) -> None:
     config = compose(booted(told(words)))
     if config.model.packaged:
-        from engine.registry import installed
+        from engine.plugin.manager import installed
 
         assert locate_weights(config, installed()).is_dir()
     else:
@@ -162,13 +162,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HubServer, M
 @pytest.fixture
 def published(hub: tuple[HubServer, Manifest], monkeypatch: pytest.MonkeyPatch) -> HubServer:
     """The hub on loopback, which publishes small files in the places of the real ones, and its manifest."""
-    import engine.models.command
+    import engine.cli.models
     import plugins.sources.download
     import plugins.sources.hub
 
     server, manifest = hub
     monkeypatch.setenv("HF_ENDPOINT", server.hub)
-    for module in (engine.models.command, plugins.sources.download, plugins.sources.hub):
+    for module in (engine.cli.models, plugins.sources.download, plugins.sources.hub):
         monkeypatch.setattr(module, "read_manifest", lambda _=None: manifest)
     return server
 

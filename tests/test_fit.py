@@ -12,20 +12,20 @@ from typing import Any, cast
 import pytest
 
 from engine import EngineService, Request, Speaker
+from engine.assembly.estimates import advise
 from engine.bench.plan import CASES, FITTED, HELD_OUT, Case, request_of
 from engine.bench.plan import run as run_bench
-from engine.bench.plan_tables import service, tables
-from engine.bench.random_folder import build_part
-from engine.cli import main
+from engine.cli.main import main
+from engine.data.estimates import CardEstimate, Estimates
 from engine.errors import RequestError, SourceError, UnknownComponent
-from engine.estimates import CardEstimate, Estimates
-from engine.fit import activations, memory
-from engine.fit.cards import cards, find_card, installed_cards, prices
-from engine.fit.memory import Load, Work
-from engine.fit.seconds import forward_seconds
-from engine.fit.sizes import PARTS, Config, make_sizes, published_sizes, read_sizes
-from engine.fit.work import codec_work, forward_work
-from engine.fitting import advise
+from engine.loading.random_weights import build_part
+from engine.planning import activations, memory
+from engine.planning.gpus import cards, find_card, installed_cards, prices
+from engine.planning.memory import Load, Work
+from engine.planning.operations import codec_work, forward_work
+from engine.planning.parameters import PARTS, Config, make_sizes, published_sizes, read_sizes
+from engine.planning.seconds import forward_seconds
+from scripts.plan_tables import service, tables
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "engine" / "examples"
@@ -90,7 +90,7 @@ def test_the_14b_transformer_has_the_published_number_of_parameters() -> None:
 
 
 def test_bytes_in_memory_are_those_of_the_loaded_tiny_model() -> None:
-    from engine.multitalk.load import load_model
+    from engine.loading.model import load_model
 
     model = load_model(TINY, device="cpu", dtype="bfloat16")
     loaded = sum(value.numel() * value.element_size() for value in model.transformer.parameters())
@@ -102,9 +102,9 @@ def test_bytes_in_memory_are_those_of_the_loaded_tiny_model() -> None:
 def test_bytes_of_quantised_weights_are_those_that_are_kept(quant: str) -> None:
     import torch
 
-    from engine.multitalk.load import load_model
-    from engine.multitalk.quantize import is_block_linear
-    from engine.multitalk.quanto import quantise
+    from engine.loading.model import load_model
+    from engine.loading.quantize import is_block_linear
+    from engine.loading.quanto import quantise
 
     network = load_model(TINY, device="cpu", dtype="bfloat16", quant="int8" if quant == "int8" else "none").transformer
     linears = {f"{name}.weight" for name, module in network.named_modules() if is_block_linear(module, name)}
@@ -259,7 +259,7 @@ READING = {
 def test_loading_holds_on_the_host_what_does_not_go_straight_to_the_device(
     profile: str, quant: str, converted: bool
 ) -> None:
-    from engine.tensors import BUFFER
+    from engine.loading.safetensors_reader import BUFFER
 
     sizes = published_sizes("wan-14b")
     work = Work((21, 56, 112), 81, 448, 896, speakers=2, passes=3, seconds=3.24)
@@ -292,7 +292,7 @@ def test_lowest_holds_one_part_at_a_time_on_a_cpu() -> None:
 def test_auto_is_planned_as_the_loader_would_settle_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    from engine.multitalk.memory import Profile, activation_bytes, settle
+    from engine.loading.placement import Profile, activation_bytes, settle
 
     config = SimpleNamespace(**published_sizes("wan-14b").configs["transformer"])
     found = estimates("model=multitalk", "memory=auto", "quant=int8-quanto")
@@ -303,10 +303,10 @@ def test_auto_is_planned_as_the_loader_would_settle_it(monkeypatch: pytest.Monke
     weights["transformer"] = memory.weights_bytes(
         published_sizes("wan-14b"), Load("cuda", "bfloat16", "int8-quanto", "none", 1)
     )["transformer"]
-    monkeypatch.setattr("engine.multitalk.memory.free_on_host", lambda: 10**12)
+    monkeypatch.setattr("engine.loading.placement.free_on_host", lambda: 10**12)
     for one in found.cards:
         monkeypatch.setattr(
-            "engine.multitalk.memory.free_on_device", lambda size=one.memory_bytes: size - memory.CONTEXT
+            "engine.loading.placement.free_on_device", lambda size=one.memory_bytes: size - memory.CONTEXT
         )
         settled, _ = settle(Profile("auto"), weights, activations=activations, device="cuda")
         assert one.picked == settled.name
@@ -317,7 +317,7 @@ def test_auto_is_planned_as_the_loader_would_settle_it(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("free", "picked"), [(10**12, "none"), (10**10, "lowest")])
 def test_auto_on_a_cpu_looks_at_the_free_memory(free: int, picked: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.fitting.free_on_host", lambda: free)
+    monkeypatch.setattr("engine.assembly.estimates.free_on_host", lambda: free)
     found = estimates("model=multitalk", "memory=auto", "device=cpu")
     assert found.picked == picked
     assert found.stages == estimates("model=multitalk", f"memory={picked}", "device=cpu").stages
@@ -355,7 +355,7 @@ def test_a_plan_for_a_cpu_has_no_device_and_one_for_cuda_has(monkeypatch: pytest
     here = estimates("model=multitalk", "device=cpu")
     assert (here.device_memory_bytes, here.seconds, here.dtype) == (None, None, "float32")
     assert here.host_memory_bytes > 100e9
-    monkeypatch.setattr("engine.fitting.installed_cards", lambda: ("NVIDIA L40S",))
+    monkeypatch.setattr("engine.assembly.estimates.installed_cards", lambda: ("NVIDIA L40S",))
     there = estimates("model=multitalk", "memory=model-offload")
     assert (there.device, there.dtype, there.card) == ("cuda", "bfloat16", "L40S 48 GB")
     assert there.device_memory_bytes == card(there, "L40S 48 GB").needed_bytes
@@ -364,7 +364,7 @@ def test_a_plan_for_a_cpu_has_no_device_and_one_for_cuda_has(monkeypatch: pytest
 
 @pytest.mark.parametrize(("quant", "preset"), [("none", "multitalk"), ("int8-quanto", "multitalk-int8")])
 def test_published_start_bytes_are_those_of_the_preset(quant: str, preset: str) -> None:
-    from engine.models.manifest import read_manifest
+    from engine.hub.manifest import read_manifest
 
     files = read_manifest().preset(preset).files
     # Of CLIP's file the vision tower alone is read; LoRAs come by the mode.
@@ -565,4 +565,4 @@ def test_the_tables_of_the_page_are_todays() -> None:
     for name, table in tables(
         ROOT / "docs" / "measured" / "plan.json", ROOT / "docs" / "measured" / "rehearsal.json"
     ).items():
-        assert f"<!-- {name} -->\n{table}\n" in page, f"python -m engine.bench.plan_tables prints the table {name!r}"
+        assert f"<!-- {name} -->\n{table}\n" in page, f"python -m scripts.plan_tables prints the table {name!r}"

@@ -14,22 +14,22 @@ from original_folder import CONFIG, FILES, random_state, small_transformer, writ
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engine.compose import compose
+from engine.assembly.compose import compose
+from engine.assembly.estimates import _is_scaled, make_load
 from engine.data import Weights
 from engine.errors import SourceError
-from engine.fit import memory
-from engine.fit.memory import Work
-from engine.fit.sizes import published_sizes
-from engine.fitting import _is_scaled, make_load
-from engine.multitalk.checkpoint import placed_size, read_part
-from engine.multitalk.keys import TOOL_PREFIXES, engine_name, is_audio, to_engine
-from engine.multitalk.kinds import refusal
-from engine.multitalk.layout import find_parts, seen
-from engine.multitalk.load import COMPONENTS, load_model
-from engine.multitalk.on_disk import OnDisk
-from engine.multitalk.scaled import Scaled, spread
-from engine.sniff import what_is
-from engine.tensors import AheadReader
+from engine.loading.checkpoint import placed_size, read_part
+from engine.loading.component_files import OnDisk
+from engine.loading.file_kinds import what_is
+from engine.loading.key_map import TOOL_PREFIXES, engine_name, is_audio, to_engine
+from engine.loading.layout import find_parts, seen
+from engine.loading.model import COMPONENTS, load_model
+from engine.loading.safetensors_reader import AheadReader
+from engine.loading.scaled import Scaled, spread
+from engine.loading.tensor_names import refusal
+from engine.planning import memory
+from engine.planning.memory import Work
+from engine.planning.parameters import published_sizes
 from plugins.sources.volume import Volume, VolumeConfig
 
 WANTED = Weights("multitalk", "multitalk", COMPONENTS, adapter="multitalk.safetensors")
@@ -424,7 +424,7 @@ def test_a_pickle_may_hold_the_network_beside_other_things(whole: Path, tmp_path
 @pytest.fixture
 def packed(folder: Path) -> Path:
     pytest.importorskip("gguf")
-    from engine.bench.quantised_folder import write_gguf
+    from scripts.evaluate_tiny.quantised_folder import write_gguf
 
     (folder / "MeiGen-MultiTalk" / "multitalk.safetensors").unlink()
     (folder / "config.json").write_text(json.dumps(CONFIG))
@@ -468,7 +468,7 @@ def test_audio_weights_in_gguf_lie_over_plain_ones(packed: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", "_orig_mod.", "diffusion_model."])
 def test_a_gguf_file_may_have_a_prefix(packed: Path, prefix: str) -> None:
-    from engine.bench.quantised_folder import write_gguf
+    from scripts.evaluate_tiny.quantised_folder import write_gguf
 
     def read() -> dict[str, Tensor]:
         parts, missing = find_parts(

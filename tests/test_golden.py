@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.loading.quanto import dequantize
 from engine.multitalk import attention
-from engine.multitalk.quanto import dequantize
 from engine.multitalk.speakers import Speakers, class_counts, label_positions
 from engine.multitalk.transformer import cast_model
 

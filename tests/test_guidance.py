@@ -114,6 +114,8 @@ def test_numbers_that_cannot_be_meant_are_named(field: str, arguments: dict[str,
 
 
 def test_counting_branches_needs_no_torch() -> None:
-    code = "import sys; from engine.stages.passes import branches; branches(5, 4); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from engine.multitalk.guidance import branches; branches(5, 4); sys.exit('torch' in sys.modules)"
+    )
 
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import doctor
-from engine.host_memory import free_host_memory
-from engine.room import choose_profile, free_on_host
-from engine.worker.fitness import UnfitError, check_memory
+from engine.doctor import checks
+from engine.machine.host_memory import free_host_memory
+from engine.machine.profiles import choose_profile, free_on_host
+from engine.serving.worker.fitness import UnfitError, check_memory
 
 GIB = 2**30
 #: What version 1 says where there is no limit: 2^63 - 1, rounded down to pages of 4 KiB, and of 64 KiB.
@@ -73,7 +73,7 @@ def test_a_machine_without_groups_has_what_the_kernel_says_is_available(tmp_path
 
 def test_nothing_is_known_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert free_host_memory(tmp_path) is None
-    monkeypatch.setattr("engine.room.free_host_memory", partial(free_host_memory, tmp_path))
+    monkeypatch.setattr("engine.machine.profiles.free_host_memory", partial(free_host_memory, tmp_path))
     assert free_on_host() == 0
     # So memory=auto takes the profile that needs least.
     assert choose_profile({"transformer": 10, "vae": 1}, 1, device_free=None, host_free=0)[0] == "lowest"
@@ -102,9 +102,9 @@ def test_placement_plan_fitness_and_doctor_go_by_one_rule(tmp_path: Path, monkey
         file.truncate(31_400_000_001)
     with pytest.raises(UnfitError):
         check_memory(tmp_path)
-    (host,) = [one for one in doctor.check_memory(doctor.Patient(["model=tiny"])) if one.name == "host memory"]
+    (host,) = [one for one in checks.check_memory(checks.Patient(["model=tiny"])) if one.name == "host memory"]
     assert host.details["free_bytes"] == 31_400_000_000
-    for module in ("engine.fitting", "engine.multitalk.memory"):
+    for module in ("engine.assembly.estimates", "engine.loading.placement"):
         assert vars(importlib.import_module(module))["free_on_host"] is free_on_host
 
 

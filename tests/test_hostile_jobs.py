@@ -23,9 +23,9 @@ from loopback import Server, serving
 from worker_fakes import ask_whole
 
 from engine import Access, EngineService
-from engine.jobs.schema import job_schema
-from engine.worker.handler import Handler, Terms
-from engine.worker.keeper import Keeper
+from engine.serving.jobs.schema import job_schema
+from engine.serving.worker.handler import Handler, Terms
+from engine.serving.worker.warm_engine import Keeper
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "hostile.md"

@@ -12,7 +12,7 @@ import pytest
 
 import engine
 import plugins
-from engine.doctor import Patient, check_imports
+from engine.doctor.checks import Patient, check_imports
 
 ROOT = Path(__file__).parent.parent
 NAMES = {"engine", "plugins"}

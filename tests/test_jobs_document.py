@@ -8,9 +8,9 @@ from pathlib import Path
 
 import jsonschema
 
-from engine.jobs.document import document
-from engine.jobs.job import parse_job
-from engine.jobs.schema import job_schema
+from engine.serving.jobs.document import document
+from engine.serving.jobs.job import parse_job
+from engine.serving.jobs.schema import job_schema
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "api.md").read_text("utf-8")
@@ -18,7 +18,7 @@ BLOCKS = [json.loads(block) for block in re.findall(r"^```json\n(.*?)^```", PAGE
 
 
 def test_page_is_up_to_date() -> None:
-    assert document() == PAGE, "run: python -m engine.jobs.document > docs/api.md"
+    assert document() == PAGE, "run: python -m engine.serving.jobs.document > docs/api.md"
 
 
 def test_jobs_in_the_page_are_accepted() -> None:

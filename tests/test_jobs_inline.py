@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.data import Access
 from engine.errors import RequestError
-from engine.jobs.inline import as_address
+from engine.serving.jobs.inline import as_address
 from plugins.addresses.data import open_address
 
 HEAD = "data:application/octet-stream;base64,"

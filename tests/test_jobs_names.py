@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from engine.errors import RequestError
-from engine.jobs.job import parse_job
-from engine.jobs.names import _FIELDS, _OTHERWISE, meant
-from engine.jobs.schema import job_schema
+from engine.serving.jobs.aliases import _FIELDS, _OTHERWISE, meant
+from engine.serving.jobs.job import parse_job
+from engine.serving.jobs.schema import job_schema
 
 GOOD = {"reference_image": "https://example.org/a.png", "audio_1": "https://example.org/a.wav", "prompt": "she speaks"}
 FIELDS = tuple(job_schema()["$defs"]["input"]["properties"])

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from engine.budget import Budget
-from engine.compose import compose, compose_request
+from engine.assembly.compose import compose, compose_request
 from engine.data import Region, Request, Speaker
+from engine.data.budget import Budget
 from engine.errors import ConfigError, RequestError
-from engine.jobs.answers import error_answer
-from engine.jobs.habits import Habits
-from engine.jobs.job import Job, parse_job, spell
-from engine.speakers import parse_speakers
+from engine.serving.jobs.answers import error_answer
+from engine.serving.jobs.defaults import Habits
+from engine.serving.jobs.job import Job, parse_job, spell
+from engine.serving.jobs.speakers import parse_speakers
 
 ROOT = Path(__file__).parent.parent
 GOOD = {"reference_image": "anna.png", "audio_1": "anna.wav", "prompt": "a woman speaks"}
@@ -424,7 +424,7 @@ def test_speakers_and_own_overrides_keep_their_names() -> None:
 
 def test_jobs_need_no_torch() -> None:
     code = (
-        "import sys; from engine.jobs import answers, document, job; "
+        "import sys; from engine.serving.jobs import answers, document, job; "
         "job.parse_job({'input': {'action': 'health'}}); print('torch' in sys.modules, 'hydra' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

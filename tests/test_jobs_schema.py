@@ -14,9 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.errors import ConfigError, RequestError
-from engine.jobs.habits import defaults
-from engine.jobs.job import parse_job
-from engine.jobs.schema import LIMITS, Limits, job_schema
+from engine.serving.jobs.defaults import defaults
+from engine.serving.jobs.job import parse_job
+from engine.serving.jobs.schema import LIMITS, Limits, job_schema
 
 ROOT = Path(__file__).parent.parent
 GOOD = {"reference_image": "anna.png", "audio_1": "anna.wav", "prompt": "a woman speaks"}
@@ -63,8 +63,8 @@ def test_examples_of_the_schema_are_accepted_by_it() -> None:
 def test_schema_ships_in_the_package() -> None:
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg", "utf-8")
-    assert "schema.json" in setup["options.package_data"]["engine.jobs"]
-    assert json.loads(files("engine.jobs").joinpath("schema.json").read_text("utf-8"))["$defs"]
+    assert "schema.json" in setup["options.package_data"]["engine.serving.jobs"]
+    assert json.loads(files("engine.serving.jobs").joinpath("schema.json").read_text("utf-8"))["$defs"]
 
 
 def test_a_copy_of_the_schema_is_the_callers_own() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.errors import SourceError
-from engine.multitalk.keys import to_engine, to_engine_config, to_reference
+from engine.loading.key_map import to_engine, to_engine_config, to_reference
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
 from engine.rehearsal import published
 

@@ -16,10 +16,10 @@ from tiny_folder import build_text_encoder, build_transformer
 
 from engine.data import Weights
 from engine.errors import SourceError
-from engine.multitalk.checkpoint import read_part
-from engine.multitalk.keys import is_audio, to_engine
-from engine.multitalk.layout import Part, find_parts
-from engine.multitalk.load import COMPONENTS, load_model
+from engine.loading.checkpoint import read_part
+from engine.loading.key_map import is_audio, to_engine
+from engine.loading.layout import Part, find_parts
+from engine.loading.model import COMPONENTS, load_model
 from engine.rehearsal.files import shard_name
 from plugins.sources.volume import Volume, VolumeConfig
 

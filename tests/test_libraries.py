@@ -13,7 +13,7 @@ import torch
 from elf_file import library
 
 from engine.errors import ConfigError
-from engine.libraries import compiled, cuda_of, misfit, needed
+from engine.machine.libraries import compiled, cuda_of, misfit, needed
 from plugins.attention.xformers import Xformers, XformersConfig
 
 ROOT = Path(__file__).parent.parent

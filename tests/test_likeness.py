@@ -17,12 +17,14 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from engine.bench.likeness import Drift, Look, Pictures, drift_of, window_looks
-from engine.bench.talk_bars import BARS, LONG_BARS, judge_bars, likeness_bars
-from engine.bench.talk_cases import load_data
-from engine.bench.talk_long import Pace, sound_lag
-from engine.comparison.runs import FIGURES
 from engine.data import Progress
+from engine.evaluation.bars import judge_bars, likeness_bars
+from engine.evaluation.likeness import Drift, Look, Pictures, drift_of, window_looks
+from engine.sweeps.runs import FIGURES
+from scripts.evaluate_tiny.bars import BARS, LONG_BARS
+from scripts.evaluate_tiny.long_voices import Pace, sound_lag
+from scripts.train_tiny.clips import make_clip
+from scripts.train_tiny.speech import synthetic
 
 #: Four windows of a second.
 SHARES = [slice(begin, begin + 25) for begin in range(0, 100, 25)]
@@ -33,11 +35,8 @@ Damage = Callable[[Pictures, int], Pictures]
 @cache
 def clip(seed: int, people: int = 1) -> tuple[Pictures, Pictures, tuple[tuple[float, ...], ...]]:
     """Frames, the picture, and the boxes of the picture's mouths."""
-    data = load_data()
     size = SEEDS.get(seed, (160, 96))
-    made = data.clips.make_clip(
-        seed, frames=100, size=size, people=people, split="held_out", speak=data.speech.synthetic
-    )
+    made = make_clip(seed, frames=100, size=size, people=people, split="held_out", speak=synthetic)
     return made.frames, made.frames[0], tuple(tuple(box) for box in made.mouth_boxes[:, 0].tolist())
 
 
@@ -219,8 +218,10 @@ def test_a_window_that_costs_more_than_the_first_ones_is_told(monkeypatch: pytes
     def figures(cost: Callable[[int], float], grown: int) -> dict[str, float]:
         pace, at = Pace(), 0.0
         for window in range(1, 12):
-            monkeypatch.setattr("engine.bench.talk_long.time.process_time", lambda at=at: at)
-            monkeypatch.setattr("engine.bench.talk_long.status", lambda _, window=window: 500_000 + grown * window)
+            monkeypatch.setattr("scripts.evaluate_tiny.long_voices.time.process_time", lambda at=at: at)
+            monkeypatch.setattr(
+                "scripts.evaluate_tiny.long_voices.status", lambda _, window=window: 500_000 + grown * window
+            )
             pace(Progress("encode", window=window, windows=11))
             pace(Progress("denoise", window=window, windows=11))
             at += cost(window)

@@ -16,11 +16,11 @@ from tiny_folder import SIZES, write_folder
 from torch import Tensor, nn
 
 from engine.errors import RequestError, SourceError, UnknownComponent
-from engine.multitalk.layout import part_in
-from engine.multitalk.load import COMPONENTS, Model, load_model
-from engine.multitalk.memory import Profile
-from engine.multitalk.on_disk import OnDisk
-from engine.tensors import AheadReader
+from engine.loading.component_files import OnDisk
+from engine.loading.layout import part_in
+from engine.loading.model import COMPONENTS, Model, load_model
+from engine.loading.placement import Profile
+from engine.loading.safetensors_reader import AheadReader
 
 SHAPE = (2, 4, 4)
 

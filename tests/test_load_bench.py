@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from engine.bench import load as bench
 from engine.bench.load import drop, load_ours, load_theirs, read_fresh, read_plain, resident, write_checkpoint
-from engine.commands.bench import bench as command
+from engine.cli.bench import bench as command
 from engine.errors import RequestError
-from engine.multitalk.layout import part_in
-from engine.multitalk.on_disk import OnDisk
-from engine.tensors import BUFFER, AheadReader
+from engine.loading.component_files import OnDisk
+from engine.loading.layout import part_in
+from engine.loading.safetensors_reader import BUFFER, AheadReader
 
 
 @pytest.fixture(scope="module")

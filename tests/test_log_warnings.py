@@ -9,23 +9,27 @@ ROOT = Path(__file__).parent.parent
 
 #: File -> beginning of a warning of its log, and why no answer needs it.
 REASONS: dict[str, dict[str, str]] = {
-    "engine/endpoint/channel.py": {"job %s: progress came": "the job's state and result are as the worker sent them"},
-    "engine/endpoint/server.py": {"worker %s did not let go": "the job answers CANCELLED or TIMED_OUT"},
-    "engine/endpoint/webhook.py": {"job %s: the webhook": "the job's own status says the same to whoever asks"},
-    "engine/endpoint/workers.py": {
+    "engine/serving/endpoint/worker_api.py": {
+        "job %s: progress came": "the job's state and result are as the worker sent them"
+    },
+    "engine/serving/endpoint/server.py": {"worker %s did not let go": "the job answers CANCELLED or TIMED_OUT"},
+    "engine/serving/endpoint/webhook.py": {"job %s: the webhook": "the job's own status says the same to whoever asks"},
+    "engine/serving/endpoint/worker_processes.py": {
         "worker %s asked for no job": "of no job; jobs wait in the queue",
         "%s; the next try is in": "of no job; jobs wait in the queue",
         "worker %s %s and is killed": "the job that it had is told by its own error",
     },
-    "engine/patience.py": {
+    "engine/net/retry.py": {
         "attempt %d of %d": "the video that arrives is the same; the last one that fails is the answer's error",
     },
-    "engine/multitalk/arena.py": {"weights are not pinned": "a matter of speed: the frames are the same"},
-    "engine/multitalk/load.py": {"": "in the answer as well, by engine.suited.tell_loras"},
-    "engine/worker/handler.py": {"job is refused": "the answer is that error"},
-    "engine/worker/keeper.py": {"the device's memory ran out": "in the answer as well, by Handler._made"},
-    "engine/worker/pump.py": {"progress could not be sent": "the answer comes by another way"},
-    "engine/shelf.py": {"%s is uploaded and cannot be removed": "of the worker's disk; the caller has the video"},
+    "engine/loading/pinned_memory.py": {"weights are not pinned": "a matter of speed: the frames are the same"},
+    "engine/loading/model.py": {"": "in the answer as well, by engine.assembly.compatibility.tell_loras"},
+    "engine/serving/worker/handler.py": {"job is refused": "the answer is that error"},
+    "engine/serving/worker/warm_engine.py": {"the device's memory ran out": "in the answer as well, by Handler._made"},
+    "engine/serving/worker/progress_sender.py": {"progress could not be sent": "the answer comes by another way"},
+    "engine/files/undelivered.py": {
+        "%s is uploaded and cannot be removed": "of the worker's disk; the caller has the video"
+    },
     "plugins/sinks/s3.py": {
         "%s; once more without": "in the answer as well, by the upload's own warning",
     },

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from engine.errors import SourceError
-from engine.multitalk.keys import to_engine
-from engine.multitalk.lora import LoraMerger, load_runtime_lora, merge_lora, read_deltas
+from engine.loading.key_map import to_engine
+from engine.loading.lora import LoraMerger, load_runtime_lora, merge_lora, read_deltas
 
 TOLERANCE = 2e-6
 

@@ -23,13 +23,13 @@ from torch import Tensor
 from worker_fakes import ask
 
 from engine import EngineService, Request, Speaker
-from engine.cli import main
+from engine.cli.main import main
 from engine.errors import SourceError
-from engine.multitalk.lora_alpha import Strengths, strengths
-from engine.multitalk.lora_file import read_lora_header
-from engine.multitalk.lora_names import sort_entries
-from engine.worker.handler import Handler, Terms
-from engine.worker.keeper import Keeper
+from engine.loading.lora_alpha import Strengths, strengths
+from engine.loading.lora_file import read_lora_header
+from engine.loading.lora_names import sort_entries
+from engine.serving.worker.handler import Handler, Terms
+from engine.serving.worker.warm_engine import Keeper
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "engine" / "weights" / "tiny"

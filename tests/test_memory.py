@@ -19,15 +19,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.errors import ConfigError, UnknownComponent
+from engine.loading.component import Component
+from engine.loading.mover import Mover
+from engine.loading.placement import Placement, Profile, activation_bytes, lighten, settle, stream_blocks
+from engine.loading.placement import place as place_settled
+from engine.loading.quanto import quantise
+from engine.loading.slots import parts_of
+from engine.machine.profiles import choose_profile, resident_blocks
 from engine.multitalk.cache import TeaCache, make_cache
 from engine.multitalk.codec import WanCodec
-from engine.multitalk.component import Component
-from engine.multitalk.memory import Placement, Profile, activation_bytes, lighten, settle, stream_blocks
-from engine.multitalk.memory import place as place_settled
-from engine.multitalk.mover import Mover
-from engine.multitalk.quanto import quantise
-from engine.multitalk.slots import parts_of
-from engine.room import choose_profile, resident_blocks
 
 NAMES = ("transformer", "vae", "text_encoder", "image_encoder")
 
@@ -194,7 +194,7 @@ def test_what_was_changed_on_the_device_is_kept(monkeypatch: pytest.MonkeyPatch)
     def copied(tensor: torch.Tensor, device: str) -> torch.Tensor:
         return nn.Parameter(tensor.detach().clone()) if isinstance(tensor, nn.Parameter) else tensor.clone()
 
-    monkeypatch.setattr("engine.multitalk.mover.moved", copied)
+    monkeypatch.setattr("engine.loading.mover.moved", copied)
     module = nn.BatchNorm1d(3)
     running, weight, bias = module.running_mean, module.weight, module.bias
     mover = Mover(module, "cpu")
@@ -450,7 +450,7 @@ def test_streams_are_for_cuda_and_left_out_on_a_cpu() -> None:
 def test_weights_are_pinned_where_there_is_room(
     profile: Profile, free: int, pinned: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.multitalk.memory.free_on_host", lambda: free)
+    monkeypatch.setattr("engine.loading.placement.free_on_host", lambda: free)
 
     assert settle(profile, {"transformer": 90, "vae": 10}, activations=0, device="cuda")[0].pin is pinned
     assert settle(profile, {"transformer": 90, "vae": 10}, activations=0, device="cpu")[0].pin is False
@@ -458,7 +458,7 @@ def test_weights_are_pinned_where_there_is_room(
 
 @pytest.mark.parametrize(("free", "stay"), [(10**9, 3), (0, 0)])
 def test_as_many_blocks_stay_as_fit(free: int, stay: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.multitalk.memory.free_on_device", lambda: free)
+    monkeypatch.setattr("engine.loading.placement.free_on_device", lambda: free)
     profile, _ = settle(Profile("group-offload", resident="auto"), {}, activations=0, device="cuda")
 
     streamer = stream_blocks(build_transformer(), "meta", replace(profile, streams=False))

@@ -20,13 +20,13 @@ from hub_server import COMMIT, SIGNATURE, Fault, HubServer, hub_server, write_ma
 from engine.client import Client
 from engine.client.answers import ClientError
 from engine.errors import ConfigError, SourceError
-from engine.folders import weight_files
-from engine.models.cached import snapshot
-from engine.models.manifest import Manifest, read_manifest
-from engine.models.pull import Options, pull
-from engine.models.record import PRIVATE, Record
-from engine.models.tidy import removable
-from engine.names import is_inside, is_plain
+from engine.hub.cached import snapshot
+from engine.hub.manifest import Manifest, read_manifest
+from engine.hub.prune import removable
+from engine.hub.pull import Options, pull
+from engine.hub.record import PRIVATE, Record
+from engine.loading.diffusers_folder import weight_files
+from engine.text.names import is_inside, is_plain
 
 ROOT = Path(__file__).parent.parent
 CODE = b"import os; open(os.environ['PWNED'], 'w')\n" * 20_000
@@ -305,7 +305,7 @@ def test_no_signature_reaches_the_output_of_a_fresh_process(tmp_path: Path, door
         words = ["--manifest", str(path), "--model-path", str(tmp_path / "models")]
         code = (
             "import logging, sys; logging.basicConfig(level=logging.DEBUG)\n"
-            "from engine.models.command import run\n"
+            "from engine.cli.models import run\n"
             "sys.exit(run(['pull', *sys.argv[1:]], 'pull'))\n"
         )
         command = ["scripts/download_models.py"] if door == "script" else ["-c", code]

@@ -18,9 +18,9 @@ import pytest
 from hub_server import COMMIT, SIGNATURE, Fault, HubServer, hub_server
 
 from engine.errors import SourceError
-from engine.models.manifest import Manifest, Preset
-from engine.models.pull import Options, pull
-from engine.models.record import COMPLETE, PRIVATE, Record
+from engine.hub.manifest import Manifest, Preset
+from engine.hub.pull import Options, pull
+from engine.hub.record import COMPLETE, PRIVATE, Record
 
 BIG = random.Random(7).randbytes(600_000)
 OTHER = random.Random(8).randbytes(300_000)
@@ -237,7 +237,7 @@ def test_a_disk_that_fills_up_is_told_in_one_line(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     # The one call whose failure no test can have the disk bring about without a file system of its own.
-    monkeypatch.setattr("engine.models.remote.os.fsync", full)
+    monkeypatch.setattr("engine.hub.remote.os.fsync", full)
     with pytest.raises(SourceError, match="No space left on device; make room"):
         pull(preset(server), tmp_path, options())
 
@@ -299,7 +299,7 @@ def test_without_hard_links_a_folder_gets_files_of_its_own(
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr("engine.models.pull.os.link", refuse)
+    monkeypatch.setattr("engine.hub.pull.os.link", refuse)
     folder, other = pull(preset(server), tmp_path), pull(preset(server, "two"), tmp_path)
     assert (other / "model.safetensors").read_bytes() == OTHER
     assert (other / "model.safetensors").stat().st_ino != (folder / "model.safetensors").stat().st_ino

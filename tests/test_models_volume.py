@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 from hub_server import HubServer, hub_server, write_manifest
 
-from engine.cli import main
+from engine.cli.main import main
+from engine.cli.models import pull_parser
 from engine.errors import ConfigError, MissingWeights, SourceError
-from engine.models.check import verify
-from engine.models.command import pull_parser
-from engine.models.manifest import DENSE, Manifest, read_manifest
-from engine.models.progress import amount
-from engine.models.pull import Options, pull
-from engine.models.record import COMPLETE, PRIVATE
-from engine.models.tidy import removable, remove, states
+from engine.hub.check import verify
+from engine.hub.manifest import DENSE, Manifest, read_manifest
+from engine.hub.progress import amount
+from engine.hub.prune import removable, remove, states
+from engine.hub.pull import Options, pull
+from engine.hub.record import COMPLETE, PRIVATE
 
 ROOT = Path(__file__).parent.parent
 CHANCE = random.Random(3)
@@ -341,9 +341,9 @@ OFFERED: dict[str, list[tuple[str, str]]] = {
 def test_missing_weights_name_the_presets_that_serve_the_config(
     overrides: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.compose import compose
-    from engine.registry import installed
-    from engine.settings import locate_weights
+    from engine.assembly.compose import compose
+    from engine.assembly.settings import locate_weights
+    from engine.plugin.manager import installed
 
     monkeypatch.setenv("MODEL_PATH", str(tmp_path))
     with pytest.raises(MissingWeights) as caught:
@@ -371,9 +371,9 @@ def test_missing_weights_name_the_presets_that_serve_the_config(
 
 
 def test_weights_are_pulled_to_where_the_source_looks(tmp_path: Path) -> None:
-    from engine.compose import compose
-    from engine.registry import installed
-    from engine.settings import locate_weights
+    from engine.assembly.compose import compose
+    from engine.assembly.settings import locate_weights
+    from engine.plugin.manager import installed
 
     folder = tmp_path / "my models"
     with pytest.raises(MissingWeights) as caught:
@@ -402,14 +402,14 @@ def test_what_is_missing_is_named_by_the_first_few() -> None:
 
 
 def test_what_reads_the_files_in_32_bits_is_what_is_not_read_quantised() -> None:
-    from engine.multitalk.layout import QUANTISED
-    from engine.multitalk.load import QUANTS
+    from engine.loading.layout import QUANTISED
+    from engine.loading.model import QUANTS
 
     assert set(DENSE) == set(QUANTS) - set(QUANTISED)
 
 
 def test_the_lora_of_turbo_is_where_the_model_looks_for_it() -> None:
-    from engine.compose import compose
+    from engine.assembly.compose import compose
 
     model = compose(["model=multitalk"]).model
     places = {file.to for file in read_manifest().preset("multitalk").files}

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.errors import SourceError
-from engine.multitalk.checkpoint import build_empty, read_part
-from engine.multitalk.layout import Part
+from engine.loading.checkpoint import build_empty, read_part
+from engine.loading.layout import Part
 from engine.rehearsal import published
 
 State = dict[str, Tensor]

@@ -16,15 +16,15 @@ import pytest
 import torch
 
 from engine import EngineService
-from engine.cli import main
-from engine.compose import compose
+from engine.assembly.compose import compose
+from engine.assembly.settings import check_parallel
+from engine.cli.main import main
 from engine.data import Motion
 from engine.errors import ConfigError
+from engine.loading.model import load_model
 from engine.multitalk.cache import make_cache
-from engine.multitalk.load import load_model
 from engine.multitalk.sequence import Shard, check_heads
-from engine.ranks import Load, nouns, take_device
-from engine.settings import check_parallel
+from engine.runtime.parallel import Load, nouns, take_device
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "engine" / "weights" / "tiny"

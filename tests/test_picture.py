@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from engine.errors import RequestError
-from engine.stages.picture import look_at, read_mask, read_picture
+from engine.media.picture import look_at, read_mask, read_picture
 
 FIELD = "request.image"
 RED = (250, 10, 20)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from engine.errors import RequestError
-from engine.stages.picture import look_at, read_mask, read_picture
+from engine.media.picture import look_at, read_mask, read_picture
 
 FIELD = "request.image"
 WIDTH, HEIGHT = 48, 32
@@ -365,7 +365,7 @@ def test_icon_with_a_larger_picture_inside_is_refused_unopened(tmp_path: Path) -
 
 def test_heic_without_its_package_is_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_heic(Image.fromarray(corners()), tmp_path / "a.jpg", 1)
-    monkeypatch.setattr("engine.stages.picture_files.find_spec", lambda name: None)
+    monkeypatch.setattr("engine.media.picture_files.find_spec", lambda name: None)
 
     for look in (look_at, read_picture, read_mask):
         with pytest.raises(RequestError, match="HEIC") as caught:
@@ -568,7 +568,7 @@ def test_large_picture_takes_seven_bytes_a_pixel(tmp_path: Path) -> None:
     Image.new("RGBA", (4000, 4000), (1, 2, 3, 128)).save(tmp_path / "a.png")
     code = (
         "import sys, resource; from pathlib import Path\n"
-        "from engine.stages.picture import read_picture\n"
+        "from engine.media.picture import read_picture\n"
         "read_picture(Path(sys.argv[1]), field='x')\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "read_picture(Path(sys.argv[2]), field='x')\n"

@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 
 from engine import Delivery, EngineService, Progress, Request, Speaker, hookimpl
+from engine.assembly.sinks import request_sink
 from engine.data import Access, Artifact, Credentials, Frames, Kept, Store, Window
 from engine.errors import Cancelled, RequestError, SinkError
 from engine.multitalk.image import ImageEncoder
-from engine.registry import installed
-from engine.sinks import request_sink
+from engine.plugin.manager import installed
 from engine.stages.write import read_recipe
 
 EXAMPLES = files("engine") / "examples"

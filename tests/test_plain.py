@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cli import main
-from engine.errors import EngineError
-from engine.plain import plain, plain_json
+from engine.cli.main import main
+from engine.errors import EngineError, plain, plain_json
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "engine" / "examples"

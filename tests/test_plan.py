@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import pytest
 
-from engine.budget import Budget
 from engine.data import Media, Request, Settings, Speaker
+from engine.data.budget import Budget
 from engine.errors import Cancelled, RequestError
 from engine.stages.plan import plan_walk
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from engine import EngineService
-from engine.compose import compose
-from engine.fit.cards import find_card
+from engine.assembly.compose import compose
+from engine.planning.gpus import find_card
 from engine.rehearsal import walk
 from engine.rehearsal.rehearse import default_card, sizes_of
 from engine.rehearsal.report import TOLERANCE, planned_stages

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from hydra.core.config_store import ConfigStore
 
-from engine.compose import compose
+from engine.assembly.compose import compose
 from engine.config import ModelConfig
-from engine.registry import installed
+from engine.plugin.manager import installed
 
 CONF = Path(__file__).parent.parent / "conf"
 PRESETS = sorted(path for path in CONF.glob("*/*.yaml"))

@@ -10,11 +10,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from engine import peaks
-from engine.bar import Sign
 from engine.data import Peak, Progress
 from engine.errors import Cancelled
-from engine.progress import Meter
+from engine.runtime import peaks
+from engine.runtime.bar import Sign
+from engine.runtime.progress import Meter
 
 #: Bytes that the kernel counts by; a touched one is in memory.
 PAGE = mmap.PAGESIZE

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import EngineService, Request, Speaker
-from engine.multitalk.layout import part_in
-from engine.multitalk.load import _load_tokenizer
-from engine.multitalk.on_disk import OnDisk
+from engine.loading.component_files import OnDisk
+from engine.loading.layout import part_in
+from engine.loading.model import _load_tokenizer
+from engine.loading.safetensors_reader import AheadReader
 from engine.multitalk.prompts import clean_prompt, lost_of_file, lost_words, surely_whole, tell_lost
 from engine.multitalk.text import TextEncoder
-from engine.tensors import AheadReader
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "engine" / "weights" / "tiny"

@@ -12,8 +12,14 @@ from torch import Tensor
 
 import engine
 from engine import EngineService
-from engine.bench import quant, talk_studio
-from engine.bench.quant import (
+from engine.assembly.settings import locate_weights
+from engine.data import Request, Speaker
+from engine.errors import RequestError
+from engine.loading.model import QUANTS
+from engine.plugin.manager import installed
+from scripts.evaluate_tiny import quant, studio
+from scripts.evaluate_tiny.__main__ import main as command
+from scripts.evaluate_tiny.quant import (
     SCHEMES,
     prepare_scheme,
     record_forwards,
@@ -22,12 +28,6 @@ from engine.bench.quant import (
     weight_bytes,
     write_table,
 )
-from engine.commands.bench import bench as command
-from engine.data import Request, Speaker
-from engine.errors import RequestError
-from engine.multitalk.load import QUANTS
-from engine.registry import installed
-from engine.settings import locate_weights
 
 pytest.importorskip("torchao")
 pytest.importorskip("gguf")
@@ -83,7 +83,7 @@ def test_scheme_keeps_the_embedded_model_near_its_plain_weights(
 def test_command_tells_errors_lips_and_what_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(talk_studio, "FRAMES", 25)
+    monkeypatch.setattr(studio, "FRAMES", 25)
 
     words = "--clips 1 --schemes int8,fp8 --override sampler.steps=2"
     assert command(["quant", *words.split()]) == 0
@@ -103,7 +103,7 @@ def test_command_tells_errors_lips_and_what_is_refused(
 
 @pytest.mark.parametrize("change", [{"clips": 0}, {"schemes": " , "}])
 def test_nothing_to_measure_is_an_error(change: dict[str, Any]) -> None:
-    with pytest.raises(RequestError, match="bench quant"):
+    with pytest.raises(RequestError, match="clips"):
         quant.run(**change)
 
 
@@ -115,4 +115,6 @@ def test_the_page_holds_the_table_of_the_measured_report(tmp_path: Path) -> None
 
     write_table(tmp_path)
 
-    assert (tmp_path / quant.PAGE).read_text() == (root / quant.PAGE).read_text(), "python -m engine.bench.quant"
+    assert (tmp_path / quant.PAGE).read_text() == (root / quant.PAGE).read_text(), (
+        "python -m scripts.evaluate_tiny table"
+    )

@@ -14,16 +14,16 @@ from original_folder import random_state, small_transformer, write_original
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engine.bench.quantised_folder import as_quanto, write_gguf
 from engine.data import Weights
 from engine.errors import ConfigError, SourceError
-from engine.multitalk.checkpoint import placed_size, read_part
-from engine.multitalk.keys import is_audio
-from engine.multitalk.layout import find_parts
-from engine.multitalk.load import load_model
-from engine.multitalk.lora import LoraMerger, load_runtime_lora
-from engine.multitalk.quantize import change_weight
-from engine.multitalk.quanto import dequantize
+from engine.loading.checkpoint import placed_size, read_part
+from engine.loading.key_map import is_audio
+from engine.loading.layout import find_parts
+from engine.loading.lora import LoraMerger, load_runtime_lora
+from engine.loading.model import load_model
+from engine.loading.quantize import change_weight
+from engine.loading.quanto import dequantize
+from scripts.evaluate_tiny.quantised_folder import as_quanto, write_gguf
 
 pytest.importorskip("torchao")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import MissingExtra
-from engine.multitalk.quantize import quantize_int8
+from engine.loading.quantize import quantize_int8
 from engine.multitalk.transformer import cast_model
 
 # Relative error of the output against the unquantised model in the same dtype; measured 1.06 % and 1.15 %.

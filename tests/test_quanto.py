@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import SourceError
-from engine.multitalk.quanto import dequantize
+from engine.loading.quanto import dequantize
 
 INT8 = {"layer": {"weights": "qint8", "activations": "none"}}
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from engine.data import Access, Media, Plan, Region, Request, Speaker
 from engine.errors import RequestError
+from engine.media.audio import voice_spans
+from engine.media.canvas import make_canvas, make_seats
 from engine.stages.addresses import scheme_of
-from engine.stages.audio import voice_spans
-from engine.stages.canvas import make_canvas, make_seats
 from engine.stages.read import check_request, fetch, read
 
 

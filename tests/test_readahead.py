@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.readahead import reading_ahead
+from engine.loading.prefetch import reading_ahead
 
 SIZE = 4 * 2**20
 ROOT = Path(__file__).parent.parent

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from test_plain import HOSTILE, acts
 
-from engine.cli import main
-from engine.commands.recipe_check import check_form, is_deep, worth_a_look
-from engine.commands.recipes import _request, recipe_overrides
+from engine.cli.main import main
+from engine.cli.provenance import _request, recipe_overrides
+from engine.cli.provenance_check import check_form, is_deep, worth_a_look
 from engine.errors import EngineError
 from engine.stages.write import read_recipe
 

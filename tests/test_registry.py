@@ -20,7 +20,7 @@ import pytest
 from engine import hookimpl
 from engine.config import ComponentConfig
 from engine.errors import ConfigError, UnknownComponent
-from engine.registry import GROUP, Registry, installed
+from engine.plugin.manager import GROUP, Registry, installed
 
 ROOT = Path(__file__).parent.parent
 PLUGINS = {

@@ -13,8 +13,8 @@ import torch
 from test_rehearsal_files import SMALL
 from torch import nn
 
-from engine.cli import main
-from engine.fit.cards import cards, find_card
+from engine.cli.main import main
+from engine.planning.gpus import cards, find_card
 from engine.rehearsal.card import pretended
 from engine.rehearsal.counts import Copy, Counts, Forward
 from engine.rehearsal.rehearse import default_card, sizes_of
@@ -159,7 +159,7 @@ def test_a_card_that_is_too_small_is_a_fault() -> None:
 
 
 def test_blocks_that_nobody_waits_for_are_out_of_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.multitalk.streamer.Beside.wait", lambda self, place: None)
+    monkeypatch.setattr("engine.loading.streamer.Beside.wait", lambda self, place: None)
     report = report_of((*SHORT, "memory=group-offload"), ONE)
     assert kinds(report) == {"order"}
     assert any("read before it is written" in str(fault) for fault in report.faults)
@@ -176,7 +176,7 @@ def test_the_offloading_that_started_this_cannot_pin(low_memory: bool) -> None:
     # diffusers keeps `tensor.cpu()` as the copy on the host, which of a torchao tensor is the tensor itself.
     from diffusers.hooks import apply_group_offloading
 
-    from engine.multitalk.quanto import quantise
+    from engine.loading.quanto import quantise
 
     class Network(nn.Module):
         def __init__(self) -> None:
@@ -218,7 +218,7 @@ GB = 10**9
 @pytest.fixture(scope="module")
 def seen() -> Walk:
     """A walk of the packaged model in which nothing was seen, to put rows into."""
-    from engine.compose import compose
+    from engine.assembly.compose import compose
 
     return Walk(compose(list(SHORT)), cards()[0], ONE, memory="none", weights={"transformer": 20 * GB})
 
@@ -231,7 +231,7 @@ def row(stage: str = "denoise", *, forward: Forward | None = None, **counts: Any
 
 
 def copied(direction: str, size: int, **changed: Any) -> dict[str, Any]:
-    copy = Copy(direction, "pinned", blocks=False, forward=True, where="engine/multitalk/streamer.py:1 fill")
+    copy = Copy(direction, "pinned", blocks=False, forward=True, where="engine/loading/streamer.py:1 fill")
     copy = copy._replace(**changed)
     return {"copies": {copy: 1}, "copied": {copy: size}}
 
@@ -259,7 +259,7 @@ FORWARD = Forward(launches=1, moved=1, flops=1, copies=1, up=20 * GB, down=0, wa
         ),
         (
             "none",
-            row("vae decode", **copied("down", GB, where="engine/multitalk/mover.py:9 go", forward=False)),
+            row("vae decode", **copied("down", GB, where="engine/loading/mover.py:9 go", forward=False)),
             "copies",
         ),
         # Nobody waits inside of a forward; outside of one it may be.

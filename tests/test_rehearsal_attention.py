@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.fit.cards import cards
+from engine.planning.gpus import cards
 from engine.rehearsal.attention import Call, kernel_order, pick_kernel
 from engine.rehearsal.card import pretended
 

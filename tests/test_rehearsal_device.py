@@ -20,8 +20,8 @@ from torch import nn
 
 import engine
 from engine.errors import ConfigError
-from engine.fit.cards import Card, cards
-from engine.fit.memory import CONTEXT
+from engine.planning.gpus import Card, cards
+from engine.planning.memory import CONTEXT
 from engine.rehearsal import guard
 from engine.rehearsal.card import _cuda, pretended
 from engine.rehearsal.ledger import Ledger
@@ -142,7 +142,7 @@ def test_a_pinned_copy_keeps_the_order_of_its_values(ledger: Ledger) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
 def test_a_torchao_tensor_is_pinned_in_its_parts(ledger: Ledger, dtype: torch.dtype) -> None:
-    from engine.multitalk.quanto import quantise
+    from engine.loading.quanto import quantise
 
     weight: Any = quantise(torch.empty(4, 6), dtype).kept(torch.bfloat16)
     pinned: Any = weight.pin_memory()
@@ -162,7 +162,7 @@ def kinds() -> dict[str, Callable[[], Any]]:
     """What makes a tensor of each kind that the engine keeps weights in."""
     from diffusers.quantizers.gguf import utils
 
-    from engine.multitalk.quanto import quantise
+    from engine.loading.quanto import quantise
 
     def kept(dtype: torch.dtype) -> Any:
         return quantise(torch.ones(4, 6), dtype).kept(torch.bfloat16)

@@ -11,14 +11,14 @@ import pytest
 import yaml
 
 from engine.data import Weights
-from engine.multitalk.layout import QUANTISED, find_parts
-from engine.multitalk.load import COMPONENTS
+from engine.loading.layout import QUANTISED, find_parts
+from engine.loading.model import COMPONENTS
 from engine.rehearsal.files import write_published
 from engine.rehearsal.reader import headers_only
 
 ADAPTER = "multitalk.safetensors"
 LORA = "loras/FusionX_LoRa/Wan2.1_I2V_14B_FusionX_LoRA.safetensors"
-PUBLISHED = json.loads((files("engine.fit") / "architectures" / "wan-14b.json").read_text("utf-8"))
+PUBLISHED = json.loads((files("engine.planning") / "architectures" / "wan-14b.json").read_text("utf-8"))
 #: The same parts, as small as their constructors let them be.
 SMALL: dict[str, dict[str, Any]] = {
     "transformer": PUBLISHED["transformer"]
@@ -37,7 +37,7 @@ def weights(quant: str) -> Weights:
 
 def manifest_sizes() -> dict[str, tuple[int, bool]]:
     """Return the bytes that the manifest knows of files, by name, and whether they are exact."""
-    manifest = yaml.safe_load((files("engine.models") / "manifest.yaml").read_text("utf-8"))
+    manifest = yaml.safe_load((files("engine.hub") / "manifest.yaml").read_text("utf-8"))
     return {
         Path(file["path"]).name: (file.get("size", file.get("about")), "size" in file)
         for part in manifest["parts"].values()
@@ -111,7 +111,7 @@ def test_a_gguf_file_is_as_large_as_8_bits_and_a_scale_for_32(full: dict[str, Pa
 def test_small_files_are_loaded_for_real(quant: str, tmp_path: Path) -> None:
     import torch
 
-    from engine.multitalk.load import load_model
+    from engine.loading.model import load_model
 
     write_published(tmp_path, SMALL, quant=quant, adapter=ADAPTER, loras=(LORA,))
     model = load_model(tmp_path, device="cpu", dtype="bfloat16", quant=quant, wanted=weights(quant))
@@ -126,7 +126,7 @@ def test_small_files_are_loaded_for_real(quant: str, tmp_path: Path) -> None:
 
 
 def test_a_lora_of_the_files_goes_with_the_network(tmp_path: Path) -> None:
-    from engine.multitalk.load import load_model
+    from engine.loading.model import load_model
 
     write_published(tmp_path, SMALL, quant="none", adapter=ADAPTER, loras=(LORA,))
     model = load_model(
@@ -139,7 +139,7 @@ def test_headers_alone_give_tensors_of_the_files_names_and_shapes(full: dict[str
     import safetensors
     import safetensors.torch
 
-    from engine.fit.cards import cards
+    from engine.planning.gpus import cards
     from engine.rehearsal.card import pretended
 
     path = full["none"] / ADAPTER

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from engine import scratch as module
 from engine.errors import EngineError
-from engine.scratch import MARK, PREFIX, Scratch, place, scratch, sweep
+from engine.files import scratch as module
+from engine.files.scratch import MARK, PREFIX, Scratch, place, scratch, sweep
 
 HOLD = """
 import sys, tempfile
-from engine.scratch import Scratch
+from engine.files.scratch import Scratch
 folder = Scratch(sys.argv[1])
 (folder.path / "video.mp4").write_bytes(b"half")
 print(folder.path, flush=True)
@@ -204,8 +204,8 @@ def test_a_full_disk_is_told_by_a_worker_with_its_code(tmp_path: Path) -> None:
 import asyncio, base64, io, json, os, sys
 from PIL import Image
 from engine import Access, EngineService
-from engine.worker.handler import Handler, Terms
-from engine.worker.keeper import Keeper
+from engine.serving.worker.handler import Handler, Terms
+from engine.serving.worker.warm_engine import Keeper
 picture = io.BytesIO()
 Image.effect_noise((600, 600), 90).save(picture, "PNG")
 address = "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()

@@ -12,7 +12,7 @@ import pytest
 
 from engine.data import Artifact, Frames
 from engine.errors import SinkError
-from engine.h264 import LEAST_PSNR, LEAST_SSIM, Likeness, shrink
+from engine.media.h264 import LEAST_PSNR, LEAST_SSIM, Likeness, shrink
 from engine.stages.write import Writer, read_recipe
 from plugins.sinks.base64 import Base64Config, Base64Sink
 

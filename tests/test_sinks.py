@@ -12,11 +12,11 @@ from pathlib import Path
 import pluggy
 import pytest
 
-from engine import hookspecs
 from engine.components import Sink
 from engine.data import Artifact
 from engine.errors import ConfigError, SinkError
-from engine.register import Register
+from engine.plugin import spec
+from engine.plugin.register import Register
 from plugins.sinks import base64 as base64_plugin
 from plugins.sinks import disk as disk_plugin
 from plugins.sinks.base64 import Base64Config, Base64Sink
@@ -41,7 +41,7 @@ def names(folder: Path) -> list[str]:
 
 def test_plugins_offer_their_sinks() -> None:
     manager = pluggy.PluginManager("multitalk_engine")
-    manager.add_hookspecs(hookspecs)
+    manager.add_hookspecs(spec)
     manager.register(disk_plugin)
     manager.register(base64_plugin)
     register: Register[Sink] = Register("sink")

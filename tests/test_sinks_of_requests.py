@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from engine.assembly.settings import request_access
+from engine.assembly.sinks import request_sink, resume
 from engine.components import KeepingSink
 from engine.data import Access, Artifact, Credentials, Kept, Request, Speaker, Store
 from engine.errors import RequestError, SinkError
-from engine.registry import installed
-from engine.settings import request_access
-from engine.sinks import request_sink, resume
+from engine.plugin.manager import installed
 from plugins.sinks.base64 import Base64Config, Base64Sink
 from plugins.sinks.disk import DiskSink
 from plugins.sinks.s3 import S3Config, S3Sink

@@ -10,8 +10,8 @@ import pytest
 from sounds import FRAGMENTED, Samples, click, damage, join, tone, write
 
 from engine.errors import Cancelled, RequestError
-from engine.stages.audio import SOUND_RATE, VOICE_RATE, Sounds, decode, read_sounds
-from engine.stages.tracks import Found, inspect
+from engine.media.audio import SOUND_RATE, VOICE_RATE, Sounds, decode, read_sounds
+from engine.media.tracks import Found, inspect
 from engine.stages.write import read_recipe
 
 FIELD = "request.speakers[0].audio"
@@ -346,7 +346,7 @@ def test_length_is_that_of_what_is_decoded(tmp_path: Path) -> None:
 def test_no_more_of_a_long_file_is_decoded_than_the_video_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.stages import audio, pieces
+    from engine.media import audio, pieces
 
     path = write(tmp_path / "a.mp3", "mp3", tone(300.0, 16_000), rate=16_000)
     heard: list[tuple[float, float]] = []
@@ -412,7 +412,7 @@ def test_a_part_of_any_file_is_that_part_of_the_whole(
 
 
 def test_each_file_is_decoded_once_for_all_who_speak_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from engine.stages import audio, pieces
+    from engine.media import audio, pieces
 
     path = write(tmp_path / "a.wav", "pcm_s16le", np.stack([tone(1.0, 48_000), tone(1.0, 48_000, 880)], axis=1))
     count = 0

@@ -14,9 +14,9 @@ from engine.components import FetchingSource, ModelSource
 from engine.config import ComponentConfig
 from engine.data import Weights
 from engine.errors import ConfigError, SourceError, UnknownComponent
-from engine.folders import missing_files
-from engine.models.manifest import Manifest, read_manifest
-from engine.register import Register
+from engine.hub.manifest import Manifest, read_manifest
+from engine.loading.diffusers_folder import missing_files
+from engine.plugin.register import Register
 from plugins.sources import auto, cached, download, hub, packaged, volume
 
 TINY = Weights("tiny", "tiny", ("transformer", "vae", "text_encoder", "tokenizer"), packaged=True)
@@ -295,9 +295,9 @@ def test_what_is_missing_is_downloaded_if_that_is_allowed(
 def test_weights_are_downloaded_to_be_read_and_not_to_be_looked_for(
     published: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.compose import compose
-    from engine.registry import installed
-    from engine.settings import locate_weights
+    from engine.assembly.compose import compose
+    from engine.assembly.settings import locate_weights
+    from engine.plugin.manager import installed
 
     monkeypatch.setenv("MODEL_PATH", str(tmp_path / "models"))
     config = compose(["model=multitalk", "source.download=true"])

@@ -15,16 +15,16 @@ from safetensors.torch import save_file
 from tiny_folder import build_transformer
 from torch import Tensor, nn
 
-from engine.multitalk.arena import STEP, Arena, rounded, settle
+from engine.loading.fill import fill, find_stored
+from engine.loading.lora import load_runtime_lora
+from engine.loading.pinned_memory import STEP, Arena, rounded, settle
+from engine.loading.quanto import quantise
+from engine.loading.safetensors_reader import AheadReader
+from engine.loading.slots import parts_of, size_of, weights_of
+from engine.loading.streamer import Place, Streamer
 from engine.multitalk.cache import make_cache
 from engine.multitalk.compat import gguf_parts
-from engine.multitalk.fill import fill, find_stored
-from engine.multitalk.lora import load_runtime_lora
-from engine.multitalk.quanto import quantise
-from engine.multitalk.slots import parts_of, size_of, weights_of
-from engine.multitalk.streamer import Place, Streamer
 from engine.multitalk.transformer import MultiTalkTransformer3DModel, kept_in_float32
-from engine.tensors import AheadReader
 
 SHAPE = (2, 4, 4)
 LAYERS = 5

@@ -18,15 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine import EngineService, Request, Speaker
-from engine.bench.quantised_folder import write_gguf, write_quanto
-from engine.cli import main
-from engine.compose import compose
-from engine.doctor import Patient, check_weights
+from engine.assembly.compatibility import check_suited
+from engine.assembly.compose import compose
+from engine.cli.main import main
+from engine.doctor.checks import Patient, check_weights
 from engine.errors import ConfigError, EngineError, MissingExtra, MissingWeights, SourceError
-from engine.multitalk.load import load_model
+from engine.loading.model import load_model
 from engine.rehearsal.files import write_sparse
-from engine.suited import check_suited
-from engine.worker.fitness import UnfitError, checks
+from engine.serving.worker.fitness import UnfitError, checks
+from scripts.evaluate_tiny.quantised_folder import write_gguf, write_quanto
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "engine" / "weights" / "tiny"
@@ -198,7 +198,7 @@ def test_a_gguf_file_takes_no_merged_lora(folder: Path, network: Mapping[str, Te
 
 
 def test_audio_weights_of_another_name_are_reported(folder: Path, network: Mapping[str, Tensor]) -> None:
-    from engine.multitalk.keys import is_audio
+    from engine.loading.key_map import is_audio
 
     (folder / "transformer").unlink()
     wan = folder / "base"
@@ -274,8 +274,8 @@ def test_nothing_but_headers_is_read_and_torch_is_not_imported(quanto: Path, net
         f"""
         import sys
         from pathlib import Path
-        from engine.compose import compose
-        from engine.suited import check_suited
+        from engine.assembly.compose import compose
+        from engine.assembly.compatibility import check_suited
         check_suited(compose({words!r}), Path({str(quanto)!r}))
         assert "torch" not in sys.modules
         """

@@ -13,13 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import engine
-from engine.bench import talk, talk_cases, talk_kinds
-from engine.bench.talk_bars import BARS, judge_bars
-from engine.bench.talk_cases import Case, find_cases, find_pieces, load_data, prepare, write_film, write_voice
-from engine.bench.talk_films import apart, film, judge, liveliness, read_film, regions
-from engine.bench.talk_kinds import KINDS
-from engine.bench.talk_measures import (
+from engine.data import Delivery, Plan, Request, Window
+from engine.errors import EngineError, RequestError
+from engine.evaluation.bars import judge_bars
+from engine.evaluation.frames import read_film
+from engine.evaluation.metrics import (
     LEAD,
     Pictures,
     by_skin,
@@ -31,11 +29,14 @@ from engine.bench.talk_measures import (
     spread,
     window_sync,
 )
-from engine.bench.talk_studio import Studio
-from engine.cli import main
-from engine.data import Delivery, Plan, Request, Window
-from engine.errors import EngineError, RequestError
 from engine.service import EngineService
+from scripts.evaluate_tiny import cases, kinds, talk
+from scripts.evaluate_tiny.__main__ import main
+from scripts.evaluate_tiny.bars import BARS
+from scripts.evaluate_tiny.cases import Case, find_cases, find_pieces, prepare, write_film, write_voice
+from scripts.evaluate_tiny.films import apart, film, judge, liveliness, regions
+from scripts.evaluate_tiny.kinds import KINDS
+from scripts.evaluate_tiny.studio import Studio
 from scripts.train_tiny.clips import SAMPLED_AT
 from scripts.train_tiny.scene import random_scene
 from scripts.train_tiny.speech import synthetic
@@ -159,7 +160,7 @@ def test_cases_are_held_to_what_is_wanted(folder: Path) -> None:
 
 
 def test_too_few_cases_are_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(talk_cases, "prepare", lambda *_, **__: None)
+    monkeypatch.setattr(cases, "prepare", lambda *_, **__: None)
     with pytest.raises(EngineError, match="0 of 2 clips"):
         find_cases(0, 2, folder, frames=9, people=1, sizes=[(96, 96)])
 
@@ -168,7 +169,7 @@ def test_classes_of_skin_are_as_often_one_as_another(folder: Path, made: Case, m
     def prepared(seed: int, _: Path, *, size: tuple[int, int], **__: Any) -> Case:
         return replace(made, skins=(random_scene(seed, size, 1, "held_out").people[0].skin,))
 
-    monkeypatch.setattr(talk_cases, "prepare", prepared)
+    monkeypatch.setattr(cases, "prepare", prepared)
     found = find_cases(0, 8, folder, frames=9, people=1, sizes=[(64, 64)], even=True)
     assert sorted(made.skins[0] for made in found[:6]) == [0, 1, 2, 3, 4, 5]
     assert found[6].skins != found[7].skins
@@ -253,7 +254,7 @@ def test_kinds_are_judged_without_a_network(folder: Path, made: Case, shown: Pic
     service: Any = Drawn(EngineService(["model=tiny"]), folder, lambda request: shown)
     studio = Studio(service, folder, overrides=(), clips=1, long=1, seed=0, sizes=[(160, 96)])
     studio.__dict__["two"] = studio._standard("two", [made])
-    two, swapped = talk_kinds.two(studio), talk_kinds.swapped(studio)
+    two, swapped = kinds.two(studio), kinds.swapped(studio)
     assert two["own_mean"] > 0.95
     assert two["margin"] == pytest.approx(-swapped["margin"], abs=1e-3)
     assert two["motion"] == pytest.approx(1, abs=0.1)
@@ -299,7 +300,7 @@ def test_bars_say_what_holds_and_leave_out_what_was_not_measured() -> None:
     ],
 )
 def test_wrong_words_are_one_line(words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "talk", *words]) == 2
+    assert main(["talk", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert not [part for part in parts if part not in line], line
 
@@ -313,7 +314,7 @@ def test_words_of_the_command_arrive(monkeypatch: pytest.MonkeyPatch, capsys: py
 
     monkeypatch.setitem(KINDS, "one", one)
     words = "--clips 3 --long 2 --seed 7 --sizes 96x160 --kinds real,one --override cache=none --override video.crf=20"
-    assert main(["bench", "talk", *words.split()]) == 0
+    assert main(["talk", *words.split()]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["settings"]["overrides"] == ["model=tiny", "cache=none", "video.crf=20"]
     assert report["settings"]["kinds"] == ["one", "real"]
@@ -328,19 +329,13 @@ def test_words_of_the_command_arrive(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert (given["clips"], given["long"], given["seed"], given["sizes"]) == (3, 2, 7, [(96, 160)])
 
 
-def test_without_a_checkout_or_espeak_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_espeak_the_reason_is_told(tmp_path: Path) -> None:
     def mute(*_: Any) -> Any:
         raise FileNotFoundError(2, "No such file or directory", "espeak-ng")
 
     with pytest.raises(EngineError, match="espeak-ng") as told:
         prepare(0, tmp_path, frames=9, people=1, speak=mute)
     assert "apt-get install espeak-ng" in told.value.hint
-    monkeypatch.setattr(engine, "__file__", str(tmp_path / "engine" / "__init__.py"))
-    with pytest.raises(EngineError, match="train_tiny") as absent:
-        load_data()
-    assert "checkout" in absent.value.hint
-    with pytest.raises(EngineError):
-        talk.run(kinds="one")
 
 
 def test_a_folder_without_recordings_is_refused(tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine import tensors as module
-from engine.components import Reader
+from engine.components import Reader, Stored
 from engine.errors import MissingExtra, SourceError
-from engine.registry import installed
-from engine.tensors import AheadReader, Stored, stored_tensors
+from engine.loading import safetensors_reader as module
+from engine.loading.safetensors_reader import AheadReader, stored_tensors
+from engine.plugin.manager import installed
 
 #: Pieces so small that even these tensors are read in many, and in several spans of them.
 PIECE = 64

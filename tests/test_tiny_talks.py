@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from engine import EngineService
-from engine.bench.likeness import drift_of
-from engine.bench.talk_bars import judge_bars, likeness_bars
-from engine.bench.talk_cases import Case, find_cases
-from engine.bench.talk_films import Film, film, judge
-from engine.bench.talk_long import case_looks
-from engine.bench.talk_measures import Row
+from engine.evaluation.bars import judge_bars, likeness_bars
+from engine.evaluation.likeness import drift_of
+from engine.evaluation.metrics import Row
+from scripts.evaluate_tiny.cases import Case, find_cases
+from scripts.evaluate_tiny.films import Film, film, judge
+from scripts.evaluate_tiny.long_voices import case_looks
 
 pytestmark = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="eSpeak NG speaks the voices")
 

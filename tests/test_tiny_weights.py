@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPVisionModel, UMT5EncoderModel, Wav2Vec2Model
 
-from engine.multitalk.lora import merge_lora
+from engine.loading.lora import merge_lora
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
 
 ROOT = Path(__file__).parent.parent
@@ -121,7 +121,7 @@ def test_autoencoder_keeps_a_picture_it_has_never_seen() -> None:
         latents = vae.encode(video).latent_dist.mode()
         pictures = vae.decode(latents).sample
     assert latents.shape == (1, vae.config.z_dim, 2, 12, 20)
-    # 25 dB: between the trial's autoencoder and the bar that `multitalk bench talk` holds over many pictures.
+    # 25 dB: between the trial's autoencoder and the bar that `python -m scripts.evaluate_tiny talk` holds over many pictures.
     assert ((pictures - video) / 2).square().mean() < 10**-2.5
 
 

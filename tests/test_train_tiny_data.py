@@ -12,11 +12,12 @@ import pytest
 from PIL import Image, ImageFilter
 from scipy.ndimage import shift
 
-from engine.bench.mouths import best_lag, correlation, motion_energy, mouth_openings
+from engine.evaluation.mouths import best_lag, correlation, motion_energy, mouth_openings
+from engine.evaluation.voices import REST_WIDTH, SAMPLE_RATE, Voice, mouth_of
 from scripts.train_tiny.clips import SAMPLED_AT, Clip, make_clip
 from scripts.train_tiny.people import SKINS, Mouth
 from scripts.train_tiny.scene import ENERGIES, MOODS, TIMES, draw, prompt, random_scene
-from scripts.train_tiny.speech import REST_WIDTH, SAMPLE_RATE, Voice, mouth_of, say, silence, synthetic, voice_of
+from scripts.train_tiny.speech import say, silence, synthetic, voice_of
 
 
 def clip(seed: int, frames: int = 25, fps: float = 25.0, people: int = 2, size: tuple[int, int] = (160, 96)) -> Clip:

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKLWan
 from transformers import AutoTokenizer, Wav2Vec2Config, Wav2Vec2Model
 
 from engine.data import Inputs, Window
-from engine.multitalk.load import load_model
+from engine.loading.model import load_model
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
 from engine.stages.encode import Texts, encode
 from scripts.train_tiny import transformer, vae

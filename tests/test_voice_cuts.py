@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 from sounds import Samples, click, tone, write
 
-from engine.cuts import split_address
 from engine.data import Access, Media, Request, Speaker
 from engine.errors import RequestError
-from engine.jobs.job import parse_job
+from engine.media.audio import SOUND_RATE, VOICE_RATE, read_sounds, voice_spans
+from engine.media.excerpts import split_address
 from engine.service import EngineService
-from engine.speakers import parse_speakers
-from engine.stages.audio import SOUND_RATE, VOICE_RATE, read_sounds, voice_spans
+from engine.serving.jobs.job import parse_job
+from engine.serving.jobs.speakers import parse_speakers
 from engine.stages.read import check_request, fetch
 
 EXAMPLES = Path(__file__).parent.parent / "engine" / "examples"

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from engine.errors import SourceError
-from engine.multitalk.gguf_header import read_header
-from engine.multitalk.layout import gguf_names
-from engine.multitalk.load import _load_tokenizer
+from engine.loading.gguf_header import read_header
+from engine.loading.layout import gguf_names
+from engine.loading.model import _load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "engine" / "weights" / "tiny"
@@ -121,7 +121,7 @@ def test_a_gguf_header_that_states_what_no_file_has_is_refused_at_once(tmp_path:
 def test_what_the_package_writes_is_read_as_the_package_reads_it(tmp_path: Path) -> None:
     import torch
 
-    from engine.bench.quantised_folder import write_gguf
+    from scripts.evaluate_tiny.quantised_folder import write_gguf
 
     gguf = pytest.importorskip("gguf")
     path = tmp_path / "x.gguf"

@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from engine import whole
 from engine.data import Artifact
 from engine.errors import SinkError
+from engine.files import atomic
 from plugins.sinks.disk import DiskConfig, DiskSink
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +35,7 @@ def refuse(*_: Any, **__: Any) -> NoReturn:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What the file system knows: a rename that replaces nothing, hard links alone, or neither."""
     if request.param != "rename":
-        monkeypatch.setattr(whole, "_renameat2", lambda: None)
+        monkeypatch.setattr(atomic, "_renameat2", lambda: None)
     if request.param == "lock":
         monkeypatch.setattr(os, "link", refuse)
     return str(request.param)
@@ -111,29 +111,29 @@ def test_name_is_given_after_the_bytes_are_on_the_disk_and_the_folder_is_synced_
 def test_part_of_a_process_at_work_is_not_swept_and_that_of_a_dead_one_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whole, "_YOUNG", -1.0)
+    monkeypatch.setattr(atomic, "_YOUNG", -1.0)
     code = (
-        "import sys; from pathlib import Path; from engine.whole import Part\n"
+        "import sys; from pathlib import Path; from engine.files.atomic import Part\n"
         "part = Part(Path(sys.argv[1]))\nprint('made', flush=True)\nsys.stdin.read()"
     )
-    path = tmp_path / whole.part_name("talk")
+    path = tmp_path / atomic.part_name("talk")
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_path()
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"made\n"
 
-    assert whole.sweep(tmp_path, "talk") == []
+    assert atomic.sweep(tmp_path, "talk") == []
     assert path.exists()
 
     process.kill()
     process.communicate()
-    assert whole.sweep(tmp_path, "talk") == [path]
+    assert atomic.sweep(tmp_path, "talk") == [path]
     assert not path.exists()
 
 
 def test_part_of_another_machine_is_swept_when_it_is_old_and_strangers_files_never(tmp_path: Path) -> None:
-    old = time.time() - 2 * whole._OLD
+    old = time.time() - 2 * atomic._OLD
     for name, when in {
         ".talk-0badc0de-12345678.part": old,
         ".talk-1badc0de-12345678.part": time.time(),
@@ -147,7 +147,7 @@ def test_part_of_another_machine_is_swept_when_it_is_old_and_strangers_files_nev
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (when, when))
 
-    whole.sweep(tmp_path, "talk")
+    atomic.sweep(tmp_path, "talk")
 
     assert names(tmp_path) == [
         ".other-0badc0de-12345678.part",
@@ -163,22 +163,22 @@ def test_claim_of_a_process_that_is_gone_is_taken_over(
 ) -> None:
     claim = tmp_path / ".a.mp4.claim"
     claim.write_bytes(content)
-    old = time.time() - 2 * whole._LEASE
+    old = time.time() - 2 * atomic._LEASE
     os.utime(claim, (old, old))
 
-    with whole.claimed(tmp_path / "a.mp4"):
-        assert claim.read_bytes() == whole._machine().encode()
+    with atomic.claimed(tmp_path / "a.mp4"):
+        assert claim.read_bytes() == atomic._machine().encode()
 
     assert names(tmp_path) == []
 
 
 def test_claim_of_another_machine_at_work_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whole, "_LEASE", 0.1)
+    monkeypatch.setattr(atomic, "_LEASE", 0.1)
     (tmp_path / ".a.mp4.claim").write_bytes(b"0badc0de")
     later = time.time() + 60
     os.utime(tmp_path / ".a.mp4.claim", (later, later))
 
-    with pytest.raises(OSError, match="another process holds the name"), whole.claimed(tmp_path / "a.mp4"):
+    with pytest.raises(OSError, match="another process holds the name"), atomic.claimed(tmp_path / "a.mp4"):
         pass
 
     assert names(tmp_path) == [".a.mp4.claim"]
@@ -187,11 +187,11 @@ def test_claim_of_another_machine_at_work_is_waited_for(tmp_path: Path, monkeypa
 def test_name_of_the_longest_length_is_written_andclaimed(way: str, tmp_path: Path) -> None:
     path = tmp_path / ("ä" * 125 + ".mp4")
 
-    whole.write(path, b"one")
-    whole.write(path, b"two")
+    atomic.write(path, b"one")
+    atomic.write(path, b"two")
     (tmp_path / "part").write_bytes(b"three")
     with pytest.raises(FileExistsError):
-        whole.rename_new(tmp_path / "part", path)
+        atomic.rename_new(tmp_path / "part", path)
 
     assert path.read_bytes() == b"two"
     assert names(tmp_path) == ["part", path.name]
@@ -202,7 +202,7 @@ def test_write_that_fails_leaves_the_old_file_and_nothing_else(
     fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.json"
-    whole.write(path, b"old")
+    atomic.write(path, b"old")
     break_it: dict[str, Callable[[], None]] = {
         "fsync": lambda: monkeypatch.setattr(os, "fsync", refuse),
         "replace": lambda: monkeypatch.setattr(Path, "replace", refuse),
@@ -210,7 +210,7 @@ def test_write_that_fails_leaves_the_old_file_and_nothing_else(
     break_it[fails]()
 
     with pytest.raises(OSError, match="not permitted"):
-        whole.write(path, b"new")
+        atomic.write(path, b"new")
 
     monkeypatch.undo()
     assert path.read_bytes() == b"old"

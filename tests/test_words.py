@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.compose import compose, compose_request
+from engine.assembly.compose import compose, compose_request
+from engine.assembly.typed_overrides import parse, readable, shell_line
 from engine.errors import ConfigError, RequestError
-from engine.words import parse, readable, shell_line
-from engine.worker.boot import boot
+from engine.serving.worker.defaults import boot
 
 LETTERS = string.printable + "äßé数据テ🎬\u202e\u00a0ñЖ"
 BASE = ["source=volume"]

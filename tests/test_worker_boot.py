@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.compose import compose
+from engine.assembly.compose import compose
+from engine.assembly.settings import locate_weights
 from engine.config import Config
 from engine.errors import ConfigError, SourceError
-from engine.models.manifest import read_manifest
-from engine.registry import installed
-from engine.settings import locate_weights
-from engine.worker.boot import QUANT, RECIPE, boot
+from engine.hub.manifest import read_manifest
+from engine.plugin.manager import installed
+from engine.serving.worker.defaults import QUANT, RECIPE, boot
 
 ROOT = Path(__file__).parent.parent
 ASKED = ("entrypoint=runpod",)
@@ -112,8 +112,8 @@ def test_overrides_that_cannot_be_read_are_one_error(text: str, what: str) -> No
 
 
 def test_other_entrypoints_know_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from engine.cli import main
-    from engine.commands import launch
+    from engine.cli import run
+    from engine.cli.main import main
 
     seen: list[list[str]] = []
 
@@ -121,7 +121,7 @@ def test_other_entrypoints_know_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -
         seen.append(list(overrides))
         return 0
 
-    monkeypatch.setattr(launch, "launch", launched)
+    monkeypatch.setattr(run, "launch", launched)
     monkeypatch.setenv("MULTITALK_OVERRIDES", "sampler.steps=7")
     assert main(["generate", "seed=1"]) == 0
     assert main(["runpod", "model=tiny"]) == 0
@@ -136,8 +136,8 @@ def test_the_default_recipe_can_be_left_out() -> None:
 
 
 def test_a_worker_boots_with_the_length_of_the_voices_as_its_default() -> None:
-    from engine.compose import compose
-    from engine.jobs.habits import defaults
+    from engine.assembly.compose import compose
+    from engine.serving.jobs.defaults import defaults
     from plugins.entrypoints.runpod import Runpod, RunpodConfig
 
     environment = {"MULTITALK_OVERRIDES": "model=tiny entrypoint.num_frames=auto entrypoint.max_seconds=60"}

@@ -12,9 +12,9 @@ import pytest
 from worker_fakes import ask
 
 from engine import EngineService, hookimpl
-from engine.registry import installed
-from engine.worker.handler import Handler, Terms
-from engine.worker.keeper import Keeper
+from engine.plugin.manager import installed
+from engine.serving.worker.handler import Handler, Terms
+from engine.serving.worker.warm_engine import Keeper
 
 
 class Greedy:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from worker_fakes import FakeService
 
-from engine.worker.fitness import UnfitError, check_device, check_memory, check_room, checks
+from engine.serving.worker.fitness import UnfitError, check_device, check_memory, check_room, checks
 
 
 def failing(part: str, line: str) -> FakeService:

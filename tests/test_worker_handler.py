@@ -15,8 +15,8 @@ from worker_fakes import GOOD, PLAN, STORE, FakeService, Sent, ask, steps, until
 from engine.components import Service
 from engine.data import Resumed
 from engine.errors import RequestError, SourceError
-from engine.jobs.schema import Limits
-from engine.worker.handler import ENVELOPE, Terms
+from engine.serving.jobs.schema import Limits
+from engine.serving.worker.handler import ENVELOPE, Terms
 
 
 def test_the_fake_is_a_service() -> None:
@@ -323,7 +323,7 @@ def test_each_line_of_a_job_bears_its_id(caplog: pytest.LogCaptureFixture) -> No
         def emit(self, record: logging.LogRecord) -> None:
             ids.append(handler._lines.job)
 
-    logger = logging.getLogger("engine.worker")
+    logger = logging.getLogger("engine.serving.worker")
     watch = Watch()
     logger.addHandler(watch)
     try:

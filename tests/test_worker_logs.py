@@ -12,10 +12,10 @@ import pytest
 from worker_fakes import GOOD, STORE, FakeService, ask
 
 from engine.errors import ConfigError
-from engine.redact import named_secrets, redact
-from engine.worker.handler import Handler, Terms
-from engine.worker.keeper import Keeper
-from engine.worker.logs import Lines, install
+from engine.redaction import named_secrets, redact
+from engine.serving.worker.handler import Handler, Terms
+from engine.serving.worker.logs import Lines, install
+from engine.serving.worker.warm_engine import Keeper
 
 SECRET = "sentinel/secret+0123456789"
 SIGNED = (
@@ -133,7 +133,7 @@ def test_an_unknown_level_is_an_error() -> None:
 def test_the_sdks_log_is_held_at_info_and_cleaned(capsys: pytest.CaptureFixture[str], log: Log) -> None:
     from runpod.serverless.modules.rp_logger import RunPodLogger
 
-    from engine.worker.sdk import quiet
+    from engine.serving.worker.sdk import quiet
 
     logger = RunPodLogger()
     before = logger.level

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from worker_fakes import FakeService, OutOfMemoryError, Work, ask, worker
 
-from engine.worker.device import is_device_lost, is_out_of_memory
-from engine.worker.keeper import Keeper
+from engine.serving.worker.cuda_errors import is_device_lost, is_out_of_memory
+from engine.serving.worker.warm_engine import Keeper
 
 
 def full_above(*profiles: str) -> Work:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.data import Progress
-from engine.worker.pump import Pump, payload
+from engine.serving.worker.progress_sender import Pump, payload
 
 
 def step(number: int) -> Progress:

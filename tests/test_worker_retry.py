@@ -12,7 +12,7 @@ from running_endpoint import running
 from store import free_port, store_environment, storing
 
 from engine.client import Client, file
-from engine.endpoint.limits import Limits
+from engine.serving.endpoint.limits import Limits
 
 pytest.importorskip("aiohttp")
 pytest.importorskip("moto")

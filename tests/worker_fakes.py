@@ -13,8 +13,8 @@ from typing import Any
 from engine.components import CancelToken, ProgressCallback
 from engine.data import Canvas, Delivery, Plan, Progress, Request, Resumed
 from engine.errors import Cancelled
-from engine.worker.handler import Handler, Terms
-from engine.worker.keeper import Keeper
+from engine.serving.worker.handler import Handler, Terms
+from engine.serving.worker.warm_engine import Keeper
 
 GOOD: dict[str, Any] = {
     "reference_image": "https://example.com/anna.png",

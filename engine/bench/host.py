@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from engine.data import Frames
 from engine.errors import RequestError
-from engine.stages.color import color_statistics, match_color
+from engine.media.color import color_statistics, match_color
 from engine.stages.write import Writer
 
 #: Width and height of a picture in each resolution of the 14B model.
@@ -24,7 +24,7 @@ def run(frames: int = 25, runs: int = 3) -> dict[str, Any]:
     """Match the colours of `frames` made-up frames and encode them, `runs` times; the least processor time counts.
 
     Seconds are of processor time, which other work on the machine changes little: of this thread for colours, of the
-    process for the encoder, which has threads of its own. engine/fit/seconds.py has them by pixel.
+    process for the encoder, which has threads of its own. engine/planning/seconds.py has them by pixel.
     """
     if frames < 2 or runs < 1:
         raise RequestError(f"{frames} frames, {runs} runs", field="bench host", hint="2 frames or more, 1 run or more")

@@ -21,17 +21,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.bench.talk_bars import Bar, judge_bars
 from engine.components import Reader
 from engine.errors import RequestError
-from engine.multitalk.fill import find_stored
-from engine.multitalk.layout import part_in
-from engine.multitalk.load import DTYPES
-from engine.multitalk.on_disk import OnDisk
+from engine.evaluation.bars import Bar, judge_bars
+from engine.loading.component_files import OnDisk
+from engine.loading.fill import find_stored
+from engine.loading.layout import part_in
+from engine.loading.model import DTYPES
+from engine.loading.safetensors_reader import BUFFER, PIECE
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
-from engine.peaks import forget_peak, status
-from engine.registry import installed
-from engine.tensors import BUFFER, PIECE
+from engine.plugin.manager import installed
+from engine.runtime.peaks import forget_peak, status
 
 BARS = (
     Bar("cold, share of plain reading's speed", "ratios/cold", least=0.85),

@@ -18,10 +18,10 @@ from PIL import Image
 from engine import EngineService, Request, Speaker
 from engine.bench.memory import write_voice
 from engine.errors import EngineError, RequestError
-from engine.peaks import forget_peak, status
-from engine.tensors import POPULATE_READ, advise
+from engine.loading.safetensors_reader import POPULATE_READ, advise
+from engine.runtime.peaks import forget_peak, status
 
-#: Configs that were looked at while the arithmetic of `engine.fit` was written, and others that were not.
+#: Configs that were looked at while the arithmetic of `engine.planning` was written, and others that were not.
 FITTED = ("base",)
 HELD_OUT = ("wide", "text", "half", "long", "int8", "lowest")
 
@@ -119,7 +119,7 @@ def _import_all() -> None:
         import torchao.quantization  # noqa: F401 - an extra of "int8" alone
 
     import engine.pipeline  # noqa: F401
-    from engine.registry import installed
+    from engine.plugin.manager import installed
 
     # A process with threads is not forked.
     torch.set_num_threads(1)
@@ -151,7 +151,7 @@ def _in_process(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def _write(case: Case, folder: Path) -> dict[str, Any]:
     import torch
 
-    from engine.bench.random_folder import write_random_folder
+    from engine.loading.random_weights import write_random_folder
 
     write_random_folder(folder / "tiny", case.configs(), getattr(torch, case.dtype))
     return {}

@@ -11,16 +11,7 @@ from typing import Any
 
 import httpx2
 
-from engine.client.answers import (
-    ClientError,
-    Download,
-    Status,
-    length,
-    read_json,
-    read_status,
-    refused,
-    result,
-)
+from engine.client.answers import ClientError, Download, Status, length, read_json, read_status, refused, result
 from engine.client.calls import BASE_URL, TIMEOUT, Address, Attempts, Looks, hide_queries, job_path, submission
 from engine.client.media import address_of, content_of, saving
 

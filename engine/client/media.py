@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine.client.answers import ClientError, Download
-from engine.whole import Part, part_in, sweep
+from engine.files.atomic import Part, part_in, sweep
 
 MB = 1_000_000
 #: A job of 10 MB holds three quarters of that as base64, and needs room for its other fields.

@@ -35,7 +35,7 @@ from engine.multitalk.embeddings import Rotary, TimeTextImageEmbedding, rotary_g
 from engine.multitalk.sequence import Shard
 from engine.multitalk.speakers import Speakers, prepare_speakers, token_masks
 
-#: A module's attribute: functions that change its modulation table as it is read (`engine.multitalk.lora`).
+#: A module's attribute: functions that change its modulation table as it is read (`engine.loading.lora`).
 TABLE_CHANGES = "_multitalk_table_changes"
 
 

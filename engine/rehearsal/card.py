@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from engine.fit.cards import Card
-from engine.fit.memory import CONTEXT
+from engine.planning.gpus import Card
+from engine.planning.memory import CONTEXT
 from engine.rehearsal.allocator import CachingAllocator
 from engine.rehearsal.attention import Call, attend, pick_kernel
 from engine.rehearsal.guard import provide_cuda_guard

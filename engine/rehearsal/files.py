@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError, MissingExtra
-from engine.multitalk.layout import QUANTISED
+from engine.loading.layout import QUANTISED
 from engine.rehearsal import published
 from engine.rehearsal.published import Shapes
 
@@ -34,7 +34,7 @@ def write_published(
 ) -> None:
     """Write below `root` the files that a published model consists of, of the sizes that `architecture` names.
 
-    `architecture` holds configs by part, as engine/fit/architectures has them. `quant` is what is to be read:
+    `architecture` holds configs by part, as engine/planning/architectures has them. `quant` is what is to be read:
     "int8-quanto", "fp8-quanto" and "gguf" have a file of their own, others Wan's shards in float32. `adapter` is the
     file of audio weights, `loras` are LoRAs of the network. Raises MissingExtra without gguf for a GGUF file.
     """
@@ -138,7 +138,7 @@ def _text(config: Mapping[str, Any]) -> Shapes:
 
 
 def _write_encoders(root: Path, architecture: Mapping[str, Mapping[str, Any]]) -> None:
-    from engine.bench.random_folder import write_tokenizer
+    from engine.loading.random_weights import write_tokenizer
 
     image, hearing = architecture["image_encoder"], architecture["audio_encoder"]
     tokens = (image["image_size"] // image["patch_size"]) ** 2 + 1

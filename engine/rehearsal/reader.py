@@ -11,14 +11,15 @@ from unittest.mock import patch
 
 from safetensors import safe_open as _SAFE_OPEN
 
-from engine.tensors import BUFFER, Stored, by_file, stored_tensors
+from engine.components import Stored
+from engine.loading.safetensors_reader import BUFFER, by_file, stored_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class HeaderReader:
-    """Walks the files as engine.tensors.AheadReader does, and reads no data."""
+    """Walks the files as engine.loading.safetensors_reader.AheadReader does, and reads no data."""
 
     def read(self, wanted: Sequence[Stored], into: Callable[[Stored], Tensor]) -> Iterator[tuple[Stored, Tensor]]:
         """See `components.Reader`. On a CUDA device each piece goes by way of pinned memory, as with AheadReader."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from engine.fit.cards import find_card
+from engine.planning.gpus import find_card
 from engine.rehearsal.rehearse import default_card, rehearse
 from engine.rehearsal.walk import Scene
 

@@ -8,8 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from engine.errors import ConfigError
-from engine.fit.cards import Card, cards
-from engine.fit.sizes import Sizes, make_sizes, read_sizes
+from engine.planning.gpus import Card, cards
+from engine.planning.parameters import Sizes, make_sizes, read_sizes
 from engine.rehearsal.report import Numbers, Report, make_report, reckon
 from engine.rehearsal.walk import Scene, Walk, architecture_of, walk
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engine.estimates import StageMemory
-from engine.fit import memory
-from engine.fit.estimate import free_of, largest_work, settle
-from engine.fit.memory import CONTEXT
-from engine.fit.sizes import Sizes
-from engine.fitting import make_load
+from engine.assembly.estimates import make_load
+from engine.data.estimates import StageMemory
+from engine.planning import memory
+from engine.planning.estimate import free_of, largest_work, settle
+from engine.planning.memory import CONTEXT
+from engine.planning.parameters import Sizes
 from engine.rehearsal.counts import Copy, Forward
 from engine.rehearsal.walk import Row, Walk
 
@@ -23,7 +23,7 @@ _CRUMBS = 32 * 10**6
 #: Profiles that keep the transformer on the device as a whole while it is used.
 _WHOLE = ("none", "text-offload", "model-offload")
 #: Where the places are made through which blocks come.
-_STREAMER = "engine/multitalk/streamer.py"
+_STREAMER = "engine/loading/streamer.py"
 #: Where a step cache reads from the device whether it skips forwards.
 _DECIDING = ("engine/multitalk/cache.py", "diffusers/hooks/first_block_cache.py")
 

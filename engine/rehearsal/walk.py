@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from engine.compose import compose
+from engine.assembly.compose import compose
+from engine.assembly.estimates import lora_bytes, lora_files
+from engine.assembly.settings import largest_window
 from engine.config import Config
 from engine.data import Plan, Progress, Request, Speaker
 from engine.errors import ConfigError
-from engine.fit.cards import Card
-from engine.fit.sizes import published_configs
-from engine.fitting import lora_bytes, lora_files
-from engine.multitalk.load import Model
+from engine.files.scratch import scratch
+from engine.loading.model import Model
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
 from engine.pipeline import Engine
-from engine.registry import Registry, installed
+from engine.planning.gpus import Card
+from engine.planning.parameters import published_configs
+from engine.plugin.manager import Registry, installed
 from engine.rehearsal.card import pretended
 from engine.rehearsal.counts import Counts, Forward
 from engine.rehearsal.files import write_published
 from engine.rehearsal.ledger import Ledger
 from engine.rehearsal.reader import HeaderReader, headers_only
-from engine.scratch import scratch
-from engine.settings import largest_window
 
 #: What a stage of the engine does with a component, as plans call it.
 _NAMES = {
@@ -126,7 +126,7 @@ def walk(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool
             headers_only(),
             _forwards(ledger),
             # That of the machine that the card would be rented with.
-            patch("engine.multitalk.memory.free_on_host", lambda: scene.host),
+            patch("engine.loading.placement.free_on_host", lambda: scene.host),
         ):
             _run(found, config, request, ledger, installed())
     found.seconds = time.monotonic() - began

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from engine.base64_text import is_base64, is_medium
-from engine.cuts import EXAMPLE
 from engine.data import Access
 from engine.errors import RequestError
+from engine.media.excerpts import EXAMPLE
+from engine.text.base64_text import is_base64, is_medium
 
 #: Letters from which a text that could be base64 is taken for it, where no paths are allowed.
 _LEAST_BASE64 = 16

@@ -12,11 +12,11 @@ from torch import Tensor
 from engine.components import CancelToken
 from engine.data import Frames, Window
 from engine.errors import EngineError
-from engine.stages.color import Statistics, match_color
+from engine.media.color import Statistics, match_color
 from engine.stages.seam import blend_seam
 
 if TYPE_CHECKING:
-    from engine.multitalk.load import Model
+    from engine.loading.model import Model
 
 #: Two grey levels of 255, in pixels of -1 .. 1: frames that vary no more than that show nothing.
 _FLAT = 2 * 2 / 255

@@ -17,7 +17,7 @@ from engine.errors import Cancelled, ConfigError
 from engine.multitalk.audio import audio_frames, audio_windows
 
 if TYPE_CHECKING:
-    from engine.multitalk.load import Model
+    from engine.loading.model import Model
 
 STYLES = ("multitalk", "infinitetalk")
 

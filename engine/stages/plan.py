@@ -6,13 +6,14 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.cancel import CancelToken, apart
+from engine.cancel import apart
 from engine.data import Canvas, Media, Plan, Request, Settings
+from engine.data.cancel import CancelToken
 from engine.errors import RequestError
-from engine.stages.audio import voice_spans
-from engine.stages.canvas import choose_bucket, make_canvas, make_seats
+from engine.media.audio import voice_spans
+from engine.media.canvas import choose_bucket, make_canvas, make_seats
+from engine.media.picture import read_picture
 from engine.stages.familiar import read_familiar
-from engine.stages.picture import read_picture
 from engine.stages.windows import count_windows, generated_frames, plan_windows
 
 #: An hour, and an hour at 25 frames a second: longer requests are a slip of the keyboard. Of frames it is those that

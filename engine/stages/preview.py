@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from engine.data import Media, Plan, Request
 from engine.errors import RequestError
-from engine.stages.canvas import apply_canvas, region_masks
-from engine.stages.picture import read_picture
-from engine.whole import write
+from engine.files.atomic import write
+from engine.media.canvas import apply_canvas, region_masks
+from engine.media.picture import read_picture
 
 _COLORS = ((230, 80, 60), (50, 130, 240), (60, 180, 90), (240, 180, 40), (170, 90, 220), (40, 190, 200))
 #: Longer side in pixels below which a preview is enlarged, so that its names can be read.

@@ -14,15 +14,16 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from engine.cancel import CancelToken, apart, check
-from engine.cuts import KEYS, channel_number, check_values, split_address, values_of
+from engine.cancel import apart, check
 from engine.data import Access, AudioType, Cut, Fit, Inputs, Media, Plan, Region, Request, Speaker, Timing
+from engine.data.cancel import CancelToken
 from engine.errors import RequestError
+from engine.media.audio import read_sounds, voice_spans
+from engine.media.canvas import apply_canvas, region_masks
+from engine.media.excerpts import KEYS, channel_number, check_values, split_address, values_of
+from engine.media.picture import look_at, read_picture
+from engine.media.tracks import inspect
 from engine.stages.addresses import bring_file, local, scheme_of
-from engine.stages.audio import read_sounds, voice_spans
-from engine.stages.canvas import apply_canvas, region_masks
-from engine.stages.picture import look_at, read_picture
-from engine.stages.tracks import inspect
 
 #: Frames a second beyond which a wish is a slip of the keyboard, and sound in whole AAC packets (21 ms) could no longer
 #: end within a frame of the pictures.
@@ -89,10 +90,10 @@ def fetch(
 
     `open_address` is the hook of that name; it is called with a scheme that `access` allows and, for paths, an
     absolute path without symbolic links below one of its folders. An address without `data:` or `scheme://` at its
-    front is a path, and so is `file:///...`. A voice's address may end in what is taken of the file (engine/cuts.py); a
-    path that is there as it stands is a file's name. What opens an address finds `cancel` in its Access,
-    and there the moment at which the time for all of them is over. Raises RequestError naming the field, and Cancelled
-    within a second once `cancel` is set.
+    front is a path, and so is `file:///...`. A voice's address may end in what is taken of the file
+    (engine/media/excerpts.py); a path that exists as it stands is a file's name. What opens an address finds `cancel`
+    in its Access, and there the moment at which the time for all of them is over. Raises RequestError naming the
+    field, and Cancelled within a second once `cancel` is set.
     """
     check_request(request)
     opened: dict[str, Path] = {}

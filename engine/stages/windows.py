@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from engine.cancel import CancelToken, check
+from engine.cancel import check
 from engine.data import Window
+from engine.data.cancel import CancelToken
 
 #: Pixel frames in one latent frame of the video autoencoder, after the first.
 TEMPORAL = 4

@@ -16,11 +16,11 @@ import numpy.typing as npt
 from av.codec.context import Flags
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from engine.containers import open_input
 from engine.data import Artifact, Frames
 from engine.errors import ConfigError, RequestError, SinkError
-from engine.h264 import add_video, open_mp4
-from engine.stages.audio import SOUND_RATE
+from engine.media.audio import SOUND_RATE
+from engine.media.containers import open_input
+from engine.media.h264 import add_video, open_mp4
 
 #: Key of the recipe in the JSON of the comment tag.
 _KEY = "multitalk"

@@ -11,9 +11,9 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from engine import Access, hookimpl
-from engine.base64_text import clean, is_medium, starts_medium
 from engine.errors import RequestError
-from engine.scratch import unwritable
+from engine.files.scratch import unwritable
+from engine.text.base64_text import clean, is_medium, starts_medium
 
 _HINT = "write data:image/png;base64,... and all of the file"
 #: Letters taken at a time.

@@ -6,9 +6,9 @@ from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 from engine import Access, hookimpl
-from engine.download import ask, deadline_of
 from engine.errors import RequestError
-from engine.network import Resolver, Url, look_up, parse_url
+from engine.net.download import ask, deadline_of
+from engine.net.guard import Resolver, Url, look_up, parse_url
 
 #: Redirects followed at most.
 REDIRECTS = 5

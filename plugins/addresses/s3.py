@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine import Access, hookimpl
-from engine.buckets import Bucket, Trouble
 from engine.cancel import apart
-from engine.download import Answer, ask, deadline_of
 from engine.errors import MissingExtra, RequestError
-from engine.network import Resolver, look_up, parse_url
+from engine.net.download import Answer, ask, deadline_of
+from engine.net.guard import Resolver, look_up, parse_url
+from engine.net.s3 import Bucket, Trouble
 
 _HINT = "write s3://bucket/folder/file"
 #: Bytes of a key, by the protocol.

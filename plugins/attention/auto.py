@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from engine import hookimpl
 from engine.components import AttentionBackend
 from engine.config import ComponentConfig
-from engine.register import Register
+from engine.plugin.register import Register
 
 
 @dataclass

@@ -9,8 +9,8 @@ from engine import hookimpl
 from engine.components import AttentionBackend
 from engine.config import ComponentConfig
 from engine.errors import ConfigError, MissingExtra
-from engine.libraries import require_fitting
-from engine.register import Register
+from engine.machine.libraries import require_fitting
+from engine.plugin.register import Register
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from engine import hookimpl
 from engine.components import AttentionBackend
 from engine.config import ComponentConfig
-from engine.register import Register
+from engine.plugin.register import Register
 
 
 @dataclass

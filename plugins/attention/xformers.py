@@ -9,8 +9,8 @@ from engine import hookimpl
 from engine.components import AttentionBackend
 from engine.config import ComponentConfig
 from engine.errors import ConfigError, MissingExtra
-from engine.libraries import require_fitting
-from engine.register import Register
+from engine.machine.libraries import require_fitting
+from engine.plugin.register import Register
 
 #: Of the wheels on PyPI, up to 0.0.35: what their cpp_lib.json and the libraries that _C.so needs say.
 _PUBLISHED, _CUDA = "0.0.35", "12"

@@ -17,16 +17,15 @@ from omegaconf import II
 from engine import EngineService, hookimpl
 from engine.components import Entrypoint, Launcher, Service
 from engine.config import ComponentConfig, one_of, within
-from engine.errors import ConfigError
-from engine.plain import plain
-from engine.register import Register
-from engine.worker.limits import JobsConfig
+from engine.errors import ConfigError, plain
+from engine.plugin.register import Register
+from engine.serving.worker.limits import JobsConfig
 
 if TYPE_CHECKING:
-    from engine.batch.check import Checked
-    from engine.batch.jobs import Jobs, Line
-    from engine.batch.results import Results
-    from engine.worker.handler import Terms
+    from engine.serving.batch.check import Checked
+    from engine.serving.batch.jobs import Jobs, Line
+    from engine.serving.batch.results import Results
+    from engine.serving.worker.handler import Terms
 
 INTERRUPTED = 130
 #: Status of a batch some of whose jobs have failed; 2 is told where nothing was begun.
@@ -87,9 +86,9 @@ class Batch:
     def __init__(self, config: BatchConfig, launcher: Launcher) -> None:
         """Raise ConfigError for limits that cannot be meant, and where no file of jobs is named."""
         # The worker's rooms bring asyncio along: only those who do jobs pay for it.
-        from engine.jobs.habits import Habits
-        from engine.jobs.schema import Limits
-        from engine.worker.handler import Terms
+        from engine.serving.jobs.defaults import Habits
+        from engine.serving.jobs.schema import Limits
+        from engine.serving.worker.handler import Terms
 
         if not config.jobs:
             raise ConfigError("no file of jobs", field="entrypoint.jobs", hint="multitalk batch JOBS.jsonl")
@@ -103,11 +102,11 @@ class Batch:
 
     def run(self, service: Service) -> int:
         """Do what has no result yet. Raises EngineError for what concerns all jobs, before or after those done."""
-        from engine.batch.check import check
-        from engine.batch.jobs import Jobs
-        from engine.batch.results import keeping
-        from engine.batch.run import Run, interruptible
-        from engine.batch.worker import EngineWorker
+        from engine.serving.batch.check import check
+        from engine.serving.batch.jobs import Jobs
+        from engine.serving.batch.results import keeping
+        from engine.serving.batch.run import Run, interruptible
+        from engine.serving.batch.worker import EngineWorker
 
         began, say = time.monotonic(), self._say
         jobs = Jobs(self._jobs, sink=self.config.sink, folder=self._folder is not None)
@@ -180,7 +179,7 @@ class Batch:
 
 def taken(terms: Terms) -> str:
     """Say in words what jobs take that name no length, rate, steps, scale and seed."""
-    from engine.jobs.habits import defaults
+    from engine.serving.jobs.defaults import defaults
 
     found = defaults(terms.limits, terms.habits)
     frames, rate = found["num_frames"], found.get("fps")

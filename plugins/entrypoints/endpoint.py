@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from engine import hookimpl
 from engine.components import Entrypoint, Service
 from engine.config import SECRET, ComponentConfig, within
-from engine.endpoint.limits import Limits
 from engine.errors import MissingExtra
-from engine.register import Register
+from engine.plugin.register import Register
+from engine.serving.endpoint.limits import Limits
 
 if TYPE_CHECKING:
-    from engine.endpoint.server import LocalEndpoint
+    from engine.serving.endpoint.server import LocalEndpoint
 
 
 def _seconds(default: float, about: str) -> float:
@@ -85,7 +85,7 @@ class Endpoint:
             raise MissingExtra("entrypoint=endpoint", "aiohttp", "endpoint") from error
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("multitalk: %(message)s"))
-        log = logging.getLogger("engine.endpoint")
+        log = logging.getLogger("engine.serving.endpoint")
         log.addHandler(handler)
         try:
             asyncio.run(_serve(self._endpoint(service.overrides)))
@@ -94,7 +94,7 @@ class Endpoint:
         return 0
 
     def _endpoint(self, overrides: Sequence[str]) -> LocalEndpoint:
-        from engine.endpoint.server import LocalEndpoint
+        from engine.serving.endpoint.server import LocalEndpoint
 
         config = self.config
         names = {field.name for field in fields(Limits)} & {field.name for field in fields(config)}

@@ -16,18 +16,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 from omegaconf import II
 
 from engine import SILENCE, Delivery, Plan, Progress, Request, Speaker, hookimpl, read_speakers
-from engine.bar import bar, elapsed
 from engine.components import CancelToken, Entrypoint, ProgressCallback, Service
 from engine.config import EntrypointConfig, RequestConfig
-from engine.errors import RequestError, SinkError
-from engine.plain import plain, plain_json
-from engine.redact import redact
-from engine.register import Register
+from engine.errors import RequestError, SinkError, plain, plain_json
+from engine.plugin.register import Register
+from engine.redaction import redact
+from engine.runtime.bar import bar, elapsed
 
 if TYPE_CHECKING:
-    from engine.adapters import LoraUse
     from engine.data import AudioType, Canvas, Fit, Seat, Timing, Window
-    from engine.estimates import CardEstimate, Estimates
+    from engine.data.adapters import LoraUse
+    from engine.data.estimates import CardEstimate, Estimates
 
 #: Characters of the column of a plan's table that says what a card's machine needs.
 _HOST = len("host 100.0 GB of 100 to 100 GB, some too small")

@@ -9,9 +9,9 @@ from engine import hookimpl
 from engine.components import Entrypoint, Service
 from engine.config import within
 from engine.errors import ConfigError
-from engine.register import Register
-from engine.worker.boot import boot
-from engine.worker.limits import JobsConfig
+from engine.plugin.register import Register
+from engine.serving.worker.defaults import boot
+from engine.serving.worker.limits import JobsConfig
 
 
 @dataclass
@@ -52,9 +52,9 @@ class Runpod:
     def __init__(self, config: RunpodConfig) -> None:
         """Raise ConfigError for limits that cannot be meant."""
         # The worker's rooms bring asyncio along: only a worker pays for it.
-        from engine.jobs.habits import Habits
-        from engine.jobs.schema import Limits
-        from engine.worker.handler import ENVELOPE, Terms
+        from engine.serving.jobs.defaults import Habits
+        from engine.serving.jobs.schema import Limits
+        from engine.serving.worker.handler import ENVELOPE, Terms
 
         self.config = config
         if config.answer_bytes <= ENVELOPE:
@@ -70,10 +70,10 @@ class Runpod:
 
     def run(self, service: Service) -> int:
         """Take jobs until told to end. Raises MissingExtra and ConfigError."""
-        from engine.worker import heartbeat, logs, sdk
-        from engine.worker.fitness import checks
-        from engine.worker.handler import Handler
-        from engine.worker.keeper import Keeper
+        from engine.serving.worker import heartbeat, logs, sdk
+        from engine.serving.worker.fitness import checks
+        from engine.serving.worker.handler import Handler
+        from engine.serving.worker.warm_engine import Keeper
 
         sdk.require()
         lines = logs.Lines()

@@ -19,8 +19,8 @@ from engine import hookimpl
 from engine.components import JobWorker, Launcher
 from engine.config import ComponentConfig, within
 from engine.errors import Cancelled, ConfigError, EngineError, WorkerLost
-from engine.register import Register
-from engine.scratch import scratch
+from engine.files.scratch import scratch
+from engine.plugin.register import Register
 
 #: Seconds that a process has to end by itself.
 _PATIENCE = 10.0

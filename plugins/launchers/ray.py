@@ -22,7 +22,7 @@ from engine import hookimpl
 from engine.components import JobWorker, Launcher
 from engine.config import ComponentConfig, within
 from engine.errors import Cancelled, ConfigError, EngineError, MissingExtra, WorkerLost
-from engine.register import Register
+from engine.plugin.register import Register
 
 #: Bytes of a local cluster's object store; Ray would take a third of the memory, and jobs are small.
 _STORE = 128 * 2**20

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from engine import hookimpl
 from engine.components import Reader
 from engine.config import ComponentConfig
-from engine.register import Register
+from engine.plugin.register import Register
 
 
 @dataclass
@@ -21,7 +21,7 @@ class AheadConfig(ComponentConfig):
 
 def ahead(config: AheadConfig) -> Reader:
     """Return the reader."""
-    from engine.tensors import AheadReader
+    from engine.loading.safetensors_reader import AheadReader
 
     return AheadReader(mapped=config.mapped)
 

@@ -8,11 +8,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from engine import hookimpl
-from engine.components import Reader
+from engine.components import Reader, Stored
 from engine.config import ComponentConfig
 from engine.errors import MissingExtra
-from engine.register import Register
-from engine.tensors import Stored, by_file
+from engine.loading.safetensors_reader import by_file
+from engine.plugin.register import Register
 
 if TYPE_CHECKING:
     from torch import Tensor

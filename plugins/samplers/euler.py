@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from engine import hookimpl
 from engine.components import Sampler, Schedule
 from engine.config import SamplerConfig
-from engine.register import Register
+from engine.plugin.register import Register
 
 if TYPE_CHECKING:
     from torch import Tensor

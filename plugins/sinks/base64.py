@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine import hookimpl
-from engine.cancel import CancelToken, apart
+from engine.cancel import apart
 from engine.components import Sink
 from engine.config import SinkConfig, within
 from engine.data import Artifact, Kept
+from engine.data.cancel import CancelToken
 from engine.errors import ConfigError, SinkError
-from engine.register import Register
+from engine.plugin.register import Register
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Base64Sink:
     def put(self, artifact: Artifact) -> Kept:
         """Read the file, remove it and return its content as base64 text.
 
-        One that is longer than the limit is encoded again to fit, if that keeps what `engine.h264.Likeness` asks; a
+        One that is longer than the limit is encoded again to fit, if that keeps what `media.h264.Likeness` asks; a
         warning says so. Raises SinkError where it does not, and Cancelled.
         """
         smaller = artifact.path.with_name(f"{artifact.path.stem}-smaller.mp4")
@@ -77,7 +78,7 @@ class Base64Sink:
         if self.limit is None or letters <= self.limit:
             return ()
         # PyAV takes a moment to import, and most videos fit.
-        from engine.h264 import shrink
+        from engine.media.h264 import shrink
 
         likeness = shrink(path, smaller, self.limit // 4 * 3, cancel=self._cancel)
         if likeness is None:

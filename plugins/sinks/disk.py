@@ -16,8 +16,8 @@ from engine.components import Sink
 from engine.config import SinkConfig
 from engine.data import Artifact, Kept
 from engine.errors import SinkError
-from engine.register import Register
-from engine.whole import Part, make_folder, part_in, sweep
+from engine.files.atomic import Part, make_folder, part_in, sweep
+from engine.plugin.register import Register
 
 
 @dataclass

@@ -13,17 +13,18 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from engine import hookimpl
-from engine.bounds import check_part
-from engine.buckets import DAMAGED, Bucket, Trouble
-from engine.cancel import CancelToken, check
+from engine.cancel import check
 from engine.components import Sink
 from engine.config import SinkConfig, one_of, within
+from engine.config.bounds import check_part
 from engine.data import Artifact, Kept, Store
+from engine.data.cancel import CancelToken
 from engine.errors import ConfigError, NotDelivered, RequestError, SinkError
-from engine.patience import patiently
-from engine.register import Register
-from engine.shelf import JOB, Shelf, remove
-from engine.sums import PART, Sums, compare, read_sums
+from engine.files.checksums import PART, Sums, compare, read_sums
+from engine.files.undelivered import JOB, Shelf, remove
+from engine.net.retry import patiently
+from engine.net.s3 import DAMAGED, Bucket, Trouble
+from engine.plugin.register import Register
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from engine.components import FetchingSource, ModelSource
 from engine.config import ComponentConfig
 from engine.data import Weights
 from engine.errors import ConfigError, SourceError
-from engine.register import Register
+from engine.plugin.register import Register
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from engine.components import ModelSource
 from engine.config import ComponentConfig
 from engine.data import Weights
 from engine.errors import SourceError
-from engine.models.cached import snapshot
-from engine.register import Register
+from engine.hub.cached import snapshot
+from engine.plugin.register import Register
 
 
 @dataclass

@@ -12,10 +12,10 @@ from engine.components import ModelSource
 from engine.config import FolderConfig
 from engine.data import Weights
 from engine.errors import SourceError
-from engine.models.manifest import Preset, read_manifest
-from engine.models.pull import Options, pull
-from engine.models.record import Record
-from engine.register import Register
+from engine.hub.manifest import Preset, read_manifest
+from engine.hub.pull import Options, pull
+from engine.hub.record import Record
+from engine.plugin.register import Register
 
 logger = logging.getLogger(__name__)
 

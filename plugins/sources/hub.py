@@ -9,9 +9,9 @@ from engine import hookimpl
 from engine.components import ModelSource
 from engine.config import ComponentConfig
 from engine.data import Weights
-from engine.models.cached import find, hub_cache, link
-from engine.models.manifest import Preset, read_manifest
-from engine.register import Register
+from engine.hub.cached import find, hub_cache, link
+from engine.hub.manifest import Preset, read_manifest
+from engine.plugin.register import Register
 
 
 @dataclass

@@ -11,9 +11,9 @@ from engine.components import ModelSource
 from engine.config import ComponentConfig
 from engine.data import Weights
 from engine.errors import SourceError
-from engine.folders import missing_files
-from engine.multitalk.layout import QUANTISED, find_parts
-from engine.register import Register
+from engine.loading.diffusers_folder import missing_files
+from engine.loading.layout import QUANTISED, find_parts
+from engine.plugin.register import Register
 
 
 @dataclass

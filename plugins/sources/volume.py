@@ -10,8 +10,8 @@ from engine.components import ModelSource
 from engine.config import FolderConfig
 from engine.data import Weights
 from engine.errors import MissingWeights
-from engine.multitalk.layout import find_parts, other_quant, seen
-from engine.register import Register
+from engine.loading.layout import find_parts, other_quant, seen
+from engine.plugin.register import Register
 
 
 @dataclass

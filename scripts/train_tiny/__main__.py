@@ -4,7 +4,7 @@
     python -m scripts.train_tiny --run RUN --from-shipped     # further, from the weights in the package
 
 What is finished in RUN is skipped, what was stopped goes on. The model ends in RUN/model/tiny, to be tried with
-`multitalk bench talk --override source=volume --override source.path=RUN/model`.
+`python -m scripts.evaluate_tiny talk --override source=volume --override source.path=RUN/model`.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def assemble(out: Path, *, run: Path, data: Path, vae: Path | None = None, loras
         Wav2Vec2Model,
     )
 
-    from engine.multitalk.load import load_model
+    from engine.loading.model import load_model
     from engine.multitalk.transformer import MultiTalkTransformer3DModel
 
     codec = AutoencoderKLWan.from_pretrained(data / "vae")

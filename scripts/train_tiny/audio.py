@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
+from engine.evaluation.voices import SAMPLE_RATE, Voice
 from engine.multitalk.audio import AudioEncoder
-from scripts.train_tiny.speech import SAMPLE_RATE, Split, Voice, say
+from scripts.train_tiny.speech import Split, say
 
 CONFIG = Wav2Vec2Config(
     hidden_size=64,

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 
-from engine.bench.mouths import correlation, mouth_openings
-from engine.bench.talk_measures import SPEAKS
+from engine.evaluation.metrics import SPEAKS
+from engine.evaluation.mouths import correlation, mouth_openings
 from engine.multitalk.codec import WanCodec
 from engine.stages.encode import to_pixels
 from scripts.train_tiny.clips import Clip, make_clip

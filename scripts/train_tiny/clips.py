@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from engine.evaluation.voices import REST_WIDTH, Floats, Voice
 from scripts.train_tiny.people import Mouth
 from scripts.train_tiny.scene import MOOD_SECONDS, Scene, draw, prompt, random_scene
-from scripts.train_tiny.speech import REST_WIDTH, Floats, Speak, Split, Voice, say, silence
+from scripts.train_tiny.speech import Speak, Split, say, silence
 
 #: A mouth is drawn as it is in the middle of a native frame's time (25 fps), at every frame rate: the engine's audio
 #: slots sit at i / fps, so that this is the same small lead everywhere.

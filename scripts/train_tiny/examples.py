@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from engine.data import Region
+from engine.media.canvas import make_canvas, region_masks
 from engine.multitalk.audio import audio_windows
-from engine.stages.canvas import make_canvas, region_masks
 from engine.stages.encode import frame_mask, to_pixels
 from scripts.train_tiny.latents import MOTIONS, NATIVE_FPS, Facts, Sample
 from scripts.train_tiny.networks import EMPTY, TEMPORAL

@@ -8,7 +8,6 @@ import os
 import subprocess
 import wave
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,18 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
+from engine.evaluation.voices import CURVE_RATE, LEVEL, REST_WIDTH, SAMPLE_RATE, Floats, Voice, mouth_of
 from scripts.train_tiny.words import WORDS
 
-Floats = npt.NDArray[np.float32]
 Split = Literal["train", "held_out"]
 
-SAMPLE_RATE = 16000
-#: Points a second of the mouth's curves: dense enough to be read at any frame rate up to 30.
-CURVE_RATE = 100
-#: The mouth's width, 0 to 1, when nobody speaks.
-REST_WIDTH = 0.4
-#: Root mean square of every sentence where it is loud, before gains.
-LEVEL = 0.1
 #: Synthesised sentences lie here, one int16 file each, once for ever.
 CACHE = Path(__file__).parent / "data" / "speech"
 
@@ -47,34 +39,6 @@ _VARIANTS = {
     ),
     "held_out": ("m5", "m7", "f4", "f5", "Alicia", "Henrique", "Marco", "Diogo", "grandma", "michel", "shelby", "adam"),
 }
-
-
-@dataclass(frozen=True)
-class Voice:
-    """A voice and the mouth that makes it.
-
-    `samples` is float32 mono at 16 kHz. `openings` and `widths` hold CURVE_RATE points a second, 0 to 1; point i is the
-    mouth at i / CURVE_RATE seconds. They follow the clean speech: gains and noise are in `samples` only.
-    """
-
-    samples: Floats
-    openings: Floats
-    widths: Floats
-
-    def opening(self, seconds: npt.ArrayLike) -> Floats:
-        """Return how far the mouth is open (0 shut, 1 wide) at each of `seconds`; shut outside of the voice."""
-        return _read(self.openings, seconds, 0.0)
-
-    def width(self, seconds: npt.ArrayLike) -> Floats:
-        """Return how wide the mouth is (0 round, 1 broad) at each of `seconds`; at rest outside of the voice."""
-        return _read(self.widths, seconds, REST_WIDTH)
-
-    def during(self, start: float, stop: float) -> Voice:
-        """Return this voice, silent before `start` and from `stop` on (seconds), faded over 60 ms."""
-        gate = _gate(len(self.samples), SAMPLE_RATE, start, stop)
-        shown = _gate(len(self.openings), CURVE_RATE, start, stop)
-        widths = REST_WIDTH + (self.widths - REST_WIDTH) * shown
-        return Voice(self.samples * gate, self.openings * shown, widths.astype(np.float32))
 
 
 #: Makes the voice of (seed, seconds, split); `say` is the one for training.
@@ -141,28 +105,6 @@ def voice_of(clean: Floats, rng: np.random.Generator) -> Voice:
     return Voice(np.clip(samples, -1, 1).astype(np.float32), *mouth_of(clean))
 
 
-def mouth_of(clean: Floats) -> tuple[Floats, Floats]:
-    """Return (openings, widths) at CURVE_RATE for speech whose loud parts have the root mean square LEVEL.
-
-    The opening follows the level, compressed as an ear does (a power of 0.7), over about 60 ms; it is 0 more than 30 dB
-    below LEVEL. The width follows the spectrum's centroid between 350 and 1650 Hz, weighted by energy over 120 ms.
-    """
-    step = SAMPLE_RATE // CURVE_RATE
-    points = len(clean) // step
-    size = 512
-    padded = np.pad(clean, (size // 2, size))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, size)[: points * step : step]
-    spectrum = np.abs(np.fft.rfft(windows * np.hanning(size).astype(np.float32), axis=1)) ** 2
-    energy = np.einsum("ij,ij->i", windows, windows) / size
-    rms = np.sqrt(_smooth(energy, 2.5))
-    opening = np.clip(((rms / (1.35 * LEVEL)) ** 0.7 - 0.1) / 0.9, 0, 1)
-    power = _smooth(spectrum.sum(1), 5)
-    moment = _smooth((spectrum * np.fft.rfftfreq(size, 1 / SAMPLE_RATE)).sum(1), 5)
-    width = np.clip((moment / np.maximum(power, 1e-9) - 350) / 1300, 0, 1)
-    voiced = np.clip(_smooth(opening, 3) / 0.15, 0, 1)
-    return _smooth(opening, 1).astype(np.float32), (REST_WIDTH + voiced * (width - REST_WIDTH)).astype(np.float32)
-
-
 def _sentence(split: Split, speaker: int, number: int, cache: Path | None) -> Floats:
     rng = np.random.default_rng((19, split == "held_out", speaker))
     language = str(rng.choice(_LANGUAGES[split]))
@@ -202,19 +144,3 @@ def _level(heard: npt.NDArray[np.int16]) -> Floats:
     if not len(loud):
         return samples
     return (samples * (LEVEL / float(np.sqrt(loud.mean())))).astype(np.float32)
-
-
-def _smooth(curve: npt.NDArray[np.floating], sigma: float) -> npt.NDArray[np.float64]:
-    reach = int(3 * sigma + 1)
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    return np.convolve(np.pad(curve, reach, mode="edge"), kernel / kernel.sum(), "valid")
-
-
-def _read(curve: Floats, seconds: npt.ArrayLike, outside: float) -> Floats:
-    position = np.asarray(seconds, np.float64) * CURVE_RATE
-    return np.interp(position, np.arange(len(curve)), curve, left=outside, right=outside).astype(np.float32)
-
-
-def _gate(length: int, rate: int, start: float, stop: float) -> Floats:
-    time = np.arange(length) / rate
-    return np.clip(np.minimum(time - start, stop - time) / 0.06, 0, 1).astype(np.float32)

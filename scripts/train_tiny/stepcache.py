@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from engine.compose import compose
+from engine.assembly.compose import compose
 from plugins.samplers.euler import Euler, EulerConfig
 from scripts.train_tiny import vae
 from scripts.train_tiny.examples import Case, make_example

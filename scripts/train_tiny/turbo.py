@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from engine.compose import compose
+from engine.assembly.compose import compose
 from engine.multitalk.guidance import ClassifierFreeGuidance
 from engine.multitalk.transformer import TransformerConditions
 from plugins.samplers.euler import Euler, EulerConfig

@@ -12,7 +12,7 @@ from downloads import ACCESS, SECRET, Refused
 
 from engine import Access
 from engine.errors import RequestError
-from engine.network import look_up
+from engine.net.guard import look_up
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 from downloads import ACCESS, CONTENT, QUERY, SECRET, STRICT, Refused, always
 from loopback import reply, serving
 
-from engine.network import is_public, parse_url
+from engine.net.guard import is_public, parse_url
 from plugins.addresses.http import fetch_url
 
 FETCH = fetch_url

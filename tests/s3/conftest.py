@@ -11,7 +11,7 @@ import pytest
 from s3_store import KEY_ID, SECRET, Proxy
 from store import storing
 
-from engine import buckets
+from engine.net import s3
 from plugins.sinks.s3 import S3Config
 
 
@@ -35,7 +35,7 @@ def proxy(store: int) -> Iterator[Proxy]:
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing of this machine's own, nothing that the process knows of stores, and keys under RunPod's names."""
-    monkeypatch.setattr(buckets, "_WITHOUT", {})
+    monkeypatch.setattr(s3, "_WITHOUT", {})
     for name in list(os.environ):
         if name.startswith(("AWS_", "BUCKET_", "S3_")):
             monkeypatch.delenv(name)

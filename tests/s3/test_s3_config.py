@@ -12,18 +12,18 @@ import pytest
 from omegaconf import OmegaConf
 from s3_store import SENTINELS
 
-from engine import hookspecs
-from engine.buckets import Bucket
 from engine.components import JobSink, Sink
 from engine.errors import ConfigError, RequestError
-from engine.register import Register
+from engine.net.s3 import Bucket
+from engine.plugin import spec
+from engine.plugin.register import Register
 from plugins.sinks import s3 as plugin
 from plugins.sinks.s3 import S3Config, S3Sink
 
 
 def test_plugin_offers_its_sink() -> None:
     manager = pluggy.PluginManager("multitalk_engine")
-    manager.add_hookspecs(hookspecs)
+    manager.add_hookspecs(spec)
     manager.register(plugin)
     register: Register[Sink] = Register("sink")
 

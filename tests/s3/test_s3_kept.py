@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from s3_store import HOSTS, VIDEO, Proxy, artifact, failure, fetch, names, own_store, refuse, stored
 
-from engine import whole
 from engine.data import Artifact
 from engine.errors import NotDelivered
-from engine.shelf import Shelf
+from engine.files import atomic
+from engine.files.undelivered import Shelf
 from plugins.sinks.s3 import S3Config, S3Sink
 
 
@@ -204,13 +204,13 @@ def test_two_processes_may_keep_the_same_job_at_a_time(
     config: S3Config, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts: list[str] = []
-    made = whole.Part.__init__
+    made = atomic.Part.__init__
 
-    def note(part: whole.Part, path: Path) -> None:
+    def note(part: atomic.Part, path: Path) -> None:
         parts.append(path.name)
         made(part, path)
 
-    monkeypatch.setattr(whole.Part, "__init__", note)
+    monkeypatch.setattr(atomic.Part, "__init__", note)
     for _ in range(2):
         keep(config, proxy, tmp_path, "job-15")
 

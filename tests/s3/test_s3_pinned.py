@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from loopback import reply, serving
 
-from engine import network
-from engine.buckets import Bucket, Trouble
 from engine.data import Artifact, Credentials, Store
 from engine.errors import NotDelivered
+from engine.net import guard
+from engine.net.s3 import Bucket, Trouble
 from plugins.sinks.s3 import S3Config, S3Sink
 
 #: Stands in for the public internet; 127.0.0.1 is the machine's own.
@@ -21,7 +21,7 @@ FOUND = reply(b"", "x-amz-bucket-region: us-east-1")
 
 @pytest.fixture(autouse=True)
 def _public(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "is_public", lambda address: address == PUBLIC)
+    monkeypatch.setattr(guard, "is_public", lambda address: address == PUBLIC)
 
 
 class Name:

@@ -26,9 +26,9 @@ from s3_store import (
     told,
 )
 
-from engine import patience
-from engine.buckets import Trouble
 from engine.errors import NotDelivered
+from engine.net import retry
+from engine.net.s3 import Trouble
 from plugins.sinks.s3 import S3Config, S3Sink
 
 
@@ -60,7 +60,7 @@ def test_waits_grow_and_are_random(
         return high / 4
 
     monkeypatch.setattr(random, "uniform", uniform)
-    monkeypatch.setattr(patience, "pause", lambda seconds, *_: waits.append(seconds))
+    monkeypatch.setattr(retry, "pause", lambda seconds, *_: waits.append(seconds))
     sink = S3Sink(replace(config, attempts=8, backoff=1.0))
     passing = Trouble("s3_unreachable", "busy", passing=True)
 

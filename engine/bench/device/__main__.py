@@ -1,4 +1,4 @@
-"""Print what of engine/fit differs from reports of the bench."""
+"""Print what of engine/planning differs from reports of the bench."""
 
 from __future__ import annotations
 

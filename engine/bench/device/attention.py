@@ -17,7 +17,7 @@ from engine.bench.device.measure import Bench, Row, Rows, largest_difference
 from engine.multitalk.attention import class_scores
 from engine.multitalk.compat import AttentionBackendName, dispatch_attention_fn
 from engine.multitalk.speakers import prepare_speakers
-from engine.registry import installed
+from engine.plugin.manager import installed
 
 #: "native" is torch's own choice. On a CPU torch has flash and the plain arithmetic alone.
 FORCED = {

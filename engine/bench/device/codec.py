@@ -13,10 +13,10 @@ from torch import Tensor
 from engine.bench.device.kernels import profiled
 from engine.bench.device.measure import Bench, Rows, psnr
 from engine.bench.device.modules import autoencoder
-from engine.fit.activations import decode_bytes
-from engine.fit.seconds import codec_seconds
-from engine.fit.work import codec_work
 from engine.multitalk.codec import WanCodec
+from engine.planning.activations import decode_bytes
+from engine.planning.operations import codec_work
+from engine.planning.seconds import codec_seconds
 
 Setting = Callable[[], AbstractContextManager[Any]]
 #: Row as the engine decodes, whose rate is that of the plan's convolutions.

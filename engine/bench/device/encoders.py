@@ -8,8 +8,8 @@ import torch
 
 from engine.bench.device.measure import Bench, Rows
 from engine.bench.device.modules import image_encoder, text_encoder, weight_bytes
-from engine.fit.activations import image_bytes, text_bytes
 from engine.multitalk.image import ImageEncoder
+from engine.planning.activations import image_bytes, text_bytes
 
 
 def encoders(bench: Bench) -> Rows:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from engine import EngineService, Request, Speaker
+from engine.assembly.escape import override as quoted
 from engine.bench.device.measure import Bench, Rows, Skipped, psnr
-from engine.bench.talk_films import read_film
-from engine.commands.escape import override as quoted
+from engine.evaluation.frames import read_film
 
 #: Frames of the video, and its steps.
 _FRAMES, _STEPS = 9, 2

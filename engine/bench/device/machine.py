@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from engine.bench.device.measure import Bench, Rows, Skipped
-from engine.room import free_on_host
+from engine.machine.profiles import free_on_host
 
 #: What nvidia-smi is asked for; clocks in MHz, power in W, memory in MiB.
 _ASKED = (
@@ -35,7 +35,7 @@ def machine(bench: Bench) -> Rows:
 
 
 def _versions() -> dict[str, Any]:
-    from engine.recipe import versions
+    from engine.assembly.provenance import versions
 
     return {
         **versions(),
@@ -186,7 +186,7 @@ def _speed(size: int, seconds: float) -> dict[str, Any]:
 
 def doctor(bench: Bench) -> Rows:
     """Run what `multitalk doctor --json` runs, for the embedded model on this device."""
-    from engine.doctor import examine
+    from engine.doctor.checks import examine
 
     for finding in examine([f"device={bench.device}"]):
         yield finding.name, dataclasses.asdict(finding)

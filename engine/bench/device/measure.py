@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.bench.device.shapes import FULL, REDUCED, Shapes
 from engine.errors import ConfigError, EngineError
-from engine.fit.cards import Card, find_card
+from engine.planning.gpus import Card, find_card
 
 Row = tuple[str, dict[str, Any]]
 Rows = Iterator[Row]

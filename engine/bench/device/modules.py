@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.bench.device.measure import Bench
-from engine.multitalk import memory
-from engine.multitalk.memory import Profile
+from engine.loading import placement
+from engine.loading.placement import Profile
 from engine.multitalk.transformer import MultiTalkTransformer3DModel, kept_in_float32
 
 Config = Mapping[str, Any]
@@ -100,4 +100,4 @@ def _kept(value: Any) -> list[Tensor]:
 
 def stream_blocks(model: MultiTalkTransformer3DModel, device: str) -> None:
     """Place the blocks as `memory=group-offload` does; the one place that knows what the engine calls it."""
-    memory.stream_blocks(model, device, Profile("group-offload", streams=torch.device(device).type == "cuda")).come()
+    placement.stream_blocks(model, device, Profile("group-offload", streams=torch.device(device).type == "cuda")).come()

@@ -13,11 +13,11 @@ from engine.bench.device.measure import Bench, Row, Rows, largest_difference
 from engine.bench.device.modules import stream_blocks, transformer, weight_bytes
 from engine.bench.device.shapes import Grid
 from engine.bench.transformer import build_inputs
-from engine.fit.activations import forward_bytes
-from engine.fit.seconds import forward_seconds
-from engine.fit.sizes import make_sizes
-from engine.fit.work import forward_work
-from engine.multitalk.quantize import quantize_int8
+from engine.loading.quantize import quantize_int8
+from engine.planning.activations import forward_bytes
+from engine.planning.operations import forward_work
+from engine.planning.parameters import make_sizes
+from engine.planning.seconds import forward_seconds
 
 #: Of the card, left to what is not counted: CUDA's context, workspaces, what lies between tensors.
 _SPARE = 2 * 10**9

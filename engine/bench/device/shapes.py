@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.fit.sizes import make_sizes, published_sizes, width
+from engine.planning.parameters import make_sizes, published_sizes, width
 
 Grid = tuple[int, int, int]
 
@@ -16,7 +16,7 @@ class Shapes:
     """What is measured. `reduced`: too small to show anything about a GPU."""
 
     reduced: bool
-    #: Of each part of the model, as `engine.fit.sizes` fills it in.
+    #: Of each part of the model, as `engine.planning.parameters` fills it in.
     configs: Mapping[str, Mapping[str, Any]]
     #: Tokens in (time, rows, columns) of 81 frames, by resolution.
     grids: Mapping[str, Grid]

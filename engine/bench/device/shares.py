@@ -6,19 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from engine.fit import seconds
-from engine.fit.cards import Card, find_card
+from engine.planning import seconds
+from engine.planning.gpus import Card, find_card
 
 Report = Mapping[str, Any]
 Figures = Mapping[str, Any]
 
 #: Where each share stands.
 PLACES = {
-    "PRODUCTS": "engine/fit/seconds.py",
-    "CONVOLUTIONS": "engine/fit/seconds.py",
-    "BANDWIDTH": "engine/fit/seconds.py",
-    "LINK": "engine/fit/seconds.py",
-    "attention": "engine/fit/cards.json",
+    "PRODUCTS": "engine/planning/seconds.py",
+    "CONVOLUTIONS": "engine/planning/seconds.py",
+    "BANDWIDTH": "engine/planning/seconds.py",
+    "LINK": "engine/planning/seconds.py",
+    "attention": "engine/planning/gpus.json",
 }
 #: Change of a share, and of a count of bytes, that is worth a line: 3 %.
 _SAME = 0.03
@@ -28,7 +28,7 @@ def derive(report: Report) -> dict[str, Any]:
     """Return each share that the report has figures for: {name: {"assumed", "measured", "rate", "unit", "from"}}.
 
     `rate` is what was reached, in 10^12 operations or 10^9 bytes a second; `assumed` and `measured` are null for a card
-    without a data sheet in engine/fit/cards.json. A reduced report has none.
+    without a data sheet in engine/planning/gpus.json. A reduced report has none.
     """
     if report.get("reduced", True):
         return {}
@@ -116,7 +116,7 @@ def _row(report: Report, part: str, row: str) -> Figures:
 
 
 def corrections(reports: Sequence[tuple[str, Report]]) -> list[str]:
-    """Return the lines that say what of engine/fit differs from the reports, which are (name of a file, report)."""
+    """Return the lines that say what of engine/planning differs from the reports, which are (name of a file, report)."""
     lines: list[str] = []
     for name, report in reports:
         lines += [*_about(name, report), *(f"  {line}" for line in (*_shares(report), *_predictions(report))), ""]
@@ -135,7 +135,7 @@ def _about(name: str, report: Report) -> Iterator[str]:
     if report.get("reduced", True):
         yield "  reduced sizes: nothing of it says anything about a card"
     elif find_card(driver or "") is None:
-        yield f'  no card in engine/fit/cards.json has "driver": "{driver}"'
+        yield f'  no card in engine/planning/gpus.json has "driver": "{driver}"'
         yield "  add one from its data sheet, then run this again"
 
 

@@ -12,7 +12,7 @@ from engine.components import Sink
 from engine.config import SinkConfig
 from engine.data import Artifact, Kept
 from engine.errors import SinkError
-from engine.register import Presets, Register
+from engine.plugin.register import Presets, Register
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Config and plugins -> the objects that a request runs with."""

@@ -1,0 +1,170 @@
+"""Whether weights, quantisation and LoRAs of a config go together: said before anything is loaded, from headers alone.
+
+A plan, `doctor`, a worker's health and fitness, and whoever loads all ask `check_suited`, so they say it in one line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from engine.assembly.loras import Loras, bundled_loras, loadable_loras, named_by
+from engine.assembly.settings import weights_of
+from engine.config import Config
+from engine.data import Plan, Weights
+from engine.data.adapters import LoraUse
+from engine.errors import ConfigError, MissingExtra, MissingWeights, SourceError
+from engine.loading.key_map import engine_name
+from engine.loading.layout import QUANTISED, Part, find_parts, gguf_names, other_quant, seen
+from engine.loading.lora_alpha import strengths
+from engine.loading.lora_file import LoraFile, read_lora_header
+from engine.loading.lora_names import check_share, fits, no_fit, no_match, sort_entries, tell_unmatched
+from engine.loading.tensor_names import SCALES
+
+#: Names of tensors -> their shapes; None: not known from a header alone.
+Shapes = Mapping[str, tuple[int, ...] | None]
+
+
+@dataclass(frozen=True)
+class LoraFit:
+    """What a LoRA's file has for a network."""
+
+    file: str
+    entries: int
+    unmatched: tuple[str, ...]
+    #: The alphas of its pairs and where they come from, in words.
+    alpha: str
+    warnings: tuple[str, ...] = ()
+
+
+def check_suited(config: Config, folder: Path) -> Mapping[Path, LoraFit]:
+    """Raise SourceError or ConfigError where `folder` does not hold what the config's quantisation and LoRAs need.
+
+    Return what each LoRA that would be loaded has for the network.
+
+    Reads headers and small JSON files, takes a fraction of a second and imports no torch. Whether the files are whole
+    beyond their headers is for loading to find out.
+    """
+    wanted = weights_of(config)
+    _, missing = find_parts(folder, wanted)
+    if missing:
+        raise _incomplete(wanted, folder, missing)
+    _check_packages(config.quant.name)
+    loras = loadable_loras(config, folder)
+    if not loras:
+        return {}
+    if config.quant.name == "gguf" and config.lora.mode == "merged":
+        raise ConfigError("a GGUF file takes no merged LoRAs", field="lora.mode", hint="use lora.mode=runtime")
+    for path in dict(loras):
+        if not path.exists():
+            key = named_by(config, folder, path)
+            raise SourceError(
+                f"no LoRA file {path}",
+                field="lora",
+                hint=f"{key} names it: put it there, or choose others by {key} ([] for none)",
+            )
+    return look_at_loras(wanted, folder, loras)
+
+
+def _incomplete(wanted: Weights, folder: Path, missing: tuple[str, ...]) -> MissingWeights:
+    brief = f"the weights of {wanted.model!r} in {folder} do not serve quant={wanted.quant}"
+    return MissingWeights(
+        brief,
+        missing=missing,
+        commands=wanted.commands,
+        instead=other_quant(folder, wanted),
+        hint="choose another source or model",
+        seen=seen(folder, wanted),
+    )
+
+
+def _check_packages(quant: str) -> None:
+    """Raise MissingExtra where weights would be kept by a package that is not installed."""
+    # A GGUF file was looked into with its own.
+    if find_spec("torchao") is None:
+        if quant == "int8":
+            raise MissingExtra("quant=int8", "torchao", "quant")
+        if quant in QUANTISED and quant != "gguf":
+            raise MissingExtra("quant", "torchao", "quant", why="to keep weights as a quanto file stores them")
+
+
+def look_at_loras(wanted: Weights, folder: Path, loras: Loras) -> dict[Path, LoraFit]:
+    """Return what each LoRA does to the transformer in `folder`, from headers alone. Raises SourceError."""
+    if not loras:
+        return {}
+    parts, missing = find_parts(folder, wanted)
+    if missing:
+        raise _incomplete(wanted, folder, missing)
+    shapes = _shapes(parts["transformer"])
+    return {path: _look_at(path, shapes) for path in dict(loras)}
+
+
+def tell_loras(plan: Plan, config: Config, folder: Path, fits: Mapping[Path, LoraFit]) -> Plan:
+    """Return `plan` with the LoRAs that `config` has on, of those in `fits`, and the warnings about them."""
+    on = [(fits[path], scale) for path, scale in bundled_loras(config, folder) if path in fits]
+    uses = tuple(LoraUse(fit.file, scale, fit.entries, len(fit.unmatched), fit.alpha) for fit, scale in on)
+    told = (line for fit, _ in on for line in (tell_unmatched(fit.file, fit.entries, fit.unmatched), *fit.warnings))
+    return replace(plan, loras=uses, warnings=(*plan.warnings, *dict.fromkeys(filter(None, told))))
+
+
+def _look_at(path: Path, shapes: Shapes) -> LoraFit:
+    """Raise SourceError for a file that is damaged, that changes none of the tensors, or one of another shape."""
+    header = read_lora_header(path)
+    try:
+        return _match(header, shapes)
+    except SourceError as error:
+        raise SourceError(f"{path}: {error.what}", field=error.field, hint=error.hint) from error
+
+
+def _match(header: LoraFile, shapes: Shapes) -> LoraFit:
+    stored = header.shapes
+    entries, unmatched = sort_entries(stored)
+    matched = {tensor: entries[tensor] for tensor in entries if tensor in shapes}
+    if not matched:
+        first = next((next(iter(keys.values())) for keys in entries.values()), "nothing")
+        raise no_match(next(iter(unmatched), first))
+    for tensor, keys in matched.items():
+        shape = shapes[tensor]
+        if shape is not None and not fits({part: stored[key] for part, key in keys.items()}, shape):
+            raise no_fit(next(iter(keys.values())), shape)
+    unmatched += tuple(key for tensor, keys in entries.items() if tensor not in matched for key in keys.values())
+    check_share(len(stored), unmatched)
+    found = strengths(entries, stored, header.alphas, header.told)
+    file = header.path.name
+    warnings = tuple(f"{file}: {one}" for one in found.warnings)
+    return LoraFit(file, len(stored), unmatched, found.text, (*warnings, *header.warnings))
+
+
+def _shapes(part: Part) -> dict[str, tuple[int, ...] | None]:
+    """Return the tensors of a transformer by our names, with their shapes as far as headers have them."""
+    found: dict[str, tuple[int, ...] | None] = {}
+    for path in part.files:
+        if path.suffix == ".safetensors":
+            header = _header(path)
+            known: dict[str, tuple[int, ...] | None] = {key: tuple(told["shape"]) for key, told in header.items()}
+        else:
+            # Its types pack several values into a byte, or a few bytes.
+            known = dict.fromkeys(gguf_names(path))
+        for key, shape in known.items():
+            # Of a row that is quantised the values stand beside their scale.
+            name = key.removesuffix("._data")
+            if name.endswith(SCALES):
+                continue
+            found[engine_name(name) or name] = shape
+    return found
+
+
+def _header(path: Path) -> dict[str, dict[str, list[int]]]:
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError("it is shorter than its header says")
+            header: dict[str, dict[str, list[int]]] = json.loads(file.read(length))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{path} is damaged: {error}", field="source", hint="get this file again") from error
+    header.pop("__metadata__", None)
+    return header

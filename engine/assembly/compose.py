@@ -1,0 +1,312 @@
+"""Overrides -> a typed config, with the rules for what a request may override."""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import fields, is_dataclass
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from engine.assembly.typed_overrides import parse, readable, shell_line
+from engine.config import FIXED, OVERRIDABLE, Config
+from engine.config.bounds import check_numbers, check_word
+from engine.config.ranges import BUNDLE
+from engine.config.shape import check_shape
+from engine.errors import ConfigError, EngineError, RequestError, UnknownComponent
+from engine.plugin import manager
+
+CONF = "engine.conf"
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """Compose the presets in conf/ with `overrides` (Hydra's grammar) into typed dataclasses.
+
+    Raises ConfigError, in one line, for an unknown group, name or key and for a value that does not fit.
+    """
+    manager.installed()
+    words = readable(overrides)
+    try:
+        with translated(), _hydra():
+            return typed(hydra.compose("config", words))
+    except ConfigError as error:
+        raise _with_line(_with_place(error, words), overrides) from error
+
+
+def compose_request(boot: Sequence[str], overrides: Sequence[str]) -> Config:
+    """Compose an engine's boot overrides with those of one request.
+
+    Raises RequestError for a request override that is not a plain change of an allowed key to a bool, a number or a
+    bare word, or that would change what is fixed at boot.
+    """
+    if not overrides:
+        return compose(boot)
+    overrides = readable(overrides)
+    _check(overrides)
+    try:
+        config = compose([*boot, *overrides])
+    except ConfigError as error:
+        code = "" if error.code == ConfigError.CODE else error.code
+        raise RequestError(error.what, field=f"overrides ({error.field})", hint=error.hint, code=code) from error
+    _check_fixed(config, compose(boot), overrides)
+    return config
+
+
+def _check_fixed(config: Config, boot: Config, overrides: Sequence[str]) -> None:
+    for key in FIXED:
+        if getattr(config, key) != getattr(boot, key):
+            raise RequestError(
+                f"{' '.join(overrides)} would change {key!r}, which is fixed when the engine starts",
+                field="overrides",
+                hint=f"start an engine with another {key}",
+            )
+
+
+class Composer:
+    """Composes the configs of one boot's requests without Hydra for each: most of a job's own time went there.
+
+    What Hydra composes of the boot's words and of a request's choices (`sampler=turbo`) is kept, unresolved, for the
+    last few sets of choices; single values (`sampler.steps=4`) are merged into a copy of it, as Hydra merges them. No
+    two requests share what they are given.
+    """
+
+    #: Sets of choices that are kept; each is some 100 kB.
+    MOST = 32
+
+    def __init__(self, boot: Sequence[str]) -> None:
+        """Raise ConfigError as `compose` does."""
+        self._boot = tuple(boot)
+        self.config = compose(self._boot)
+        self._kept: OrderedDict[tuple[str, ...], DictConfig] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def request(self, overrides: Sequence[str]) -> Config:
+        """Return what `compose_request(boot, overrides)` returns. Raises RequestError as that does."""
+        if not overrides:
+            return deepcopy(self.config)
+        words = readable(overrides)
+        _check(words)
+        try:
+            config = self._merged(words)
+        except (EngineError, HydraException, OmegaConfBaseException, AssertionError, ValueError, TypeError):
+            # Hydra has the words for what is wrong.
+            return compose_request(self._boot, overrides)
+        _check_fixed(config, self.config, words)
+        return config
+
+    def _merged(self, words: Sequence[str]) -> Config:
+        # A word with a dot names a value; one without may choose a preset, and presets come before all values.
+        choices = tuple(word for word in words if "." not in word.partition("=")[0])
+        with self._lock:
+            kept = self._kept.get(choices)
+            if kept is None:
+                with _hydra():
+                    kept = hydra.compose("config", readable([*self._boot, *choices]))
+            composed = deepcopy(kept)
+            for word in words:
+                if word not in choices and (value := parse(word)) is not None:
+                    OmegaConf.update(composed, value.key_or_group, value.value(), merge=True)
+            config = typed(composed)
+            # Not before it was found sound: nobody fills the store with names that do not exist.
+            self._kept[choices] = kept
+            self._kept.move_to_end(choices)
+            while len(self._kept) > self.MOST:
+                self._kept.popitem(last=False)
+        return config
+
+
+def typed(composed: DictConfig) -> Config:
+    """Turn a composed config into dataclasses. Raises ConfigError where it does not fit."""
+    with translated():
+        _check_resolution(composed)
+        # Before anything is resolved: steps and scales interpolate through the model's bundle of this name.
+        check_word(OmegaConf.select(composed, "sampler.bundle"), "sampler.bundle", BUNDLE["one_of"])
+        config = OmegaConf.to_object(composed)
+    if not isinstance(config, Config):
+        raise ConfigError(f"the composed config is a {type(config).__name__}, not the engine's schema")
+    check_shape(config)
+    _check_extra(config, "")
+    check_numbers(config)
+    return config
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the errors of Hydra and OmegaConf into ConfigError, one line each."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except MissingConfigException as error:
+        raise _missing(error) from error
+    except OverrideParseException as error:
+        wrong = str(error.override)
+        raise ConfigError(
+            f"cannot read {wrong!r}",
+            field="override",
+            hint=f"write group=name or key=value{f', such as {shell_line(wrong)}' if '=' in wrong else ''}",
+        ) from error
+    except (ConfigCompositionException, OmegaConfBaseException) as error:
+        raise _misfit(error) from error
+    except (HydraException, ValueError, OverflowError) as error:
+        # Hydra has no error of its own for some overrides, such as sampler=null, nor for numbers that no float holds.
+        raise ConfigError(
+            str(error).partition("\n")[0], field="override", hint="write group=name or key=value"
+        ) from error
+
+
+def _with_line(error: ConfigError, words: Sequence[str]) -> ConfigError:
+    """Return the error with the line that works, if Hydra took a text for a list or an object."""
+    if "string" not in error.what:
+        return error
+    for word in words:
+        key, _, value = word.partition("=")
+        if key.lstrip("+~") == error.field and value[:1] in ("[", "{"):
+            return ConfigError(error.what, field=error.field, hint=f"for a text write {shell_line(word)}")
+    return error
+
+
+def _with_place(error: ConfigError, words: Sequence[str]) -> ConfigError:
+    """Return the error with the whole key, if OmegaConf named only the last part of one within a list."""
+    for override in (parse(word) for word in words if error.field and "." not in error.field):
+        value = override.value() if override is not None else None
+        entries = value if isinstance(value, list) else ()
+        places = [n for n, entry in enumerate(entries) if isinstance(entry, dict) and error.field in map(str, entry)]
+        if override is not None and places:
+            place = f"[{places[0]}].{error.field}" if len(places) == 1 else ""
+            key = f"{override.key_or_group}{place}"
+            return ConfigError(error.what, field=key, hint=error.hint, code=error.code)
+    return error
+
+
+def _missing(error: MissingConfigException) -> ConfigError:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    if group:
+        known = [option for option in error.options or () if option != "schema"]
+        return UnknownComponent(group, name, known, broken=manager.installed().broken)
+    return ConfigError(str(error).partition("\n")[0], field=group)
+
+
+def _misfit(error: Exception) -> ConfigError:
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    first, *rest = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
+    key = getattr(cause, "full_key", None) or next((r.partition(":")[2].strip() for r in rest if "full_key" in r), "")
+    text = str(error).partition("\n")[0]
+    if text.startswith("Ambiguous value"):
+        wrong = text.partition("'")[2].rpartition("'")[0]
+        return ConfigError(
+            f"{wrong!r} gives several values",
+            field=wrong.partition("=")[0],
+            hint=f"add -m to run each, or write {shell_line(wrong)}",
+        )
+    if "Could not override" in text or "not in" in first:
+        wrong = text.partition("'")[2].partition("'")[0] or str(key)
+        near = difflib.get_close_matches(wrong.partition("=")[0][:64], _keys(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "multitalk --help lists the groups and keys"
+        return ConfigError(f"there is no {wrong!r} in the config", field=wrong.partition("=")[0], hint=hint)
+    wanted = next((hint for kind, hint in _KINDS.items() if kind in first), "multitalk plugins shows what fits")
+    return ConfigError(first, field=str(key), hint=wanted)
+
+
+#: What OmegaConf's messages call a type, and what to give.
+_KINDS = {
+    "to Integer": "give a whole number",
+    "to Float": "give a number",
+    "Union[int, str]": "give a whole number, or auto",
+    "Boolean": "give true or false",
+    "not a list": "give a list, [a, b]",
+    "Missing mandatory": "give it a value",
+}
+
+
+def _keys() -> list[str]:
+    keys: list[str] = []
+
+    def walk(node: DictConfig, prefix: str) -> None:
+        for key in map(str, node):
+            keys.append(f"{prefix}{key}")
+            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+                child = node[key]
+                if isinstance(child, DictConfig):
+                    walk(child, f"{prefix}{key}.")
+
+    with _hydra():
+        walk(hydra.compose("config"), "")
+    return keys
+
+
+def _check_resolution(composed: DictConfig) -> None:
+    # Before anything is resolved: schedules and caches interpolate through the table by this name.
+    name, table = str(composed.resolution), composed.model.resolutions
+    if name not in table:
+        raise ConfigError(
+            f"the model {composed.model.name!r} has no resolution {name!r}",
+            field="resolution",
+            hint=f"it has: {', '.join(map(str, table))}",
+            code="unknown_choice",
+        )
+
+
+def _check_extra(node: object, prefix: str) -> None:
+    # An override with a leading "+" adds keys behind the schema's back, and OmegaConf sets them as attributes.
+    if not is_dataclass(node):
+        return
+    known = {field.name for field in fields(node)}
+    for key, value in vars(node).items():
+        if key not in known:
+            raise ConfigError(
+                f"there is no {prefix + key!r} in the config", field=prefix + key, hint="leave out the leading '+'"
+            )
+        _check_extra(value, f"{prefix}{key}.")
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    if GlobalHydra.instance().is_initialized():
+        yield
+        return
+    with hydra.initialize_config_module(CONF, version_base="1.3"):
+        yield
+
+
+def _check(overrides: Sequence[str]) -> list[Override]:
+    allowed = ", ".join(OVERRIDABLE)
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        # Of all that came together, the one at fault.
+        wrong = getattr(error, "override", None) or overrides[-1]
+        raise _refused(f"cannot read {wrong!r}", "write key=value") from error
+    for override in parsed:
+        line = override.input_line or ""
+        key = override.key_or_group
+        if override.type is not OverrideType.CHANGE or override.package is not None or override.is_sweep_override():
+            raise _refused(f"{line!r} is not a plain change", "write key=value")
+        if key.partition(".")[0].partition("/")[0] not in OVERRIDABLE or key.endswith(".name") or "/" in key:
+            raise _refused(f"{key!r} cannot be overridden by a request", f"allowed: {allowed}")
+        if not _plain(override):
+            raise _refused(
+                f"{line!r} has a value that a request may not give", "give a number, true, false or a bare word"
+            )
+    return parsed
+
+
+def _refused(what: str, hint: str) -> RequestError:
+    return RequestError(what, field="overrides", hint=hint, code="override_refused")
+
+
+def _plain(override: Override) -> bool:
+    value = override.value()
+    if isinstance(value, bool | int | float):
+        return True
+    return isinstance(value, str) and value.replace("-", "").replace("_", "").isalnum()

@@ -1,0 +1,174 @@
+"""Config and plan -> Estimates, and which changes of the config make a plan fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from engine.assembly.settings import largest_window, weights_of
+from engine.config import Config
+from engine.data import Plan
+from engine.data.estimates import Estimates
+from engine.errors import EngineError, SourceError, UnknownComponent
+from engine.loading.layout import find_parts, is_scaled
+from engine.machine.profiles import free_on_host
+from engine.planning.estimate import estimate
+from engine.planning.gpus import installed_cards
+from engine.planning.memory import Load
+from engine.planning.parameters import PARTS, Sizes, published_sizes, read_sizes
+
+#: What is tried where a plan does not fit, the least harm first: those that change no frame stand in front.
+CHANGES = (
+    ("memory=text-offload",),
+    ("memory=model-offload",),
+    ("memory=group-offload",),
+    ("quant=int8", "memory=model-offload"),
+    ("quant=int8", "memory=group-offload"),
+)
+
+
+def estimate_plan(plan: Plan, config: Config) -> Plan:
+    """Return `plan` with what it needs, or with a warning where that is not known.
+
+    Sizes are those of the weights that the plan found, as far as their configs can be read, else those of the model's
+    published architecture.
+    """
+    try:
+        found = _estimate(plan, config)
+    except UnknownComponent as error:
+        why = f"there is no arithmetic for {error.group}={error.name}"
+    except SourceError as error:
+        why = error.what
+    else:
+        alone = () if config.parallel.name == "none" else ("the plan's estimates are those of one device alone",)
+        return replace(plan, estimates=found, warnings=(*plan.warnings, *alone))
+    return replace(plan, warnings=(*plan.warnings, f"memory, time and cost are not estimated: {why}"))
+
+
+def _estimate(plan: Plan, config: Config) -> Estimates:
+    sizes, own = _sizes(config, plan.weights)
+    cards = installed_cards()
+    device = config.device if config.device != "auto" else ("cuda" if cards else "cpu")
+    load = make_load(
+        config,
+        device=device,
+        dtype=config.dtype if config.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32"),
+        loras=lora_bytes(config, plan.weights),
+        converted=not own,
+        scaled=_is_scaled(config, plan.weights),
+    )
+    return estimate(
+        plan,
+        sizes,
+        load,
+        card=cards[0] if cards and device == "cuda" else None,
+        start_bytes=_files_bytes(plan.weights) if plan.weights is not None and own else None,
+        # Looked at for "auto" alone.
+        host_free=free_on_host() if load.memory == "auto" else 0,
+    )
+
+
+def advise(estimates: Estimates, config: Config, replan: Callable[[Sequence[str]], Plan]) -> Estimates:
+    """Return `estimates` with the first change, for each card that is too small, whose own plan fits it.
+
+    `replan` plans the same request with overrides added. Smaller resolutions of the model come last.
+    """
+    changes: dict[str, tuple[str, ...]] = {}
+    small = [card for card in estimates.cards if not card.fits]
+    for change in _changes(config):
+        if len(changes) == len(small):
+            break
+        try:
+            found = replan(change).estimates
+        except EngineError:
+            # Such as a model that has no such resolution for this picture, or a plugin's own group of that name.
+            continue
+        fitting = {card.card for card in found.cards if card.fits} if found is not None else set()
+        for card in small:
+            if card.card in fitting:
+                changes.setdefault(card.card, change)
+    return replace(estimates, cards=tuple(replace(card, change=changes.get(card.card, ())) for card in estimates.cards))
+
+
+def _changes(config: Config) -> Iterable[tuple[str, ...]]:
+    # A quantisation that was chosen stays: another would be no saving.
+    groups = ("memory=",) if config.quant.name != "none" else ("memory=", "quant=")
+    offered = dict.fromkeys(
+        tuple(word for word in change if word.startswith(groups) and word != f"memory={config.memory.name}")
+        for change in CHANGES
+    )
+    yield from (change for change in offered if change)
+    areas = {name: _area(config, name) for name in config.model.resolutions}
+    for name in sorted(areas, key=areas.__getitem__, reverse=True):
+        if areas[name] < areas[config.resolution]:
+            yield (f"resolution={name}", *list(offered)[-1])
+
+
+def _area(config: Config, resolution: str) -> int:
+    return max((size[0] * size[1] for size in config.model.resolutions[resolution].buckets.values()), default=0)
+
+
+def _sizes(config: Config, weights: Path | None) -> tuple[Sizes, bool]:
+    """Return the model's sizes, and whether its files are of the engine's own layout. Raises SourceError."""
+    try:
+        if weights is not None:
+            return read_sizes(weights), True
+    except SourceError:
+        # A layout without these configs, or a network of another kind: whether it can be loaded is for loading to say.
+        pass
+    if not config.model.architecture:
+        raise SourceError(f"the sizes of model={config.model.name} are not known", field="model.architecture")
+    return published_sizes(config.model.architecture), False
+
+
+def _is_scaled(config: Config, weights: Path | None) -> bool:
+    """Say whether the transformer's weights are products with scales, as fp8_scaled files have them."""
+    if weights is None:
+        return False
+    try:
+        parts, _ = find_parts(weights, replace(weights_of(config), components=("transformer",)))
+    except EngineError:
+        # Whether it can be loaded is for loading to say.
+        return False
+    return "transformer" in parts and is_scaled(parts["transformer"])
+
+
+def _files_bytes(weights: Path) -> int:
+    return sum(path.stat().st_size for part in PARTS for path in (weights / part).glob("*.safetensors"))
+
+
+def make_load(config: Config, **others: Any) -> Load:
+    """Return how the weights of a config are kept; `others` are fields of Load that it does not say, or that differ."""
+    said: dict[str, Any] = {
+        "quant": config.quant.name,
+        "memory": config.memory.name,
+        "blocks": config.memory.blocks,
+        "resident": config.memory.resident,
+        "adapted": _is_adapted(config),
+        "cache": config.cache.name,
+        "tile": config.memory.tile,
+        "continuation": config.continuation.style,
+        "window": largest_window(config),
+    }
+    return Load(**(said | others))
+
+
+def lora_files(config: Config) -> set[str]:
+    """Return the LoRAs that a config loads, as paths below the folder of the weights."""
+    model = config.model
+    return {lora.file for lora in (*model.standard.loras, *model.turbo.loras, *config.lora.extra)}
+
+
+def _is_adapted(config: Config) -> bool:
+    """Say whether LoRAs beside the weights are switched on with a config's sampler."""
+    bundle = config.model.turbo if config.sampler.bundle == "turbo" else config.model.standard
+    return config.lora.mode == "runtime" and bool(bundle.loras or config.lora.extra)
+
+
+def lora_bytes(config: Config, weights: Path | None) -> int:
+    """Return the bytes of LoRAs beside the weights, as far as their files are there."""
+    if weights is None or config.lora.mode == "merged":
+        return 0
+    return sum((weights / name).stat().st_size for name in lora_files(config) if (weights / name).is_file())

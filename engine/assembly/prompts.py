@@ -1,0 +1,47 @@
+"""Whether a request's prompts are longer than its text encoder takes: said in its plan and its answer.
+
+A plan asks the tokenizer's file, which needs no torch; a generation asks the encoder itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from engine.assembly.settings import weights_of
+from engine.config import Config
+from engine.data import Plan, Request
+from engine.loading.layout import find_parts
+from engine.multitalk.guidance import branches
+from engine.multitalk.prompts import lost_of_file, tell_lost
+
+#: Prompt -> what of it is cut off, and the number of tokens that are kept.
+Lost = Callable[[str], tuple[str, int]]
+
+
+def negative_prompt(request: Request, config: Config) -> str:
+    """Return the request's negative prompt, or the model's."""
+    return config.model.negative_prompt if request.negative_prompt is None else request.negative_prompt
+
+
+def tell_prompts(plan: Plan, request: Request, config: Config, lost: Lost) -> Plan:
+    """Return `plan` with a warning for each prompt of which words are lost."""
+    texts = [("prompt", request.prompt)]
+    guidance = config.guidance
+    if {"drop_text", "uncond"} & set(branches(guidance.text_scale, guidance.audio_scale)):
+        texts.append(("negative prompt", negative_prompt(request, config)))
+    told = []
+    for what, text in texts:
+        words, kept = lost(text)
+        if words:
+            told.append(tell_lost(what, words, kept))
+    return replace(plan, warnings=(*plan.warnings, *told)) if told else plan
+
+
+def lost_by(config: Config, folder: Path) -> Lost:
+    """Return what asks the tokenizer in a folder of weights, which holds one."""
+    parts, _ = find_parts(folder, replace(weights_of(config), components=("transformer", "tokenizer")))
+    transformer = parts["transformer"]
+    settings = transformer.config or transformer.folder / "config.json"
+    return lambda prompt: lost_of_file(parts["tokenizer"].folder, settings, prompt)

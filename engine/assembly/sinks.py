@@ -1,0 +1,76 @@
+"""Which sink keeps a request's video, and the video that an earlier try of the same job left there."""
+
+from __future__ import annotations
+
+import time
+
+from engine.components import BoundSink, CancelToken, JobSink, KeepingSink, PatientSink, Sink
+from engine.data import Access, Request, Resumed
+from engine.errors import RequestError, UnknownComponent
+from engine.plugin.manager import Registry
+
+
+def request_sink(
+    sink: Sink,
+    request: Request,
+    registry: Registry,
+    access: Access,
+    *,
+    own: str,
+    cancel: CancelToken | None = None,
+) -> Sink:
+    """Return the sink for `request`: the engine's `sink`, or the one it names, bound to its job and its bucket.
+
+    `own` is the name of `sink`. A bucket of the job's own has to lie where its addresses may; its `check` says so. A
+    sink that may take long looks at `cancel`. Raises RequestError.
+    """
+    if request.sink not in (None, own):
+        sink = _named(str(request.sink), registry)
+    sink = _bound(sink, request, access)
+    return sink.until(cancel) if cancel is not None and isinstance(sink, PatientSink) else sink
+
+
+def _bound(sink: Sink, request: Request, access: Access) -> Sink:
+    if isinstance(sink, JobSink):
+        return sink.for_job(request.job, request.store, access.private_hosts)
+    if isinstance(sink, BoundSink) and request.answer_bytes is not None:
+        sink = sink.within(request.answer_bytes)
+    if request.store is not None and request.sink is None:
+        raise RequestError(
+            "the sink takes no bucket of a job's own", field="request.store", hint="leave it out, or boot with sink=s3"
+        )
+    return sink
+
+
+def resume(sink: Sink, request: Request) -> Resumed | None:
+    """Deliver the video that waits with `sink` for the request's job, None where none does. Raises SinkError."""
+    if request.job is None or not isinstance(sink, KeepingSink):
+        return None
+    waiting = sink.waiting(request.job)
+    if waiting is None:
+        return None
+    began = time.monotonic()
+    kept = sink.resume(request.job)
+    return Resumed(
+        address=kept.address,
+        content=kept.content,
+        sha256=kept.sha256,
+        bytes=kept.bytes,
+        media_type=waiting.media_type,
+        seconds=waiting.seconds,
+        frames=waiting.frames,
+        fps=round(waiting.frames / waiting.seconds, 3) if waiting.seconds else 0.0,
+        seed=request.seed,
+        timings={"keep": time.monotonic() - began},
+        warnings=(
+            "an earlier try of this job made the video and could not deliver it; it was not made again",
+            *kept.warnings,
+        ),
+    )
+
+
+def _named(name: str, registry: Registry) -> Sink:
+    try:
+        return registry.sinks.build_default(name)
+    except UnknownComponent as error:
+        raise RequestError(error.what, field="request.sink", hint=error.hint, code=error.code) from None

@@ -1,0 +1,127 @@
+"""What is installed: every component and preset, by group, with the package it came from."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import packages_distributions
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+from hydra.core.config_store import ConfigNode, ConfigStore
+from omegaconf import OmegaConf
+
+from engine.assembly.compose import CONF, compose
+from engine.errors import EngineError
+from engine.plugin.manager import Registry, installed
+
+OURS = "multitalk-engine"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One thing to choose: `group=name`."""
+
+    group: str
+    name: str
+    #: "component" (code) or "preset" (YAML).
+    kind: str
+    package: str
+    about: str
+
+
+def choices(registry: Registry | None = None) -> list[Choice]:
+    """Return everything that can be chosen, sorted by group and name."""
+    registry = registry or installed()
+    found = [*_components(registry), *_presets(CONF, OURS)]
+    for package in registry.presets.packages:
+        found += _presets(package, _distribution(package))
+    return sorted(found, key=lambda choice: (choice.group, choice.name))
+
+
+def groups(registry: Registry | None = None) -> dict[str, list[str]]:
+    """Return the names that each group offers."""
+    named: dict[str, list[str]] = {}
+    for choice in choices(registry):
+        named.setdefault(choice.group, []).append(choice.name)
+    return named
+
+
+def resolutions() -> dict[str, list[str]]:
+    """Return the resolutions of each model preset, the model's default first; a preset that cannot be read has none."""
+    found: dict[str, list[str]] = {}
+    for name in groups()["model"]:
+        try:
+            model = compose([f"model={name}"]).model
+        except EngineError:
+            found[name] = []
+            continue
+        found[name] = sorted(model.resolutions, key=lambda key: (key != model.resolution, key))
+    return found
+
+
+def print_catalog(*, as_json: bool) -> int:
+    """Print what is installed, to read or as one JSON object."""
+    registry = installed()
+    found, sizes = choices(registry), resolutions()
+    if as_json:
+        answer = {"choices": [asdict(choice) for choice in found], "resolutions": sizes, "broken": registry.broken}
+        print(json.dumps(answer))
+        return 0
+    width = max(len(choice.name) for choice in found)
+    package = max(len(choice.package) for choice in found)
+    for group in dict.fromkeys(choice.group for choice in found):
+        print(group)
+        for choice in (choice for choice in found if choice.group == group):
+            print(f"  {choice.name:<{width}}  {choice.kind:<9}  {choice.package:<{package}}  {choice.about}".rstrip())
+    print("resolution")
+    for model, names in sizes.items():
+        print(f"  {', '.join(names) or 'unreadable'} (model={model})")
+    for name, reason in registry.broken.items():
+        print(f"broken: {name}: {reason}")
+    return 0
+
+
+def _components(registry: Registry) -> Iterator[Choice]:
+    # A plugin's components come from its own distribution, whatever module of it holds the config.
+    packages = sorted(registry.packages.items(), key=lambda item: -len(item[0]))
+    repo = ConfigStore.instance().repo
+    for group, nodes in repo.items():
+        if group == "hydra" or not isinstance(nodes, dict):
+            continue
+        for node in nodes.values():
+            if not isinstance(node, ConfigNode) or node.name == "schema.yaml":
+                continue
+            module = node.provider or "engine"
+            package = next((dist for name, dist in packages if module == name or module.startswith(f"{name}.")), OURS)
+            yield Choice(
+                group, node.name.removesuffix(".yaml"), "component", package, _about(OmegaConf.get_type(node.node))
+            )
+
+
+def _about(config: type | None) -> str:
+    text = inspect.getdoc(config) or ""
+    # dataclasses write the signature where there is no docstring.
+    return "" if config and text.startswith(f"{config.__name__}(") else text.partition("\n")[0]
+
+
+def _presets(package: str, distribution: str) -> Iterator[Choice]:
+    for folder in files(package).iterdir():
+        if folder.is_dir() and not folder.name.startswith(("_", ".")):
+            yield from _group(folder, folder.name, distribution)
+
+
+def _group(folder: Traversable, group: str, distribution: str) -> Iterator[Choice]:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.name.startswith(("_", ".")):
+            yield from _group(entry, f"{group}/{entry.name}", distribution)
+        elif entry.name.endswith(".yaml"):
+            comments = (line[1:].strip() for line in entry.read_text("utf-8").splitlines() if line.startswith("#"))
+            about = next((comment for comment in comments if not comment.startswith("@package")), "")
+            yield Choice(group, entry.name.removesuffix(".yaml"), "preset", distribution, about)
+
+
+def _distribution(package: str) -> str:
+    return next(iter(packages_distributions().get(package.partition(".")[0], ())), "unknown")

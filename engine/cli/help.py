@@ -1,0 +1,72 @@
+"""The text of `multitalk --help`."""
+
+from __future__ import annotations
+
+import textwrap
+
+from engine.cli.catalog import groups
+from engine.cli.parser import REQUEST
+from engine.plugin.manager import installed
+
+COMMANDS = {
+    "plan": "what generate would do: sizes, windows, memory, seconds and cost on GPUs (generate --dry-run)",
+    "plugins": "list every component and preset by group, with its package (--json)",
+    "config": "the composed config with where each value comes from; KEY: what a key means (--json, docs/config.md)",
+    "show": "FILE.mp4: print the recipe a video carries (--json)",
+    "again": "FILE.mp4 --image ... --audio ...: make a video again from its recipe",
+    "compare": "DIR: one page with the videos of a sweep side by side, and a table of their figures (docs/sweeps.md)",
+    "models": "pull, verify, list, prune: the published weights on this machine or volume (docs/models.md)",
+    "doctor": "what is wrong on this machine for a config, and what to do (--json)",
+    "rehearse": "the real code path on a pretended card: memory, copies and waits without a GPU (docs/rehearsal.md)",
+    "bench": "transformer, memory, load, plan, device, ...: measure a part of the engine or this device, as JSON",
+}
+
+_ABOUT = """\
+multitalk: a picture and one or two voices in, a talking video out.
+
+usage: multitalk COMMAND [flags] group=name key=value ...
+"""
+
+_EXAMPLES = """\
+examples:
+  multitalk generate --image anna.jpg --audio anna.wav --prompt "a woman speaks"
+  multitalk generate --image two.jpg --audio left.wav --audio right.wav --audio-type add \\
+      --prompt "two people talk" --output films/talk.mp4 sampler=turbo
+  multitalk plan --image two.jpg --audio silence --audio right.wav --prompt "..." model=multitalk resolution=720p
+  multitalk generate --image anna.jpg --audio anna.wav --prompt "..." -m sampler=standard,turbo request.seed=1,2
+
+Words with '=' are overrides of the config, in Hydra's grammar: group=name chooses one of the names below,
+key=value changes one value (sampler.steps=20, guidance.text_scale=3, sink.folder=films).
+'multitalk COMMAND --help' tells more; errors are one line and exit with status 2.
+"""
+
+
+def manual() -> str:
+    """Return what the command does, its commands, flags, examples and the groups to choose from."""
+    entrypoints = installed().entrypoints
+    about = {name: (entrypoints.config(name).__doc__ or "").partition("\n")[0] for name in entrypoints.names()}
+    flags = {f"{flag.name} {flag.word}": flag.help for flag in REQUEST}
+    flags["--output FILE"] = "where the video goes; an existing file is never overwritten unless sink.overwrite=true"
+    flags["--json, --dry-run, --preview PNG, --quiet, -m"] = "see multitalk generate --help"
+    parts = [
+        _ABOUT,
+        "commands:\n" + _table(about | COMMANDS),
+        "flags of generate:\n" + _table(flags),
+        _EXAMPLES,
+        "groups:\n" + _table({group: ", ".join(names) for group, names in groups().items()}),
+        "--version prints the version, --help this text",
+    ]
+    return "\n".join(parts)
+
+
+def _table(rows: dict[str, str]) -> str:
+    width = min(26, max(len(name) for name in rows))
+    lines = []
+    for name, text in rows.items():
+        head = f"  {name:<{width}}  "
+        body = textwrap.wrap(text, 110 - width) or [""]
+        if len(head) > width + 4:
+            lines.append(head.rstrip())
+            head = " " * (width + 4)
+        lines += [head + body[0], *(" " * (width + 4) + line for line in body[1:])]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,216 @@
+"""`multitalk COMMAND ...`: understand the words, run what they name, tell errors in one line."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from engine.errors import Cancelled, ConfigError, EngineError, plain
+from engine.runtime.quiet import hush
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return the exit status.
+
+    0: done; 2: an error the caller can mend, told in one line or a few; 130: interrupted. Anything else that goes
+    wrong is a bug and keeps its traceback.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path need not be text in the terminal's encoding; it is printed as the bytes it is.
+        sys.stdout.reconfigure(errors="surrogateescape")
+    try:
+        with warnings.catch_warnings():
+            hush()
+            status = _dispatch(words)
+            if sys.stdout is not None:  # None: the caller closed it
+                sys.stdout.flush()
+            return status
+    except Cancelled as error:
+        print(f"multitalk: {error}", file=sys.stderr)
+        return 130
+    except EngineError as error:
+        if not _led():
+            print("multitalk: error: " + "\n".join(map(plain, error.lines())), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"multitalk: {error if error.args else 'cancelled'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; what is left must not be flushed into the closed pipe at exit.
+        _forget_stdout()
+        return 141
+    except OSError as error:
+        # The stages name the file they could not write; what is left is a full disk below stdout or TMPDIR.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _forget_stdout()
+        where = f" for {error.filename}" if error.filename else ""
+        hint = "make room where TMPDIR and the output are"
+        print(f"multitalk: error: disk: {error.strerror}{where}; {hint}", file=sys.stderr)
+        return 2
+    except SystemExit as end:
+        # argparse ends --help this way.
+        return end.code if isinstance(end.code, int) else 0
+
+
+def _led() -> bool:
+    """Say whether torchrun started this process beside another one that says the same of this command line.
+
+    What is wrong with one process alone is told by engine.runtime.parallel.
+    """
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+
+
+def _forget_stdout() -> None:
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words:
+        raise ConfigError("no command", field="command line", hint="try multitalk --help")
+    name, rest = words[0], words[1:]
+    if name in ("-h", "--help", "help"):
+        from engine.cli.help import manual
+
+        print(manual())
+        return 0
+    if name == "--version":
+        print(f"multitalk-engine {version('multitalk-engine')}")
+        return 0
+    if name in _COMMANDS:
+        return _COMMANDS[name](rest)
+    from engine.cli.parser import nearest
+    from engine.plugin.manager import installed
+
+    entrypoints = installed().entrypoints.names()
+    if name in entrypoints:
+        return _entrypoint(name, rest)
+    if "=" in name and not name.startswith("-"):
+        chosen = [word.partition("=")[2] for word in words if word.startswith("entrypoint=")]
+        return _entrypoint(chosen[-1] if chosen else "generate", [w for w in words if not w.startswith("entrypoint=")])
+    kind = "flag" if name.startswith("-") else "command"
+    raise ConfigError(
+        f"unknown {kind} {name!r}",
+        field="command line",
+        hint=nearest(name, ["--help", "--version", *_COMMANDS, *entrypoints], "multitalk"),
+    )
+
+
+def _entrypoint(name: str, words: Sequence[str], *extra: str, shown: str = "", about: str = "") -> int:
+    from engine.cli.parser import entrypoint_parser, read_entrypoint
+    from engine.plugin.manager import installed
+
+    config = installed().entrypoints.config(name)
+    found = read_entrypoint(name, entrypoint_parser(shown or name, config, about or config.__doc__ or ""), words)
+    from engine.config import EntrypointConfig
+
+    overrides = [*found.overrides, *extra]
+    if issubclass(config, EntrypointConfig):
+        overrides = config.boot(overrides)
+    if found.multirun:
+        from engine.sweeps.sweep import sweep
+
+        return sweep(overrides)
+    from engine.cli.run import launch
+
+    return launch(overrides)
+
+
+def _plan(words: Sequence[str]) -> int:
+    about = "Shows what generate would do with the same words: loads nothing, makes nothing."
+    return _entrypoint("generate", words, "entrypoint.dry_run=true", shown="plan", about=about)
+
+
+def _plugins(words: Sequence[str]) -> int:
+    from engine.cli.catalog import print_catalog
+    from engine.cli.parser import Parser
+
+    parser = Parser(prog="multitalk plugins", description="List every component and preset by group.")
+    parser.flag("--json", action="store_true", help="as one JSON object")
+    values, rest = parser.read(words)
+    parser.none(rest)
+    return print_catalog(as_json=values.json)
+
+
+def _config(words: Sequence[str]) -> int:
+    from engine.cli.config import config
+
+    return config(words)
+
+
+def _show(words: Sequence[str]) -> int:
+    from engine.cli.parser import Parser
+    from engine.cli.provenance import show
+
+    parser = Parser(
+        prog="multitalk show", usage="multitalk show FILE.mp4 [--json]", description="Print the recipe of a video."
+    )
+    parser.flag("--json", action="store_true", help="as one JSON object")
+    values, rest = parser.read(words)
+    return show(Path(parser.one(rest, "FILE.mp4")), as_json=values.json)
+
+
+def _again(words: Sequence[str]) -> int:
+    from engine.cli.provenance import again
+
+    return again(words)
+
+
+def _compare(words: Sequence[str]) -> int:
+    from engine.cli.compare import compare
+    from engine.cli.parser import Parser
+
+    parser = Parser(
+        prog="multitalk compare",
+        usage="multitalk compare DIR",
+        description="Write one page with the videos of a sweep's runs side by side, and a table of their figures.",
+    )
+    _, rest = parser.read(words)
+    return compare(Path(parser.one(rest, "DIR")))
+
+
+def _bench(words: Sequence[str]) -> int:
+    from engine.cli.bench import bench
+
+    return bench(words)
+
+
+def _doctor(words: Sequence[str]) -> int:
+    from engine.cli.doctor import doctor
+
+    return doctor(words)
+
+
+def _rehearse(words: Sequence[str]) -> int:
+    from engine.cli.rehearse import rehearse
+
+    return rehearse(words)
+
+
+def _models(words: Sequence[str]) -> int:
+    # Not where this module is loaded: the hub's library is no part of a quick start.
+    from engine.cli.models import run
+
+    return run(words, "multitalk models")
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "plan": _plan,
+    "plugins": _plugins,
+    "config": _config,
+    "show": _show,
+    "again": _again,
+    "compare": _compare,
+    "doctor": _doctor,
+    "rehearse": _rehearse,
+    "bench": _bench,
+    "models": _models,
+}

@@ -1,0 +1,226 @@
+"""Words of the command line -> overrides of the config."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from engine.assembly.escape import override, override_list
+from engine.config import ComponentConfig, RequestConfig
+from engine.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag that ends as `request.<key>`."""
+
+    key: str
+    word: str
+    help: str
+    many: bool = False
+
+    @property
+    def name(self) -> str:
+        """The flag as it is typed."""
+        return "--" + self.key.replace("_", "-")
+
+
+#: One for each field of RequestConfig that has a word to show, in its order.
+REQUEST = tuple(
+    Flag(field.name, field.metadata["word"], field.metadata["help"], many=field.name == "audio")
+    for field in dataclasses.fields(RequestConfig)
+    if "word" in field.metadata
+)
+
+
+@dataclass(frozen=True)
+class Words:
+    """A command line, understood: overrides in Hydra's grammar, and whether they are a sweep."""
+
+    overrides: list[str]
+    multirun: bool = False
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our errors: one line, with the nearest known flag."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=False, **arguments
+        )
+        self._valued: set[str] = set()
+        self._known: set[str] = {"--help", "-h"}
+        #: Key of the config that a word which is neither flag nor override sets; "" where there is none.
+        self.bare = ""
+        self.add_argument("-h", "--help", action="help", help="show this")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError in place of printing usage."""
+        text = message.removeprefix("argument ")
+        raise ConfigError(text, field="command line", hint=f"see {self.prog} --help")
+
+    def flag(self, name: str, group: Any = None, **arguments: Any) -> None:
+        """Add the flag `name` (or several names, separated by blanks)."""
+        names = name.split()
+        (group or self).add_argument(*names, **arguments)
+        self._known.update(names)
+        if arguments.get("action") in (None, "append"):
+            self._valued.update(names)
+
+    def read(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Return the flags and all other words in order. Raises ConfigError for an unknown flag."""
+        values, rest = self.parse_known_args(self._glued(argv))
+        for word in rest:
+            if word.startswith("-") and word != "--":
+                name = word.partition("=")[0]
+                raise ConfigError(
+                    f"unknown flag {name}", field="command line", hint=nearest(name, self._known, self.prog)
+                )
+        return values, [word for word in rest if word != "--"]
+
+    def one(self, rest: Sequence[str], what: str) -> str:
+        """Return the single word of `rest`. Raises ConfigError that asks for `what`."""
+        if not rest:
+            raise ConfigError(f"{what} is missing", field="command line", hint=f"see {self.prog} --help")
+        self.none(rest[1:])
+        return rest[0]
+
+    def none(self, rest: Sequence[str]) -> None:
+        """Raise ConfigError if `rest` has words."""
+        if rest:
+            raise ConfigError(f"{rest[0]!r} is too much", field="command line", hint=f"see {self.prog} --help")
+
+    def _glued(self, argv: Sequence[str]) -> list[str]:
+        # "--prompt -5" and "--prompt -x" are values, not flags, unless the next word is a flag we know.
+        glued: list[str] = []
+        words = iter(argv)
+        for word in words:
+            if word == "--":
+                return [*glued, word, *words]
+            if word not in self._valued or (value := next(words, None)) is None:
+                glued.append(word)
+            elif value.partition("=")[0] in self._known:
+                raise ConfigError(f"{word} needs a value", field="command line", hint=f"see {self.prog} --help")
+            else:
+                glued += [f"{word}={value}"] if word.startswith("--") else [word, value]
+        return glued
+
+
+def nearest(name: str, known: Sequence[str] | set[str], command: str) -> str:
+    """Return a hint with the known name that is most like `name`, or where to read on."""
+    near = difflib.get_close_matches(name[:64], sorted(known), n=1)
+    return f"did you mean {near[0]}?" if near else f"see {command} --help"
+
+
+def entrypoint_parser(name: str, config: type[ComponentConfig], description: str) -> Parser:
+    """Return the parser of a sub-command: flags of the request if the entrypoint takes one, and its own."""
+    bare = "".join(f" {field.metadata['word']}" for field in dataclasses.fields(config) if field.metadata.get("bare"))
+    parser = Parser(
+        prog=f"multitalk {name}",
+        usage=f"multitalk {name}{bare} [flags] group=name key=value ...",
+        description=description,
+        epilog="Everything else is an override of the config: group=name chooses, key=value changes;\n"
+        "with -m, commas make a sweep. 'multitalk --help' lists the groups.",
+    )
+    if "request" in typing.get_type_hints(config):
+        add_request_flags(parser, REQUEST)
+    add_own_flags(parser, config)
+    parser.flag("-m --multirun", action="store_true", help="run every combination of the values given with commas")
+    return parser
+
+
+def add_request_flags(parser: Parser, flags: Sequence[Flag]) -> None:
+    """Give `parser` flags of the request, and --output."""
+    group = parser.add_argument_group("the request")
+    for flag in flags:
+        action = {"action": "append"} if flag.many else {}
+        parser.flag(flag.name, group, dest=flag.key, metavar=flag.word, help=flag.help, **action)
+    parser.flag("--output", group, metavar="FILE", help="where the video goes (the disk sink's folder and name)")
+
+
+def add_own_flags(parser: Parser, config: type[ComponentConfig]) -> None:
+    """Give `parser` a flag for each field of an entrypoint's config; `help` and `word` come from its metadata.
+
+    A field that is `bare` there takes a word without a flag as well; one whose `flag` is False has none.
+    """
+    group = parser.add_argument_group("this command")
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        if field.name in ("name", "request") or not field.metadata.get("flag", True):
+            continue
+        name, dest = "--" + field.name.replace("_", "-"), f"entrypoint.{field.name}"
+        text = field.metadata.get("help", dest)
+        if field.metadata.get("bare"):
+            parser.bare = dest
+        if hints[field.name] is bool:
+            parser.flag(name, group, dest=dest, action="store_true", help=text)
+        else:
+            parser.flag(name, group, dest=dest, metavar=field.metadata.get("word", "VALUE"), help=text)
+
+
+def read_entrypoint(name: str, parser: Parser, argv: Sequence[str]) -> Words:
+    """Return the overrides that a sub-command's words stand for. Raises ConfigError."""
+    values, rest = parser.read(argv)
+    return read_words(name, parser, values, rest)
+
+
+def read_words(name: str, parser: Parser, values: argparse.Namespace, rest: Sequence[str]) -> Words:
+    """Return the overrides that flags and other words of the sub-command `name` stand for. Raises ConfigError."""
+    found: dict[str, Any] = {key: value for key, value in vars(values).items() if value not in (None, False)}
+    multirun = bool(found.pop("multirun", False))
+    output = found.pop("output", None)
+    overrides = [f"entrypoint={name}"]
+    for flag in REQUEST:
+        value = found.pop(flag.key, None)
+        if value is None:
+            continue
+        if flag.many:
+            overrides.append(override_list(f"request.{flag.key}", value))
+            continue
+        if multirun and flag.key in ("frames", "fps", "seed") and "," in value:
+            hint = f"to sweep, write request.{flag.key}={value}"
+            raise ConfigError(f"{flag.name} takes one value", field=f"request.{flag.key}", hint=hint)
+        # The one key that takes a number or a word: in quotes a number would stay a word.
+        number = flag.key == "frames" and value.isascii() and value.isdigit()
+        overrides.append(f"request.{flag.key}={value}" if number else override(f"request.{flag.key}", value))
+    for key, value in found.items():
+        overrides.append(f"{key}=true" if value is True else override(key, value))
+    if output is not None:
+        overrides += _output(output, rest, multirun)
+    if parser.bare and (bare := next((word for word in rest if "=" not in word and word[0] != "~"), "")):
+        overrides.append(override(parser.bare, bare))
+        rest = [word for word in rest if word is not bare]
+    return Words([*overrides, *plain(rest, parser.prog)], multirun)
+
+
+def plain(words: Sequence[str], command: str) -> list[str]:
+    """Return `words` if each is an override. Raises ConfigError."""
+    for word in words:
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError(
+                f"{word!r} is neither a flag nor group=name nor key=value",
+                field="command line",
+                hint=f"put texts with blanks in quotes; see {command} --help",
+            )
+    return list(words)
+
+
+def _output(text: str, rest: Sequence[str], multirun: bool) -> list[str]:
+    path = Path(text)
+    if not path.name or text.endswith("/"):
+        raise ConfigError(f"{text!r} names no file", field="--output", hint="such as --output films/talk.mp4")
+    overrides = [override("request.filename", path.name)]
+    sinks = [word.partition("=")[2] for word in rest if word.startswith("sink=")]
+    if not sinks or sinks[-1] == "disk":
+        # Each run of a sweep has a folder of its own, below this one.
+        folder = "hydra.sweep.dir" if multirun else "sink.folder"
+        overrides.append(override(folder, str(path.parent)))
+    elif str(path.parent) != ".":
+        raise ConfigError("only the disk sink has folders", field="--output", hint=f"give {path.name} alone")
+    return overrides

@@ -1,0 +1,195 @@
+"""Recipes of strangers' videos: whether one has the form that the engine writes, and what in it is worth a look."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from engine.assembly.provenance import DECISIVE
+
+#: Deeper than any recipe that the engine writes.
+MOST_DEEP = 16
+#: Values of one recipe; a config has about a hundred.
+MOST_VALUES = 20_000
+
+_OUTSIDE = re.compile(r"^(?:[/\\~]|[A-Za-z]:[/\\]|[A-Za-z][A-Za-z0-9+.-]*://)|(?:^|[/\\])\.\.(?:[/\\]|$)")
+#: Of a request, what is text of the user's own and names no file.
+_TEXTS = ("request.prompt", "request.negative_prompt")
+#: Place -> the range that the engine's own doors give or advise.
+_USUAL: Mapping[str, tuple[float, float]] = {
+    "request.frames": (1, 9_000),
+    "request.fps": (1, 60),
+    "sampler.steps": (1, 100),
+    "sampler.shift": (0.1, 100),
+    "guidance.text_scale": (0, 30),
+    "guidance.audio_scale": (0, 30),
+    "continuation.frames": (1, 77),
+    "video.crf": (0, 40),
+    "video.audio_bitrate": (8_000, 1_000_000),
+    "tile": (0, 4_096),
+    "processes": (1, 64),
+}
+_SLOW_PRESETS = ("slower", "veryslow", "placebo")
+
+
+def is_deep(value: Any) -> bool:
+    """Say whether a value read from JSON is nested deeper, or has more parts, than a recipe has. Never recurses."""
+    level, parts = [value], 0
+    for _ in range(MOST_DEEP):
+        below = [
+            part
+            for one in level
+            if isinstance(one, dict | list)
+            for part in (one.values() if isinstance(one, dict) else one)
+        ]
+        parts += len(below)
+        if parts > MOST_VALUES:
+            return True
+        if not below:
+            return False
+        level = below
+    return True
+
+
+def check_form(recipe: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the place, where a recipe does not have the form that `assembly.provenance` gives it."""
+    for place, text in _strings(recipe, ""):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(f"{place} holds half a character")
+        if "\0" in text:
+            raise ValueError(f"{place} holds a zero byte")
+    _want(recipe, "model", _is_text)
+    _want(recipe, "dtype", _is_text)
+    for group in DECISIVE:
+        _want(recipe, group, lambda value: _is_text(value) or isinstance(value, Mapping))
+    request = _part(recipe, "request")
+    for key, fits in _REQUEST.items():
+        _want(request, key, fits, "request.")
+    speakers = request["speakers"]
+    for index, speaker in enumerate(speakers):
+        place = f"request.speakers[{index}]."
+        for key, fits in _SPEAKER.items():
+            _want(speaker, key, fits, place)
+    inputs = _part(recipe, "inputs")
+    _want(inputs, "image", _is_text, "inputs.")
+    for key in ("voices", "masks"):
+        _want(inputs, key, lambda value: _is_list(value, _is_text_or_none, len(speakers)), "inputs.")
+    _want(recipe, "weights", _is_text)
+    _want(recipe, "device", _is_text)
+    _want(recipe, "attention", _is_text)
+    _want(recipe, "threads", _is_whole)
+    versions = _part(recipe, "versions")
+    for key in versions:
+        _want(versions, key, _is_text, "versions.")
+    for key in ("tile", "processes"):
+        if key in recipe:
+            _want(recipe, key, _is_whole)
+
+
+def worth_a_look(recipe: Mapping[str, Any]) -> list[str]:
+    """Return in words what of a recipe reaches beyond the weights' folder, and which numbers are far from the usual."""
+    told = [
+        f"the recipe names a file or folder outside the folder of the weights: {text!r} ({place})"
+        for place, text in _strings(recipe, "")
+        if place not in _TEXTS and _OUTSIDE.search(text)
+    ]
+    for place, value in _numbers(recipe, ""):
+        low, high = _USUAL.get(place, (-1e9, 1e9))
+        if not low <= value <= high:
+            usual = f", usual is {low:g} to {high:g}" if place in _USUAL else ""
+            told.append(f"the recipe asks for {place}={value:g}{usual}")
+    video = recipe.get("video")
+    preset = video.get("preset") if isinstance(video, Mapping) else None
+    if preset in _SLOW_PRESETS:
+        told.append(f"the recipe asks for video.preset={preset}, which encodes many times more slowly")
+    return told
+
+
+def _part(told: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = told.get(key)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{key} is no group of values")
+    return value
+
+
+def _want(told: Mapping[str, Any], key: str, fits: Callable[[Any], bool], place: str = "") -> None:
+    if not isinstance(told, Mapping):
+        raise ValueError(f"{place.rstrip('.')} is no group of values")
+    if key not in told:
+        raise ValueError(f"{place}{key} is missing")
+    if not fits(told[key]):
+        raise ValueError(f"{place}{key} is {str(told[key])[:40]!r}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text_or_none(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def _is_list(value: Any, fits: Callable[[Any], bool], length: int | None = None) -> bool:
+    return isinstance(value, list) and (length is None or len(value) == length) and all(map(fits, value))
+
+
+_REQUEST: Mapping[str, Callable[[Any], bool]] = {
+    "prompt": _is_text,
+    "negative_prompt": _is_text_or_none,
+    "seed": _is_whole,
+    "frames": lambda value: value is None or _is_whole(value),
+    "fps": lambda value: value is None or _is_number(value),
+    "audio_type": _is_text,
+    "timing": _is_text,
+    "fit": _is_text,
+    "speakers": lambda value: _is_list(value, lambda one: isinstance(one, Mapping)),
+}
+_SPEAKER: Mapping[str, Callable[[Any], bool]] = {
+    "silence": lambda value: isinstance(value, bool),
+    "mask": lambda value: isinstance(value, bool),
+    "box": lambda value: value is None or _is_list(value, _is_number, 4),
+}
+
+
+def _strings(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Yield every text of a recipe with its place, keys among them."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            below = f"{place}.{key}" if place else str(key)
+            yield below, str(key)
+            yield from _strings(part, below)
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from _strings(part, f"{place}[{index}]")
+
+
+def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            if place or key not in ("versions", "inputs", "format"):
+                yield from _numbers(part, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from _numbers(part, f"{place}[{index}]")
+    elif isinstance(value, int | float) and not isinstance(value, bool) and place != "request.seed":
+        try:
+            yield place, float(value)
+        except OverflowError:
+            yield place, math.inf

@@ -1,0 +1,169 @@
+"""Every key that the composed config can have, from the schema and from the configs of the installed components."""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import Field, dataclass, fields, is_dataclass
+from dataclasses import field as dataclass_field
+from functools import cache
+from typing import Any
+
+from hydra.core.config_store import ConfigNode, ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from engine.config import Config
+from engine.config_keys.meanings import meanings
+from engine.plugin.manager import installed
+from engine.redaction import named_secret
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of the config, as `multitalk config` and docs/config.md show it."""
+
+    #: Such as "sampler.steps". NAME stands for any name of a table, [] for any place in a list.
+    name: str
+    #: Choice that brings the key, such as "sink=s3"; "": every config of the group has it.
+    choice: str
+    #: Its type, as it is written in Python, without dataclasses' names.
+    type: str
+    #: The schema's default, unresolved; omegaconf.MISSING where a preset or the user gives the value.
+    default: Any = dataclass_field(hash=False)
+    #: Least and greatest number that is allowed; None: nothing is declared.
+    within: tuple[float, float] | None
+    #: Words that are allowed; empty: any text.
+    words: tuple[str, ...]
+    meaning: str
+    secret: bool = False
+    #: Whether other keys lie below this one: a group, a table or a list of groups.
+    group: bool = False
+
+    @property
+    def allowed(self) -> str:
+        """What the value may be, beyond its type; "" where nothing is declared."""
+        numbers = f"{_number(self.within[0])} to {_number(self.within[1])}" if self.within else ""
+        return " or ".join(filter(None, (numbers, ", ".join(f'"{word}"' for word in self.words))))
+
+    @property
+    def default_text(self) -> str:
+        """The default in words: a value, a reference to another key, or a variable of the environment."""
+        return "" if self.group else _default(self.default)
+
+
+@cache
+def keys() -> tuple[Key, ...]:
+    """Return every key: the schema's in its order, and after each group's own those that a choice of it brings."""
+    return tuple(_all())
+
+
+def choices_of(group: str) -> dict[str, type]:
+    """Return the config class of each component that can be chosen in a group, by the component's name."""
+    installed()
+    nodes = ConfigStore.instance().repo.get(group, {})
+    found = {}
+    for entry, node in sorted(nodes.items()):
+        if isinstance(node, ConfigNode) and entry != "schema.yaml":
+            found[entry.removesuffix(".yaml")] = OmegaConf.get_type(node.node)
+    return {name: kind for name, kind in found.items() if kind is not None and is_dataclass(kind)}
+
+
+def provider_of(group: str, name: str) -> str:
+    """Return the module that offers the component `name` of a group; "engine" for the engine's own."""
+    return ConfigStore.instance().repo[group][f"{name}.yaml"].provider or "engine"
+
+
+def group_about(group: str) -> str:
+    """Return what a group, a field of the whole config, is for."""
+    return meanings(Config)[group]
+
+
+def _all() -> Iterator[Key]:
+    hints = typing.get_type_hints(Config)
+    for field in fields(Config):
+        kind = _dataclass_in(hints[field.name])
+        yield _key(field, field.name, "", hints[field.name], meanings(Config)[field.name])
+        if kind is None:
+            continue
+        shared = {own.name for own in fields(kind)}
+        yield from _below(kind, field.name, "")
+        for name, own in choices_of(field.name).items():
+            yield from _below(own, field.name, f"{field.name}={name}", leave_out=shared)
+
+
+def _below(kind: Any, prefix: str, choice: str, leave_out: typing.Collection[str] = ()) -> Iterator[Key]:
+    hints, told = typing.get_type_hints(kind), meanings(kind)
+    for field in fields(kind):
+        if field.name in leave_out:
+            continue
+        name, hint = f"{prefix}.{field.name}", hints[field.name]
+        yield _key(field, name, choice, hint, told[field.name])
+        below = _dataclass_in(hint)
+        # An entrypoint names other parts of the config, which stand under their own names.
+        if below is not None and not prefix.startswith("entrypoint"):
+            origin = typing.get_origin(hint)
+            step = {list: "[]", dict: ".NAME"}.get(origin, "") if origin else ""
+            yield from _below(below, f"{name}{step}", choice)
+
+
+def _key(field: Field[Any], name: str, choice: str, hint: Any, meaning: str) -> Key:
+    default = MISSING
+    if field.default is not NO_DEFAULT:
+        default = field.default
+    elif field.default_factory is not NO_DEFAULT:
+        default = field.default_factory()
+    return Key(
+        name=name,
+        choice=choice,
+        type=_type(hint),
+        default=default,
+        within=field.metadata.get("within"),
+        words=field.metadata.get("one_of", ()),
+        meaning=meaning,
+        secret=field.metadata.get("secret", False) or named_secret(field.name),
+        group=_dataclass_in(hint) is not None,
+    )
+
+
+def _dataclass_in(hint: Any) -> Any:
+    """Return the dataclass that a field holds, itself or in a list or table; None where it holds none."""
+    parts = [hint, *typing.get_args(hint)]
+    return next((part for part in parts if isinstance(part, type) and is_dataclass(part)), None)
+
+
+def _type(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(_type(part) for part in arguments)
+    if origin is list:
+        return f"list of {_type(arguments[0])}"
+    if origin is dict:
+        return f"table of {_type(arguments[1])}"
+    if is_dataclass(hint):
+        return "group"
+    return {int: "int", float: "float", bool: "bool", str: "text", types.NoneType: "null"}.get(hint, str(hint))
+
+
+def _default(value: Any) -> str:
+    if value == MISSING and isinstance(value, str):
+        return "none: it must be given"
+    if isinstance(value, str) and (found := re.fullmatch(r"\$\{oc\.env:(\w+),(.*)\}", value)):
+        other = found[2].strip("'\"")
+        return f"`${found[1]}`, else {f'`{other}`' if other else 'empty'}"
+    if isinstance(value, str) and "${" in value:
+        return f"`{value}`"
+    if isinstance(value, list) and any("${" in str(part) for part in value):
+        return ", ".join(_default(part) for part in value)
+    if value == "":
+        return "empty"
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+def _number(value: float) -> str:
+    if float(value).is_integer() and abs(value) < 2**70:
+        return str(int(value))
+    return f"{value:g}"

@@ -1,0 +1,1 @@
+"""What is wrong with this machine for the config it is to run."""

@@ -1,0 +1,1 @@
+"""Measures of a finished video: mouths, sharpness, likeness, colours."""

@@ -1,0 +1,68 @@
+"""Bars: what figures must reach, and whether a report's figures do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A figure, by its path in the report, and where it must lie; `open_` limits must not be met themselves."""
+
+    name: str
+    path: str
+    least: float | None = None
+    most: float | None = None
+    open_: bool = False
+
+    @property
+    def text(self) -> str:
+        """The bar as it is read."""
+        if self.least is not None and self.most is not None:
+            return f"{self.least:g} to {self.most:g}"
+        equal = "" if self.open_ else "="
+        return f">{equal} {self.least:g}" if self.least is not None else f"<{equal} {self.most:g}"
+
+    def holds(self, value: float) -> bool:
+        """Say whether `value` is where it must be."""
+        if self.open_:
+            return (self.least is None or value > self.least) and (self.most is None or value < self.most)
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+
+def likeness_bars(name: str, path: str) -> tuple[Bar, ...]:
+    """Return what a long video must hold in every window, of drawn people; `path` is that of its worst figures.
+
+    Each is held to lie between what talking moves and what damage moves in tests/test_likeness.py. What MultiTalk's way
+    of going on makes of the embedded model's people misses all of them (docs/long.md).
+    """
+    return (
+        Bar(f"{name}: sharpness of the worst window in parts of the first's", f"{path}/sharpness_kept", least=0.9),
+        Bar(f"{name}: sharpness of the worst window in parts of the picture's", f"{path}/sharpness", least=0.6),
+        Bar(f"{name}: distance of the worst face from the picture's", f"{path}/identity", most=0.45),
+        Bar(f"{name}: growth of that distance from the first window on", f"{path}/identity_grown", most=0.25),
+        Bar(f"{name}: structure that the worst window has lost", f"{path}/structure_lost", most=0.1),
+        Bar(f"{name}: colours of the worst window from the first's, Lab", f"{path}/colour", most=3),
+    )
+
+
+def judge_bars(report: Mapping[str, Any], bars: Sequence[Bar]) -> list[dict[str, Any]]:
+    """Return name, figure, value, bar and whether it holds, for each bar whose figure is in `report`."""
+    return list(_judged(report, bars))
+
+
+def _judged(report: Mapping[str, Any], bars: Sequence[Bar]) -> Iterator[dict[str, Any]]:
+    for bar in bars:
+        found: Any = report
+        for part in bar.path.split("/"):
+            found = found.get(part) if isinstance(found, Mapping) else None
+        if found is not None:
+            yield {
+                "name": bar.name,
+                "figure": bar.path,
+                "value": found,
+                "bar": bar.text,
+                "holds": bar.holds(float(found)),
+            }

@@ -1,0 +1,201 @@
+"""What a talking video's frames say: who follows whose voice, how late, how still, and how colours and seams hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.data import Window
+from engine.evaluation.mouths import best_lag, correlation, mouth_openings
+
+Pictures = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+#: A frame shows the mouth this many seconds after its own time (scripts/train_tiny/clips.py, SAMPLED_AT).
+LEAD = 0.02
+#: Deviation of the opening, of 1, from which a curve says something that a mouth can follow.
+SPEAKS = 0.15
+#: The same within one window of a long video, or a piece of a recording.
+SPEAKS_HERE = 0.10
+MAX_LAG = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One mouth of one video. `own` and `cross` are None for a voice that says nothing, or where nobody else is."""
+
+    seed: int
+    size: str
+    person: int
+    skin: int
+    own: float | None
+    cross: float | None
+    #: Frames by which the mouth is late where it agrees best with its voice.
+    lag: int | None
+    #: Standard deviation of the opening, in parts of the box's height, and its mean.
+    moved: float
+    opening: float
+
+
+def times(frames: int, fps: float) -> npt.NDArray[np.float64]:
+    """Return the seconds at which the mouths of `frames` frames are to be compared with their curves."""
+    return np.arange(frames) / fps + LEAD
+
+
+def own_and_cross(
+    frames: Pictures,
+    boxes: npt.ArrayLike,
+    curves: npt.ArrayLike,
+    *,
+    seed: int = 0,
+    skins: Sequence[int] = (),
+) -> tuple[Row, ...]:
+    """Compare each mouth with its own curve and, of two people, with the other's; frame 0, the picture, is left out.
+
+    `frames` is uint8 (F, H, W, 3), `boxes` (n, 4) in their pixels hold for all frames, `curves` (n, F) are the driving
+    openings: row p drives mouth p.
+    """
+    driving = np.asarray(curves, np.float64)[:, 1:]
+    measured = mouth_openings(frames, boxes)[:, 1:]
+    size = f"{frames.shape[2]}x{frames.shape[1]}"
+    rows = []
+    for person, opening in enumerate(measured):
+        own, other = driving[person], driving[1 - person] if len(driving) == 2 else None
+        speaks = own.std() > 0
+        rows.append(
+            Row(
+                seed=seed,
+                size=size,
+                person=person,
+                skin=skins[person] if skins else -1,
+                own=correlation(opening, own) if speaks else None,
+                cross=correlation(opening, other) if other is not None and other.std() > 0 else None,
+                lag=best_lag(opening, own, MAX_LAG)[0] if speaks else None,
+                moved=float(opening.std()),
+                opening=float(opening.mean()),
+            )
+        )
+    return tuple(rows)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of those that are not None, to four digits; None of nothing."""
+    found = [value for value in values if value is not None]
+    return round(float(np.mean(found)), 4) if found else None
+
+
+def least(values: Iterable[float | None]) -> float | None:
+    """Return the least of those that are not None, to four digits; None of nothing."""
+    found = [value for value in values if value is not None]
+    return round(float(min(found)), 4) if found else None
+
+
+def minus(one: float | None, other: float | None) -> float | None:
+    """Return the difference to four digits; None where one of the two is."""
+    return None if one is None or other is None else round(one - other, 4)
+
+
+def ratio(one: float | None, other: float | None) -> float | None:
+    """Return the quotient to four digits; None where one of the two is, or nothing divides."""
+    return None if one is None or not other else round(one / other, 4)
+
+
+def lag_share(rows: Iterable[Row]) -> float | None:
+    """Return the share of speaking mouths whose best lag is at most one frame."""
+    return mean(float(abs(row.lag) <= 1) for row in rows if row.lag is not None)
+
+
+def by_clip(clips: Iterable[Sequence[Row]]) -> list[float | None]:
+    """Return the mean own-voice correlation of each clip."""
+    return [mean(row.own for row in rows) for rows in clips]
+
+
+def by_skin(rows: Iterable[Row]) -> dict[str, float | None]:
+    """Return the mean own-voice correlation of each class of skin, from light to dark."""
+    found = list(rows)
+    return {str(skin): mean(row.own for row in found if row.skin == skin) for skin in sorted({r.skin for r in found})}
+
+
+def by_size(rows: Iterable[Row]) -> dict[str, float | None]:
+    """Return the mean own-voice correlation of each size of picture."""
+    found = list(rows)
+    return {size: mean(row.own for row in found if row.size == size) for size in sorted({r.size for r in found})}
+
+
+def spread(parts: dict[str, float | None]) -> float | None:
+    """Return by how much the worst part is below the best; None of less than two."""
+    found = [value for value in parts.values() if value is not None]
+    return round(max(found) - min(found), 4) if len(found) > 1 else None
+
+
+def window_sync(
+    frames: Pictures, boxes: npt.ArrayLike, curves: npt.ArrayLike, windows: Sequence[Window]
+) -> list[list[float]]:
+    """Return the own-voice correlations within each window's new frames: one list a window, of those who speak there.
+
+    Frame 0 is left out. A window of which fewer than 12 frames are kept says nothing and has an empty list.
+    """
+    driving = np.asarray(curves, np.float64)
+    measured = mouth_openings(frames, boxes)
+    found = []
+    for window in windows:
+        begin = max(window.start + window.motion, 1)
+        part = slice(begin, window.start + window.motion + window.keep)
+        pairs = [(opening[part], curve[part]) for opening, curve in zip(measured, driving, strict=True)]
+        found.append(
+            [correlation(opening, curve) for opening, curve in pairs if len(curve) >= 12 and curve.std() >= SPEAKS_HERE]
+        )
+    return found
+
+
+def lab_drift(frames: Pictures, fps: float) -> float:
+    """Return how far the mean colour (CIE Lab) of the last second is from that of the first: a Euclidean distance."""
+    from skimage.color import rgb2lab
+
+    second = max(1, round(fps))
+    # Frame by frame: Lab is float64.
+    first, last = (
+        np.mean([rgb2lab(frame).reshape(-1, 3).mean(0) for frame in part], 0)
+        for part in (frames[:second], frames[-second:])
+    )
+    return float(np.linalg.norm(last - first))
+
+
+def seam_ratio(frames: Pictures, windows: Sequence[Window]) -> float | None:
+    """Return how large the change is where windows meet: its mean in parts of the median change; None for one window.
+
+    A change is the mean absolute difference of two neighbouring frames.
+    """
+    differences = np.array([np.abs(after.astype(np.int16) - before).mean() for before, after in pairwise(frames)])
+    seams = [window.start + window.motion - 1 for window in windows[1:] if window.start + window.motion < len(frames)]
+    usual = float(np.median(differences))
+    return float(differences[seams].mean()) / usual if seams and usual > 0 else None
+
+
+def codec_errors(given: Pictures, made: npt.NDArray[np.floating], mouths: npt.ArrayLike) -> dict[str, float]:
+    """Compare `made` (F, H, W, 3), 0 to 255, with the frames given to a codec.
+
+    `mouths` (n, F, 4) are the mouths' boxes. PSNR of the whole and of the mouths in dB; by how much the frames' mean
+    brightness is off, on average and at most, of 255.
+    """
+    error = made.astype(np.float64) - given
+    squares = np.square(error).mean(-1)
+    inside = np.zeros(squares.shape, bool)
+    for boxes in np.asarray(mouths, np.float64):
+        for frame, (x0, y0, x1, y1) in enumerate(boxes):
+            inside[frame, max(int(y0), 0) : int(np.ceil(y1)), max(int(x0), 0) : int(np.ceil(x1))] = True
+    drift = np.abs(error.mean((1, 2, 3)))
+    return {
+        "psnr": _psnr(float(squares.mean())),
+        "psnr_mouth": _psnr(float(squares[inside].mean())),
+        "drift_mean": float(drift.mean()),
+        "drift_max": float(drift.max()),
+    }
+
+
+def _psnr(square: float) -> float:
+    return float(20 * np.log10(255) - 10 * np.log10(max(square, 1e-9)))

@@ -1,0 +1,71 @@
+"""Files that the hub's own cache has, this machine's or the one RunPod fills -> a model's folder of links to them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.hub.manifest import Preset
+from engine.text.names import is_inside, is_plain
+
+
+def snapshot(cache: Path, repository: str, revision: str = "main") -> Path | None:
+    """Return the folder of a repository in a hub cache, by `refs/<revision>` or a commit; None where it has none."""
+    home = cache / f"models--{repository.replace('/', '--')}"
+    if not is_inside(revision):
+        return None
+    try:
+        commit = (home / "refs" / revision).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        commit = revision
+    # The library writes there what a server stated as its commit.
+    if not is_plain(commit):
+        return None
+    found = home / "snapshots" / commit
+    if found.is_dir():
+        return found
+    # RunPod documents the snapshot alone; without a ref a single one is meant.
+    kept = sorted(path for path in home.glob("snapshots/*") if path.is_dir())
+    return kept[0] if revision == "main" and len(kept) == 1 else None
+
+
+def hub_cache() -> Path:
+    """Return the folder of the hub's cache on this machine, as HF_HUB_CACHE and HF_HOME say."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def find(preset: Preset, caches: Sequence[Path]) -> tuple[dict[str, Path], list[str]]:
+    """Return where the files of `preset` are in hub caches, by their place in its folder, and the places of others."""
+    found: dict[str, Path] = {}
+    for file in preset.files:
+        for cache in caches:
+            folder = snapshot(cache, file.repository, file.revision)
+            if folder is None or not (path := folder / file.path).is_file():
+                continue
+            if not file.exact or path.stat().st_size == file.size:
+                found[file.to] = path
+                break
+    return found, [file.to for file in preset.files if file.to not in found]
+
+
+def link(files: dict[str, Path], name: str, into: Path | None = None) -> Path:
+    """Return a folder in which every place of `files` is a link to its file; the same files give the same folder."""
+    told = json.dumps({place: str(path) for place, path in sorted(files.items())})
+    root = into or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "multitalk-engine" / "models"
+    folder = root / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    for place, path in files.items():
+        target = folder / place
+        if target.is_symlink() and target.resolve() == path.resolve():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Another process may be making the very same.
+        unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+        unfinished.unlink(missing_ok=True)
+        unfinished.symlink_to(path.resolve())
+        unfinished.replace(target)
+    return folder

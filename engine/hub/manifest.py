@@ -1,0 +1,208 @@
+"""manifest.yaml -> presets and their files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ConfigError
+from engine.hub.record import COMPLETE
+from engine.text.names import is_inside, is_plain
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+#: quant=… that read the files that quant=none reads, and make of them what they need while they load them.
+DENSE = ("none", "int8")
+
+
+@dataclass(frozen=True)
+class File:
+    """One published file."""
+
+    part: str
+    repository: str
+    #: A commit, or a branch where no source records a commit.
+    revision: str
+    #: Inside the repository.
+    path: str
+    #: Inside the model's folder.
+    to: str
+    #: Bytes: exactly, where a source records it, else roughly.
+    size: int
+    exact: bool
+    #: "" where no source records it.
+    sha256: str
+    licence: str
+
+    @property
+    def key(self) -> str:
+        """Return what names this file among all repositories."""
+        return f"{self.repository}:{self.path}"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A set of files that together are a model."""
+
+    name: str
+    about: str
+    #: Below the folder of all models.
+    folder: str
+    #: Overrides that have the engine use it.
+    use: str
+    files: tuple[File, ...]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Return the names of its parts, in order."""
+        return tuple(dict.fromkeys(file.part for file in self.files))
+
+    @property
+    def words(self) -> dict[str, str]:
+        """Return `use` by its keys, with those that it leaves to the model's defaults."""
+        return {"model.folder": self.folder, "quant": "none"} | dict(word.split("=") for word in self.use.split())
+
+    @property
+    def size(self) -> int:
+        """Return its bytes on disk, which is the most that getting it ever takes: nothing is there twice."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def exact(self) -> bool:
+        """Whether `size` is to the byte."""
+        return all(file.exact for file in self.files)
+
+
+class Manifest:
+    """The presets, by name."""
+
+    def __init__(self, table: dict[str, Any]) -> None:
+        self._table = table
+        self.default: str = table["default"]
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all presets, as they stand in the file."""
+        return tuple(self._table["presets"])
+
+    def parts(self) -> tuple[str, ...]:
+        """Return the names of all parts."""
+        return tuple(self._table["parts"])
+
+    def preset(self, name: str, *, extra: Sequence[str] = (), without: Sequence[str] = ()) -> Preset:
+        """Return a preset, with the parts `extra` added and `without` left out. Raises ConfigError."""
+        told = self._table["presets"].get(name)
+        if told is None:
+            raise ConfigError(f"no preset named {name!r}", field="--preset", hint=f"known: {', '.join(self.names())}")
+        for field, parts, known in (
+            ("--with", extra, self.parts()),
+            ("--without", without, (*told["parts"], *extra)),
+        ):
+            for part in parts:
+                if part not in known:
+                    raise ConfigError(f"no part named {part!r}", field=field, hint=f"known: {', '.join(known)}")
+        parts = [part for part in dict.fromkeys([*told["parts"], *extra]) if part not in without]
+        files = tuple(file for part in parts for file in self._files(part))
+        _check_places(name, told["folder"], files)
+        return Preset(name, told["about"], told["folder"], told["use"], files)
+
+    def presets(self) -> tuple[Preset, ...]:
+        """Return all presets."""
+        return tuple(self.preset(name) for name in self.names())
+
+    def chosen(self, name: str, model: str, quant: str) -> Preset | None:
+        """Return the preset `name`, or without a name that of `model` and `quant`. Raises ConfigError."""
+        return self.preset(name) if name else self.preset_of(model, quant)
+
+    def preset_of(self, model: str, quant: str = "none") -> Preset | None:
+        """Return the preset that `model=… quant=…` reads; None for what is not published.
+
+        A quantisation that is made while loading reads what quant=none reads.
+        """
+        wanted = "none" if quant in DENSE else quant
+        mine = (preset for preset in self.presets() if "model.folder=" not in preset.use)
+        return next((one for one in mine if (one.words["model"], one.words["quant"]) == (model, wanted)), None)
+
+    def offers(self, model: str, quant: str, folder: str) -> tuple[Preset, ...]:
+        """Return the presets to name where `model=… quant=… model.folder=…` finds no weights, the first one first.
+
+        That is what it reads. Where those are files in 32 bits, the published ones that are kept as small as those of
+        the default preset come first; where nothing is published, those of another folder, or of the default's
+        quantisation.
+        """
+        usual = self.preset(self.default).words["quant"]
+        wanted = "none" if quant in DENSE else quant
+        mine = [preset for preset in self.presets() if preset.words["model"] == model]
+        here = [preset for preset in mine if preset.folder == folder]
+        exact = [preset for preset in here if preset.words["quant"] == wanted]
+        if wanted == "none":
+            exact = [*(preset for preset in here if preset.words["quant"] == usual), *exact]
+        for found in (
+            exact,
+            [preset for preset in mine if preset.words["quant"] == wanted],
+            [preset for preset in mine if preset.words["quant"] == usual],
+        ):
+            if found:
+                # One of a kind: files of other folders are variants.
+                return tuple({preset.words["quant"]: preset for preset in reversed(found)}.values())[::-1]
+        return ()
+
+    def _files(self, part: str) -> tuple[File, ...]:
+        told = self._table["parts"][part]
+        repository = told["repository"]
+        source = self._table["repositories"][repository]
+        return tuple(
+            File(
+                part=part,
+                repository=repository,
+                revision=source["revision"],
+                path=file["path"],
+                to=_place(file["path"], file.get("to", "")),
+                size=file.get("size", file.get("about")),
+                exact="size" in file,
+                sha256=file.get("sha256", ""),
+                licence=source["licence"],
+            )
+            for file in told["files"]
+        )
+
+
+def _check_places(name: str, folder: str, files: Sequence[File]) -> None:
+    """Raise ConfigError for a preset that would read or write outside its folder: a manifest may be a stranger's."""
+    wrong = [place for place in (name, folder) if not is_plain(place) or place.startswith(".")]
+    for file in files:
+        owner, slash, repository = file.repository.partition("/")
+        wrong += [file.repository] if not slash or not is_plain(owner) or not is_plain(repository) else []
+        wrong += [place for place in (file.revision, file.path, file.to) if not is_inside(place)]
+        # Hidden is what this package keeps there itself.
+        wrong += [file.to] if str(file.to).startswith(".") or file.to == COMPLETE else []
+    if wrong:
+        raise ConfigError(
+            f"the preset {str(name)[:80]!r} has a name that may not become part of a path: {str(wrong[0])[:80]!r}",
+            field="--manifest",
+            hint="relative paths without '..', and no hidden ones",
+        )
+
+
+def _place(path: str, to: str) -> str:
+    return to + Path(path).name if to.endswith("/") else to or path
+
+
+@cache
+def read_manifest(path: Path | None = None) -> Manifest:
+    """Return the manifest of this package, or another. Raises ConfigError where that is none."""
+    import yaml
+
+    path = path or Path(__file__).with_name("manifest.yaml")
+    try:
+        manifest = Manifest(yaml.safe_load(path.read_text("utf-8")))
+        manifest.presets()
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is no manifest ({type(error).__name__}: {error})",
+            field="--manifest",
+            hint="engine/hub/manifest.yaml shows the format",
+        ) from error
+    return manifest

@@ -1,0 +1,122 @@
+"""Weights of few bits with scales beside them, as ComfyUI, Kijai and lightx2v store them -> dense weights.
+
+`X.weight` holds float8 (or int8) values and a tensor beside it their scale: one number for all, one a row, one a column
+or one a block of rows and columns; the weight is their product. Sources: ComfyUI, comfy/ops.py (scaled_fp8_ops) and
+comfy/quant_ops.py; kijai/ComfyUI-WanVideoWrapper, fp8_optimization.py; DeepSeek-V3's weight_scale_inv for blocks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.components import Stored
+from engine.errors import SourceError
+
+#: What ComfyUI says of a layer, where it is a product of values and scales alone.
+_FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "int8_rowwise")
+#: What it may say beside, which is about computing and not about the values.
+_HARMLESS = {"format", "full_precision_matrix_mult", "full_precision_mm", "orig_dtype", "orig_shape", "params"}
+#: No note about a layer is longer.
+_NOTE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A weight (out, in) of few bits, and its scale in a shape of `spread`."""
+
+    data: Tensor
+    scale: Tensor
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a scale that belongs to no such weight."""
+        blocks(tuple(self.scale.shape), tuple(self.data.shape))
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.data.shape
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight, multiplied in float32."""
+        return (self.data.float() * spread(self.scale.float(), tuple(self.data.shape))).to(dtype)
+
+
+def blocks(scale: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, int]:
+    """Return how many rows and columns share a number of a scale; 0 stands for all. Raises ValueError.
+
+    A scale of as many numbers as rows, in one dimension, is one a row.
+    """
+    count = torch.Size(scale).numel()
+    if count == 1:
+        return 0, 0
+    if len(weight) != 2:
+        raise ValueError(f"a scale of shape {scale} beside a weight of shape {weight}")
+    # Blocks of a row may have a dimension of their own behind them.
+    shape = scale[:2] if len(scale) == 3 and scale[2] == 1 else scale
+    if len(shape) == 1 and shape[0] == weight[0]:
+        shape = (shape[0], 1)
+    sides = []
+    for numbers, values in zip(shape, weight, strict=False):
+        side = -(-values // numbers) if numbers else 0
+        if not side or -(-values // side) != numbers:
+            raise ValueError(f"a scale of shape {scale} beside a weight of shape {weight}")
+        sides.append(0 if numbers == 1 else side)
+    if len(shape) != 2:
+        raise ValueError(f"a scale of shape {scale} beside a weight of shape {weight}")
+    return sides[0], sides[1]
+
+
+def spread(scale: Tensor, weight: tuple[int, ...]) -> Tensor:
+    """Return a scale in a shape that a weight of shape `weight` can be multiplied with. Raises ValueError."""
+    rows, columns = blocks(tuple(scale.shape), weight)
+    if not rows and not columns:
+        return scale.reshape(())
+    spread = scale.reshape(scale.shape[0], -1)
+    for axis, side in ((0, rows), (1, columns)):
+        if side > 1:
+            spread = spread.repeat_interleave(side, dim=axis).narrow(axis, 0, weight[axis])
+    return spread
+
+
+def check_notes(path: Path, stored: Mapping[str, Stored], metadata: Mapping[str, Any]) -> None:
+    """Raise SourceError where ComfyUI's notes say that values are more than products with their scales.
+
+    Such as values that are rotated, or of 4 bits: they would be read, and be wrong.
+    """
+    for layer, told in _notes(path, stored, metadata):
+        kind = told.get("format")
+        more = sorted(key for key, value in told.items() if key not in _HARMLESS and value not in (False, None))
+        if kind not in _FORMATS or more:
+            beside = f" with {', '.join(more)[:80]}" if more else ""
+            raise SourceError(
+                f"{path} holds {layer[:80]} quantised as {str(kind)[:40]!r}{beside}, which is not read",
+                field="source",
+                hint="take the file in 16 bits, as fp8_scaled or as GGUF (quant=gguf)",
+            )
+
+
+def _notes(
+    path: Path, stored: Mapping[str, Stored], metadata: Mapping[str, Any]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        listed = json.loads(metadata.get("_quantization_metadata", "{}"))
+        layers = listed.get("layers", {}) if isinstance(listed, dict) else {}
+        yield from ((str(layer), told) for layer, told in layers.items() if isinstance(told, dict))
+        with path.open("rb") as file:
+            for name, where in stored.items():
+                if name.endswith(".comfy_quant") and where.size <= _NOTE_BYTES:
+                    file.seek(where.offset)
+                    told = json.loads(file.read(where.size))
+                    yield name.removesuffix(".comfy_quant"), told if isinstance(told, dict) else {}
+    except (ValueError, AttributeError, RecursionError, OSError) as error:
+        raise SourceError(
+            f"{path} holds a note on quantisation that cannot be read: {error}",
+            field="source",
+            hint="take the file in 16 bits",
+        ) from error

@@ -1,0 +1,1 @@
+"""What this machine has: free memory, memory profiles that fit, compiled libraries."""

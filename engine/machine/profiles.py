@@ -1,0 +1,91 @@
+"""How much memory is free, and which memory profile fits into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from engine.machine.host_memory import free_host_memory
+
+#: Share of what is free that a profile may need: allocators leave gaps, and others want some of it, too.
+USABLE = 0.9
+#: What forwards are allowed beside the weights, as a multiple of their tokens: with all weights elsewhere 13 GB were
+#: published for 81 frames of 448 x 896, which is 39 times the 0.34 GB of their tokens in bfloat16.
+_ALLOWED = 40
+#: Share of that allowance that is kept free of blocks that stay on the device: what forwards take by arithmetic (13
+#: times their tokens) and the states of a first-block cache over two branches (12 times).
+_BESIDE = 0.65
+#: Of the transformer that group offloading has on the device at a time: two blocks of 40, and what is in no block.
+_GROUPS = 0.1
+
+
+def choose_profile(
+    sizes: Mapping[str, int], activations: int, *, device_free: int | None, host_free: int
+) -> tuple[str, str]:
+    """Return the fastest memory profile that fits and, in one line, why.
+
+    `sizes` are the bytes of "transformer" and the other components in memory, `activations` what forwards need beside
+    them, `device_free` and `host_free` free bytes; without `device_free` the host is the device. A rule of thumb, as
+    bytes of weights and one allowance are all that it sees.
+    """
+    transformer, total = sizes["transformer"], sum(sizes.values())
+    text = sizes.get("text_encoder", 0)
+    others = max((size for name, size in sizes.items() if name != "transformer"), default=0)
+    if device_free is None:
+        needs = {"none": (0, total + activations), "lowest": (0, max(transformer, others) + activations)}
+    else:
+        apart = max(others, int(_GROUPS * transformer) + activations)
+        needs = {
+            "none": (total + activations, 0),
+            "text-offload": (max(text, total - text + activations), total),
+            "model-offload": (max(others, transformer + activations), total),
+            "group-offload": (apart, total),
+            "lowest": (apart, transformer),
+        }
+    told = []
+    for name, (device, host) in needs.items():
+        if device > USABLE * (device_free or 0):
+            told.append(f"{name} needs {_gb(device)} on the device, {_gb(device_free or 0)} are free")
+        elif host > USABLE * host_free:
+            told.append(f"{name} needs {_gb(host)} of this machine's memory, {_gb(host_free)} are free")
+        else:
+            where = f"{_gb(host)} of {_gb(host_free)} free in this machine's memory"
+            if device_free is not None:
+                where = f"{_gb(device)} of {_gb(device_free)} free on the device and {where}"
+            return name, "; ".join([f"{name} takes {where}", *told])
+    return "lowest", "; ".join(["nothing fits, lowest comes nearest", *told])
+
+
+def room_for_blocks(activations: int, device_free: int) -> int:
+    """Return the bytes of the device that a transformer whose blocks come and go may take for its weights."""
+    return max(0, int(USABLE * device_free - _BESIDE * activations))
+
+
+def resident_blocks(room: int, *, root: int, block: int, places: int, layers: int) -> int:
+    """Return how many of `layers` blocks fit into `room` for good, beside the root and `places` for those that come."""
+    if root + block * layers <= room:
+        return layers
+    return max(0, min(layers, (room - root) // block - places))
+
+
+def allowance(tokens: int, channels: int, itemsize: int) -> int:
+    """Return the bytes that forwards over `tokens`, of `channels` values of `itemsize` bytes, are allowed."""
+    return _ALLOWED * tokens * channels * itemsize
+
+
+def free_on_device() -> int:
+    """Return the free bytes of the current CUDA device."""
+    import torch
+
+    return int(torch.cuda.mem_get_info()[0])
+
+
+def free_on_host() -> int:
+    """Return the bytes that this process can still take of the host's memory, and 0 where the system says nothing.
+
+    Where nothing is known memory=auto picks the profile that needs least.
+    """
+    return free_host_memory() or 0
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

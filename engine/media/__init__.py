@@ -1,0 +1,1 @@
+"""Sounds, pictures and videos: what files hold, decoded and encoded."""

@@ -1,0 +1,1 @@
+"""The network: guarded connections, downloads within limits, S3."""

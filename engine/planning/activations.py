@@ -1,0 +1,270 @@
+"""What the parts hold beside their weights while they work: the peak of temporary tensors, in bytes.
+
+Each function follows the code it speaks of tensor by tensor and adds what is alive at the same time. tests/test_fit.py
+holds them to what torch's allocator counts, `multitalk bench plan` to the memory of a whole process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from engine.planning.parameters import width
+
+Config = Mapping[str, Any]
+#: Bytes of a float32.
+_EXACT = 4
+#: Frames that a causal convolution keeps of the chunk before.
+_KEPT = 2
+#: Pixel frames that the autoencoder takes or makes at a time.
+_CHUNK = 4
+#: Convolutions of fewer values than this, without the last side, take another way on a CPU (engine.multitalk.codec).
+SLOW_BELOW = 20480
+
+
+def tokens(config: Config, latents: tuple[int, int, int]) -> int:
+    """Return the transformer's tokens for latents (T, h, w)."""
+    frames, rows, columns = config["patch_size"]
+    return int((latents[0] // frames) * (latents[1] // rows) * (latents[2] // columns))
+
+
+def forward_bytes(
+    config: Config, latents: tuple[int, int, int], *, value: int, speakers: int = 1, adapted: bool = False
+) -> int:
+    """Return the peak of one forward (engine.multitalk.transformer) with values of `value` bytes.
+
+    `adapted`: LoRAs beside the weights are switched on.
+    """
+    dim, ffn, length = width(config), config["ffn_dim"], tokens(config, latents)
+    stream, thin, wide = length * dim * _EXACT, length * dim * value, length * ffn * value
+    # Feed-forward: the block's tokens before and after attention; what self-attention got and gave, what audio
+    # attention got, what the feed-forward gets; its inner values before and after the activation.
+    # A LoRA's part of a layer's output is there beside the output and their sum.
+    forwarding = 2 * stream + 4 * thin + (3 if adapted else 2) * wide
+    # Self-attention while keys are rotated: tokens and their norm; queries and keys before and after; values.
+    rotated = stream if speakers > 1 else thin
+    cast = 0 if value == _EXACT else thin
+    attending = 3 * stream + 2 * thin + rotated + stream + cast
+    # Audio attention while queries are rotated by speaker: the block's tokens, four thin ones, the queries in float32,
+    # rotated and cast, and the tables of every token's own position.
+    labels = 4 * length * config["attention_head_dim"] * _EXACT
+    labelling = 2 * stream + 4 * thin + (stream + cast if cast else 0) + stream + labels if speakers > 1 else 0
+    # Any attention as its output is projected: queries, output, the output laid out anew, and its projection.
+    projecting = 2 * stream + 7 * thin
+    worst: int = max(forwarding, attending, labelling, projecting)
+    return worst + conditions_bytes(config, latents, value=value, speakers=speakers, passes=1)
+
+
+def conditions_bytes(config: Config, latents: tuple[int, int, int], *, value: int, speakers: int, passes: int) -> int:
+    """Return what the conditions of a window take: text, picture and voices of each branch, one rotary table of all."""
+    dim, length = width(config), tokens(config, latents)
+    context = (config["image_tokens"] + config["text_len"]) * dim * value
+    audio = latents[0] * speakers * config["audio_tokens"] * config["audio_output_dim"] * value
+    rotary = 3 * length * config["attention_head_dim"] * _EXACT
+    return int(passes * (context + audio) + rotary)
+
+
+def cache_bytes(config: Config, latents: tuple[int, int, int], *, name: str, passes: int) -> int:
+    """Return what a step cache keeps between steps (engine.multitalk.cache), in float32 streams of all tokens.
+
+    First-block caching keeps three for each branch: what the first block gave, and the residuals of the first and of
+    the other blocks. TeaCache keeps one residual for each branch and, within a forward, what entered the blocks.
+    """
+    streams = {"firstblock": 3 * passes, "teacache": passes + 1}.get(name, 0)
+    return int(streams * tokens(config, latents) * width(config) * _EXACT)
+
+
+def tiles(height: int, width: int, tile: int) -> tuple[list[int], list[int]]:
+    """Return heights and widths of the tiles that a picture is cut into, each three quarters after the other."""
+    if not tile or max(height, width) <= tile:
+        return [height], [width]
+    step = tile * 3 // 4
+    return tuple([min(tile, side - begin) for begin in range(0, side, step)] for side in (height, width))  # type: ignore[return-value]
+
+
+def encode_bytes(config: Config, frames: int, height: int, width: int, *, device: str = "cuda", tile: int = 0) -> int:
+    """Return the peak of encoding `frames` pictures, with their pixels (engine.multitalk.codec).
+
+    On CUDA without what its library takes, which is `workspace_bytes`. `tile` is the side of the VAE's tiles, 0 for
+    none.
+    """
+    rows, columns = map(max, tiles(height, width, tile))
+    one = _encoding(config, frames, rows, columns, device)[0]
+    return one + 3 * frames * (height * width - rows * columns) * _EXACT
+
+
+def decode_bytes(config: Config, frames: int, height: int, width: int, *, device: str = "cuda", tile: int = 0) -> int:
+    """Return the peak of decoding to `frames` pictures, with their pixels; see `encode_bytes`."""
+    rows, columns = tiles(height, width, tile)
+    if len(rows) * len(columns) == 1:
+        return _decoding(config, frames, height, width, device)[0]
+    pixel = 3 * frames * _EXACT
+    # All tiles are decoded before they are put together: in rows, and those to pictures.
+    decoded = peak = 0
+    for tall in rows:
+        for wide in columns:
+            peak = max(peak, decoded + _decoding(config, frames, tall, wide, device)[0])
+            decoded += pixel * tall * wide
+    return max(peak, decoded + 2 * pixel * height * width)
+
+
+def workspace_bytes(config: Config, side: str, frames: int, height: int, width: int, *, tile: int = 0) -> int:
+    """Return what cuDNN may take beside the tensors of encoding or decoding ("encoder", "decoder"): an assumption.
+
+    Its kernels for tensor cores want another layout than torch's tensors have, so input and output of a convolution
+    are there a second time.
+    """
+    count = _encoding if side == "encoder" else _decoding
+    rows, columns = map(max, tiles(height, width, tile))
+    return count(config, frames, rows, columns, "cuda")[1]
+
+
+def _encoding(config: Config, frames: int, height: int, width: int, device: str) -> tuple[int, int]:
+    patch = int(config["patch_size"] or 1)
+    walk = _Walk(device, min(frames, _CHUNK), height // patch, width // patch)
+    pixels = 3 * frames * height * width * _EXACT
+    channels, last = config["base_dim"], len(config["dim_mult"]) - 1
+    walk.convolution(config["in_channels"], channels)
+    for index, factor in enumerate(config["dim_mult"]):
+        for _ in range(config["num_res_blocks"]):
+            walk.residual(channels, config["base_dim"] * factor)
+            channels = config["base_dim"] * factor
+        if index != last:
+            walk.shrink(channels)
+            if config["temperal_downsample"][index]:
+                walk.keep(walk.values(channels, 1))
+                walk.time = max(1, walk.time // 2)
+    walk.residual(channels, channels)
+    walk.residual(channels, channels)
+    walk.convolution(channels, 2 * config["z_dim"])
+    # The caller's pictures; patches are a copy of theirs.
+    return (2 if patch > 1 else 1) * pixels + walk.peak, walk.workspace
+
+
+def _decoding(config: Config, frames: int, height: int, width: int, device: str) -> tuple[int, int]:
+    patch, last = int(config["patch_size"] or 1), len(config["dim_mult"]) - 1
+    walk = _Walk(device, 1, height // patch // 2**last, width // patch // 2**last)
+    pixels = 3 * frames * height * width * _EXACT
+    base, factors = config["base_dim"], [config["dim_mult"][-1], *reversed(config["dim_mult"])]
+    upward = list(reversed(config["temperal_downsample"]))
+    channels = base * factors[0]
+    walk.convolution(config["z_dim"], channels)
+    walk.residual(channels, channels)
+    walk.residual(channels, channels)
+    for index, (before, after) in enumerate(pairwise(factors)):
+        channels = base * before // (2 if index else 1)
+        entered = walk.values(channels)
+        for number in range(config["num_res_blocks"] + 1):
+            # What entered the stage is held by its caller.
+            walk.residual(channels, base * after, outer=entered if number else 0)
+            channels = base * after
+        if index != last:
+            if upward[index] and frames > 1:
+                walk.keep(walk.values(channels, _KEPT))
+                # Twice the frames: the convolution's output, and its frames put in order.
+                walk.moment(6 * walk.values(channels))
+                walk.time *= 2
+            walk.grow(channels)
+    walk.convolution(base * factors[-1], config["out_channels"])
+    # What is decoded so far is put together anew with each chunk, and clipped twice in the end.
+    return max(walk.peak + pixels, walk.kept * _EXACT + 3 * pixels), walk.workspace
+
+
+class _Walk:
+    """Counts float32 values alive at the worst moment; what convolutions keep for the next chunk adds up."""
+
+    def __init__(self, device: str, time: int, rows: int, columns: int) -> None:
+        self.time, self.rows, self.columns = time, rows, columns
+        self.kept = 0
+        self._cpu = device == "cpu"
+        self._worst = self._layouts = 0
+
+    @property
+    def peak(self) -> int:
+        """Return the bytes of the worst moment, with all that is kept of the chunk before."""
+        return (self._worst + self.kept) * _EXACT
+
+    @property
+    def workspace(self) -> int:
+        """Return the most bytes that a library on CUDA may take beside them."""
+        return self._layouts * _EXACT
+
+    def values(self, channels: int, time: int | None = None, border: int = 0) -> int:
+        """Return the values of a tensor here, with a border around its pictures."""
+        frames = self.time if time is None else time
+        return channels * frames * (self.rows + border) * (self.columns + border)
+
+    def keep(self, values: int) -> None:
+        self.kept += values
+
+    def moment(self, values: int) -> None:
+        self._worst = max(self._worst, values)
+
+    def convolution(self, inputs: int, outputs: int, beside: int = 0) -> None:
+        """A causal convolution of 3 x 3 x 3 over a normed and activated input that its caller still holds."""
+        given, kept, made = self.values(inputs), self.values(inputs, _KEPT), self.values(outputs)
+        padded = self.values(inputs, self.time + _KEPT, 2)
+        self.keep(kept)
+        # The input, and the frames of it that are kept; joined with those of the last chunk, and padded.
+        self.moment(beside + given + kept + given + kept + padded)
+        self.moment(beside + given + kept + padded + made + self._library(inputs, padded, made))
+
+    def _library(self, inputs: int, padded: int, made: int) -> int:
+        """Return what convolving takes beside input and output on a CPU."""
+        if not self._cpu:
+            self._layouts = max(self._layouts, padded + made)
+            return 0
+        if inputs * (self.time + _KEPT) * (self.rows + 2) > SLOW_BELOW:
+            return padded
+        # engine.multitalk.codec makes frames with their neighbours of a small input; oneDNN lays them out anew.
+        return 2 * self.values(3 * inputs, border=2)
+
+    def residual(self, inputs: int, outputs: int, outer: int = 0) -> None:
+        """Norm, activation and convolution twice, beside the block's input, its shortcut and what a caller holds."""
+        given, made = self.values(inputs), self.values(outputs)
+        beside = outer + given + (made if inputs != outputs else 0)
+        # Normed values times their weights, beside the values themselves.
+        self.moment(beside + 2 * given)
+        self.convolution(inputs, outputs, beside)
+        self.moment(beside + 3 * made)
+        self.convolution(outputs, outputs, beside)
+
+    def shrink(self, channels: int) -> None:
+        """Halve the pictures: a padded copy, laid out anew, and the output."""
+        given = self.values(channels)
+        self.rows, self.columns = self.rows // 2, self.columns // 2
+        self.moment(3 * given + self.values(channels))
+
+    def grow(self, channels: int) -> None:
+        """Double the pictures: a copy by frames, the larger one, laid out anew, and the output of half the channels."""
+        given = self.values(channels)
+        self.rows, self.columns = 2 * self.rows, 2 * self.columns
+        self.moment(2 * given + 2 * self.values(channels) + self.values(channels) // 2)
+
+
+def text_bytes(config: Config, length: int, *, value: int) -> int:
+    """Return the peak of encoding a prompt of `length` tokens (transformers' UMT5)."""
+    heads, inner = config["num_heads"], config["num_heads"] * config["d_kv"]
+    # Scores, their softmax in float32 and its cast; the bias of positions.
+    attending = heads * length**2 * (2 * value + 2 * _EXACT) + 5 * length * inner * value
+    forwarding = 3 * length * config["d_ff"] * value
+    return int(max(attending, forwarding) + 3 * length * config["d_model"] * value)
+
+
+def image_bytes(config: Config, *, value: int) -> int:
+    """Return the peak of encoding a picture (transformers' CLIPVisionModel), whose layers' outputs are all kept."""
+    dim, length = config["hidden_size"], (config["image_size"] // config["patch_size"]) ** 2 + 1
+    states = (config["num_hidden_layers"] + 1) * length * dim * value
+    pixels = 3 * config["image_size"] ** 2 * (2 * _EXACT + value)
+    return int(states + pixels + length * (4 * dim + 2 * config["intermediate_size"]) * value)
+
+
+def audio_bytes(config: Config, seconds: float, rate: int = 16_000, chunk: float = 10.0) -> int:
+    """Return the peak of encoding one voice (engine.multitalk.audio): convolutions by chunk, all layers' outputs."""
+    heard = min(seconds, chunk) * rate
+    first = heard / config["conv_stride"][0] * config["conv_dim"][0]
+    frames = seconds * 25
+    states = (config["num_hidden_layers"] * 2 + 1) * frames * config["hidden_size"]
+    scores = config["num_attention_heads"] * frames**2
+    return int((3 * first + states + 2 * scores + 3 * seconds * rate) * _EXACT)

@@ -1,0 +1,208 @@
+"""Plan and sizes -> Estimates: memory by stage, operations, and seconds and cost on named GPUs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+
+from engine.data import Plan, Window
+from engine.data.estimates import CardEstimate, Estimates
+from engine.machine.profiles import allowance, choose_profile, resident_blocks, room_for_blocks
+from engine.planning import memory, seconds
+from engine.planning.activations import tiles, tokens
+from engine.planning.gpus import Card, cards, find_card, prices
+from engine.planning.memory import Load, Work
+from engine.planning.operations import codec_work, forward_work
+from engine.planning.parameters import PARTS, Count, Sizes, scales, width
+
+#: Free memory that nobody knows and that is taken to be enough.
+_ENOUGH = sys.maxsize
+
+
+def estimate(
+    plan: Plan,
+    sizes: Sizes,
+    load: Load,
+    *,
+    card: str | None = None,
+    host_free: int = _ENOUGH,
+    start_bytes: int | None = None,
+) -> Estimates:
+    """Estimate what `plan` needs with weights kept as `load` says.
+
+    `card` is the driver's name of this machine's GPU and `host_free` what of its memory is free, for memory=auto;
+    `start_bytes` the size of the files where they are there. The GPUs of the table are estimated in bfloat16 on CUDA
+    whatever `load` says of this machine, and with "auto" in the profile it would pick there, on a host with room.
+    Raises UnknownComponent for a memory profile or quantisation without arithmetic.
+    """
+    load.check()
+    work, known = largest_work(plan, sizes), find_card(card or "")
+    device_free = None if load.device == "cpu" else _ENOUGH if known is None else free_of(known)
+    settled = settle(sizes, load, device_free, host_free)
+    stages = memory.stages(sizes, settled, work)
+    on_cards = tuple(_on_card(one, plan, sizes, load, work) for one in cards())
+    here = next((one for one in on_cards if known is not None and one.card == known.name), None)
+    forward = forward_work(sizes.configs["transformer"], work.latents, value=2, speakers=work.speakers)
+    source = prices()
+    return Estimates(
+        device=load.device,
+        dtype=load.dtype,
+        card=known.name if known is not None else card,
+        device_memory_bytes=memory.device_bytes(stages) if load.device == "cuda" else None,
+        host_memory_bytes=memory.host_bytes(stages),
+        seconds=here.seconds if here is not None else None,
+        cost=here.cost if here is not None else None,
+        parameters={part: sizes.counts[part].parameters for part in PARTS},
+        weights=memory.weights_bytes(sizes, settled),
+        stages=stages,
+        forward_flops=forward.operations,
+        flops=sum(_operations(plan, sizes, window) for window in plan.windows),
+        start_bytes=start_bytes if start_bytes is not None else _published(sizes, load.quant),
+        cards=on_cards,
+        prices=f"{source.currency}, {source.what}, {source.source}, {source.date}",
+        picked=settled.memory if load.memory == "auto" else "",
+    )
+
+
+def latents_of(sizes: Sizes, frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
+    """Return the latents (T, h, w) of a window of `frames` at `size` (width, height)."""
+    spatial, temporal = scales(sizes.configs["vae"])
+    return 1 + (frames - 1) // temporal, size[1] // spatial, size[0] // spatial
+
+
+def largest_work(plan: Plan, sizes: Sizes) -> Work:
+    """Return the largest window of `plan` and what is heard in it."""
+    frames = max(window.frames for window in plan.windows)
+    width, height = plan.canvas.target
+    return Work(
+        latents=latents_of(sizes, frames, (width, height)),
+        frames=frames,
+        height=height,
+        width=width,
+        speakers=len(plan.seats),
+        passes=plan.passes,
+        seconds=plan.seconds,
+        windows=len(plan.windows),
+        motion=max(window.motion for window in plan.windows),
+    )
+
+
+def _operations(plan: Plan, sizes: Sizes, window: Window) -> int:
+    latents = latents_of(sizes, window.frames, plan.canvas.target)
+    forward = forward_work(sizes.configs["transformer"], latents, value=2, speakers=len(plan.seats))
+    return plan.steps * plan.passes * forward.operations + sum(_codec(plan, sizes, window))
+
+
+def _codec(plan: Plan, sizes: Sizes, window: Window, tile: int = 0) -> tuple[int, int]:
+    width, height = plan.canvas.target
+    # Tiles overlap.
+    rows, columns = map(sum, tiles(height, width, tile))
+    encoding, decoding = (
+        codec_work(sizes.configs["vae"], side, window.frames, rows, columns) for side in ("encoder", "decoder")
+    )
+    return encoding, decoding
+
+
+def free_of(card: Card) -> int:
+    """Return the bytes that a card has for tensors."""
+    return card.memory - memory.CONTEXT
+
+
+def settle(sizes: Sizes, load: Load, device_free: int | None, host_free: int) -> Load:
+    """Return `load` with what "auto" becomes when the weights are loaded; without a device on a CPU."""
+    if "auto" not in (load.memory, load.resident):
+        return load
+    frames, height, across = load.window
+    config = sizes.configs["transformer"]
+    length = tokens(config, latents_of(sizes, frames, (across, height)))
+    weights = memory.weights_bytes(sizes, replace(load, loras=0))
+    # It stays on the CPU, and is not asked for.
+    del weights["audio_encoder"]
+    allowed = allowance(length, width(config), memory.WIDTHS[load.dtype])
+    if load.resident == "auto":
+        load = replace(load, resident=_staying(sizes, load, room_for_blocks(allowed, device_free or 0)))
+    if load.memory != "auto":
+        return load
+    picked, _ = choose_profile(weights, allowed, device_free=device_free, host_free=host_free)
+    return replace(load, memory=picked)
+
+
+def _staying(sizes: Sizes, load: Load, room: int) -> int:
+    value, quant = memory.WIDTHS[load.dtype], memory.QUANTS[load.quant]
+    return resident_blocks(
+        room,
+        root=sizes.root.bytes(value) + load.loras,
+        block=sizes.block.bytes(value, quant),
+        places=load.blocks + 1,
+        layers=sizes.configs["transformer"]["num_layers"],
+    )
+
+
+def _on_card(card: Card, plan: Plan, sizes: Sizes, given: Load, work: Work) -> CardEstimate:
+    load = settle(sizes, replace(given, device="cuda", dtype="bfloat16"), free_of(card), _ENOUGH)
+    stages = memory.stages(sizes, load, work)
+    needed, host = memory.device_bytes(stages), memory.host_bytes(stages)
+    weights = memory.weights_bytes(sizes, load)
+    transformer = sizes.configs["transformer"]
+    streamed = max(0, transformer["num_layers"] - int(load.resident))
+    blocks = (sizes.block * streamed).bytes(2, memory.QUANTS[load.quant])
+    moved = blocks if load.memory in ("group-offload", "lowest") else 0
+    unpacked = sizes.counts["transformer"].linear if load.quant != "none" else 0
+    total, step = seconds.link_seconds(card, _brought_once(load, weights)), 0.0
+    width, height = plan.canvas.target
+    for window in plan.windows:
+        latents = latents_of(sizes, window.frames, plan.canvas.target)
+        forward = forward_work(transformer, latents, value=2, speakers=len(plan.seats))
+        of_step = plan.passes * seconds.forward_seconds(card, forward, moved_weights=moved, unpacked=unpacked)
+        step = max(step, of_step)
+        total += plan.steps * of_step + seconds.codec_seconds(card, sum(_codec(plan, sizes, window, load.tile)))
+        # The decoded frames come to the host, and the last of them go back.
+        pictures = 3 * 4 * width * height * (window.frames + window.motion)
+        total += seconds.link_seconds(card, _brought_each(sizes, load, weights) + pictures)
+        total += seconds.host_seconds(width * height * window.keep)
+    return CardEstimate(
+        card=card.name,
+        memory_bytes=card.memory,
+        needed_bytes=needed,
+        fits=needed <= card.memory,
+        host_needed_bytes=host,
+        host_memory_bytes=card.host_memory,
+        host_listed_bytes=card.host_listed,
+        fits_host=None if card.host_memory is None else host <= card.host_memory,
+        step_seconds=step,
+        seconds=total,
+        cost=total * card.price,
+        picked=load.memory if given.memory == "auto" else "",
+    )
+
+
+def _brought_once(load: Load, weights: Mapping[str, int]) -> int:
+    """Return the bytes of weights that a request brings to the device before its windows."""
+    return 0 if load.memory == "none" else weights["text_encoder"]
+
+
+def _brought_each(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> int:
+    """Return the bytes of weights that come to the device for each window, but for streamed blocks; nothing goes back.
+
+    The autoencoder comes to encode and to decode.
+    """
+    if load.memory in ("none", "text-offload"):
+        return 0
+    small = 2 * weights["vae"] + weights["image_encoder"]
+    return small + (weights["transformer"] if load.memory == "model-offload" else sizes.root.bytes(2))
+
+
+def _published(sizes: Sizes, quant: str) -> int:
+    """Return the bytes of the published files: float32, encoders of text and picture in 16 bits; or quantised."""
+    found = {part: count.parameters * 4 for part, count in sizes.counts.items()}
+    text = sizes.configs["text_encoder"]
+    table = text["vocab_size"] * text["d_model"]
+    found["text_encoder"] = sizes.counts["text_encoder"].parameters * 2
+    found["image_encoder"] = sizes.counts["image_encoder"].parameters * 2
+    kept = memory.QUANTS[quant]
+    if kept is not None and quant.endswith("-quanto"):
+        found["transformer"] = sizes.counts["transformer"].bytes(2, kept)
+        # The table of words stays whole.
+        found["text_encoder"] = Count(cast=table, linear=sizes.counts["text_encoder"].parameters - table).bytes(2, kept)
+    return sum(found.values())

@@ -1,0 +1,99 @@
+"""Named GPUs: how much they hold, how fast they are by their data sheets, and what they cost by a dated table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Card:
+    """One GPU by its data sheet."""
+
+    name: str
+    #: What the driver calls it.
+    driver: str
+    #: As nvidia-smi shows it, in MiB.
+    memory_mib: int
+    #: Compute capability, (major, minor).
+    capability: tuple[int, int]
+    #: Dense tensor rates with float32 sums, in 10^12 operations a second.
+    bf16_tflops: float
+    tf32_tflops: float
+    #: 10^9 bytes a second: its memory, and its link to the host in one direction.
+    bandwidth_gb: float
+    link_gb: float
+    #: Share of `bf16_tflops` that fused attention reaches; an assumption, see `engine.planning.seconds`.
+    attention: float
+    #: Of a second, in the currency of `prices`.
+    price: float
+    #: 10^9 bytes of memory of the machines that are rented with it: the least that was seen, and what is listed; None:
+    #: no source was found.
+    host_gb: float | None = None
+    host_listed_gb: float | None = None
+
+    @property
+    def memory(self) -> int:
+        """Return its memory in bytes."""
+        return self.memory_mib * 2**20
+
+    @property
+    def host_memory(self) -> int | None:
+        """Return the least memory, in bytes, of a machine that is rented with it; None where that is unknown."""
+        return None if self.host_gb is None else int(self.host_gb * 1e9)
+
+    @property
+    def host_listed(self) -> int | None:
+        """Return the memory, in bytes, that is listed for such a machine; None where that is unknown."""
+        return None if self.host_listed_gb is None else int(self.host_listed_gb * 1e9)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Where the prices come from."""
+
+    currency: str
+    what: str
+    source: str
+    #: YYYY-MM-DD.
+    date: str
+
+
+def cards() -> tuple[Card, ...]:
+    """Return the known cards, by memory and price."""
+    return tuple(Card(**{**card, "capability": tuple(card["capability"])}) for card in _table()["cards"])
+
+
+def prices() -> Prices:
+    """Return the source of the prices."""
+    return Prices(**_table()["prices"])
+
+
+def find_card(name: str) -> Card | None:
+    """Return the card of that name, its own or the driver's; None where it is not in the table."""
+    return next((card for card in cards() if name in (card.name, card.driver)), None)
+
+
+def installed_cards(root: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ...]:
+    """Return the names by which the driver knows the GPUs of this machine; none without a driver. Asks no library."""
+    return tuple(_models(root))
+
+
+def _models(root: Path) -> Iterator[str]:
+    for path in sorted(root.glob("*/information")):
+        try:
+            lines = path.read_text("utf-8", "replace").splitlines()
+        except OSError:
+            continue
+        yield from (line.partition(":")[2].strip() for line in lines if line.startswith("Model:"))
+
+
+@cache
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = json.loads((files("engine.planning") / "gpus.json").read_text("utf-8"))
+    return table

@@ -1,0 +1,1 @@
+"""The plugin API: hooks, registers, and the manager of what is installed."""

@@ -1,0 +1,115 @@
+"""The installed plugins and the components they offer."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+
+import pluggy
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from engine.components import AttentionBackend, Entrypoint, Launcher, ModelSource, Reader, Sampler, Sink
+from engine.errors import ConfigError, plain
+from engine.plugin import spec
+from engine.plugin.register import Presets, Register
+
+GROUP = "multitalk_engine"
+
+
+class Registry:
+    """A plugin manager with the books its plugins write in."""
+
+    def __init__(self) -> None:
+        self.plugins = pluggy.PluginManager(GROUP)
+        self.plugins.add_hookspecs(spec)
+        self.sources: Register[ModelSource] = Register("source")
+        self.readers: Register[Reader] = Register("reader")
+        self.attention: Register[AttentionBackend] = Register("attention")
+        self.samplers: Register[Sampler] = Register("sampler")
+        self.sinks: Register[Sink] = Register("sink")
+        self.launchers: Register[Launcher] = Register("launcher")
+        self.entrypoints: Register[Entrypoint] = Register("entrypoint")
+        self.presets = Presets()
+        #: Entry points that could not be imported, with the reason.
+        self.broken: dict[str, str] = {}
+        #: Import name of a plugin module -> the distribution that brought it.
+        self.packages: dict[str, str] = {}
+
+    @property
+    def registers(self) -> tuple[Register[object], ...]:
+        """All books of components."""
+        components = (self.readers, self.attention, self.samplers, self.sinks, self.launchers)
+        return (self.sources, *components, self.entrypoints)  # type: ignore[return-value]
+
+    def load(self, found: Iterable[EntryPoint], *, disabled: Iterable[str] = ()) -> None:
+        """Import plugins and let them register.
+
+        A plugin that cannot be imported is noted in `broken` and takes nothing else with it. Raises ConfigError
+        for two entry points of one name: one of them would be skipped in silence.
+        """
+        disabled = set(disabled)
+        seen: dict[str, str] = {}
+        for point in sorted(found, key=lambda point: point.name):
+            if point.name in seen and seen[point.name] != point.value:
+                raise ConfigError(
+                    f"two installed plugins are called {point.name!r}: {seen[point.name]} and {point.value}",
+                    hint="uninstall one of them; a plugin's entry point should bear its package's name as a prefix",
+                )
+            if point.name in seen or point.name in disabled:
+                continue
+            seen[point.name] = point.value
+            try:
+                module = point.load()
+            except Exception as error:  # noqa: BLE001 - whatever a foreign module raises on import
+                self.broken[point.name] = f"{type(error).__name__}: {error}"
+                continue
+            self.plugins.register(module, name=point.name)
+            self.packages[module.__name__] = point.dist.name if point.dist else "unknown"
+        self.register()
+
+    def register(self) -> None:
+        """Call the register hooks of all plugins. Raises ConfigError for a hook that no specification knows."""
+        try:
+            self.plugins.check_pending()
+        except pluggy.PluginValidationError as error:
+            name = getattr(error.plugin, "__name__", "")
+            raise ConfigError(f"plugin {name}: {error}", hint="see engine/plugin/spec.py") from error
+        for register in self.registers:
+            register.broken = tuple(sorted(self.broken))
+        hook = self.plugins.hook
+        hook.register_sources(register=self.sources)
+        hook.register_readers(register=self.readers)
+        hook.register_attention(register=self.attention)
+        hook.register_samplers(register=self.samplers)
+        hook.register_sinks(register=self.sinks)
+        hook.register_launchers(register=self.launchers)
+        hook.register_entrypoints(register=self.entrypoints, launchers=self.launchers)
+        hook.register_presets(presets=self.presets)
+
+
+@functools.cache
+def installed() -> Registry:
+    """Return the registry of the installed plugins; they are loaded at the first call."""
+    registry = Registry()
+    disabled = os.environ.get("MULTITALK_DISABLED_PLUGINS", "").replace(",", " ").split()
+    registry.load(entry_points(group=GROUP), disabled=disabled)
+    for name, reason in registry.broken.items():
+        print(f"multitalk: warning: plugin {name!r} could not be loaded: {plain(reason)}", file=sys.stderr)
+    _PresetPath.packages = registry.presets.packages
+    Plugins.instance().register(_PresetPath)
+    return registry
+
+
+class _PresetPath(SearchPathPlugin):
+    """Puts the plugins' preset packages behind the engine's own."""
+
+    packages: list[str] = []
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for package in self.packages:
+            search_path.append(provider=package, path=f"pkg://{package}")

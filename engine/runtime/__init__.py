@@ -1,0 +1,1 @@
+"""What a running process has: device, memory, progress, other processes."""

@@ -1,0 +1,142 @@
+"""Signs of life: where a generation stands, what each stage took, how long the rest will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from engine.components import CancelToken, ProgressCallback
+from engine.data import Progress
+from engine.errors import Cancelled
+from engine.runtime.bar import Sign
+from engine.runtime.peaks import Peaks
+
+#: The pieces of work of each window. Until one of a kind was measured, its time is a multiple of that of another kind.
+#: Decoding takes twice as long as encoding (measured with the embedded model: 1.7 to 2.4 times as long). How a step
+#: compares with an encoding depends on the model, and is known after the first step.
+_PIECES = {"encode": (1.0, ""), "step": (1.0, "encode"), "decode": (2.0, "encode"), "write": (0.1, "decode")}
+
+
+class Meter:
+    """Counts the pieces of one generation, measures its stages and asks the cancel token between them."""
+
+    def __init__(
+        self,
+        callback: ProgressCallback | None,
+        cancel: CancelToken | None,
+        device: str = "cpu",
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._callback = callback
+        self._cancel = cancel
+        self._clock = clock
+        self._steps = self._windows = self._window = 0
+        #: Of each kind of piece how many are done, and the seconds that those took.
+        self._done = dict.fromkeys(_PIECES, 0)
+        self._took = dict.fromkeys(_PIECES, 0.0)
+        #: The kind of the piece at work, and since when.
+        self._piece = ""
+        self._since = 0.0
+        self._fraction = 0.0
+        self._warnings: tuple[str, ...] = ()
+        #: Seconds by stage.
+        self.timings: dict[str, float] = {}
+        #: Memory by stage.
+        self.peaks = Peaks(device)
+        self.last: Progress = Sign("start")
+
+    def expect(self, windows: int, steps: int) -> None:
+        """Say how much there is to do: `windows` windows of `steps` steps."""
+        self._windows, self._steps = windows, steps
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Report what is known before the work; all progress from here on carries it."""
+        self._warnings = tuple(warnings)
+        if self._warnings:
+            self._tell(self.last.stage, step=0)
+
+    @contextmanager
+    def stage(self, name: str, *, window: int = 0) -> Iterator[None]:
+        """Measure what happens inside as stage `name`. Raises Cancelled at its begin if the caller withdrew."""
+        self.check(name)
+        self._window = window
+        piece = "step" if name == "denoise" else name
+        self._begin(piece if window and piece in _PIECES else "")
+        self._tell(name, step=0)
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self.timings[name] = self.timings.get(name, 0.0) + self._clock() - began
+            self.peaks.note(name)
+            if self._piece != "step":
+                self._end()
+            self._piece = ""
+
+    def step(self, number: int) -> Progress:
+        """Note that step `number` (from 1) of the current window is done."""
+        self._end()
+        self._begin("step" if number < self._steps else "")
+        self._tell("denoise", step=number)
+        return self.last
+
+    def window_done(self) -> None:
+        """Note that all of the current window is done."""
+        # Whoever skips a stage has done with it, too.
+        for piece in _PIECES:
+            self._done[piece] = max(self._done[piece], self._window * (self._steps if piece == "step" else 1))
+        self._tell("write", step=0)
+
+    def is_set(self) -> bool:
+        """Whether the caller withdrew: a meter is a cancel token itself."""
+        return self._cancel is not None and self._cancel.is_set()
+
+    def check(self, stage: str) -> None:
+        """Raise Cancelled if the caller withdrew."""
+        if self.is_set():
+            raise Cancelled(stage)
+
+    def _begin(self, piece: str) -> None:
+        self._piece, self._since = piece, self._clock()
+
+    def _end(self) -> None:
+        if self._piece:
+            self._done[self._piece] += 1
+            self._took[self._piece] += self._clock() - self._since
+            self._piece = ""
+
+    def _cost(self, piece: str) -> float:
+        """Return what a piece takes: seconds as soon as one of any kind was measured."""
+        if self._took[piece]:
+            return self._took[piece] / max(1, self._done[piece])
+        share, of = _PIECES[piece]
+        if of:
+            return share * self._cost(of)
+        # No encoding was measured: the model of a window without one.
+        return share * (self._took["step"] / max(1, self._done["step"]) or 1.0)
+
+    def _tell(self, stage: str, *, step: int) -> None:
+        costs = {piece: self._cost(piece) for piece in _PIECES}
+        counts = {piece: self._windows * (self._steps if piece == "step" else 1) for piece in _PIECES}
+        total = sum(counts[piece] * costs[piece] for piece in _PIECES)
+        left = sum(max(0, counts[piece] - self._done[piece]) * costs[piece] for piece in _PIECES)
+        known = any(self._took.values())
+        # What was learnt meanwhile may make the rest longer; what is done does not become less by it.
+        self._fraction = max(self._fraction, 1 - left / total if total else 0.0)
+        cost = costs.get(self._piece, 0.0)
+        self.last = Sign(
+            stage=stage,
+            window=self._window,
+            windows=self._windows,
+            step=step,
+            steps=self._steps,
+            fraction=self._fraction,
+            remaining=left if known and total else None,
+            ahead=min(cost / total, 1 - self._fraction) if total else 0.0,
+            expected=cost if known and self._piece else None,
+            warnings=self._warnings,
+        )
+        if self._callback is not None:
+            self._callback(self.last)

@@ -1,0 +1,1 @@
+"""Jobs from elsewhere: the worker, batches, and the local endpoint."""

@@ -1,0 +1,46 @@
+"""The page at /: a form for a job, its progress and its video, from three files in this folder."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+
+from aiohttp import web
+
+_TYPES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+#: Nothing from elsewhere is loaded; a finished video may come from a bucket.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob: https: http:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+def routes(endpoint_id: str) -> list[web.RouteDef]:
+    """Return the routes of the page; its script learns the endpoint's id from it."""
+    return [
+        web.get("/", _file("page.html", endpoint_id)),
+        web.get("/page.css", _file("page.css", endpoint_id)),
+        web.get("/page.js", _file("page.js", endpoint_id)),
+        web.get("/favicon.ico", _none),
+    ]
+
+
+def _file(name: str, endpoint_id: str) -> Callable[[web.Request], Awaitable[web.Response]]:
+    text = (
+        files("engine.serving.endpoint")
+        .joinpath(name)
+        .read_text("utf-8")
+        .replace("{{endpoint}}", html.escape(endpoint_id))
+    )
+    headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(text=text, content_type=_TYPES[name], charset="utf-8", headers=headers)
+
+    return handler
+
+
+async def _none(request: web.Request) -> web.Response:
+    return web.Response(status=204)

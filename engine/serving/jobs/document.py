@@ -1,0 +1,177 @@
+"""The schema -> docs/api.md: `python -m engine.serving.jobs.document > docs/api.md`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from engine.serving.jobs.schema import job_schema, wanted
+
+_HEAD = """\
+# The job API
+
+<!-- Written by `python -m engine.serving.jobs.document > docs/api.md` from schema.json beside it: change that. -->
+
+A worker takes jobs as JSON and answers with JSON. Whoever has used the older MultiTalk worker sends the same fields as
+ever; everything beyond them is optional. What other ways in take by default, and why, stands in
+[defaults.md](defaults.md).
+
+```json
+{example}
+```
+
+All that a job may hold stands in one JSON Schema (draft 2020-12), `engine/serving/jobs/schema.json`, which jobs are
+checked against. A field that is not known is refused, and the nearest known name is told. Whole numbers may be
+written as `100` or `100.0`; text is never taken for a number, nor `true` for 1."""
+
+_VOICES = """\
+Two people are written as `audio_1` and `audio_2`, where they are as `region_1` and `region_2`. For silent people, and
+for more than two, `speakers` says the same as a list. Its entries are those of a speakers file of the
+[command line](cli.md#speakers), so that such a list can be pasted into a job; a region is written alike in both.
+
+The address of any voice may end in what is taken of the file: `#left`, `#right`, `#channel=3`, `#track=2`,
+`#start=12.5,duration=8,delay=1`. So a recording with one person on each channel serves both: `audio_1` is
+`https://example.org/call.wav#left` and `audio_2` is `https://example.org/call.wav#right`. Base64 text without `data:`
+takes the fields of `speakers` instead. [cli.md](cli.md#parts-of-a-file) says what is done with damaged files, several
+tracks and the like; what changes the result is in `warnings`."""
+
+_MEDIA = """\
+Pictures and voices are given in one of these ways:
+
+| form | example |
+|---|---|
+| URL | `https://example.org/anna.jpg` |
+| object of a bucket, with the keys of `s3Config` or the worker's | `s3://media/anna.wav` |
+| `data:` URL | `data:image/png;base64,iVBORw0KGgo…` |
+| base64 text | `iVBORw0KGgo…`, of the standard or the URL-safe alphabet, with or without padding; lines may be broken |
+| path on the worker | `/runpod-volume/inputs/anna.jpg`, only where the worker allows the folder |
+
+What the file is, is told from its content; names and types do not matter. RunPod takes 10 MB a job (20 MB at
+`/runsync`), and base64 adds a third: larger files go by URL."""
+
+_TURBO = """\
+`turbo: true` takes steps and both scales from the chosen model's turbo bundle, since its LoRA was distilled for them. A
+job that names `sampling_steps`, `guidance_scale` or `audio_guidance_scale` gets what it names. Entries of `overrides`
+come last and win."""
+
+_ANSWER = """\
+A finished job answers where the video is, as one of the first three fields, and how it was made."""
+
+_ERRORS = """\
+A job that fails answers four fields. `error` alone says all in one line, for the many places that show no more. If
+several fields are wrong, the first is told in full and the others by name. No answer holds a traceback, a path of the
+worker, a key or the name of a host inside."""
+
+#: One for each example of the schema.
+_TITLES = (
+    "One person",
+    "Two people, one after the other",
+    "Turbo",
+    "Two people, and where they are",
+    "One speaks, one listens",
+    "Media from a bucket, the video into it",
+    "A self-test of the worker",
+    "The worker's health",
+)
+
+
+def document() -> str:
+    """Return the whole page."""
+    return "\n\n".join(_sections(job_schema())) + "\n"
+
+
+def _sections(schema: Mapping[str, Any]) -> Iterator[str]:
+    parts = schema["$defs"]
+    yield _HEAD.replace("{example}", _json(schema["examples"][0]))
+    yield "## Fields of `input`"
+    yield parts["input"]["description"]
+    yield _fields(parts["input"], parts)
+    yield "### Who speaks where"
+    yield _VOICES
+    yield _fields(parts["speaker"], parts)
+    yield f"A region is {parts['region']['description']}"
+    yield _fields(parts["region"]["else"], parts)
+    yield "### Media"
+    yield _MEDIA
+    yield "### Steps, scales and turbo"
+    yield _TURBO
+    yield "### `output`"
+    yield _fields(parts["output"], parts)
+    yield "## Beside `input`"
+    yield schema["description"]
+    yield _fields(schema, parts, leave_out=("input",))
+    yield "### `s3Config`"
+    yield parts["s3Config"]["description"]
+    yield _fields(parts["s3Config"], parts)
+    yield "## Examples"
+    for title, example in zip(_TITLES, schema["examples"], strict=True):
+        yield f"{title}:\n\n```json\n{_json(example)}\n```"
+    yield "## Answers"
+    yield _ANSWER
+    yield _answer_fields(parts["answer"])
+    yield from (f"```json\n{_json(example)}\n```" for example in parts["answer"]["examples"])
+    yield "## Errors"
+    yield _ERRORS
+    yield _answer_fields(parts["error"])
+    yield from (f"```json\n{_json(example)}\n```" for example in parts["error"]["examples"])
+    yield _codes(parts["error"]["properties"]["error_code"]["anyOf"])
+
+
+def _fields(part: Mapping[str, Any], parts: Mapping[str, Any], leave_out: tuple[str, ...] = ()) -> str:
+    rows = ["| field | value | default | meaning |", "|---|---|---|---|"]
+    for name, own in part["properties"].items():
+        if name in leave_out:
+            continue
+        shared = parts[own["$ref"].rpartition("/")[2]] if "$ref" in own else {}
+        field = {**shared, **own}
+        default = f"`{_plain(field['default'])}`" if "default" in field else _absent(name, part)
+        rows.append(f"| `{name}` | {_cell(wanted(field))} | {default} | {_cell(field['description'])} |")
+    return "\n".join(rows)
+
+
+def _absent(name: str, part: Mapping[str, Any]) -> str:
+    needed = {*part.get("required", ()), *part.get("else", {}).get("required", ())}
+    for rule in part.get("allOf", ()):
+        # What is needed in the ordinary case: no health check, no speakers.
+        needed |= {*rule.get("else", {}).get("required", ()), *rule.get("else", {}).get("else", {}).get("required", ())}
+    return "required" if name in needed else ""
+
+
+def _answer_fields(part: Mapping[str, Any]) -> str:
+    rows = ["| field | value | meaning |", "|---|---|---|"]
+    for name, field in part["properties"].items():
+        rows.append(f"| `{name}` | {_cell(wanted(field))} | {_cell(field['description'])} |")
+    return "\n".join(rows)
+
+
+def _codes(codes: list[Mapping[str, str]]) -> str:
+    rows = ["| `error_code` | meaning |", "|---|---|"]
+    rows += [f"| `{code['const']}` | {_cell(code['description'])} |" for code in codes if "const" in code]
+    return "\n".join(rows)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _json(value: Any, indent: str = "") -> str:
+    """Return `value` as JSON with an entry a line, and on one line what fits there."""
+    flat = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, dict | list) or not value or (len(indent) + len(flat) <= 100 and indent):
+        return flat
+    inner = indent + "  "
+    if isinstance(value, dict):
+        lines = [f"{inner}{json.dumps(key)}: {_json(item, inner)}" for key, item in value.items()]
+    else:
+        lines = [f"{inner}{_json(item, inner)}" for item in value]
+    ends = "{}" if isinstance(value, dict) else "[]"
+    return f"{ends[0]}\n" + ",\n".join(lines) + f"\n{indent}{ends[1]}"
+
+
+if __name__ == "__main__":
+    print(document(), end="")

@@ -1,0 +1,398 @@
+"""The JSON Schema of a job: read it, bound it, hold a job against it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import ConfigError, RequestError
+from engine.serving.jobs.aliases import meant
+from engine.serving.jobs.document_bounds import MOST_ENTRIES
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
+    from jsonschema.protocols import Validator
+
+#: Where a job's own keys stand; nothing below it is ever quoted.
+SECRET = "s3Config"
+#: Errors that are looked at: a hostile job may hold a million, and one is told.
+_MOST = 100
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a worker lets a job ask for at most; a default of the schema that is larger is lowered with it."""
+
+    #: Frames of a video: 1 or more.
+    frames: int = 201
+    #: Steps of the sampler: 2 or more.
+    steps: int = 100
+    #: Seconds of a video that is as long as its voices: 1 or more.
+    seconds: float = 600.0
+    #: Forwards of the network in all, windows x steps x guidance passes: 1 or more.
+    forwards: int = 50_000
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a limit that lets nothing through."""
+        for name, least in (("frames", 1), ("steps", 2), ("forwards", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(
+                    f"a limit of {value!r} {name}", field=f"limits.{name}", hint=f"give a whole number, {least} or more"
+                )
+        if not 1 <= self.seconds < math.inf:
+            raise ConfigError(f"a limit of {self.seconds!r} seconds", field="limits.seconds", hint="give 1 or more")
+
+
+#: The limits of a worker that was told of no others.
+LIMITS = Limits()
+
+
+def job_schema(limits: Limits = LIMITS) -> dict[str, Any]:
+    """Return the schema (draft 2020-12) with the bounds that `limits` sets; the caller may keep and change it."""
+    return deepcopy(_bounded(limits))
+
+
+def input_fields() -> tuple[str, ...]:
+    """Return the names of the fields of `input`."""
+    return tuple(_source()["$defs"]["input"]["properties"])
+
+
+def validate(job: Mapping[str, Any], limits: Limits = LIMITS) -> None:
+    """Raise RequestError for the first thing that is wrong with `job`; its last words name the other fields at fault.
+
+    The field is spelled as the caller wrote it, from `input` on: `num_frames`, `speakers[0].region.box`.
+    """
+    # The errors of jsonschema hold the whole job, keys included: none of them is raised or chained.
+    found = islice(_validator(limits).iter_errors(job), _MOST)
+    wrong = [told for error in found for told in _translate(error)]
+    # A misspelt name explains why another is missing, so it comes first.
+    wrong.sort(key=lambda error: error.code != "unknown_field")
+    if not wrong:
+        return
+    first = wrong[0]
+    others = [field for field in dict.fromkeys(error.field for error in wrong) if field != first.field]
+    if others:
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        first = RequestError(
+            f"{first.what} (also wrong: {', '.join(others[:5])}{more})",
+            field=first.field,
+            hint=first.hint,
+            code=first.code,
+        )
+    raise first
+
+
+def unknown(name: str, known: Iterable[str], *, field: str, hint: str = "") -> RequestError:
+    """Return the error that there is no field `name`; the hint is the nearest known one unless another is given."""
+    known = tuple(known)
+    other, otherwise = meant(name, known)
+    near = [other] if other else [] if otherwise else _nearest(name, known)
+    hint = hint or otherwise or (f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}")
+    return RequestError(f"there is no field {shown(name)}", field=field, hint=hint, code="unknown_field")
+
+
+def wanted(schema: Mapping[str, Any]) -> str:
+    """Say in a few words what a part of the schema accepts."""
+    if "title" in schema:
+        return str(schema["title"])
+    if "enum" in schema:
+        *most, last = (str(choice) for choice in schema["enum"])
+        return f"{', '.join(most)} or {last}" if most else last
+    kind = _KINDS.get(str(schema.get("type")), "another value")
+    if "exclusiveMinimum" in schema:
+        return f"{kind} above {schema['exclusiveMinimum']}, at most {schema['maximum']}"
+    if "minimum" in schema:
+        return f"{kind} from {schema['minimum']} to {schema['maximum']}"
+    for shortest, longest, unit in (("minLength", "maxLength", "letters"), ("minItems", "maxItems", "entries")):
+        if longest in schema:
+            span = f"{schema[shortest]} to" if shortest in schema else "at most"
+            return f"{kind} of {span} {schema[longest]} {unit}"
+    return kind
+
+
+def shown(value: Any) -> str:
+    """Quote a value of the caller's, or say what it is where it is too long to be read."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= 40 else f"a text of {len(value)} letters"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int | float):
+        # Python refuses to write out a number of more than 4300 digits.
+        return repr(value) if isinstance(value, float) or abs(value) < 10**40 else "a number of more than 40 digits"
+    return "a list" if isinstance(value, list | tuple) else "an object"
+
+
+_KINDS = {
+    "string": "text",
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "number": "a number",
+    "array": "a list",
+    "object": "an object",
+}
+
+
+@cache
+def _source() -> dict[str, Any]:
+    schema: dict[str, Any] = json.loads(files("engine.serving.jobs").joinpath("schema.json").read_text("utf-8"))
+    return schema
+
+
+@cache
+def _bounded(limits: Limits) -> dict[str, Any]:
+    schema = deepcopy(_source())
+    fields = schema["$defs"]["input"]["properties"]
+    frames, steps = fields["num_frames"], fields["sampling_steps"]
+    frames["else"]["maximum"], steps["maximum"] = limits.frames, limits.steps
+    frames["title"] = frames["else"]["title"] = f"a whole number from 1 to {limits.frames}, or 'auto'"
+    for field, most in ((frames, limits.frames), (steps, limits.steps)):
+        field["default"] = min(field["default"], most)
+    return schema
+
+
+@cache
+def _validator(limits: Limits) -> Validator:
+    # Only those who take jobs pay for the import.
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
+
+    # JSON has no infinity and no NaN, but Python reads both, and no bound refuses a NaN.
+    finite = Draft202012Validator.TYPE_CHECKER.redefine_many({"number": _is_number, "integer": _is_whole})
+    validator: Validator = extend(Draft202012Validator, _rules(), type_checker=finite)(_bounded(limits))
+    return validator
+
+
+def _rules() -> dict[str, Any]:
+    """Return jsonschema's keywords as this schema uses them, at a cost that does not grow with what is sent.
+
+    jsonschema's own write the value into each message, megabytes of it; nobody reads those messages: `_translate` makes
+    its own. A list is judged by its length before its items, a text before its pattern.
+    """
+    from jsonschema.exceptions import ValidationError
+
+    def rule(broken: Callable[[Validator, Any, Any, Mapping[str, Any]], bool]) -> Any:
+        def check(
+            validator: Validator, wanted: Any, value: Any, schema: Mapping[str, Any]
+        ) -> Iterator[ValidationError]:
+            if broken(validator, wanted, value, schema):
+                yield ValidationError("")
+
+        return check
+
+    def of(kind: str, broken: Callable[[Any, Any], bool]) -> Any:
+        return rule(lambda validator, wanted, value, _: validator.is_type(value, kind) and broken(wanted, value))
+
+    def items(validator: Validator, wanted: Any, value: Any, schema: Mapping[str, Any]) -> Iterator[ValidationError]:
+        if validator.is_type(value, "array") and len(value) <= schema.get("maxItems", MOST_ENTRIES):
+            for index, item in enumerate(value):
+                yield from validator.descend(item, wanted, path=index)
+
+    def pattern(_: Validator, wanted: Any, value: Any, schema: Mapping[str, Any]) -> bool:
+        if not isinstance(value, str) or len(value) > schema.get("maxLength", len(value)):
+            return False
+        # `search` would try an anchored pattern at each place of a long text.
+        found = re.match(wanted, value) if wanted.startswith("^") else re.search(wanted, value)
+        return found is None
+
+    def any_of(validator: Validator, wanted: Any, value: Any, _: Any) -> Iterator[ValidationError]:
+        why: list[ValidationError] = []
+        for index, part in enumerate(wanted):
+            wrong = list(islice(validator.descend(value, part, schema_path=index), _MOST))
+            if not wrong:
+                return
+            why += wrong
+        yield ValidationError("", context=why)
+
+    def none_of(validator: Validator, wanted: Any, value: Any, _: Any) -> bool:
+        return bool(validator.evolve(schema=wanted).is_valid(value))
+
+    def same(one: Any, other: Any) -> bool:
+        # True is 1 in Python, and not in JSON.
+        return type(one) is type(other) and bool(one == other)
+
+    return {
+        "type": rule(
+            lambda validator, wanted, value, _: (
+                not any(validator.is_type(value, kind) for kind in ([wanted] if isinstance(wanted, str) else wanted))
+            )
+        ),
+        "enum": rule(lambda _, wanted, value, __: not any(same(value, choice) for choice in wanted)),
+        "const": rule(lambda _, wanted, value, __: not same(value, wanted)),
+        "pattern": rule(pattern),
+        "items": items,
+        "not": rule(none_of),
+        "anyOf": any_of,
+        "required": rule(
+            lambda validator, wanted, value, _: (
+                validator.is_type(value, "object") and any(name not in value for name in wanted)
+            )
+        ),
+        "dependentRequired": rule(
+            lambda validator, wanted, value, _: (
+                validator.is_type(value, "object")
+                and any(name in value and other not in value for name, others in wanted.items() for other in others)
+            )
+        ),
+        "additionalProperties": rule(
+            lambda validator, _, value, schema: (
+                validator.is_type(value, "object") and any(name not in schema["properties"] for name in value)
+            )
+        ),
+        "minLength": of("string", lambda least, value: len(value) < least),
+        "maxLength": of("string", lambda most, value: len(value) > most),
+        "minItems": of("array", lambda least, value: len(value) < least),
+        "maxItems": of("array", lambda most, value: len(value) > most),
+        "minProperties": of("object", lambda least, value: len(value) < least),
+        "maxProperties": of("object", lambda most, value: len(value) > most),
+        "minimum": of("number", lambda least, value: value < least),
+        "exclusiveMinimum": of("number", lambda least, value: value <= least),
+        "maximum": of("number", lambda most, value: value > most),
+    }
+
+
+def _is_number(_: Any, value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_whole(checker: Any, value: object) -> bool:
+    return _is_number(checker, value) and (isinstance(value, int) or (isinstance(value, float) and value.is_integer()))
+
+
+# --- jsonschema's errors in the house's words -------------------------------------------------------------------------
+
+
+def _translate(error: ValidationError) -> Iterator[RequestError]:
+    path = list(error.absolute_path)
+    keyword, schema, value = str(error.validator), error.schema, error.instance
+    field = _spell(path)
+    hint = f"give {wanted(schema)}"
+    quoted = "the value" if path[:1] == [SECRET] else shown(value)
+    match keyword:
+        case "additionalProperties":
+            known = tuple(schema["properties"])
+            for name in islice((name for name in value if name not in known), _MOST):
+                yield _unknown(str(name), known, path)
+        case "required":
+            for name in error.validator_value:
+                if name not in value:
+                    yield _missing(name, path)
+        case "dependentRequired":
+            for name, needed in error.validator_value.items():
+                for other in needed:
+                    if name in value and other not in value:
+                        yield RequestError(
+                            f"there is no {other} for it",
+                            field=_spell([*path, name]),
+                            hint=f"give {other} too; a person who is silent is written in speakers",
+                            code="missing_field",
+                        )
+        case "not" | "const":
+            yield RequestError(schema["description"], field=field, hint=f"give {wanted(schema)}", code="conflict")
+        case "type":
+            what = f"{quoted} is not {_kind(schema)}"
+            if path[:1] != [SECRET] and isinstance(value, str) and _is_written(value, str(schema["type"])):
+                what = f"{'JSON text' if value.lstrip()[:1] in ('{', '[') else quoted} is not {_kind(schema)}"
+                hint += ": the value itself, without quotes around it"
+            yield RequestError(what, field=field, hint=hint, code="wrong_type")
+        case "enum":
+            said = value[:64] if isinstance(value, str) else shown(value)
+            near = difflib.get_close_matches(said, [str(choice) for choice in error.validator_value], n=1)
+            hint = f"did you mean {near[0]}? Choose {wanted(schema)}" if near else f"choose {wanted(schema)}"
+            yield RequestError(f"{quoted} is unknown", field=field, hint=hint, code="unknown_choice")
+        case "pattern" | "minProperties" | "maxProperties":
+            yield RequestError(f"{quoted} does not fit", field=field, hint=hint, code="bad_value")
+        case _:
+            bound = error.validator_value
+            empty = keyword in ("minLength", "minItems") and bound == 1
+            what = f"{quoted} is {'empty' if empty else _BOUNDS[keyword].format(bound)}"
+            yield RequestError(what, field=field, hint=hint, code="out_of_range")
+
+
+_BOUNDS = {
+    "minimum": "less than {}",
+    "exclusiveMinimum": "not above {}",
+    "maximum": "more than {}",
+    "minLength": "shorter than {} letters",
+    "maxLength": "longer than {} letters",
+    "minItems": "shorter than {} entries",
+    "maxItems": "longer than {} entries",
+}
+
+
+def _unknown(name: str, known: tuple[str, ...], path: list[str | int]) -> RequestError:
+    if path[:1] == [SECRET] and not _nearest(name, known) and not meant(name, known)[0]:
+        # Somebody may have pasted a key where its name belongs.
+        return RequestError(
+            "there is an unknown field", field=SECRET, hint=f"known: {', '.join(known)}", code="unknown_field"
+        )
+    short = name if len(name) <= 40 else f"{name[:40]}..."
+    hint = f"{SECRET} stands beside input, not in it" if path == ["input"] and _same(name, SECRET) else ""
+    if path == ["input"] and name == "input":
+        hint = 'there is one input too many: put its fields into the first, {"input": {"prompt": ...}}'
+    return unknown(short, known, field=_spell([*path, short]), hint=hint)
+
+
+def _missing(name: str, path: list[str | int]) -> RequestError:
+    known = {"input": {"type": "object"}}
+    for part in _source()["$defs"].values():
+        known |= part.get("properties", {})
+    about = known[name]
+    if "$ref" in about:
+        about = {**_source()["$defs"][str(about["$ref"]).rpartition("/")[2]], **about}
+    other = {"audio_1": ", or speakers", "audio": ", or silence: true"}.get(name, "")
+    hint = f"give {wanted(about)}{other}"
+    return RequestError("it is missing", field=_spell([*path, name]), hint=hint, code="missing_field")
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    return _KINDS[str(schema["type"])]
+
+
+def _is_written(text: str, kind: str) -> bool:
+    """Return whether `text` is the JSON of a value of the kind that is wanted."""
+    text = text.strip()
+    first = {"object": "{", "array": "["}.get(kind)
+    if first is not None:
+        # It may be megabytes long, and cut off.
+        return text.startswith(first)
+    try:
+        value = json.loads(text) if len(text) <= 40 else None
+    except ValueError:
+        return False
+    if kind == "boolean":
+        return isinstance(value, bool)
+    return kind in ("integer", "number") and isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _spell(path: list[str | int]) -> str:
+    steps = path[1:] if path[:1] == ["input"] and len(path) > 1 else path
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
+
+
+def _nearest(name: str, known: Iterable[str]) -> list[str]:
+    plain = {_plain(other): other for other in known}
+    name = name[:64]
+    near = difflib.get_close_matches(_plain(name), plain, n=2, cutoff=0.7)
+    # `steps` is far from `sampling_steps` by letters, and what was meant all the same.
+    near = near or [other for other in plain if len(name) >= 4 and _plain(name) in other]
+    return [plain[other] for other in near[:3]]
+
+
+def _same(one: str, other: str) -> bool:
+    return _plain(one) == _plain(other)
+
+
+def _plain(name: str) -> str:
+    return name[:64].lower().replace("_", "").replace("-", "")

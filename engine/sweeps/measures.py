@@ -1,0 +1,205 @@
+"""A delivered video -> its figures: how seams, colours and people hold, and of drawn people how lips follow voices.
+
+The measures are those of `scripts/evaluate_tiny`, which draws the people and so knows where their mouths are; here the
+mouths are found.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.assembly.settings import request_access
+from engine.data import Media, Plan, Request, Seat
+from engine.errors import EngineError
+from engine.evaluation.bars import likeness_bars
+from engine.evaluation.frames import read_film
+from engine.evaluation.likeness import Drift, drift_of, window_looks, window_shares
+from engine.evaluation.metrics import Pictures, Row, lab_drift, mean, own_and_cross, seam_ratio, times
+from engine.evaluation.voices import LEVEL, Voice, levelled, mouth_of
+from engine.media.audio import VOICE_RATE, decode
+from engine.media.canvas import apply_canvas
+from engine.media.picture import read_picture
+from engine.plugin.manager import installed
+from engine.service import EngineService
+from engine.serving.jobs.scrub import scrub
+from engine.stages.read import fetch
+
+#: Widths of the place that is compared with its surroundings, and of the box around a mouth, in parts of the square
+#: root of the picture's area; both are 3 high where they are 4 wide. Smaller places find eyes and lips apart.
+_PLACE, _BOX = 0.13, 0.24
+#: Fewer frames say nothing about a curve.
+_LEAST = 12
+
+
+#: By the figure's name in Drift.
+_BARS = {bar.path.rpartition("/")[2]: bar for bar in likeness_bars("", "")}
+
+
+class _DoesNotApply(EngineError):
+    """Says why a measure has no value."""
+
+
+def measure(path: Path | None, request: Request, plan: Plan, service: EngineService) -> dict[str, dict[str, Any]]:
+    """Return {"value": ..., "reason": None} for each measure, or no value and the reason why there is none.
+
+    `path` is the video that `service` made of `request` as in `plan`; None: it is not on this machine. `seam_ratio` and
+    `lab_drift` are those of `evaluation.metrics`. `lip_sync` is the mean correlation of mouths with their own voices,
+    -1 to 1; `lip_lag` by how many frames they are late where they agree best, of several people the one farthest off.
+
+    The others are those of `evaluation.likeness.Drift`, of the worst window: `sharpness_kept` and `sharpness` against
+    the first window and the picture, `identity` and `identity_grown` of faces, `structure_lost` and `colour_drift`
+    since the first window. Of drawn people the face is found by its mouth, and `holds` says whether the bar of
+    `likeness_bars` is reached; of others it is the whole of their region, and nothing is said.
+    """
+    with tempfile.TemporaryFile() as file:
+        # A long video has gigabytes of frames, of which few are looked at together.
+        shown = None if path is None else read_film(path, file)
+        return _figures(shown, request, plan, service)
+
+
+def _figures(shown: Pictures | None, request: Request, plan: Plan, service: EngineService) -> dict[str, dict[str, Any]]:
+    def told(figure: Callable[[Pictures], float | None]) -> dict[str, Any]:
+        try:
+            if shown is None:
+                raise _DoesNotApply("the video is not in this folder")
+            value = figure(shown)
+        except EngineError as error:
+            return {"value": None, "reason": scrub(error.what)}
+        if value is None:
+            return {"value": None, "reason": "nothing moves in it"}
+        return {"value": round(value, 4), "reason": None}
+
+    rows: list[Row] = []
+
+    def sync(frames: Pictures) -> float | None:
+        rows.extend(_lips(frames, request, plan, service))
+        return mean(row.own for row in rows)
+
+    def lag(frames: Pictures) -> float | None:
+        lags = [row.lag for row in rows if row.lag is not None]
+        if not lags:
+            raise _DoesNotApply("see lip_sync")
+        return max(lags, key=abs)
+
+    drifts: list[Drift] = []
+
+    def drift(name: str, *, first: bool = True) -> dict[str, Any]:
+        def figure(frames: Pictures) -> float:
+            if first and len(plan.windows) == 1:
+                raise _DoesNotApply("one window has no other to be held to")
+            if not drifts:
+                drifts.append(_look(frames, request, plan, service))
+            return float(getattr(drifts[0], name))
+
+        found = told(figure)
+        bar = _BARS[name]
+        if found["value"] is not None and service.config.model.packaged:
+            found["holds"] = bar.holds(found["value"])
+        return found
+
+    return {
+        "seam_ratio": told(lambda frames: _seams(frames, plan)),
+        "lab_drift": told(lambda frames: _drift(frames, plan)),
+        "sharpness_kept": drift("sharpness_kept"),
+        "sharpness": drift("sharpness", first=False),
+        "identity": drift("identity", first=False),
+        "identity_grown": drift("identity_grown"),
+        "structure_lost": drift("structure_lost"),
+        "colour_drift": drift("colour"),
+        "lip_sync": told(sync),
+        "lip_lag": told(lag),
+    }
+
+
+def find_mouths(frames: Pictures, seats: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return (n, 4), x0, y0, x1, y1 in pixels: a box for the mouth of each of the people in `seats` (n, 4).
+
+    Of drawn people who speak, whose mouths are what moves most, from frame to frame and against their surroundings.
+    No voice is heard for it: a mouth that follows no voice is found as well. `frames` is uint8 (F, H, W, 3).
+    """
+    from scipy.ndimage import uniform_filter
+
+    height, width = frames.shape[1:3]
+    side = float(np.sqrt(height * width))
+    # The first frame is the picture, from which the second may be far.
+    grey = frames[1:].mean(-1, dtype=np.float32)
+    moving = np.abs(np.diff(grey, axis=0)).mean(0)
+    place = max(3, round(0.75 * _PLACE * side)), max(3, round(_PLACE * side))
+    found = []
+    for x0, y0, x1, y1 in np.asarray(seats, int):
+        part = moving[y0:y1, x0:x1]
+        apart = uniform_filter(part, place) - uniform_filter(part, [2 * length for length in place])
+        y, x = np.unravel_index(int(apart.argmax()), apart.shape)
+        middle = np.array([x0 + x + 0.5, y0 + y + 0.5])
+        half = np.array([1, 0.75]) * _BOX * side / 2
+        found.append([*(middle - half), *(middle + half)])
+    return np.array(found)
+
+
+def _seams(frames: Pictures, plan: Plan) -> float | None:
+    if len(plan.windows) == 1:
+        raise _DoesNotApply("one window has no seam")
+    if plan.timing == "native":
+        raise _DoesNotApply("with timing=native windows meet between frames that are not shown")
+    return seam_ratio(frames, plan.windows)
+
+
+def _drift(frames: Pictures, plan: Plan) -> float:
+    if len(frames) < 2 * plan.fps:
+        raise _DoesNotApply("shorter than two seconds")
+    return lab_drift(frames, plan.fps)
+
+
+def _look(frames: Pictures, request: Request, plan: Plan, service: EngineService) -> Drift:
+    shares = window_shares(plan)
+    with _fetched(request, service) as media:
+        picture = apply_canvas(read_picture(media.image, field="request.image"), plan.canvas)
+    seats = np.array([seat.box for seat in plan.seats], np.float64).reshape(-1, 4)
+    if service.config.model.packaged and len(frames) >= _LEAST:
+        # Where it talks at first; what becomes of the face later is to be seen, not followed.
+        return drift_of(window_looks(frames, picture, find_mouths(frames[shares[0]], seats), shares))
+    return drift_of(window_looks(frames, picture, (), shares, seats=seats))
+
+
+def _lips(frames: Pictures, request: Request, plan: Plan, service: EngineService) -> tuple[Row, ...]:
+    if not service.config.model.packaged:
+        raise _DoesNotApply("mouths are measured on the drawn people of the embedded model alone")
+    if len(frames) < _LEAST:
+        raise _DoesNotApply(f"fewer than {_LEAST} frames")
+    speaking = [seat for seat in plan.seats if not seat.silent]
+    if not speaking:
+        raise _DoesNotApply("nobody speaks")
+    curves = _openings(request, speaking, times(len(frames), plan.fps), service)
+    try:
+        return own_and_cross(frames, find_mouths(frames, [seat.box for seat in speaking]), curves)
+    except ValueError as error:
+        raise _DoesNotApply(str(error)) from error
+
+
+def _openings(
+    request: Request, seats: list[Seat], seconds: npt.NDArray[np.float64], service: EngineService
+) -> npt.NDArray[np.float32]:
+    """Return (n, F): how far the mouths of those in `seats` are to be open at `seconds`."""
+    curves = []
+    with _fetched(request, service) as media:
+        for seat in seats:
+            voice = media.voices[seat.speaker]
+            assert voice is not None, "a seat that is not silent has a voice"
+            samples = decode(voice, VOICE_RATE, "mono", cut=media.cuts[seat.speaker])
+            heard = Voice(samples, *mouth_of(levelled(samples, LEVEL)))
+            curves.append(heard.opening(seconds - seat.begins))
+    return np.stack(curves)
+
+
+@contextmanager
+def _fetched(request: Request, service: EngineService) -> Iterator[Media]:
+    with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
+        opener = installed().plugins.hook.open_address
+        yield fetch(request, opener, request_access(service.access, request), Path(folder))

@@ -1,0 +1,159 @@
+"""One command line -> a run for every combination of its values, each in a folder of its own."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_module
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from engine.assembly.compose import CONF, compose, translated
+from engine.assembly.escape import override
+from engine.assembly.typed_overrides import readable
+from engine.data import Delivery, Request
+from engine.errors import Cancelled, ConfigError, EngineError, plain
+from engine.plugin.manager import installed
+from engine.plugin.spec import hookimpl
+from engine.runtime.quiet import hush
+from engine.service import EngineService
+from engine.sweeps.run_folder import RunFolder
+from engine.sweeps.runs import CONFIG, METRICS
+
+#: The service of the run before in this process. Not the sweep's own: joblib's launcher calls `run_job` in processes
+#: that outlive a run and know of no sweep, and 14B weights are not to be loaded for each.
+_before: EngineService | None = None
+
+
+def sweep(overrides: Sequence[str]) -> int:
+    """Run every combination of the values that `overrides` give with commas, through Hydra's sweeper and launcher.
+
+    Each run has a folder below the sweep's. One that cannot be made tells so in one line and the others go on; the
+    status is the highest of all runs'. Raises ConfigError for what no run could be made with.
+    """
+    installed()
+    overrides = readable(overrides, several=True)
+    GlobalHydra.instance().clear()
+    with initialize_config_module(CONF, version_base="1.3", job_name="multitalk"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        with translated():
+            parsed = OverridesParser.create().parse_overrides(list(overrides))
+            swept = tuple(part.get_key_element() for part in parsed if part.is_sweep_override())
+            if "sink.folder" in [part.key_or_group for part in parsed]:
+                hint = "name the folder of the whole sweep by --output FOLDER/NAME.mp4 or hydra.sweep.dir=FOLDER"
+                raise ConfigError("each run of a sweep has a folder of its own", field="sink.folder", hint=hint)
+            folder = _sweep_folder(hydra, overrides)
+            words = [*overrides, override("hydra.sweep.dir", str(folder))]
+            there = folder.exists()
+            try:
+                batches = hydra.multirun("config", functools.partial(run_job, swept=swept), words)
+            finally:
+                _release()
+                # Hydra's overview has the media's addresses in it, which may be keys, and this machine's paths.
+                (folder / "multirun.yaml").unlink(missing_ok=True)
+                if not there:
+                    with suppress(OSError):
+                        folder.rmdir()  # nothing was made: a plan
+    # Other sweepers than Hydra's own return whatever they like: then a run's failure has been told, not counted.
+    runs = [job for batch in batches or () for job in batch] if isinstance(batches, list) else []
+    if any(folder.glob(f"*/{METRICS}")) and "entrypoint.quiet=true" not in overrides:
+        shown = plain(str(folder))
+        print(f"multitalk: the runs are in {shown}; side by side: multitalk compare {shown}", file=sys.stderr)
+    return max((int(job.return_value) for job in runs), default=0)
+
+
+def run_job(composed: DictConfig, *, swept: Sequence[str] = ()) -> int:
+    """Make one run of a sweep over the keys `swept`, in its folder; launchers may call this in a fresh process.
+
+    The weights of the run before in this process are used again if they are the same.
+    """
+    hush()
+    installed()
+    hydra = HydraConfig.get()
+    # Taken unresolved: resolving would unescape a prompt's "${" once too often.
+    overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    keys = {*swept, *(hydra.sweeper.get("params") or ())}
+    run = RunFolder(Path(hydra.runtime.output_dir), int(hydra.job.num), overrides, keys)
+    print(f"multitalk: job {run.number}: {plain(', '.join(run.chosen))}", file=sys.stderr)
+    try:
+        return _make(run)
+    except Cancelled as error:
+        run.keep_error(error)
+        # No Exception: Hydra would go on with the next run.
+        raise KeyboardInterrupt(str(error)) from error
+    except EngineError as error:
+        run.keep_error(error)
+        print(f"multitalk: error: job {run.number}: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:  # noqa: BLE001 - a bug, or memory that ran out: told with its traceback, and counted
+        run.keep_error(error)
+        traceback.print_exc()
+        # Whatever state the network is in.
+        _release()
+        return 1
+
+
+def _make(run: RunFolder) -> int:
+    global _before
+    words = list(run.overrides)
+    config = compose(words)
+    if config.parallel.name != "none":
+        raise ConfigError("a sweep runs in one process", field="parallel", hint="choose parallel=none with -m")
+    if config.sink.name == "disk":
+        words.append(override("sink.folder", str(run.path)))
+    service = _before = EngineService(words, after=_before)
+    run.keep_config(service.config)
+    with _deliveries() as made:
+        status = installed().entrypoints.build(service.config.entrypoint).run(service)
+    if made:
+        run.keep_metrics(service, *made[-1])
+    else:
+        run.discard()
+    return status
+
+
+def _sweep_folder(hydra: Hydra, overrides: Sequence[str]) -> Path:
+    """Return the sweep's folder, which is decided here so that the time of day in its name is the same for all."""
+    composed = hydra.compose_config("config", list(overrides), RunMode.MULTIRUN, with_log_configuration=False)
+    folder = Path(str(composed.hydra.sweep.dir))
+    if any(folder.glob(f"*/{METRICS}")) or any(folder.glob(f"[0-9]*/{CONFIG}")):
+        raise ConfigError(
+            f"{folder} holds the runs of an earlier sweep", field="hydra.sweep.dir", hint="choose another"
+        )
+    return folder
+
+
+@contextmanager
+def _deliveries() -> Iterator[list[tuple[Request, Delivery]]]:
+    """Collect what is delivered, whichever entrypoint asks for it."""
+    made: list[tuple[Request, Delivery]] = []
+
+    class Collector:
+        @hookimpl
+        def generation_finished(self, request: Request, delivery: Delivery) -> None:
+            made.append((request, delivery))
+
+    plugins = installed().plugins
+    name = plugins.register(Collector())
+    try:
+        yield made
+    finally:
+        plugins.unregister(name=name)
+
+
+def _release() -> None:
+    global _before
+    if _before is not None:
+        _before.close()
+        _before = None

@@ -1,0 +1,31 @@
+"""`python -m scripts.evaluate_tiny talk|quant|table [flags]`: run one evaluation and print its figures as JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from engine.cli.bench import Bench, run_bench
+from engine.errors import EngineError
+from scripts.evaluate_tiny import quant, talk
+
+EVALUATIONS = {
+    "talk": Bench(
+        "Does the embedded model talk? Lips, binding, lags, colours, seams, turbo, seconds.", lambda: talk.run
+    ),
+    "quant": Bench("Quantised weights against the plain ones on a CPU: errors, lips, bytes.", lambda: quant.run),
+    "table": Bench("Write the measured report of `quant` into its page.", lambda: quant.write_table),
+}
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the evaluation that `words` name. Returns 0, or 2 for an error, which is printed in one line."""
+    try:
+        return run_bench(words, EVALUATIONS, "python -m scripts.evaluate_tiny")
+    except EngineError as error:
+        print(f"evaluate_tiny: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
