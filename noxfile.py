@@ -72,8 +72,8 @@ def kills(session: nox.Session) -> None:
 
     Arguments after -- are rounds and first seed, of both.
     """
-    session.run(sys.executable, "tests/kill_and_resume.py", *session.posargs)
-    session.run(sys.executable, "tests/kill_generate.py", *session.posargs)
+    session.run(sys.executable, "tests/support/kill_and_resume.py", *session.posargs)
+    session.run(sys.executable, "tests/support/kill_generate.py", *session.posargs)
 
 
 #: Kinds of `evaluate_tiny talk` for processes side by side, shares of about equal work; what is timed comes alone, last.
@@ -211,18 +211,18 @@ def soak(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def show(session: nox.Session) -> None:
     """Send jobs through both clients to an endpoint, cancel one, kill the worker of one, and fetch what was made."""
-    session.run(sys.executable, "tests/show.py", *session.posargs)
+    session.run(sys.executable, "tests/support/show.py", *session.posargs)
 
 
 @nox.session(venv_backend="none")
 def complete(session: nox.Session) -> None:
     """Read sparse checkpoints of full size through the real reader; arguments after -- are handed on."""
-    session.run(sys.executable, "-m", "pytest", "-s", "tests/full_size.py", *session.posargs)
+    session.run(sys.executable, "-m", "pytest", "-s", "tests/support/full_size.py", *session.posargs)
 
 
 #: Of RunPod's SDK, beside the one of constraints.txt: a candidate of 2.0. What in the tests asks the SDK for something.
 SDK = "2.0.0rc2"
-OF_THE_SDK = ("test_worker_*.py", "test_endpoint_*.py", "test_client.py", "test_docker.py", "test_first_hour.py")
+OF_THE_SDK = ("serving/worker", "serving/endpoint", "client", "docker")
 
 
 @nox.session(venv_backend="none")
@@ -232,7 +232,7 @@ def runpod(session: nox.Session) -> None:
     The libraries are those of this environment, but for the SDK and what it newly needs.
     """
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    tests = sorted(str(path.relative_to(ROOT)) for pattern in OF_THE_SDK for path in (ROOT / "tests").glob(pattern))
+    tests = [f"tests/{folder}" for folder in OF_THE_SDK]
     with tempfile.TemporaryDirectory(prefix="multitalk-sdk-") as folder:
         python = Path(folder).resolve() / "venv" / "bin" / "python"
         session.run(sys.executable, "-m", "venv", "--without-pip", str(python.parent.parent))

@@ -35,7 +35,7 @@ class Bar:
 def likeness_bars(name: str, path: str) -> tuple[Bar, ...]:
     """Return what a long video must hold in every window, of drawn people; `path` is that of its worst figures.
 
-    Each is held to lie between what talking moves and what damage moves in tests/test_likeness.py. What MultiTalk's way
+    Each is held to lie between what talking moves and what damage moves in tests/evaluation/test_likeness.py. What MultiTalk's way
     of going on makes of the embedded model's people misses all of them (docs/long.md).
     """
     return (

@@ -1,7 +1,7 @@
 """How torch's allocators hand out memory: the caching allocator of a CUDA device, and the one of pinned memory.
 
 Source: torch's c10/cuda/CUDACachingAllocator.cpp, and of the installed torch c10/core/AllocatorConfig.h and
-ATen/core/CachingHostAllocator.h (read, and modelled here; tests/test_rehearsal_allocator.py holds the rules).
+ATen/core/CachingHostAllocator.h (read, and modelled here; tests/rehearsal/test_allocator.py holds the rules).
 """
 
 from __future__ import annotations

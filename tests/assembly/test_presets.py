@@ -1,0 +1,125 @@
+"""Every preset composes, says what it is for, and what depends on the model comes from the model."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra.core.config_store import ConfigStore
+
+from engine.assembly.compose import compose
+from engine.config import ModelConfig
+from engine.plugin.manager import installed
+
+CONF = Path(__file__).parents[2] / "conf"
+PRESETS = sorted(path for path in CONF.glob("*/*.yaml"))
+NAMES = [f"{path.parent.name}={path.stem}" for path in PRESETS]
+MODELS = [path.stem for path in sorted((CONF / "model").glob("*.yaml"))]
+
+
+def model(name: str) -> ModelConfig:
+    return compose([f"model={name}"]).model
+
+
+@pytest.mark.parametrize("preset", NAMES)
+def test_preset_composes(preset: str) -> None:
+    group, _, name = preset.partition("=")
+    config = compose([preset])
+    if group in ("model", "quant", "memory", "parallel"):
+        assert getattr(config, group).name == name
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=NAMES)
+def test_preset_composes_with_every_model_that_has_its_resolution(path: Path) -> None:
+    wanted = yaml.safe_load(path.read_text("utf-8")) or {}
+    resolution = wanted.get("resolution") if path.parent.name == "recipe" else None
+    for name in MODELS:
+        if path.parent.name != "model" and (resolution is None or resolution in model(name).resolutions):
+            compose([f"model={name}", f"{path.parent.name}={path.stem}"])
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=NAMES)
+def test_preset_says_on_top_what_it_is_for(path: Path) -> None:
+    said = [line for line in path.read_text("utf-8").splitlines() if line.startswith("#") and "@package" not in line]
+    assert said
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=NAMES)
+def test_preset_does_not_bear_the_name_of_a_component(path: Path) -> None:
+    # It would inherit from itself.
+    installed()
+    nodes = ConfigStore.instance().repo.get(path.parent.name, {})
+    assert path.name not in nodes
+
+
+def test_conf_holds_presets_alone() -> None:
+    allowed = {".yaml": None, ".py": "__init__.py"}
+    for path in CONF.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            assert path.suffix in allowed, path
+            assert allowed[path.suffix] in (None, path.name), path
+
+
+OWN = ("guidance", "cache")
+
+
+def test_every_option_of_every_component_composes() -> None:
+    # The store is the process': components come from the book, since other tests store theirs as well.
+    offered = {register.group: register.names() for register in installed().registers}
+    own = {group: [name.removesuffix(".yaml") for name in ConfigStore.instance().repo[group]] for group in OWN}
+    for group, names in (offered | own).items():
+        for name in names:
+            assert getattr(compose([f"{group}={name}"]), group).name == name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_gives_steps_shift_and_scales_of_both_modes(name: str) -> None:
+    for mode, bundle in (("standard", model(name).standard), ("turbo", model(name).turbo)):
+        config = compose([f"model={name}", f"sampler={mode}"])
+        assert (config.sampler.steps, config.sampler.shift) == (bundle.steps, bundle.shift)
+        assert (config.guidance.text_scale, config.guidance.audio_scale) == (bundle.text_scale, bundle.audio_scale)
+    assert model(name).turbo.loras
+    assert model(name).turbo.steps < model(name).standard.steps
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_resolution_chooses_shift_and_cache_coefficients(name: str) -> None:
+    for key, resolution in model(name).resolutions.items():
+        config = compose([f"model={name}", f"resolution={key}", "cache=teacache"])
+        assert config.sampler.shift == resolution.shift
+        assert getattr(config.cache, "coefficients") == resolution.teacache  # noqa: B009 - a field of this cache alone
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_buckets_fit_the_network(name: str) -> None:
+    # The autoencoder's 8 times the patch of 2.
+    for resolution in model(name).resolutions.values():
+        assert resolution.buckets
+        for ratio, (height, width) in resolution.buckets.items():
+            assert height % 16 == 0
+            assert width % 16 == 0
+            assert height / width == pytest.approx(float(ratio), abs=0.0051)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_windows_are_whole_groups_of_frames(name: str) -> None:
+    assert model(name).window % 4 == 1
+    assert model(name).continuation.frames % 4 == 1
+    assert model(name).continuation.frames < model(name).window
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=NAMES)
+def test_preset_sets_no_key_twice(path: Path) -> None:
+    # YAML would drop the first in silence.
+    keys = [line.partition(":")[0] for line in path.read_text("utf-8").splitlines() if line[:1].isalpha()]
+    assert len(keys) == len(set(keys))
+
+
+def test_modes_and_guidances_and_caches_combine() -> None:
+    for sampler, guidance, cache in itertools.product(
+        ("standard", "turbo", "unipc"), ("cfg", "apg"), ("none", "teacache", "firstblock", "taylorseer")
+    ):
+        config = compose([f"sampler={sampler}", f"guidance={guidance}", f"cache={cache}"])
+        assert (config.guidance.name, config.cache.name) == (guidance, cache)

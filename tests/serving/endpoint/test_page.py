@@ -1,0 +1,48 @@
+"""The page at / in a real browser: a person fills it in, sees progress and gets the video."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import CHROMIUM, Browser, opened
+from running_endpoint import running
+
+EXAMPLES = Path(__file__).parents[3] / "engine" / "examples"
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+
+
+async def fill(tab: Browser, *, seen: Path) -> dict[str, Any]:
+    """Fill the page in; `seen` is made once it has shown progress, which the worker waits for."""
+    await tab.until("document.readyState === 'complete' && document.getElementById('health').innerText.includes('of')")
+    told: dict[str, Any] = {}
+    await tab.run("document.getElementById('send').click()")
+    told["asked"] = await tab.run("document.getElementById('picture-error').innerText")
+    await tab.choose("picture", EXAMPLES / "one.png")
+    await tab.choose("voice1", EXAMPLES / "one.flac")
+    await tab.run("document.getElementById('prompt').value = 'A woman speaks.'")
+    await tab.run("document.getElementById('seed').value = '7'")
+    await tab.run("document.getElementById('send').click()")
+    detail = "document.getElementById('detail').innerText"
+    told["length"] = await tab.run("document.getElementById('length').innerText")
+    told["progress"] = await tab.until(f"{detail}.includes('%')", detail)
+    seen.touch()
+    told["end"] = await tab.until("!document.getElementById('save').hidden", detail)
+    told["source"] = await tab.run("document.getElementById('video').src.split(':')[0]")
+    told["warnings"] = await tab.run("document.getElementById('warnings').innerText")
+    return told
+
+
+def test_a_person_makes_a_video_with_the_page(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    with running(environment={"TALK_GATE": str(seen)}) as house:
+        told = asyncio.run(opened(house.endpoint.url, tmp_path / "browser", partial(fill, seen=seen)))
+    assert told["asked"] == "Choose a picture."
+    assert told["length"] == "As long as the voices"
+    assert told["progress"] == "50 %, stage denoise, step 5, steps 10"
+    assert "12.5 s of video, 312 frames, seed 7" in told["end"]
+    assert told["source"] == "blob"
+    assert told["warnings"] == "this is no video"
