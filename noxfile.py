@@ -76,7 +76,7 @@ def kills(session: nox.Session) -> None:
     session.run(sys.executable, "tests/support/kill_generate.py", *session.posargs)
 
 
-#: Kinds of `evaluate_tiny talk` for processes side by side, shares of about equal work; what is timed comes alone, last.
+#: Kinds of `evaluate_tiny talk` for processes side by side, shares of equal work; what is timed comes alone, last.
 SIDE_BY_SIDE = ("detector,vae,one,two,swapped,boxes,turbo,real", "silent,fps,long")
 ALONE = "speed"
 
@@ -115,7 +115,7 @@ LONG_VOICES = (60, 180)
 
 @nox.session(venv_backend="none")
 def long(session: nox.Session) -> None:
-    """Run `python -m scripts.evaluate_tiny talk --long-voice` for 60 and 180 s, keep its report and hold it to its bars.
+    """Run `evaluate_tiny talk --long-voice` for 60 and 180 s, keep its report and hold it to its bars.
 
     20 clips each of one person and of two, side by side in two processes of one thread: about five hours on two quiet
     cores. Arguments after -- are handed on; the report of fewer clips goes to docs/measured all the same and says how

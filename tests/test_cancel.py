@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from example_request import REQUEST
 from loopback import reply, serving, trickle
 from PIL import Image
-from test_service import REQUEST
 
 from engine import Access, EngineService
 from engine.assembly.settings import make_access, make_settings

@@ -9,7 +9,7 @@ from typing import Any
 import golden_loops
 import pytest
 import torch
-from conftest import Recordings
+from recordings import Recordings
 from safetensors.torch import save_file
 from torch import Tensor
 

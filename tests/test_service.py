@@ -7,25 +7,16 @@ import subprocess
 import sys
 import textwrap
 import weakref
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
+from example_request import REQUEST
 from torch.nn import Parameter
 
-from engine import Access, EngineService, Request, Speaker
+from engine import Access, EngineService, Request
 from engine.components import Service
 from engine.errors import ConfigError, RequestError, SourceError
-
-EXAMPLES = files("engine") / "examples"
-REQUEST = Request(
-    prompt="a person talks",
-    image=str(EXAMPLES / "one.png"),
-    speakers=(Speaker(str(EXAMPLES / "one.flac")),),
-    frames=5,
-    overrides=("sampler.steps=1",),
-)
 
 
 def test_engine_service_is_a_service() -> None:

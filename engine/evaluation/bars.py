@@ -35,8 +35,8 @@ class Bar:
 def likeness_bars(name: str, path: str) -> tuple[Bar, ...]:
     """Return what a long video must hold in every window, of drawn people; `path` is that of its worst figures.
 
-    Each is held to lie between what talking moves and what damage moves in tests/evaluation/test_likeness.py. What MultiTalk's way
-    of going on makes of the embedded model's people misses all of them (docs/long.md).
+    tests/evaluation/test_likeness.py checks that each lies between what talking changes and what damage changes. The
+    embedded model with MultiTalk's style of continuation misses all of them (docs/long.md).
     """
     return (
         Bar(f"{name}: sharpness of the worst window in parts of the first's", f"{path}/sharpness_kept", least=0.9),

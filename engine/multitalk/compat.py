@@ -1,6 +1,6 @@
 """The one home of every import from diffusers that is not in its public face.
 
-Each name is held by tests/multitalk/test_compat.py, so an upgrade of diffusers that moves one breaks here and nowhere else.
+tests/multitalk/test_compat.py checks each name, so an upgrade of diffusers that moves one breaks here and nowhere else.
 """
 
 from __future__ import annotations

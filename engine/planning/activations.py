@@ -1,7 +1,7 @@
 """What the parts hold beside their weights while they work: the peak of temporary tensors, in bytes.
 
-Each function follows the code it speaks of tensor by tensor and adds what is alive at the same time. tests/planning/test_estimate.py
-holds them to what torch's allocator counts, `multitalk bench plan` to the memory of a whole process.
+Each function follows the code it counts tensor by tensor and adds what is alive at the same time.
+tests/planning/test_estimate.py checks them against torch's allocator, `multitalk bench plan` against whole processes.
 """
 
 from __future__ import annotations

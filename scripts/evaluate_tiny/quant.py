@@ -76,7 +76,7 @@ def run(
 ) -> dict[str, Any]:
     """Film the same held-out people with plain and with quantised weights, and compare.
 
-    `clips` of one person and as many of two, drawn as `evaluate_tiny talk` draws them from `seed` on; `schemes` are names of
+    `clips` of one person and as many of two, drawn as by `evaluate_tiny talk` from `seed` on; `schemes` are names of
     SCHEMES. What a scheme's file would hold is written from the plain weights. A scheme that the engine refuses is
     told with the engine's reason. `override` goes to every engine (Hydra's grammar). Needs a checkout and eSpeak NG,
     as `evaluate_tiny talk` does. Raises EngineError.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from pathlib import Path
 
 import pytest
+from hostile_text import HOSTILE, acts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,12 +16,6 @@ from engine.errors import EngineError, plain, plain_json
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "engine" / "examples"
 #: A title, a cleared screen, a colour, C1's own introducer, a turned line, breaks, half a character, a tag.
-HOSTILE = "\x1b]0;owned\x07\x1b[2J\x1b[31mred\x9b31m\x7f\u202egnp.exe\u2066\r\n\u2028\ud800\U000e0041"
-
-
-def acts(text: str) -> str:
-    """Return the characters of `text` on which a terminal or a reader acts."""
-    return "".join(one for one in text if unicodedata.category(one) in ("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 
 @given(st.text(st.characters(exclude_categories=())))

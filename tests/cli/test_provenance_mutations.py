@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from test_plain import HOSTILE, acts
+from hostile_text import HOSTILE, acts
 
 from engine.cli.main import main
 from engine.cli.provenance import _request, recipe_overrides

@@ -497,7 +497,7 @@ def test_progressive_jpeg_without_its_later_passes_is_refused(tmp_path: Path) ->
 def test_what_is_wrong_with_picture_and_masks_is_in_the_plan(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from test_service import REQUEST
+    from example_request import REQUEST
 
     from engine import EngineService
     from engine.data import Region, Speaker

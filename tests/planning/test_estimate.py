@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from allocations import allocated
 
 from engine import EngineService, Request, Speaker
 from engine.assembly.estimates import advise
@@ -126,27 +126,6 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 # --- temporary tensors ------------------------------------------------------------------------------------------------
-
-
-def allocated(work: Callable[[], Any]) -> int:
-    """Return the peak that torch's CPU allocator counts above what is there before."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-
-    # Attention holds a buffer for each thread, which is not the network's.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, torch.no_grad():
-            work()
-    finally:
-        torch.set_num_threads(threads)
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_fit import allocated
+from allocations import allocated
 from torch import nn
 
 import engine

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from small_sizes import PUBLISHED, SMALL
 
 from engine.data import Weights
 from engine.loading.layout import QUANTISED, find_parts
@@ -18,16 +18,6 @@ from engine.rehearsal.reader import headers_only
 
 ADAPTER = "multitalk.safetensors"
 LORA = "loras/FusionX_LoRa/Wan2.1_I2V_14B_FusionX_LoRA.safetensors"
-PUBLISHED = json.loads((files("engine.planning") / "architectures" / "wan-14b.json").read_text("utf-8"))
-#: The same parts, as small as their constructors let them be.
-SMALL: dict[str, dict[str, Any]] = {
-    "transformer": PUBLISHED["transformer"]
-    | {"num_attention_heads": 1, "attention_head_dim": 128, "ffn_dim": 64, "num_layers": 2},
-    "vae": PUBLISHED["vae"] | {"base_dim": 4},
-    "text_encoder": PUBLISHED["text_encoder"] | {"vocab_size": 100, "d_ff": 32, "num_layers": 1, "num_heads": 1},
-    "image_encoder": PUBLISHED["image_encoder"] | {"num_hidden_layers": 1},
-    "audio_encoder": PUBLISHED["audio_encoder"],
-}
 QUANTS = ("none", "int8", *QUANTISED)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_rehearsal_files import SMALL
+from small_sizes import SMALL
 from torch import nn
 
 from engine.cli.main import main

@@ -275,7 +275,9 @@ def test_recordings_are_cut_into_pieces_with_their_envelopes(tmp_path: Path) -> 
 
 
 def test_bars_say_what_holds_and_leave_out_what_was_not_measured() -> None:
-    judged = judge_bars({"one": {"mean": 0.9, "motion": 1.6}, "fps": {"12.5_direct": {"less": 0.05}}, "real": None})
+    judged = judge_bars(
+        {"one": {"mean": 0.9, "motion": 1.6}, "fps": {"12.5_direct": {"less": 0.05}}, "real": None}, BARS
+    )
     assert [(bar["figure"], bar["bar"], bar["holds"]) for bar in judged] == [
         ("one/mean", ">= 0.9", True),
         ("one/motion", "0.5 to 1.5", False),

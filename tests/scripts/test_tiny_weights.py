@@ -121,7 +121,7 @@ def test_autoencoder_keeps_a_picture_it_has_never_seen() -> None:
         latents = vae.encode(video).latent_dist.mode()
         pictures = vae.decode(latents).sample
     assert latents.shape == (1, vae.config.z_dim, 2, 12, 20)
-    # 25 dB: between the trial's autoencoder and the bar that `python -m scripts.evaluate_tiny talk` holds over many pictures.
+    # 25 dB: between the trial's autoencoder and the bar of scripts/evaluate_tiny over many pictures.
     assert ((pictures - video) / 2).square().mean() < 10**-2.5
 
 

@@ -144,7 +144,7 @@ def test_bytes_depend_on_neither_process_nor_cores_nor_stale_memory(tmp_path: Pa
         "-c",
         textwrap.dedent(SCRIPT),
         str(tmp_path / "b.mp4"),
-        str(root / "tests" / "support"),
+        str(Path(__file__).parent),
     ]
     subprocess.run(
         arguments,

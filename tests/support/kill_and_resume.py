@@ -1,4 +1,4 @@
-"""A download that is killed at a random point and started again: `python tests/support/kill_and_resume.py [ROUNDS] [SEED]`.
+"""Kill a download at random points and start it again: `python tests/support/kill_and_resume.py [ROUNDS] [SEED]`.
 
 Prints one JSON object with what each round found; exits with 1 where one lost or falsified anything.
 """

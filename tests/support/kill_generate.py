@@ -1,4 +1,4 @@
-"""A `multitalk generate` that is killed at a random point and started again: `tests/support/kill_generate.py [ROUNDS] [SEED]`.
+"""Kill `generate` at random points and start it again: `python tests/support/kill_generate.py [ROUNDS] [SEED]`.
 
 Prints one JSON object with what each round found; exits with 1 where one left a file that passes for a video and is
 none, or anything in the folder of videos after the next run.

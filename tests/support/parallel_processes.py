@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import TinyNetwork
+from recordings import TinyNetwork
 from torch import Tensor
 
 from engine import EngineError, EngineService, Progress, Request, Speaker, pipeline

@@ -116,7 +116,7 @@ def _row(report: Report, part: str, row: str) -> Figures:
 
 
 def corrections(reports: Sequence[tuple[str, Report]]) -> list[str]:
-    """Return the lines that say what of engine/planning differs from the reports, which are (name of a file, report)."""
+    """Return lines that say where engine/planning differs from the reports, which are (name of a file, report)."""
     lines: list[str] = []
     for name, report in reports:
         lines += [*_about(name, report), *(f"  {line}" for line in (*_shares(report), *_predictions(report))), ""]

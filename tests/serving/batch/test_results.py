@@ -113,7 +113,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from engine.serving.batch.results import keeping
-from test_batch_results import line
+from test_results import line
 with keeping(Path(sys.argv[1]), Path(sys.argv[1]).parent) as results:
     results.begin(line("begun"))
     results.begin(line("done"))
@@ -128,7 +128,7 @@ with keeping(Path(sys.argv[1]), Path(sys.argv[1]).parent) as results:
 def test_a_killed_batch_lets_its_last_videos_be_made_again_and_touches_no_others(path: Path) -> None:
     path.parent.mkdir()
     (path.parent / "theirs.mp4").write_text("not of a batch")
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "support")}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], env=environment, check=False)
     assert killed.returncode == -9
     assert (path.parent / "begun.mp4").exists()

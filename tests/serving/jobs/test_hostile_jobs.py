@@ -41,7 +41,7 @@ ACCESS = Access(
 HEAD = f"""\
 # What is refused, and how
 
-<!-- Written by `MULTITALK_WRITE_DOCS=1 pytest tests/serving/jobs/test_hostile_jobs.py`: change tests or engine, not this. -->
+<!-- Written by `MULTITALK_WRITE_DOCS=1 pytest tests/serving/jobs/test_hostile_jobs.py`: do not edit. -->
 
 {{count}} jobs that are broken, or mean harm, and what the caller of each was answered. Every row is a job that was
 given to a worker in a test run, with real servers on loopback where one is needed; the tests hold this page to what
