@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from configparser import ConfigParser
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -78,9 +79,19 @@ MODULES = {module(path): path for path in FILES}
 CORE = {name: path for name, path in MODULES.items() if not name.startswith("plugins")}
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Yield every module that a file imports, inside functions and for type checkers too."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+@cache
+def imported(path: Path) -> tuple[str, ...]:
+    """Return every module that a file imports, inside functions and for type checkers too."""
+    return tuple(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -95,7 +106,7 @@ def ours(path: Path) -> set[str]:
 
 def at_load(path: Path) -> Iterator[str]:
     """Yield the top packages that a file imports as soon as it is loaded."""
-    for node in ast.parse(path.read_text("utf-8")).body:
+    for node in tree(path).body:
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -192,7 +203,7 @@ def test_nothing_is_imported_by_a_name_that_no_import_shows() -> None:
     found = {
         name
         for name, path in MODULES.items()
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for node in ast.walk(tree(path))
         if (isinstance(node, ast.Name) and node.id == "__import__")
         or (isinstance(node, ast.Attribute) and node.attr in ("import_module", "resolve_name"))
         or (isinstance(node, ast.alias) and node.name in ("import_module", "resolve_name"))
