@@ -1,4 +1,4 @@
-"""Config and registry -> Settings: what the planner needs to know, and where the weights are."""
+"""Config and registry -> PlanInputs: what the planner needs to know, and where the weights are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.components import FetchingSource
 from engine.config import Config, ContinuationModelConfig, EntrypointConfig, FolderConfig
 from engine.config.bounds import check_numbers, check_part
-from engine.data import Access, Request, Settings, Weights
+from engine.data import Access, PlanInputs, Request, Weights
 from engine.errors import ConfigError, MissingExtra, MissingWeights, SourceError, UnknownComponent
 from engine.hub.offers import offers
 from engine.multitalk.guidance import branches
@@ -19,7 +19,7 @@ from engine.plugin.manager import Registry
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder", "audio_encoder")
 
 
-def make_settings(config: Config, registry: Registry, *, weights: Path | None = None) -> Settings:
+def make_settings(config: Config, registry: Registry, *, weights: Path | None = None) -> PlanInputs:
     """Return the facts and choices that decide windows and forwards. Raises ConfigError; missing weights are noted.
 
     `weights` is their folder where they are loaded: then nothing is looked for, which reads headers of all files.
@@ -35,7 +35,7 @@ def make_settings(config: Config, registry: Registry, *, weights: Path | None = 
         missing = error.field in (None, "", "source")
         absent = f"yet: {'; '.join(filter(None, (error.what, error.hint)))}" if missing else f"by this config: {error}"
     table = model.resolutions[config.resolution]
-    return Settings(
+    return PlanInputs(
         model=model.name,
         resolution=config.resolution,
         buckets={key: _size(config, key, size) for key, size in table.buckets.items()},
