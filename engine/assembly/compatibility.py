@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from engine.assembly.location import weights_of
 from engine.assembly.loras import Loras, bundled_loras, loadable_loras, named_by
-from engine.assembly.settings import weights_of
 from engine.config import Config
 from engine.data import Plan, Weights
 from engine.data.adapters import LoraUse

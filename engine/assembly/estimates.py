@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.assembly.settings import largest_window, weights_of
+from engine.assembly.location import weights_of
+from engine.assembly.settings import largest_window
 from engine.config import Config
 from engine.data import Plan
 from engine.data.estimates import Estimates
