@@ -11,7 +11,6 @@ from engine.assembly.options import make_options
 from engine.assembly.plan_request import plan_request
 from engine.assembly.prompts import prompts_of
 from engine.assembly.provenance import Runtime, make_recipe
-from engine.assembly.sampling import Sampling, build_sampling
 from engine.assembly.sinks import make_delivery, sink_for_request
 from engine.assembly.weights import LoadedModel, WeightsHolder
 from engine.components import CancelToken, ProgressCallback
@@ -43,22 +42,22 @@ class Engine:
     ) -> None:
         """Build the components that are fixed at boot. Raises ConfigError; loads no weights.
 
-        `after` is an engine that is done: its weights serve this one too, if they are what it would load; else they are
-        released before it loads its own. `ranks` are the processes to share forwards with, which config.parallel asks
-        for; this one leads, or follows.
+        `after` is an engine that is done: its weights serve this one too if it would load the same; else they are
+        released before it loads its own. `ranks` are the processes to share forwards with, where config.parallel asks.
         """
         self.config = config
         self.access = access or make_access(config)
         self._registry = registry
         self._hooks = registry.plugins.hook
-        self._group = ProcessGroup(config, ranks)
+        self._group = ProcessGroup(config, registry, ranks)
         device = pick_device(config.device)
         dtype = pick_dtype(config.dtype, device)
         self.sink = registry.sinks.build(config.sink)
         self.reader = registry.readers.build(config.reader)
         attention = registry.attention.build(config.attention).resolve(device)
         self.runtime = Runtime(device, dtype, attention, self._group.size, alone=self._group.follows)
-        self._weights: WeightsHolder = WeightsHolder(config, registry, self.runtime, after and after._weights)
+        before = None if after is None else after._weights
+        self._weights: WeightsHolder = WeightsHolder(config, registry, self.runtime, before)
 
     def generate(
         self,
@@ -76,7 +75,7 @@ class Engine:
         """
         config, own = config or self.config, self.config.sink.name
         sink = sink_for_request(self.sink, request, self._registry, self.access, own=own, cancel=cancel)
-        request, sampling = drawn(request), self._sampling(config)
+        request, sampling = drawn(request), self._group.build_sampling(config)
         generator = torch.Generator().manual_seed(request.seed)
         meter = Meter(progress, cancel, self.runtime.device)
         weights = self._weights.finder(weights)
@@ -135,7 +134,7 @@ class Engine:
 
     def follow(self) -> None:
         """Share the forwards of the process that generates, until it has done. Raises ProcessLost."""
-        self._group.follow(self.load, self._sampling, device=self.runtime.device)
+        self._group.follow(self.load, self.runtime.device)
 
     @property
     def memory(self) -> str:
@@ -155,6 +154,3 @@ class Engine:
     def close(self) -> None:
         """Release weights and device, also those of an engine before that were not taken over."""
         self._weights.close()
-
-    def _sampling(self, config: Config) -> Sampling:
-        return build_sampling(config, self._registry, agree=self._group.agree)

@@ -9,14 +9,14 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor
 
-from engine.assembly.sampling import Sampling
+from engine.assembly.sampling import Sampling, build_sampling
 from engine.assembly.weights import LoadedModel
 from engine.components import CancelToken
 from engine.config import Config
 from engine.data import Conditions
 from engine.errors import Cancelled, ProcessLost
 from engine.loading.model import Model
-from engine.multitalk.cache import Agree
+from engine.plugin.manager import Registry
 from engine.runtime.parallel import Denoise, Load, Ranks, expected
 from engine.stages.denoise import denoise, draw_noise
 
@@ -26,8 +26,9 @@ logger = logging.getLogger(__name__)
 class ProcessGroup:
     """The processes of one job, or this process alone. Methods raise ProcessLost where another one has ended."""
 
-    def __init__(self, config: Config, ranks: Ranks | None) -> None:
+    def __init__(self, config: Config, registry: Registry, ranks: Ranks | None) -> None:
         """Raises ConfigError where `config` asks for several processes and there is one."""
+        self._registry = registry
         self._ranks = expected(config.parallel, ranks)
         #: Processes in the group, this one included.
         self.size = 1 if ranks is None else ranks.size
@@ -37,10 +38,12 @@ class ProcessGroup:
         """Whether another process leads."""
         return self._ranks is not None and self._ranks.rank > 0
 
-    @property
-    def agree(self) -> Agree | None:
-        """What makes a decision the same in all processes; None where there is one."""
-        return None if self._ranks is None else self._ranks.agree
+    def build_sampling(self, config: Config) -> Sampling:
+        """Build what a request's config names; what it decides as it goes is the same in all processes.
+
+        Raises ConfigError.
+        """
+        return build_sampling(config, self._registry, agree=None if self._ranks is None else self._ranks.agree)
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -75,14 +78,12 @@ class ProcessGroup:
         with self._ranks.denoising(cancel) as agreed:
             return _denoise(model, self._ranks.part_of(conditions), noise, sampling, generator, on_step, agreed)
 
-    def follow(
-        self, load: Callable[[], LoadedModel], build_sampling: Callable[[Config], Sampling], *, device: str
-    ) -> None:
+    def follow(self, load: Callable[[], LoadedModel], device: str) -> None:
         """Do as rank 0 says until it has done: load, and denoise along. Raises ProcessLost."""
         assert self._ranks is not None
         while (word := self._ranks.hear(device)) is not None:
             if isinstance(word, Denoise):
-                self._denoise_along(self._ranks, word, load(), build_sampling(word.config))
+                self._denoise_along(self._ranks, word, load())
                 continue
             try:
                 load()
@@ -92,7 +93,8 @@ class ProcessGroup:
                 # Rank 0 knows of it, and raises it.
                 logger.debug("cannot load", exc_info=True)
 
-    def _denoise_along(self, ranks: Ranks, word: Denoise, loaded: LoadedModel, sampling: Sampling) -> None:
+    def _denoise_along(self, ranks: Ranks, word: Denoise, loaded: LoadedModel) -> None:
+        sampling = self.build_sampling(word.config)
         model = loaded.set_loras(word.config)
         generator = torch.Generator()
         generator.set_state(word.generator.cpu())

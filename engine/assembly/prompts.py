@@ -36,12 +36,12 @@ def tell_prompts(plan: Plan, request: Request, config: Config, lost: Lost) -> Pl
     guidance = config.guidance
     if {"drop_text", "uncond"} & set(branches(guidance.text_scale, guidance.audio_scale)):
         texts.append(("negative prompt", negative_prompt(request, config)))
-    told = []
+    warnings = []
     for what, text in texts:
         words, kept = lost(text)
         if words:
-            told.append(tell_lost(what, words, kept))
-    return replace(plan, warnings=(*plan.warnings, *told)) if told else plan
+            warnings.append(tell_lost(what, words, kept))
+    return replace(plan, warnings=(*plan.warnings, *warnings)) if warnings else plan
 
 
 def lost_by(config: Config, folder: Path) -> Lost:

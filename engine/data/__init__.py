@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from engine.data.access import Access as Access
 from engine.data.access import Credentials as Credentials
+from engine.data.adapters import LoraUse as LoraUse
+from engine.data.estimates import CardEstimate as CardEstimate
+from engine.data.estimates import Estimates as Estimates
 from engine.data.plan import Canvas as Canvas
 from engine.data.plan import Plan as Plan
 from engine.data.plan import PlanInputs as PlanInputs

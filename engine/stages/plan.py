@@ -129,11 +129,11 @@ def _long_warnings(frames: int, windows: int, inputs: PlanInputs) -> list[str]:
     most = int(seconds * inputs.native_fps)
     if frames <= most:
         return []
-    told = (
+    warning = (
         f"continuation.style=multitalk holds a face for about {seconds:g} s, {most} frames ({source}); this video has "
         f"{frames}, and later windows may lose it: from there on take {instead}"
     )
-    return [told]
+    return [warning]
 
 
 def _cut_warnings(canvas: Canvas) -> list[str]:
@@ -154,24 +154,24 @@ def _cut_warnings(canvas: Canvas) -> list[str]:
 
 def _strange(media: Media, inputs: PlanInputs) -> list[str]:
     """Return a warning where the picture is not what the weights were trained on."""
-    known = read_familiar(inputs.weights)
-    if inputs.weights is None or known is None:
+    familiar = read_familiar(inputs.weights)
+    if inputs.weights is None or familiar is None:
         return []
     about = media.image.stat()
-    if _is_known(inputs.weights, media.image, (about.st_mtime_ns, about.st_size)):
+    if _is_familiar(inputs.weights, media.image, (about.st_mtime_ns, about.st_size)):
         return []
-    what = f"model={inputs.model} knows {known.what} alone, and this picture is none of them"
-    return [f"{what}: its video will not look like it; {known.instead}"]
+    what = f"model={inputs.model} knows {familiar.what} alone, and this picture is none of them"
+    return [f"{what}: its video will not look like it; {familiar.instead}"]
 
 
 @functools.lru_cache(maxsize=8)
-def _is_known(weights: Path, image: Path, stamp: tuple[int, int]) -> bool:
+def _is_familiar(weights: Path, image: Path, stamp: tuple[int, int]) -> bool:
     """Say whether the weights know such pictures; kept, for the advice of a plan plans one request many times.
 
     `stamp`, time and size, tells a file from another one that had its name before.
     """
-    known = read_familiar(weights)
-    return known is None or known.knows(read_picture(image, field="request.image"))
+    familiar = read_familiar(weights)
+    return familiar is None or familiar.knows(read_picture(image, field="request.image"))
 
 
 def _check_budget(request: Request, inputs: PlanInputs, seconds: float, generated: int, rate: float) -> None:
