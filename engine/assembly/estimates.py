@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.assembly.settings import largest_window, weights_of
+from engine.assembly.location import weights_of
+from engine.assembly.settings import largest_window
 from engine.config import Config
 from engine.data import Plan
 from engine.data.estimates import Estimates
@@ -36,14 +37,14 @@ def estimate_plan(plan: Plan, config: Config) -> Plan:
     published architecture.
     """
     try:
-        found = _estimate(plan, config)
+        estimates = _estimate(plan, config)
     except UnknownComponent as error:
         why = f"there is no arithmetic for {error.group}={error.name}"
     except SourceError as error:
         why = error.what
     else:
         alone = () if config.parallel.name == "none" else ("the plan's estimates are those of one device alone",)
-        return replace(plan, estimates=found, warnings=(*plan.warnings, *alone))
+        return replace(plan, estimates=estimates, warnings=(*plan.warnings, *alone))
     return replace(plan, warnings=(*plan.warnings, f"memory, time and cost are not estimated: {why}"))
 
 
@@ -81,11 +82,11 @@ def advise(estimates: Estimates, config: Config, replan: Callable[[Sequence[str]
         if len(changes) == len(small):
             break
         try:
-            found = replan(change).estimates
+            changed = replan(change).estimates
         except EngineError:
             # Such as a model that has no such resolution for this picture, or a plugin's own group of that name.
             continue
-        fitting = {card.card for card in found.cards if card.fits} if found is not None else set()
+        fitting = {card.card for card in changed.cards if card.fits} if changed is not None else set()
         for card in small:
             if card.card in fitting:
                 changes.setdefault(card.card, change)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from engine.assembly.settings import weights_of
+from engine.assembly.location import weights_of
 from engine.config import Config
 from engine.data import Plan, Request
 from engine.loading.layout import find_parts
@@ -18,6 +18,11 @@ from engine.multitalk.prompts import lost_of_file, tell_lost
 
 #: Prompt -> what of it is cut off, and the number of tokens that are kept.
 Lost = Callable[[str], tuple[str, int]]
+
+
+def prompts_of(request: Request, config: Config) -> tuple[str, str]:
+    """Return the prompt and the negative prompt that steer a request."""
+    return request.prompt, negative_prompt(request, config)
 
 
 def negative_prompt(request: Request, config: Config) -> str:
@@ -31,12 +36,12 @@ def tell_prompts(plan: Plan, request: Request, config: Config, lost: Lost) -> Pl
     guidance = config.guidance
     if {"drop_text", "uncond"} & set(branches(guidance.text_scale, guidance.audio_scale)):
         texts.append(("negative prompt", negative_prompt(request, config)))
-    told = []
+    warnings = []
     for what, text in texts:
         words, kept = lost(text)
         if words:
-            told.append(tell_lost(what, words, kept))
-    return replace(plan, warnings=(*plan.warnings, *told)) if told else plan
+            warnings.append(tell_lost(what, words, kept))
+    return replace(plan, warnings=(*plan.warnings, *warnings)) if warnings else plan
 
 
 def lost_by(config: Config, folder: Path) -> Lost:

@@ -13,7 +13,7 @@ from engine.plugin.manager import Registry
 
 
 @dataclass(frozen=True)
-class Choices:
+class Sampling:
     """What steers the denoising of one request; guidance and cache keep state, so they are made anew for each."""
 
     sampler: Sampler
@@ -21,9 +21,9 @@ class Choices:
     cache: StepCache
 
 
-def choose(config: Config, registry: Registry, *, agree: Agree | None = None) -> Choices:
+def build_sampling(config: Config, registry: Registry, *, agree: Agree | None = None) -> Sampling:
     """Build what `config` names; for `agree` see `make_cache`. Raises ConfigError for a value out of range."""
-    return Choices(
+    return Sampling(
         sampler=registry.samplers.build(config.sampler),
         guidance=make_guidance(**_fields(config.guidance)),
         cache=make_cache(**_fields(config.cache), agree=agree),

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from engine.assembly.location import locate_weights
 from engine.assembly.provenance import versions, weights_hash
-from engine.assembly.settings import locate_weights
 from engine.errors import RequestError
 from engine.evaluation.bars import judge_bars
 from engine.plugin.manager import installed
