@@ -94,7 +94,7 @@ class Engine:
             media, plan = self._plan(job, folder)
             inputs = self._read(job, media, plan)
             model = self._ready(job, plan)
-            plan = self.load().tell(plan, request, config)
+            plan = self.load().tell(plan, request, config, job.choices.guidance.branches)
             heard, history = self._listen(job, model, inputs), None
             with self._writer(job, media, plan, inputs, folder / "video.mp4") as writer:
                 for window in plan.windows:

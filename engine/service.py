@@ -16,6 +16,7 @@ from engine.assembly.compose import Composer, compose, compose_request
 from engine.assembly.estimates import advise, estimate_plan
 from engine.assembly.prompts import lost_by, tell_prompts
 from engine.assembly.provenance import versions
+from engine.assembly.sampling import choose
 from engine.assembly.settings import (
     check_parallel,
     locate_weights,
@@ -104,7 +105,8 @@ class EngineService:
         if (weights := plan.weights) is not None:
             try:
                 plan = tell_loras(plan, config, weights, check_suited(config, weights))
-                plan = tell_prompts(plan, request, config, lost_by(config, weights))
+                branches = choose(config, self._registry).guidance.branches
+                plan = tell_prompts(plan, request, config, branches, lost_by(config, weights))
             except EngineError as error:
                 plan = replace(plan, warnings=(f"nothing can be made by this config: {error}", *plan.warnings))
         plan = replace(plan, warnings=(*plan.warnings, *listen(media, plan, cancel=cancel)))
@@ -251,7 +253,7 @@ class EngineService:
 
     def _estimated(self, request: Request, media: Media, config: Config, cancel: CancelToken | None = None) -> Plan:
         plan = plan_walk(request, media, make_settings(config, self._registry), cancel=cancel)
-        return estimate_plan(plan, config)
+        return estimate_plan(plan, config, self._registry)
 
     def _config(self, request: Request, change: Sequence[str] = ()) -> Config:
         if not change:

@@ -36,7 +36,7 @@ hub: errors files text
 loading: components data errors machine multitalk text
 media: cancel components data errors
 net: cancel data errors
-planning: data errors machine
+planning: components data errors machine
 plugin: components config data errors
 runtime: components config data errors multitalk
 assembly: components config data errors hub loading machine multitalk net planning plugin
@@ -45,8 +45,8 @@ stages: cancel components data errors files loading media multitalk text
 config_keys: assembly config plugin redaction
 evaluation: data media stages
 pipeline: assembly components config data errors files loading media plugin runtime stages
-plugins: cancel components config data errors files hub loading machine media net plugin redaction runtime serving
-    text
+plugins: cancel components config data errors files hub loading machine media multitalk net plugin redaction runtime
+    serving text
 rehearsal: assembly components config data errors files loading multitalk pipeline planning plugin
 service: assembly cancel components config data errors files loading pipeline plugin runtime stages
 doctor: assembly components data errors machine multitalk planning plugin service serving

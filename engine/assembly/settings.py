@@ -6,13 +6,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from engine.assembly.sampling import choose
 from engine.components import FetchingSource
 from engine.config import Config, ContinuationModelConfig, EntrypointConfig, FolderConfig
 from engine.config.bounds import check_numbers, check_part
 from engine.data import Access, Request, Settings, Weights
 from engine.errors import ConfigError, MissingExtra, MissingWeights, SourceError, UnknownComponent
 from engine.hub.offers import offers
-from engine.multitalk.guidance import branches
 from engine.net.s3 import Bucket
 from engine.plugin.manager import Registry
 
@@ -26,7 +26,7 @@ def make_settings(config: Config, registry: Registry, *, weights: Path | None = 
     """
     model = config.model
     _check(config)
-    registry.samplers.build(config.sampler)
+    choices = choose(config, registry)
     absent = ""
     try:
         weights = weights or locate_weights(config, registry)
@@ -45,7 +45,7 @@ def make_settings(config: Config, registry: Registry, *, weights: Path | None = 
         sampler=f"{config.sampler.name} ({config.sampler.bundle})",
         steps=config.sampler.steps,
         guidance=config.guidance.name,
-        passes=len(branches(config.guidance.text_scale, config.guidance.audio_scale)),
+        passes=len(choices.guidance.branches),
         untrained=weights is not None and _untrained(weights),
         weights=weights,
         absent=absent,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,11 @@ class Loaded:
         """Return the LoRAs (file, scale) that `config` wants on."""
         return bundled_loras(config, self.folder)
 
-    def tell(self, plan: Plan, request: Request, config: Config) -> Plan:
+    def tell(self, plan: Plan, request: Request, config: Config, branches: Sequence[str]) -> Plan:
         """Return `plan` with what is known of the weights: LoRAs that are on, and words that the encoder cuts off."""
         text = self.model.text
         plan = tell_loras(plan, config, self.folder, self.fits)
-        return tell_prompts(plan, request, config, lambda prompt: (text.lost(prompt), text.text_len))
+        return tell_prompts(plan, request, config, branches, lambda prompt: (text.lost(prompt), text.text_len))
 
 
 def find_weights(config: Config, registry: Registry) -> Path:
