@@ -96,7 +96,7 @@ class Engine:
                 loaded = self.load(weights)
                 model = loaded.set_loras(config)
             meter.expect(len(plan.windows), plan.steps)
-            plan = loaded.annotate(plan, request, config)
+            plan = loaded.annotate(plan, request, config, sampling.guidance.branches)
             options = make_options(config, plan, sampling)
             with meter.stage("listen"):
                 prompts = prompts_of(request, config)

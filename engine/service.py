@@ -19,6 +19,7 @@ from engine.assembly.location import WeightsFinder, locate_weights, weights_of
 from engine.assembly.plan_request import plan_media, plan_request
 from engine.assembly.prompts import lost_by, tell_prompts
 from engine.assembly.provenance import versions
+from engine.assembly.sampling import build_sampling
 from engine.assembly.settings import check_parallel
 from engine.assembly.sinks import resume, sink_for_request
 from engine.cancel import acquire, apart, check
@@ -238,11 +239,12 @@ class EngineService:
         cancel: CancelToken | None,
     ) -> Plan:
         """Return `plan` with estimates, and with what is known from the headers of the weights and from the sound."""
-        plan = estimate_plan(plan, config)
+        plan = estimate_plan(plan, config, self._registry)
         if (folder := plan.weights) is not None:
             try:
                 plan = tell_loras(plan, config, folder, check_suited(config, folder))
-                plan = tell_prompts(plan, request, config, lost_by(config, folder))
+                branches = build_sampling(config, self._registry).guidance.branches
+                plan = tell_prompts(plan, request, config, branches, lost_by(config, folder))
             except EngineError as error:
                 plan = replace(plan, warnings=(f"nothing can be made by this config: {error}", *plan.warnings))
         plan = replace(plan, warnings=(*plan.warnings, *listen(media, plan, cancel=cancel)))
@@ -252,7 +254,8 @@ class EngineService:
         def replan(change: Sequence[str]) -> Plan:
             check(cancel, "plan")
             other = self._config(request, change)
-            return estimate_plan(plan_media(request, media, other, self._registry, weights, cancel=cancel), other)
+            planned = plan_media(request, media, other, self._registry, weights, cancel=cancel)
+            return estimate_plan(planned, other, self._registry)
 
         return replace(plan, estimates=advise(plan.estimates, config, replan))
 

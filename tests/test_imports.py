@@ -37,23 +37,23 @@ hub: errors files text
 loading: components data errors machine multitalk text
 media: cancel components data errors
 net: cancel data errors
-planning: data errors machine
+planning: components data errors machine
 plugin: components config data errors
 runtime: components config data errors multitalk
 serving: components config data errors files hub machine media redaction runtime text
 stages: cancel components data errors files loading media multitalk text
 assembly: cancel components config data errors hub loading machine multitalk net planning plugin runtime stages
-config_keys: assembly config plugin redaction
 evaluation: data media stages
+plugins: cancel components config data errors files hub loading machine media multitalk net plugin redaction runtime
+    serving text
+config_keys: assembly config plugin redaction
 pipeline: assembly components config data files plugin runtime stages
-plugins: cancel components config data errors files hub loading machine media net plugin redaction runtime serving
-    text
+bench: assembly client components data errors evaluation loading machine media multitalk pipeline planning plugin
+    runtime stages
 rehearsal: assembly components config data errors files loading multitalk pipeline planning plugin
 service: assembly cancel components config data errors files loading pipeline plugin runtime stages
 doctor: assembly components data errors machine multitalk planning plugin service serving
 sweeps: assembly config data errors evaluation files media plugin redaction runtime service serving
-bench: assembly client components data errors evaluation loading machine media multitalk pipeline planning
-    plugin runtime stages
 cli: assembly bench config config_keys data doctor errors files hub media pipeline planning plugin redaction rehearsal
     runtime service serving stages sweeps
 """

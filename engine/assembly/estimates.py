@@ -19,6 +19,7 @@ from engine.planning.estimate import estimate
 from engine.planning.gpus import installed_cards
 from engine.planning.memory import Load
 from engine.planning.parameters import PARTS, Sizes, published_sizes, read_sizes
+from engine.plugin.manager import Registry
 
 #: What is tried where a plan does not fit, the least harm first: those that change no frame stand in front.
 CHANGES = (
@@ -30,14 +31,14 @@ CHANGES = (
 )
 
 
-def estimate_plan(plan: Plan, config: Config) -> Plan:
+def estimate_plan(plan: Plan, config: Config, registry: Registry) -> Plan:
     """Return `plan` with what it needs, or with a warning where that is not known.
 
     Sizes are those of the weights that the plan found, as far as their configs can be read, else those of the model's
     published architecture.
     """
     try:
-        estimates = _estimate(plan, config)
+        estimates = _estimate(plan, config, registry)
     except UnknownComponent as error:
         why = f"there is no arithmetic for {error.group}={error.name}"
     except SourceError as error:
@@ -48,12 +49,13 @@ def estimate_plan(plan: Plan, config: Config) -> Plan:
     return replace(plan, warnings=(*plan.warnings, f"memory, time and cost are not estimated: {why}"))
 
 
-def _estimate(plan: Plan, config: Config) -> Estimates:
+def _estimate(plan: Plan, config: Config, registry: Registry) -> Estimates:
     sizes, own = _sizes(config, plan.weights)
     cards = installed_cards()
     device = config.device if config.device != "auto" else ("cuda" if cards else "cpu")
     load = make_load(
         config,
+        registry,
         device=device,
         dtype=config.dtype if config.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32"),
         loras=lora_bytes(config, plan.weights),
@@ -140,7 +142,7 @@ def _files_bytes(weights: Path) -> int:
     return sum(path.stat().st_size for part in PARTS for path in (weights / part).glob("*.safetensors"))
 
 
-def make_load(config: Config, **others: Any) -> Load:
+def make_load(config: Config, registry: Registry, **others: Any) -> Load:
     """Return how the weights of a config are kept; `others` are fields of Load that it does not say, or that differ."""
     said: dict[str, Any] = {
         "quant": config.quant.name,
@@ -148,7 +150,7 @@ def make_load(config: Config, **others: Any) -> Load:
         "blocks": config.memory.blocks,
         "resident": config.memory.resident,
         "adapted": _is_adapted(config),
-        "cache": config.cache.name,
+        "cache": registry.caches.build(config.cache),
         "tile": config.memory.tile,
         "continuation": config.continuation.style,
         "window": largest_window(config),

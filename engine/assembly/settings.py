@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 from engine.assembly.location import WeightsFinder
+from engine.assembly.sampling import build_sampling
 from engine.config import Config, ContinuationModelConfig, EntrypointConfig
 from engine.config.bounds import check_numbers
 from engine.data import PlanInputs
 from engine.errors import ConfigError, UnknownComponent
-from engine.multitalk.guidance import branches
 from engine.plugin.manager import Registry
 
 
@@ -18,7 +18,7 @@ def make_plan_inputs(config: Config, registry: Registry, weights: WeightsFinder)
     """Return the facts and choices that decide windows and forwards. Raises ConfigError; missing weights are noted."""
     model = config.model
     _check(config)
-    registry.samplers.build(config.sampler)
+    sampling = build_sampling(config, registry)
     location = weights.find(config)
     absent = ""
     if (error := location.problem) is not None:
@@ -36,7 +36,7 @@ def make_plan_inputs(config: Config, registry: Registry, weights: WeightsFinder)
         sampler=f"{config.sampler.name} ({config.sampler.bundle})",
         steps=config.sampler.steps,
         guidance=config.guidance.name,
-        passes=len(branches(config.guidance.text_scale, config.guidance.audio_scale)),
+        passes=len(sampling.guidance.branches),
         untrained=location.folder is not None and _is_untrained(location.folder),
         weights=location.folder,
         absent=absent,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -56,11 +56,11 @@ class LoadedModel:
         self.model.set_loras(bundled_loras(config, self.folder))
         return self.model
 
-    def annotate(self, plan: Plan, request: Request, config: Config) -> Plan:
+    def annotate(self, plan: Plan, request: Request, config: Config, branches: Sequence[str]) -> Plan:
         """Return `plan` with what the weights say: LoRAs that are on, and words that the text encoder cuts off."""
         text = self.model.text
         plan = tell_loras(plan, config, self.folder, self.fits)
-        return tell_prompts(plan, request, config, lambda prompt: (text.lost(prompt), text.text_len))
+        return tell_prompts(plan, request, config, branches, lambda prompt: (text.lost(prompt), text.text_len))
 
 
 class WeightsHolder:

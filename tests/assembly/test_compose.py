@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from engine.assembly.compose import Composer, compose, compose_request
 from engine.assembly.location import WeightsFinder
 from engine.assembly.settings import make_plan_inputs
-from engine.config import ApgConfig, Config, TeaCacheConfig
+from engine.config import Config
 from engine.errors import ConfigError, RequestError, UnknownComponent
 from engine.plugin.manager import installed
+from plugins.caches.teacache import TeaCacheConfig
+from plugins.guidance.apg import ApgConfig
 
 
 def test_turbo_takes_its_values_from_the_chosen_model() -> None:

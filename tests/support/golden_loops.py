@@ -13,19 +13,20 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from safetensors import safe_open
+from steering import make_cache, make_guidance
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.components import Guidance, StepCache
 from engine.data import Inputs, Window
 from engine.loading.model import Model
 from engine.loading.placement import Profile, place
 from engine.media.color import color_statistics
 from engine.multitalk.audio import audio_windows
-from engine.multitalk.cache import StepCache, TeaCache, make_cache
-from engine.multitalk.guidance import Guidance, make_guidance
 from engine.stages.decode import DecodeOptions, decode
 from engine.stages.denoise import denoise
 from engine.stages.encode import Conditioning, EncodeOptions, Texts, encode, encode_text, to_pixels
+from plugins.caches.teacache import TeaCache
 from plugins.samplers.euler import Euler, EulerConfig
 
 HOME = Path(__file__).parents[1] / "golden"
