@@ -1,4 +1,4 @@
-"""The shape of the composed config, and what of it a request may override. Presets in conf/ fill it."""
+"""The schema of the composed config, and which keys a request may override. Presets in conf/ fill it."""
 
 from __future__ import annotations
 
