@@ -134,7 +134,7 @@ def _plugins(words: Sequence[str]) -> int:
     from engine.cli.parser import Parser
 
     parser = Parser(prog="multitalk plugins", description="List every component and preset by group.")
-    parser.flag("--json", action="store_true", help="as one JSON object")
+    parser.flag("--json", action="store_true", help="print one JSON object")
     values, rest = parser.read(words)
     parser.none(rest)
     return print_catalog(as_json=values.json)
@@ -153,7 +153,7 @@ def _show(words: Sequence[str]) -> int:
     parser = Parser(
         prog="multitalk show", usage="multitalk show FILE.mp4 [--json]", description="Print the recipe of a video."
     )
-    parser.flag("--json", action="store_true", help="as one JSON object")
+    parser.flag("--json", action="store_true", help="print one JSON object")
     values, rest = parser.read(words)
     return show(Path(parser.one(rest, "FILE.mp4")), as_json=values.json)
 

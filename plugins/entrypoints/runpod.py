@@ -19,25 +19,25 @@ class RunpodConfig(JobsConfig):
     """Serves jobs as a RunPod serverless worker (docs/worker.md)."""
 
     name: str = "runpod"
-    #: A worker cannot tell whether /run (10 MB) or /runsync (20 MB) carries it.
+    #: A worker cannot distinguish /run (10 MB) from /runsync (20 MB).
     answer_bytes: int = field(
-        default=10_000_000, metadata={"help": "most bytes of an answer", "word": "N"} | within(1, 2**40)
+        default=10_000_000, metadata={"help": "maximum bytes of an answer", "word": "N"} | within(1, 2**40)
     )
     sinks: str = field(
         default="s3 base64",
-        metadata={"help": "sinks that a job may choose beside the worker's own, separated by spaces", "word": "NAMES"},
+        metadata={"help": "sinks that a job may choose besides the worker's own, separated by spaces", "word": "NAMES"},
     )
     grace: float = field(
         default=20.0,
-        metadata={"help": "seconds that a job has to finish when the worker is told to end", "word": "S"}
+        metadata={"help": "seconds that a running job has to finish when the worker is stopped", "word": "S"}
         | within(0, 86_400),
     )
     log_level: str = field(
         default="${oc.env:MULTITALK_LOG_LEVEL,INFO}",
-        metadata={"help": "least level of a log line: DEBUG, INFO, WARNING or ERROR", "word": "LEVEL"},
+        metadata={"help": "lowest level of log lines: DEBUG, INFO, WARNING or ERROR", "word": "LEVEL"},
     )
     test_input: str | None = field(
-        default=None, metadata={"help": "do this one job and end, without a platform", "word": "JSON"}
+        default=None, metadata={"help": "run this one job and exit, without a platform", "word": "JSON"}
     )
 
     @classmethod
