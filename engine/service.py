@@ -30,7 +30,7 @@ from engine.errors import ConfigError, EngineError, SourceError
 from engine.files.scratch import scratch
 from engine.loading.prefetch import reading_ahead
 from engine.plugin.manager import installed
-from engine.runtime.release import reclaim
+from engine.runtime.memory import reclaim
 from engine.stages.read import listen
 
 if TYPE_CHECKING:

@@ -53,7 +53,7 @@ bench: assembly client components data errors evaluation loading machine media m
 rehearsal: assembly components config data errors files loading multitalk pipeline planning plugin
 service: assembly cancel components config data errors files loading pipeline plugin runtime stages
 doctor: assembly components data errors machine multitalk planning plugin service serving
-sweeps: assembly config data errors evaluation files media plugin redaction runtime service serving
+sweeps: assembly config data errors evaluation files media plugin redaction runtime service
 cli: assembly bench config config_keys data doctor errors files hub media pipeline planning plugin redaction rehearsal
     runtime service serving stages sweeps
 """

@@ -8,8 +8,9 @@ import socket
 from collections.abc import Callable, Iterable
 from urllib.parse import quote, urlsplit
 
+from engine.redaction.logs import HIDDEN
+
 PATH = "[path]"
-HIDDEN = "[hidden]"
 HOST = "[internal host]"
 
 #: Letters of one text that are kept.
