@@ -10,7 +10,7 @@ from engine.plugin.manager import installed
 
 COMMANDS = {
     "plan": "what generate would do: sizes, windows, memory, seconds and cost on GPUs (generate --dry-run)",
-    "plugins": "list every component and preset by group, with its package (--json)",
+    "plugins": "list every component and preset by group, with its package (--json); new NAME: write one (--kind)",
     "config": "the composed config with where each value comes from; KEY: what a key means (--json, docs/config.md)",
     "show": "FILE.mp4: print the recipe a video carries (--json)",
     "again": "FILE.mp4 --image ... --audio ...: make a video again from its recipe",

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine.data.access import Access as Access  # parts of this module's face
 from engine.data.access import Credentials as Credentials
-from engine.data.adapters import LoraUse
+from engine.data.adapters import LoraUse as LoraUse
 from engine.data.budget import Budget
-from engine.data.estimates import Estimates
+from engine.data.estimates import CardEstimate as CardEstimate
+from engine.data.estimates import Estimates as Estimates
 from engine.data.voices import Cut as Cut
 from engine.data.voices import Link as Link
 from engine.data.voices import Region as Region
