@@ -235,7 +235,7 @@ _KINDS = {
 def _near(key: str, known: Sequence[str]) -> list[str]:
     """Return the known keys that are most like `key`: those beside it if one of them is, of one component as a rule."""
     above, _, last = key.lstrip("+~").rpartition(".")
-    beside = {name.rpartition(".")[2]: name for name in known if above and name.rpartition(".")[0] == above}
+    beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == above}
     near = [beside[name] for name in difflib.get_close_matches(last, beside, n=3)]
     return near or difflib.get_close_matches(key, known, n=3)
 
