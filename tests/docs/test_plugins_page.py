@@ -45,12 +45,13 @@ def kinds() -> dict[str, str]:
 
 def group(hook: str) -> str:
     """Return the config group whose components a hook registers."""
-    registry, filled = Registry(), {}
+    registry = Registry()
+    filled: dict[str, str] = {}
     module = type("Plugin", (), {})()
     setattr(module, hook, spec.hookimpl(lambda register: filled.update(group=register.group), specname=hook))
     registry.plugins.register(module)
     registry.register()
-    return str(filled["group"])
+    return filled["group"]
 
 
 def sentences(thing: Any) -> str:
