@@ -10,7 +10,7 @@ from engine.plugin.manager import installed
 
 COMMANDS = {
     "plan": "show what generate would do: sizes, windows, memory, time and cost on GPUs (generate --dry-run)",
-    "plugins": "list every component and preset by group, with its package (--json)",
+    "plugins": "list every component and preset by group, with its package (--json); new NAME: write one (--kind)",
     "config": "print the composed config and the origin of each value; KEY: explain a key (--json, docs/config.md)",
     "show": "FILE.mp4: print the settings that are stored in a video (--json)",
     "again": "FILE.mp4 --image ... --audio ...: make a video again from its stored settings",

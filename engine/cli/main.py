@@ -130,10 +130,18 @@ def _plan(words: Sequence[str]) -> int:
 
 
 def _plugins(words: Sequence[str]) -> int:
+    if words[:1] == ["new"]:
+        from engine.cli.new_plugin import new_plugin
+
+        return new_plugin(words[1:])
     from engine.cli.catalog import print_catalog
     from engine.cli.parser import Parser
 
-    parser = Parser(prog="multitalk plugins", description="List every component and preset by group.")
+    parser = Parser(
+        prog="multitalk plugins",
+        usage="multitalk plugins [--json]\n       multitalk plugins new NAME [--kind KIND] [--folder DIR]",
+        description="List every component and preset by group; `new` writes a package with a component that works.",
+    )
     parser.flag("--json", action="store_true", help="print one JSON object")
     values, rest = parser.read(words)
     parser.none(rest)

@@ -83,20 +83,13 @@ class Batch:
 
     def __init__(self, config: BatchConfig, launcher: Launcher) -> None:
         """Raise ConfigError for limits that cannot be meant, and where no file of jobs is named."""
-        # The worker's rooms bring asyncio along: only those who do jobs pay for it.
-        from engine.serving.jobs.defaults import Habits
-        from engine.serving.jobs.schema import Limits
-        from engine.serving.worker.handler import Terms
-
         if not config.jobs:
             raise ConfigError("no file of jobs", field="entrypoint.jobs", hint="multitalk batch JOBS.jsonl")
         self.config = config
         self._launcher = launcher
         self._jobs = Path(config.jobs)
         self._folder = None if config.folder is None else Path(config.folder)
-        limits = Limits(config.max_frames, config.max_steps, config.max_seconds, config.max_forwards)
-        habits = Habits(config.num_frames, config.defaults_of)
-        self._terms = Terms(limits=limits, habits=habits, own=True, folder=self._jobs.absolute().parent)
+        self._terms = config.terms(defaults_of=config.defaults_of, own=True, folder=self._jobs.absolute().parent)
 
     def run(self, service: Service) -> int:
         """Do what has no result yet. Raises EngineError for what concerns all jobs, before or after those done."""

@@ -24,9 +24,7 @@ from engine.redaction import redact
 from engine.runtime.bar import bar, elapsed
 
 if TYPE_CHECKING:
-    from engine.data import AudioType, Canvas, Fit, Seat, Timing, Window
-    from engine.data.adapters import LoraUse
-    from engine.data.estimates import CardEstimate, Estimates
+    from engine.data import AudioType, Canvas, CardEstimate, Estimates, Fit, LoraUse, Seat, Timing, Window
 
 #: Characters of the column of a plan's table that says what a card's machine needs.
 _HOST = len("host 100.0 GB of 100 to 100 GB, some too small")

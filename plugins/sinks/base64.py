@@ -10,10 +10,9 @@ from pathlib import Path
 
 from engine import hookimpl
 from engine.cancel import apart
-from engine.components import Sink
+from engine.components import CancelToken, Sink
 from engine.config import SinkConfig, within
 from engine.data import Artifact, Kept
-from engine.data.cancel import CancelToken
 from engine.errors import ConfigError, SinkError
 from engine.plugin.register import Register
 

@@ -14,11 +14,10 @@ from urllib.parse import quote
 
 from engine import hookimpl
 from engine.cancel import check
-from engine.components import Sink
+from engine.components import CancelToken, Sink
 from engine.config import SinkConfig, one_of, within
 from engine.config.bounds import check_part
 from engine.data import Artifact, Kept, Store
-from engine.data.cancel import CancelToken
 from engine.errors import ConfigError, NotDelivered, RequestError, SinkError
 from engine.files.checksums import PART, Sums, compare, read_sums
 from engine.files.undelivered import JOB, Shelf, remove

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from engine.config import EntrypointConfig, within
+
+if TYPE_CHECKING:
+    from engine.serving.worker.handler import Terms
 
 
 @dataclass
@@ -31,3 +35,13 @@ class JobsConfig(EntrypointConfig):
         metadata={"help": "maximum forwards of a job: windows x steps x branches (50000)", "word": "N"}
         | within(1, 10_000_000),
     )
+
+    def terms(self, *, defaults_of: str = "job", **more: Any) -> Terms:
+        """Return what jobs may ask for; `more` are fields of `Terms`. Raises ConfigError for impossible limits."""
+        # The handler imports asyncio: only an entrypoint that is chosen pays for it.
+        from engine.serving.jobs.defaults import Habits
+        from engine.serving.jobs.schema import Limits
+        from engine.serving.worker.handler import Terms
+
+        limits = Limits(self.max_frames, self.max_steps, self.max_seconds, self.max_forwards)
+        return Terms(limits=limits, habits=Habits(self.num_frames, defaults_of), **more)
