@@ -50,7 +50,7 @@ plugins: cancel components config data errors files hub loading machine media ne
 rehearsal: assembly components config data errors files loading multitalk pipeline planning plugin
 service: assembly cancel components config data errors files loading pipeline plugin runtime stages
 doctor: assembly components data errors machine multitalk planning plugin service serving
-sweeps: assembly config data errors evaluation files media plugin redaction runtime service serving stages
+sweeps: assembly config data errors evaluation files media plugin redaction runtime service serving stages text
 bench: assembly client components data doctor errors evaluation loading machine media multitalk pipeline planning
     plugin runtime stages
 cli: assembly bench config config_keys data doctor errors files hub media pipeline planning plugin redaction rehearsal

@@ -1,1 +1,1 @@
-"""Texts that strangers wrote: names that become paths, and base64."""
+"""Texts that strangers wrote: names that become paths, base64, and what HTML pages show of them."""
