@@ -29,7 +29,7 @@ cancel: data errors
 components: data
 config: errors
 files: data errors
-machine: errors
+machine: errors text
 multitalk: errors
 client: errors files
 hub: errors files text
@@ -47,14 +47,14 @@ evaluation: data media stages
 pipeline: assembly components config data errors files loading media plugin runtime stages
 plugins: cancel components config data errors files hub loading machine media net plugin redaction runtime serving
     text
-rehearsal: assembly components config data errors files loading multitalk pipeline planning plugin
+rehearsal: assembly components config data errors files loading multitalk pipeline planning plugin text
 service: assembly cancel components config data errors files loading pipeline plugin runtime stages
-doctor: assembly components data errors machine multitalk planning plugin service serving
+doctor: assembly components data errors machine multitalk planning plugin service serving text
 sweeps: assembly config data errors evaluation files media plugin redaction runtime service serving stages text
 bench: assembly client components data doctor errors evaluation loading machine media multitalk pipeline planning
     plugin runtime stages
 cli: assembly bench config config_keys data doctor errors files hub media pipeline planning plugin redaction rehearsal
-    runtime service serving stages sweeps
+    runtime service serving stages sweeps text
 """
 PACKAGES = {
     name: set(wanted.split())

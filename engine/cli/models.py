@@ -14,10 +14,11 @@ from engine.errors import ConfigError, plain
 from engine.hub.check import Finding, verify
 from engine.hub.manifest import Manifest, Preset, read_manifest
 from engine.hub.offers import ROOT, models_path
-from engine.hub.progress import amount
+from engine.hub.progress import say
 from engine.hub.prune import State, removable, remove, states
 from engine.hub.pull import Options, pull
 from engine.hub.record import records
+from engine.text.amounts import amount
 
 ABOUT = {
     "pull": "download a preset, or go on with it; what is complete is left alone",
@@ -194,6 +195,4 @@ def _prune(words: Sequence[str], prog: str) -> int:
 
 
 def _say(line: str) -> None:
-    # Over the line of progress, which a terminal shows in place.
-    line = plain(line)
-    print(f"\r\x1b[K{line}" if sys.stderr.isatty() else line, file=sys.stderr)
+    say(plain(line))

@@ -1,1 +1,1 @@
-"""Texts that strangers wrote: names that become paths, base64, and what HTML pages show of them."""
+"""Texts that strangers wrote: names that become paths, base64, sizes, and what HTML pages show of them."""
