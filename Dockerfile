@@ -1,4 +1,4 @@
-# The worker's image: docker build -f docker/Dockerfile -t multitalk-local .
+# The worker's image: docker build -t multitalk-local .
 #
 # torch from PyPI brings all of CUDA along in wheels (13.0 for the version that constraints.txt pins), so the image needs
 # of NVIDIA's only what lets the driver in. A -runtime- image works too and carries the same libraries a second time.
