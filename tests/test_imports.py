@@ -30,7 +30,7 @@ components: data
 config: errors
 files: data errors
 machine: errors text
-multitalk: errors
+multitalk: data errors
 client: errors files
 hub: errors files text
 loading: components data errors machine multitalk text
@@ -38,8 +38,8 @@ media: cancel components data errors
 net: cancel data errors
 planning: data errors machine
 plugin: components config data errors
-runtime: components config data errors multitalk
-assembly: components config data errors hub loading machine multitalk net planning plugin
+runtime: components config data errors machine multitalk
+assembly: components config data errors files hub loading machine multitalk net planning plugin text
 serving: components config data errors files hub machine media redaction runtime text
 stages: cancel components data errors files loading media multitalk text
 config_keys: assembly config plugin redaction
@@ -47,11 +47,11 @@ evaluation: data media stages
 pipeline: assembly components config data errors files loading media plugin runtime stages
 plugins: cancel components config data errors files hub loading machine media net plugin redaction runtime serving
     text
-rehearsal: assembly components config data errors files loading multitalk pipeline planning plugin text
+rehearsal: assembly components config data errors files loading machine multitalk pipeline planning plugin text
 service: assembly cancel components config data errors files loading pipeline plugin runtime stages
 doctor: assembly components data errors machine multitalk planning plugin service serving text
 sweeps: assembly config data errors evaluation files media plugin redaction runtime service serving stages text
-bench: assembly client components data doctor errors evaluation loading machine media multitalk pipeline planning
+bench: assembly client components data doctor errors evaluation files loading machine media multitalk pipeline planning
     plugin runtime stages
 cli: assembly bench config config_keys data doctor errors files hub media pipeline planning plugin redaction rehearsal
     runtime service serving stages sweeps text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from engine.config.ranges import BUNDLE
 from engine.config.shape import check_shape
 from engine.errors import ConfigError, EngineError, RequestError, UnknownComponent
 from engine.plugin import manager
+from engine.text.similar import similar
 
 CONF = "engine.conf"
 
@@ -211,7 +211,7 @@ def _misfit(error: Exception) -> ConfigError:
         )
     if "Could not override" in text or "not in" in first:
         wrong = text.partition("'")[2].partition("'")[0] or str(key)
-        near = difflib.get_close_matches(wrong.partition("=")[0][:64], _keys(), n=3)
+        near = similar(wrong.partition("=")[0], _keys(), most=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "multitalk --help lists the groups and keys"
         return ConfigError(f"there is no {wrong!r} in the config", field=wrong.partition("=")[0], hint=hint)
     wanted = next((hint for kind, hint in _KINDS.items() if kind in first), "multitalk plugins shows what fits")

@@ -21,6 +21,7 @@ from engine.components import RehearsingSink
 from engine.data import Request, Speaker
 from engine.data.estimates import Estimates
 from engine.errors import EngineError
+from engine.machine.device import resolve_device
 from engine.machine.host_memory import free_host_memory
 from engine.planning.gpus import installed_cards
 from engine.plugin.manager import Registry, installed
@@ -79,8 +80,7 @@ class Patient:
         """Return where the config would run: "cuda" or "cpu"."""
         import torch
 
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
-        return self.config.device if self.config.device != "auto" else auto
+        return resolve_device(self.config.device, cuda=torch.cuda.is_available())
 
     def estimates(self) -> Estimates | None:
         """Plan a video of one window with the example picture."""

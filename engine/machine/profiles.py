@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from engine.machine.host_memory import free_host_memory
 from engine.text.amounts import gigabytes
 
+#: By how much stays on the device, the most first; `docs/plan.md` says what each does.
+PROFILES = ("none", "text-offload", "model-offload", "group-offload", "lowest")
 #: Share of what is free that a profile may need: allocators leave gaps, and others want some of it, too.
 USABLE = 0.9
 #: What forwards are allowed beside the weights, as a multiple of their tokens: with all weights elsewhere 13 GB were

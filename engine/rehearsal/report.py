@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.assembly.estimates import make_load
 from engine.data.estimates import StageMemory
+from engine.machine.profiles import PROFILES
 from engine.planning import memory
 from engine.planning.estimate import free_of, largest_work, settle
 from engine.planning.memory import CONTEXT
@@ -171,7 +172,7 @@ def _settings(walk: Walk, sizes: Sizes) -> Numbers:
 
 def planned_stages(walk: Walk, sizes: Sizes) -> tuple[dict[str, StageMemory], int | None]:
     """Return what the plan says of the same weights, profile and windows, by stage, and of weights on the host."""
-    if walk.plan is None or walk.memory not in memory.PROFILES or walk.config.quant.name not in memory.QUANTS:
+    if walk.plan is None or walk.memory not in PROFILES or walk.config.quant.name not in memory.QUANTS:
         return {}, None
     work = largest_work(walk.plan, sizes)
     load = make_load(
