@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from engine.config.ranges import BUNDLE
 from engine.config.shape import check_shape
 from engine.errors import ConfigError, EngineError, RequestError, UnknownComponent
 from engine.plugin import manager
+from engine.text.similar import similar
 
 CONF = "engine.conf"
 
@@ -214,7 +214,7 @@ def _misfit(error: Exception, words: Sequence[str]) -> ConfigError:
         )
     if "Could not override" in text or "not in" in first:
         wrong = text.partition("'")[2].partition("'")[0] or str(key)
-        near = _near(wrong.partition("=")[0][:64], _keys(words))
+        near = _near(wrong.partition("=")[0], _keys(words))
         hint = f"did you mean {' or '.join(near)}?" if near else "multitalk --help lists the groups and keys"
         return ConfigError(f"there is no {wrong!r} in the config", field=wrong.partition("=")[0], hint=hint)
     wanted = next((hint for kind, hint in _KINDS.items() if kind in first), "multitalk plugins shows what fits")
@@ -236,8 +236,8 @@ def _near(key: str, known: Sequence[str]) -> list[str]:
     """Return the known keys that are most like `key`: those beside it if one of them is, of one component as a rule."""
     above, _, last = key.lstrip("+~").rpartition(".")
     beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == above}
-    near = [beside[name] for name in difflib.get_close_matches(last, beside, n=3)]
-    return near or difflib.get_close_matches(key, known, n=3)
+    near = [beside[name] for name in similar(last, beside, most=3)]
+    return near or similar(key, known, most=3)
 
 
 def _keys(words: Sequence[str]) -> list[str]:

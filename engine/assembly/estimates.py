@@ -14,6 +14,7 @@ from engine.data import Plan
 from engine.data.estimates import Estimates
 from engine.errors import EngineError, SourceError, UnknownComponent
 from engine.loading.layout import find_parts, is_scaled
+from engine.machine.device import resolve_device, resolve_dtype
 from engine.machine.profiles import free_on_host
 from engine.planning.estimate import estimate
 from engine.planning.gpus import installed_cards
@@ -52,12 +53,12 @@ def estimate_plan(plan: Plan, config: Config, registry: Registry) -> Plan:
 def _estimate(plan: Plan, config: Config, registry: Registry) -> Estimates:
     sizes, own = _sizes(config, plan.weights)
     cards = installed_cards()
-    device = config.device if config.device != "auto" else ("cuda" if cards else "cpu")
+    device = resolve_device(config.device, cuda=bool(cards))
     load = make_load(
         config,
         registry,
         device=device,
-        dtype=config.dtype if config.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32"),
+        dtype=resolve_dtype(config.dtype, device),
         loras=lora_bytes(config, plan.weights),
         converted=not own,
         scaled=_is_scaled(config, plan.weights),

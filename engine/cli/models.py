@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NoReturn
 
+from engine.cli.base import BaseParser
 from engine.errors import ConfigError, plain
 from engine.hub.check import Finding, verify
 from engine.hub.manifest import Manifest, Preset, read_manifest
 from engine.hub.offers import ROOT, models_path
-from engine.hub.progress import amount
+from engine.hub.progress import say
 from engine.hub.prune import State, removable, remove, states
 from engine.hub.pull import Options, pull
 from engine.hub.record import records
+from engine.text.amounts import amount
 
 ABOUT = {
     "pull": "download a preset, or go on with it; what is complete is left alone",
@@ -25,14 +25,6 @@ ABOUT = {
     "list": "the presets, what they take on disk and which are there",
     "prune": "remove what no preset in use needs",
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise ConfigError in place of printing usage."""
-        raise ConfigError(message.removeprefix("argument "), field="command line", hint=f"see {self.prog} --help")
 
 
 def run(words: Sequence[str], prog: str) -> int:
@@ -52,8 +44,8 @@ def run(words: Sequence[str], prog: str) -> int:
     )
 
 
-def _parser(prog: str, about: str) -> Parser:
-    parser = Parser(prog=prog, description=about, allow_abbrev=False)
+def _parser(prog: str, about: str) -> BaseParser:
+    parser = BaseParser(prog=prog, description=about, allow_abbrev=False)
     parser.add_argument(
         "--model-path",
         type=Path,
@@ -70,7 +62,7 @@ def _parser(prog: str, about: str) -> Parser:
     return parser
 
 
-def pull_parser(prog: str) -> Parser:
+def pull_parser(prog: str) -> BaseParser:
     """Return what reads the words of `pull`."""
     parser = _parser(prog, "Download a preset's files, verify them and mark the preset complete.")
     parser.add_argument("--preset", metavar="NAME", help="a preset of `multitalk models list` (the default one)")
@@ -194,6 +186,4 @@ def _prune(words: Sequence[str], prog: str) -> int:
 
 
 def _say(line: str) -> None:
-    # Over the line of progress, which a terminal shows in place.
-    line = plain(line)
-    print(f"\r\x1b[K{line}" if sys.stderr.isatty() else line, file=sys.stderr)
+    say(plain(line))

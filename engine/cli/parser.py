@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from engine.assembly.escape import override, override_list
+from engine.cli.base import BaseParser
 from engine.config import ComponentConfig, RequestConfig
 from engine.errors import ConfigError
+from engine.text.similar import similar
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Words:
     multirun: bool = False
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(BaseParser):
     """argparse with our errors: one line, with the nearest known flag."""
 
     def __init__(self, **arguments: Any) -> None:
@@ -59,11 +60,6 @@ class Parser(argparse.ArgumentParser):
         #: Key of the config that a word which is neither flag nor override sets; "" where there is none.
         self.bare = ""
         self.add_argument("-h", "--help", action="help", help="show this help")
-
-    def error(self, message: str) -> NoReturn:
-        """Raise ConfigError in place of printing usage."""
-        text = message.removeprefix("argument ")
-        raise ConfigError(text, field="command line", hint=f"see {self.prog} --help")
 
     def flag(self, name: str, group: Any = None, **arguments: Any) -> None:
         """Add the flag `name` (or several names, separated by blanks)."""
@@ -114,7 +110,7 @@ class Parser(argparse.ArgumentParser):
 
 def nearest(name: str, known: Sequence[str] | set[str], command: str) -> str:
     """Return a hint with the known name that is most like `name`, or where to read on."""
-    near = difflib.get_close_matches(name[:64], sorted(known), n=1)
+    near = similar(name, sorted(known))
     return f"did you mean {near[0]}?" if near else f"see {command} --help"
 
 

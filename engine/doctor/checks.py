@@ -21,11 +21,13 @@ from engine.components import RehearsingSink
 from engine.data import Request, Speaker
 from engine.data.estimates import Estimates
 from engine.errors import EngineError
+from engine.machine.device import resolve_device
 from engine.machine.host_memory import free_host_memory
 from engine.planning.gpus import installed_cards
 from engine.plugin.manager import Registry, installed
 from engine.service import EngineService
 from engine.serving.worker.fitness import UnfitError, check_room
+from engine.text.amounts import gigabytes
 
 State = Literal["ok", "note", "broken"]
 
@@ -78,8 +80,7 @@ class Patient:
         """Return where the config would run: "cuda" or "cpu"."""
         import torch
 
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
-        return self.config.device if self.config.device != "auto" else auto
+        return resolve_device(self.config.device, cuda=torch.cuda.is_available())
 
     def estimates(self) -> Estimates | None:
         """Plan a video of one window with the example picture."""
@@ -173,11 +174,11 @@ def check_memory(patient: Patient) -> Iterator[Finding]:
     if patient.device == "cuda" and torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         needed = None if found is None else found.device_memory_bytes
-        text = f"{free / _GB:.1f} of {total / _GB:.1f} GB are free on the card"
+        text = f"{free / _GB:.1f} of {gigabytes(total)} are free on the card"
         yield _room("device memory", needed, free, text, found)
     if host is not None:
         needed = None if found is None else found.host_memory_bytes
-        yield _room("host memory", needed, host, f"{host / _GB:.1f} GB are free", found)
+        yield _room("host memory", needed, host, f"{gigabytes(host)} are free", found)
 
 
 def check_attention(patient: Patient) -> Iterator[Finding]:
@@ -214,7 +215,7 @@ def check_weights(patient: Patient) -> Iterator[Finding]:
     folder = locate_weights(patient.config, patient.registry)
     check_suited(patient.config, folder)
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    text = f"{patient.config.model.name}: complete in {folder}, {size / _GB:.2f} GB"
+    text = f"{patient.config.model.name}: complete in {folder}, {gigabytes(size, 2)}"
     yield Finding("weights", "ok", text, "", {"folder": str(folder), "bytes": size})
 
 
@@ -249,7 +250,7 @@ def check_disk(patient: Patient) -> Iterator[Finding]:
         yield Finding("disk", "broken", what, hint)
         return
     free = os.statvfs(folder)
-    yield Finding("disk", "ok", f"{free.f_bavail * free.f_frsize / _GB:.1f} GB are free for temporary files")
+    yield Finding("disk", "ok", f"{gigabytes(free.f_bavail * free.f_frsize)} are free for temporary files")
 
 
 def check_sink(patient: Patient) -> Iterator[Finding]:
@@ -361,7 +362,7 @@ def _room(name: str, needed: int | None, free: int, text: str, found: Estimates 
     details = {"free_bytes": free, "needed_bytes": needed}
     if needed is None:
         return Finding(name, "note", f"{text}; what the model needs is not known", "", details)
-    text = f"{text}; a window needs {needed / _GB:.1f} GB"
+    text = f"{text}; a window needs {gigabytes(needed)}"
     if needed <= free:
         return Finding(name, "ok", text, "", details)
     change = next((one.change for one in found.cards if found and one.card == found.card), ()) if found else ()

@@ -58,13 +58,6 @@ _SEES = "condition_embedder.image_embedder.norm1.weight"
 _TIED = "encoder.embed_tokens.weight"
 
 
-def read_part(component: str, part: Part, dtype: torch.dtype) -> Any:
-    """Return the network of a component, whatever `part` is written in: `build_empty` and `fill`."""
-    model = build_empty(component, part)
-    fill(model, component, part, dtype)
-    return model.eval()
-
-
 def build_empty(component: str, part: Part) -> Any:
     """Return the network that the tensors of `part` belong to, on the meta device.
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from engine.components import Reader
 from engine.data import Weights
+from engine.data.cancel import CancelToken
 from engine.errors import RequestError, SourceError, UnknownComponent
 from engine.loading.component import Component
 from engine.loading.component_files import OnDisk, first_sentence, unfit
@@ -32,7 +33,7 @@ from engine.loading.quantize import change_weight, quantize_int8
 from engine.loading.safetensors_reader import AheadReader
 from engine.multitalk.attention import set_self_attention_backend
 from engine.multitalk.audio import AudioEncoder
-from engine.multitalk.codec import LatentCodec, WanCodec, Withdrawn
+from engine.multitalk.codec import LatentCodec, WanCodec
 from engine.multitalk.image import ImageEncoder
 from engine.multitalk.sequence import check_heads
 from engine.multitalk.text import TextEncoder
@@ -69,7 +70,7 @@ class Seeing(Protocol):
 class Hearing(Protocol):
     """Encodes a voice (samples,), float32 mono 16 kHz: (frames, layers, channels)."""
 
-    def encode(self, voice: Tensor, frames: int, *, cancel: Withdrawn | None = None) -> Tensor: ...
+    def encode(self, voice: Tensor, frames: int, *, cancel: CancelToken | None = None) -> Tensor: ...
 
 
 Lora = tuple[Path, float]

@@ -21,6 +21,7 @@ from engine.loading.pinned_memory import settle as settle_in
 from engine.loading.slots import BESIDE, parts_of, size_of, weights_of
 from engine.loading.streamer import Beside, Streamer
 from engine.machine.profiles import (
+    PROFILES,
     USABLE,
     allowance,
     choose_profile,
@@ -32,7 +33,7 @@ from engine.machine.profiles import (
 
 logger = logging.getLogger(__name__)
 
-NAMES = ("none", "text-offload", "model-offload", "group-offload", "lowest", "auto")
+NAMES = (*PROFILES, "auto")
 
 
 @dataclass(frozen=True)

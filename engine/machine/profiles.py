@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from engine.machine.host_memory import free_host_memory
+from engine.text.amounts import gigabytes
 
+#: By how much stays on the device, the most first; `docs/plan.md` says what each does.
+PROFILES = ("none", "text-offload", "model-offload", "group-offload", "lowest")
 #: Share of what is free that a profile may need: allocators leave gaps, and others want some of it, too.
 USABLE = 0.9
 #: What forwards are allowed beside the weights, as a multiple of their tokens: with all weights elsewhere 13 GB were
@@ -44,13 +47,13 @@ def choose_profile(
     told = []
     for name, (device, host) in needs.items():
         if device > USABLE * (device_free or 0):
-            told.append(f"{name} needs {_gb(device)} on the device, {_gb(device_free or 0)} are free")
+            told.append(f"{name} needs {gigabytes(device)} on the device, {gigabytes(device_free or 0)} are free")
         elif host > USABLE * host_free:
-            told.append(f"{name} needs {_gb(host)} of this machine's memory, {_gb(host_free)} are free")
+            told.append(f"{name} needs {gigabytes(host)} of this machine's memory, {gigabytes(host_free)} are free")
         else:
-            where = f"{_gb(host)} of {_gb(host_free)} free in this machine's memory"
+            where = f"{gigabytes(host)} of {gigabytes(host_free)} free in this machine's memory"
             if device_free is not None:
-                where = f"{_gb(device)} of {_gb(device_free)} free on the device and {where}"
+                where = f"{gigabytes(device)} of {gigabytes(device_free)} free on the device and {where}"
             return name, "; ".join([f"{name} takes {where}", *told])
     return "lowest", "; ".join(["nothing fits, lowest comes nearest", *told])
 
@@ -85,7 +88,3 @@ def free_on_host() -> int:
     Where nothing is known memory=auto picks the profile that needs least.
     """
     return free_host_memory() or 0
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

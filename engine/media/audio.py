@@ -52,23 +52,21 @@ class Sounds:
     warnings: tuple[str, ...]
 
 
-def normalize_loudness(voice: Samples, rate: int = VOICE_RATE, target: float = LOUDNESS) -> Samples:
-    """Scale mono samples to `target` LUFS (ITU-R BS.1770, by pyloudnorm); silence (beyond -100 LUFS) stays as it is.
+def set_loudness(voice: Samples, measured: float, target: float = LOUDNESS) -> Samples:
+    """Scale mono samples of `measured` LUFS to `target` LUFS; silence (beyond -100 LUFS) stays as it is.
 
-    A voice shorter than the meter's 0.4 s block is measured as if it were repeated. Source: MultiTalk,
-    generate_multitalk.py, loudness_norm.
+    Source: MultiTalk, generate_multitalk.py, loudness_norm.
     """
-    return _levelled(voice, loudness(voice, rate), target)
-
-
-def _levelled(voice: Samples, measured: float, target: float = LOUDNESS) -> Samples:
     if not math.isfinite(measured) or abs(measured) > 100:
         return voice
     return voice * np.float32(10 ** ((target - measured) / 20))
 
 
 def loudness(voice: Samples, rate: int = VOICE_RATE) -> float:
-    """Return the integrated loudness of mono samples in LUFS; -inf for silence."""
+    """Return the integrated loudness of mono samples in LUFS (ITU-R BS.1770, by pyloudnorm); -inf for silence.
+
+    A voice shorter than the meter's 0.4 s block is measured as if it were repeated.
+    """
     if not voice.any():
         return -math.inf
     import pyloudnorm  # brings scipy.signal, a second of start-up
@@ -236,7 +234,7 @@ class _Voice:
         if self.shown <= 0:
             return voice, [*told, f"the voice begins at {self.begin:.2f} s, when the video is over"]
         loud = loudness(voice)
-        voice = _levelled(voice, loud)
+        voice = set_loudness(voice, loud)
         if not self._all:
             # More of it is decoded for the video than for its plan.
             return voice, told

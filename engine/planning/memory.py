@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from engine.components import StepCache
 from engine.data.estimates import StageMemory
 from engine.errors import UnknownComponent
+from engine.machine.profiles import PROFILES
 from engine.planning import activations
 from engine.planning.parameters import PARTS, Quant, Sizes, width
 
-PROFILES = ("none", "text-offload", "model-offload", "group-offload", "lowest")
 #: Rows have a scale in float32, and torchao's own a zero point beside it. The types of a GGUF file are its own.
 QUANTS: Mapping[str, Quant | None] = {
     "none": None,

@@ -6,9 +6,9 @@ import ipaddress
 import re
 import socket
 from collections.abc import Callable, Iterable
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
-from engine.redaction.logs import HIDDEN
+from engine.redaction.logs import HIDDEN, hide_secrets
 
 PATH = "[path]"
 HOST = "[internal host]"
@@ -59,11 +59,7 @@ def scrub(text: str, secrets: Iterable[str] = (), *, own: bool = False) -> str:
     `own` machine they are of. What looks like a key is hidden even if it is none: a message that says too little can be
     completed from the log.
     """
-    # Shorter ones keep no secret, and hiding each letter `a` would hide the message.
-    for secret in sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True):
-        # As it is, in an error (whose white space is narrowed), in a repr, in a URL.
-        for form in (secret, " ".join(secret.split()), repr(secret)[1:-1], quote(secret), quote(secret, safe="")):
-            text = text.replace(form, HIDDEN) if form else text
+    text = hide_secrets(text, secrets)
     # Before the patterns: on a hostile text some of them take time with the square of its length.
     text = _TRACEBACK.sub("", text[: 4 * _MOST])
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

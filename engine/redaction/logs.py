@@ -22,12 +22,21 @@ _SIGNED = re.compile(r"(?i)\b(X-Amz-(?:Signature|Credential|Security-Token)|Sign
 _HEADER = re.compile(r"(?i)\b(authorization|x-amz-security-token)(['\"]?\s*[:=]\s*b?['\"]?)[^'\"\r\n,}]+")
 
 
+def hide_secrets(text: str, secrets: Iterable[str]) -> str:
+    """Return `text` with `[hidden]` in place of each of the `secrets`, the longest first.
+
+    They are found as they are, with their white space narrowed as errors write it, in a repr and in a URL.
+    """
+    for secret in sorted({secret for secret in secrets if len(secret) >= _LEAST}, key=len, reverse=True):
+        narrow = " ".join(secret.split())
+        for form in dict.fromkeys((secret, narrow, repr(secret)[1:-1], quote(secret), quote(secret, safe=""))):
+            text = text.replace(form, HIDDEN) if form else text
+    return text
+
+
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """Return `text` without the `secrets`, without media and with no more of a URL than scheme and host."""
-    for secret in sorted({secret for secret in secrets if len(secret) >= _LEAST}, key=len, reverse=True):
-        # As it is, in a repr, in a URL.
-        for form in dict.fromkeys((secret, repr(secret)[1:-1], quote(secret), quote(secret, safe=""))):
-            text = text.replace(form, HIDDEN)
+    text = hide_secrets(text, secrets)
     text = _DATA.sub(f"data:{HIDDEN}", text)
     text = _LONG.sub(HIDDEN, text)
     text = _URL.sub(_host, text)

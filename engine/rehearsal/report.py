@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.assembly.estimates import make_load
 from engine.data.estimates import StageMemory
+from engine.machine.profiles import PROFILES
 from engine.planning import memory
 from engine.planning.estimate import free_of, largest_work, settle
 from engine.planning.memory import CONTEXT
@@ -16,6 +17,7 @@ from engine.planning.parameters import Sizes
 from engine.plugin.manager import installed
 from engine.rehearsal.counts import Copy, Forward
 from engine.rehearsal.walk import Row, Walk
+from engine.text.amounts import gigabytes
 
 #: Share by which a plan's stage may differ from the rehearsal.
 TOLERANCE = 0.03
@@ -124,7 +126,7 @@ def reckon(fewer: Report, more: Report, blocks: int) -> Report:
     # Sizes differ with the number of blocks, and so does what the plan says of them.
     faults = [fault for fault in more.faults if fault.kind not in ("memory", "plan")]
     if needed > limit:
-        faults.append(Fault("memory", "", f"{needed / 1e9:.2f} GB are needed of a card of {limit / 1e9:.2f} GB"))
+        faults.append(Fault("memory", "", f"{gigabytes(needed, 2)} are needed of a card of {gigabytes(limit, 2)}"))
     # Pieces of pinned memory do not grow with each block, so the plan is not held to this.
     host, waiting = max(stage["host_peak"] for stage in stages), number(fewer.host_plan, more.host_plan)
     planned = {stage["stage"]: stage["plan"] for stage in stages if stage["plan"] is not None}
@@ -171,7 +173,7 @@ def _settings(walk: Walk, sizes: Sizes) -> Numbers:
 
 def planned_stages(walk: Walk, sizes: Sizes) -> tuple[dict[str, StageMemory], int | None]:
     """Return what the plan says of the same weights, profile and windows, by stage, and of weights on the host."""
-    if walk.plan is None or walk.memory not in memory.PROFILES or walk.config.quant.name not in memory.QUANTS:
+    if walk.plan is None or walk.memory not in PROFILES or walk.config.quant.name not in memory.QUANTS:
         return {}, None
     work = largest_work(walk.plan, sizes)
     load = make_load(
@@ -263,7 +265,7 @@ def _faults(walk: Walk, planned: Mapping[str, StageMemory], waiting: int | None)
         yield Fault("order", "", f"{count} x {what}")
     if walk.missing:
         yield Fault(
-            "memory", "", f"the card is too small by {walk.missing / 1e9:.2f} GB, with what its allocator holds"
+            "memory", "", f"the card is too small by {gigabytes(walk.missing, 2)}, with what its allocator holds"
         )
     before: Row | None = None
     for row in walk.rows:
@@ -293,7 +295,7 @@ def _named(stage: str, window: int) -> str:
 def _plan_faults(name: str, peak: int, planned: int | None) -> Iterator[Fault]:
     off = _off(peak, planned)
     if off is not None and planned is not None and abs(off) > TOLERANCE and abs(planned - peak) > _CRUMBS:
-        what = f"the plan says {planned / 1e9:.2f} GB, it takes {peak / 1e9:.2f} ({off:+.1%})"
+        what = f"the plan says {gigabytes(planned, 2)}, it takes {peak / 1e9:.2f} ({off:+.1%})"
         yield Fault("plan", name, what)
 
 
@@ -301,7 +303,7 @@ def _copy_faults(walk: Walk, row: Row) -> Iterator[str]:
     counts, offloaded = row.counts, walk.memory not in _WHOLE
     returned = sum(size for copy, size in counts.copied.items() if copy.direction == "down" and not _frames(copy))
     if returned > _CRUMBS:
-        yield f"{returned / 1e9:.2f} GB are copied back to the host"
+        yield f"{gigabytes(returned, 2)} are copied back to the host"
     inside = [copy for copy in counts.copies if copy.forward]
     if not offloaded and inside:
         yield f"{sum(counts.copies[copy] for copy in inside)} copies inside of forwards, at {inside[0].where}"
@@ -311,7 +313,7 @@ def _copy_faults(walk: Walk, row: Row) -> Iterator[str]:
     if offloaded and row.forwards:
         most, whole = max(forward.up for forward in row.forwards), walk.weights.get("transformer", 0)
         if whole and most > 1.01 * whole:
-            yield f"a forward brings {most / 1e9:.2f} GB, more than the network's {whole / 1e9:.2f}"
+            yield f"a forward brings {gigabytes(most, 2)}, more than the network's {whole / 1e9:.2f}"
 
 
 def _wait_faults(walk: Walk, row: Row) -> Iterator[str]:
@@ -330,14 +332,14 @@ def _left(walk: Walk, row: Row, before: Row | None, planned: StageMemory | None)
     for name, there in row.weights.items():
         over = there - planned.weights.get(name, 0)
         if over > max(_CRUMBS, 0.01 * planned.weights.get(name, 0)):
-            yield f"{over / 1e9:.2f} GB of the {name} are on the device, and should not be"
+            yield f"{gigabytes(over, 2)} of the {name} are on the device, and should not be"
     if row.stage == "denoise" and before is not None:
         # The places through which blocks come belong to the network as long as it is there.
         grown = row.counts.left - before.counts.left
         names = {place: size for place, size in grown.items() if not place.startswith(_STREAMER)}
         if sum(names.values()) > _latents(walk) + _CRUMBS:
             places = ", ".join(sorted(names, key=names.__getitem__, reverse=True)[:3])
-            yield f"{sum(names.values()) / 1e9:.2f} GB are left on the device, made at {places}"
+            yield f"{gigabytes(sum(names.values()), 2)} are left on the device, made at {places}"
 
 
 def _frames(copy: Copy) -> bool:

@@ -7,6 +7,7 @@ import os
 import torch
 
 from engine.errors import ConfigError
+from engine.machine.device import resolve_device, resolve_dtype
 
 #: What torch reads when its allocator of CUDA memory starts: the name of today, and that of torch before 2.9.
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -20,11 +21,12 @@ def pick_device(name: str) -> str:
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"no device named {name!r}", field="device", hint="auto, cpu or cuda")
     there = name != "cpu" and torch.cuda.is_available()
-    if name == "cuda" and not there:
-        raise ConfigError("this machine has no CUDA device that torch can use", field="device", hint="device=cpu")
-    if there:
+    device = resolve_device(name, cuda=there)
+    if device == "cuda":
+        if not there:
+            raise ConfigError("this machine has no CUDA device that torch can use", field="device", hint="device=cpu")
         _let_segments_grow()
-    return "cuda" if there else "cpu"
+    return device
 
 
 def _let_segments_grow() -> None:
@@ -40,8 +42,6 @@ def _let_segments_grow() -> None:
 
 def pick_dtype(name: str, device: str) -> str:
     """Return "bfloat16" or "float32", whichever `name` means on `device`. Raises ConfigError."""
-    if name == "auto":
-        return "bfloat16" if device == "cuda" else "float32"
-    if name not in ("bfloat16", "float32"):
+    if name not in ("auto", "bfloat16", "float32"):
         raise ConfigError(f"no dtype named {name!r}", field="dtype", hint="auto, bfloat16 or float32")
-    return name
+    return resolve_dtype(name, device)

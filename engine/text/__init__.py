@@ -1,1 +1,1 @@
-"""Untrusted text: file names made from it, and base64."""
+"""Untrusted text: file names made from it, base64, sizes, and what HTML pages show of it."""

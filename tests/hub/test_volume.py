@@ -22,10 +22,10 @@ from engine.cli.models import pull_parser
 from engine.errors import ConfigError, MissingWeights, SourceError
 from engine.hub.check import verify
 from engine.hub.manifest import DENSE, Manifest, read_manifest
-from engine.hub.progress import amount
 from engine.hub.prune import removable, remove, states
 from engine.hub.pull import Options, pull
 from engine.hub.record import COMPLETE, PRIVATE
+from engine.text.amounts import amount
 
 ROOT = Path(__file__).parents[2]
 CHANCE = random.Random(3)

@@ -13,12 +13,13 @@ import torch
 from original_folder import CONFIG, FILES, random_state, small_transformer, write_original
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from whole_tensors import read_part
 
 from engine.assembly.compose import compose
 from engine.assembly.estimates import _is_scaled, make_load
 from engine.data import Weights
 from engine.errors import SourceError
-from engine.loading.checkpoint import placed_size, read_part
+from engine.loading.checkpoint import placed_size
 from engine.loading.component_files import OnDisk
 from engine.loading.file_kinds import what_is
 from engine.loading.key_map import TOOL_PREFIXES, engine_name, is_audio, to_engine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import pickle
 import struct
 import subprocess
 import sys
@@ -275,19 +276,21 @@ def archive(path: Path, name: str) -> None:
 
 
 STRANGERS: dict[str, tuple[Any, str]] = {
-    "of torch": (lambda path: torch.save({"a.lora_A.weight": torch.ones(2, 2)}, path), "a PyTorch file"),
+    "of torch": (lambda path: torch.save({"a.lora_A.weight": torch.ones(2, 2)}, path), "a PyTorch archive"),
     "of an older torch": (
         lambda path: torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False),
-        "a PyTorch file",
+        "a PyTorch pickle",
     ),
-    "packed": (lambda path: archive(path, "lora.safetensors"), "a ZIP archive"),
+    "packed": (lambda path: archive(path, "lora.safetensors"), "a zip archive"),
     "of llama.cpp": (lambda path: path.write_bytes(b"GGUF" + bytes(60)), "a GGUF file"),
     "a page": (lambda path: path.write_bytes(b"\n<!DOCTYPE html><html>sign in</html>"), "a web page"),
-    "an answer": (lambda path: path.write_bytes(b'{"error": "gated"}' + bytes(20)), "a JSON text"),
+    "an answer": (lambda path: path.write_bytes(b'{"error": "gated"}' + bytes(20)), "a server's error"),
     "a pointer": (
         lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
-        "a pointer of Git LFS",
+        "a git-lfs pointer",
     ),
+    "a text": (lambda path: path.write_bytes(b'[{"text": "not found"}]'), "a JSON text"),
+    "of pickle's last protocol": (lambda path: path.write_bytes(pickle.dumps({"a": 1}, 5)), "a PyTorch pickle"),
     "nothing": (lambda path: path.write_bytes(b""), "empty"),
 }
 

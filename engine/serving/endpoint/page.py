@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 
 from aiohttp import web
+
+from engine.text.pages import read_template
 
 _TYPES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 #: Nothing from elsewhere is loaded; a finished video may come from a bucket.
@@ -28,12 +29,11 @@ def routes(endpoint_id: str) -> list[web.RouteDef]:
 
 
 def _file(name: str, endpoint_id: str) -> Callable[[web.Request], Awaitable[web.Response]]:
-    text = (
-        files("engine.serving.endpoint")
-        .joinpath(name)
-        .read_text("utf-8")
-        .replace("{{endpoint}}", html.escape(endpoint_id))
-    )
+    package = "engine.serving.endpoint"
+    if name == "page.html":
+        text = read_template(package, name).render(endpoint=endpoint_id)
+    else:
+        text = files(package).joinpath(name).read_text("utf-8")
     headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
 
     async def handler(request: web.Request) -> web.Response:

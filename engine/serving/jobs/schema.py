@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import ConfigError, RequestError
 from engine.serving.jobs.aliases import meant
 from engine.serving.jobs.document_bounds import MOST_ENTRIES
+from engine.text.similar import similar
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
@@ -307,8 +307,8 @@ def _translate(error: ValidationError) -> Iterator[RequestError]:
                 hint += ": the value itself, without quotes around it"
             yield RequestError(what, field=field, hint=hint, code="wrong_type")
         case "enum":
-            said = value[:64] if isinstance(value, str) else shown(value)
-            near = difflib.get_close_matches(said, [str(choice) for choice in error.validator_value], n=1)
+            said = value if isinstance(value, str) else shown(value)
+            near = similar(said, [str(choice) for choice in error.validator_value])
             hint = f"did you mean {near[0]}? Choose {wanted(schema)}" if near else f"choose {wanted(schema)}"
             yield RequestError(f"{quoted} is unknown", field=field, hint=hint, code="unknown_choice")
         case "pattern" | "minProperties" | "maxProperties":
@@ -384,7 +384,7 @@ def _spell(path: list[str | int]) -> str:
 def _nearest(name: str, known: Iterable[str]) -> list[str]:
     plain = {_plain(other): other for other in known}
     name = name[:64]
-    near = difflib.get_close_matches(_plain(name), plain, n=2, cutoff=0.7)
+    near = similar(_plain(name), plain, most=2, cutoff=0.7)
     # `steps` is far from `sampling_steps` by letters, and what was meant all the same.
     near = near or [other for other in plain if len(name) >= 4 and _plain(name) in other]
     return [plain[other] for other in near[:3]]

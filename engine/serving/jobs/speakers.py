@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -16,6 +15,7 @@ from engine.data import Region, Speaker
 from engine.errors import RequestError
 from engine.media.excerpts import KEYS, check_values
 from engine.serving.jobs.document_bounds import MOST_BYTES, check_bounds
+from engine.text.similar import similar
 
 #: The word that stands for a voice where somebody says nothing.
 SILENCE = "silence"
@@ -113,7 +113,7 @@ def _address(value: Any, where: str, folder: Path | None) -> str:
 def _only(entry: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
     for key in entry:
         if key not in known:
-            near = difflib.get_close_matches(str(key)[:64], known, n=1)
+            near = similar(str(key), known)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
             raise RequestError(f"unknown key {_shown(key)}", field=where or "speakers", hint=hint)
 

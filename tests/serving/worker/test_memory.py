@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from worker_fakes import FakeService, OutOfMemoryError, Work, ask, worker
 
+from engine.machine.profiles import PROFILES
 from engine.serving.worker.cuda_errors import is_device_lost, is_out_of_memory
-from engine.serving.worker.warm_engine import Keeper
+from engine.serving.worker.warm_engine import LOWER, Keeper
 
 
 def full_above(*profiles: str) -> Work:
@@ -15,6 +16,11 @@ def full_above(*profiles: str) -> Work:
             raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     return work
+
+
+def test_each_profile_but_the_last_has_a_lower_one() -> None:
+    assert set(LOWER) == set(PROFILES[:-1])
+    assert all(PROFILES.index(lower) > PROFILES.index(name) for name, lower in LOWER.items())
 
 
 def test_a_job_is_made_again_with_the_next_lower_profile_and_says_so() -> None:

@@ -1,4 +1,4 @@
-# The worker's image: docker build -f docker/Dockerfile -t multitalk-local .
+# The worker's image: docker build -t multitalk-local .
 #
 # torch from PyPI installs all CUDA libraries as wheels (13.0 for the version that constraints.txt pins), so the base only
 # has to support the driver. A -runtime- base works too, but contains the same libraries a second time.
