@@ -1,4 +1,4 @@
-"""The engine as entrypoints see it: it plans without weights and loads them when the first video is asked for."""
+"""The engine for entrypoints: plans without weights, and loads them for the first video."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from engine.errors import ConfigError, EngineError, SourceError
 from engine.files.scratch import scratch
 from engine.loading.prefetch import reading_ahead
 from engine.plugin.manager import installed
-from engine.runtime.release import reclaim
+from engine.runtime.memory import reclaim
 from engine.stages.read import listen
 
 if TYPE_CHECKING:

@@ -54,7 +54,7 @@ bench: assembly client components data errors evaluation files loading machine m
 rehearsal: assembly components config data errors files loading machine multitalk pipeline planning plugin text
 service: assembly cancel components config data errors files loading pipeline plugin runtime stages
 doctor: assembly components data errors machine multitalk planning plugin service serving text
-sweeps: assembly config data errors evaluation files media plugin redaction runtime service serving stages text
+sweeps: assembly config data errors evaluation files media plugin redaction runtime service stages text
 cli: assembly bench config config_keys data doctor errors files hub media pipeline planning plugin redaction rehearsal
     runtime service serving stages sweeps text
 """

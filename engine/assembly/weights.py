@@ -21,7 +21,7 @@ from engine.loading.component_files import BUILDING
 from engine.loading.model import Model, load_model
 from engine.loading.placement import Profile
 from engine.plugin.manager import Registry
-from engine.runtime.release import reclaim
+from engine.runtime.memory import reclaim
 
 
 @dataclass(frozen=True)

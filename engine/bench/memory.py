@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import RequestError
-from engine.runtime.peaks import forget_peak, status
+from engine.runtime.memory import forget_peak, status
 
 #: Frames that warm an engine up: two windows, so that a continuation has run as well.
 WARM = 106

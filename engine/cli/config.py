@@ -28,7 +28,7 @@ def config(words: Sequence[str]) -> int:
         description="Print the composed config as YAML, with where each value comes from; of a KEY, what it means.\n"
         "With entrypoint=runpod it is that of a worker, with MULTITALK_OVERRIDES and MULTITALK_RECIPE.",
     )
-    parser.flag("--json", action="store_true", help="as one JSON object")
+    parser.flag("--json", action="store_true", help="print one JSON object")
     values, rest = parser.read(words)
     overrides = [word for word in rest if "=" in word or word.startswith("~")]
     wanted = [word for word in rest if word not in overrides]

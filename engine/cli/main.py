@@ -130,11 +130,19 @@ def _plan(words: Sequence[str]) -> int:
 
 
 def _plugins(words: Sequence[str]) -> int:
+    if words[:1] == ["new"]:
+        from engine.cli.new_plugin import new_plugin
+
+        return new_plugin(words[1:])
     from engine.cli.catalog import print_catalog
     from engine.cli.parser import Parser
 
-    parser = Parser(prog="multitalk plugins", description="List every component and preset by group.")
-    parser.flag("--json", action="store_true", help="as one JSON object")
+    parser = Parser(
+        prog="multitalk plugins",
+        usage="multitalk plugins [--json]\n       multitalk plugins new NAME [--kind KIND] [--folder DIR]",
+        description="List every component and preset by group; `new` writes a package with a component that works.",
+    )
+    parser.flag("--json", action="store_true", help="print one JSON object")
     values, rest = parser.read(words)
     parser.none(rest)
     return print_catalog(as_json=values.json)
@@ -153,7 +161,7 @@ def _show(words: Sequence[str]) -> int:
     parser = Parser(
         prog="multitalk show", usage="multitalk show FILE.mp4 [--json]", description="Print the recipe of a video."
     )
-    parser.flag("--json", action="store_true", help="as one JSON object")
+    parser.flag("--json", action="store_true", help="print one JSON object")
     values, rest = parser.read(words)
     return show(Path(parser.one(rest, "FILE.mp4")), as_json=values.json)
 

@@ -51,13 +51,13 @@ def _parser(prog: str, about: str) -> BaseParser:
         type=Path,
         default=models_path(),
         metavar="FOLDER",
-        help=f"the folder of all models ($MODEL_PATH, else {ROOT})",
+        help=f"folder of all models ($MODEL_PATH, else {ROOT})",
     )
     parser.add_argument(
         "--manifest",
         type=Path,
         metavar="FILE",
-        help="presets of your own, in the format of engine/hub/manifest.yaml",
+        help="your own presets, in the format of engine/hub/manifest.yaml",
     )
     return parser
 
@@ -65,12 +65,12 @@ def _parser(prog: str, about: str) -> BaseParser:
 def pull_parser(prog: str) -> BaseParser:
     """Return what reads the words of `pull`."""
     parser = _parser(prog, "Download a preset's files, verify them and mark the preset complete.")
-    parser.add_argument("--preset", metavar="NAME", help="one of `multitalk models list`; without it the default")
+    parser.add_argument("--preset", metavar="NAME", help="a preset of `multitalk models list` (the default one)")
     parser.add_argument("--with", dest="extra", action="append", default=[], metavar="PART", help="add a part")
     parser.add_argument("--without", action="append", default=[], metavar="PART", help="leave a part out")
-    parser.add_argument("--workers", type=int, default=4, metavar="N", help="files at a time (4)")
-    parser.add_argument("--repair", action="store_true", help="replace files that are in the way or were changed")
-    parser.add_argument("--quiet", action="store_true", help="print the folder alone")
+    parser.add_argument("--workers", type=int, default=4, metavar="N", help="parallel downloads (4)")
+    parser.add_argument("--repair", action="store_true", help="replace files that were changed or block a needed name")
+    parser.add_argument("--quiet", action="store_true", help="only print the folder")
     return parser
 
 
@@ -96,10 +96,10 @@ def download(words: Sequence[str], prog: str) -> int:
 def _verify(words: Sequence[str], prog: str) -> int:
     parser = _parser(prog, "Read every byte of what was downloaded; exit with 1 if anything but a stranger is found.")
     parser.add_argument(
-        "--preset", action="append", metavar="NAME", help="that is to be whole; else those marked complete"
+        "--preset", action="append", metavar="NAME", help="preset to check (all that are marked complete)"
     )
-    parser.add_argument("--quick", action="store_true", help="compare sizes and times alone")
-    parser.add_argument("--json", action="store_true", help="as one JSON object")
+    parser.add_argument("--quick", action="store_true", help="only compare sizes and times")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args(list(words))
     manifest = read_manifest(given.manifest)
     known = records(given.model_path)
@@ -136,7 +136,7 @@ def _as_pulled(manifest: Manifest, folder: Path, name: str) -> Preset:
 
 def _list(words: Sequence[str], prog: str) -> int:
     parser = _parser(prog, "List the presets, what each takes on disk, and which are there.")
-    parser.add_argument("--json", action="store_true", help="as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args(list(words))
     manifest = read_manifest(given.manifest)
     found = states(manifest, given.model_path)
@@ -163,9 +163,9 @@ def _line(state: State, *, default: bool) -> str:
 def _prune(words: Sequence[str], prog: str) -> int:
     parser = _parser(prog, "Remove downloaded files that no preset in use needs, and what is left of unfinished ones.")
     parser.add_argument(
-        "--keep", action="append", default=[], metavar="NAME", help="in use; else those marked complete"
+        "--keep", action="append", default=[], metavar="NAME", help="preset to keep (all that are marked complete)"
     )
-    parser.add_argument("--foreign", action="store_true", help="also files that were not downloaded by this")
+    parser.add_argument("--foreign", action="store_true", help="also remove files that `pull` did not download")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     given = parser.parse_args(list(words))
     manifest = read_manifest(given.manifest)

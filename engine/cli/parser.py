@@ -59,7 +59,7 @@ class Parser(BaseParser):
         self._known: set[str] = {"--help", "-h"}
         #: Key of the config that a word which is neither flag nor override sets; "" where there is none.
         self.bare = ""
-        self.add_argument("-h", "--help", action="help", help="show this")
+        self.add_argument("-h", "--help", action="help", help="show this help")
 
     def flag(self, name: str, group: Any = None, **arguments: Any) -> None:
         """Add the flag `name` (or several names, separated by blanks)."""
@@ -121,13 +121,13 @@ def entrypoint_parser(name: str, config: type[ComponentConfig], description: str
         prog=f"multitalk {name}",
         usage=f"multitalk {name}{bare} [flags] group=name key=value ...",
         description=description,
-        epilog="Everything else is an override of the config: group=name chooses, key=value changes;\n"
+        epilog="All other arguments are overrides of the config: group=name selects, key=value sets a value;\n"
         "with -m, commas make a sweep. 'multitalk --help' lists the groups.",
     )
     if "request" in typing.get_type_hints(config):
         add_request_flags(parser, REQUEST)
     add_own_flags(parser, config)
-    parser.flag("-m --multirun", action="store_true", help="run every combination of the values given with commas")
+    parser.flag("-m --multirun", action="store_true", help="run every combination of comma-separated values")
     return parser
 
 
@@ -137,7 +137,7 @@ def add_request_flags(parser: Parser, flags: Sequence[Flag]) -> None:
     for flag in flags:
         action = {"action": "append"} if flag.many else {}
         parser.flag(flag.name, group, dest=flag.key, metavar=flag.word, help=flag.help, **action)
-    parser.flag("--output", group, metavar="FILE", help="where the video goes (the disk sink's folder and name)")
+    parser.flag("--output", group, metavar="FILE", help="folder and name of the video (folders: only with sink=disk)")
 
 
 def add_own_flags(parser: Parser, config: type[ComponentConfig]) -> None:

@@ -10,7 +10,7 @@ from engine.components import CancelToken, ProgressCallback
 from engine.data import Progress
 from engine.errors import Cancelled
 from engine.runtime.bar import Sign
-from engine.runtime.peaks import Peaks
+from engine.runtime.memory import Peaks
 
 #: The pieces of work of each window. Until one of a kind was measured, its time is a multiple of that of another kind.
 #: Decoding takes twice as long as encoding (measured with the embedded model: 1.7 to 2.4 times as long). How a step

@@ -1,1 +1,1 @@
-"""Texts that strangers wrote: names that become paths, base64, sizes, and what HTML pages show of them."""
+"""Untrusted text: file names made from it, base64, sizes, similar names, and HTML pages."""

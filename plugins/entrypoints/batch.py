@@ -34,42 +34,40 @@ SOME_FAILED = 3
 
 @dataclass
 class BatchConfig(JobsConfig):
-    """Makes the videos of a file of jobs, one JSON object a line (docs/batch.md)."""
+    """Makes the videos of a file of jobs, one JSON object per line (docs/batch.md)."""
 
     name: str = "batch"
     #: As `launcher`.
     launcher: ComponentConfig = field(default=II("launcher"), metadata={"flag": False})
     #: As `sink.name`.
     sink: str = field(default=II("sink.name"), metadata={"flag": False})
-    #: Folder of the videos, that of the sink; null: the sink has none.
+    #: Folder of the videos (the sink's); null: the sink has none.
     folder: str | None = field(default="${oc.select:sink.folder,null}", metadata={"flag": False})
     jobs: str | None = field(
         default=None,
-        metadata={"help": "the file of jobs, in the form of docs/api.md", "word": "JOBS.jsonl", "bare": True},
+        metadata={"help": "the file of jobs, in the format of docs/api.md", "word": "JOBS.jsonl", "bare": True},
     )
     results: str | None = field(
         default=None,
         metadata={"help": "file of results (JOBS.results.jsonl in the folder of the videos)", "word": "FILE"},
     )
-    check: bool = field(
-        default=False, metadata={"help": "only check and plan all jobs: load nothing, make nothing, keep nothing"}
-    )
-    retry_failed: bool = field(default=False, metadata={"help": "do jobs again that have failed before"})
+    check: bool = field(default=False, metadata={"help": "only check and plan all jobs; load, make and store nothing"})
+    retry_failed: bool = field(default=False, metadata={"help": "repeat jobs that failed before"})
     defaults_of: str = field(
         default="job",
         metadata={
-            "help": "what jobs that do not say take: job: as a worker; model: as the command line, rate, steps and "
-            "scales of the model and the length of the voices (job)",
+            "help": "defaults of jobs: job: those of a worker; model: those of the command line, which are the model's "
+            "rate, steps and scales and the length of the voices (job)",
             "word": "job|model",
         }
         | one_of("job", "model"),
     )
     grace: float = field(
         default=20.0,
-        metadata={"help": "seconds that jobs at work have to finish after Ctrl-C (20)", "word": "S"}
+        metadata={"help": "seconds that running jobs have to finish after Ctrl-C (20)", "word": "S"}
         | within(0, 86_400),
     )
-    json: bool = field(default=False, metadata={"help": "answer with one JSON object, the last line of stdout"})
+    json: bool = field(default=False, metadata={"help": "print one JSON object as the last line of stdout"})
     quiet: bool = field(default=False, metadata={"help": "no progress and no summary"})
 
     @classmethod
@@ -85,20 +83,13 @@ class Batch:
 
     def __init__(self, config: BatchConfig, launcher: Launcher) -> None:
         """Raise ConfigError for limits that cannot be meant, and where no file of jobs is named."""
-        # The worker's rooms bring asyncio along: only those who do jobs pay for it.
-        from engine.serving.jobs.defaults import Habits
-        from engine.serving.jobs.schema import Limits
-        from engine.serving.worker.handler import Terms
-
         if not config.jobs:
             raise ConfigError("no file of jobs", field="entrypoint.jobs", hint="multitalk batch JOBS.jsonl")
         self.config = config
         self._launcher = launcher
         self._jobs = Path(config.jobs)
         self._folder = None if config.folder is None else Path(config.folder)
-        limits = Limits(config.max_frames, config.max_steps, config.max_seconds, config.max_forwards)
-        habits = Habits(config.num_frames, config.defaults_of)
-        self._terms = Terms(limits=limits, habits=habits, own=True, folder=self._jobs.absolute().parent)
+        self._terms = config.terms(defaults_of=config.defaults_of, own=True, folder=self._jobs.absolute().parent)
 
     def run(self, service: Service) -> int:
         """Do what has no result yet. Raises EngineError for what concerns all jobs, before or after those done."""

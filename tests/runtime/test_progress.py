@@ -12,7 +12,7 @@ import torch
 
 from engine.data import Peak, Progress
 from engine.errors import Cancelled
-from engine.runtime import peaks
+from engine.runtime import memory
 from engine.runtime.bar import Sign
 from engine.runtime.progress import Meter
 
@@ -142,7 +142,7 @@ def test_where_the_kernel_tells_no_peaks_there_are_none(monkeypatch: pytest.Monk
     def denied() -> int:
         raise PermissionError
 
-    monkeypatch.setattr(peaks, "forget_peak", denied)
+    monkeypatch.setattr(memory, "forget_peak", denied)
     meter = Meter(None, None)
     with meter.stage("read"):
         pass

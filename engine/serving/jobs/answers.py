@@ -12,8 +12,8 @@ from typing import Any
 
 from engine.data import Delivery, Resumed
 from engine.errors import EngineError, SinkError
+from engine.redaction import scrub
 from engine.serving.jobs.job import FIELDS, Job, spell
-from engine.serving.jobs.scrub import scrub
 
 _LOG = logging.getLogger(__name__)
 #: Errors of a disk that takes no more, wherever they come from.

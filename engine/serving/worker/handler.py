@@ -17,11 +17,11 @@ from typing import Any
 from engine.components import CancelToken, ProgressCallback
 from engine.data import Delivery, Plan, Progress, Request
 from engine.errors import Cancelled, EngineError, RequestError, SinkError
+from engine.redaction import scrub
 from engine.serving.jobs.answers import answer, engine_version, error_answer
 from engine.serving.jobs.defaults import HABITS, Habits, defaults
 from engine.serving.jobs.job import Job, parse_job
 from engine.serving.jobs.schema import LIMITS, SECRET, Limits
-from engine.serving.jobs.scrub import scrub
 from engine.serving.worker.cancellable import in_thread
 from engine.serving.worker.cuda_errors import device_state, is_device_lost, is_out_of_memory
 from engine.serving.worker.logs import Lines

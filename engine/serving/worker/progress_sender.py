@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from engine.data import Progress
-from engine.serving.jobs.scrub import scrub
+from engine.redaction import scrub
 
 _LOG = logging.getLogger(__name__)
 

@@ -26,10 +26,10 @@ from engine.errors import (
     SourceError,
     UnknownComponent,
 )
+from engine.redaction import scrub
 from engine.serving.jobs.answers import answer, engine_version, error_answer
 from engine.serving.jobs.job import Job, parse_job
 from engine.serving.jobs.schema import job_schema
-from engine.serving.jobs.scrub import scrub
 
 GOOD = {"reference_image": "anna.png", "audio_1": "anna.wav", "prompt": "a woman speaks"}
 STORE = {

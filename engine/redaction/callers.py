@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
-from engine.redaction import HIDDEN, hide_secrets
+from engine.redaction.logs import HIDDEN, hide_secrets
 
 PATH = "[path]"
 HOST = "[internal host]"

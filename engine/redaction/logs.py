@@ -1,4 +1,4 @@
-"""Take out of a line what neither log nor terminal must keep: keys, media, and URLs, which may be keys."""
+"""Removes secrets from text for logs and terminals: keys, media data, and URLs."""
 
 from __future__ import annotations
 
