@@ -32,8 +32,11 @@ class Progress:
     def __init__(
         self, total: int, measure: Callable[[], int], out: TextIO | None, *, pause: float | None = None
     ) -> None:
-        on_terminal = out is not None and out.isatty()
         self._measure = measure
+        self._bar: tqdm | None = None
+        if out is None:
+            return
+        on_terminal = out.isatty()
         self._pause = _PAUSES[on_terminal] if pause is None else pause
         self._last = time.monotonic()
         self._done = threading.Event()
@@ -46,8 +49,7 @@ class Progress:
             # Each look is shown, when it is made: tqdm would wait for more, or skip some.
             mininterval=0,
             miniters=0,
-            file=out if out is None or on_terminal else _Lines(out),
-            disable=out is None,
+            file=out if on_terminal else _Lines(out),
             # Else the bar of a second download in this process would be drawn below this one.
             position=0,
             dynamic_ncols=on_terminal,
@@ -55,24 +57,25 @@ class Progress:
         )
 
     def __enter__(self) -> Self:
-        if not self._bar.disable:
+        if self._bar is not None:
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._done.set()
-        if not self._bar.disable:
+        if self._bar is not None:
+            self._done.set()
             self._thread.join()
             # Shown once more, with the rate of the whole download.
             self._bar.n = self._measure()
             self._bar.set_postfix_str("", refresh=False)
-        self._bar.close()
+            self._bar.close()
 
     def _watch(self) -> None:
         while not self._done.wait(self._pause):
             self._look()
 
     def _look(self) -> None:
+        assert self._bar is not None
         now, more = time.monotonic(), self._measure() - self._bar.n
         if more > 0:
             self._last = now

@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.assembly.compose import CONF, compose, translated
 from engine.assembly.escape import override
-from engine.assembly.settings import make_settings
+from engine.assembly.location import WeightsFinder
+from engine.assembly.settings import make_plan_inputs
 from engine.assembly.typed_overrides import readable
 from engine.config import Config
 from engine.data import Delivery, Request, Speaker
@@ -117,7 +118,7 @@ def run_job(composed: DictConfig, *, swept: Sequence[str] = ()) -> int:
 def _make(run: RunFolder) -> int:
     global _before
     words = list(run.overrides)
-    config = _checked(words)
+    config = _checked(words, WeightsFinder(installed()))
     if config.sink.name == "disk":
         words.append(override("sink.folder", str(run.path)))
     service = _before = EngineService(words, after=_before)
@@ -153,22 +154,24 @@ def _check_runs(params: Mapping[str, Any], overrides: Sequence[str]) -> None:
         if not part.key_or_group.startswith(("hydra.", "hydra/")):
             swept = part.is_sweep_override()
             values[key] = list(part.sweep_string_iterator()) if swept else [part.get_value_element_as_str()]
+    # The sources are asked once for what several runs need.
+    weights = WeightsFinder(installed())
     for number, run in enumerate(itertools.product(*values.values())):
         words = [f"{key}={value}" for key, value in zip(values, run, strict=True)]
         try:
-            _checked(words)
+            _checked(words, weights)
         except (ConfigError, RequestError) as error:
             differing = ", ".join(word for word, known in zip(words, values.values(), strict=True) if len(known) > 1)
             where = f" (job {number}: {plain(differing)})" if differing else ""
             raise ConfigError(f"{error.what}{where}", field=error.field, hint=error.hint, code=error.code) from error
 
 
-def _checked(words: Sequence[str]) -> Config:
+def _checked(words: Sequence[str], weights: WeightsFinder) -> Config:
     """Compose the config of one run. Raises ConfigError, and RequestError for values of its request."""
     config = compose(words)
     if config.parallel.name != "none":
         raise ConfigError("a sweep runs in one process", field="parallel", hint="choose parallel=none with -m")
-    make_settings(config, installed())
+    make_plan_inputs(config, installed(), weights)
     asked = config.request
     frames: Any = asked.frames
     if isinstance(frames, str) and re.fullmatch(r"[+-]?[0-9]{1,30}", frames):

@@ -1,1 +1,1 @@
-"""Untrusted text: file names made from it, base64, sizes, and what HTML pages show of it."""
+"""Untrusted text: file names made from it, base64, sizes, similar names, and HTML pages."""

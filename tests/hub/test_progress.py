@@ -11,7 +11,7 @@ import struct
 import termios
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from importlib.metadata import requires
 
 import pytest
 
@@ -136,7 +136,13 @@ def test_a_damaged_file_that_is_fetched_again_takes_its_bytes_back() -> None:
     assert out.getvalue().splitlines()[-1].startswith("100B of 1.00kB (10%)")
 
 
-def test_without_an_output_nothing_is_measured_in_the_background(tmp_path: Path) -> None:
+def test_without_an_output_nothing_is_measured_in_the_background() -> None:
     before = threading.active_count()
     with Progress(1000, lambda: 10, None):
         assert threading.active_count() == before
+
+
+def test_the_library_of_the_bar_is_wherever_huggingface_hub_is() -> None:
+    # scripts/download_models.py needs nothing but huggingface-hub, which brings its HTTP library and YAML along.
+    brought = {re.split(r"[^\w-]", line)[0] for line in requires("huggingface-hub") or () if "extra ==" not in line}
+    assert {"tqdm", "pyyaml"} <= brought

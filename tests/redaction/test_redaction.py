@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable
 from urllib.parse import quote
 
 import pytest
-from engine.serving.jobs.scrub import scrub
 
-from engine.redaction import HIDDEN, hide_secrets, redact
+from engine.redaction import HIDDEN, hide_secrets, redact, scrub
 
 #: With what is spelled otherwise in a URL, in a repr and in an error of one line.
 SECRET = "key  with/two blanks+'\\'"
