@@ -53,6 +53,11 @@ API = (
     # --- components ---------------------------------------------------------------------------------------------------
     Public("engine.components", "Sampler Schedule", "sampler", "protocols"),
     Public("engine.config", "SamplerConfig", "sampler", "base class of the config: steps, shift, bundle"),
+    Public("engine.components", "Guidance", "guidance", "protocol"),
+    Public("engine.config", "GuidanceConfig", "guidance", "base class of the config: scales of prompt and voices"),
+    Public("engine.components", "StepCache Agree CacheCost", "cache", "protocol, and what its methods take and return"),
+    Public("engine.config", "CacheConfig", "cache", "base class of the config"),
+    Public("engine.multitalk.diffusers_cache", "DiffusersCache", "cache", "a step cache of diffusers as one of ours"),
     Public("engine.components", "AttentionBackend", "attention", "protocol"),
     Public(
         "engine.machine.packaged_backend", "PackagedBackend", "attention", "base class: a kernel that a package brings"
