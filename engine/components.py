@@ -106,12 +106,54 @@ class Schedule(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class StepTools:
+    """What a step of an `ExtendedSchedule` may use beside the velocity at its begin."""
+
+    #: (latents, time) -> velocity: one more evaluation of the network, guided and cached as the step's first, with the
+    #: motion frames of that time. Latents and velocity are as in `step`, the time is on the scale of 0 .. 1000. A
+    #: sampler whose schedules use it is a `CountedSampler`.
+    evaluate: Callable[[Tensor, float], Tensor]
+    #: () -> fresh standard normal noise of the latents' shape, float32, on their device. It is drawn from the request's
+    #: own generator, so that a seed gives the same video on every device and in each of several processes.
+    noise: Callable[[], Tensor]
+
+
+@runtime_checkable
+class ExtendedSchedule(Protocol):
+    """A schedule whose steps evaluate the network more than once, or draw fresh noise."""
+
+    #: As of a `Schedule`.
+    timesteps: Sequence[float]
+
+    def step_with(self, velocity: Tensor, index: int, latents: Tensor, tools: StepTools) -> Tensor:
+        """Do as `Schedule.step`, which is not called then."""
+        ...
+
+
 class Sampler(Protocol):
     """How noise becomes latents."""
 
-    def schedule(self) -> Schedule:
+    def schedule(self) -> Schedule | ExtendedSchedule:
         """Return a fresh schedule."""
         ...
+
+
+@runtime_checkable
+class CountedSampler(Sampler, Protocol):
+    """A sampler that makes more than one evaluation of the network in some steps; others make one in each."""
+
+    def evaluations(self) -> Sequence[int]:
+        """Return how many evaluations each step makes, its first included: a number of 1 or more for each step.
+
+        Plans count by it and ask without torch; a step that makes another number ends the generation.
+        """
+        ...
+
+
+def evaluations_of(sampler: Sampler, steps: int) -> tuple[int, ...]:
+    """Return how many evaluations of the network each of a sampler's `steps` makes."""
+    return tuple(sampler.evaluations()) if isinstance(sampler, CountedSampler) else (1,) * steps
 
 
 class Guidance(Protocol):

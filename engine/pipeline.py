@@ -17,7 +17,7 @@ from engine.assembly.sampling import Choices, choose
 from engine.assembly.settings import make_access, make_settings, request_access
 from engine.assembly.sinks import request_sink
 from engine.assembly.weights import Loaded, find_wanted, find_weights, load
-from engine.components import CancelToken, ProgressCallback, Sink
+from engine.components import CancelToken, ProgressCallback, Sink, evaluations_of
 from engine.config import Config
 from engine.data import Access, Artifact, Conditions, Delivery, Frames, Inputs, Kept, Media, Plan, Request, Window
 from engine.errors import Cancelled, ProcessLost
@@ -237,7 +237,7 @@ class Engine:
         with job.meter.stage("load"):
             loaded = self.load()
             loaded.model.set_loras(loaded.loras(job.config))
-        job.meter.expect(len(plan.windows), plan.steps)
+        job.meter.expect(len(plan.windows), plan.steps, evaluations_of(job.choices.sampler, plan.steps))
         return loaded.model
 
     def _listen(self, job: _Job, model: Model, inputs: Inputs) -> _Heard:

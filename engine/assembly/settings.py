@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.assembly.sampling import choose
-from engine.components import FetchingSource
+from engine.components import FetchingSource, evaluations_of
 from engine.config import Config, ContinuationModelConfig, EntrypointConfig, FolderConfig
 from engine.config.bounds import check_numbers, check_part
 from engine.data import Access, Request, Settings, Weights
@@ -44,6 +44,7 @@ def make_settings(config: Config, registry: Registry, *, weights: Path | None = 
         motion=config.continuation.frames,
         sampler=f"{config.sampler.name} ({config.sampler.bundle})",
         steps=config.sampler.steps,
+        evaluations=sum(evaluations_of(choices.sampler, config.sampler.steps)),
         guidance=config.guidance.name,
         passes=len(choices.guidance.branches),
         untrained=weights is not None and _untrained(weights),

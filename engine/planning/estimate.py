@@ -91,7 +91,7 @@ def largest_work(plan: Plan, sizes: Sizes) -> Work:
 def _operations(plan: Plan, sizes: Sizes, window: Window) -> int:
     latents = latents_of(sizes, window.frames, plan.canvas.target)
     forward = forward_work(sizes.configs["transformer"], latents, value=2, speakers=len(plan.seats))
-    return plan.steps * plan.passes * forward.operations + sum(_codec(plan, sizes, window))
+    return plan.forwards // len(plan.windows) * forward.operations + sum(_codec(plan, sizes, window))
 
 
 def _codec(plan: Plan, sizes: Sizes, window: Window, tile: int = 0) -> tuple[int, int]:
@@ -154,7 +154,9 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, given: Load, work: Work) -> C
     for window in plan.windows:
         latents = latents_of(sizes, window.frames, plan.canvas.target)
         forward = forward_work(transformer, latents, value=2, speakers=len(plan.seats))
-        of_step = plan.passes * seconds.forward_seconds(card, forward, moved_weights=moved, unpacked=unpacked)
+        # A sampler may make several evaluations in a step.
+        share = plan.forwards / (len(plan.windows) * plan.steps * plan.passes)
+        of_step = share * plan.passes * seconds.forward_seconds(card, forward, moved_weights=moved, unpacked=unpacked)
         step = max(step, of_step)
         total += plan.steps * of_step + seconds.codec_seconds(card, sum(_codec(plan, sizes, window, load.tile)))
         # The decoded frames come to the host, and the last of them go back.

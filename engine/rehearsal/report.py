@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engine.assembly.estimates import make_load
+from engine.components import evaluations_of
 from engine.data.estimates import StageMemory
 from engine.planning import memory
 from engine.planning.estimate import free_of, largest_work, settle
@@ -348,8 +349,10 @@ def _frames(copy: Copy) -> bool:
 def _deciding_reads(walk: Walk) -> int:
     steps = walk.scene.steps or walk.config.sampler.steps
     passes = 1 if walk.plan is None else walk.plan.passes
+    sampler = installed().samplers.build(replace(walk.config.sampler, steps=steps))
+    evaluations = sum(evaluations_of(sampler, steps))
     cache = installed().caches.build(walk.config.cache).cost(branches=passes, tokens=1, channels=1, blocks=1)
-    return steps * cache.reads + (steps if walk.config.sampler.name == "unipc" else 0)
+    return evaluations * cache.reads + (steps if walk.config.sampler.name == "unipc" else 0)
 
 
 def _latents(walk: Walk) -> int:

@@ -81,7 +81,7 @@ def plan_walk(request: Request, media: Media, settings: Settings, *, cancel: Can
         steps=settings.steps,
         guidance=settings.guidance,
         passes=settings.passes,
-        forwards=len(windows) * settings.steps * settings.passes,
+        forwards=len(windows) * (settings.evaluations or settings.steps) * settings.passes,
         seed=request.seed,
         weights=settings.weights,
         warnings=tuple(warnings),
@@ -188,10 +188,13 @@ def _check_budget(request: Request, settings: Settings, seconds: float, generate
         what = f"{generated} frames would be made for {seconds:.2f} s of video"
         raise _too_much(what, "frames", f"at most {most}; ask for fewer frames, or for timing=direct")
     windows = count_windows(generated, window=settings.window, motion=settings.motion)
-    forwards = windows * settings.steps * settings.passes
+    evaluations = settings.evaluations or settings.steps
+    forwards = windows * evaluations * settings.passes
     if forwards > budget.forwards:
+        made = "" if evaluations == settings.steps else f" of {evaluations} evaluations"
         raise _too_much(
-            f"{windows} windows, {settings.steps} steps and {settings.passes} passes a step make {forwards} forwards",
+            f"{windows} windows, {settings.steps} steps{made} and {settings.passes} passes a step make {forwards} "
+            "forwards",
             "frames",
             f"at most {budget.forwards}; ask for a shorter video or fewer steps",
         )

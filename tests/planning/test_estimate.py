@@ -356,6 +356,16 @@ def test_start_bytes_are_those_of_the_files_that_are_there() -> None:
     assert estimates("model=tiny").start_bytes == sum(sizes)
 
 
+def test_time_and_work_grow_with_the_evaluations_of_a_step() -> None:
+    words = ("model=multitalk", "sampler.steps=9")
+    euler, heun = (estimates(*words, f"sampler={name}") for name in ("euler", "heun"))
+    one, two = (card(found, "H100 80 GB") for found in (euler, heun))
+    # 17 evaluations in 9 steps; the autoencoder's part is the same.
+    assert two.step_seconds == pytest.approx(one.step_seconds * 17 / 9)
+    assert two.seconds - one.seconds == pytest.approx(8 * one.step_seconds)
+    assert heun.flops - euler.flops == 8 * 3 * euler.forward_flops
+
+
 def test_a_choice_without_arithmetic_leaves_the_estimates_out() -> None:
     with pytest.raises(UnknownComponent):
         Load("cpu", "float32", "none", "magic", 1).check()
