@@ -19,8 +19,8 @@ ProgressCallback: TypeAlias = Callable[[Progress], None]
 #: Returns the decision of one of the processes that share a forward, the same one's for all.
 Agree: TypeAlias = Callable[[bool], bool]
 
-#: What a guidance may run the network with in one evaluation. "cond": prompt and voices; "drop_text": negative prompt
-#: and voices; "drop_audio": prompt and silence; "uncond": negative prompt and silence.
+#: What a guidance may run the network with. "cond": prompt and voices; "drop_text": negative prompt and voices;
+#: "drop_audio": prompt and silence; "uncond": negative prompt and silence.
 BRANCHES = ("cond", "drop_text", "drop_audio", "uncond")
 
 
@@ -81,6 +81,22 @@ class Reader(Protocol):
         ...
 
 
+class Quantiser(Protocol):
+    """How the blocks' linear layers are quantised while dense weights are loaded; built without torch."""
+
+    def check(self) -> None:
+        """Raise MissingExtra where a package is absent; called before anything is read."""
+        ...
+
+    def cost(self) -> tuple[float, int]:
+        """Return the bytes of a weight as it is kept, and of what belongs to an output row beside its weights."""
+        ...
+
+    def apply(self, transformer: Any, chosen: Callable[[Any, str], bool]) -> None:
+        """Replace, in place on the CPU, the layers for which `chosen(module, name)` holds; LoRAs are merged before."""
+        ...
+
+
 class AttentionBackend(Protocol):
     """Which kernel computes the network's self-attention."""
 
@@ -127,7 +143,7 @@ class ExtendedSchedule(Protocol):
     timesteps: Sequence[float]
 
     def step_with(self, velocity: Tensor, index: int, latents: Tensor, tools: StepTools) -> Tensor:
-        """Do as `Schedule.step`, which is not called then."""
+        """Do as `Schedule.step`."""
         ...
 
 
@@ -157,10 +173,7 @@ def evaluations_of(sampler: Sampler, steps: int) -> tuple[int, ...]:
 
 
 class Guidance(Protocol):
-    """How the predictions of several forwards become the velocity that the sampler follows.
-
-    It is built without torch: a plan counts its branches. The engine builds one for each request.
-    """
+    """How several forwards become the sampler's velocity; built for each request, without torch: a plan counts it."""
 
     @property
     def branches(self) -> tuple[str, ...]:

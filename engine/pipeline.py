@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.assembly.compatibility import quantiser_of
 from engine.assembly.prompts import negative_prompt
 from engine.assembly.provenance import make_recipe
 from engine.assembly.sampling import Choices, choose
@@ -66,6 +67,7 @@ class Engine:
         self.dtype = pick_dtype(config.dtype, self.device)
         self.sink = registry.sinks.build(config.sink)
         self.reader = registry.readers.build(config.reader)
+        self.quantiser = quantiser_of(config, registry)
         self.attention = registry.attention.build(config.attention).resolve(self.device)
         self._registry = registry
         self._hooks = registry.plugins.hook
@@ -164,7 +166,7 @@ class Engine:
             before.model.close()
             del before
             reclaim()
-        return load(wanted, self.reader)
+        return load(wanted, self.reader, self.quantiser)
 
     def _hand_over(self) -> Loaded | None:
         # One that never loaded hands on those of the engine before it.

@@ -104,7 +104,7 @@ class EngineService:
         plan = self._estimated(request, media, config, cancel)
         if (weights := plan.weights) is not None:
             try:
-                plan = tell_loras(plan, config, weights, check_suited(config, weights))
+                plan = tell_loras(plan, config, weights, check_suited(config, weights, self._registry))
                 branches = choose(config, self._registry).guidance.branches
                 plan = tell_prompts(plan, request, config, branches, lost_by(config, weights))
             except EngineError as error:
@@ -160,7 +160,7 @@ class EngineService:
         try:
             folder = locate_weights(self.config, self._registry, fetch=True)
             report["weights"] = str(folder)
-            check_suited(self.config, folder)
+            check_suited(self.config, folder, self._registry)
         except (SourceError, ConfigError) as error:
             failed["weights"] = str(error)
         try:

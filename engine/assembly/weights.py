@@ -12,7 +12,7 @@ from engine.assembly.loras import Loras, bundled_loras, loadable_loras
 from engine.assembly.prompts import tell_prompts
 from engine.assembly.provenance import weights_hash
 from engine.assembly.settings import largest_window, locate_weights, weights_of
-from engine.components import Reader
+from engine.components import Quantiser, Reader
 from engine.config import ComponentConfig, Config
 from engine.data import Plan, Request
 from engine.loading.component_files import BUILDING
@@ -27,8 +27,9 @@ class Wanted:
 
     #: Of `load_model`, but for the reader.
     arguments: dict[str, Any]
-    #: A choice at boot like the others; built ones do not compare.
+    #: Choices at boot like the others; built ones do not compare.
     reader: ComponentConfig
+    quant: ComponentConfig
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def find_weights(config: Config, registry: Registry) -> Path:
     What they lack for the config is said as well: nothing but headers is read.
     """
     folder = locate_weights(config, registry, fetch=True)
-    check_suited(config, folder)
+    check_suited(config, folder, registry)
     return folder
 
 
@@ -83,16 +84,16 @@ def find_wanted(config: Config, registry: Registry, *, device: str, dtype: str, 
         "lora_mode": config.lora.mode,
         **others,
     }
-    return Wanted(arguments, config.reader)
+    return Wanted(arguments, config.reader, config.quant)
 
 
-def load(wanted: Wanted, reader: Reader) -> Loaded:
+def load(wanted: Wanted, reader: Reader, quantiser: Quantiser | None) -> Loaded:
     """Load them. Raises SourceError and ConfigError."""
     arguments = wanted.arguments
     fingerprint = weights_hash(arguments["folder"])
     fits = look_at_loras(arguments["wanted"], arguments["folder"], arguments["loras"])
     with BUILDING:
-        model = load_model(**arguments, reader=reader)
+        model = load_model(**arguments, reader=reader, quantiser=quantiser)
     return Loaded(wanted, model, fingerprint, fits)
 
 

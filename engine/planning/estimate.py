@@ -129,7 +129,7 @@ def settle(sizes: Sizes, load: Load, device_free: int | None, host_free: int) ->
 
 
 def _staying(sizes: Sizes, load: Load, room: int) -> int:
-    value, quant = memory.WIDTHS[load.dtype], memory.QUANTS[load.quant]
+    value, quant = memory.WIDTHS[load.dtype], load.kept
     return resident_blocks(
         room,
         root=sizes.root.bytes(value) + load.loras,
@@ -146,7 +146,7 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, given: Load, work: Work) -> C
     weights = memory.weights_bytes(sizes, load)
     transformer = sizes.configs["transformer"]
     streamed = max(0, transformer["num_layers"] - int(load.resident))
-    blocks = (sizes.block * streamed).bytes(2, memory.QUANTS[load.quant])
+    blocks = (sizes.block * streamed).bytes(2, load.kept)
     moved = blocks if load.memory in ("group-offload", "lowest") else 0
     unpacked = sizes.counts["transformer"].linear if load.quant != "none" else 0
     total, step = seconds.link_seconds(card, _brought_once(load, weights)), 0.0
@@ -202,7 +202,7 @@ def _published(sizes: Sizes, quant: str) -> int:
     table = text["vocab_size"] * text["d_model"]
     found["text_encoder"] = sizes.counts["text_encoder"].parameters * 2
     found["image_encoder"] = sizes.counts["image_encoder"].parameters * 2
-    kept = memory.QUANTS[quant]
+    kept = memory.QUANTS.get(quant)
     if kept is not None and quant.endswith("-quanto"):
         found["transformer"] = sizes.counts["transformer"].bytes(2, kept)
         # The table of words stays whole.

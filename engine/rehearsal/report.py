@@ -172,7 +172,8 @@ def _settings(walk: Walk, sizes: Sizes) -> Numbers:
 
 def planned_stages(walk: Walk, sizes: Sizes) -> tuple[dict[str, StageMemory], int | None]:
     """Return what the plan says of the same weights, profile and windows, by stage, and of weights on the host."""
-    if walk.plan is None or walk.memory not in memory.PROFILES or walk.config.quant.name not in memory.QUANTS:
+    if walk.plan is None or walk.memory not in memory.PROFILES or walk.config.quant.name == "gguf":
+        # There is no arithmetic for the types of a GGUF file.
         return {}, None
     work = largest_work(walk.plan, sizes)
     load = make_load(
