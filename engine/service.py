@@ -137,7 +137,7 @@ class EngineService:
         try:
             folder = locate_weights(self.config, self._registry, fetch=True)
             report["weights"] = str(folder)
-            check_suited(self.config, folder)
+            check_suited(self.config, folder, self._registry)
         except (SourceError, ConfigError) as error:
             failed["weights"] = str(error)
         try:
@@ -242,7 +242,7 @@ class EngineService:
         plan = estimate_plan(plan, config, self._registry)
         if (folder := plan.weights) is not None:
             try:
-                plan = tell_loras(plan, config, folder, check_suited(config, folder))
+                plan = tell_loras(plan, config, folder, check_suited(config, folder, self._registry))
                 branches = build_sampling(config, self._registry).guidance.branches
                 plan = tell_prompts(plan, request, config, branches, lost_by(config, folder))
             except EngineError as error:

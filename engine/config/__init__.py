@@ -34,10 +34,10 @@ class ComponentConfig:
 
 
 @dataclass
-class QuantConfig:
+class QuantConfig(ComponentConfig):
     """How the transformer's weights are kept in memory: "none", "int8", or as a quantised file stores them."""
 
-    #: The way, one of the presets' names.
+    #: The way: a quantisation that is made while loading, or a preset's name.
     name: str = "none"
     #: The quantised file, below the weights' folder, where there are several.
     file: str | None = None

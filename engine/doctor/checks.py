@@ -213,7 +213,7 @@ def check_attention(patient: Patient) -> Iterator[Finding]:
 def check_weights(patient: Patient) -> Iterator[Finding]:
     """What the chosen source finds, and whether quantisation and LoRAs go with it."""
     folder = locate_weights(patient.config, patient.registry)
-    check_suited(patient.config, folder)
+    check_suited(patient.config, folder, patient.registry)
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     text = f"{patient.config.model.name}: complete in {folder}, {gigabytes(size, 2)}"
     yield Finding("weights", "ok", text, "", {"folder": str(folder), "bytes": size})

@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from engine.components import Reader
+from engine.components import Quantiser, Reader
 from engine.data import Weights
 from engine.data.cancel import CancelToken
 from engine.errors import RequestError, SourceError, UnknownComponent
@@ -29,7 +29,7 @@ from engine.loading.lora_alpha import Told
 from engine.loading.lora_file import read_lora_header
 from engine.loading.lora_names import tell_unmatched
 from engine.loading.placement import Placement, Profile, activation_bytes, lighten, place, settle
-from engine.loading.quantize import change_weight, quantize_int8
+from engine.loading.quantize import change_weight, is_block_linear
 from engine.loading.safetensors_reader import AheadReader
 from engine.multitalk.attention import set_self_attention_backend
 from engine.multitalk.audio import AudioEncoder
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder", "audio_encoder")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-QUANTS = ("none", "int8", *QUANTISED)
+QUANTS = ("none", *QUANTISED)
 LORA_MODES = ("runtime", "merged")
 
 # Heads that checkpoints of the audio encoder bring along and that are not used here.
@@ -118,6 +118,7 @@ def load_model(
     device: str,
     dtype: str,
     quant: str = "none",
+    quantiser: Quantiser | None = None,
     wanted: Weights | None = None,
     attention: str = "native",
     memory: Profile | None = None,
@@ -133,7 +134,8 @@ def load_model(
         folder: the weights; no file in it is changed.
         device: "cuda" or "cpu".
         dtype: "float32" or "bfloat16", of transformer, text and image encoder; the rest is float32.
-        quant: "none", "int8", or one of `layout.QUANTISED`, which reads a quantised file and keeps it so.
+        quant: "none", one of `layout.QUANTISED`, which reads a quantised file and keeps it so, or the quantiser's name.
+        quantiser: what the network's layers are quantised with once they are read; None: they stay as they are.
         wanted: which of several files is meant.
         attention: name of diffusers' attention backend, as an AttentionBackend resolves it.
         memory: what is in memory and on the device at a time; None: all of it.
@@ -148,7 +150,8 @@ def load_model(
         ConfigError: a choice that does not exist or that the device cannot run.
     """
     _choose("dtype", dtype, tuple(DTYPES))
-    _choose("quant", quant, QUANTS)
+    if quantiser is None:
+        _choose("quant", quant, QUANTS)
     _choose("lora.mode", lora_mode, LORA_MODES)
     profile = memory or Profile()
     found = _check_files(folder, replace(wanted or Weights("", "", COMPONENTS), quant=quant))
@@ -156,13 +159,14 @@ def load_model(
 
     def dress(transformer: Any) -> None:
         adapters.merge(transformer)
-        if quant == "int8":
-            quantize_int8(transformer)
+        if quantiser is not None:
+            quantiser.apply(transformer, is_block_linear)
         adapters.lay_beside(transformer)
         set_self_attention_backend(transformer, attention)
 
+    kept = None if quantiser is None else quantiser.cost()[0]
     parts = {
-        "transformer": OnDisk(found["transformer"], "transformer", DTYPES[dtype], dress, quant=quant),
+        "transformer": OnDisk(found["transformer"], "transformer", DTYPES[dtype], dress, kept=kept),
         "vae": OnDisk(found["vae"], "vae", torch.float32, lambda vae: lighten(vae, profile)),
         "text_encoder": OnDisk(found["text_encoder"], "text_encoder", DTYPES[dtype]),
         "image_encoder": OnDisk(found["image_encoder"], "image_encoder", DTYPES[dtype]),

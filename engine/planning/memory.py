@@ -12,10 +12,9 @@ from engine.machine.profiles import PROFILES
 from engine.planning import activations
 from engine.planning.parameters import PARTS, Quant, Sizes, width
 
-#: Rows have a scale in float32, and torchao's own a zero point beside it. The types of a GGUF file are its own.
+#: Of files: rows have a scale in float32. The types of a GGUF file are its own.
 QUANTS: Mapping[str, Quant | None] = {
     "none": None,
-    "int8": Quant(1, 5),
     "int8-quanto": Quant(1, 4),
     "fp8-quanto": Quant(1, 4),
 }
@@ -50,6 +49,8 @@ class Load:
     blocks: int
     #: And those that stay; `engine.planning.estimate` finds what "auto" is on a card.
     resident: int | str = 0
+    #: How layers are kept where `quant` is made while loading; None: it is a file's.
+    made: Quant | None = None
     #: Bytes of LoRAs beside the weights.
     loras: int = 0
     #: Whether any of these is switched on.
@@ -67,13 +68,18 @@ class Load:
     #: Weights of few bits with scales beside them, which become dense in the host's memory.
     scaled: bool = False
 
+    @property
+    def kept(self) -> Quant | None:
+        """How the blocks' linear layers are kept; None: in the dtype. Raises KeyError where it is not known."""
+        return self.made or QUANTS[self.quant]
+
     def check(self) -> None:
         """Raise UnknownComponent where there is no arithmetic for a choice."""
         for field, name, known in (
             ("device", self.device, ("cuda", "cpu")),
             ("dtype", self.dtype, tuple(WIDTHS)),
             ("memory", self.memory, (*PROFILES, "auto")),
-            ("quant", self.quant, tuple(QUANTS)),
+            ("quant", self.quant, (*QUANTS, *([] if self.made is None else [self.quant]))),
         ):
             if name not in known:
                 raise UnknownComponent(field, name, known)
@@ -101,7 +107,7 @@ def weights_bytes(sizes: Sizes, load: Load) -> dict[str, int]:
     """Return the bytes of each component's weights, as they are kept."""
     value = WIDTHS[load.dtype]
     found = {name: count.bytes(value) for name, count in sizes.counts.items()}
-    found["transformer"] = sizes.counts["transformer"].bytes(value, QUANTS[load.quant]) + load.loras
+    found["transformer"] = sizes.counts["transformer"].bytes(value, load.kept) + load.loras
     return found
 
 
@@ -222,7 +228,7 @@ def _loading(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> StageMemor
     if load.scaled:
         # The values of a layer and their product with the scale, both in float32.
         temporaries["transformer"] = max(BUFFER, _largest_layer(sizes) * 8)
-    if load.quant == "int8":
+    if load.made is not None:
         # Read whole, and quantised where it is, a layer in float32 at a time.
         arriving["transformer"] = sizes.counts["transformer"].bytes(WIDTHS[load.dtype]) + load.loras
         temporaries["transformer"] = max(temporaries["transformer"], _largest_layer(sizes) * 4)
@@ -251,7 +257,7 @@ def _resident(sizes: Sizes, load: Load, weights: Mapping[str, int], part: str) -
     if load.memory == "text-offload" and part != "text_encoder":
         return {name: weights[name] for name in _ON_DEVICE if name != "text_encoder"}
     if load.memory in ("group-offload", "lowest") and part == "transformer":
-        value, quant = WIDTHS[load.dtype], QUANTS[load.quant]
+        value, quant = WIDTHS[load.dtype], load.kept
         # The block that computes and those that come.
         layers = sizes.configs["transformer"]["num_layers"]
         blocks = min(1 + load.blocks + int(load.resident), layers)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         Guidance,
         Launcher,
         ModelSource,
+        Quantiser,
         Reader,
         Sampler,
         Sink,
@@ -34,6 +35,11 @@ def register_sources(register: Register[ModelSource]) -> None:
 @hookspec
 def register_readers(register: Register[Reader]) -> None:
     """Offer ways to bring weights from their files to the device."""
+
+
+@hookspec
+def register_quants(register: Register[Quantiser]) -> None:
+    """Offer quantisations that are made while the weights are loaded."""
 
 
 @hookspec

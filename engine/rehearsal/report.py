@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engine.assembly.estimates import make_load
+from engine.components import evaluations_of
 from engine.data.estimates import StageMemory
 from engine.machine.profiles import PROFILES
 from engine.planning import memory
@@ -173,7 +174,8 @@ def _settings(walk: Walk, sizes: Sizes) -> Numbers:
 
 def planned_stages(walk: Walk, sizes: Sizes) -> tuple[dict[str, StageMemory], int | None]:
     """Return what the plan says of the same weights, profile and windows, by stage, and of weights on the host."""
-    if walk.plan is None or walk.memory not in PROFILES or walk.config.quant.name not in memory.QUANTS:
+    if walk.plan is None or walk.memory not in PROFILES or walk.config.quant.name == "gguf":
+        # There is no arithmetic for the types of a GGUF file.
         return {}, None
     work = largest_work(walk.plan, sizes)
     load = make_load(
@@ -350,8 +352,10 @@ def _frames(copy: Copy) -> bool:
 def _deciding_reads(walk: Walk) -> int:
     steps = walk.scene.steps or walk.config.sampler.steps
     passes = 1 if walk.plan is None else walk.plan.passes
+    sampler = installed().samplers.build(replace(walk.config.sampler, steps=steps))
+    evaluations = sum(evaluations_of(sampler, steps))
     cache = installed().caches.build(walk.config.cache).cost(branches=passes, tokens=1, channels=1, blocks=1)
-    return steps * cache.reads + (steps if walk.config.sampler.name == "unipc" else 0)
+    return evaluations * cache.reads + (steps if walk.config.sampler.name == "unipc" else 0)
 
 
 def _latents(walk: Walk) -> int:

@@ -33,11 +33,14 @@ class Meter:
         self._cancel = cancel
         self._clock = clock
         self._steps = self._windows = self._window = 0
+        #: Evaluations of the network in each step.
+        self._sizes: tuple[int, ...] = ()
         #: Of each kind of piece how many are done, and the seconds that those took.
         self._done = dict.fromkeys(_PIECES, 0)
         self._took = dict.fromkeys(_PIECES, 0.0)
         #: The kind of the piece at work, and since when.
         self._piece = ""
+        self._size = 1
         self._since = 0.0
         self._fraction = 0.0
         self._warnings: tuple[str, ...] = ()
@@ -47,9 +50,13 @@ class Meter:
         self.peaks = Peaks(device)
         self.last: Progress = Sign("start")
 
-    def expect(self, windows: int, steps: int) -> None:
-        """Say how much there is to do: `windows` windows of `steps` steps."""
+    def expect(self, windows: int, steps: int, evaluations: Sequence[int] = ()) -> None:
+        """Say how much there is to do: `windows` windows of `steps` steps.
+
+        `evaluations` are those of the network in each step, of which one takes as long as another; empty: one a step.
+        """
         self._windows, self._steps = windows, steps
+        self._sizes = tuple(evaluations) or (1,) * steps
 
     def warn(self, warnings: Sequence[str]) -> None:
         """Report what is known before the work; all progress from here on carries it."""
@@ -78,7 +85,7 @@ class Meter:
     def step(self, number: int) -> Progress:
         """Note that step `number` (from 1) of the current window is done."""
         self._end()
-        self._begin("step" if number < self._steps else "")
+        self._begin("step" if number < self._steps else "", number)
         self._tell("denoise", step=number)
         return self.last
 
@@ -86,7 +93,7 @@ class Meter:
         """Note that all of the current window is done."""
         # Whoever skips a stage has done with it, too.
         for piece in _PIECES:
-            self._done[piece] = max(self._done[piece], self._window * (self._steps if piece == "step" else 1))
+            self._done[piece] = max(self._done[piece], self._window * self._units(piece))
         self._tell("write", step=0)
 
     def is_set(self) -> bool:
@@ -98,12 +105,17 @@ class Meter:
         if self.is_set():
             raise Cancelled(stage)
 
-    def _begin(self, piece: str) -> None:
+    def _units(self, piece: str) -> int:
+        """Return what a window has of a piece: of steps their evaluations."""
+        return sum(self._sizes) if piece == "step" else 1
+
+    def _begin(self, piece: str, step: int = 0) -> None:
         self._piece, self._since = piece, self._clock()
+        self._size = self._sizes[step] if piece == "step" and step < len(self._sizes) else 1
 
     def _end(self) -> None:
         if self._piece:
-            self._done[self._piece] += 1
+            self._done[self._piece] += self._size
             self._took[self._piece] += self._clock() - self._since
             self._piece = ""
 
@@ -119,13 +131,13 @@ class Meter:
 
     def _tell(self, stage: str, *, step: int) -> None:
         costs = {piece: self._cost(piece) for piece in _PIECES}
-        counts = {piece: self._windows * (self._steps if piece == "step" else 1) for piece in _PIECES}
+        counts = {piece: self._windows * self._units(piece) for piece in _PIECES}
         total = sum(counts[piece] * costs[piece] for piece in _PIECES)
         left = sum(max(0, counts[piece] - self._done[piece]) * costs[piece] for piece in _PIECES)
         known = any(self._took.values())
         # What was learnt meanwhile may make the rest longer; what is done does not become less by it.
         self._fraction = max(self._fraction, 1 - left / total if total else 0.0)
-        cost = costs.get(self._piece, 0.0)
+        cost = costs.get(self._piece, 0.0) * self._size
         self.last = Sign(
             stage=stage,
             window=self._window,

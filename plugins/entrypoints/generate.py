@@ -103,7 +103,9 @@ def make_request(config: RequestConfig) -> Request:
 def describe(plan: Plan, request: Request) -> str:
     """Return the plan as lines to read."""
     passes = "1 pass" if plan.passes == 1 else f"{plan.passes} passes"
-    sampling = f"{plan.sampler}, {plan.steps} steps, guidance {plan.guidance}, {passes} a step"
+    evaluations = plan.forwards // (len(plan.windows) * plan.passes)
+    each = "a step" if evaluations == plan.steps else f"in each of {evaluations} evaluations a window"
+    sampling = f"{plan.sampler}, {plan.steps} steps, guidance {plan.guidance}, {passes} {each}"
     lines = [
         # Clause by clause: what is wrong with weights has many.
         *(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from original_folder import CONFIG, FILES, random_state, small_transformer, write_original
 from safetensors.torch import load_file, save_file
+from steering import make_quantiser
 from torch import Tensor
 from whole_tensors import read_part
 
@@ -248,7 +249,9 @@ def test_weights_with_scales_can_be_kept_as_int8(folder: Path) -> None:
     pytest.importorskip("torchao")
     stored, _ = pack(WEIGHTS, rowwise)
     put(folder, stored)
-    model: Any = load_model(folder, device="cpu", dtype="bfloat16", quant="int8", wanted=WANTED)
+    model: Any = load_model(
+        folder, device="cpu", dtype="bfloat16", quant="int8", quantiser=make_quantiser("int8"), wanted=WANTED
+    )
     assert model.transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
     assert hasattr(model.transformer.blocks[0].attn1.to_q.weight, "qdata")
 

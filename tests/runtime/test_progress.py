@@ -49,6 +49,19 @@ def generate(seen: list[Progress], windows: int, steps: int, took: Mapping[str, 
         pass
 
 
+def test_a_step_of_two_evaluations_counts_twice() -> None:
+    clock, seen = Clock(), list[Progress]()
+    meter = Meter(seen.append, None, clock=clock)
+    meter.expect(1, 3, (2, 2, 1))
+    with meter.stage("denoise", window=1):
+        for step, seconds in enumerate((4.0, 4.0, 2.0), start=1):
+            clock.now += seconds
+            last = meter.step(step)
+            left = (10.0, 6.0, 2.0, 0.0)[step]
+            # Encoding, decoding and writing were not measured: 3.2 encodings, each as long as an evaluation.
+            assert last.remaining == pytest.approx(left + 3.2 * 2.0)
+
+
 #: Seconds of a window: of the embedded model with turbo, and of a large network whose autoencoder hardly counts.
 TOOK = {
     "decoding counts": ({"encode": 4.0, "step": 1.0, "decode": 9.0, "write": 1.0}, 5),
