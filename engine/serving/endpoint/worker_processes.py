@@ -72,7 +72,7 @@ class Crew:
         self._mark = mark
         self._stopping = asyncio.Event()
         self._slots: list[asyncio.Task[None]] = []
-        self._guard: subprocess.Popen[str] | None = None
+        self._reaper: subprocess.Popen[str] | None = None
         self._scratch: Scratch | None = None
         self._disks: Path | None = None
 
@@ -85,14 +85,14 @@ class Crew:
                 field="entrypoint.worker",
                 hint="leave it out for `multitalk runpod`",
             )
-        script = Path(__file__).with_name("guard.py")
-        self._guard = subprocess.Popen(
+        script = Path(__file__).with_name("reaper.py")
+        self._reaper = subprocess.Popen(
             [sys.executable, "-I", "-S", str(script)], stdin=subprocess.PIPE, text=True, start_new_session=True
         )
         self._scratch = Scratch("endpoint-")
         self._disks = self._scratch.path
-        self._tell_guard(self._mark)
-        self._tell_guard(str(self._disks))
+        self._write_to_reaper(self._mark)
+        self._write_to_reaper(str(self._disks))
         self._slots = [asyncio.create_task(self._keep_one()) for _ in range(self._count)]
 
     async def stop(self) -> None:
@@ -105,11 +105,11 @@ class Crew:
         finally:
             for worker in list(self.workers.values()):
                 _kill(worker)
-            if self._guard is not None and self._guard.stdin is not None:
-                self._tell_guard("done")
+            if self._reaper is not None and self._reaper.stdin is not None:
+                self._write_to_reaper("done")
                 with contextlib.suppress(BrokenPipeError):
-                    self._guard.stdin.close()
-                self._guard.wait()
+                    self._reaper.stdin.close()
+                self._reaper.wait()
             if self._scratch is not None:
                 self._scratch.close()
 
@@ -223,12 +223,12 @@ class Crew:
         _LOG.warning("worker %s asked for no job within %g s and is killed", worker.id, self._limits.start_timeout)
         _kill(worker)
 
-    def _tell_guard(self, line: str) -> None:
-        if self._guard is not None and self._guard.stdin is not None:
-            # A guard that is gone can no longer guard; the workers are still ours to end.
+    def _write_to_reaper(self, line: str) -> None:
+        if self._reaper is not None and self._reaper.stdin is not None:
+            # A reaper that is gone can no longer end workers; this process still can.
             with contextlib.suppress(BrokenPipeError):
-                self._guard.stdin.write(f"{line}\n")
-                self._guard.stdin.flush()
+                self._reaper.stdin.write(f"{line}\n")
+                self._reaper.stdin.flush()
 
 
 def _kill(worker: Worker) -> None:
