@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from browser import CHROMIUM, Browser, opened
-from running_endpoint import Running, running
+from running_endpoint import RunningEndpoint, running
 from worker_fakes import ask
 
 from engine import EngineService, Request, Speaker
@@ -25,7 +25,7 @@ from engine.cli.main import main
 from engine.client import Client, talk
 from engine.config import RequestConfig
 from engine.data.budget import Budget
-from engine.serving.endpoint.limits import Limits as EndpointLimits
+from engine.serving.endpoint.limits import EndpointLimits
 from engine.serving.jobs.defaults import Habits, defaults
 from engine.serving.jobs.schema import Limits
 from engine.serving.worker.handler import Handler, Terms
@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def house(folder: Path) -> Iterator[Running]:
+def house(folder: Path) -> Iterator[RunningEndpoint]:
     """An endpoint with a real worker of the embedded model."""
     command = [sys.executable, "-m", "engine", "runpod", "model=tiny", "device=cpu"]
     limits = EndpointLimits(execution_timeout=PATIENCE, start_timeout=PATIENCE)
@@ -120,7 +120,7 @@ def test_a_batch_makes_what_the_command_line_makes(folder: Path, wanted: bytes) 
     assert (folder / "films" / "one.mp4").read_bytes() == wanted
 
 
-def test_the_client_makes_what_the_command_line_makes(folder: Path, wanted: bytes, house: Running) -> None:
+def test_the_client_makes_what_the_command_line_makes(folder: Path, wanted: bytes, house: RunningEndpoint) -> None:
     with Client(house.endpoint.endpoint_id, api_key="any", base_url=house.endpoint.base_url) as client:
         sent = client.submit(talk("one.png", "one.flac", prompt=PROMPT, **ASKED))
         house.until(lambda: house.job(sent.id).final, PATIENCE)
@@ -128,7 +128,7 @@ def test_the_client_makes_what_the_command_line_makes(folder: Path, wanted: byte
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_the_page_makes_what_the_command_line_makes(folder: Path, wanted: bytes, house: Running) -> None:
+def test_the_page_makes_what_the_command_line_makes(folder: Path, wanted: bytes, house: RunningEndpoint) -> None:
     async def use(tab: Browser) -> dict[str, Any]:
         await tab.until(
             "document.readyState === 'complete' && document.getElementById('health').innerText.includes('of')"

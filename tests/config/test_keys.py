@@ -26,7 +26,7 @@ from engine.errors import ConfigError
 from engine.multitalk.cache import make_cache
 from engine.multitalk.guidance import make_guidance
 from engine.plugin.manager import installed
-from engine.serving.endpoint.limits import Limits
+from engine.serving.endpoint.limits import EndpointLimits
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "config.md").read_text("utf-8")
@@ -244,7 +244,7 @@ SHARED = {"sampler": "plugins/samplers"}
 OTHERWISE = {
     "parallel.local_rank": ("engine/runtime/parallel.py", "config"),
     # Copied by name into the endpoint's Limits.
-    **{f"entrypoint.{field.name}": ("engine/serving/endpoint", "limits") for field in fields(Limits)},
+    **{f"entrypoint.{field.name}": ("engine/serving/endpoint", "limits") for field in fields(EndpointLimits)},
 }
 
 
