@@ -137,8 +137,8 @@ class MissingWeights(SourceError):
         what = brief + (f", missing: {', '.join(self._named())}" if missing else "")
         what += f"; looked in {'; '.join(looked)}" if looked else ""
         what += f"; there and not read: {'; '.join(seen)}" if seen else ""
-        told = [f"{command} ({note})" if note else command for command, note in self.commands]
-        get = f"get them with: {', or '.join(told)}" if told else ""
+        lines = [f"{command} ({note})" if note else command for command, note in self.commands]
+        get = f"get them with: {', or '.join(lines)}" if lines else ""
         hint = ", or ".join(filter(None, (instead, get))) or hint
         super().__init__(what, field="source", hint=hint)
 
@@ -215,7 +215,7 @@ def plain(text: str) -> str:
     These are control characters (C0, DEL, C1), formats such as those that turn the direction of writing, breaks of
     lines and paragraphs, and halves of characters (surrogates).
     """
-    return _OTHERS.sub(lambda match: _shown(match[0]), text)
+    return _OTHERS.sub(lambda found: _escape(found[0]), text)
 
 
 def plain_json(value: Any) -> str:
@@ -224,7 +224,7 @@ def plain_json(value: Any) -> str:
     return json.dumps(value, default=str, allow_nan=False).replace("\x7f", "\\u007f")
 
 
-def _shown(letter: str) -> str:
-    if unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Zl", "Zp") or letter in _HARMLESS:
-        return letter
-    return _SHORT.get(letter) or letter.encode("unicode_escape", "surrogatepass").decode("ascii")
+def _escape(character: str) -> str:
+    if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp") or character in _HARMLESS:
+        return character
+    return _SHORT.get(character) or character.encode("unicode_escape", "surrogatepass").decode("ascii")

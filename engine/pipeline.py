@@ -26,7 +26,7 @@ from engine.loading.model import Model
 from engine.media.color import Statistics, color_statistics
 from engine.plugin.manager import Registry
 from engine.runtime.device import pick_device, pick_dtype
-from engine.runtime.parallel import Denoise, Load, Ranks, expected
+from engine.runtime.parallel import DenoiseWindow, LoadWeights, Ranks, require_ranks
 from engine.runtime.progress import Meter
 from engine.runtime.release import reclaim
 from engine.stages.decode import Decoded, decode
@@ -60,7 +60,7 @@ class Engine:
         """
         self.config = config
         self.access = access or make_access(config)
-        self.ranks = expected(config.parallel, ranks)
+        self.ranks = require_ranks(config.parallel, ranks)
         self._processes = 1 if ranks is None else ranks.size
         self.device = pick_device(config.device)
         self.dtype = pick_dtype(config.dtype, self.device)
@@ -116,8 +116,8 @@ class Engine:
     def follow(self) -> None:
         """Share the forwards of the process that generates, until it has done. Raises ProcessLost."""
         assert self.ranks is not None
-        while (word := self.ranks.hear(self.device)) is not None:
-            if isinstance(word, Denoise):
+        while (word := self.ranks.receive(self.device)) is not None:
+            if isinstance(word, DenoiseWindow):
                 self._share(self.ranks, word)
                 continue
             try:
@@ -175,8 +175,8 @@ class Engine:
         if self.ranks is None:
             return nullcontext()
         if self.ranks.rank == 0:
-            self.ranks.tell(Load())
-        return self.ranks.alike()
+            self.ranks.broadcast(LoadWeights())
+        return self.ranks.synchronised()
 
     def _choose(self, config: Config) -> Choices:
         return choose(config, self._registry, agree=None if self.ranks is None else self.ranks.agree)
@@ -189,11 +189,11 @@ class Engine:
         if self.ranks is None:
             yield conditions, job.meter
             return
-        self.ranks.tell(Denoise(job.config, conditions, noise, generator.get_state()))
+        self.ranks.broadcast(DenoiseWindow(job.config, conditions, noise, generator.get_state()))
         with self.ranks.denoising(job.meter) as cancel:
             yield self.ranks.part_of(conditions), cancel
 
-    def _share(self, ranks: Ranks, word: Denoise) -> None:
+    def _share(self, ranks: Ranks, word: DenoiseWindow) -> None:
         # Rank 0 had it loaded.
         assert self._loaded is not None
         model, choices = self._loaded.model, self._choose(word.config)

@@ -47,6 +47,6 @@ def named_secret(name: str) -> bool:
     return bool(_NAMED.search(name))
 
 
-def _host(found: re.Match[str]) -> str:
-    whole = f"{found[1]}{found[2]}"
-    return whole if found[0].rstrip("/") == whole else f"{whole}/{HIDDEN}"
+def _host(match: re.Match[str]) -> str:
+    whole = f"{match[1]}{match[2]}"
+    return whole if match[0].rstrip("/") == whole else f"{whole}/{HIDDEN}"

@@ -45,7 +45,7 @@ def manual() -> str:
     """Return what the command does, its commands, flags, examples and the groups to choose from."""
     entrypoints = installed().entrypoints
     about = {name: (entrypoints.config(name).__doc__ or "").partition("\n")[0] for name in entrypoints.names()}
-    flags = {f"{flag.name} {flag.word}": flag.help for flag in REQUEST}
+    flags = {f"{flag.name} {flag.metavar}": flag.help for flag in REQUEST}
     flags["--output FILE"] = "where the video goes; an existing file is never overwritten unless sink.overwrite=true"
     flags["--json, --dry-run, --preview PNG, --quiet, -m"] = "see multitalk generate --help"
     parts = [

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from engine.errors import Cancelled, ConfigError, EngineError, plain
-from engine.runtime.quiet import hush
+from engine.runtime.quiet import silence_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,14 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done; 2: an error the caller can mend, told in one line or a few; 130: interrupted. Anything else that goes
     wrong is a bug and keeps its traceback.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A path need not be text in the terminal's encoding; it is printed as the bytes it is.
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
         with warnings.catch_warnings():
-            hush()
-            status = _dispatch(words)
+            silence_libraries()
+            status = _dispatch(arguments)
             if sys.stdout is not None:  # None: the caller closed it
                 sys.stdout.flush()
             return status
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"multitalk: {error}", file=sys.stderr)
         return 130
     except EngineError as error:
-        if not _led():
+        if not _is_follower():
             print("multitalk: error: " + "\n".join(map(plain, error.lines())), file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return end.code if isinstance(end.code, int) else 0
 
 
-def _led() -> bool:
+def _is_follower() -> bool:
     """Say whether torchrun started this process beside another one that says the same of this command line.
 
     What is wrong with one process alone is told by engine.runtime.parallel.
@@ -73,10 +73,10 @@ def _forget_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _dispatch(words: list[str]) -> int:
-    if not words:
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments:
         raise ConfigError("no command", field="command line", hint="try multitalk --help")
-    name, rest = words[0], words[1:]
+    name, rest = arguments[0], arguments[1:]
     if name in ("-h", "--help", "help"):
         from engine.cli.help import manual
 
@@ -94,8 +94,10 @@ def _dispatch(words: list[str]) -> int:
     if name in entrypoints:
         return _entrypoint(name, rest)
     if "=" in name and not name.startswith("-"):
-        chosen = [word.partition("=")[2] for word in words if word.startswith("entrypoint=")]
-        return _entrypoint(chosen[-1] if chosen else "generate", [w for w in words if not w.startswith("entrypoint=")])
+        chosen = [word.partition("=")[2] for word in arguments if word.startswith("entrypoint=")]
+        return _entrypoint(
+            chosen[-1] if chosen else "generate", [w for w in arguments if not w.startswith("entrypoint=")]
+        )
     kind = "flag" if name.startswith("-") else "command"
     raise ConfigError(
         f"unknown {kind} {name!r}",
@@ -104,18 +106,18 @@ def _dispatch(words: list[str]) -> int:
     )
 
 
-def _entrypoint(name: str, words: Sequence[str], *extra: str, shown: str = "", about: str = "") -> int:
+def _entrypoint(name: str, arguments: Sequence[str], *extra: str, prog: str = "", about: str = "") -> int:
     from engine.cli.parser import entrypoint_parser, read_entrypoint
     from engine.plugin.manager import installed
 
     config = installed().entrypoints.config(name)
-    found = read_entrypoint(name, entrypoint_parser(shown or name, config, about or config.__doc__ or ""), words)
+    parsed = read_entrypoint(name, entrypoint_parser(prog or name, config, about or config.__doc__ or ""), arguments)
     from engine.config import EntrypointConfig
 
-    overrides = [*found.overrides, *extra]
+    overrides = [*parsed.overrides, *extra]
     if issubclass(config, EntrypointConfig):
         overrides = config.boot(overrides)
-    if found.multirun:
+    if parsed.multirun:
         from engine.sweeps.sweep import sweep
 
         return sweep(overrides)
@@ -124,29 +126,29 @@ def _entrypoint(name: str, words: Sequence[str], *extra: str, shown: str = "", a
     return launch(overrides)
 
 
-def _plan(words: Sequence[str]) -> int:
+def _plan(arguments: Sequence[str]) -> int:
     about = "Shows what generate would do with the same words: loads nothing, makes nothing."
-    return _entrypoint("generate", words, "entrypoint.dry_run=true", shown="plan", about=about)
+    return _entrypoint("generate", arguments, "entrypoint.dry_run=true", prog="plan", about=about)
 
 
-def _plugins(words: Sequence[str]) -> int:
+def _plugins(arguments: Sequence[str]) -> int:
     from engine.cli.catalog import print_catalog
     from engine.cli.parser import Parser
 
     parser = Parser(prog="multitalk plugins", description="List every component and preset by group.")
     parser.flag("--json", action="store_true", help="as one JSON object")
-    values, rest = parser.read(words)
+    values, rest = parser.read(arguments)
     parser.none(rest)
     return print_catalog(as_json=values.json)
 
 
-def _config(words: Sequence[str]) -> int:
+def _config(arguments: Sequence[str]) -> int:
     from engine.cli.config import config
 
-    return config(words)
+    return config(arguments)
 
 
-def _show(words: Sequence[str]) -> int:
+def _show(arguments: Sequence[str]) -> int:
     from engine.cli.parser import Parser
     from engine.cli.provenance import show
 
@@ -154,17 +156,17 @@ def _show(words: Sequence[str]) -> int:
         prog="multitalk show", usage="multitalk show FILE.mp4 [--json]", description="Print the recipe of a video."
     )
     parser.flag("--json", action="store_true", help="as one JSON object")
-    values, rest = parser.read(words)
+    values, rest = parser.read(arguments)
     return show(Path(parser.one(rest, "FILE.mp4")), as_json=values.json)
 
 
-def _again(words: Sequence[str]) -> int:
+def _again(arguments: Sequence[str]) -> int:
     from engine.cli.provenance import again
 
-    return again(words)
+    return again(arguments)
 
 
-def _compare(words: Sequence[str]) -> int:
+def _compare(arguments: Sequence[str]) -> int:
     from engine.cli.compare import compare
     from engine.cli.parser import Parser
 
@@ -173,33 +175,33 @@ def _compare(words: Sequence[str]) -> int:
         usage="multitalk compare DIR",
         description="Write one page with the videos of a sweep's runs side by side, and a table of their figures.",
     )
-    _, rest = parser.read(words)
+    _, rest = parser.read(arguments)
     return compare(Path(parser.one(rest, "DIR")))
 
 
-def _bench(words: Sequence[str]) -> int:
+def _bench(arguments: Sequence[str]) -> int:
     from engine.cli.bench import bench
 
-    return bench(words)
+    return bench(arguments)
 
 
-def _doctor(words: Sequence[str]) -> int:
+def _doctor(arguments: Sequence[str]) -> int:
     from engine.cli.doctor import doctor
 
-    return doctor(words)
+    return doctor(arguments)
 
 
-def _rehearse(words: Sequence[str]) -> int:
+def _rehearse(arguments: Sequence[str]) -> int:
     from engine.cli.rehearse import rehearse
 
-    return rehearse(words)
+    return rehearse(arguments)
 
 
-def _models(words: Sequence[str]) -> int:
+def _models(arguments: Sequence[str]) -> int:
     # Not where this module is loaded: the hub's library is no part of a quick start.
     from engine.cli.models import run
 
-    return run(words, "multitalk models")
+    return run(arguments, "multitalk models")
 
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

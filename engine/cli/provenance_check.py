@@ -60,37 +60,37 @@ def check_form(recipe: Mapping[str, Any]) -> None:
             raise ValueError(f"{place} holds half a character")
         if "\0" in text:
             raise ValueError(f"{place} holds a zero byte")
-    _want(recipe, "model", _is_text)
-    _want(recipe, "dtype", _is_text)
+    _require(recipe, "model", _is_text)
+    _require(recipe, "dtype", _is_text)
     for group in DECISIVE:
-        _want(recipe, group, lambda value: _is_text(value) or isinstance(value, Mapping))
+        _require(recipe, group, lambda value: _is_text(value) or isinstance(value, Mapping))
     request = _part(recipe, "request")
     for key, fits in _REQUEST.items():
-        _want(request, key, fits, "request.")
+        _require(request, key, fits, "request.")
     speakers = request["speakers"]
     for index, speaker in enumerate(speakers):
         place = f"request.speakers[{index}]."
         for key, fits in _SPEAKER.items():
-            _want(speaker, key, fits, place)
+            _require(speaker, key, fits, place)
     inputs = _part(recipe, "inputs")
-    _want(inputs, "image", _is_text, "inputs.")
+    _require(inputs, "image", _is_text, "inputs.")
     for key in ("voices", "masks"):
-        _want(inputs, key, lambda value: _is_list(value, _is_text_or_none, len(speakers)), "inputs.")
-    _want(recipe, "weights", _is_text)
-    _want(recipe, "device", _is_text)
-    _want(recipe, "attention", _is_text)
-    _want(recipe, "threads", _is_whole)
+        _require(inputs, key, lambda value: _is_list(value, _is_text_or_none, len(speakers)), "inputs.")
+    _require(recipe, "weights", _is_text)
+    _require(recipe, "device", _is_text)
+    _require(recipe, "attention", _is_text)
+    _require(recipe, "threads", _is_whole)
     versions = _part(recipe, "versions")
     for key in versions:
-        _want(versions, key, _is_text, "versions.")
+        _require(versions, key, _is_text, "versions.")
     for key in ("tile", "processes"):
         if key in recipe:
-            _want(recipe, key, _is_whole)
+            _require(recipe, key, _is_whole)
 
 
-def worth_a_look(recipe: Mapping[str, Any]) -> list[str]:
+def suspicious_values(recipe: Mapping[str, Any]) -> list[str]:
     """Return in words what of a recipe reaches beyond the weights' folder, and which numbers are far from the usual."""
-    told = [
+    warnings = [
         f"the recipe names a file or folder outside the folder of the weights: {text!r} ({place})"
         for place, text in _strings(recipe, "")
         if place not in _TEXTS and _OUTSIDE.search(text)
@@ -99,28 +99,28 @@ def worth_a_look(recipe: Mapping[str, Any]) -> list[str]:
         low, high = _USUAL.get(place, (-1e9, 1e9))
         if not low <= value <= high:
             usual = f", usual is {low:g} to {high:g}" if place in _USUAL else ""
-            told.append(f"the recipe asks for {place}={value:g}{usual}")
+            warnings.append(f"the recipe asks for {place}={value:g}{usual}")
     video = recipe.get("video")
     preset = video.get("preset") if isinstance(video, Mapping) else None
     if preset in _SLOW_PRESETS:
-        told.append(f"the recipe asks for video.preset={preset}, which encodes many times more slowly")
-    return told
+        warnings.append(f"the recipe asks for video.preset={preset}, which encodes many times more slowly")
+    return warnings
 
 
-def _part(told: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = told.get(key)
+def _part(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = values.get(key)
     if not isinstance(value, Mapping):
         raise ValueError(f"{key} is no group of values")
     return value
 
 
-def _want(told: Mapping[str, Any], key: str, fits: Callable[[Any], bool], place: str = "") -> None:
-    if not isinstance(told, Mapping):
+def _require(values: Mapping[str, Any], key: str, fits: Callable[[Any], bool], place: str = "") -> None:
+    if not isinstance(values, Mapping):
         raise ValueError(f"{place.rstrip('.')} is no group of values")
-    if key not in told:
+    if key not in values:
         raise ValueError(f"{place}{key} is missing")
-    if not fits(told[key]):
-        raise ValueError(f"{place}{key} is {str(told[key])[:40]!r}")
+    if not fits(values[key]):
+        raise ValueError(f"{place}{key} is {str(values[key])[:40]!r}")
 
 
 def _is_text(value: Any) -> bool:

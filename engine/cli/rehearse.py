@@ -10,8 +10,8 @@ from engine.errors import ConfigError
 from engine.planning.gpus import Card, cards, find_card
 
 
-def rehearse(words: Sequence[str]) -> int:
-    """Rehearse what `words` ask for; exit status 1 where something would not work. Raises ConfigError."""
+def rehearse(arguments: Sequence[str]) -> int:
+    """Rehearse what `arguments` ask for; exit status 1 where something would not work. Raises ConfigError."""
     parser = Parser(
         prog="multitalk rehearse",
         usage="multitalk rehearse [overrides] [--card NAME] [--json]",
@@ -23,7 +23,7 @@ def rehearse(words: Sequence[str]) -> int:
     parser.flag("--steps", type=int, default=2, help="steps of each window (2); 0: the config's own number")
     parser.flag("--blocks", type=int, help="run this many blocks of the network and reckon the rest")
     parser.flag("--json", action="store_true", help="as one JSON object")
-    values, overrides = parser.read(words)
+    values, overrides = parser.read(arguments)
 
     from engine.rehearsal.rehearse import default_card, rehearse, table
     from engine.rehearsal.walk import Scene
@@ -38,7 +38,7 @@ def rehearse(words: Sequence[str]) -> int:
 
 
 def _card(name: str) -> Card:
-    found = find_card(name) or next((card for card in cards() if card.name.lower().startswith(name.lower())), None)
-    if found is None:
+    card = find_card(name) or next((card for card in cards() if card.name.lower().startswith(name.lower())), None)
+    if card is None:
         raise ConfigError(f"no card named {name!r}", field="--card", hint=", ".join(card.name for card in cards()))
-    return found
+    return card

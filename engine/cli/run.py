@@ -17,8 +17,8 @@ def launch(overrides: Sequence[str]) -> int:
     """
     service = EngineService(overrides)
     try:
-        with service.joined() as led:
-            if led:
+        with service.joined() as follower:
+            if follower:
                 return follow(service)
             return installed().entrypoints.build(service.config.entrypoint).run(service)
     finally:

@@ -70,7 +70,7 @@ class Status:
         return None if self.final else self.output
 
     @property
-    def seen(self) -> tuple[str, str]:
+    def fingerprint(self) -> tuple[str, str]:
         """What has to differ for two answers to be worth telling apart: the times always do."""
         return self.state, json.dumps(self.output, sort_keys=True)
 
@@ -87,12 +87,12 @@ class Download:
 def read_json(response: httpx2.Response) -> dict[str, Any]:
     """Return the answer's object. Raises ClientError for an answer that is an error or no JSON."""
     try:
-        told = response.json()
+        answer = response.json()
     except ValueError:
-        told = None
-    if response.is_success and isinstance(told, dict):
-        return told
-    text = str(told.get("error") or "") if isinstance(told, dict) else ""
+        answer = None
+    if response.is_success and isinstance(answer, dict):
+        return answer
+    text = str(answer.get("error") or "") if isinstance(answer, dict) else ""
     status = response.status_code
     code, hint = _CODES.get(status, ("server_error" if status >= 500 else "refused", ""))
     raise ClientError(
@@ -100,19 +100,19 @@ def read_json(response: httpx2.Response) -> dict[str, Any]:
     )
 
 
-def read_status(told: Mapping[str, Any]) -> Status:
+def read_status(answer: Mapping[str, Any]) -> Status:
     """Return what an answer of /run, /status, /cancel or /retry says. Raises ClientError if it says nothing."""
-    if not isinstance(told.get("id"), str) or not isinstance(told.get("status"), str):
+    if not isinstance(answer.get("id"), str) or not isinstance(answer.get("status"), str):
         raise ClientError("the endpoint's answer names no job and no state", code="server_error")
     return Status(
-        id=told["id"],
-        state=told["status"],
-        output=told.get("output"),
-        error=told.get("error"),
-        delay=_seconds(told.get("delayTime")),
-        execution=_seconds(told.get("executionTime")),
-        worker=told.get("workerId"),
-        raw=told,
+        id=answer["id"],
+        state=answer["status"],
+        output=answer.get("output"),
+        error=answer.get("error"),
+        delay=_seconds(answer.get("delayTime")),
+        execution=_seconds(answer.get("executionTime")),
+        worker=answer.get("workerId"),
+        raw=answer,
     )
 
 
@@ -120,25 +120,25 @@ def result(status: Status) -> Any:
     """Return the output of a job that is over. Raises ClientError unless it completed."""
     if status.state == "COMPLETED":
         return status.output
-    told: dict[str, Any] = dict(status.output) if isinstance(status.output, dict) else {}
+    details: dict[str, Any] = dict(status.output) if isinstance(status.output, dict) else {}
     error = status.error
     if isinstance(error, str) and error.startswith("{"):
         # An exception that the handler let through: the SDK sends it as JSON, with the traceback.
         with contextlib.suppress(ValueError):
             error = json.loads(error).get("error_message", error)
     if isinstance(error, dict):
-        told, error = {**error, **told}, error.get("error")
+        details, error = {**error, **details}, error.get("error")
     what, code = _ENDS.get(status.state, (f"the job is {status.state}", "job_failed"))
     raise ClientError(
         str(error or what),
-        code=str(told.get("error_code") or code),
-        field=str(told.get("field") or ""),
-        hint=str(told.get("hint") or ""),
+        code=str(details.get("error_code") or code),
+        field=str(details.get("field") or ""),
+        hint=str(details.get("hint") or ""),
         job=status,
     )
 
 
-def unreachable(error: httpx2.TransportError) -> ClientError:
+def connection_error(error: httpx2.TransportError) -> ClientError:
     """Return what a connection that failed means to the caller."""
     text = str(error) or type(error).__name__
     return ClientError(
@@ -146,7 +146,7 @@ def unreachable(error: httpx2.TransportError) -> ClientError:
     )
 
 
-def refused(response: httpx2.Response) -> ClientError:
+def download_error(response: httpx2.Response) -> ClientError:
     """Return the error for a video that its host does not give."""
     status = response.status_code
     hint = "its URL may have run out: ask for the job's status, or retry the job" if status in (403, 404) else ""
@@ -156,9 +156,9 @@ def refused(response: httpx2.Response) -> ClientError:
 
 def length(response: httpx2.Response) -> int | None:
     """Return how many bytes the body has, if the answer tells."""
-    told = response.headers.get("Content-Length", "")
+    text = response.headers.get("Content-Length", "")
     # Of a compressed body this is another number.
-    return int(told) if told.isdigit() and "Content-Encoding" not in response.headers else None
+    return int(text) if text.isdigit() and "Content-Encoding" not in response.headers else None
 
 
 _CODES = {

@@ -11,9 +11,9 @@ from typing import Any
 
 import httpx2
 
-from engine.client.answers import ClientError, Download, Status, length, read_json, read_status, refused, result
-from engine.client.calls import BASE_URL, TIMEOUT, Address, Attempts, Looks, hide_queries, job_path, submission
-from engine.client.media import address_of, content_of, saving
+from engine.client.answers import ClientError, Download, Status, download_error, length, read_json, read_status, result
+from engine.client.calls import BASE_URL, TIMEOUT, Address, Attempts, PollInterval, hide_queries, job_path, submission
+from engine.client.media import address_of, content_of, save_video
 
 
 class AsyncClient:
@@ -94,8 +94,8 @@ class AsyncClient:
                     if pause is None:
                         if not response.is_success:
                             await response.aread()
-                            raise refused(response)
-                        with saving(path, output) as file:
+                            raise download_error(response)
+                        with save_video(path, output) as file:
                             async for piece in response.aiter_bytes():
                                 file.write(piece)
                             return file.done(length(response))
@@ -121,16 +121,16 @@ class AsyncJob:
 
         It is looked at after `shortest` seconds if something changed, else after longer and longer ones.
         """
-        looks, before = Looks(shortest, longest), None
+        interval, before = PollInterval(shortest, longest), None
         while True:
             status = await self.status()
-            changed = status.seen != before
-            before = status.seen
+            changed = status.fingerprint != before
+            before = status.fingerprint
             if changed:
                 yield status
             if status.final:
                 return
-            await asyncio.sleep(looks.next(changed=changed))
+            await asyncio.sleep(interval.next(changed=changed))
 
     async def wait(self, timeout: float | None = None) -> Any:
         """Return the finished job's output. Raises ClientError if it did not complete.
@@ -138,9 +138,9 @@ class AsyncJob:
         After `timeout` seconds the code is `timeout`, and the job goes on.
         """
         end = None if timeout is None else time.monotonic() + timeout
-        looks = Looks(0.5, 5.0)
+        interval = PollInterval(0.5, 5.0)
         while not (status := await self.status()).final:
-            pause = looks.next(changed=False)
+            pause = interval.next(changed=False)
             if end is not None and (pause := min(pause, end - time.monotonic())) <= 0:
                 raise ClientError(
                     f"the job is {status.state} after {timeout:g} s", code="timeout", hint="it goes on", job=status
@@ -166,6 +166,6 @@ class AsyncJob:
         if url is not None:
             return await self._client._fetch(url, path, output)
         content = content_of(output)
-        with saving(path, output) as file:
+        with save_video(path, output) as file:
             file.write(content)
             return file.done()

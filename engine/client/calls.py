@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from engine.client.answers import ClientError, unreachable
+from engine.client.answers import ClientError, connection_error
 from engine.client.media import MB
 
 BASE_URL = "https://api.runpod.ai/v2"
@@ -23,7 +23,7 @@ RUN_BYTES = 10 * MB
 TIMEOUT = httpx2.Timeout(60, connect=10)
 _FIRST, _LONGEST = 0.5, 30.0
 #: A server that asks for more patience than this is told of in place of waiting.
-_PATIENCE = 120.0
+_MAX_RETRY_AFTER = 120.0
 
 
 class Attempts:
@@ -39,7 +39,7 @@ class Attempts:
         # Without a connection nothing arrived.
         before = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
         if self._left <= 0 or not (self._safe or before):
-            raise unreachable(error) from error
+            raise connection_error(error) from error
         return self._next()
 
     def answered(self, response: httpx2.Response) -> float | None:
@@ -49,7 +49,7 @@ class Attempts:
         if self._left <= 0 or not (status == 429 or (self._safe and status >= 500)):
             return None
         asked = retry_after(response)
-        if asked is not None and asked > _PATIENCE:
+        if asked is not None and asked > _MAX_RETRY_AFTER:
             return None
         return max(self._next(), asked or 0.0)
 
@@ -61,7 +61,7 @@ class Attempts:
         return longest * random.uniform(0.5, 1)
 
 
-class Looks:
+class PollInterval:
     """How long to wait before the next look at a job: longer and longer while nothing changes."""
 
     def __init__(self, shortest: float, longest: float) -> None:
@@ -131,14 +131,14 @@ def retry_after(response: httpx2.Response) -> float | None:
 
 
 def submission(
-    given: Mapping[str, Any],
+    job_input: Mapping[str, Any],
     policy: Mapping[str, Any] | None,
     webhook: str | None,
     s3_config: Mapping[str, Any] | None,
 ) -> bytes:
     """Return the body of /run. Raises ClientError if it is larger than the platform takes."""
-    told = {"input": given, "policy": policy, "webhook": webhook, "s3Config": s3_config}
-    body = json.dumps({key: value for key, value in told.items() if value is not None}, allow_nan=False).encode()
+    fields = {"input": job_input, "policy": policy, "webhook": webhook, "s3Config": s3_config}
+    body = json.dumps({key: value for key, value in fields.items() if value is not None}, allow_nan=False).encode()
     if len(body) > RUN_BYTES:
         raise ClientError(
             f"the job has {len(body) / MB:.1f} MB, and 10 MB is the most",

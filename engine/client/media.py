@@ -50,27 +50,29 @@ def talk(
     """
     if not any(voice is not None for voice in voices):
         raise ClientError("there is no voice", code="no_voice", hint="give a sound file for each person who speaks")
-    asked: dict[str, Any] = {"reference_image": _sent(image), "prompt": prompt, "num_frames": "auto"}
+    job_input: dict[str, Any] = {"reference_image": _address(image), "prompt": prompt, "num_frames": "auto"}
     if len(voices) <= 2 and None not in voices:
-        asked |= {f"audio_{index}": _sent(voice) for index, voice in enumerate(voices, start=1) if voice is not None}
+        job_input |= {
+            f"audio_{index}": _address(voice) for index, voice in enumerate(voices, start=1) if voice is not None
+        }
     else:
-        asked["speakers"] = [{"silence": True} if voice is None else {"audio": _sent(voice)} for voice in voices]
-    return asked | fields
+        job_input["speakers"] = [{"silence": True} if voice is None else {"audio": _address(voice)} for voice in voices]
+    return job_input | fields
 
 
-def _sent(media: str | os.PathLike[str]) -> str:
+def _address(media: str | os.PathLike[str]) -> str:
     address = isinstance(media, str) and (media.startswith("data:") or "://" in media)
     return str(media) if address else file(media)
 
 
 def address_of(output: Any) -> str | None:
     """Return the URL of a finished job's video, or None if the answer holds the video. Raises ClientError."""
-    told = output if isinstance(output, dict) else {}
-    if isinstance(url := told.get("video_url"), str):
+    fields = output if isinstance(output, dict) else {}
+    if isinstance(url := fields.get("video_url"), str):
         return url
-    if isinstance(told.get("video_base64"), str):
+    if isinstance(fields.get("video_base64"), str):
         return None
-    if path := told.get("video_path"):
+    if path := fields.get("video_path"):
         hint = "fetch it from there, or ask for another sink (output.sink)"
         raise ClientError(f"the video is on the worker's volume, as {path}", code="no_video", hint=hint)
     raise ClientError("the job's answer holds no video", code="no_video")
@@ -84,7 +86,7 @@ def content_of(output: Mapping[str, Any]) -> bytes:
         raise ClientError(f"the video in the answer is damaged: {error}", code="damaged") from error
 
 
-class Writer(Protocol):
+class VideoWriter(Protocol):
     """Takes a video piece by piece."""
 
     def write(self, piece: bytes, /) -> None:
@@ -97,20 +99,20 @@ class Writer(Protocol):
 
 
 @contextmanager
-def saving(path: str | os.PathLike[str], output: Mapping[str, Any]) -> Iterator[Writer]:
+def save_video(path: str | os.PathLike[str], output: Mapping[str, Any]) -> Iterator[VideoWriter]:
     """Write a video beside `path` and move it there when it is whole; nothing is left if it never is."""
     target = Path(path)
     try:
         # What a download that was killed here left behind.
         sweep(target.parent, target.name)
         with part_in(target.parent, target.name) as part:
-            yield _Writer(part, target, output)
+            yield _VideoWriter(part, target, output)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ClientError(f"cannot write {target}: {reason}", code="bad_file") from error
 
 
-class _Writer:
+class _VideoWriter:
     def __init__(self, part: Part, target: Path, output: Mapping[str, Any]) -> None:
         self._part, self._target, self._output = part, target, output
         self._hash = hashlib.sha256()
@@ -122,10 +124,12 @@ class _Writer:
         self._part.file.write(piece)
 
     def done(self, length: int | None = None) -> Download:
-        digest, told = self._hash.hexdigest(), self._output.get("sha256")
-        if isinstance(told, str) and told.lower() != digest:
+        digest, expected_digest = self._hash.hexdigest(), self._output.get("sha256")
+        if isinstance(expected_digest, str) and expected_digest.lower() != digest:
             raise ClientError(
-                f"the video's SHA-256 is {digest}, and the worker told {told}", code="damaged", hint="fetch it again"
+                f"the video's SHA-256 is {digest}, and the worker told {expected_digest}",
+                code="damaged",
+                hint="fetch it again",
             )
         for expected in (length, self._output.get("bytes")):
             if isinstance(expected, int) and expected != self._size:

@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx2
 
-from engine.client.answers import ClientError, Download, Status, length, read_json, read_status, refused, result
-from engine.client.calls import BASE_URL, TIMEOUT, Address, Attempts, Looks, hide_queries, job_path, submission
-from engine.client.media import address_of, content_of, saving
+from engine.client.answers import ClientError, Download, Status, download_error, length, read_json, read_status, result
+from engine.client.calls import BASE_URL, TIMEOUT, Address, Attempts, PollInterval, hide_queries, job_path, submission
+from engine.client.media import address_of, content_of, save_video
 
 
 class Client:
@@ -93,8 +93,8 @@ class Client:
                     if pause is None:
                         if not response.is_success:
                             response.read()
-                            raise refused(response)
-                        with saving(path, output) as file:
+                            raise download_error(response)
+                        with save_video(path, output) as file:
                             for piece in response.iter_bytes():
                                 file.write(piece)
                             return file.done(length(response))
@@ -120,16 +120,16 @@ class Job:
 
         It is looked at after `shortest` seconds if something changed, else after longer and longer ones.
         """
-        looks, before = Looks(shortest, longest), None
+        interval, before = PollInterval(shortest, longest), None
         while True:
             status = self.status()
-            changed = status.seen != before
-            before = status.seen
+            changed = status.fingerprint != before
+            before = status.fingerprint
             if changed:
                 yield status
             if status.final:
                 return
-            time.sleep(looks.next(changed=changed))
+            time.sleep(interval.next(changed=changed))
 
     def wait(self, timeout: float | None = None) -> Any:
         """Return the finished job's output. Raises ClientError if it did not complete.
@@ -137,9 +137,9 @@ class Job:
         After `timeout` seconds the code is `timeout`, and the job goes on.
         """
         end = None if timeout is None else time.monotonic() + timeout
-        looks = Looks(0.5, 5.0)
+        interval = PollInterval(0.5, 5.0)
         while not (status := self.status()).final:
-            pause = looks.next(changed=False)
+            pause = interval.next(changed=False)
             if end is not None and (pause := min(pause, end - time.monotonic())) <= 0:
                 raise ClientError(
                     f"the job is {status.state} after {timeout:g} s", code="timeout", hint="it goes on", job=status
@@ -165,6 +165,6 @@ class Job:
         if url is not None:
             return self._client._fetch(url, path, output)
         content = content_of(output)
-        with saving(path, output) as file:
+        with save_video(path, output) as file:
             file.write(content)
             return file.done()

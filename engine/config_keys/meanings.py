@@ -16,12 +16,12 @@ def meanings(config: type) -> dict[str, str]:
     A field's meaning is its metadata's `help` (the text of an entrypoint's flag), then the `#:` comment above it, in
     the class itself or in the nearest base that has one. Where a class has no source, only `help` is known.
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for field in fields(config):
         comments = (_comments(base).get(field.name, "") for base in config.__mro__)
         parts = (field.metadata.get("help", ""), next(filter(None, comments), ""))
-        found[field.name] = " ".join(map(_sentence, filter(None, parts)))
-    return found
+        texts[field.name] = " ".join(map(_sentence, filter(None, parts)))
+    return texts
 
 
 def about(config: type) -> str:
@@ -39,7 +39,7 @@ def _comments(config: type) -> Mapping[str, str]:
         return {}
     lines = source.splitlines()
     (body,) = ast.parse(source).body
-    found = {}
+    comments = {}
     for node in body.body if isinstance(body, ast.ClassDef) else ():
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             above: list[str] = []
@@ -47,8 +47,8 @@ def _comments(config: type) -> Mapping[str, str]:
             while line >= 0 and (text := lines[line].strip()).startswith("#:"):
                 above.insert(0, text.removeprefix("#:").strip())
                 line -= 1
-            found[node.target.id] = " ".join(above)
-    return found
+            comments[node.target.id] = " ".join(above)
+    return comments
 
 
 def _sentence(text: str) -> str:

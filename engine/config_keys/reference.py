@@ -65,11 +65,11 @@ def choices_of(group: str) -> dict[str, type]:
     """Return the config class of each component that can be chosen in a group, by the component's name."""
     installed()
     nodes = ConfigStore.instance().repo.get(group, {})
-    found = {}
+    kinds = {}
     for entry, node in sorted(nodes.items()):
         if isinstance(node, ConfigNode) and entry != "schema.yaml":
-            found[entry.removesuffix(".yaml")] = OmegaConf.get_type(node.node)
-    return {name: kind for name, kind in found.items() if kind is not None and is_dataclass(kind)}
+            kinds[entry.removesuffix(".yaml")] = OmegaConf.get_type(node.node)
+    return {name: kind for name, kind in kinds.items() if kind is not None and is_dataclass(kind)}
 
 
 def provider_of(group: str, name: str) -> str:
@@ -96,12 +96,12 @@ def _all() -> Iterator[Key]:
 
 
 def _below(kind: Any, prefix: str, choice: str, leave_out: typing.Collection[str] = ()) -> Iterator[Key]:
-    hints, told = typing.get_type_hints(kind), meanings(kind)
+    hints, texts = typing.get_type_hints(kind), meanings(kind)
     for field in fields(kind):
         if field.name in leave_out:
             continue
         name, hint = f"{prefix}.{field.name}", hints[field.name]
-        yield _key(field, name, choice, hint, told[field.name])
+        yield _key(field, name, choice, hint, texts[field.name])
         below = _dataclass_in(hint)
         # An entrypoint names other parts of the config, which stand under their own names.
         if below is not None and not prefix.startswith("entrypoint"):
@@ -151,9 +151,9 @@ def _type(hint: Any) -> str:
 def _default(value: Any) -> str:
     if value == MISSING and isinstance(value, str):
         return "none: it must be given"
-    if isinstance(value, str) and (found := re.fullmatch(r"\$\{oc\.env:(\w+),(.*)\}", value)):
-        other = found[2].strip("'\"")
-        return f"`${found[1]}`, else {f'`{other}`' if other else 'empty'}"
+    if isinstance(value, str) and (match := re.fullmatch(r"\$\{oc\.env:(\w+),(.*)\}", value)):
+        other = match[2].strip("'\"")
+        return f"`${match[1]}`, else {f'`{other}`' if other else 'empty'}"
     if isinstance(value, str) and "${" in value:
         return f"`{value}`"
     if isinstance(value, list) and any("${" in str(part) for part in value):

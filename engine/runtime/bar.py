@@ -26,7 +26,7 @@ _RATE = 5
 
 
 @dataclass(frozen=True)
-class Sign(Progress):
+class TimedProgress(Progress):
     """A report of progress that says how far away the next one is."""
 
     #: Share of the whole that the piece of work is which has begun: a step, an encoding or decoding of a window.
@@ -35,9 +35,9 @@ class Sign(Progress):
     expected: float | None = None
 
 
-def moved(progress: Progress, seconds: float) -> Progress:
+def extrapolate(progress: Progress, seconds: float) -> Progress:
     """Return where a generation should stand `seconds` after its last report; never past its next one."""
-    if not isinstance(progress, Sign):
+    if not isinstance(progress, TimedProgress):
         return progress
     expected = progress.expected or _UNKNOWN
     share = seconds / expected
@@ -60,26 +60,26 @@ def bar(console: Console, describe: Callable[[Progress], str]) -> Iterator[Progr
     began = time.monotonic()
     last, since = Progress(LOADING), began
 
-    def tell(progress: Progress) -> None:
+    def report(progress: Progress) -> None:
         nonlocal last, since
         last, since = progress, time.monotonic()
 
     def draw() -> Table:
         now = time.monotonic()
-        shown = moved(last, now - since)
+        current = extrapolate(last, now - since)
         row = Table.grid(padding=(0, 1))
         row.add_row(
             # Pulses while nothing can be said.
-            ProgressBar(1.0, shown.fraction, width=30, pulse=not shown.fraction, animation_time=now),
-            f"{shown.fraction:4.0%}",
+            ProgressBar(1.0, current.fraction, width=30, pulse=not current.fraction, animation_time=now),
+            f"{current.fraction:4.0%}",
             elapsed(now - began),
-            describe(shown),
+            describe(current),
         )
         return row
 
     # From a thread of its own: one piece may take minutes.
     with Live(console=console, transient=True, refresh_per_second=_RATE, get_renderable=draw):
-        yield tell
+        yield report
 
 
 def elapsed(seconds: float) -> str:

@@ -39,12 +39,12 @@ COMMAND = "torchrun --nproc-per-node 2 -m engine generate ... parallel=ulysses"
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadWeights:
     """Rank 0's word to load the weights."""
 
 
 @dataclass(frozen=True)
-class Denoise:
+class DenoiseWindow:
     """Rank 0's word to denoise a window along with it: what the loop takes, and the state of its generator."""
 
     config: Config
@@ -53,17 +53,17 @@ class Denoise:
     generator: Tensor
 
 
-def nouns() -> list[Any]:
+def message_classes() -> list[Any]:
     """Return the classes that a word may be made of: those of data, of conditions, and of configs, plugins' too."""
-    found: list[Any] = [Load, Denoise, Conditions, Motion, TransformerConditions, Rotary, Speakers]
+    classes: list[Any] = [LoadWeights, DenoiseWindow, Conditions, Motion, TransformerConditions, Rotary, Speakers]
     waiting: list[Any] = [ComponentConfig]
-    waiting += [one for one in vars(sys.modules[Config.__module__]).values() if is_dataclass(one)]
+    waiting += [kind for kind in vars(sys.modules[Config.__module__]).values() if is_dataclass(kind)]
     while waiting:
-        one = waiting.pop()
-        if one not in found:
-            found.append(one)
-            waiting += one.__subclasses__()
-    return found
+        kind = waiting.pop()
+        if kind not in classes:
+            classes.append(kind)
+            waiting += kind.__subclasses__()
+    return classes
 
 
 class Ranks:
@@ -79,33 +79,33 @@ class Ranks:
         self.group = dist.group.WORLD
         #: Whether the processes no longer wait for the same thing: then each can only end.
         self.broken = False
-        self._words = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self._control_group = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
-    def tell(self, word: Any) -> None:
-        """Hand `word`, any object with tensors in it, from rank 0 to all others, which `hear` it."""
+    def broadcast(self, message: Any) -> None:
+        """Hand `message`, any object with tensors in it, from rank 0 to all others, which `receive` it."""
         buffer = io.BytesIO()
-        torch.save(word, buffer)
+        torch.save(message, buffer)
         content = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
         # As numbers: what torch broadcasts as objects is unpickled, whatever it may run.
         with together():
-            dist.broadcast(torch.tensor([len(content)]), src=0, group=self._words)
-            dist.broadcast(content, src=0, group=self._words)
+            dist.broadcast(torch.tensor([len(content)]), src=0, group=self._control_group)
+            dist.broadcast(content, src=0, group=self._control_group)
 
-    def hear(self, device: str) -> Any:
+    def receive(self, device: str) -> Any:
         """Wait for rank 0's next word; its tensors are on `device`. Nothing but our own nouns can come out of it."""
         length = torch.zeros(1, dtype=torch.int64)
         with together():
-            dist.broadcast(length, src=0, group=self._words)
+            dist.broadcast(length, src=0, group=self._control_group)
             content = torch.empty(int(length), dtype=torch.uint8)
-            dist.broadcast(content, src=0, group=self._words)
-        with torch.serialization.safe_globals(nouns()):
+            dist.broadcast(content, src=0, group=self._control_group)
+        with torch.serialization.safe_globals(message_classes()):
             return torch.load(io.BytesIO(content.numpy().tobytes()), map_location=device, weights_only=True)
 
     def agree(self, decision: bool) -> bool:
         """Return rank 0's decision."""
         flag = torch.tensor([decision])
         with together():
-            dist.broadcast(flag, src=0, group=self._words)
+            dist.broadcast(flag, src=0, group=self._control_group)
         return bool(flag)
 
     def part_of(self, conditions: Conditions) -> Conditions:
@@ -115,14 +115,14 @@ class Ranks:
         }
         return replace(conditions, branches=branches)
 
-    def disband(self) -> None:
+    def destroy(self) -> None:
         """Leave the group; nothing can be said any more."""
         dist.destroy_process_group()
         # Its threads end with the last reference to it. One that outlives Python may abort the process.
-        del self.group, self._words
+        del self.group, self._control_group
 
     @contextmanager
-    def alike(self) -> Iterator[None]:
+    def synchronised(self) -> Iterator[None]:
         """Do what is inside on every process; raise EngineError where it failed on another one alone."""
         failure: Exception | None = None
         try:
@@ -132,14 +132,14 @@ class Ranks:
         except BaseException:
             self.broken = True
             raise
-        told = [torch.zeros(_LINE, dtype=torch.uint8) for _ in range(self.size)]
+        lines = [torch.zeros(_LINE, dtype=torch.uint8) for _ in range(self.size)]
         mine = b"" if failure is None else (_line(failure) or type(failure).__name__).encode()[:_LINE]
         with together():
             own = torch.tensor(list(mine.ljust(_LINE, b"\0")), dtype=torch.uint8)
-            dist.all_gather(told, own, group=self._words)
+            dist.all_gather(lines, own, group=self._control_group)
         if failure is not None:
             raise failure
-        for rank, line in enumerate(bytes(one.tolist()).rstrip(b"\0").decode("utf-8", "ignore") for one in told):
+        for rank, line in enumerate(bytes(one.tolist()).rstrip(b"\0").decode("utf-8", "ignore") for one in lines):
             if line:
                 raise EngineError(f"process {rank}: {line}", field="parallel")
 
@@ -148,7 +148,7 @@ class Ranks:
         """Yield a token with which all processes leave the denoising loop at the same place, when `cancel` of rank 0 is
         set. After any other error they are no longer together.
         """
-        agreed = _Agreed(self, cancel)
+        agreed = _SharedCancelToken(self, cancel)
         try:
             yield agreed
         except BaseException as error:
@@ -157,14 +157,14 @@ class Ranks:
             raise
 
 
-def expected(config: ParallelConfig, ranks: Ranks | None) -> Ranks | None:
+def require_ranks(config: ParallelConfig, ranks: Ranks | None) -> Ranks | None:
     """Return `ranks`. Raises ConfigError where the config asks for several processes and there is one."""
     if config.name != "none" and ranks is None:
         raise ConfigError("parallel=ulysses takes processes that torchrun starts", field="parallel", hint=COMMAND)
     return ranks
 
 
-class _Agreed:
+class _SharedCancelToken:
     def __init__(self, ranks: Ranks, cancel: CancelToken | None) -> None:
         self._ranks = ranks
         self._cancel = cancel
@@ -176,7 +176,7 @@ class _Agreed:
 
 
 @contextmanager
-def joined(config: ParallelConfig, device: str) -> Iterator[Ranks]:
+def join_group(config: ParallelConfig, device: str) -> Iterator[Ranks]:
     """Join the process group that torchrun's environment describes; leave it at the end.
 
     An error ends all processes, and the first one to have one tells it: rank 0 by raising it, another one in a line of
@@ -190,7 +190,7 @@ def joined(config: ParallelConfig, device: str) -> Iterator[Ranks]:
     except Exception as error:
         if isinstance(error, ProcessLost) and ranks is not None:
             ranks.broken = True
-        if not _first(store):
+        if not _is_first_error(store):
             raise SystemExit(2) from None
         if config.rank and isinstance(error, EngineError):
             print(f"multitalk: error: process {config.rank}: {plain(str(error))}", file=sys.stderr)
@@ -202,7 +202,7 @@ def joined(config: ParallelConfig, device: str) -> Iterator[Ranks]:
 
 
 @contextmanager
-def _meeting() -> Iterator[None]:
+def _rendezvous_errors() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
@@ -211,7 +211,7 @@ def _meeting() -> Iterator[None]:
 
 
 def _find_store(config: ParallelConfig) -> Any:
-    with _meeting():
+    with _rendezvous_errors():
         store, _, _ = next(iter(rendezvous("env://", config.rank or 0, config.size or 1)))
         return store
 
@@ -221,12 +221,12 @@ def _join(config: ParallelConfig, device: str, store: Any) -> Ranks:
     take_device(device, config.local_rank or 0)
     # Words between processes go by the CPU in any case.
     backend = "cpu:gloo,cuda:nccl" if pick_device(device) == "cuda" else "gloo"
-    with _meeting():
+    with _rendezvous_errors():
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         return Ranks(rank, size)
 
 
-def _first(store: Any) -> bool:
+def _is_first_error(store: Any) -> bool:
     """Say whether no other process has told an error before."""
     try:
         return int(store.add("multitalk/failed", 1)) == 1
@@ -241,8 +241,8 @@ def _leave(ranks: Ranks) -> None:
         return
     try:
         if ranks.rank == 0:
-            ranks.tell(None)
-        ranks.disband()
+            ranks.broadcast(None)
+        ranks.destroy()
     except (RuntimeError, ProcessLost):
         # One of them is gone already.
         pass
@@ -254,14 +254,14 @@ def take_device(device: str, local_rank: int) -> None:
     Before CUDA starts: torch's own way to choose a device holds for one thread, and readers have others. Raises
     ConfigError where there are fewer.
     """
-    present = 0 if device == "cpu" else torch.cuda.device_count()
-    if not present:
+    count = 0 if device == "cpu" else torch.cuda.device_count()
+    if not count:
         return
-    if local_rank >= present:
+    if local_rank >= count:
         raise ConfigError(
-            f"there is no device for it, {present} for all processes of this machine",
+            f"there is no device for it, {count} for all processes of this machine",
             field="parallel",
-            hint=f"start {present} processes here with --nproc-per-node",
+            hint=f"start {count} processes here with --nproc-per-node",
         )
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     os.environ["CUDA_VISIBLE_DEVICES"] = names[local_rank] if names != [""] else str(local_rank)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from engine.components import CancelToken, ProgressCallback
 from engine.data import Progress
 from engine.errors import Cancelled
-from engine.runtime.bar import Sign
+from engine.runtime.bar import TimedProgress
 from engine.runtime.peaks import Peaks
 
 #: The pieces of work of each window. Until one of a kind was measured, its time is a multiple of that of another kind.
@@ -45,7 +45,7 @@ class Meter:
         self.timings: dict[str, float] = {}
         #: Memory by stage.
         self.peaks = Peaks(device)
-        self.last: Progress = Sign("start")
+        self.last: Progress = TimedProgress("start")
 
     def expect(self, windows: int, steps: int) -> None:
         """Say how much there is to do: `windows` windows of `steps` steps."""
@@ -55,7 +55,7 @@ class Meter:
         """Report what is known before the work; all progress from here on carries it."""
         self._warnings = tuple(warnings)
         if self._warnings:
-            self._tell(self.last.stage, step=0)
+            self._report(self.last.stage, step=0)
 
     @contextmanager
     def stage(self, name: str, *, window: int = 0) -> Iterator[None]:
@@ -64,7 +64,7 @@ class Meter:
         self._window = window
         piece = "step" if name == "denoise" else name
         self._begin(piece if window and piece in _PIECES else "")
-        self._tell(name, step=0)
+        self._report(name, step=0)
         began = self._clock()
         try:
             yield
@@ -79,7 +79,7 @@ class Meter:
         """Note that step `number` (from 1) of the current window is done."""
         self._end()
         self._begin("step" if number < self._steps else "")
-        self._tell("denoise", step=number)
+        self._report("denoise", step=number)
         return self.last
 
     def window_done(self) -> None:
@@ -87,7 +87,7 @@ class Meter:
         # Whoever skips a stage has done with it, too.
         for piece in _PIECES:
             self._done[piece] = max(self._done[piece], self._window * (self._steps if piece == "step" else 1))
-        self._tell("write", step=0)
+        self._report("write", step=0)
 
     def is_set(self) -> bool:
         """Whether the caller withdrew: a meter is a cancel token itself."""
@@ -117,25 +117,25 @@ class Meter:
         # No encoding was measured: the model of a window without one.
         return share * (self._took["step"] / max(1, self._done["step"]) or 1.0)
 
-    def _tell(self, stage: str, *, step: int) -> None:
+    def _report(self, stage: str, *, step: int) -> None:
         costs = {piece: self._cost(piece) for piece in _PIECES}
         counts = {piece: self._windows * (self._steps if piece == "step" else 1) for piece in _PIECES}
         total = sum(counts[piece] * costs[piece] for piece in _PIECES)
         left = sum(max(0, counts[piece] - self._done[piece]) * costs[piece] for piece in _PIECES)
-        known = any(self._took.values())
+        measured = any(self._took.values())
         # What was learnt meanwhile may make the rest longer; what is done does not become less by it.
         self._fraction = max(self._fraction, 1 - left / total if total else 0.0)
         cost = costs.get(self._piece, 0.0)
-        self.last = Sign(
+        self.last = TimedProgress(
             stage=stage,
             window=self._window,
             windows=self._windows,
             step=step,
             steps=self._steps,
             fraction=self._fraction,
-            remaining=left if known and total else None,
+            remaining=left if measured and total else None,
             ahead=min(cost / total, 1 - self._fraction) if total else 0.0,
-            expected=cost if known and self._piece else None,
+            expected=cost if measured and self._piece else None,
             warnings=self._warnings,
         )
         if self._callback is not None:

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 
-def hush() -> None:
+def silence_libraries() -> None:
     """Keep the libraries' warnings, logs and bars from stderr; -W or PYTHONWARNINGS bring the warnings back.
 
     Has to be called before torch is imported. What the environment already says stays.

@@ -39,40 +39,40 @@ class EndpointConfig(ComponentConfig):
     """Serves jobs as a RunPod endpoint does, on this machine, with worker processes of its own."""
 
     name: str = "endpoint"
-    host: str = field(default="127.0.0.1", metadata={"help": "interface to listen at (127.0.0.1)", "word": "ADDRESS"})
+    host: str = field(default="127.0.0.1", metadata={"help": "interface to listen on (127.0.0.1)", "word": "ADDRESS"})
     port: int = field(
-        default=8000, metadata={"help": "port, 0 for any that is free (8000)", "word": "N"} | within(0, 65_535)
+        default=8000, metadata={"help": "port, 0 for any free one (8000)", "word": "N"} | within(0, 65_535)
     )
-    endpoint_id: str = field(default="local", metadata={"help": "id in the addresses (local)", "word": "ID"})
-    workers: int = _number(1, "worker processes")
+    endpoint_id: str = field(default="local", metadata={"help": "endpoint id in the URLs (local)", "word": "ID"})
+    workers: int = _number(1, "number of worker processes")
     worker: str | None = field(
         default=None,
         metadata={"help": "command of a worker (multitalk runpod, with the overrides given here)", "word": "COMMAND"},
     )
-    api_key: str | None = field(default=None, metadata={"help": "key that callers need (none)", "word": "KEY"} | SECRET)
+    api_key: str | None = field(default=None, metadata={"help": "API key for callers (none)", "word": "KEY"} | SECRET)
     allowed_host: str | None = field(
         default=None,
-        metadata={"help": "names that callers may ask for beside localhost, by commas (none)", "word": "NAMES"},
+        metadata={"help": "comma-separated list of allowed host names besides localhost (none)", "word": "NAMES"},
     )
-    run_bytes: int = _number(_LIMITS.run_bytes, "largest body of /run, in and out")
-    sync_bytes: int = _number(_LIMITS.sync_bytes, "largest body of /runsync, in and out")
+    run_bytes: int = _number(_LIMITS.run_bytes, "largest request and answer of /run, in bytes")
+    sync_bytes: int = _number(_LIMITS.sync_bytes, "largest request and answer of /runsync, in bytes")
     run_retention: float = _seconds(_LIMITS.run_retention, "how long a result of /run is kept")
     sync_retention: float = _seconds(_LIMITS.sync_retention, "how long a result of /runsync is kept")
-    sync_wait: float = _seconds(_LIMITS.sync_wait, "how long /runsync waits unless asked")
-    execution_timeout: float = _seconds(_LIMITS.execution_timeout, "longest work on a job whose policy says nothing")
-    ttl: float = _seconds(_LIMITS.ttl, "life of a job whose policy says nothing")
-    queue_jobs: int = _number(_LIMITS.queue_jobs, "jobs that may wait, 0 for no limit")
-    queue_bytes: int = _number(_LIMITS.queue_bytes, "bytes of jobs that are held, 0 for no limit")
-    rate: int = _number(_LIMITS.rate, "calls of a verb in 10 s before 429, 0 for no limit")
-    attempts: int = _number(_LIMITS.attempts, "workers a job may outlive", 1)
-    webhook_retries: int = _number(_LIMITS.webhook_retries, "times a webhook is called again")
-    webhook_delay: float = _seconds(_LIMITS.webhook_delay, "pause before a webhook is called again")
+    sync_wait: float = _seconds(_LIMITS.sync_wait, "how long /runsync waits by default")
+    execution_timeout: float = _seconds(_LIMITS.execution_timeout, "execution timeout of a job without one")
+    ttl: float = _seconds(_LIMITS.ttl, "lifetime of a job without a ttl")
+    queue_jobs: int = _number(_LIMITS.queue_jobs, "most waiting jobs, 0 for no limit")
+    queue_bytes: int = _number(_LIMITS.queue_bytes, "most bytes of jobs in memory, 0 for no limit")
+    rate: int = _number(_LIMITS.rate, "calls of one operation in 10 s before the answer is 429, 0 for no limit")
+    attempts: int = _number(_LIMITS.attempts, "attempts of a job whose worker dies", 1)
+    webhook_retries: int = _number(_LIMITS.webhook_retries, "retries of a webhook")
+    webhook_delay: float = _seconds(_LIMITS.webhook_delay, "pause before a retry of a webhook")
     start_timeout: float = _seconds(_LIMITS.start_timeout, "longest start of a worker")
     grace: float = _seconds(_LIMITS.grace, "how long a worker may take to stop before it is killed")
 
 
 class Endpoint:
-    """Entrypoint for whoever sends jobs over HTTP. Prints its address on stdout, everything else on stderr."""
+    """Entrypoint of a local endpoint. Prints its URL on stdout, everything else on stderr."""
 
     def __init__(self, config: EndpointConfig) -> None:
         self.config = config
@@ -111,7 +111,7 @@ class Endpoint:
 
 
 def worker_command(overrides: Sequence[str]) -> list[str]:
-    """Return the words that start a worker booted with `overrides`, but for those about the entrypoint."""
+    """Return the command of a worker with `overrides`, without those about the entrypoint."""
     own = ("entrypoint=", "entrypoint.")
     arguments = [override for override in overrides if not override.lstrip("+~").startswith(own)]
     return [sys.executable, "-m", "engine", "runpod", *arguments]
@@ -122,7 +122,7 @@ async def _serve(endpoint: LocalEndpoint) -> None:
 
     def interrupt() -> None:
         if stop.is_set():
-            # Asked for twice: no time of grace any more.
+            # A second signal: no grace period.
             for worker in list(endpoint.pool.workers):
                 endpoint.pool.kill(worker)
         stop.set()

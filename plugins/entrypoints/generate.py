@@ -69,7 +69,7 @@ class Generate:
             print(to_json(plan) if config.json else describe(plan, request))
             return 0
         warnings = _Warnings()
-        with interruptible() as cancel, shown(quiet=config.quiet) as show:
+        with interruptible() as cancel, progress_display(quiet=config.quiet) as show:
             delivery = service.generate(request, progress=warnings.of(show), cancel=cancel)
         warnings.print(delivery.warnings)
         if config.json:
@@ -166,16 +166,16 @@ class _Warnings:
                 print(f"multitalk: warning: {plain(warning)}", file=sys.stderr, flush=True)
 
     def of(self, show: ProgressCallback | None) -> ProgressCallback:
-        def tell(progress: Progress) -> None:
+        def report(progress: Progress) -> None:
             self.print(progress.warnings)
             if show is not None:
                 show(progress)
 
-        return tell
+        return report
 
 
 @contextmanager
-def shown(*, quiet: bool) -> Iterator[ProgressCallback | None]:
+def progress_display(*, quiet: bool) -> Iterator[ProgressCallback | None]:
     """Show progress on stderr: a live bar on a terminal, a line every tenth elsewhere, nothing if `quiet`."""
     if quiet:
         yield None
@@ -186,8 +186,8 @@ def shown(*, quiet: bool) -> Iterator[ProgressCallback | None]:
     if not console.is_terminal:
         yield lines(lambda text: print(f"multitalk: {text}", file=sys.stderr, flush=True))
         return
-    with bar(console, state) as tell:
-        yield tell
+    with bar(console, state) as report:
+        yield report
 
 
 def lines(write: Callable[[str], None]) -> ProgressCallback:
@@ -195,17 +195,17 @@ def lines(write: Callable[[str], None]) -> ProgressCallback:
 
     Not earlier: what is wrong with a request shows while it is read, and is to be one line.
     """
-    told = -1
+    last = -1
 
-    def tell(progress: Progress) -> None:
-        nonlocal told
+    def report(progress: Progress) -> None:
+        nonlocal last
         if progress.stage == "read":
             return
-        if (tenth := int(progress.fraction * 10 + 1e-9)) > told:
-            told = tenth
+        if (tenth := int(progress.fraction * 10 + 1e-9)) > last:
+            last = tenth
             write(f"{progress.fraction:4.0%}  {state(progress)}")
 
-    return tell
+    return report
 
 
 def state(progress: Progress) -> str:
@@ -261,8 +261,8 @@ def _seat(seat: Seat, request: Request) -> str:
     if not seat.silent:
         voice += f"{seat.begins + seat.seconds:.2f} s"
         speaker = request.speakers[seat.speaker]
-        taken = [f"{key} {value}" for key in _TAKEN if (value := getattr(speaker, key)) is not None]
-        voice += f" ({', '.join(taken)} of the file)" if taken else ""
+        excerpt = [f"{key} {value}" for key in _TAKEN if (value := getattr(speaker, key)) is not None]
+        voice += f" ({', '.join(excerpt)} of the file)" if excerpt else ""
     return f"{seat.speaker + 1}: in {list(seat.box)} ({seat.kind}), {voice}"
 
 
@@ -271,31 +271,33 @@ def _native(plan: Plan) -> tuple[str, str]:
 
 
 def _windows(windows: Sequence[Window]) -> list[str]:
-    told = [
+    lines = [
         f"{window.index + 1}: frames {window.start} to {window.start + window.frames - 1}"
         + (f", {window.motion} of them given" if window.motion else "")
         + f", {window.keep} kept"
         for window in windows
     ]
-    return told if len(told) <= 6 else [*told[:4], f"... {len(told) - 5} more ...", told[-1]]
+    return lines if len(lines) <= 6 else [*lines[:4], f"... {len(lines) - 5} more ...", lines[-1]]
 
 
-def _estimates(found: Estimates) -> list[tuple[str, str]]:
-    where = f"{found.device}, {found.dtype}" + (f", memory=auto picks {found.picked}" if found.picked else "")
+def _estimates(estimates: Estimates) -> list[tuple[str, str]]:
+    where = f"{estimates.device}, {estimates.dtype}" + (
+        f", memory=auto picks {estimates.picked}" if estimates.picked else ""
+    )
     worst = max(
-        (stage for stage in found.stages if stage.device == found.device),
+        (stage for stage in estimates.stages if stage.device == estimates.device),
         key=lambda stage: stage.total,
     )
-    peak = found.host_memory_bytes if found.device_memory_bytes is None else found.device_memory_bytes
-    host = "" if found.device_memory_bytes is None else f", and {_giga(found.host_memory_bytes)} of the host's"
-    weights = ", ".join(f"{name} {_giga(size)}" for name, size in found.weights.items())
-    work = f"{_operations(found.forward_flops)} operations a forward, {_operations(found.flops)} in all"
+    peak = estimates.host_memory_bytes if estimates.device_memory_bytes is None else estimates.device_memory_bytes
+    host = "" if estimates.device_memory_bytes is None else f", and {_giga(estimates.host_memory_bytes)} of the host's"
+    weights = ", ".join(f"{name} {_giga(size)}" for name, size in estimates.weights.items())
+    work = f"{_operations(estimates.forward_flops)} operations a forward, {_operations(estimates.flops)} in all"
     return [
         ("memory", f"{_giga(peak)} ({where}), most of all in {worst.stage}{host}"),
         ("kept", weights),
-        ("work", f"{work}; {_giga(found.start_bytes)} of weights read at the start"),
-        *(("cards" if index == 0 else "", _card(card)) for index, card in enumerate(found.cards)),
-        ("", f"host: of machines that RunPod rents with the card (docs/plan.md); {found.prices}"),
+        ("work", f"{work}; {_giga(estimates.start_bytes)} of weights read at the start"),
+        *(("cards" if index == 0 else "", _card(card)) for index, card in enumerate(estimates.cards)),
+        ("", f"host: of machines that RunPod rents with the card (docs/plan.md); {estimates.prices}"),
         ("", "bfloat16, by a model that has not met a GPU yet (docs/plan.md)"),
     ]
 

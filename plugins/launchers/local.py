@@ -54,7 +54,7 @@ class Local:
         # What a process that is killed leaves behind goes with it.
         with scratch("batch-") as folder:
             places = [_environment(number, count, devices) | {"TMPDIR": str(folder)} for number in range(count)]
-            workers = [_Process(make, place) for place in places]
+            workers = [_WorkerProxy(make, place) for place in places]
             try:
                 yield workers
             finally:
@@ -80,7 +80,7 @@ def _environment(number: int, count: int, devices: Sequence[str]) -> dict[str, s
     return {}
 
 
-class _Process:
+class _WorkerProxy:
     """Stands in for a worker in a process of its own; a pipe carries what is asked and answered."""
 
     def __init__(self, make: Callable[[], JobWorker], environment: Mapping[str, str]) -> None:
@@ -135,18 +135,18 @@ class _Process:
         self._send(call)
         while True:
             try:
-                kind, found = pipe.recv()
+                kind, value = pipe.recv()
             except (EOFError, OSError):
                 process.join(_PATIENCE)
-                raise WorkerLost(_told(process.exitcode)) from None
+                raise WorkerLost(_describe_exit(process.exitcode)) from None
             if kind == "raised":
-                raise found
+                raise value
             if kind == "returned":
-                return found
-            tell(found)
+                return value
+            tell(value)
 
 
-def _told(status: int | None) -> str:
+def _describe_exit(status: int | None) -> str:
     if status is None:
         return "it no longer answers"
     return f"status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"

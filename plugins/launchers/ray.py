@@ -67,7 +67,7 @@ class Ray:
                 num_cpus=self.config.cpus, num_gpus=1 if gpus else 0, max_concurrency=2, scheduling_strategy="SPREAD"
             )
             count = min(most, self.config.workers or gpus or machines)
-            workers = [_StandIn(ray, actor, make) for _ in range(count)]
+            workers = [_ActorProxy(ray, actor, make) for _ in range(count)]
             try:
                 yield workers
             finally:
@@ -123,7 +123,7 @@ def _reach(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
 
 
-class _StandIn:
+class _ActorProxy:
     """Stands in for a worker in an actor."""
 
     def __init__(self, ray: Any, actor: Any, make: Callable[[], JobWorker]) -> None:
@@ -135,17 +135,17 @@ class _StandIn:
         if self._stopped:
             raise Cancelled
         self._actor = self._class.remote()
-        with self._told():
+        with self._engine_errors():
             self._ray.get(self._actor.start.remote(self._make, str(Path.cwd())))
 
     def work(self, job: Mapping[str, Any], tell: Callable[[Mapping[str, Any]], None]) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = {}
-        with self._told():
-            for said in self._actor.work.options(num_returns="streaming").remote(dict(job)):
-                last, found = self._ray.get(said)
+        payload: Mapping[str, Any] = {}
+        with self._engine_errors():
+            for update in self._actor.work.options(num_returns="streaming").remote(dict(job)):
+                last, payload = self._ray.get(update)
                 if not last:
-                    tell(found)
-        return found
+                    tell(payload)
+        return payload
 
     def stop(self) -> None:
         self._stopped = True
@@ -159,7 +159,7 @@ class _StandIn:
             self._ray.kill(actor)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _engine_errors(self) -> Iterator[None]:
         try:
             yield
         except self._ray.exceptions.RayTaskError as error:
@@ -188,11 +188,11 @@ class _Actor:
 
     def work(self, job: Mapping[str, Any]) -> Iterator[tuple[bool, Mapping[str, Any]]]:
         """Yield progress, and at last (True, the answer)."""
-        said: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
+        updates: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
         with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(self._worker.work, job, said.put)
-            answer.add_done_callback(lambda _: said.put(None))
-            while (progress := said.get()) is not None:
+            answer = pool.submit(self._worker.work, job, updates.put)
+            answer.add_done_callback(lambda _: updates.put(None))
+            while (progress := updates.get()) is not None:
                 yield False, progress
             yield True, answer.result()
 

@@ -1,4 +1,4 @@
-"""What entrypoints that do jobs let a job ask for: the part of their configs that is the same."""
+"""The config fields that all entrypoints for jobs share: limits, and the default number of frames."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from engine.config import EntrypointConfig, within
 
 @dataclass
 class JobsConfig(EntrypointConfig):
-    """Limits of jobs, and the frames of one that does not say."""
+    """Limits of jobs, and the default number of frames."""
 
     num_frames: int | str = field(
         default=100,
-        metadata={"help": "frames of a job that does not say, or auto: as long as its voices (100)", "word": "N"},
+        metadata={"help": "default number of frames of a job, or auto: as long as its voices (100)", "word": "N"},
     )
     max_frames: int = field(
         default=201, metadata={"help": "most frames that a job may ask for (201)", "word": "N"} | within(1, 90_000)
@@ -27,6 +27,6 @@ class JobsConfig(EntrypointConfig):
     )
     max_forwards: int = field(
         default=50_000,
-        metadata={"help": "most forwards of the network for a job, windows x steps x passes (50000)", "word": "N"}
+        metadata={"help": "most forward passes of a job, windows x steps x guidance passes (50000)", "word": "N"}
         | within(1, 10_000_000),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.errors import ConfigError, RequestError
-from engine.serving.batch.jobs import Jobs, Line
+from engine.serving.batch.jobs import JobFile, Line
 from engine.serving.jobs.job import parse_job
 
 ASKED: dict[str, Any] = {"reference_image": "anna.png", "audio_1": "anna.wav", "prompt": "a woman speaks"}
@@ -21,8 +21,8 @@ def written(folder: Path, *lines: str | dict[str, Any]) -> Path:
     return path
 
 
-def read(path: Path, *, sink: str = "disk", folder: bool = True) -> Jobs:
-    return Jobs(path, sink=sink, folder=folder)
+def read(path: Path, *, sink: str = "disk", folder: bool = True) -> JobFile:
+    return JobFile(path, sink=sink, in_folder=folder)
 
 
 def lines(path: Path) -> tuple[Line, ...]:

@@ -19,9 +19,9 @@ from batch_workers import WordWorker
 from engine.components import Launcher
 from engine.errors import ConfigError, SourceError, UnknownComponent, WorkerLost
 from engine.plugin.manager import installed
-from engine.serving.batch.jobs import Jobs
-from engine.serving.batch.results import Results, keeping
-from engine.serving.batch.run import Run, interruptible
+from engine.serving.batch.jobs import JobFile
+from engine.serving.batch.results import Results, open_results
+from engine.serving.batch.run import BatchRun, interruptible
 
 
 class Desk:
@@ -32,22 +32,22 @@ class Desk:
         self.said: list[str] = []
         self.warned: list[str] = []
 
-    def do(self, words: Mapping[str, str], launcher: Launcher | None = None, *, grace: float = 20) -> Run:
+    def do(self, words: Mapping[str, str], launcher: Launcher | None = None, *, grace: float = 20) -> BatchRun:
         """Do the jobs, and return when all that were begun have ended."""
         path = self.folder / "shots.jsonl"
         path.write_text(
             "".join(json.dumps({"id": id_, "input": {"prompt": word}}) + "\n" for id_, word in words.items())
         )
-        jobs = Jobs(path, sink="disk", folder=True)
+        jobs = JobFile(path, sink="disk", in_folder=True)
         make = functools.partial(WordWorker, self.folder)
-        with keeping(self.results, self.folder) as results:
+        with open_results(self.results, self.folder) as results:
             pending = [line for line in jobs.lines if results.status(line) is None]
-            run = Run(jobs, results, pending, self.said.append, self.warned.append)
+            run = BatchRun(jobs, results, pending, self.said.append, self.warned.append)
             with (
                 (launcher or local()).launch(make, len(pending)) as workers,
                 interruptible(run, grace, self.said.append),
             ):
-                run.through(workers)
+                run.process(workers)
         return run
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.errors import RequestError
-from engine.serving.jobs.aliases import _FIELDS, _OTHERWISE, meant
+from engine.serving.jobs.aliases import _ADVICE_FOR, _FIELDS, find_alias
 from engine.serving.jobs.job import parse_job
 from engine.serving.jobs.schema import job_schema
 
@@ -109,7 +109,7 @@ def test_names_of_a_stores_keys_are_suggested_without_their_values() -> None:
     assert "s3cr3t" not in str(error)
 
 
-@pytest.mark.parametrize("name", [*_FIELDS, *_OTHERWISE])
+@pytest.mark.parametrize("name", [*_FIELDS, *_ADVICE_FOR])
 def test_every_name_of_the_table_leads_somewhere(name: str) -> None:
     known = [
         tuple(part["properties"])
@@ -118,12 +118,12 @@ def test_every_name_of_the_table_leads_somewhere(name: str) -> None:
             job_schema()["$defs"]["region"]["else"],
         )
     ]
-    assert any(any(meant(name, fields)) for fields in known)
+    assert any(any(find_alias(name, fields)) for fields in known)
 
 
 def test_no_name_of_the_table_is_a_field_here() -> None:
     # But for the one that stands for `audio_url_2` and its like.
-    assert {field.replace("_", "") for field in FIELDS} & {*_FIELDS, *_OTHERWISE} == {"audio2"}
+    assert {field.replace("_", "") for field in FIELDS} & {*_FIELDS, *_ADVICE_FOR} == {"audio2"}
 
 
 @pytest.mark.parametrize("inner", [GOOD, json.dumps(GOOD), []])
