@@ -1,1 +1,1 @@
-"""What stands behind the words of the command line."""
+"""The commands of the command line."""

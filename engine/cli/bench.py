@@ -1,4 +1,4 @@
-"""Time a part of the engine and print the figures as JSON."""
+"""`multitalk bench`: measures a part of the engine and prints the figures as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.errors import ConfigError
 
 @dataclass(frozen=True)
 class Bench:
-    """A bench: what it measures in one sentence, and what returns its function, which is imported only then."""
+    """A benchmark: what it measures, in one sentence, and a loader of its function, which is imported only on use."""
 
     about: str
     load: Callable[[], Callable[..., dict[str, Any] | None]]
@@ -88,12 +88,12 @@ BENCHES = {
 
 
 def bench(arguments: Sequence[str]) -> int:
-    """Run the bench that `arguments` name; each of its settings is a flag. Raises ConfigError and RequestError."""
+    """Run the bench named by the first argument; its settings are flags. Raises ConfigError and RequestError."""
     return run_bench(arguments, BENCHES, "multitalk bench")
 
 
 def run_bench(arguments: Sequence[str], benches: Mapping[str, Bench], prog: str) -> int:
-    """Run the one of `benches` that `arguments` name and print what it returns as JSON. Raises EngineError."""
+    """Run the bench of `benches` named by the first argument and print its report as JSON. Raises EngineError."""
     name = arguments[0] if arguments else ""
     parser = Parser(
         prog=prog,

@@ -1,4 +1,4 @@
-"""What is installed: every component and preset, by group, with the package it came from."""
+"""The installed components and presets by group, with the package of each."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def choices(registry: Registry | None = None) -> list[Choice]:
 
 
 def groups(registry: Registry | None = None) -> dict[str, list[str]]:
-    """Return the names that each group offers."""
+    """Return the names in each group."""
     named: dict[str, list[str]] = {}
     for choice in choices(registry):
         named.setdefault(choice.group, []).append(choice.name)
@@ -50,7 +50,7 @@ def groups(registry: Registry | None = None) -> dict[str, list[str]]:
 
 
 def resolutions() -> dict[str, list[str]]:
-    """Return the resolutions of each model preset, the model's default first; a preset that cannot be read has none."""
+    """Return the resolutions of each model preset, the default first; empty for a preset that cannot be composed."""
     sizes: dict[str, list[str]] = {}
     for name in groups()["model"]:
         try:
@@ -63,7 +63,7 @@ def resolutions() -> dict[str, list[str]]:
 
 
 def print_catalog(*, as_json: bool) -> int:
-    """Print what is installed, to read or as one JSON object."""
+    """Print what is installed, as text or as one JSON object."""
     registry = installed()
     entries, sizes = choices(registry), resolutions()
     if as_json:
@@ -85,7 +85,7 @@ def print_catalog(*, as_json: bool) -> int:
 
 
 def _components(registry: Registry) -> Iterator[Choice]:
-    # A plugin's components come from its own distribution, whatever module of it holds the config.
+    # A plugin's components belong to its distribution, in whichever of its modules the config is.
     packages = sorted(registry.packages.items(), key=lambda item: -len(item[0]))
     repo = ConfigStore.instance().repo
     for group, nodes in repo.items():
@@ -103,7 +103,7 @@ def _components(registry: Registry) -> Iterator[Choice]:
 
 def _about(config: type | None) -> str:
     text = inspect.getdoc(config) or ""
-    # dataclasses write the signature where there is no docstring.
+    # A dataclass without a docstring gets its signature as docstring.
     return "" if config and text.startswith(f"{config.__name__}(") else text.partition("\n")[0]
 
 

@@ -1,4 +1,4 @@
-"""`multitalk config`: the composed config with where each value comes from, or what one key means."""
+"""`multitalk config`: prints the composed config with the origin of each value, or the meaning of single keys."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from engine.config_keys.reference import Key, keys
 from engine.errors import ConfigError, plain
 from engine.plugin.manager import installed
 
-#: Column at which comments begin, unless the line is longer.
+#: Column of the comments, unless a line is longer.
 _COMMENT = 50
 
 
 def config(arguments: Sequence[str]) -> int:
-    """Print the config that `arguments` compose, or what is known of the keys among them. Raises ConfigError."""
+    """Print the config composed from the overrides in `arguments`, or the keys among them. Raises ConfigError."""
     from engine.cli.parser import Parser
 
     parser = Parser(
@@ -48,7 +48,7 @@ def config(arguments: Sequence[str]) -> int:
 
 
 def _with_origins(arguments: Sequence[str]) -> list[tuple[str, Origin]]:
-    """Return what an engine is booted with that is asked for with `arguments`, each word with where it comes from."""
+    """Return the overrides of an engine that is started with `arguments`, each with its origin."""
     from engine.serving.worker.defaults import environment_overrides, environment_recipe
 
     own = [(override, Origin("command line")) for override in arguments]
@@ -59,7 +59,7 @@ def _with_origins(arguments: Sequence[str]) -> list[tuple[str, Origin]]:
     if not issubclass(kind, EntrypointConfig):
         return own
     booted = kind.boot(arguments)
-    # What an entrypoint adds comes first, so that what is asked for wins.
+    # The entrypoint's own overrides come first, so that the arguments win.
     added = booted[: len(booted) - len(arguments)]
     if booted[len(added) :] != list(arguments):
         return [
@@ -95,14 +95,14 @@ def _yaml(composed: Composed) -> Iterator[str]:
 
 def _scalar(value: Any) -> str:
     if _odd(value):
-        # JSON is YAML: on one line, with escapes for what a terminal must not get.
+        # JSON is valid YAML: one line, with control characters escaped.
         return plain(json.dumps(value, ensure_ascii=False))
     text: str = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...").rstrip()
 
 
 def _odd(value: Any) -> bool:
-    """Say whether YAML would take several lines for a value, or pass on control characters."""
+    """Return whether YAML would print a value over several lines, or with control characters."""
     if isinstance(value, Mapping):
         return any(_odd(part) for part in value.values())
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""`multitalk doctor`: one screen that says what is wrong here and what to do."""
+"""`multitalk doctor`: prints the problems of this machine and what to do about them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MARKS = {"ok": "ok", "note": "note", "broken": "BROKEN"}
 
 
 def doctor(arguments: Sequence[str]) -> int:
-    """Examine this machine for the config that `arguments` override; return 1 where something is broken.
+    """Check this machine for the config of the overrides in `arguments`; return 1 if something is broken.
 
     Raises ConfigError for overrides that cannot be composed.
     """

@@ -1,4 +1,4 @@
-"""`multitalk COMMAND ...`: understand the words, run what they name, tell errors in one line."""
+"""`multitalk COMMAND ...`: parses the arguments, runs the command and prints errors as one line."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from engine.runtime.quiet import silence_libraries
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit status.
 
-    0: done; 2: an error the caller can mend, told in one line or a few; 130: interrupted. Anything else that goes
-    wrong is a bug and keeps its traceback.
+    0: done; 2: an error that the user can fix, printed in one line or a few; 130: interrupted. Any other error is a
+    bug and keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A path need not be text in the terminal's encoding; it is printed as the bytes it is.
+        # A path may not be valid text in the terminal's encoding; its bytes are printed unchanged.
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
         with warnings.catch_warnings():
@@ -43,27 +43,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"multitalk: {error if error.args else 'cancelled'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader (head, less) has seen enough; what is left must not be flushed into the closed pipe at exit.
+        # The reader (head, less) has closed the pipe; nothing more must be flushed into it at exit.
         _forget_stdout()
         return 141
     except OSError as error:
-        # The stages name the file they could not write; what is left is a full disk below stdout or TMPDIR.
+        # The stages report files that they cannot write; here the disk of stdout or TMPDIR is full.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _forget_stdout()
         where = f" for {error.filename}" if error.filename else ""
-        hint = "make room where TMPDIR and the output are"
+        hint = "free space where TMPDIR and the output are"
         print(f"multitalk: error: disk: {error.strerror}{where}; {hint}", file=sys.stderr)
         return 2
     except SystemExit as end:
-        # argparse ends --help this way.
+        # argparse raises it after --help.
         return end.code if isinstance(end.code, int) else 0
 
 
 def _is_follower() -> bool:
-    """Say whether torchrun started this process beside another one that says the same of this command line.
+    """Return whether torchrun started this process as a rank other than 0, which does not print errors.
 
-    What is wrong with one process alone is told by engine.runtime.parallel.
+    Every rank finds the same errors in the command line, and rank 0 prints them. Errors of a single process are
+    reported by engine.runtime.parallel.
     """
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
 
@@ -127,7 +128,7 @@ def _entrypoint(name: str, arguments: Sequence[str], *extra: str, prog: str = ""
 
 
 def _plan(arguments: Sequence[str]) -> int:
-    about = "Shows what generate would do with the same words: loads nothing, makes nothing."
+    about = "Shows what generate would do with the same arguments: loads and makes nothing."
     return _entrypoint("generate", arguments, "entrypoint.dry_run=true", prog="plan", about=about)
 
 
@@ -198,7 +199,7 @@ def _rehearse(arguments: Sequence[str]) -> int:
 
 
 def _models(arguments: Sequence[str]) -> int:
-    # Not where this module is loaded: the hub's library is no part of a quick start.
+    # Imported here only, because the hub's library is slow to import.
     from engine.cli.models import run
 
     return run(arguments, "multitalk models")

@@ -1,4 +1,4 @@
-"""`multitalk models …` and `scripts/download_models.py`: words -> work, and what a person or a program reads of it."""
+"""`multitalk models` and `scripts/download_models.py`: parses the arguments, does the work and prints the result."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from engine.hub.pull import Options, pull
 from engine.hub.record import records
 
 ABOUT = {
-    "pull": "download a preset, or go on with it; what is complete is left alone",
-    "verify": "read what was downloaded and name files that are missing, damaged, swapped or not ours",
-    "list": "the presets, what they take on disk and which are there",
-    "prune": "remove what no preset in use needs",
+    "pull": "download a preset, or resume its download; complete files are kept",
+    "verify": "read the downloaded files and list those that are missing, damaged, swapped or foreign",
+    "list": "the presets, their size on disk and their state",
+    "prune": "remove files that no preset in use needs",
 }
 
 
 class ModelsParser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
+    """argparse with errors as one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise ConfigError in place of printing usage."""
+        """Raise ConfigError instead of printing the usage."""
         raise ConfigError(message.removeprefix("argument "), field="command line", hint=f"see {self.prog} --help")
 
 
 def run(arguments: Sequence[str], prog: str) -> int:
-    """Do one of `pull`, `verify`, `list` and `prune`; return 0, or 1 where `verify` finds something wrong.
+    """Run one of `pull`, `verify`, `list` and `prune`; return 0, or 1 if `verify` finds a problem.
 
     Raises EngineError.
     """
@@ -59,7 +59,7 @@ def _parser(prog: str, about: str) -> ModelsParser:
         type=Path,
         default=models_path(),
         metavar="FOLDER",
-        help=f"the folder of all models ($MODEL_PATH, else {ROOT})",
+        help=f"folder of all models ($MODEL_PATH, else {ROOT})",
     )
     parser.add_argument(
         "--manifest",
@@ -71,19 +71,19 @@ def _parser(prog: str, about: str) -> ModelsParser:
 
 
 def pull_parser(prog: str) -> ModelsParser:
-    """Return what reads the words of `pull`."""
-    parser = _parser(prog, "Download a preset's files, verify them and mark the preset complete.")
-    parser.add_argument("--preset", metavar="NAME", help="one of `multitalk models list`; without it the default")
+    """Return the parser of the arguments of `pull`."""
+    parser = _parser(prog, "Download the files of a preset, verify them and mark the preset as complete.")
+    parser.add_argument("--preset", metavar="NAME", help="one of `multitalk models list` (the default preset)")
     parser.add_argument("--with", dest="extra", action="append", default=[], metavar="PART", help="add a part")
-    parser.add_argument("--without", action="append", default=[], metavar="PART", help="leave a part out")
-    parser.add_argument("--workers", type=int, default=4, metavar="N", help="files at a time (4)")
-    parser.add_argument("--repair", action="store_true", help="replace files that are in the way or were changed")
-    parser.add_argument("--quiet", action="store_true", help="print the folder alone")
+    parser.add_argument("--without", action="append", default=[], metavar="PART", help="leave out a part")
+    parser.add_argument("--workers", type=int, default=4, metavar="N", help="number of parallel downloads (4)")
+    parser.add_argument("--repair", action="store_true", help="replace foreign and changed files")
+    parser.add_argument("--quiet", action="store_true", help="print only the folder")
     return parser
 
 
 def download(arguments: Sequence[str], prog: str) -> int:
-    """Do `pull`, which is all that the script does. Raises EngineError."""
+    """Run `pull`; the script has no other command. Raises EngineError."""
     options = pull_parser(prog).parse_args(list(arguments))
     manifest = read_manifest(options.manifest)
     if options.workers < 1:
@@ -102,11 +102,11 @@ def download(arguments: Sequence[str], prog: str) -> int:
 
 
 def _verify(arguments: Sequence[str], prog: str) -> int:
-    parser = _parser(prog, "Read every byte of what was downloaded; exit with 1 if anything but a stranger is found.")
+    parser = _parser(prog, "Read all downloaded files; exit with 1 if a file is missing, damaged or swapped.")
     parser.add_argument(
-        "--preset", action="append", metavar="NAME", help="that is to be whole; else those marked complete"
+        "--preset", action="append", metavar="NAME", help="preset to verify (all that are marked as complete)"
     )
-    parser.add_argument("--quick", action="store_true", help="compare sizes and times alone")
+    parser.add_argument("--quick", action="store_true", help="compare only sizes and times")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     options = parser.parse_args(list(arguments))
     manifest = read_manifest(options.manifest)
@@ -155,7 +155,7 @@ def _as_pulled(manifest: Manifest, folder: Path, name: str) -> Preset:
 
 
 def _list(arguments: Sequence[str], prog: str) -> int:
-    parser = _parser(prog, "List the presets, what each takes on disk, and which are there.")
+    parser = _parser(prog, "List the presets, with their size on disk and their state.")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     options = parser.parse_args(list(arguments))
     manifest = read_manifest(options.manifest)
@@ -181,11 +181,11 @@ def _line(state: State, *, default: bool) -> str:
 
 
 def _prune(arguments: Sequence[str], prog: str) -> int:
-    parser = _parser(prog, "Remove downloaded files that no preset in use needs, and what is left of unfinished ones.")
+    parser = _parser(prog, "Remove downloaded files that no preset in use needs, and parts of unfinished downloads.")
     parser.add_argument(
-        "--keep", action="append", default=[], metavar="NAME", help="in use; else those marked complete"
+        "--keep", action="append", default=[], metavar="NAME", help="preset in use (all that are marked as complete)"
     )
-    parser.add_argument("--foreign", action="store_true", help="also files that were not downloaded by this")
+    parser.add_argument("--foreign", action="store_true", help="remove also files that this command did not download")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     options = parser.parse_args(list(arguments))
     manifest = read_manifest(options.manifest)
@@ -197,7 +197,7 @@ def _prune(arguments: Sequence[str], prog: str) -> int:
         return 0
     if not options.yes:
         if not sys.stdin.isatty():
-            raise ConfigError("nobody is here to ask", field="--yes", hint="give --yes to remove these files")
+            raise ConfigError("stdin is not a terminal", field="--yes", hint="give --yes to remove these files")
         if input(f"remove these {len(items)} files? [y/N] ").strip().lower() not in ("y", "yes"):
             print("nothing removed")
             return 0
@@ -206,6 +206,6 @@ def _prune(arguments: Sequence[str], prog: str) -> int:
 
 
 def _say(line: str) -> None:
-    # Over the line of progress, which a terminal shows in place.
+    # Overwrites the progress line on a terminal.
     line = plain(line)
     print(f"\r\x1b[K{line}" if sys.stderr.isatty() else line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Words of the command line -> overrides of the config."""
+"""Parses command-line arguments into overrides of the config."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.errors import ConfigError
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag that ends as `request.<key>`."""
+    """A flag that sets `request.<key>`."""
 
     key: str
     metavar: str
@@ -31,7 +31,7 @@ class Flag:
         return "--" + self.key.replace("_", "-")
 
 
-#: One for each field of RequestConfig that has a word to show, in its order.
+#: One flag for each field of RequestConfig whose metadata has a "word", in the order of the fields.
 REQUEST = tuple(
     Flag(field.name, field.metadata["word"], field.metadata["help"], many=field.name == "audio")
     for field in dataclasses.fields(RequestConfig)
@@ -41,14 +41,14 @@ REQUEST = tuple(
 
 @dataclass(frozen=True)
 class ParsedArguments:
-    """A command line, understood: overrides in Hydra's grammar, and whether they are a sweep."""
+    """A parsed command line: overrides in Hydra's grammar, and whether they are a sweep."""
 
     overrides: list[str]
     multirun: bool = False
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with our errors: one line, with the nearest known flag."""
+    """argparse with errors as one line that suggests the nearest known flag."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(
@@ -56,17 +56,17 @@ class Parser(argparse.ArgumentParser):
         )
         self._flags_with_value: set[str] = set()
         self._known_flags: set[str] = {"--help", "-h"}
-        #: Key of the config that a word which is neither flag nor override sets; "" where there is none.
+        #: Config key that is set by an argument which is neither a flag nor an override; "": none.
         self.bare = ""
         self.add_argument("-h", "--help", action="help", help="show this")
 
     def error(self, message: str) -> NoReturn:
-        """Raise ConfigError in place of printing usage."""
+        """Raise ConfigError instead of printing the usage."""
         text = message.removeprefix("argument ")
         raise ConfigError(text, field="command line", hint=f"see {self.prog} --help")
 
     def flag(self, name: str, group: Any = None, **arguments: Any) -> None:
-        """Add the flag `name` (or several names, separated by blanks)."""
+        """Add the flag `name` (or several names, separated by spaces)."""
         names = name.split()
         (group or self).add_argument(*names, **arguments)
         self._known_flags.update(names)
@@ -74,7 +74,7 @@ class Parser(argparse.ArgumentParser):
             self._flags_with_value.update(names)
 
     def read(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Return the flags and all other words in order. Raises ConfigError for an unknown flag."""
+        """Return the flags, and all other arguments in order. Raises ConfigError for an unknown flag."""
         values, rest = self.parse_known_args(self._join_values(argv))
         for argument in rest:
             if argument.startswith("-") and argument != "--":
@@ -85,19 +85,19 @@ class Parser(argparse.ArgumentParser):
         return values, [argument for argument in rest if argument != "--"]
 
     def one(self, rest: Sequence[str], what: str) -> str:
-        """Return the single word of `rest`. Raises ConfigError that asks for `what`."""
+        """Return the only argument in `rest`. Raises ConfigError if `what` is missing or there are more arguments."""
         if not rest:
             raise ConfigError(f"{what} is missing", field="command line", hint=f"see {self.prog} --help")
         self.none(rest[1:])
         return rest[0]
 
     def none(self, rest: Sequence[str]) -> None:
-        """Raise ConfigError if `rest` has words."""
+        """Raise ConfigError if `rest` has arguments."""
         if rest:
-            raise ConfigError(f"{rest[0]!r} is too much", field="command line", hint=f"see {self.prog} --help")
+            raise ConfigError(f"unexpected {rest[0]!r}", field="command line", hint=f"see {self.prog} --help")
 
     def _join_values(self, argv: Sequence[str]) -> list[str]:
-        # "--prompt -5" and "--prompt -x" are values, not flags, unless the next word is a flag we know.
+        # In "--prompt -5" and "--prompt -x" the second argument is a value, unless it is a known flag.
         glued: list[str] = []
         arguments = iter(argv)
         for argument in arguments:
@@ -113,13 +113,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(name: str, known: Sequence[str] | set[str], command: str) -> str:
-    """Return a hint with the known name that is most like `name`, or where to read on."""
+    """Return a hint with the known name that is most similar to `name`, or else the command for help."""
     near = difflib.get_close_matches(name[:64], sorted(known), n=1)
     return f"did you mean {near[0]}?" if near else f"see {command} --help"
 
 
 def entrypoint_parser(name: str, config: type[ComponentConfig], description: str) -> Parser:
-    """Return the parser of a sub-command: flags of the request if the entrypoint takes one, and its own."""
+    """Return the parser of a sub-command: its own flags, and those of the request if the entrypoint takes one."""
     bare = "".join(f" {field.metadata['word']}" for field in dataclasses.fields(config) if field.metadata.get("bare"))
     parser = Parser(
         prog=f"multitalk {name}",
@@ -136,7 +136,7 @@ def entrypoint_parser(name: str, config: type[ComponentConfig], description: str
 
 
 def add_request_flags(parser: Parser, flags: Sequence[Flag]) -> None:
-    """Give `parser` flags of the request, and --output."""
+    """Add the `flags` of the request, and --output, to `parser`."""
     group = parser.add_argument_group("the request")
     for flag in flags:
         action = {"action": "append"} if flag.many else {}
@@ -145,9 +145,9 @@ def add_request_flags(parser: Parser, flags: Sequence[Flag]) -> None:
 
 
 def add_own_flags(parser: Parser, config: type[ComponentConfig]) -> None:
-    """Give `parser` a flag for each field of an entrypoint's config; `help` and `metavar` come from its metadata.
+    """Add a flag to `parser` for each field of an entrypoint's config; `help` and `word` come from its metadata.
 
-    A field that is `bare` there takes a word without a flag as well; one whose `flag` is False has none.
+    A field with `bare` in its metadata also takes an argument without a flag; a field with `flag` False has no flag.
     """
     group = parser.add_argument_group("this command")
     hints = typing.get_type_hints(config)
@@ -165,13 +165,13 @@ def add_own_flags(parser: Parser, config: type[ComponentConfig]) -> None:
 
 
 def read_entrypoint(name: str, parser: Parser, argv: Sequence[str]) -> ParsedArguments:
-    """Return the overrides that a sub-command's words stand for. Raises ConfigError."""
+    """Return the overrides for the arguments of a sub-command. Raises ConfigError."""
     values, rest = parser.read(argv)
     return read_arguments(name, parser, values, rest)
 
 
 def read_arguments(name: str, parser: Parser, values: argparse.Namespace, rest: Sequence[str]) -> ParsedArguments:
-    """Return the overrides that flags and other words of the sub-command `name` stand for. Raises ConfigError."""
+    """Return the overrides for the flags and other arguments of the sub-command `name`. Raises ConfigError."""
     options: dict[str, Any] = {key: value for key, value in vars(values).items() if value not in (None, False)}
     multirun = bool(options.pop("multirun", False))
     output = options.pop("output", None)
@@ -186,7 +186,7 @@ def read_arguments(name: str, parser: Parser, values: argparse.Namespace, rest: 
         if multirun and flag.key in ("frames", "fps", "seed") and "," in value:
             hint = f"to sweep, write request.{flag.key}={value}"
             raise ConfigError(f"{flag.name} takes one value", field=f"request.{flag.key}", hint=hint)
-        # The one key that takes a number or a word: in quotes a number would stay a word.
+        # The only key that takes a number or a word: in quotes a number would be read as a word.
         number = flag.key == "frames" and value.isascii() and value.isdigit()
         overrides.append(f"request.{flag.key}={value}" if number else override(f"request.{flag.key}", value))
     for key, value in options.items():
@@ -202,13 +202,13 @@ def read_arguments(name: str, parser: Parser, values: argparse.Namespace, rest: 
 
 
 def plain(arguments: Sequence[str], command: str) -> list[str]:
-    """Return `arguments` if each is an override. Raises ConfigError."""
+    """Return `arguments` if all are overrides. Raises ConfigError."""
     for argument in arguments:
         if "=" not in argument and not argument.startswith("~"):
             raise ConfigError(
                 f"{argument!r} is neither a flag nor group=name nor key=value",
                 field="command line",
-                hint=f"put texts with blanks in quotes; see {command} --help",
+                hint=f"put texts with spaces in quotes; see {command} --help",
             )
     return list(arguments)
 
@@ -220,9 +220,9 @@ def _output(text: str, rest: Sequence[str], multirun: bool) -> list[str]:
     overrides = [override("request.filename", path.name)]
     sinks = [argument.partition("=")[2] for argument in rest if argument.startswith("sink=")]
     if not sinks or sinks[-1] == "disk":
-        # Each run of a sweep has a folder of its own, below this one.
+        # Each run of a sweep has its own folder below this one.
         folder = "hydra.sweep.dir" if multirun else "sink.folder"
         overrides.append(override(folder, str(path.parent)))
     elif str(path.parent) != ".":
-        raise ConfigError("only the disk sink has folders", field="--output", hint=f"give {path.name} alone")
+        raise ConfigError("only the disk sink has folders", field="--output", hint=f"give only {path.name}")
     return overrides

@@ -1,4 +1,4 @@
-"""The recipe that a video carries: print it, make the video again from it."""
+"""`multitalk show` and `multitalk again`: print the recipe in a video, and make the video again from it."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _MEDIA = (
     *(flag for flag in REQUEST if flag.key in ("image", "audio")),
     Flag("mask", "FILE", "a mask picture, once for each person who had one", many=True),
 )
-#: Columns of keys; a key that is longer stands before its value.
+#: Largest width of the column of keys.
 _WIDEST = 60
 
 
 def show(path: Path, *, as_json: bool) -> int:
-    """Print the recipe in the MP4 at `path`. Raises RequestError where there is none."""
+    """Print the recipe in the MP4 at `path`. Raises RequestError if there is none."""
     recipe = load(path)
     if as_json:
         print(json.dumps(recipe).replace("\x7f", "\\u007f"))
         return 0
-    # Whoever made the video wrote keys and values.
+    # Keys and values are untrusted text.
     rows = [(plain(key), plain(value)) for key, value in _rows(recipe, "")]
     width = min(_WIDEST, max(len(key) for key, _ in rows))
     print("\n".join(f"{key:<{width}}  {value}" for key, value in rows))
@@ -46,7 +46,7 @@ def show(path: Path, *, as_json: bool) -> int:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return the recipe in the MP4 at `path`. Raises RequestError where there is none that can be read."""
+    """Return the recipe in the MP4 at `path`. Raises RequestError if there is none that can be read."""
     from engine.stages.write import read_recipe
 
     if not path.is_file():
@@ -54,7 +54,7 @@ def load(path: Path) -> dict[str, Any]:
     recipe = dict(read_recipe(path))
     if is_deep(recipe):
         raise RequestError(
-            f"the recipe in {str(path)!r} is nested too deep, or too long",
+            f"the recipe in {str(path)!r} is nested too deeply, or too long",
             field="FILE.mp4",
             hint="give a video as the engine wrote it",
         )
@@ -68,12 +68,12 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def again(arguments: Sequence[str]) -> int:
-    """Make a video again: `arguments` are its file, the media that the recipe does not hold, flags and overrides."""
+    """Make a video again. `arguments`: its file, the media (which the recipe does not contain), flags and overrides."""
     parser = Parser(
         prog="multitalk again",
         usage="multitalk again FILE.mp4 --image FILE --audio FILE ... [flags] key=value ...",
-        description="Make a video again from the recipe it carries.\n"
-        "The bytes are the same where media, weights, versions and threads are; a warning says what differs.",
+        description="Make a video again from its recipe.\n"
+        "The bytes are the same if media, weights, versions and threads are; a warning says what differs.",
     )
     add_request_flags(parser, _MEDIA)
     add_own_flags(parser, installed().entrypoints.config("generate"))
@@ -103,7 +103,7 @@ def again(arguments: Sequence[str]) -> int:
             field="FILE.mp4",
             hint="give a video as the engine wrote it",
         ) from error
-    # Before anything of it is looked for, read or computed.
+    # Before any file that the recipe names is opened.
     for warning in suspicious_values(recipe):
         print(f"multitalk: warning: {plain(warning)}", file=sys.stderr)
     for warning in differences(recipe, overrides, request):
@@ -112,7 +112,7 @@ def again(arguments: Sequence[str]) -> int:
 
 
 def recipe_overrides(recipe: Mapping[str, Any], request: Request) -> list[str]:
-    """Return the overrides that compose the config of `recipe` and ask for `request`."""
+    """Return the overrides for the config of `recipe` and for `request`."""
     overrides = [f"model={quoted('model', recipe['model'])}"]
     for group in (*DECISIVE, "dtype"):
         value = recipe[group]
@@ -143,7 +143,7 @@ def recipe_overrides(recipe: Mapping[str, Any], request: Request) -> list[str]:
 
 
 def differences(recipe: Mapping[str, Any], overrides: Sequence[str], request: Request) -> list[str]:
-    """Return in words what is not as it was when the video was made. Raises EngineError."""
+    """Return warnings about everything that differs from when the video was made. Raises EngineError."""
     import torch
 
     from engine.pipeline import Engine
@@ -223,7 +223,7 @@ def _value(key: str, value: Any) -> str:
 
 def _key(key: str) -> str:
     if not re.fullmatch(r"\w+", key):
-        raise ValueError(f"{key!r} is no key")
+        raise ValueError(f"{key!r} is not a key")
     return key
 
 

@@ -1,4 +1,4 @@
-"""The command `rehearse`: the real code path at the published sizes on a pretended card."""
+"""`multitalk rehearse`: runs the real code path at the published sizes on a simulated card."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from engine.planning.gpus import Card, cards, find_card
 
 
 def rehearse(arguments: Sequence[str]) -> int:
-    """Rehearse what `arguments` ask for; exit status 1 where something would not work. Raises ConfigError."""
+    """Rehearse the config in `arguments`; return 1 if something would not work. Raises ConfigError."""
     parser = Parser(
         prog="multitalk rehearse",
         usage="multitalk rehearse [overrides] [--card NAME] [--json]",
-        description="Run the real code path at the published sizes on a pretended card: needs no GPU and no weights.",
+        description="Run the real code path at the published sizes on a simulated card: needs no GPU and no weights.",
     )
-    parser.flag("--card", help="name of a card as `multitalk plan` shows it; default: the one that the recipe is for")
+    parser.flag("--card", help="name of a card as in `multitalk plan`; default: the card of the recipe")
     parser.flag("--speakers", type=int, default=2, help="1 to 3 (2)")
     parser.flag("--windows", type=int, default=2, help="windows of the video (2)")
     parser.flag("--steps", type=int, default=2, help="steps of each window (2); 0: the config's own number")
-    parser.flag("--blocks", type=int, help="run this many blocks of the network and reckon the rest")
+    parser.flag("--blocks", type=int, help="run this many blocks of the network and extrapolate the rest")
     parser.flag("--json", action="store_true", help="as one JSON object")
     values, overrides = parser.read(arguments)
 

@@ -1,4 +1,4 @@
-"""A client of endpoints that serve this engine: submit a job, follow it, fetch the video. Sync and async, no torch."""
+"""A client for endpoints of this engine: submit a job, follow it, download the video. Sync and async, without torch."""
 
 from __future__ import annotations
 

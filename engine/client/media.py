@@ -1,4 +1,4 @@
-"""Local files into a job, and a job's video into a local file."""
+"""Puts local files into a job, and a job's video into a local file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.client.answers import ClientError, Download
 from engine.files.atomic import Part, part_in, sweep
 
 MB = 1_000_000
-#: A job of 10 MB holds three quarters of that as base64, and needs room for its other fields.
+#: Base64 in a job of 10 MB holds three quarters of that, less the space for its other fields.
 FILE_BYTES = 7 * MB
 
 
@@ -27,9 +27,9 @@ def file(path: str | os.PathLike[str], *, most: int = FILE_BYTES) -> str:
         size = path.stat().st_size
         if size > most:
             raise ClientError(
-                f"{path} has {size / MB:.1f} MB, and {most / MB:g} MB fit into a job",
+                f"{path} has {size / MB:.1f} MB, but a job has room for {most / MB:g} MB",
                 code="too_large",
-                hint="put it where the worker can fetch it, and send its URL",
+                hint="upload it to a place that the worker can reach, and send its URL",
             )
         content = path.read_bytes()
     except OSError as error:
@@ -42,14 +42,14 @@ def file(path: str | os.PathLike[str], *, most: int = FILE_BYTES) -> str:
 def talk(
     image: str | os.PathLike[str], *voices: str | os.PathLike[str] | None, prompt: str, **fields: Any
 ) -> dict[str, Any]:
-    """Return the input of a job: a picture, a voice for each person from left to right, as long as the voices last.
+    """Return the input of a job for a video of a picture and one voice per person, from left to right.
 
-    Each is a local file, or an address that the worker opens (`https://`, `s3://`, `data:`); None is a person who says
-    nothing. `fields` are further ones of the job API, among them another `num_frames`. Raises ClientError as `file`
-    does, and without a voice.
+    Each is a local file or an address that the worker opens (`https://`, `s3://`, `data:`); None is a silent person.
+    The video is as long as its voices, unless `fields`, further fields of the job API, set `num_frames`. Raises
+    ClientError as `file` does, and if there is no voice.
     """
     if not any(voice is not None for voice in voices):
-        raise ClientError("there is no voice", code="no_voice", hint="give a sound file for each person who speaks")
+        raise ClientError("there is no voice", code="no_voice", hint="give an audio file for each speaking person")
     job_input: dict[str, Any] = {"reference_image": _address(image), "prompt": prompt, "num_frames": "auto"}
     if len(voices) <= 2 and None not in voices:
         job_input |= {
@@ -73,13 +73,13 @@ def address_of(output: Any) -> str | None:
     if isinstance(fields.get("video_base64"), str):
         return None
     if path := fields.get("video_path"):
-        hint = "fetch it from there, or ask for another sink (output.sink)"
+        hint = "copy it from there, or ask for another sink (output.sink)"
         raise ClientError(f"the video is on the worker's volume, as {path}", code="no_video", hint=hint)
     raise ClientError("the job's answer holds no video", code="no_video")
 
 
 def content_of(output: Mapping[str, Any]) -> bytes:
-    """Return the video that the answer holds. Raises ClientError for text that is cut off."""
+    """Return the video inside the answer. Raises ClientError if its base64 text is damaged."""
     try:
         return base64.b64decode(output["video_base64"], validate=True)
     except binascii.Error as error:
@@ -87,23 +87,23 @@ def content_of(output: Mapping[str, Any]) -> bytes:
 
 
 class VideoWriter(Protocol):
-    """Takes a video piece by piece."""
+    """Writes a video in pieces."""
 
     def write(self, piece: bytes, /) -> None:
-        """Take the next piece."""
+        """Write the next piece."""
         ...
 
     def done(self, length: int | None = None) -> Download:
-        """Check what was written, put it in its place and say what it is. Raises ClientError."""
+        """Check the video, move it to its path and return it. Raises ClientError."""
         ...
 
 
 @contextmanager
 def save_video(path: str | os.PathLike[str], output: Mapping[str, Any]) -> Iterator[VideoWriter]:
-    """Write a video beside `path` and move it there when it is whole; nothing is left if it never is."""
+    """Write a video to a temporary file beside `path` and move it there when it is complete."""
     target = Path(path)
     try:
-        # What a download that was killed here left behind.
+        # Remove temporary files of downloads that were killed.
         sweep(target.parent, target.name)
         with part_in(target.parent, target.name) as part:
             yield _VideoWriter(part, target, output)
@@ -127,14 +127,14 @@ class _VideoWriter:
         digest, expected_digest = self._hash.hexdigest(), self._output.get("sha256")
         if isinstance(expected_digest, str) and expected_digest.lower() != digest:
             raise ClientError(
-                f"the video's SHA-256 is {digest}, and the worker told {expected_digest}",
+                f"the video's SHA-256 is {digest}, but the worker's answer has {expected_digest}",
                 code="damaged",
-                hint="fetch it again",
+                hint="download it again",
             )
         for expected in (length, self._output.get("bytes")):
             if isinstance(expected, int) and expected != self._size:
                 raise ClientError(
-                    f"{self._size} of {expected} bytes of the video came", code="damaged", hint="fetch it again"
+                    f"received {self._size} of {expected} bytes of the video", code="damaged", hint="download it again"
                 )
         self._part.name(self._target, replace=True)
         return Download(self._target, digest, self._size)

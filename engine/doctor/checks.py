@@ -1,4 +1,4 @@
-"""What is wrong with this machine for the config it is to run, and what to do about it."""
+"""Checks of this machine for a config: what is wrong, and what to do about it."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from engine.serving.worker.fitness import UnfitError, check_disk_space
 State = Literal["ok", "note", "broken"]
 
 _MIB, _GB = 2**20, 1e9
-#: Most bytes and seconds of the probe of a folder, each way.
+#: Most bytes and seconds of the speed test of a folder, for reading and for writing.
 _PROBE, _MAX_SECONDS = 64 * _MIB, 3.0
-#: Bytes a second below which the start of a worker is a matter of minutes.
+#: Bytes per second below which a worker takes minutes to start.
 _SLOW = 100e6
-#: Share of the largest value by which attention in bfloat16, or in 8 bits, may be off.
+#: Largest error of attention in bfloat16 or 8 bits, as a share of the largest value.
 _WRONG = 0.1
-#: What the distribution installs; common words, so another one may install them, too.
+#: Import names of this distribution; they are common words, so another distribution may install them, too.
 _PACKAGES = ("engine", "plugins")
-#: What RunPod and the docs of this project know; values are never shown.
+#: Variables of RunPod and of this project's docs; only their names are printed.
 _VARIABLES = (
     *("RUNPOD_POD_ID", "RUNPOD_ENDPOINT_ID", "RUNPOD_INIT_TIMEOUT", "RUNPOD_LOG_LEVEL"),
     *("MODEL_PATH", "S3_BUCKET", "BUCKET_ENDPOINT_URL", "HF_TOKEN"),
@@ -47,16 +47,16 @@ _VARIABLES = (
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
-    #: "broken": this config cannot work here. "note": it works, and there is something to know.
+    #: "broken": this config cannot work here. "note": it works, but with a remark.
     state: State
     what: str
-    #: What to do; empty where nothing is to be done.
+    #: What to do; "": nothing.
     hint: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
-    #: For a terminal, in place of the hint: where it was looked for, and commands, in lines of their own.
+    #: For a terminal, instead of the hint: the searched places and the commands, in lines of their own.
     more: tuple[str, ...] = ()
 
 
@@ -64,7 +64,7 @@ Check = Callable[["CheckContext"], Iterator[CheckResult]]
 
 
 class CheckContext:
-    """A config and what several checks want to know of it."""
+    """The config that is checked, and facts that several checks need."""
 
     def __init__(self, overrides: Sequence[str]) -> None:
         """Compose `overrides`. Raises ConfigError."""
@@ -92,7 +92,7 @@ class CheckContext:
 
 
 def examine(overrides: Sequence[str] = ()) -> list[CheckResult]:
-    """Look at everything and return what was found, in the order to read it. Raises ConfigError for the overrides."""
+    """Run all checks and return their results, in the order to print them. Raises ConfigError for the overrides."""
     context = CheckContext(overrides)
     results: list[CheckResult] = []
     for check in CHECKS:
@@ -102,9 +102,9 @@ def examine(overrides: Sequence[str] = ()) -> list[CheckResult]:
         except EngineError as error:
             what, more = error.report()
             results.append(CheckResult(name, "broken", what, error.hint, more=more))
-        except Exception as error:  # noqa: BLE001 - a check that fails must not hide what the others find
-            # The text of a foreign error may hold anything, an address with a key in it too.
-            results.append(CheckResult(name, "broken", f"could not be looked at ({type(error).__name__})"))
+        except Exception as error:  # noqa: BLE001 - a check that fails must not hide the results of the others
+            # Not the text of the error: it may contain anything, even an address with a key.
+            results.append(CheckResult(name, "broken", f"the check failed ({type(error).__name__})"))
     return results
 
 
@@ -125,7 +125,7 @@ def check_versions(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def check_imports(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether `engine` and `plugins` are this distribution's, and no other's beside it (docs/decisions/017)."""
+    """Whether `engine` and `plugins` belong to this distribution only (docs/decisions/017)."""
     origins = {name: spec.origin for name in _PACKAGES if (spec := find_spec(name)) is not None and spec.origin}
     owners = packages_distributions()
     others = sorted({owner for name in _PACKAGES for owner in owners.get(name, ()) if owner != "multitalk-engine"})
@@ -133,21 +133,21 @@ def check_imports(context: CheckContext) -> Iterator[CheckResult]:
     text = " and ".join(f"{name} is {origin}" for name, origin in origins.items())
     if others:
         hint = "install multitalk-engine into an environment of its own"
-        what = f"a package called engine or plugins is installed by {', '.join(others)}, too"
+        what = f"{', '.join(others)} also installs a package called engine or plugins"
         yield CheckResult("imports", "broken", what, hint, origins)
     elif len(origins) < len(_PACKAGES) or len(places) > 1:
-        hint = "start Python where no folder is called engine or plugins, and look at PYTHONPATH"
+        hint = "start Python in a folder without folders called engine or plugins, and check PYTHONPATH"
         yield CheckResult("imports", "broken", f"{text}, which are not of one package", hint, origins)
     else:
         yield CheckResult("imports", "ok", text, "", origins)
 
 
 def check_device(context: CheckContext) -> Iterator[CheckResult]:
-    """torch's build against the driver."""
+    """torch's build and the driver."""
     import torch
 
     build, driver = torch.version.cuda, _driver() or ("unknown" if torch.cuda.is_available() else None)
-    built = f"torch {torch.__version__}, built for " + (f"CUDA {build}" if build else "CPUs alone")
+    built = f"torch {torch.__version__}, built for " + (f"CUDA {build}" if build else "CPUs only")
     details = {"torch": torch.__version__, "cuda_build": build, "driver": driver, "cards": list(context.cards)}
     required = context.config.device == "cuda"
     if torch.cuda.is_available():
@@ -168,7 +168,7 @@ def check_device(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def check_memory(context: CheckContext) -> Iterator[CheckResult]:
-    """What a plan needs against what there is."""
+    """The memory that a plan needs, and the free memory."""
     import torch
 
     estimates, host = context.estimates(), free_host_memory()
@@ -183,12 +183,12 @@ def check_memory(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def check_attention(context: CheckContext) -> Iterator[CheckResult]:
-    """Each backend, run once on the device against torch's plain arithmetic."""
+    """Each attention backend, run once on the device and compared with torch's plain operations."""
     import torch
 
     device = context.device
     if device == "cuda" and not torch.cuda.is_available():
-        # Said already.
+        # Already reported.
         return
     for name in context.registry.attention.names():
         chosen = name == context.config.attention.name
@@ -212,7 +212,7 @@ def check_attention(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def check_weights(context: CheckContext) -> Iterator[CheckResult]:
-    """What the chosen source finds, and whether quantisation and LoRAs go with it."""
+    """The weights of the chosen source, and whether quantisation and LoRAs are compatible with them."""
     folder = locate_weights(context.config, context.registry)
     check_suited(context.config, folder)
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
@@ -221,11 +221,11 @@ def check_weights(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def check_volume(context: CheckContext) -> Iterator[CheckResult]:
-    """How fast weights come from where they are, and whether a folder beside them can be written to."""
+    """The read speed of the volume with the weights, and its write speed if it is writable."""
     try:
         folder = locate_weights(context.config, context.registry)
     except EngineError:
-        # Said already.
+        # Already reported.
         return
     largest = max(folder.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
     reading = read_speed(largest)
@@ -242,7 +242,7 @@ def check_volume(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def check_disk(context: CheckContext) -> Iterator[CheckResult]:
-    """Room for a job's files."""
+    """Disk space for a job's files."""
     folder = Path(tempfile.gettempdir())
     try:
         check_disk_space(folder)
@@ -255,12 +255,12 @@ def check_disk(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def check_sink(context: CheckContext) -> Iterator[CheckResult]:
-    """Where videos go; a bucket gets an object, which is taken away again."""
+    """The sink of videos; in a bucket a test object is written and removed."""
     registry = context.registry
     sinks = {context.config.sink.name: registry.sinks.build(context.config.sink)}
     configured = any(os.environ.get(name) for name in ("S3_BUCKET", "BUCKET_ENDPOINT_URL"))
     if configured and "s3" in registry.sinks.names() and "s3" not in sinks:
-        # A job may ask for it, whatever the config's own sink is.
+        # A job may ask for it, even if the config has another sink.
         sinks["s3"] = registry.sinks.build(EngineService([*context.service.overrides, "sink=s3"]).config.sink)
     for name, sink in sinks.items():
         if isinstance(sink, RehearsingSink):
@@ -272,7 +272,7 @@ def check_sink(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def check_runpod(context: CheckContext) -> Iterator[CheckResult]:
-    """The variables of a worker, by name alone."""
+    """The names of the variables of a worker that are set."""
     names = [name for name in _VARIABLES if os.environ.get(name)]
     if not (os.environ.get("RUNPOD_POD_ID") or os.environ.get("RUNPOD_ENDPOINT_ID")):
         yield CheckResult("runpod", "ok", "not on RunPod", "", {"set": names})
@@ -303,7 +303,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def try_attention(kernel: str, device: str) -> float:
-    """Run a backend of diffusers' once; return how far it is from plain arithmetic, as a share of its largest value."""
+    """Run an attention backend once; return its largest error, as a share of the largest exact value."""
     import torch
 
     from engine.multitalk.compat import AttentionBackendName, dispatch_attention_fn
@@ -319,7 +319,7 @@ def try_attention(kernel: str, device: str) -> float:
 
 
 def read_speed(path: Path) -> float:
-    """Return bytes a second at which the beginning of a file is read, what the cache has of it dropped before."""
+    """Return the bytes per second at which the beginning of a file is read, after dropping it from the page cache."""
     handle = os.open(path, os.O_RDONLY)
     try:
         if hasattr(os, "posix_fadvise"):
@@ -336,7 +336,7 @@ def read_speed(path: Path) -> float:
 
 
 def write_speed(folder: Path) -> float | None:
-    """Return bytes a second at which a file is written and synchronised in `folder`, None where that fails."""
+    """Return the bytes per second at which a file is written and synced in `folder`; None if that fails."""
     block = os.urandom(4 * _MIB)
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".multitalk-doctor-") as file:

@@ -1,1 +1,1 @@
-"""What a running process has: device, memory, progress, other processes."""
+"""The running process: its device, memory, progress and parallel processes."""

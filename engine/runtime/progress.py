@@ -1,4 +1,4 @@
-"""Signs of life: where a generation stands, what each stage took, how long the rest will take."""
+"""Progress updates of a generation: its position, the time of each stage, and the remaining time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from engine.errors import Cancelled
 from engine.runtime.bar import TimedProgress
 from engine.runtime.peaks import Peaks
 
-#: The pieces of work of each window. Until one of a kind was measured, its time is a multiple of that of another kind.
-#: Decoding takes twice as long as encoding (measured with the embedded model: 1.7 to 2.4 times as long). How a step
-#: compares with an encoding depends on the model, and is known after the first step.
+#: The pieces of work of each window. Until a kind is measured, its time is estimated as a multiple of another kind.
+#: Decoding takes about twice as long as encoding (measured with the embedded model: 1.7 to 2.4 times). The ratio of a
+#: step to an encoding depends on the model, and is known after the first step.
 _PIECES = {"encode": (1.0, ""), "step": (1.0, "encode"), "decode": (2.0, "encode"), "write": (0.1, "decode")}
 
 
 class Meter:
-    """Counts the pieces of one generation, measures its stages and asks the cancel token between them."""
+    """Counts the pieces of one generation, measures its stages and checks the cancel token between them."""
 
     def __init__(
         self,
@@ -33,33 +33,33 @@ class Meter:
         self._cancel = cancel
         self._clock = clock
         self._steps = self._windows = self._window = 0
-        #: Of each kind of piece how many are done, and the seconds that those took.
+        #: Kind of piece -> number of finished pieces, and their seconds.
         self._done = dict.fromkeys(_PIECES, 0)
         self._took = dict.fromkeys(_PIECES, 0.0)
-        #: The kind of the piece at work, and since when.
+        #: The kind of the current piece, and its start.
         self._piece = ""
         self._since = 0.0
         self._fraction = 0.0
         self._warnings: tuple[str, ...] = ()
-        #: Seconds by stage.
+        #: Stage -> seconds.
         self.timings: dict[str, float] = {}
         #: Memory by stage.
         self.peaks = Peaks(device)
         self.last: Progress = TimedProgress("start")
 
     def expect(self, windows: int, steps: int) -> None:
-        """Say how much there is to do: `windows` windows of `steps` steps."""
+        """Set the amount of work: `windows` windows of `steps` steps."""
         self._windows, self._steps = windows, steps
 
     def warn(self, warnings: Sequence[str]) -> None:
-        """Report what is known before the work; all progress from here on carries it."""
+        """Add `warnings` to all progress updates from now on."""
         self._warnings = tuple(warnings)
         if self._warnings:
             self._report(self.last.stage, step=0)
 
     @contextmanager
     def stage(self, name: str, *, window: int = 0) -> Iterator[None]:
-        """Measure what happens inside as stage `name`. Raises Cancelled at its begin if the caller withdrew."""
+        """Measure the block as stage `name`. Raises Cancelled at its begin if the caller cancelled."""
         self.check(name)
         self._window = window
         piece = "step" if name == "denoise" else name
@@ -83,18 +83,18 @@ class Meter:
         return self.last
 
     def window_done(self) -> None:
-        """Note that all of the current window is done."""
-        # Whoever skips a stage has done with it, too.
+        """Note that the current window is done."""
+        # Skipped pieces count as done.
         for piece in _PIECES:
             self._done[piece] = max(self._done[piece], self._window * (self._steps if piece == "step" else 1))
         self._report("write", step=0)
 
     def is_set(self) -> bool:
-        """Whether the caller withdrew: a meter is a cancel token itself."""
+        """Return whether the caller cancelled: a meter is a cancel token, too."""
         return self._cancel is not None and self._cancel.is_set()
 
     def check(self, stage: str) -> None:
-        """Raise Cancelled if the caller withdrew."""
+        """Raise Cancelled if the caller cancelled."""
         if self.is_set():
             raise Cancelled(stage)
 
@@ -108,13 +108,13 @@ class Meter:
             self._piece = ""
 
     def _cost(self, piece: str) -> float:
-        """Return what a piece takes: seconds as soon as one of any kind was measured."""
+        """Return the cost of a piece: seconds, once a piece of any kind was measured."""
         if self._took[piece]:
             return self._took[piece] / max(1, self._done[piece])
         share, of = _PIECES[piece]
         if of:
             return share * self._cost(of)
-        # No encoding was measured: the model of a window without one.
+        # No encoding was measured: use the time of a step.
         return share * (self._took["step"] / max(1, self._done["step"]) or 1.0)
 
     def _report(self, stage: str, *, step: int) -> None:
@@ -123,7 +123,7 @@ class Meter:
         total = sum(counts[piece] * costs[piece] for piece in _PIECES)
         left = sum(max(0, counts[piece] - self._done[piece]) * costs[piece] for piece in _PIECES)
         measured = any(self._took.values())
-        # What was learnt meanwhile may make the rest longer; what is done does not become less by it.
+        # New measurements may make the rest longer, but the progress never decreases.
         self._fraction = max(self._fraction, 1 - left / total if total else 0.0)
         cost = costs.get(self._piece, 0.0)
         self.last = TimedProgress(

@@ -222,7 +222,7 @@ def test_each_process_sees_a_device_of_its_own(visible: str | None, seen: str, m
     take_device("auto", 1)
 
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
-    with pytest.raises(ConfigError, match="no device for it"):
+    with pytest.raises(ConfigError, match="no device for this process"):
         take_device("cuda", 3)
 
 

@@ -171,7 +171,7 @@ def test_all_lines_are_checked_before_anything_is_loaded(desk: Path, capsys: pyt
     }
     # The paths are the user's own.
     assert str(desk / "jobs" / "nobody.flac") in err
-    assert "jobs that do not say have 100 frames at 8 a second, 20 steps, a text scale of 7.5, seed 42" in err
+    assert "by default jobs have 100 frames at 8 a second, 20 steps, a text scale of 7.5, seed 42" in err
     assert "2 videos to make: 74 frames, 3.0 s in all; 4 cannot be made" in err
     assert "USD" in err
     assert not (desk / "desk" / "films").exists()
@@ -191,7 +191,7 @@ def test_what_is_wrong_is_kept_first_and_the_others_are_counted_down(
     assert [record["id"] for record in records(desk)] == ["gone", "anna", "bert"]
     assert str(desk / "jobs" / "nobody.flac") in records(desk)[0]["error"]
     assert "2 videos to make: 10 frames, 0.4 s in all; 1 cannot be made" in err
-    assert "reckoned from the first of them" in err
+    assert "extrapolated from the first job" in err
     first = next(line for line in err.splitlines() if "anna: done after" in line)
     assert "1 of 2, about " in first
     assert first.endswith(" left")

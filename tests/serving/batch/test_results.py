@@ -86,7 +86,7 @@ def test_a_file_of_something_else_is_left_alone(path: Path, text: str) -> None:
     path.parent.mkdir()
     path.write_text(f"{text}\n")
     with (
-        pytest.raises(ConfigError, match=r"^entrypoint\.results: line 1 of .* is no result of a batch"),
+        pytest.raises(ConfigError, match=r"^entrypoint\.results: line 1 of .* is not a result of a batch"),
         open_results(path, None),
     ):
         pass

@@ -86,7 +86,7 @@ def interrupt(desk: Desk, ready: Callable[[], bool], number: signal.Signals, *, 
         for _ in range(times):
             os.kill(os.getpid(), number)
             # Two that wait to be taken are one.
-            wait(lambda: any(line.startswith("told to end") for line in desk.said))
+            wait(lambda: any(line.startswith("stopping") for line in desk.said))
 
     threading.Thread(target=send, daemon=True).start()
 
@@ -111,7 +111,7 @@ def test_two_processes_take_from_one_queue(desk: Desk) -> None:
 def test_a_process_that_dies_loses_its_job_once(desk: Desk) -> None:
     run = desk.do({"a": "die-once mark", "b": "film"})
     assert run.counts == {"done": 2}
-    assert desk.warned == ["a: the process that worked on it ended (signal SIGKILL); was the machine's memory used up?"]
+    assert desk.warned == ["a: the worker process ended (signal SIGKILL); did the machine run out of memory?"]
     assert (desk.folder / "a.mp4").read_text() == "die-once"
     assert len(desk.processes("starts")) == 2
 

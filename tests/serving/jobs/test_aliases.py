@@ -130,16 +130,16 @@ def test_no_name_of_the_table_is_a_field_here() -> None:
 def test_an_input_in_the_input_is_one_too_many(inner: Any) -> None:
     error = refused({"input": {"input": inner}})
     assert error.field == "input"
-    assert "one input too many" in error.hint
+    assert "input is nested in input" in error.hint
     assert '{"input": {"prompt": ...}}' in error.hint
 
 
 @pytest.mark.parametrize("text", [json.dumps(GOOD), " " + json.dumps(GOOD, indent=2), json.dumps(GOOD)[:-5]])
 def test_an_input_that_is_json_text_is_named_as_that(text: str) -> None:
     assert str(refused({"input": text})) == (
-        "input: JSON text is not an object; give an object: the value itself, without quotes around it"
+        "input: a string that holds JSON is not an object; give an object: the value itself, without quotes around it"
     )
-    assert "the job is JSON text" in str(refused(json.dumps({"input": text})))
+    assert "the job is a string that holds JSON" in str(refused(json.dumps({"input": text})))
 
 
 @pytest.mark.parametrize(

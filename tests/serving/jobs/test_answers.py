@@ -261,7 +261,7 @@ def test_what_a_caller_must_not_read_is_gone(text: str, gone: str) -> None:
     [
         "500 is more than 201; give a whole number from 1 to 201",
         "'100' is not a whole number",
-        "[0, 0, 0.5, 1] encloses nothing",
+        "the box [0, 0, 0.5, 1] is empty",
         "the picture has 40000 x 40000 pixels, 3/4 of them and/or more",
         "image/png, audio/wav",
         "the box reaches beyond [0.0, 0.0, 1.0, 1.0] at 12:30:45",

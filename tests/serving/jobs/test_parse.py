@@ -384,7 +384,7 @@ def test_store_with_nothing_in_it_is_none(nothing: Any) -> None:
 
 def test_store_inside_the_input_is_sent_outside() -> None:
     error = refused(s3Config=STORE)
-    assert error.hint == "s3Config stands beside input, not in it"
+    assert error.hint == "s3Config belongs beside input, not in it"
     assert SENTINEL not in str(error)
 
 

@@ -104,7 +104,7 @@ def test_jobs_name_no_paths_unless_it_is_allowed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "what"), [("model='tiny", "cannot be split into words"), ("model", "'model' is no override")]
+    ("text", "what"), [("model='tiny", "cannot be split into overrides"), ("model", "'model' is not an override")]
 )
 def test_overrides_that_cannot_be_read_are_one_error(text: str, what: str) -> None:
     with pytest.raises(ConfigError, match=rf"MULTITALK_OVERRIDES: .*{what}"):
