@@ -1,4 +1,4 @@
-"""Waits and blocking calls that end soon after the caller cancels the request."""
+"""Cancellation: waits and blocking calls that end soon after the caller cancels the request."""
 
 from __future__ import annotations
 

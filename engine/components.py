@@ -1,4 +1,4 @@
-"""The kinds of component that a plugin may offer, and the service that an entrypoint is handed."""
+"""The component protocols that plugins implement, and the service protocol that entrypoints use."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""The errors of the engine, and how they are displayed.
+"""All errors of the engine; each has a message, a field, a hint and a code.
 
 * EngineError
   + ConfigError            the composed config cannot be built
-    - UnknownComponent     no installed plugin or preset has the name
-    - MissingExtra         an optional package that was chosen is not installed
-  + SourceError            weights are absent, incomplete or not what they should be
-    - MissingWeights       they are absent or incomplete, with the commands that download them
-  + RequestError           the caller asked for something that cannot be made
-  + SinkError              the finished video cannot be stored
-    - NotDelivered         it is kept on this machine until the job is sent again
-  + WorkerLost             the process that did the work has ended
+    - UnknownComponent     no installed component or preset has the name
+    - MissingExtra         a chosen component needs a package that is not installed
+  + SourceError            weights are missing, incomplete or wrong
+    - MissingWeights       weights are missing or incomplete; names the command to download them
+  + RequestError           the request asks for something impossible
+  + SinkError              the finished video cannot be delivered
+    - NotDelivered         it waits on this machine for a retry
+  + WorkerLost             the process that did the work is gone
   + ProcessLost            another process of the same job has ended
   + Cancelled              the caller cancelled the request
 """

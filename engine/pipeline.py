@@ -1,4 +1,4 @@
-"""The engine: built once from a config, asked many times."""
+"""`Engine.generate`: all stages of a video in order. Built once per config, used for many requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Removes secrets from a line for a log or a terminal: keys, media, and URLs, which may contain keys."""
+"""Removes secrets from text for logs and terminals: keys, media data, and URLs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine as entrypoints see it: it plans without weights and loads them when the first video is asked for."""
+"""The engine for entrypoints: plans without weights, and loads them for the first video."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The commands of the command line."""
+"""The command line: parsing, help, and the commands that are not entrypoints."""

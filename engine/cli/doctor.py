@@ -21,8 +21,8 @@ def doctor(arguments: Sequence[str]) -> int:
         usage="multitalk doctor [--json] [group=name key=value ...]",
         description="Look at Python, torch, driver, memory, attention, weights, disks, sink and RunPod's variables.",
     )
-    parser.flag("--json", action="store_true", help="as one JSON object")
-    values, rest = parser.read(arguments)
+    parser.flag("--json", action="store_true", help="print one JSON object")
+    values, rest = parser.read(words)
     from engine.doctor.checks import examine
     from engine.errors import plain
 

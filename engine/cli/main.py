@@ -137,8 +137,8 @@ def _plugins(arguments: Sequence[str]) -> int:
     from engine.cli.parser import Parser
 
     parser = Parser(prog="multitalk plugins", description="List every component and preset by group.")
-    parser.flag("--json", action="store_true", help="as one JSON object")
-    values, rest = parser.read(arguments)
+    parser.flag("--json", action="store_true", help="print one JSON object")
+    values, rest = parser.read(words)
     parser.none(rest)
     return print_catalog(as_json=values.json)
 
@@ -156,8 +156,8 @@ def _show(arguments: Sequence[str]) -> int:
     parser = Parser(
         prog="multitalk show", usage="multitalk show FILE.mp4 [--json]", description="Print the recipe of a video."
     )
-    parser.flag("--json", action="store_true", help="as one JSON object")
-    values, rest = parser.read(arguments)
+    parser.flag("--json", action="store_true", help="print one JSON object")
+    values, rest = parser.read(words)
     return show(Path(parser.one(rest, "FILE.mp4")), as_json=values.json)
 
 

@@ -65,20 +65,20 @@ def _parser(prog: str, about: str) -> ModelsParser:
         "--manifest",
         type=Path,
         metavar="FILE",
-        help="presets of your own, in the format of engine/hub/manifest.yaml",
+        help="your own presets, in the format of engine/hub/manifest.yaml",
     )
     return parser
 
 
-def pull_parser(prog: str) -> ModelsParser:
-    """Return the parser of the arguments of `pull`."""
-    parser = _parser(prog, "Download the files of a preset, verify them and mark the preset as complete.")
-    parser.add_argument("--preset", metavar="NAME", help="one of `multitalk models list` (the default preset)")
+def pull_parser(prog: str) -> Parser:
+    """Return what reads the words of `pull`."""
+    parser = _parser(prog, "Download a preset's files, verify them and mark the preset complete.")
+    parser.add_argument("--preset", metavar="NAME", help="a preset of `multitalk models list` (the default one)")
     parser.add_argument("--with", dest="extra", action="append", default=[], metavar="PART", help="add a part")
-    parser.add_argument("--without", action="append", default=[], metavar="PART", help="leave out a part")
-    parser.add_argument("--workers", type=int, default=4, metavar="N", help="number of parallel downloads (4)")
-    parser.add_argument("--repair", action="store_true", help="replace foreign and changed files")
-    parser.add_argument("--quiet", action="store_true", help="print only the folder")
+    parser.add_argument("--without", action="append", default=[], metavar="PART", help="leave a part out")
+    parser.add_argument("--workers", type=int, default=4, metavar="N", help="parallel downloads (4)")
+    parser.add_argument("--repair", action="store_true", help="replace files that were changed or block a needed name")
+    parser.add_argument("--quiet", action="store_true", help="only print the folder")
     return parser
 
 
@@ -104,14 +104,14 @@ def download(arguments: Sequence[str], prog: str) -> int:
 def _verify(arguments: Sequence[str], prog: str) -> int:
     parser = _parser(prog, "Read all downloaded files; exit with 1 if a file is missing, damaged or swapped.")
     parser.add_argument(
-        "--preset", action="append", metavar="NAME", help="preset to verify (all that are marked as complete)"
+        "--preset", action="append", metavar="NAME", help="preset to check (all that are marked complete)"
     )
-    parser.add_argument("--quick", action="store_true", help="compare only sizes and times")
-    parser.add_argument("--json", action="store_true", help="as one JSON object")
-    options = parser.parse_args(list(arguments))
-    manifest = read_manifest(options.manifest)
-    pulled = records(options.model_path)
-    names = options.preset or [name for record in pulled for name in record.complete if name in manifest.names()]
+    parser.add_argument("--quick", action="store_true", help="only compare sizes and times")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    given = parser.parse_args(list(words))
+    manifest = read_manifest(given.manifest)
+    known = records(given.model_path)
+    names = given.preset or [name for record in known for name in record.complete if name in manifest.names()]
     presets = [manifest.preset(name) for name in names]
     folders = dict.fromkeys([*(options.model_path / preset.folder for preset in presets), *(r.folder for r in pulled)])
     if not folders:
@@ -154,13 +154,13 @@ def _as_pulled(manifest: Manifest, folder: Path, name: str) -> Preset:
     return replace(preset, files=tuple(file for file in preset.files if file.to in places))
 
 
-def _list(arguments: Sequence[str], prog: str) -> int:
-    parser = _parser(prog, "List the presets, with their size on disk and their state.")
-    parser.add_argument("--json", action="store_true", help="as one JSON object")
-    options = parser.parse_args(list(arguments))
-    manifest = read_manifest(options.manifest)
-    presets = states(manifest, options.model_path)
-    if options.json:
+def _list(words: Sequence[str], prog: str) -> int:
+    parser = _parser(prog, "List the presets, what each takes on disk, and which are there.")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    given = parser.parse_args(list(words))
+    manifest = read_manifest(given.manifest)
+    found = states(manifest, given.model_path)
+    if given.json:
         print(
             json.dumps(
                 {"path": str(options.model_path), "default": manifest.default, "presets": list(map(asdict, presets))}
@@ -183,9 +183,9 @@ def _line(state: State, *, default: bool) -> str:
 def _prune(arguments: Sequence[str], prog: str) -> int:
     parser = _parser(prog, "Remove downloaded files that no preset in use needs, and parts of unfinished downloads.")
     parser.add_argument(
-        "--keep", action="append", default=[], metavar="NAME", help="preset in use (all that are marked as complete)"
+        "--keep", action="append", default=[], metavar="NAME", help="preset to keep (all that are marked complete)"
     )
-    parser.add_argument("--foreign", action="store_true", help="remove also files that this command did not download")
+    parser.add_argument("--foreign", action="store_true", help="also remove files that `pull` did not download")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     options = parser.parse_args(list(arguments))
     manifest = read_manifest(options.manifest)

@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
         self._known_flags: set[str] = {"--help", "-h"}
         #: Config key that is set by an argument which is neither a flag nor an override; "": none.
         self.bare = ""
-        self.add_argument("-h", "--help", action="help", help="show this")
+        self.add_argument("-h", "--help", action="help", help="show this help")
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError instead of printing the usage."""
@@ -125,13 +125,13 @@ def entrypoint_parser(name: str, config: type[ComponentConfig], description: str
         prog=f"multitalk {name}",
         usage=f"multitalk {name}{bare} [flags] group=name key=value ...",
         description=description,
-        epilog="Everything else is an override of the config: group=name chooses, key=value changes;\n"
+        epilog="All other arguments are overrides of the config: group=name selects, key=value sets a value;\n"
         "with -m, commas make a sweep. 'multitalk --help' lists the groups.",
     )
     if "request" in typing.get_type_hints(config):
         add_request_flags(parser, REQUEST)
     add_own_flags(parser, config)
-    parser.flag("-m --multirun", action="store_true", help="run every combination of the values given with commas")
+    parser.flag("-m --multirun", action="store_true", help="run every combination of comma-separated values")
     return parser
 
 
@@ -140,8 +140,8 @@ def add_request_flags(parser: Parser, flags: Sequence[Flag]) -> None:
     group = parser.add_argument_group("the request")
     for flag in flags:
         action = {"action": "append"} if flag.many else {}
-        parser.flag(flag.name, group, dest=flag.key, metavar=flag.metavar, help=flag.help, **action)
-    parser.flag("--output", group, metavar="FILE", help="where the video goes (the disk sink's folder and name)")
+        parser.flag(flag.name, group, dest=flag.key, metavar=flag.word, help=flag.help, **action)
+    parser.flag("--output", group, metavar="FILE", help="folder and name of the video (folders: only with sink=disk)")
 
 
 def add_own_flags(parser: Parser, config: type[ComponentConfig]) -> None:

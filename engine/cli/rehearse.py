@@ -17,13 +17,13 @@ def rehearse(arguments: Sequence[str]) -> int:
         usage="multitalk rehearse [overrides] [--card NAME] [--json]",
         description="Run the real code path at the published sizes on a simulated card: needs no GPU and no weights.",
     )
-    parser.flag("--card", help="name of a card as in `multitalk plan`; default: the card of the recipe")
-    parser.flag("--speakers", type=int, default=2, help="1 to 3 (2)")
-    parser.flag("--windows", type=int, default=2, help="windows of the video (2)")
+    parser.flag("--card", help="name of a card as `multitalk plan` shows it; default: the recipe's card")
+    parser.flag("--speakers", type=int, default=2, help="number of speakers, 1 to 3 (2)")
+    parser.flag("--windows", type=int, default=2, help="number of windows (2)")
     parser.flag("--steps", type=int, default=2, help="steps of each window (2); 0: the config's own number")
     parser.flag("--blocks", type=int, help="run this many blocks of the network and extrapolate the rest")
-    parser.flag("--json", action="store_true", help="as one JSON object")
-    values, overrides = parser.read(arguments)
+    parser.flag("--json", action="store_true", help="print one JSON object")
+    values, overrides = parser.read(words)
 
     from engine.rehearsal.rehearse import default_card, rehearse, table
     from engine.rehearsal.walk import Scene

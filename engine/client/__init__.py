@@ -1,4 +1,4 @@
-"""A client for endpoints of this engine: submit a job, follow it, download the video. Sync and async, without torch."""
+"""A client for endpoints that serve this engine: submit, follow, download. Sync and async, no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What flows through the engine, in the order in which it comes to be."""
+"""The data types that flow through the engine, in the order of a generation."""
 
 from __future__ import annotations
 

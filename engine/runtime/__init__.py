@@ -1,1 +1,1 @@
-"""The running process: its device, memory, progress and parallel processes."""
+"""State of the running process: device, memory, progress, process group."""

@@ -41,23 +41,23 @@ class BatchConfig(JobsConfig):
     launcher: ComponentConfig = field(default=II("launcher"), metadata={"flag": False})
     #: As `sink.name`.
     sink: str = field(default=II("sink.name"), metadata={"flag": False})
-    #: Folder of the videos, as in the sink; null: the sink has none.
+    #: Folder of the videos (the sink's); null: the sink has none.
     folder: str | None = field(default="${oc.select:sink.folder,null}", metadata={"flag": False})
     jobs: str | None = field(
         default=None,
-        metadata={"help": "the file of jobs, in the form of docs/api.md", "word": "JOBS.jsonl", "bare": True},
+        metadata={"help": "the file of jobs, in the format of docs/api.md", "word": "JOBS.jsonl", "bare": True},
     )
     results: str | None = field(
         default=None,
         metadata={"help": "file of results (JOBS.results.jsonl in the folder of the videos)", "word": "FILE"},
     )
-    check: bool = field(default=False, metadata={"help": "only check and plan all jobs: load, make and write nothing"})
-    retry_failed: bool = field(default=False, metadata={"help": "do failed jobs again"})
+    check: bool = field(default=False, metadata={"help": "only check and plan all jobs; load, make and store nothing"})
+    retry_failed: bool = field(default=False, metadata={"help": "repeat jobs that failed before"})
     defaults_of: str = field(
         default="job",
         metadata={
-            "help": "defaults of a job's fields: job: those of the job API; model: as on the command line, with the "
-            "model's frame rate, steps and scales, and the length of the voices (job)",
+            "help": "defaults of jobs: job: those of a worker; model: those of the command line, which are the model's "
+            "rate, steps and scales and the length of the voices (job)",
             "word": "job|model",
         }
         | one_of("job", "model"),
@@ -67,7 +67,7 @@ class BatchConfig(JobsConfig):
         metadata={"help": "seconds that running jobs have to finish after Ctrl-C (20)", "word": "S"}
         | within(0, 86_400),
     )
-    json: bool = field(default=False, metadata={"help": "answer with one JSON object, the last line of stdout"})
+    json: bool = field(default=False, metadata={"help": "print one JSON object as the last line of stdout"})
     quiet: bool = field(default=False, metadata={"help": "no progress and no summary"})
 
     @classmethod

@@ -36,14 +36,12 @@ _LIMITS = EndpointLimits()
 
 @dataclass
 class EndpointConfig(ComponentConfig):
-    """Serves jobs as a RunPod endpoint does, on this machine, with worker processes of its own."""
+    """Serves jobs like a RunPod endpoint on this machine, with its own worker processes."""
 
     name: str = "endpoint"
     host: str = field(default="127.0.0.1", metadata={"help": "interface to listen on (127.0.0.1)", "word": "ADDRESS"})
-    port: int = field(
-        default=8000, metadata={"help": "port, 0 for any free one (8000)", "word": "N"} | within(0, 65_535)
-    )
-    endpoint_id: str = field(default="local", metadata={"help": "endpoint id in the URLs (local)", "word": "ID"})
+    port: int = field(default=8000, metadata={"help": "port; 0: any free port (8000)", "word": "N"} | within(0, 65_535))
+    endpoint_id: str = field(default="local", metadata={"help": "id in the URLs (local)", "word": "ID"})
     workers: int = _number(1, "number of worker processes")
     worker: str | None = field(
         default=None,
@@ -52,22 +50,22 @@ class EndpointConfig(ComponentConfig):
     api_key: str | None = field(default=None, metadata={"help": "API key for callers (none)", "word": "KEY"} | SECRET)
     allowed_host: str | None = field(
         default=None,
-        metadata={"help": "comma-separated list of allowed host names besides localhost (none)", "word": "NAMES"},
+        metadata={"help": "host names that callers may use besides localhost, comma-separated (none)", "word": "NAMES"},
     )
-    run_bytes: int = _number(_LIMITS.run_bytes, "largest request and answer of /run, in bytes")
-    sync_bytes: int = _number(_LIMITS.sync_bytes, "largest request and answer of /runsync, in bytes")
+    run_bytes: int = _number(_LIMITS.run_bytes, "maximum bytes of a request to /run and of its result")
+    sync_bytes: int = _number(_LIMITS.sync_bytes, "maximum bytes of a request to /runsync and of its result")
     run_retention: float = _seconds(_LIMITS.run_retention, "how long a result of /run is kept")
     sync_retention: float = _seconds(_LIMITS.sync_retention, "how long a result of /runsync is kept")
     sync_wait: float = _seconds(_LIMITS.sync_wait, "how long /runsync waits by default")
-    execution_timeout: float = _seconds(_LIMITS.execution_timeout, "execution timeout of a job without one")
-    ttl: float = _seconds(_LIMITS.ttl, "lifetime of a job without a ttl")
-    queue_jobs: int = _number(_LIMITS.queue_jobs, "most waiting jobs, 0 for no limit")
-    queue_bytes: int = _number(_LIMITS.queue_bytes, "most bytes of jobs in memory, 0 for no limit")
-    rate: int = _number(_LIMITS.rate, "calls of one operation in 10 s before the answer is 429, 0 for no limit")
-    attempts: int = _number(_LIMITS.attempts, "attempts of a job whose worker dies", 1)
+    execution_timeout: float = _seconds(_LIMITS.execution_timeout, "maximum run time of a job without its own policy")
+    ttl: float = _seconds(_LIMITS.ttl, "lifetime of a job without its own policy")
+    queue_jobs: int = _number(_LIMITS.queue_jobs, "maximum waiting jobs; 0: no limit")
+    queue_bytes: int = _number(_LIMITS.queue_bytes, "maximum bytes of jobs in memory; 0: no limit")
+    rate: int = _number(_LIMITS.rate, "calls of the same kind in 10 s before 429; 0: no limit")
+    attempts: int = _number(_LIMITS.attempts, "workers that may die on a job before it fails", 1)
     webhook_retries: int = _number(_LIMITS.webhook_retries, "retries of a webhook")
-    webhook_delay: float = _seconds(_LIMITS.webhook_delay, "pause before a retry of a webhook")
-    start_timeout: float = _seconds(_LIMITS.start_timeout, "longest start of a worker")
+    webhook_delay: float = _seconds(_LIMITS.webhook_delay, "pause before a webhook is retried")
+    start_timeout: float = _seconds(_LIMITS.start_timeout, "maximum start time of a worker")
     grace: float = _seconds(_LIMITS.grace, "how long a worker may take to stop before it is killed")
 
 

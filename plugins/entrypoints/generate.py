@@ -43,13 +43,13 @@ class GenerateConfig(EntrypointConfig):
     name: str = "generate"
     #: As `request`.
     request: RequestConfig = II("request")
-    json: bool = field(default=False, metadata={"help": "answer with one JSON object, the last line of stdout"})
-    dry_run: bool = field(default=False, metadata={"help": "show the plan, load nothing, make nothing"})
+    json: bool = field(default=False, metadata={"help": "print one JSON object as the last line of stdout"})
+    dry_run: bool = field(default=False, metadata={"help": "only print the plan; load and make nothing"})
     preview: str | None = field(
         default=None,
-        metadata={"help": "first draw who sits where on the picture as the network sees it", "word": "PNG"},
+        metadata={"help": "first draw the speakers' regions on the picture as the network sees it", "word": "PNG"},
     )
-    quiet: bool = field(default=False, metadata={"help": "no progress and no summary; warnings stay"})
+    quiet: bool = field(default=False, metadata={"help": "no progress and no summary; warnings are still shown"})
 
 
 class Generate:

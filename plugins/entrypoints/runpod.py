@@ -19,13 +19,13 @@ class RunpodConfig(JobsConfig):
     """Serves jobs as a RunPod serverless worker (docs/worker.md)."""
 
     name: str = "runpod"
-    #: A worker does not know whether the limit of /run (10 MB) or of /runsync (20 MB) applies.
+    #: A worker cannot distinguish /run (10 MB) from /runsync (20 MB).
     answer_bytes: int = field(
-        default=10_000_000, metadata={"help": "largest answer in bytes", "word": "N"} | within(1, 2**40)
+        default=10_000_000, metadata={"help": "maximum bytes of an answer", "word": "N"} | within(1, 2**40)
     )
     sinks: str = field(
         default="s3 base64",
-        metadata={"help": "space-separated list of sinks that a job may choose besides the worker's", "word": "NAMES"},
+        metadata={"help": "sinks that a job may choose besides the worker's own, separated by spaces", "word": "NAMES"},
     )
     grace: float = field(
         default=20.0,
@@ -34,10 +34,10 @@ class RunpodConfig(JobsConfig):
     )
     log_level: str = field(
         default="${oc.env:MULTITALK_LOG_LEVEL,INFO}",
-        metadata={"help": "lowest level that is logged: DEBUG, INFO, WARNING or ERROR", "word": "LEVEL"},
+        metadata={"help": "lowest level of log lines: DEBUG, INFO, WARNING or ERROR", "word": "LEVEL"},
     )
     test_input: str | None = field(
-        default=None, metadata={"help": "do this one job without a platform, then end", "word": "JSON"}
+        default=None, metadata={"help": "run this one job and exit, without a platform", "word": "JSON"}
     )
 
     @classmethod

@@ -28,10 +28,10 @@ _PATIENCE = 10.0
 
 @dataclass
 class LocalConfig(ComponentConfig):
-    """Workers on this machine: a process for each CUDA device, or one on the CPU."""
+    """Workers on this machine: one process per CUDA device, or one on the CPU."""
 
     name: str = "local"
-    #: Number of processes; null: one a device.
+    #: Number of processes; null: one per device.
     workers: int | None = field(default=None, metadata=within(1, 1000))
     #: As `device`.
     device: str = II("device")

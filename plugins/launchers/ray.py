@@ -33,14 +33,14 @@ _PATIENCE = 10.0
 
 @dataclass
 class RayConfig(ComponentConfig):
-    """Workers on a Ray cluster: an actor for each of its GPUs, or one a machine without any."""
+    """Workers on a Ray cluster: one actor per GPU, or one per machine if there is no GPU."""
 
     name: str = "ray"
-    #: Address of the cluster: host:port, "auto" for the one this machine belongs to, "local" for this process' own.
+    #: Address of the cluster: host:port, "auto" (the one this machine belongs to) or "local" (a private one).
     address: str = "${oc.env:RAY_ADDRESS,local}"
-    #: Number of actors; null: one a device.
+    #: Number of actors; null: one per device.
     workers: int | None = field(default=None, metadata=within(1, 10_000))
-    #: CPUs that each actor reserves, and computes with if it has no GPU.
+    #: CPUs that each actor reserves, and uses if it has no GPU.
     cpus: float = field(default=1.0, metadata=within(0.01, 10_000))
     #: As `device`.
     device: str = II("device")

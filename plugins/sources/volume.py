@@ -16,7 +16,7 @@ from engine.plugin.register import Register
 
 @dataclass
 class VolumeConfig(FolderConfig):
-    """A folder with a sub-folder for each model: source.path, else $MODEL_PATH."""
+    """A folder with one sub-folder per model: source.path, else $MODEL_PATH."""
 
     name: str = "volume"
     path: str = "${oc.env:MODEL_PATH,/runpod-volume/models}"

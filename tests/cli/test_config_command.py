@@ -121,7 +121,7 @@ def test_a_key_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(capsys, "video.crf", "video.crf=20")
     assert out.splitlines() == [
         "video.crf",
-        "  meaning:  x264 constant rate factor, 0 (lossless) .. 51.",
+        "  meaning:  x264's constant rate factor, 0 (lossless) to 51 (smallest file).",
         "  type:     int",
         "  allowed:  0 to 51",
         "  default:  18",

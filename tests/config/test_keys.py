@@ -64,7 +64,7 @@ def test_a_meaning_is_read_from_a_comment_of_several_lines_and_from_a_base() -> 
     from plugins.sources.volume import VolumeConfig
 
     assert meanings(S3Config)["checksum"].count(". ") == 2
-    assert meanings(VolumeConfig)["path"] == "The folder, with a sub-folder for each model."
+    assert meanings(VolumeConfig)["path"] == "The folder, with one sub-folder per model."
 
 
 def concrete(key: Key) -> str:

@@ -4,8 +4,8 @@ const $ = (id) => document.getElementById(id);
 const root = `/v2/${document.querySelector("meta[name=endpoint]").content}`;
 const FINAL = ["COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"];
 const WORDS = {
-  IN_QUEUE: "Waiting for a worker", IN_PROGRESS: "At work", COMPLETED: "Done", FAILED: "Failed",
-  CANCELLED: "Cancelled", TIMED_OUT: "Took too long",
+  IN_QUEUE: "Waiting for a worker", IN_PROGRESS: "Running", COMPLETED: "Done", FAILED: "Failed",
+  CANCELLED: "Cancelled", TIMED_OUT: "Timed out",
 };
 const MOST = 10e6; // what /run takes
 let job = null; // id of the job that is shown
@@ -38,8 +38,8 @@ function wrong(id, text) {
 async function input() {
   const first = [
     wrong("picture", $("picture").files.length ? "" : "Choose a picture."),
-    wrong("voice1", $("voice1").files.length ? "" : "Choose a sound file."),
-    wrong("prompt", $("prompt").value.trim() ? "" : "Say what is to be seen."),
+    wrong("voice1", $("voice1").files.length ? "" : "Choose an audio file."),
+    wrong("prompt", $("prompt").value.trim() ? "" : "Describe what the video shows."),
   ].find(Boolean);
   if (first) { first.focus(); return null; }
   const asked = { prompt: $("prompt").value, turbo: $("turbo").checked, audio_type: $("audio_type").value };

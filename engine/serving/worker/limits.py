@@ -13,20 +13,21 @@ class JobsConfig(EntrypointConfig):
 
     num_frames: int | str = field(
         default=100,
-        metadata={"help": "default number of frames of a job, or auto: as long as its voices (100)", "word": "N"},
+        metadata={"help": "frames of a job that does not set them; auto: as long as its voices (100)", "word": "N"},
     )
     max_frames: int = field(
-        default=201, metadata={"help": "most frames that a job may ask for (201)", "word": "N"} | within(1, 90_000)
+        default=201, metadata={"help": "maximum frames of a job (201)", "word": "N"} | within(1, 90_000)
     )
     max_steps: int = field(
-        default=100, metadata={"help": "most steps that a job may ask for (100)", "word": "N"} | within(2, 1000)
+        default=100, metadata={"help": "maximum steps of a job (100)", "word": "N"} | within(2, 1000)
     )
     max_seconds: float = field(
         default=600.0,
-        metadata={"help": "most seconds of a video that is as long as its voices (600)", "word": "S"} | within(1, 3600),
+        metadata={"help": "maximum seconds of a video that is as long as its voices (600)", "word": "S"}
+        | within(1, 3600),
     )
     max_forwards: int = field(
         default=50_000,
-        metadata={"help": "most forward passes of a job, windows x steps x guidance passes (50000)", "word": "N"}
+        metadata={"help": "maximum forwards of a job: windows x steps x branches (50000)", "word": "N"}
         | within(1, 10_000_000),
     )
