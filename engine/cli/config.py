@@ -29,12 +29,12 @@ def config(arguments: Sequence[str]) -> int:
         "With entrypoint=runpod it is that of a worker, with MULTITALK_OVERRIDES and MULTITALK_RECIPE.",
     )
     parser.flag("--json", action="store_true", help="print one JSON object")
-    values, rest = parser.read(words)
-    overrides = [word for word in rest if "=" in word or word.startswith("~")]
-    wanted = [word for word in rest if word not in overrides]
-    composed = trace(_booted(overrides))
-    if wanted:
-        return _print_keys(wanted, composed, as_json=values.json)
+    values, rest = parser.read(arguments)
+    overrides = [argument for argument in rest if "=" in argument or argument.startswith("~")]
+    key_names = [argument for argument in rest if argument not in overrides]
+    composed = trace(_with_origins(overrides))
+    if key_names:
+        return _print_keys(key_names, composed, as_json=values.json)
     if values.json:
         answer = {
             "choices": {group: {"choice": name, **by.as_json()} for group, (name, by) in composed.choices.items()},

@@ -22,7 +22,7 @@ def doctor(arguments: Sequence[str]) -> int:
         description="Look at Python, torch, driver, memory, attention, weights, disks, sink and RunPod's variables.",
     )
     parser.flag("--json", action="store_true", help="print one JSON object")
-    values, rest = parser.read(words)
+    values, rest = parser.read(arguments)
     from engine.doctor.checks import examine
     from engine.errors import plain
 

@@ -138,7 +138,7 @@ def _plugins(arguments: Sequence[str]) -> int:
 
     parser = Parser(prog="multitalk plugins", description="List every component and preset by group.")
     parser.flag("--json", action="store_true", help="print one JSON object")
-    values, rest = parser.read(words)
+    values, rest = parser.read(arguments)
     parser.none(rest)
     return print_catalog(as_json=values.json)
 
@@ -157,7 +157,7 @@ def _show(arguments: Sequence[str]) -> int:
         prog="multitalk show", usage="multitalk show FILE.mp4 [--json]", description="Print the recipe of a video."
     )
     parser.flag("--json", action="store_true", help="print one JSON object")
-    values, rest = parser.read(words)
+    values, rest = parser.read(arguments)
     return show(Path(parser.one(rest, "FILE.mp4")), as_json=values.json)
 
 

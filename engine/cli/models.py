@@ -70,8 +70,8 @@ def _parser(prog: str, about: str) -> ModelsParser:
     return parser
 
 
-def pull_parser(prog: str) -> Parser:
-    """Return what reads the words of `pull`."""
+def pull_parser(prog: str) -> ModelsParser:
+    """Return the parser of the arguments of `pull`."""
     parser = _parser(prog, "Download a preset's files, verify them and mark the preset complete.")
     parser.add_argument("--preset", metavar="NAME", help="a preset of `multitalk models list` (the default one)")
     parser.add_argument("--with", dest="extra", action="append", default=[], metavar="PART", help="add a part")
@@ -108,10 +108,10 @@ def _verify(arguments: Sequence[str], prog: str) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="only compare sizes and times")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    given = parser.parse_args(list(words))
-    manifest = read_manifest(given.manifest)
-    known = records(given.model_path)
-    names = given.preset or [name for record in known for name in record.complete if name in manifest.names()]
+    options = parser.parse_args(list(arguments))
+    manifest = read_manifest(options.manifest)
+    pulled = records(options.model_path)
+    names = options.preset or [name for record in pulled for name in record.complete if name in manifest.names()]
     presets = [manifest.preset(name) for name in names]
     folders = dict.fromkeys([*(options.model_path / preset.folder for preset in presets), *(r.folder for r in pulled)])
     if not folders:
@@ -154,13 +154,13 @@ def _as_pulled(manifest: Manifest, folder: Path, name: str) -> Preset:
     return replace(preset, files=tuple(file for file in preset.files if file.to in places))
 
 
-def _list(words: Sequence[str], prog: str) -> int:
+def _list(arguments: Sequence[str], prog: str) -> int:
     parser = _parser(prog, "List the presets, what each takes on disk, and which are there.")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    given = parser.parse_args(list(words))
-    manifest = read_manifest(given.manifest)
-    found = states(manifest, given.model_path)
-    if given.json:
+    options = parser.parse_args(list(arguments))
+    manifest = read_manifest(options.manifest)
+    presets = states(manifest, options.model_path)
+    if options.json:
         print(
             json.dumps(
                 {"path": str(options.model_path), "default": manifest.default, "presets": list(map(asdict, presets))}

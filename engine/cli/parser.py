@@ -140,12 +140,12 @@ def add_request_flags(parser: Parser, flags: Sequence[Flag]) -> None:
     group = parser.add_argument_group("the request")
     for flag in flags:
         action = {"action": "append"} if flag.many else {}
-        parser.flag(flag.name, group, dest=flag.key, metavar=flag.word, help=flag.help, **action)
+        parser.flag(flag.name, group, dest=flag.key, metavar=flag.metavar, help=flag.help, **action)
     parser.flag("--output", group, metavar="FILE", help="folder and name of the video (folders: only with sink=disk)")
 
 
 def add_own_flags(parser: Parser, config: type[ComponentConfig]) -> None:
-    """Add a flag to `parser` for each field of an entrypoint's config; `help` and `word` come from its metadata.
+    """Add a flag to `parser` for each field of an entrypoint's config; `help` and `metavar` come from its metadata.
 
     A field with `bare` in its metadata also takes an argument without a flag; a field with `flag` False has no flag.
     """

@@ -23,7 +23,7 @@ def rehearse(arguments: Sequence[str]) -> int:
     parser.flag("--steps", type=int, default=2, help="steps of each window (2); 0: the config's own number")
     parser.flag("--blocks", type=int, help="run this many blocks of the network and extrapolate the rest")
     parser.flag("--json", action="store_true", help="print one JSON object")
-    values, overrides = parser.read(words)
+    values, overrides = parser.read(arguments)
 
     from engine.rehearsal.rehearse import default_card, rehearse, table
     from engine.rehearsal.walk import Scene
