@@ -1,4 +1,4 @@
-"""What the fields of a config's dataclass mean: the `#:` comment above a field, or the help text of its flag."""
+"""The meaning of each field of a config dataclass: the `#:` comment above it, or the help text of its flag."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from functools import lru_cache
 
 
 def meanings(config: type) -> dict[str, str]:
-    """Return the meaning of each field of a dataclass, in one paragraph; "" where it has none.
+    """Return the meaning of each field of a dataclass as one paragraph; "" if it has none.
 
     A field's meaning is its metadata's `help` (the text of an entrypoint's flag), then the `#:` comment above it, in
-    the class itself or in the nearest base that has one. Where a class has no source, only `help` is known.
+    the class itself or in the nearest base class that has one. For a class without source code only `help` is known.
     """
     texts: dict[str, str] = {}
     for field in fields(config):
@@ -25,9 +25,9 @@ def meanings(config: type) -> dict[str, str]:
 
 
 def about(config: type) -> str:
-    """Return the first paragraph of a class's docstring as one line; "" where it has none of its own."""
+    """Return the first paragraph of a class's docstring as one line; "" if it has none of its own."""
     text = inspect.getdoc(config) or ""
-    # dataclasses write the signature where there is no docstring.
+    # A dataclass without a docstring gets its signature as docstring.
     return "" if text.startswith(f"{config.__name__}(") else " ".join(text.partition("\n\n")[0].split())
 
 
@@ -52,6 +52,6 @@ def _comments(config: type) -> Mapping[str, str]:
 
 
 def _sentence(text: str) -> str:
-    if text.partition(" ")[0].isalpha():  # not what stands for a value: "para: all voices ..."
+    if text.partition(" ")[0].isalpha():  # not a value, as in "para: all voices ..."
         text = text[:1].upper() + text[1:]
     return text if text.endswith((".", "?", "!")) else f"{text}."

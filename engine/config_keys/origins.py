@@ -1,4 +1,4 @@
-"""A composed config with where each of its values comes from."""
+"""A composed config with the origin of each value."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from engine.redaction import HIDDEN, named_secret, named_secrets, redact
 #: The innermost reference of a text.
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _VARIABLE = re.compile(r"\$\{oc\.env:(\w+)")
-#: References that lead to references: far more than any config has.
+#: Most references that are followed from one value; no config has a longer chain.
 _MOST = 20
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value comes from."""
+    """The origin of a value."""
 
-    #: "schema", "preset", "command line", "MULTITALK_OVERRIDES", "MULTITALK_RECIPE", "entrypoint" (what it adds), or
-    #: "default": the choice of a group that nobody made.
+    #: "schema", "preset", "command line", "MULTITALK_OVERRIDES", "MULTITALK_RECIPE", "entrypoint" (its own overrides),
+    #: or "default": the default choice of a group.
     source: str
-    #: Of a preset its "group/name", of an entrypoint its name; else "".
+    #: For a preset its "group/name", for an entrypoint its name; else "".
     name: str = ""
-    #: The reference that stands in the value's place, such as "${model.fps}"; "": none.
+    #: The reference in the place of the value, such as "${model.fps}"; "": none.
     reference: str = ""
     #: Variables of the environment that the reference reads and that are set.
     environment: tuple[str, ...] = ()
-    #: What a reference to another key leads to.
+    #: The origin of the value that a reference leads to.
     then: Origin | None = None
 
     def __str__(self) -> str:
-        """Return it as one line to read."""
+        """Return the origin as one line of text."""
         text = f"{self.source} {self.name}".strip()
         if self.environment:
             return f"environment: {', '.join(self.environment)} (by {text})"
@@ -52,7 +52,7 @@ class Origin:
         return text if self.then is None else f"{text} -> {self.then}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as plain values, without what is empty."""
+        """Return the fields that are not empty, as plain values."""
         report: dict[str, Any] = {"source": self.source}
         if self.name:
             report["name"] = self.name
@@ -67,12 +67,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class Composed:
-    """A config that was composed and checked, as plain values that may be shown, with the origin of each."""
+    """A composed and checked config as plain values without secrets, with the origin of each."""
 
     #: Dotted key -> value; a list is one value, and so is an empty table. Secrets and media are hidden.
     values: Mapping[str, Any]
     origins: Mapping[str, Origin]
-    #: Group -> what is chosen in it, and by what.
+    #: Group -> its choice, and the origin of the choice.
     choices: Mapping[str, tuple[str, Origin]]
 
     def tree(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Composed:
 
 
 def trace(overrides_by_origin: Sequence[tuple[str, Origin]]) -> Composed:
-    """Compose overrides, each with where it comes from, and find the origin of each value.
+    """Compose overrides, each with its origin, and find the origin of each value.
 
     Raises ConfigError as `engine.assembly.compose.compose` does.
     """
@@ -103,7 +103,7 @@ def trace(overrides_by_origin: Sequence[tuple[str, Origin]]) -> Composed:
     value_origins: dict[str, Origin] = {}
     for key, raw in _leaves(composed, ""):
         value_origins[key] = _trace_origin(key, raw, composed, origins, hidden)
-        # References to whole groups stay: what they stand for is shown under its own name.
+        # References to whole groups are not resolved: the group is listed under its own name.
         value = OmegaConf.select(composed, escaped(key)) if _value(composed, key) else raw
         plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         values[key] = _hide(key, plain, hidden)
@@ -111,18 +111,18 @@ def trace(overrides_by_origin: Sequence[tuple[str, Origin]]) -> Composed:
 
 
 def split(key: str) -> list[str]:
-    """Return the parts of a dotted key; a part may itself have dots, written as `\\\\.`."""
+    """Return the parts of a dotted key; a dot inside a part is written as `\\\\.`."""
     return [part.replace("\\.", ".") for part in re.split(r"(?<!\\)\.", key)]
 
 
 def escaped(key: str) -> str:
-    """Return `key` as OmegaConf selects by it: a name with a dot in brackets."""
+    """Return `key` in OmegaConf's syntax: a part with a dot is put in brackets."""
     first, *others = split(key)
     return first + "".join(f"[{part}]" if "." in part else f".{part}" for part in others)
 
 
 def key_of(name: str, composed: Mapping[str, Any]) -> Key | None:
-    """Return the entry of the reference for a key of the composed config, of the component that is chosen."""
+    """Return the reference's entry for a key of the composed config, for the chosen component."""
     parts = split(name)
     group = composed.get(parts[0])
     chosen = group.get("name", "") if isinstance(group, Mapping) else ""
@@ -138,7 +138,7 @@ def _same(parts: Sequence[str], pattern: str) -> bool:
 
 
 def _layers(lines: Sequence[str], origins: Sequence[Origin]) -> tuple[dict[str, Origin], dict[str, tuple[str, Origin]]]:
-    """Return what set each key last, in Hydra's own order, and what chose the preset of each group."""
+    """Return the origin of each key, and the choice of each group with its origin, in Hydra's order."""
     loader = GlobalHydra.instance().config_loader()
     defaults = loader.compute_defaults_list("config", list(lines), RunMode.RUN)
     repository = loader.repository  # type: ignore[attr-defined]  # of ConfigLoaderImpl, the only loader there is
@@ -171,7 +171,7 @@ def _layers(lines: Sequence[str], origins: Sequence[Origin]) -> tuple[dict[str, 
         else:
             origin = Origin("preset", str(chosen.containing_config_path))
         choices[group] = (str(name), origin)
-    # Hydra walks its list from the end.
+    # Hydra processes its list from the end.
     return origin_of, dict(reversed(choices.items()))
 
 
@@ -183,7 +183,7 @@ def _override(override: Override, origin: Origin, origin_of: dict[str, Origin]) 
 
 
 def _leaves(node: DictConfig, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yield each key and its unresolved value; a list, an empty table and a reference to a group are one value."""
+    """Yield each key and its unresolved value; lists, empty tables and references to groups are single values."""
     for name in node:
         key = f"{prefix}{str(name).replace('.', chr(92) + '.')}"
         if OmegaConf.is_missing(node, name):
@@ -203,7 +203,7 @@ def _raw(node: Any) -> Any:
 
 
 def _value(composed: DictConfig, key: str) -> bool:
-    """Say whether a key has a value of its own, or refers to one; not to a group."""
+    """Return whether a key has a value or refers to one, and not to a group."""
     parent = composed
     *parents, last = split(key)
     for name in parents:
@@ -242,7 +242,7 @@ def _nearest(key: str, origins: Mapping[str, Origin]) -> Origin:
 
 
 def _secrets(composed: DictConfig) -> tuple[str, ...]:
-    """Return texts that must not be shown, wherever they stand: of the environment, and the values of secret keys."""
+    """Return texts that must not be printed: secrets of the environment, and the values of secret keys."""
     values = (OmegaConf.select(composed, escaped(key)) for key, _ in _leaves(composed, "") if _is_secret(key))
     return (*named_secrets(os.environ), *(value for value in values if isinstance(value, str)))
 

@@ -1,4 +1,4 @@
-"""One request from the command line: plan it, show it, make it."""
+"""`multitalk generate`: plans or makes the video of one request from the command line."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from engine.data.adapters import LoraUse
     from engine.data.estimates import CardEstimate, Estimates
 
-#: Characters of the column of a plan's table that says what a card's machine needs.
+#: Width of the column of a plan's table with the host memory of a card's machine.
 _HOST = len("host 100.0 GB of 100 to 100 GB, some too small")
 
-#: Fields of a speaker that say what is taken of the file; `delay` shows in the times.
+#: Fields of a speaker that select a part of the file; `delay` is visible in the times.
 _TAKEN = ("start", "duration", "track", "channel")
 
 
@@ -82,7 +82,7 @@ class Generate:
 
 
 def make_request(config: RequestConfig) -> Request:
-    """Put the request together. Raises RequestError for what is missing; values are the engine's to judge."""
+    """Build the request. Raises RequestError for missing inputs; the engine checks the values."""
     if not config.image:
         raise RequestError("no picture", field="request.image", hint="give --image FILE")
     if config.prompt is None:
@@ -103,11 +103,11 @@ def make_request(config: RequestConfig) -> Request:
 
 
 def describe(plan: Plan, request: Request) -> str:
-    """Return the plan as lines to read."""
+    """Return the plan as text."""
     passes = "1 pass" if plan.passes == 1 else f"{plan.passes} passes"
     sampling = f"{plan.sampler}, {plan.steps} steps, guidance {plan.guidance}, {passes} a step"
     lines = [
-        # Clause by clause: what is wrong with weights has many.
+        # One clause per line: warnings about weights have many clauses.
         *(
             ("" if index else "warning", line)
             for warning in plan.warnings
@@ -128,13 +128,13 @@ def describe(plan: Plan, request: Request) -> str:
 
 
 def to_json(answer: Plan | Delivery) -> str:
-    """Return the answer as one line of JSON; the keys are those of the dataclass, paths are text."""
+    """Return the answer as one line of JSON; the keys are the fields of the dataclass, paths are text."""
     return plain_json(asdict(answer))
 
 
 @contextmanager
 def interruptible() -> Iterator[CancelToken]:
-    """Turn the first interrupt (Ctrl-C, SIGTERM) into a set token; a second one interrupts at once."""
+    """Let the first interrupt (Ctrl-C, SIGTERM) set the yielded token; a second one interrupts at once."""
     cancel = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield cancel
@@ -154,7 +154,7 @@ def interruptible() -> Iterator[CancelToken]:
 
 
 class _Warnings:
-    """Prints each warning on stderr once, as soon as it is known; above a live bar, which rich draws anew."""
+    """Prints each warning on stderr once, as soon as it is known; rich redraws a live bar below it."""
 
     def __init__(self) -> None:
         self._printed: set[str] = set()
@@ -176,7 +176,7 @@ class _Warnings:
 
 @contextmanager
 def progress_display(*, quiet: bool) -> Iterator[ProgressCallback | None]:
-    """Show progress on stderr: a live bar on a terminal, a line every tenth elsewhere, nothing if `quiet`."""
+    """Show progress on stderr: a live bar on a terminal, a line for each tenth elsewhere, nothing if `quiet`."""
     if quiet:
         yield None
         return
@@ -191,9 +191,9 @@ def progress_display(*, quiet: bool) -> Iterator[ProgressCallback | None]:
 
 
 def lines(write: Callable[[str], None]) -> ProgressCallback:
-    """Return a callback that writes a line whenever another tenth is done, and once the request has been read.
+    """Return a callback that writes a line for each tenth, but none while the request is read.
 
-    Not earlier: what is wrong with a request shows while it is read, and is to be one line.
+    Errors in a request are found while it is read, and their message must be the only line.
     """
     last = -1
 
@@ -209,7 +209,7 @@ def lines(write: Callable[[str], None]) -> ProgressCallback:
 
 
 def state(progress: Progress) -> str:
-    """Say where a generation stands: stage, window, step, time left."""
+    """Return the position of a generation as text: stage, window, step, remaining time."""
     parts = [progress.stage]
     if progress.window:
         parts.append(f"window {progress.window}/{progress.windows}")
@@ -255,7 +255,7 @@ def _lora(lora: LoraUse) -> str:
 
 
 def _seat(seat: Seat, request: Request) -> str:
-    # A presigned URL is a key, and a data: URL the file itself: neither belongs on a terminal.
+    # A presigned URL is a key, and a data: URL is the file itself, so neither is printed.
     audio = redact(request.speakers[seat.speaker].audio or "")
     voice = "silent" if seat.silent else f"{audio}, {seat.begins:.2f} s to "
     if not seat.silent:
@@ -312,7 +312,7 @@ def _card(card: CardEstimate) -> str:
 
 
 def _host(card: CardEstimate) -> str:
-    """Return the column for the machine's own memory: what is needed, what such machines have, and whether it fits."""
+    """Return the column of host memory: what is needed, what such machines have, and whether it is enough."""
     needed, least = card.host_needed_bytes, card.host_memory_bytes
     if least is None:
         return f"host {_giga(needed)} of unknown".ljust(_HOST)
@@ -335,7 +335,7 @@ def _minutes(seconds: float) -> str:
 
 
 def _frames(value: int | str | None) -> int | Literal["auto"] | None:
-    # A flag's value arrives as text; what is no number is the engine's to refuse.
+    # A flag's value is text; the engine reports text that is not a number.
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,30}", value):
         return int(value)
     return cast('int | Literal["auto"] | None', value)

@@ -361,7 +361,7 @@ def _kind(schema: Mapping[str, Any]) -> str:
 
 
 def _is_json_of(text: str, kind: str) -> bool:
-    """Return whether `text` is the JSON of a value of the kind that is wanted."""
+    """Return whether `text` is the JSON of a value of type `kind`."""
     text = text.strip()
     first = {"object": "{", "array": "["}.get(kind)
     if first is not None:
