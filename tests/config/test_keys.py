@@ -237,6 +237,8 @@ def accesses(root: str) -> frozenset[tuple[str, str]]:
 ALIASES = {"resolutions": ("table",), "loras": ("lora", "adapter"), "extra": ("lora", "adapter"), "": ("config",)}
 #: Folders whose components read what the config of their kind has in common as `config.KEY`.
 SHARED = {"sampler": "plugins/samplers", "guidance": "plugins/guidance"}
+#: Makes the terms of jobs of what entrypoints that do jobs have in common, for those that ask for them.
+JOBS_CONFIG = "engine/serving/worker/limits.py"
 #: Keys that code reads by another name than that of their group: key -> file, owner.
 OTHERWISE = {
     "parallel.local_rank": ("engine/runtime/parallel.py", "config"),
@@ -253,6 +255,8 @@ def is_read(key: Key) -> bool:
         return bool({(owner, last), (f"_{owner}", last)} & accesses(file))
     if key.choice:
         file = provider_of(*key.choice.split("=")).replace(".", "/") + ".py"
+        if group == "entrypoint" and ("self", last) in accesses(JOBS_CONFIG) and ("config", "terms") in accesses(file):
+            return True
         return bool({(owner, last) for owner in ("config", "self", "_config")} & accesses(file))
     owner = group.rpartition(".")[2]
     if last == "name" and owner in {register.group for register in installed().registers}:
