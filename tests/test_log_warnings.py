@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 #: File -> beginning of a warning of its log, and why no answer needs it.
 REASONS: dict[str, dict[str, str]] = {
     "engine/serving/endpoint/worker_api.py": {
-        "job %s: progress came": "the job's state and result are as the worker sent them"
+        "job %s: a progress update arrived": "the job's state and result are as the worker sent them"
     },
     "engine/serving/endpoint/server.py": {"worker %s did not let go": "the job answers CANCELLED or TIMED_OUT"},
     "engine/serving/endpoint/webhook.py": {"job %s: the webhook": "the job's own status says the same to whoever asks"},

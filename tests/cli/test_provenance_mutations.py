@@ -164,7 +164,7 @@ def test_a_mutated_recipe_ends_in_a_plan_or_in_one_line(
     [
         ('{"multitalk": ' + '{"a": ' * 5000 + "1" + "}" * 5001, "nested too deep"),
         ('{"multitalk": {"format": 1, "a": ' + "[" * 200 + "]" * 200 + "}}", "nested too deep"),
-        ('{"multitalk": {"format": 1, "a": [' + "0," * 30_000 + "0]}}", "nested too deep, or too long"),
+        ('{"multitalk": {"format": 1, "a": [' + "0," * 30_000 + "0]}}", "nested too deeply, or too long"),
         ('{"multitalk": [1]}', "carries no recipe"),
         ("[" * 100_000, "nested too deep"),
         ('{"multitalk": {"format": ' + "9" * 5000 + "}}", "carries no recipe"),
