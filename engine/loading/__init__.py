@@ -1,1 +1,1 @@
-"""Files of weights -> a model in memory: layouts, readers, quantisation, placement."""
+"""Weight files -> a model in memory: layouts, readers, quantisation, placement."""

@@ -1,4 +1,4 @@
-"""Voice -> audio features, and the five-frame windows the network hears."""
+"""Voice -> audio features, and the five-frame windows that the network gets."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.errors import Cancelled
-from engine.multitalk.codec import Withdrawn
+from engine.multitalk.codec import CancelFlag
 
-#: Samples a second of every voice.
+#: Samples per second of every voice.
 SAMPLE_RATE = 16_000
 #: Slots of one window; the middle one is the frame itself.
 WINDOW = 5
 
 
 def audio_frames(samples: int, fps: float) -> int:
-    """Return how many feature frames a voice of `samples` has at `fps`; at least one."""
-    # A frame that begins within the last microsecond is a rounding error of the length.
+    """Return how many feature frames a voice of `samples` samples has at `fps`; at least one."""
+    # A frame that begins within the last microsecond comes from a rounding error of the length.
     return max(1, int(samples * fps / SAMPLE_RATE + 1e-6))
 
 
 class AudioEncoder:
     """wav2vec 2.0 (transformers' Wav2Vec2Model) at the frame rate of the video; float32 on the CPU.
 
-    `chunk` is how many seconds of voice the convolutions see at once: in one go, each minute would take 1 GB. Longer
-    voices come out the same but for rounding.
+    `chunk` is how many seconds of voice the convolutions process at once: without chunks, each minute would take 1 GB.
+    Results of longer voices are equal except for rounding.
     """
 
     def __init__(self, model: Any, chunk: float = 10.0) -> None:
@@ -39,12 +39,12 @@ class AudioEncoder:
         self._chunk = max(1, int(chunk * SAMPLE_RATE) // self._stride)
 
     @torch.no_grad()
-    def encode(self, voice: Tensor, frames: int, *, cancel: Withdrawn | None = None) -> Tensor:
+    def encode(self, voice: Tensor, frames: int, *, cancel: CancelFlag | None = None) -> Tensor:
         """Return features of a voice, (samples,) float32 mono 16 kHz: (frames, layers, channels), float32.
 
-        The voice is brought to mean 0 and variance 1. The convolutions' output is interpolated to `frames` before the
-        encoder, so that positions and attention see video frames; then every layer's output is kept, without what
-        enters the first. Raises Cancelled between chunks and layers once `cancel` is set.
+        The voice is normalised to mean 0 and variance 1. The convolutions' output is interpolated to `frames` before
+        the encoder, so that positions and attention correspond to video frames; then every layer's output is kept,
+        without the input of the first. Raises Cancelled between chunks and layers once `cancel` is set.
         """
         if voice.shape[0] < self._field:
             voice = F.pad(voice, (0, self._field - voice.shape[0]))
@@ -63,7 +63,7 @@ class AudioEncoder:
                 handle.remove()
         return torch.stack(states[1:], dim=2)[0]
 
-    def _convolve(self, voice: Tensor, cancel: Withdrawn | None) -> Tensor:
+    def _convolve(self, voice: Tensor, cancel: CancelFlag | None) -> Tensor:
         """Run the convolutions over (1, samples): (1, channels, features), chunk by chunk."""
         count = (voice.shape[1] - self._field) // self._stride + 1
         extractor = self.model.feature_extractor
@@ -72,7 +72,7 @@ class AudioEncoder:
             features: Tensor = extractor(voice)
             return features
         first, *others = extractor.conv_layers
-        # The one norm that looks at the whole voice is the first layer's, where there is one over groups.
+        # Only the first layer's norm needs the whole voice, if it is a group norm.
         statistics = (
             self._statistics(first, voice, cancel)
             if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm)
@@ -92,7 +92,7 @@ class AudioEncoder:
             parts.append(part)
         return torch.cat(parts, dim=2)
 
-    def _statistics(self, layer: Any, voice: Tensor, cancel: Withdrawn | None) -> tuple[Tensor, Tensor]:
+    def _statistics(self, layer: Any, voice: Tensor, cancel: CancelFlag | None) -> tuple[Tensor, Tensor]:
         """Return scale and shift, (channels, 1), that are the group norm of `layer` over the whole voice."""
         norm: nn.GroupNorm = layer.layer_norm
         kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
@@ -117,7 +117,7 @@ class AudioEncoder:
 
 
 class _Given(nn.Module):
-    """Stands in for the convolutions with what they gave."""
+    """Replaces the convolutions by their output."""
 
     def __init__(self, features: Tensor) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class _Given(nn.Module):
         return self.features
 
 
-def _check(cancel: Withdrawn | None) -> None:
+def _check(cancel: CancelFlag | None) -> None:
     if cancel is not None and cancel.is_set():
         raise Cancelled("encode")
 
@@ -135,14 +135,14 @@ def _check(cancel: Withdrawn | None) -> None:
 def audio_windows(features: Tensor, start: int, frames: int, fps: float, native_fps: float) -> Tensor:
     """Cut the windows of `frames` video frames from `start` on: (n, A, L, C) -> (n, frames, 5, L, C).
 
-    Frame i sits at i / fps seconds; its slots lie two native frames before to two after, each at its own time,
-    interpolated between neighbours where it falls between two and held at the ends of the voice.
+    Frame i is at i / fps seconds; its slots are two native frames before to two after, each at its own time,
+    interpolated between neighbours and clamped at the ends of the voice.
     """
     last = features.shape[1] - 1
     centre = (torch.arange(frames, dtype=torch.float64) + start) * (native_fps / fps)
     slots = torch.arange(WINDOW) - WINDOW // 2
     position = (centre[:, None] + slots).clamp(0, last)
-    # Times that are whole frames but for rounding are whole frames.
+    # Times that differ from whole frames only by rounding are whole frames.
     nearest = position.round()
     position = torch.where((position - nearest).abs() < 1e-6, nearest, position)
     below = position.floor()

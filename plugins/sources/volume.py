@@ -10,7 +10,7 @@ from engine.components import ModelSource
 from engine.config import FolderConfig
 from engine.data import Weights
 from engine.errors import MissingWeights
-from engine.loading.layout import find_parts, other_quant, seen
+from engine.loading.layout import describe_unread, find_parts, other_quant
 from engine.plugin.register import Register
 
 
@@ -37,7 +37,7 @@ class Volume:
         if missing:
             brief = f"weights of {weights.model!r} in {folder} are incomplete"
             instead = other_quant(folder, weights)
-            others = seen(folder, weights)
+            others = describe_unread(folder, weights)
             raise MissingWeights(
                 brief,
                 missing=missing,
