@@ -145,7 +145,7 @@ def fetch(
                     fields=fields,
                     cancel=cancel,
                 )
-                found[key] = looked.cut, looked.told
+                found[key] = looked.cut, looked.warnings
             (cut, told), delay = found[key], float(values["delay"] or 0)
             cut = replace(cut, asked=_asked(values))
             warnings += [f"speakers[{index}]: {text}" for text in told]
