@@ -9,8 +9,10 @@ next release of RunPod's SDK.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -117,37 +119,40 @@ LONG_VOICES = (60, 180)
 def long(session: nox.Session) -> None:
     """Run `evaluate_tiny talk --long-voice` for 60 and 180 s, keep its report and hold it to its bars.
 
-    20 clips each of one person and of two, side by side in two processes of one thread: about five hours on two quiet
-    cores. Arguments after -- are handed on; the report of fewer clips goes to docs/measured all the same and says how
-    many there were.
+    20 clips each of one person and of two, side by side in two processes of one thread: hours on two quiet cores.
+    Arguments after -- are handed on. What was measured stays in .nox/long: a run that is stopped, or that `-- --minutes
+    N` ends early, is resumed by the next one. The report says how many clips it is of.
     """
     kept = ROOT / "docs" / "measured" / "long.json"
-    report: dict[str, Any] = {}
+    figures = ROOT / ".nox" / "long"
+    figures.mkdir(parents=True, exist_ok=True)
+    overrides = [word for flag, word in itertools.pairwise(session.posargs) if flag == "--override"]
+    report: dict[str, Any] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    missed = []
     for seconds in LONG_VOICES:
+        name = ", ".join((f"{seconds} s", *overrides))
         command = [sys.executable, "-m", "scripts.evaluate_tiny", "talk", "--clips", "20", "--long-voice", str(seconds)]
-        running = [
-            subprocess.Popen(
-                [*command, *session.posargs, "--kinds", kind],
-                stdout=subprocess.PIPE,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+        running = []
+        for kind in ("long_one", "long_two"):
+            details = figures / (re.sub(r"[^\w=.]+", "-", f"{name}-{kind}") + ".json")
+            running.append(
+                subprocess.Popen(
+                    [*command, "--resume", "--details", str(details), *session.posargs, "--kinds", kind],
+                    stdout=subprocess.PIPE,
+                    env=os.environ | {"OMP_NUM_THREADS": "1"},
+                )
             )
-            for kind in ("long_one", "long_two")
-        ]
         outputs = [process.communicate()[0] for process in running]
         if any(process.returncode for process in running):
             session.error(f"voices of {seconds} s could not be measured")
         parts = [json.loads(output.decode().splitlines()[-1]) for output in outputs]
-        report[f"{seconds} s"] = {key: value for part in parts for key, value in part.items()} | {
+        bars = [bar for part in parts for bar in part["bars"]]
+        report[name] = {key: value for part in parts for key, value in part.items()} | {
             "settings": [part["settings"] for part in parts],
-            "bars": [bar for part in parts for bar in part["bars"]],
+            "bars": bars,
         }
         kept.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    missed = [
-        f"{seconds}, {bar['name']}: {bar['value']}, not {bar['bar']}"
-        for seconds, part in report.items()
-        for bar in part["bars"]
-        if not bar["holds"]
-    ]
+        missed += [f"{name}, {bar['name']}: {bar['value']}, not {bar['bar']}" for bar in bars if not bar["holds"]]
     if missed:
         session.error("; ".join(missed))
 

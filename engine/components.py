@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ProgressCallback: TypeAlias = Callable[[Progress], None]
+#: Returns the decision of one of the processes that share a forward, the same one's for all.
+Agree: TypeAlias = Callable[[bool], bool]
+
+#: What a guidance may run the network with in one evaluation. "cond": prompt and voices; "drop_text": negative prompt
+#: and voices; "drop_audio": prompt and silence; "uncond": negative prompt and silence.
+BRANCHES = ("cond", "drop_text", "drop_audio", "uncond")
 
 
 class ModelSource(Protocol):
@@ -105,6 +111,74 @@ class Sampler(Protocol):
 
     def schedule(self) -> Schedule:
         """Return a fresh schedule."""
+        ...
+
+
+class Guidance(Protocol):
+    """How the predictions of several forwards become the velocity that the sampler follows.
+
+    It is built without torch: a plan counts its branches. The engine builds one for each request.
+    """
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The forwards that each evaluation needs, of BRANCHES, in the order in which they run; at least one."""
+        ...
+
+    def reset(self) -> None:
+        """Forget earlier evaluations; called before each window."""
+        ...
+
+    def combine(self, predictions: Mapping[str, Tensor]) -> Tensor:
+        """Mix one evaluation's predictions, float32 (16, T, h, w) for each of `branches`; called in their order."""
+        ...
+
+
+@dataclass(frozen=True)
+class CacheCost:
+    """What a step cache costs, for plans."""
+
+    #: Bytes that it keeps on the device from one evaluation to the next, at its worst moment.
+    kept: int = 0
+    #: Values that it reads from the device in one evaluation to decide; each has the host wait.
+    reads: int = 0
+
+
+class StepCache(Protocol):
+    """A cache over the forwards of one window: forwards whose blocks are replaced by what an earlier one gave.
+
+    It is built without torch: a plan asks what it costs. The engine builds one for each request.
+    """
+
+    def attach(self, transformer: Any) -> AbstractContextManager[None]:
+        """Work on `transformer` inside a `with`, from an empty state; leaves nothing behind, whatever happens."""
+        ...
+
+    def branch(self, name: str, step: int) -> AbstractContextManager[None]:
+        """Say which branch of the guidance and which evaluation (from 0) the forward inside a `with` belongs to.
+
+        A sampler with one evaluation a step has as many evaluations as steps.
+        """
+        ...
+
+    def cost(self, *, branches: int, tokens: int, channels: int, blocks: int) -> CacheCost:
+        """Return what it costs in a network of `blocks` blocks with so many guidance branches.
+
+        A forward's stream of all tokens is float32 (1, tokens, channels).
+        """
+        ...
+
+
+@runtime_checkable
+class SharedCache(StepCache, Protocol):
+    """A step cache that works where several processes share each forward (parallel=ulysses); others are refused."""
+
+    def shared(self, agree: Agree) -> StepCache:
+        """Return the cache for one of the processes, each of which has a part of the tokens.
+
+        What decides whether blocks are skipped goes through `agree`: a process that skips alone leaves the others
+        waiting. Raises ConfigError where it cannot work.
+        """
         ...
 
 

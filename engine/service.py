@@ -11,20 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.assembly.access import make_access
 from engine.assembly.compatibility import check_suited, tell_loras
 from engine.assembly.compose import Composer, compose, compose_request
 from engine.assembly.estimates import advise, estimate_plan
+from engine.assembly.location import WeightsFinder, locate_weights, weights_of
+from engine.assembly.plan_request import plan_media, plan_request
 from engine.assembly.prompts import lost_by, tell_prompts
 from engine.assembly.provenance import versions
-from engine.assembly.settings import (
-    check_parallel,
-    locate_weights,
-    make_access,
-    make_settings,
-    request_access,
-    weights_of,
-)
-from engine.assembly.sinks import request_sink, resume
+from engine.assembly.sampling import build_sampling
+from engine.assembly.settings import check_parallel
+from engine.assembly.sinks import resume, sink_for_request
 from engine.cancel import acquire, apart, check
 from engine.components import CancelToken, ProgressCallback
 from engine.config import Config
@@ -34,8 +31,7 @@ from engine.files.scratch import scratch
 from engine.loading.prefetch import reading_ahead
 from engine.plugin.manager import installed
 from engine.runtime.release import reclaim
-from engine.stages.plan import plan_walk
-from engine.stages.read import fetch, listen
+from engine.stages.read import listen
 
 if TYPE_CHECKING:
     from engine.pipeline import Engine
@@ -69,20 +65,22 @@ class EngineService:
         self, request: Request, *, progress: ProgressCallback | None = None, cancel: CancelToken | None = None
     ) -> Delivery:
         """See `components.Service`. One generation runs at a time; others wait."""
-        config = self._config(request)
+        config, weights = self._config(request), WeightsFinder(self._registry)
         acquire(self._lock, cancel, "wait")
         try:
-            return self._made().generate(request, config=config, progress=progress, cancel=cancel)
+            engine = self._build_engine(weights)
+            return engine.generate(request, config=config, progress=progress, cancel=cancel, weights=weights)
         finally:
             self._lock.release()
 
     def load(self) -> Mapping[str, float]:
         """See `components.Service`. The parts are "imports" and "weights"."""
         with self._lock:
-            engine = self._made()
+            weights = WeightsFinder(self._registry)
+            engine = self._build_engine(weights)
             if not engine.loaded:
                 began = time.monotonic()
-                engine.load()
+                engine.load(weights)
                 self._seconds["weights"] = time.monotonic() - began
             return dict(self._seconds)
 
@@ -90,41 +88,22 @@ class EngineService:
         """See `components.Service`."""
         own = self.config.sink
         sink = self._registry.sinks.build(own)
-        return resume(request_sink(sink, request, self._registry, self.access, own=own.name, cancel=cancel), request)
+        sink = sink_for_request(sink, request, self._registry, self.access, own=own.name, cancel=cancel)
+        return resume(sink, request)
 
     def plan(self, request: Request, *, cancel: CancelToken | None = None) -> Plan:
         """See `components.Service`."""
-        config = self._config(request)
+        config, weights = self._config(request), WeightsFinder(self._registry)
         with scratch() as folder:
-            media = self._fetch(request, folder, cancel)
-            return apart(lambda: self._planned(request, media, config, cancel), cancel, "plan")
-
-    def _planned(self, request: Request, media: Media, config: Config, cancel: CancelToken | None) -> Plan:
-        plan = self._estimated(request, media, config, cancel)
-        if (weights := plan.weights) is not None:
-            try:
-                plan = tell_loras(plan, config, weights, check_suited(config, weights))
-                plan = tell_prompts(plan, request, config, lost_by(config, weights))
-            except EngineError as error:
-                plan = replace(plan, warnings=(f"nothing can be made by this config: {error}", *plan.warnings))
-        plan = replace(plan, warnings=(*plan.warnings, *listen(media, plan, cancel=cancel)))
-        if plan.estimates is None:
-            return plan
-
-        def replan(change: Sequence[str]) -> Plan:
-            check(cancel, "plan")
-            return self._estimated(request, media, self._config(request, change), cancel)
-
-        return replace(plan, estimates=advise(plan.estimates, config, replan))
+            media, plan = self._plan(request, config, weights, folder, cancel)
+            return apart(lambda: self._complete(plan, request, media, config, weights, cancel), cancel, "plan")
 
     def preview(self, request: Request, path: Path) -> Plan:
         """See `components.Service`."""
         from engine.stages.preview import draw_preview
 
-        settings = make_settings(self._config(request), self._registry)
         with scratch() as folder:
-            media = self._fetch(request, folder)
-            plan = plan_walk(request, media, settings)
+            media, plan = self._plan(request, self._config(request), WeightsFinder(self._registry), folder)
             draw_preview(media, request, plan, path)
             return plan
 
@@ -175,7 +154,7 @@ class EngineService:
     def engine(self) -> Engine:
         """The engine itself, for what looks into it. Raises ConfigError."""
         with self._lock:
-            return self._made()
+            return self._build_engine(WeightsFinder(self._registry))
 
     @contextmanager
     def joined(self) -> Iterator[bool]:
@@ -197,7 +176,7 @@ class EngineService:
     def follow(self) -> int:
         """Share the work of the process that leads until it has done; return the exit status."""
         with self._lock:
-            self._made().follow()
+            self._build_engine(WeightsFinder(self._registry)).follow()
         return 0
 
     def close(self) -> None:
@@ -219,11 +198,11 @@ class EngineService:
             self._after = None
             return engine
 
-    def _made(self) -> Engine:
+    def _build_engine(self, weights: WeightsFinder) -> Engine:
         if self._engine is None:
             began = time.monotonic()
             # The libraries take seconds in which nothing would be read.
-            with reading_ahead(self._weight_files()):
+            with reading_ahead(self._weight_files(weights)):
                 from engine.pipeline import Engine
 
             self._seconds["imports"] = time.monotonic() - began
@@ -231,27 +210,54 @@ class EngineService:
             self._after = None
         return self._engine
 
-    def _weight_files(self) -> list[Path]:
+    def _weight_files(self, weights: WeightsFinder) -> list[Path]:
         if "engine.pipeline" in sys.modules:
             return []
         from engine.loading.layout import find_parts
 
-        wanted = weights_of(self.config)
+        needed = weights_of(self.config)
         try:
-            parts, _ = find_parts(locate_weights(self.config, self._registry), wanted)
+            parts, _ = find_parts(weights.folder(self.config), needed)
         except EngineError:
-            # Said by whoever loads them, who may still be waiting for a person to fetch them.
+            # Whoever loads them reports it, and may still be waiting for a person to fetch them.
             return []
         # In the order in which they are loaded: what is read too early has left the cache again.
-        return [path for component in wanted.components if component in parts for path in parts[component].files]
+        return [path for component in needed.components if component in parts for path in parts[component].files]
 
-    def _fetch(self, request: Request, folder: Path, cancel: CancelToken | None = None) -> Media:
-        opener = self._registry.plugins.hook.open_address
-        return fetch(request, opener, request_access(self.access, request), folder, cancel=cancel)
+    def _plan(
+        self, request: Request, config: Config, weights: WeightsFinder, folder: Path, cancel: CancelToken | None = None
+    ) -> tuple[Media, Plan]:
+        return plan_request(request, config, self._registry, self.access, weights, folder, cancel=cancel)
 
-    def _estimated(self, request: Request, media: Media, config: Config, cancel: CancelToken | None = None) -> Plan:
-        plan = plan_walk(request, media, make_settings(config, self._registry), cancel=cancel)
-        return estimate_plan(plan, config)
+    def _complete(
+        self,
+        plan: Plan,
+        request: Request,
+        media: Media,
+        config: Config,
+        weights: WeightsFinder,
+        cancel: CancelToken | None,
+    ) -> Plan:
+        """Return `plan` with estimates, and with what is known from the headers of the weights and from the sound."""
+        plan = estimate_plan(plan, config, self._registry)
+        if (folder := plan.weights) is not None:
+            try:
+                plan = tell_loras(plan, config, folder, check_suited(config, folder))
+                branches = build_sampling(config, self._registry).guidance.branches
+                plan = tell_prompts(plan, request, config, branches, lost_by(config, folder))
+            except EngineError as error:
+                plan = replace(plan, warnings=(f"nothing can be made by this config: {error}", *plan.warnings))
+        plan = replace(plan, warnings=(*plan.warnings, *listen(media, plan, cancel=cancel)))
+        if plan.estimates is None:
+            return plan
+
+        def replan(change: Sequence[str]) -> Plan:
+            check(cancel, "plan")
+            other = self._config(request, change)
+            planned = plan_media(request, media, other, self._registry, weights, cancel=cancel)
+            return estimate_plan(planned, other, self._registry)
+
+        return replace(plan, estimates=advise(plan.estimates, config, replan))
 
     def _config(self, request: Request, change: Sequence[str] = ()) -> Config:
         if not change:

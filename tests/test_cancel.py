@@ -19,7 +19,9 @@ from loopback import reply, serving, trickle
 from PIL import Image
 
 from engine import Access, EngineService
-from engine.assembly.settings import make_access, make_settings
+from engine.assembly.access import make_access
+from engine.assembly.location import WeightsFinder
+from engine.assembly.settings import make_plan_inputs
 from engine.cancel import apart, pause
 from engine.data import Artifact, Media, Region, Request, Speaker
 from engine.errors import Cancelled, EngineError, RequestError
@@ -260,10 +262,11 @@ def test_masks_that_take_long_are_let_go_while_planning(monkeypatch: pytest.Monk
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     monkeypatch.setattr(canvas, "read_mask", slow)
     service = EngineService()
-    settings = make_settings(service.config, service._registry)
+    registry = service._registry
+    inputs = make_plan_inputs(service.config, registry, WeightsFinder(registry))
     asked = Request("hi", "a.png", (Speaker(None, Region(mask="m.png")),), frames=5)
     media = Media(tmp_path / "a.png", (64, 64), (None,), (0.0,), (tmp_path / "m.png",))
-    assert seconds_to_let_go(lambda token: plan_walk(asked, media, settings, cancel=token)) < 1
+    assert seconds_to_let_go(lambda token: plan_walk(asked, media, inputs, cancel=token)) < 1
     ended.set()
 
 
@@ -338,12 +341,13 @@ def test_a_store_that_hangs_is_let_go_and_nothing_is_kept(
 
 def test_an_encoding_for_the_answer_is_let_go(tmp_path: Path) -> None:
     from engine.data import Frames
-    from engine.stages.write import Writer
+    from engine.stages.write import VideoOptions, Writer
     from plugins.sinks.base64 import Base64Config, Base64Sink
 
     noise = np.random.default_rng(0).integers(0, 256, (16, 480, 832, 3), np.uint8)
     sound = np.zeros((48_000 * 16, 2), np.float32)
-    with Writer(tmp_path / "v.mp4", (832, 480), 8.0, sound, crf=18, preset="ultrafast", audio_bitrate=64_000) as writer:
+    options = VideoOptions(preset="ultrafast", audio_bitrate=64_000)
+    with Writer(tmp_path / "v.mp4", (832, 480), 8.0, sound, options) as writer:
         for _ in range(8):
             writer.add(Frames(noise, 8.0))
         artifact = writer.finish()

@@ -206,7 +206,7 @@ def test_the_table_of_defaults_is_what_the_code_takes() -> None:
         assert worker == Limits(config.max_frames, config.max_steps, config.max_seconds, config.max_forwards)
         assert Habits(config.num_frames) == Habits()
     helper = talk("data:,", "data:,", prompt=PROMPT)
-    page = (ROOT / "engine" / "endpoint" / "page.html").read_text("utf-8")
+    page = (ROOT / "engine" / "serving" / "endpoint" / "page.html").read_text("utf-8")
     shown = dict(re.findall(r'<input id="(\w+)" type="number"[^>]* value="([^"]*)"', page))
     assert shown == {"seed": str(defaults()["seed"])}
     narrow = Budget(**dataclasses.asdict(worker))

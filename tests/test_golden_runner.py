@@ -11,9 +11,9 @@ import pytest
 import torch
 from recordings import Recordings
 from safetensors.torch import save_file
+from steering import make_guidance
 from torch import Tensor
 
-from engine.multitalk.guidance import make_guidance
 from engine.stages.encode import to_pixels
 
 Changes = dict[str, Tensor | None]

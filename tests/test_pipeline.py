@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from engine import Delivery, EngineService, Progress, Request, Speaker, hookimpl
-from engine.assembly.sinks import request_sink
+from engine.assembly.sinks import sink_for_request
 from engine.data import Access, Artifact, Credentials, Frames, Kept, Store, Window
 from engine.errors import Cancelled, RequestError, SinkError
 from engine.multitalk.image import ImageEncoder
@@ -357,7 +357,7 @@ class JobBox:
 
 def test_sink_that_tells_jobs_apart_is_asked_for_the_requests_own() -> None:
     store = Store("films", Credentials("id", "sentinel-own-4"))
-    sink = request_sink(JobBox(), replace(ONE, job="job-1", store=store), installed(), Access(), own="box")
+    sink = sink_for_request(JobBox(), replace(ONE, job="job-1", store=store), installed(), Access(), own="box")
     assert isinstance(sink, JobBox)
     assert sink.asked == ("job-1", store)
 

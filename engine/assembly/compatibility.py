@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from engine.assembly.location import weights_of
 from engine.assembly.loras import Loras, bundled_loras, loadable_loras, named_by
-from engine.assembly.settings import weights_of
 from engine.config import Config
 from engine.data import Plan, Weights
 from engine.data.adapters import LoraUse
@@ -48,10 +48,10 @@ def check_suited(config: Config, folder: Path) -> Mapping[Path, LoraFit]:
     Reads headers and small JSON files, takes a fraction of a second and imports no torch. Whether the files are whole
     beyond their headers is for loading to find out.
     """
-    wanted = weights_of(config)
-    _, missing = find_parts(folder, wanted)
+    needed = weights_of(config)
+    _, missing = find_parts(folder, needed)
     if missing:
-        raise _incomplete(wanted, folder, missing)
+        raise _incomplete(needed, folder, missing)
     _check_packages(config.quant.name)
     loras = loadable_loras(config, folder)
     if not loras:
@@ -66,18 +66,18 @@ def check_suited(config: Config, folder: Path) -> Mapping[Path, LoraFit]:
                 field="lora",
                 hint=f"{key} names it: put it there, or choose others by {key} ([] for none)",
             )
-    return look_at_loras(wanted, folder, loras)
+    return look_at_loras(needed, folder, loras)
 
 
-def _incomplete(wanted: Weights, folder: Path, missing: tuple[str, ...]) -> MissingWeights:
-    brief = f"the weights of {wanted.model!r} in {folder} do not serve quant={wanted.quant}"
+def _incomplete(needed: Weights, folder: Path, missing: tuple[str, ...]) -> MissingWeights:
+    brief = f"the weights of {needed.model!r} in {folder} do not serve quant={needed.quant}"
     return MissingWeights(
         brief,
         missing=missing,
-        commands=wanted.commands,
-        instead=other_quant(folder, wanted),
+        commands=needed.commands,
+        instead=other_quant(folder, needed),
         hint="choose another source or model",
-        seen=describe_unread(folder, wanted),
+        seen=describe_unread(folder, needed),
     )
 
 
@@ -91,13 +91,13 @@ def _check_packages(quant: str) -> None:
             raise MissingExtra("quant", "torchao", "quant", why="to keep weights as a quanto file stores them")
 
 
-def look_at_loras(wanted: Weights, folder: Path, loras: Loras) -> dict[Path, LoraFit]:
+def look_at_loras(needed: Weights, folder: Path, loras: Loras) -> dict[Path, LoraFit]:
     """Return what each LoRA does to the transformer in `folder`, from headers alone. Raises SourceError."""
     if not loras:
         return {}
-    parts, missing = find_parts(folder, wanted)
+    parts, missing = find_parts(folder, needed)
     if missing:
-        raise _incomplete(wanted, folder, missing)
+        raise _incomplete(needed, folder, missing)
     shapes = _shapes(parts["transformer"])
     return {path: _look_at(path, shapes) for path in dict(loras)}
 
@@ -106,8 +106,8 @@ def tell_loras(plan: Plan, config: Config, folder: Path, fits: Mapping[Path, Lor
     """Return `plan` with the LoRAs that `config` has on, of those in `fits`, and the warnings about them."""
     on = [(fits[path], scale) for path, scale in bundled_loras(config, folder) if path in fits]
     uses = tuple(LoraUse(fit.file, scale, fit.entries, len(fit.unmatched), fit.alpha) for fit, scale in on)
-    told = (line for fit, _ in on for line in (unmatched_warning(fit.file, fit.entries, fit.unmatched), *fit.warnings))
-    return replace(plan, loras=uses, warnings=(*plan.warnings, *dict.fromkeys(filter(None, told))))
+    lines = (line for fit, _ in on for line in (unmatched_warning(fit.file, fit.entries, fit.unmatched), *fit.warnings))
+    return replace(plan, loras=uses, warnings=(*plan.warnings, *dict.fromkeys(filter(None, lines))))
 
 
 def _look_at(path: Path, shapes: Shapes) -> LoraFit:
@@ -132,29 +132,29 @@ def _match(header: LoraFile, shapes: Shapes) -> LoraFit:
             raise shape_error(next(iter(keys.values())), shape)
     unmatched += tuple(key for tensor, keys in entries.items() if tensor not in matched for key in keys.values())
     check_share(len(stored), unmatched)
-    found = strengths(entries, stored, header.alphas, header.told)
+    strength = strengths(entries, stored, header.alphas, header.told)
     file = header.path.name
-    warnings = tuple(f"{file}: {one}" for one in found.warnings)
-    return LoraFit(file, len(stored), unmatched, found.text, (*warnings, *header.warnings))
+    warnings = tuple(f"{file}: {one}" for one in strength.warnings)
+    return LoraFit(file, len(stored), unmatched, strength.text, (*warnings, *header.warnings))
 
 
 def _shapes(part: ComponentLayout) -> dict[str, tuple[int, ...] | None]:
     """Return the tensors of a transformer by our names, with their shapes as far as headers have them."""
-    found: dict[str, tuple[int, ...] | None] = {}
+    shapes: dict[str, tuple[int, ...] | None] = {}
     for path in part.files:
         if path.suffix == ".safetensors":
             header = _header(path)
-            known: dict[str, tuple[int, ...] | None] = {key: tuple(told["shape"]) for key, told in header.items()}
+            stored: dict[str, tuple[int, ...] | None] = {key: tuple(entry["shape"]) for key, entry in header.items()}
         else:
             # Its types pack several values into a byte, or a few bytes.
-            known = dict.fromkeys(gguf_names(path))
-        for key, shape in known.items():
+            stored = dict.fromkeys(gguf_names(path))
+        for key, shape in stored.items():
             # Of a row that is quantised the values stand beside their scale.
             name = key.removesuffix("._data")
             if name.endswith(SCALES):
                 continue
-            found[engine_name(name) or name] = shape
-    return found
+            shapes[engine_name(name) or name] = shape
+    return shapes
 
 
 def _header(path: Path) -> dict[str, dict[str, list[int]]]:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.assembly.settings import largest_window, weights_of
+from engine.assembly.location import weights_of
+from engine.assembly.settings import largest_window
 from engine.config import Config
 from engine.data import Plan
 from engine.data.estimates import Estimates
@@ -18,6 +19,7 @@ from engine.planning.estimate import estimate
 from engine.planning.gpus import installed_cards
 from engine.planning.memory import Load
 from engine.planning.parameters import PARTS, Sizes, published_sizes, read_sizes
+from engine.plugin.manager import Registry
 
 #: What is tried where a plan does not fit, the least harm first: those that change no frame stand in front.
 CHANGES = (
@@ -29,30 +31,31 @@ CHANGES = (
 )
 
 
-def estimate_plan(plan: Plan, config: Config) -> Plan:
+def estimate_plan(plan: Plan, config: Config, registry: Registry) -> Plan:
     """Return `plan` with what it needs, or with a warning where that is not known.
 
     Sizes are those of the weights that the plan found, as far as their configs can be read, else those of the model's
     published architecture.
     """
     try:
-        found = _estimate(plan, config)
+        estimates = _estimate(plan, config, registry)
     except UnknownComponent as error:
         why = f"there is no arithmetic for {error.group}={error.name}"
     except SourceError as error:
         why = error.what
     else:
         alone = () if config.parallel.name == "none" else ("the plan's estimates are those of one device alone",)
-        return replace(plan, estimates=found, warnings=(*plan.warnings, *alone))
+        return replace(plan, estimates=estimates, warnings=(*plan.warnings, *alone))
     return replace(plan, warnings=(*plan.warnings, f"memory, time and cost are not estimated: {why}"))
 
 
-def _estimate(plan: Plan, config: Config) -> Estimates:
+def _estimate(plan: Plan, config: Config, registry: Registry) -> Estimates:
     sizes, own = _sizes(config, plan.weights)
     cards = installed_cards()
     device = config.device if config.device != "auto" else ("cuda" if cards else "cpu")
     load = make_load(
         config,
+        registry,
         device=device,
         dtype=config.dtype if config.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32"),
         loras=lora_bytes(config, plan.weights),
@@ -81,11 +84,11 @@ def advise(estimates: Estimates, config: Config, replan: Callable[[Sequence[str]
         if len(changes) == len(small):
             break
         try:
-            found = replan(change).estimates
+            changed = replan(change).estimates
         except EngineError:
             # Such as a model that has no such resolution for this picture, or a plugin's own group of that name.
             continue
-        fitting = {card.card for card in found.cards if card.fits} if found is not None else set()
+        fitting = {card.card for card in changed.cards if card.fits} if changed is not None else set()
         for card in small:
             if card.card in fitting:
                 changes.setdefault(card.card, change)
@@ -139,7 +142,7 @@ def _files_bytes(weights: Path) -> int:
     return sum(path.stat().st_size for part in PARTS for path in (weights / part).glob("*.safetensors"))
 
 
-def make_load(config: Config, **others: Any) -> Load:
+def make_load(config: Config, registry: Registry, **others: Any) -> Load:
     """Return how the weights of a config are kept; `others` are fields of Load that it does not say, or that differ."""
     said: dict[str, Any] = {
         "quant": config.quant.name,
@@ -147,7 +150,7 @@ def make_load(config: Config, **others: Any) -> Load:
         "blocks": config.memory.blocks,
         "resident": config.memory.resident,
         "adapted": _is_adapted(config),
-        "cache": config.cache.name,
+        "cache": registry.caches.build(config.cache),
         "tile": config.memory.tile,
         "continuation": config.continuation.style,
         "window": largest_window(config),

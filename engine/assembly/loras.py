@@ -20,12 +20,12 @@ def loadable_loras(config: Config, weights: Path) -> Loras:
 
     The other bundle's files may be absent: not everyone wants turbo.
     """
-    wanted = bundled_loras(config, weights)
+    bundled = bundled_loras(config, weights)
     if config.lora.mode == "merged":
-        return wanted
-    known = {path for path, _ in wanted}
+        return bundled
+    taken = {path for path, _ in bundled}
     others = _files([*config.model.standard.loras, *config.model.turbo.loras], weights)
-    return (*wanted, *((path, scale) for path, scale in others if path not in known and path.is_file()))
+    return (*bundled, *((path, scale) for path, scale in others if path not in taken and path.is_file()))
 
 
 def named_by(config: Config, weights: Path, path: Path) -> str:

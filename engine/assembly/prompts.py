@@ -5,19 +5,23 @@ A plan asks the tokenizer's file, which needs no torch; a generation asks the en
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from engine.assembly.settings import weights_of
+from engine.assembly.location import weights_of
 from engine.config import Config
 from engine.data import Plan, Request
 from engine.loading.layout import find_parts
-from engine.multitalk.guidance import branches
 from engine.multitalk.prompts import lost_of_file, tell_lost
 
 #: Prompt -> what of it is cut off, and the number of tokens that are kept.
 Lost = Callable[[str], tuple[str, int]]
+
+
+def prompts_of(request: Request, config: Config) -> tuple[str, str]:
+    """Return the prompt and the negative prompt that steer a request."""
+    return request.prompt, negative_prompt(request, config)
 
 
 def negative_prompt(request: Request, config: Config) -> str:
@@ -25,18 +29,17 @@ def negative_prompt(request: Request, config: Config) -> str:
     return config.model.negative_prompt if request.negative_prompt is None else request.negative_prompt
 
 
-def tell_prompts(plan: Plan, request: Request, config: Config, lost: Lost) -> Plan:
-    """Return `plan` with a warning for each prompt of which words are lost."""
+def tell_prompts(plan: Plan, request: Request, config: Config, branches: Sequence[str], lost: Lost) -> Plan:
+    """Return `plan` with a warning for each prompt that the guidance's `branches` use and of which words are lost."""
     texts = [("prompt", request.prompt)]
-    guidance = config.guidance
-    if {"drop_text", "uncond"} & set(branches(guidance.text_scale, guidance.audio_scale)):
+    if {"drop_text", "uncond"} & set(branches):
         texts.append(("negative prompt", negative_prompt(request, config)))
-    told = []
+    warnings = []
     for what, text in texts:
         words, kept = lost(text)
         if words:
-            told.append(tell_lost(what, words, kept))
-    return replace(plan, warnings=(*plan.warnings, *told)) if told else plan
+            warnings.append(tell_lost(what, words, kept))
+    return replace(plan, warnings=(*plan.warnings, *warnings)) if warnings else plan
 
 
 def lost_by(config: Config, folder: Path) -> Lost:

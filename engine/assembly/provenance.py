@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,27 @@ PACKAGES = ("multitalk-engine", "torch", "diffusers", "transformers", "numpy", "
 DECISIVE = ("resolution", "quant", "sampler", "guidance", "cache", "lora", "continuation", "video")
 
 
-def make_recipe(
-    request: Request,
-    media: Media,
-    config: Config,
-    *,
-    weights: str,
-    threads: int,
-    processes: int,
-    device: str,
-    dtype: str,
-    attention: str,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Runtime:
+    """What this process computes with."""
+
+    device: str
+    dtype: str
+    #: Name of the kernel, as diffusers' dispatch knows it.
+    attention: str
+    #: Of the group, this one included.
+    processes: int
+    #: Whether it follows another process, and so needs the transformer alone.
+    alone: bool
+
+
+def make_recipe(request: Request, media: Media, config: Config, *, weights: str, runtime: Runtime) -> dict[str, Any]:
     """Return the recipe as plain JSON values; no address, path, host name or date is in it.
 
-    `weights` is their `weights_hash`.
+    `weights` is their `weights_hash`. Imports torch.
     """
+    import torch
+
     return {
         "format": FORMAT,
         "model": config.model.name,
@@ -68,11 +73,11 @@ def make_recipe(
         "inputs": input_hashes(media),
         "weights": weights,
         "versions": versions(),
-        "threads": threads,
-        "processes": processes,
-        "device": device,
-        "dtype": dtype,
-        "attention": attention,
+        "threads": torch.get_num_threads(),
+        "processes": runtime.processes,
+        "device": runtime.device,
+        "dtype": runtime.dtype,
+        "attention": runtime.attention,
     }
 
 
@@ -117,13 +122,13 @@ def versions() -> dict[str, str]:
 @functools.cache
 def _versions() -> dict[str, str]:
     # Reads a file of each package: fifty milliseconds that each job would pay.
-    found = {}
+    versions = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+            versions[package] = "unknown"
+    return versions
 
 
 def _plain(value: Any) -> Any:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from engine.components import Sampler
+from engine.components import BRANCHES, Agree, Guidance, Sampler, SharedCache, StepCache
 from engine.config import Config
-from engine.multitalk.cache import Agree, StepCache, make_cache
-from engine.multitalk.guidance import Guidance, make_guidance
+from engine.errors import ConfigError
 from engine.plugin.manager import Registry
 
 
 @dataclass(frozen=True)
-class Choices:
+class Sampling:
     """What steers the denoising of one request; guidance and cache keep state, so they are made anew for each."""
 
     sampler: Sampler
@@ -21,14 +19,33 @@ class Choices:
     cache: StepCache
 
 
-def choose(config: Config, registry: Registry, *, agree: Agree | None = None) -> Choices:
-    """Build what `config` names; for `agree` see `make_cache`. Raises ConfigError for a value out of range."""
-    return Choices(
+def build_sampling(config: Config, registry: Registry, *, agree: Agree | None = None) -> Sampling:
+    """Build what `config` names; it needs no torch. Raises ConfigError for a value out of range.
+
+    Where several processes share a forward, `agree` makes their caches decide alike (`components.SharedCache`).
+    """
+    cache = registry.caches.build(config.cache)
+    return Sampling(
         sampler=registry.samplers.build(config.sampler),
-        guidance=make_guidance(**_fields(config.guidance)),
-        cache=make_cache(**_fields(config.cache), agree=agree),
+        guidance=_guidance(config, registry),
+        cache=cache if agree is None else _shared(cache, config, agree),
     )
 
 
-def _fields(config: Any) -> dict[str, Any]:
-    return asdict(config)
+def _guidance(config: Config, registry: Registry) -> Guidance:
+    guidance = registry.guidance.build(config.guidance)
+    unknown = [branch for branch in guidance.branches if branch not in BRANCHES]
+    if unknown or not guidance.branches:
+        what = f"guidance={config.guidance.name} asks for {', '.join(map(repr, unknown)) or 'no branch'}"
+        raise ConfigError(what, field="guidance", hint=f"its plugin must name some of {', '.join(BRANCHES)}")
+    return guidance
+
+
+def _shared(cache: StepCache, config: Config, agree: Agree) -> StepCache:
+    if not isinstance(cache, SharedCache):
+        raise ConfigError(
+            f"cache={config.cache.name} does not work where several processes share a forward",
+            field="cache",
+            hint="choose cache=none, or parallel=none",
+        )
+    return cache.shared(agree)

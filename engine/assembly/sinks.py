@@ -1,16 +1,17 @@
-"""Which sink keeps a request's video, and the video that an earlier try of the same job left there."""
+"""Which sink keeps a request's video, what is answered for it, and the video that an earlier try left there."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from engine.components import BoundSink, CancelToken, JobSink, KeepingSink, PatientSink, Sink
-from engine.data import Access, Request, Resumed
+from engine.data import Access, Artifact, Delivery, Inputs, Kept, Peak, Plan, Request, Resumed
 from engine.errors import RequestError, UnknownComponent
 from engine.plugin.manager import Registry
 
 
-def request_sink(
+def sink_for_request(
     sink: Sink,
     request: Request,
     registry: Registry,
@@ -40,6 +41,37 @@ def _bound(sink: Sink, request: Request, access: Access) -> Sink:
             "the sink takes no bucket of a job's own", field="request.store", hint="leave it out, or boot with sink=s3"
         )
     return sink
+
+
+def make_delivery(
+    kept: Kept,
+    artifact: Artifact,
+    plan: Plan,
+    inputs: Inputs,
+    memory: str,
+    timings: Mapping[str, float],
+    peaks: Mapping[str, Peak],
+) -> Delivery:
+    """Return the answer for a video that a sink keeps, with the warnings of plan, inputs and sink.
+
+    `memory` is the memory profile, `timings` the seconds and `peaks` the memory of its stages.
+    """
+    return Delivery(
+        address=kept.address,
+        content=kept.content,
+        sha256=kept.sha256,
+        bytes=kept.bytes,
+        media_type=artifact.media_type,
+        seconds=artifact.seconds,
+        frames=artifact.frames,
+        fps=plan.fps,
+        seed=plan.seed,
+        timings=timings,
+        plan=plan,
+        memory=memory,
+        peaks=peaks,
+        warnings=(*plan.warnings, *inputs.warnings, *kept.warnings),
+    )
 
 
 def resume(sink: Sink, request: Request) -> Resumed | None:

@@ -37,8 +37,8 @@ def as_text(key: str, text: str) -> str:
 
 def shell_line(word: str) -> str:
     """Return what to type in a shell, or in MULTITALK_OVERRIDES, so that a word's value is taken as the text it is."""
-    found = _WORD.fullmatch(word)
-    return shlex.quote(as_text(found[1], found[2]) if found else word)
+    match = _WORD.fullmatch(word)
+    return shlex.quote(as_text(match[1], match[2]) if match else word)
 
 
 @lru_cache(maxsize=2048)
@@ -52,10 +52,10 @@ def parse(word: str) -> Override | None:
 
 @lru_cache(maxsize=2048)
 def _readable(word: str, *, several: bool) -> str:
-    found = _WORD.fullmatch(word)
-    if found is None or parse(word) is not None:
+    match = _WORD.fullmatch(word)
+    if match is None or parse(word) is not None:
         return word
-    key, value = found[1], found[2]
+    key, value = match[1], match[2]
     inner = value.strip()
     if several and "," in value:
         made = ",".join(_entry(part) for part in _split(value))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from engine.assembly.compatibility import LoraFit, check_suited, look_at_loras, tell_loras
-from engine.assembly.loras import Loras, bundled_loras, loadable_loras
+from engine.assembly.location import WeightsFinder, weights_of
+from engine.assembly.loras import bundled_loras, loadable_loras
 from engine.assembly.prompts import tell_prompts
-from engine.assembly.provenance import weights_hash
-from engine.assembly.settings import largest_window, locate_weights, weights_of
+from engine.assembly.provenance import Runtime, weights_hash
+from engine.assembly.settings import largest_window
 from engine.components import Reader
 from engine.config import ComponentConfig, Config
 from engine.data import Plan, Request
@@ -19,23 +21,24 @@ from engine.loading.component_files import BUILDING
 from engine.loading.model import Model, load_model
 from engine.loading.placement import Profile
 from engine.plugin.manager import Registry
+from engine.runtime.release import reclaim
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is to be loaded, and how. Equal ones load equal weights."""
+class LoadSpec:
+    """What is to be loaded, and how. Equal specs load equal weights."""
 
-    #: Of `load_model`, but for the reader.
+    #: Keyword arguments of `load_model`, except `reader`.
     arguments: dict[str, Any]
     #: A choice at boot like the others; built ones do not compare.
     reader: ComponentConfig
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """Weights in memory."""
 
-    wanted: Wanted
+    spec: LoadSpec
     model: Model
     #: Hash of their files.
     fingerprint: str
@@ -45,55 +48,108 @@ class Loaded:
     @property
     def folder(self) -> Path:
         """Where their files lie."""
-        folder: Path = self.wanted.arguments["folder"]
+        folder: Path = self.spec.arguments["folder"]
         return folder
 
-    def loras(self, config: Config) -> Loras:
-        """Return the LoRAs (file, scale) that `config` wants on."""
-        return bundled_loras(config, self.folder)
+    def set_loras(self, config: Config) -> Model:
+        """Switch on the LoRAs that `config` asks for, and no others; return the model."""
+        self.model.set_loras(bundled_loras(config, self.folder))
+        return self.model
 
-    def tell(self, plan: Plan, request: Request, config: Config) -> Plan:
-        """Return `plan` with what is known of the weights: LoRAs that are on, and words that the encoder cuts off."""
+    def annotate(self, plan: Plan, request: Request, config: Config, branches: Sequence[str]) -> Plan:
+        """Return `plan` with what the weights say: LoRAs that are on, and words that the text encoder cuts off."""
         text = self.model.text
         plan = tell_loras(plan, config, self.folder, self.fits)
-        return tell_prompts(plan, request, config, lambda prompt: (text.lost(prompt), text.text_len))
+        return tell_prompts(plan, request, config, branches, lambda prompt: (text.lost(prompt), text.text_len))
 
 
-def find_weights(config: Config, registry: Registry) -> Path:
-    """Return the folder of the weights, brought there if they may be. Raises SourceError and ConfigError.
+class WeightsHolder:
+    """The weights of one engine: loaded once, or taken over from the engine before it."""
 
-    What they lack for the config is said as well: nothing but headers is read.
-    """
-    folder = locate_weights(config, registry, fetch=True)
+    def __init__(self, config: Config, registry: Registry, runtime: Runtime, after: WeightsHolder | None) -> None:
+        """Load nothing yet, and take what `after` holds: it serves this engine too if this one would load the same.
+
+        Else it is released before other weights are loaded.
+        """
+        self._config = config
+        self._registry = registry
+        self._runtime = runtime
+        #: Of the engine before, until it is known whether they serve.
+        self._before = None if after is None else after._hand_over()
+        #: What is in memory and is this engine's.
+        self.loaded: LoadedModel | None = None
+        #: Whether it was loaded by the engine before.
+        self.reused = False
+
+    def finder(self, weights: WeightsFinder | None) -> WeightsFinder:
+        """Return what a request asks where the weights are: `weights`, but for those that are in memory."""
+        if self.loaded is not None:
+            return WeightsFinder(self._registry, loaded=self.loaded.folder)
+        return weights or WeightsFinder(self._registry)
+
+    def check(self, config: Config, weights: WeightsFinder) -> None:
+        """Have weights that are not in memory brought where they may be, and look whether they suit a request's config.
+
+        Reads nothing but headers. Raises SourceError and ConfigError.
+        """
+        if self.loaded is None:
+            check_suited(config, weights.fetch(config))
+
+    def load(self, reader: Reader, weights: WeightsFinder, loading: AbstractContextManager[None]) -> LoadedModel:
+        """Load the weights inside of `loading`, if that has not happened yet. Raises SourceError and ConfigError."""
+        if self.loaded is None:
+            with loading:
+                self.loaded = self._load(reader, weights)
+        return self.loaded
+
+    def close(self) -> None:
+        """Release the weights, also those of the engine before that were not taken over."""
+        for loaded in filter(None, (self.loaded, self._before)):
+            loaded.model.close()
+        self.loaded = self._before = None
+
+    def _hand_over(self) -> LoadedModel | None:
+        # One that never loaded hands on those of the engine before it.
+        loaded, self.loaded, self._before = self.loaded or self._before, None, None
+        return loaded
+
+    def _load(self, reader: Reader, weights: WeightsFinder) -> LoadedModel:
+        spec = make_load_spec(self._config, weights, self._runtime)
+        before, self._before = self._before, None
+        if before is not None and before.spec == spec:
+            self.reused = True
+            return before
+        if before is not None:
+            before.model.close()
+            del before
+            reclaim()
+        return load(spec, reader)
+
+
+def make_load_spec(config: Config, weights: WeightsFinder, runtime: Runtime) -> LoadSpec:
+    """Return what `config` has loaded. Raises SourceError and ConfigError."""
+    folder = weights.fetch(config)
     check_suited(config, folder)
-    return folder
-
-
-def find_wanted(config: Config, registry: Registry, *, device: str, dtype: str, **others: Any) -> Wanted:
-    """Return what `config` asks for; `others` go to `load_model`. Raises SourceError and ConfigError."""
-    folder = find_weights(config, registry)
     arguments = {
         "folder": folder,
-        "device": device,
-        "dtype": dtype,
         "quant": config.quant.name,
         "wanted": weights_of(config),
         "memory": _profile(config),
         "loras": loadable_loras(config, folder),
         "lora_mode": config.lora.mode,
-        **others,
+        **asdict(runtime),
     }
-    return Wanted(arguments, config.reader)
+    return LoadSpec(arguments, config.reader)
 
 
-def load(wanted: Wanted, reader: Reader) -> Loaded:
-    """Load them. Raises SourceError and ConfigError."""
-    arguments = wanted.arguments
+def load(spec: LoadSpec, reader: Reader) -> LoadedModel:
+    """Load what `spec` says. Raises SourceError and ConfigError."""
+    arguments = spec.arguments
     fingerprint = weights_hash(arguments["folder"])
     fits = look_at_loras(arguments["wanted"], arguments["folder"], arguments["loras"])
     with BUILDING:
         model = load_model(**arguments, reader=reader)
-    return Loaded(wanted, model, fingerprint, fits)
+    return LoadedModel(spec, model, fingerprint, fits)
 
 
 def _profile(config: Config) -> Profile:

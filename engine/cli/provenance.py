@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.assembly.escape import override, quoted
+from engine.assembly.location import locate_weights
+from engine.assembly.plan_request import fetch_media
 from engine.assembly.provenance import DECISIVE, FORMAT, input_hashes, versions, weights_hash
-from engine.assembly.settings import locate_weights
 from engine.cli.parser import REQUEST, Flag, Parser, add_own_flags, add_request_flags, read_words
 from engine.cli.provenance_check import check_form, is_deep, worth_a_look
 from engine.cli.run import launch
@@ -147,12 +148,11 @@ def differences(recipe: Mapping[str, Any], overrides: Sequence[str], request: Re
     import torch
 
     from engine.pipeline import Engine
-    from engine.stages.read import fetch
 
     service = EngineService(overrides)
     registry = installed()
     with scratch() as folder:
-        now = input_hashes(fetch(request, registry.plugins.hook.open_address, service.access, folder))
+        now = input_hashes(fetch_media(request, registry, service.access, folder))
     then, told = recipe["inputs"], []
     if then["image"] != now["image"]:
         told.append(f"{redact(request.image)} is not the picture that the video was made from")
@@ -171,7 +171,7 @@ def differences(recipe: Mapping[str, Any], overrides: Sequence[str], request: Re
     if recipe.get("processes", 1) != 1:
         told.append(f"it was made by {recipe['processes']} processes, now there is one")
     engine = Engine(service.config, registry)
-    for key, value in (("device", engine.device), ("attention", engine.attention)):
+    for key, value in (("device", engine.runtime.device), ("attention", engine.runtime.attention)):
         if recipe[key] != value:
             told.append(f"its {key} was {recipe[key]!r}, now it is {value!r}")
     return told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from engine.config.model import BundleConfig as BundleConfig
 from engine.config.model import ContinuationModelConfig as ContinuationModelConfig
 from engine.config.model import ModelConfig as ModelConfig
 from engine.config.model import ResolutionConfig as ResolutionConfig
-from engine.config.ranges import BLEND, BUNDLE, COEFFICIENTS, FPS, SCALE, SHIFT, STEPS, STYLE, WINDOW, X264_PRESET
+from engine.config.ranges import BLEND, BUNDLE, FPS, SCALE, SHIFT, STEPS, STYLE, WINDOW, X264_PRESET
 from engine.config.ranges import SECRET as SECRET
 from engine.config.ranges import one_of as one_of
 from engine.config.ranges import within as within
@@ -86,77 +87,6 @@ class ParallelConfig:
     size: int | None = field(default="${oc.env:WORLD_SIZE,null}", metadata=within(1, 65_536))  # type: ignore[assignment]
     #: Name of torchrun's run; null: this process was not started by torchrun.
     run: str | None = "${oc.env:TORCHELASTIC_RUN_ID,null}"
-
-
-@dataclass
-class GuidanceConfig:
-    """Classifier-free guidance over text and audio. A scale of 1 turns its part off and saves its forwards."""
-
-    #: The kind of guidance; it is set by choosing it.
-    name: str = "cfg"
-    #: Scale of the prompt.
-    text_scale: float = field(default=II("model.${sampler.bundle}.text_scale"), metadata=SCALE)
-    #: Scale of the voices.
-    audio_scale: float = field(default=II("model.${sampler.bundle}.audio_scale"), metadata=SCALE)
-
-
-@dataclass
-class ApgConfig(GuidanceConfig):
-    """Adaptive projected guidance (arXiv 2410.02416)."""
-
-    name: str = "apg"
-    #: Weight of the earlier steps' guidance in the running sum; negative: pushes away from it.
-    momentum: float = field(default=-0.75, metadata=within(-0.999, 0.999))
-    #: Longest guidance vector (L2 norm); longer ones are scaled down to it.
-    norm_threshold: float = field(default=55.0, metadata=within(0.001, 1e6))
-    #: Share that is kept of the guidance parallel to the conditional prediction, 0 .. 1.
-    eta: float = field(default=0.0, metadata=within(0, 1))
-
-
-@dataclass
-class CacheConfig:
-    """No step cache: every forward is computed. The caches derive from this."""
-
-    #: The step cache; it is set by choosing it.
-    name: str = "none"
-
-
-@dataclass
-class TeaCacheConfig(CacheConfig):
-    """TeaCache (arXiv 2411.19108): skip the blocks while the time embedding has changed little."""
-
-    name: str = "teacache"
-    #: Accumulated relative change that forces a computed step; 0.2 .. 0.5 is useful.
-    threshold: float = field(default=0.2, metadata=within(1e-6, 100))
-    #: First steps that are always computed.
-    warmup: int = field(default=5, metadata=STEPS)
-    #: Polynomial that turns the change of the time embedding into that of the output, highest power first.
-    coefficients: list[float] = field(
-        default=II("model.resolutions.${resolution}.teacache"),
-        metadata=COEFFICIENTS,
-    )
-
-
-@dataclass
-class FirstBlockCacheConfig(CacheConfig):
-    """First-block cache of diffusers: skip the other blocks while the first one's residual has changed little."""
-
-    name: str = "firstblock"
-    #: Relative change of the first block's residual below which the other blocks are skipped.
-    threshold: float = field(default=0.05, metadata=within(0, 100))
-
-
-@dataclass
-class TaylorSeerConfig(CacheConfig):
-    """TaylorSeer cache of diffusers, lite mode: predict the network's output between computed steps."""
-
-    name: str = "taylorseer"
-    #: One step in so many is computed.
-    interval: int = field(default=3, metadata=STEPS)
-    #: First steps that are always computed.
-    warmup: int = field(default=3, metadata=STEPS)
-    #: Order of the Taylor series that predicts the steps between.
-    order: int = field(default=1, metadata=within(0, 4))
 
 
 @dataclass
@@ -275,6 +205,42 @@ class SamplerConfig(ComponentConfig):
 
 
 @dataclass
+class GuidanceConfig(ComponentConfig):
+    """What every guidance knows: how far prompt and voices steer. The defaults come from the model's bundle."""
+
+    #: Scale of the prompt; 1: without guidance by it.
+    text_scale: float = field(default=II("model.${sampler.bundle}.text_scale"), metadata=SCALE)
+    #: Scale of the voices; 1: without guidance by them.
+    audio_scale: float = field(default=II("model.${sampler.bundle}.audio_scale"), metadata=SCALE)
+
+    def check(self) -> None:
+        """Raise ConfigError for a scale that is no number."""
+        for name, value in (("text_scale", self.text_scale), ("audio_scale", self.audio_scale)):
+            if not math.isfinite(value):
+                raise ConfigError(f"{value} is not a scale", field=f"guidance.{name}", hint="give a number")
+
+    def branches(self) -> tuple[str, ...]:
+        """Return the branches (`engine.components.BRANCHES`) that guidance with these scales needs, in their order.
+
+        A scale of 1 turns its part off and saves its forwards: without text guidance audio is guided against
+        "drop_audio", without audio guidance "uncond" cancels out of the formula, without both "cond" is the answer.
+        """
+        text, audio = not math.isclose(self.text_scale, 1.0), not math.isclose(self.audio_scale, 1.0)
+        if text and audio:
+            return ("cond", "drop_text", "uncond")
+        if text:
+            return ("cond", "drop_text")
+        if audio:
+            return ("cond", "drop_audio")
+        return ("cond",)
+
+
+@dataclass
+class CacheConfig(ComponentConfig):
+    """What every step cache's config is a kind of."""
+
+
+@dataclass
 class FolderConfig(ComponentConfig):
     """What the config of a source derives from whose `path` is a folder that `multitalk models pull` fills."""
 
@@ -379,10 +345,6 @@ def store_schema() -> None:
     store(group="quant", name="schema", node=QuantConfig)
     store(group="memory", name="schema", node=MemoryConfig)
     store(group="parallel", name="schema", node=ParallelConfig)
-    for guidance in (GuidanceConfig, ApgConfig):
-        store(group="guidance", name=guidance.name, node=guidance)
-    for cache in (CacheConfig, TeaCacheConfig, FirstBlockCacheConfig, TaylorSeerConfig):
-        store(group="cache", name=cache.name, node=cache)
 
 
 store_schema()

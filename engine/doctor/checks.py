@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.assembly.compatibility import check_suited
-from engine.assembly.settings import locate_weights
+from engine.assembly.location import locate_weights
 from engine.components import RehearsingSink
 from engine.data import Request, Speaker
 from engine.data.estimates import Estimates

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from engine.data import Plan
 from engine.evaluation.mouths import Floats
-from engine.stages.windows import picks
+from engine.stages.windows import output_frames
 
 Pictures = npt.NDArray[np.uint8]
 Where = npt.NDArray[np.bool_]
@@ -135,7 +135,7 @@ def window_shares(plan: Plan) -> list[slice]:
     """Return which frames of the finished video each window of a plan made."""
     shares, end = [], 0
     for window in plan.windows:
-        count = len(picks(window, plan.frames, plan.fps, plan.generated_fps))
+        count = len(output_frames(window, plan.frames, plan.fps, plan.generated_fps))
         shares.append(slice(end, end + count))
         end += count
     return shares

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
+from engine.components import StepCache
 from engine.planning.parameters import width
 
 Config = Mapping[str, Any]
@@ -66,14 +67,12 @@ def conditions_bytes(config: Config, latents: tuple[int, int, int], *, value: in
     return int(passes * (context + audio) + rotary)
 
 
-def cache_bytes(config: Config, latents: tuple[int, int, int], *, name: str, passes: int) -> int:
-    """Return the bytes a step cache keeps between steps (engine.multitalk.cache), as float32 tensors of all tokens.
-
-    First-block caching keeps three for each branch: what the first block gave, and the residuals of the first and of
-    the other blocks. TeaCache keeps one residual for each branch and, within a forward, what entered the blocks.
-    """
-    streams = {"firstblock": 3 * passes, "teacache": passes + 1}.get(name, 0)
-    return int(streams * tokens(config, latents) * width(config) * _EXACT)
+def cache_bytes(config: Config, latents: tuple[int, int, int], *, cache: StepCache | None, passes: int) -> int:
+    """Return the bytes a step cache keeps from one evaluation of the network to the next; None: no cache."""
+    if cache is None:
+        return 0
+    length, channels = tokens(config, latents), width(config)
+    return cache.cost(branches=passes, tokens=length, channels=channels, blocks=int(config["num_layers"])).kept
 
 
 def tiles(height: int, width: int, tile: int) -> tuple[list[int], list[int]]:

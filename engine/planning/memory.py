@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from engine.components import StepCache
 from engine.data.estimates import StageMemory
 from engine.errors import UnknownComponent
 from engine.planning import activations
@@ -55,8 +56,8 @@ class Load:
     adapted: bool = False
     #: Frames, height and width of the largest window, for memory=auto.
     window: tuple[int, int, int] = (81, 480, 832)
-    #: Step cache, which keeps tensors from step to step.
-    cache: str = "none"
+    #: Step cache, which keeps tensors from step to step; None: none.
+    cache: StepCache | None = None
     #: Side of the VAE's tiles in pixels; 0: none.
     tile: int = 0
     #: How windows continue: "infinitetalk" encodes the picture once per request, "multitalk" in each window.
@@ -274,7 +275,7 @@ def _denoising(sizes: Sizes, load: Load, work: Work, value: int) -> int:
     frames, rows, columns = work.latents
     # The network's input, the latents and the prediction of each branch.
     latent = (config["in_channels"] + config["out_channels"] * (1 + work.passes)) * frames * rows * columns * 4
-    cached = activations.cache_bytes(config, work.latents, name=load.cache, passes=work.passes)
+    cached = activations.cache_bytes(config, work.latents, cache=load.cache, passes=work.passes)
     return forward + int(latent) + cached
 
 

@@ -13,7 +13,17 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from engine.components import AttentionBackend, Entrypoint, Launcher, ModelSource, Reader, Sampler, Sink
+from engine.components import (
+    AttentionBackend,
+    Entrypoint,
+    Guidance,
+    Launcher,
+    ModelSource,
+    Reader,
+    Sampler,
+    Sink,
+    StepCache,
+)
 from engine.errors import ConfigError, plain
 from engine.plugin import spec
 from engine.plugin.register import Presets, Register
@@ -31,6 +41,8 @@ class Registry:
         self.readers: Register[Reader] = Register("reader")
         self.attention: Register[AttentionBackend] = Register("attention")
         self.samplers: Register[Sampler] = Register("sampler")
+        self.guidance: Register[Guidance] = Register("guidance")
+        self.caches: Register[StepCache] = Register("cache")
         self.sinks: Register[Sink] = Register("sink")
         self.launchers: Register[Launcher] = Register("launcher")
         self.entrypoints: Register[Entrypoint] = Register("entrypoint")
@@ -43,8 +55,9 @@ class Registry:
     @property
     def registers(self) -> tuple[Register[object], ...]:
         """All books of components."""
-        components = (self.readers, self.attention, self.samplers, self.sinks, self.launchers)
-        return (self.sources, *components, self.entrypoints)  # type: ignore[return-value]
+        loading = (self.sources, self.readers, self.attention)
+        choices = (self.samplers, self.guidance, self.caches)
+        return (*loading, *choices, self.sinks, self.launchers, self.entrypoints)  # type: ignore[return-value]
 
     def load(self, found: Iterable[EntryPoint], *, disabled: Iterable[str] = ()) -> None:
         """Import plugins and let them register.
@@ -86,6 +99,8 @@ class Registry:
         hook.register_readers(register=self.readers)
         hook.register_attention(register=self.attention)
         hook.register_samplers(register=self.samplers)
+        hook.register_guidance(register=self.guidance)
+        hook.register_caches(register=self.caches)
         hook.register_sinks(register=self.sinks)
         hook.register_launchers(register=self.launchers)
         hook.register_entrypoints(register=self.entrypoints, launchers=self.launchers)

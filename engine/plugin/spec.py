@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from engine.components import AttentionBackend, Entrypoint, Launcher, ModelSource, Reader, Sampler, Sink
+    from engine.components import (
+        AttentionBackend,
+        Entrypoint,
+        Guidance,
+        Launcher,
+        ModelSource,
+        Reader,
+        Sampler,
+        Sink,
+        StepCache,
+    )
     from engine.data import Access, Delivery, Frames, Progress, Request, Window
     from engine.plugin.register import Presets, Register
 
@@ -34,6 +44,16 @@ def register_attention(register: Register[AttentionBackend]) -> None:
 @hookspec
 def register_samplers(register: Register[Sampler]) -> None:
     """Offer samplers."""
+
+
+@hookspec
+def register_guidance(register: Register[Guidance]) -> None:
+    """Offer kinds of guidance."""
+
+
+@hookspec
+def register_caches(register: Register[StepCache]) -> None:
+    """Offer step caches."""
 
 
 @hookspec

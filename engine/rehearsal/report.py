@@ -13,6 +13,7 @@ from engine.planning import memory
 from engine.planning.estimate import free_of, largest_work, resolve_memory
 from engine.planning.memory import CONTEXT
 from engine.planning.parameters import Sizes
+from engine.plugin.manager import installed
 from engine.rehearsal.counts import Copy, ForwardCounts
 from engine.rehearsal.walk import StageRow, Walk
 
@@ -24,8 +25,8 @@ _CRUMBS = 32 * 10**6
 _WHOLE = ("none", "text-offload", "model-offload")
 #: Where the buffers for streamed blocks are created.
 _STREAMER = "engine/loading/streamer.py"
-#: Where a step cache reads from the device whether to skip forwards.
-_DECIDING = ("engine/multitalk/cache.py", "diffusers/hooks/first_block_cache.py")
+#: Where diffusers' step caches read from the device whether to skip forwards; others do so in their own file.
+_DECIDING = "diffusers/hooks/first_block_cache.py"
 
 Numbers = dict[str, Any]
 
@@ -175,6 +176,7 @@ def planned_stages(walk: Walk, sizes: Sizes) -> tuple[dict[str, StageMemory], in
     work = largest_work(walk.plan, sizes)
     load = make_load(
         walk.config,
+        installed(),
         device="cuda",
         dtype="bfloat16",
         memory=walk.memory,
@@ -314,8 +316,9 @@ def _copy_faults(walk: Walk, row: StageRow) -> Iterator[str]:
 
 
 def _wait_faults(walk: Walk, row: StageRow) -> Iterator[str]:
+    cache = installed().caches.config(walk.config.cache.name).__module__.replace(".", "/")
     for place, number in row.counts.forward_waits.items():
-        if not any(place.startswith(prefix) for prefix in _DECIDING):
+        if not place.startswith((_DECIDING, f"{cache}.py")):
             yield f"the host waits for the device inside of forwards, {number} x at {place}"
     reads, allowed = row.counts.reads.total(), _deciding_reads(walk)
     if row.forwards and reads > allowed:
@@ -346,10 +349,8 @@ def _frames(copy: Copy) -> bool:
 def _deciding_reads(walk: Walk) -> int:
     steps = walk.scene.steps or walk.config.sampler.steps
     passes = 1 if walk.plan is None else walk.plan.passes
-    # firstblock decides in each pass, teacache once a step.
-    return {"firstblock": steps * passes, "teacache": steps}.get(walk.config.cache.name, 0) + (
-        steps if walk.config.sampler.name == "unipc" else 0
-    )
+    cache = installed().caches.build(walk.config.cache).cost(branches=passes, tokens=1, channels=1, blocks=1)
+    return steps * cache.reads + (steps if walk.config.sampler.name == "unipc" else 0)
 
 
 def _latents(walk: Walk) -> int:

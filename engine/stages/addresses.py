@@ -24,8 +24,8 @@ def scheme_of(address: str) -> str:
     """
     if address[:5].lower() == "data:":
         return "data"
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", address)
-    scheme = found[1].lower() if found else "path"
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", address)
+    scheme = match[1].lower() if match else "path"
     return "path" if scheme == "file" else scheme
 
 

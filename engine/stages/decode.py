@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -31,26 +32,37 @@ class Decoded(NamedTuple):
     history: Tensor
 
 
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How a request's config has its windows decoded."""
+
+    #: Frames that the next window continues from: 4n + 1.
+    motion_frames: int
+    #: How far colours are pulled towards the picture's, 0 .. 1.
+    color_strength: float
+    #: Frames a second, of the axis on which windows lie.
+    fps: float
+    #: Frames over which a window is eased from the one before.
+    blend: int = 0
+
+
 @torch.no_grad()
 def decode(
     model: Model,
     latents: Tensor,
     window: Window,
-    *,
-    motion_frames: int,
     reference: Statistics,
-    color_strength: float,
-    blend: int = 0,
+    options: DecodeOptions,
     history: Tensor | None = None,
-    fps: float,
+    *,
     cancel: CancelToken | None = None,
 ) -> Decoded:
     """Decode a window's latents, float32 (16, T, h, w), to its `keep` new frames.
 
-    Colours are pulled towards `reference` by `color_strength`, 0 .. 1. A window that continues `history`, as it was
-    returned for the one before, is eased from its last frame over `blend` frames. The new history are the last
-    `motion_frames` frames of those that are kept or repeated, before they are rounded to 8 bits. Raises Cancelled
-    between chunks, and EngineError (`broken_window`) for a window without numbers, or of one colour.
+    Colours are pulled towards `reference`. A window that continues `history`, as it was returned for the one before, is
+    eased from its last frame. The new history are the last `motion_frames` frames of those that are kept or repeated,
+    before they are rounded to 8 bits. Raises Cancelled between chunks, and EngineError (`broken_window`) for a window
+    without numbers, or of one colour.
     """
     # Looked at when the frames have come, so that the host does not wait for the device once more.
     largest = latents.abs().amax()
@@ -59,16 +71,16 @@ def decode(
     _check(float(largest), decoded[:, window.motion : window.motion + window.keep], window, reference)
     end = window.motion + window.keep
     # Frames that nobody sees are not corrected.
-    begin = max(0, min(window.motion - 1, end - motion_frames))
+    begin = max(0, min(window.motion - 1, end - options.motion_frames))
     pixels = decoded[:, begin:end].permute(1, 2, 3, 0).contiguous().numpy()
-    pixels = match_color(pixels, reference, color_strength)
+    pixels = match_color(pixels, reference, options.color_strength)
     new = pixels[window.motion - begin :]
-    if history is not None and blend:
-        blend_seam(new, history[:, -1].permute(1, 2, 0).numpy(), pixels[window.motion - begin - 1], blend)
+    if history is not None and options.blend:
+        blend_seam(new, history[:, -1].permute(1, 2, 0).numpy(), pixels[window.motion - begin - 1], options.blend)
     pictures = np.clip((new + 1) / 2 * 255, 0, 255).astype(np.uint8)
     # A copy, so that the window's other frames are not kept alive.
-    history = torch.from_numpy(pixels[-motion_frames:].copy()).permute(3, 0, 1, 2)
-    return Decoded(Frames(pictures, fps), history)
+    history = torch.from_numpy(pixels[-options.motion_frames :].copy()).permute(3, 0, 1, 2)
+    return Decoded(Frames(pictures, options.fps), history)
 
 
 def _check(largest: float, new: Tensor, window: Window, reference: Statistics) -> None:

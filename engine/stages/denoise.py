@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.components import CancelToken, Sampler
+from engine.components import CancelToken, Guidance, Sampler, StepCache
 from engine.data import Conditions, Motion
 from engine.errors import Cancelled
-from engine.multitalk.cache import StepCache
-from engine.multitalk.guidance import Guidance
 
 
 def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

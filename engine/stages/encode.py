@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from engine.components import CancelToken
 from engine.data import Conditions, Inputs, Motion, Window
 from engine.errors import Cancelled, ConfigError
+from engine.media.color import Statistics, color_statistics
 from engine.multitalk.audio import audio_frames, audio_windows
 
 if TYPE_CHECKING:
@@ -30,21 +31,66 @@ class Texts:
     negative: Tensor | None
 
 
-class Shown:
-    """What the network is shown of a request's picture: made once, though several windows are shown it.
+class PictureCache:
+    """Features and latents of a request's picture: made once, though several windows are conditioned on them.
 
     A few MB, on the device. Latents are those of the picture before grey, and so belong to a number of frames.
     """
 
     def __init__(self) -> None:
-        """Know nothing yet."""
-        self._known: dict[str, Tensor] = {}
+        """Hold nothing yet."""
+        self._tensors: dict[str, Tensor] = {}
 
-    def once(self, what: str, make: Callable[[], Tensor]) -> Tensor:
+    def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """Return what was made under a name, or make it."""
-        if what not in self._known:
-            self._known[what] = make()
-        return self._known[what]
+        if name not in self._tensors:
+            self._tensors[name] = make()
+        return self._tensors[name]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What all windows of a request are conditioned on."""
+
+    text: Texts
+    #: Features of each speaker's voice, (n, frames, layers, channels), on the CPU.
+    voices: Tensor
+    #: Those of the picture, which `decode` pulls the frames towards.
+    colors: Statistics
+    picture: PictureCache = field(default_factory=PictureCache)
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How a request's config has its windows encoded."""
+
+    #: Of the guidance: what is embedded.
+    branches: Sequence[str]
+    #: "multitalk" conditions on the history and takes its latents for motion; "infinitetalk" conditions on the picture
+    #: in every window and encodes the history by itself for motion, which starts with the picture.
+    style: str
+    #: Frames a second: of the axis on which windows lie, and of the axis on which voices are encoded.
+    fps: float
+    native_fps: float
+
+
+def encode_prompt_and_voices(
+    model: Model,
+    inputs: Inputs,
+    prompts: tuple[str, str],
+    options: EncodeOptions,
+    *,
+    cancel: CancelToken | None = None,
+) -> Conditioning:
+    """Encode what is the same for all windows, once a request: the prompt, the negative prompt, and the voices.
+
+    Raises Cancelled once `cancel` is set.
+    """
+    return Conditioning(
+        text=encode_text(model, *prompts, options.branches),
+        voices=encode_voices(model, inputs.voices, options.native_fps, cancel),
+        colors=color_statistics(to_pixels(inputs.image).permute(1, 2, 0).numpy()),
+    )
 
 
 @torch.no_grad()
@@ -77,35 +123,27 @@ def encode(
     model: Model,
     inputs: Inputs,
     window: Window,
-    *,
+    conditioning: Conditioning,
+    options: EncodeOptions,
     history: Tensor | None,
-    text: Texts,
-    voices: Tensor,
-    branches: Sequence[str],
-    continuation_style: str,
-    fps: float,
-    native_fps: float,
-    shown: Shown | None = None,
+    *,
     cancel: CancelToken | None = None,
 ) -> Conditions:
     """Encode picture, history and voices of one window and embed them for each guidance branch.
 
     `history` holds the last frames of the window before, float32 (3, M, H, W) in -1 .. 1, M = 4n + 1; None in the first
-    window. `continuation_style`: "multitalk" conditions on the history and takes its latents for motion;
-    "infinitetalk" conditions on the picture in every window and encodes the history by itself for motion, which
-    starts with the picture. `shown` keeps what the windows of one request have in common. Raises Cancelled between
-    parts once `cancel` is set, and ConfigError for another style.
+    window. Raises Cancelled between parts once `cancel` is set, and ConfigError for another style.
     """
-    if continuation_style not in STYLES:
+    if options.style not in STYLES:
         raise ConfigError(
-            f"no continuation named {continuation_style!r}", field="continuation.style", hint=" or ".join(STYLES)
+            f"no continuation named {options.style!r}", field="continuation.style", hint=" or ".join(STYLES)
         )
     picture = to_pixels(inputs.image).to(model.device)
     recent = picture[:, None] if history is None else history.to(model.device, torch.float32)
-    clean = continuation_style == "infinitetalk"
+    clean = options.style == "infinitetalk"
     given = picture[:, None] if clean else recent
-    # Where each window is shown something else, nothing is kept.
-    shown = shown if clean and shown is not None else Shown()
+    # Where each window is conditioned on other frames, nothing is kept.
+    cache = conditioning.picture if clean else PictureCache()
 
     def latents_of(pixels: Tensor) -> Tensor:
         with model.use("vae"):
@@ -116,29 +154,30 @@ def encode(
             return model.image.encode(pixels).to(model.device)
 
     _check(cancel)
-    latents = shown.once(f"latents of {window.frames}", lambda: latents_of(_padded(given, window.frames)))
+    latents = cache.once(f"latents of {window.frames}", lambda: latents_of(_padded(given, window.frames)))
     if clean:
         # Not the first of the latents above: among others they are a bit off.
         motion: Motion | None = Motion(latents_of(recent), clean=True)
     elif history is None:
         motion = None
     else:
-        known = 1 + (given.shape[1] - 1) // model.codec.temporal
-        motion = Motion(latents[:, :known].clone(), clean=False)
+        length = 1 + (given.shape[1] - 1) // model.codec.temporal
+        motion = Motion(latents[:, :length].clone(), clean=False)
     mask = frame_mask(given.shape[1], window.frames, model.codec.temporal).to(latents)
     mask = mask[:, :, None, None].expand(-1, -1, *latents.shape[2:])
 
     _check(cancel)
-    image = shown.once("features", lambda: features_of(given[:, -1]))
+    image = cache.once("features", lambda: features_of(given[:, -1]))
 
-    heard = audio_windows(voices, window.start, window.frames, fps, native_fps).to(model.device)
+    voices = conditioning.voices
+    audio = audio_windows(voices, window.start, window.frames, options.fps, options.native_fps).to(model.device)
     masks = torch.tensor(inputs.masks)
     shape = (int(latents.shape[1]), int(latents.shape[2]), int(latents.shape[3]))
     embedded = {}
     with model.use("transformer"):
-        for branch in branches:
+        for branch in options.branches:
             _check(cancel)
-            words = text.negative if _textless((branch,)) else text.prompt
+            words = conditioning.text.negative if _textless((branch,)) else conditioning.text.prompt
             if words is None:
                 raise RuntimeError(f"{branch} needs the features of the negative prompt")
             silent = branch in ("drop_audio", "uncond")
@@ -146,7 +185,7 @@ def encode(
                 shape,
                 encoder_hidden_states=words,
                 encoder_hidden_states_image=image,
-                audio_windows=None if silent else heard,
+                audio_windows=None if silent else audio,
                 speaker_masks=None if silent else masks,
             )
     return Conditions(latents=torch.cat([mask, latents]), branches=embedded, motion=motion)
@@ -157,13 +196,13 @@ def to_pixels(image: npt.NDArray[np.uint8]) -> Tensor:
     return torch.tensor(image).permute(2, 0, 1).float() / 255 * 2 - 1
 
 
-def frame_mask(known: int, frames: int, temporal: int) -> Tensor:
-    """Mark the first `known` of `frames` frames, by latent frame: float32 (temporal, T), 0 or 1.
+def frame_mask(given: int, frames: int, temporal: int) -> Tensor:
+    """Mark the first `given` of `frames` frames, by latent frame: float32 (temporal, T), 0 or 1.
 
     The channel is the place within a latent frame's group; the first frame fills a group alone.
     """
     pixels = torch.zeros(frames)
-    pixels[:known] = 1
+    pixels[:given] = 1
     return torch.cat([pixels[:1].repeat(temporal), pixels[1:]]).view(-1, temporal).T
 
 

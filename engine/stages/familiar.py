@@ -68,9 +68,9 @@ def read_familiar(folder: Path | None) -> Familiar | None:
     """Return what is known of the pictures of the weights in `folder`; None where it says nothing of them."""
     if folder is None or not (folder / FILE).is_file():
         return None
-    found = json.loads((folder / FILE).read_text("utf-8"))
+    fitted = json.loads((folder / FILE).read_text("utf-8"))
     return Familiar(
-        found["what"], found["instead"], np.array(found["mean"]), np.array(found["precision"]), found["limit"]
+        fitted["what"], fitted["instead"], np.array(fitted["mean"]), np.array(fitted["precision"]), fitted["limit"]
     )
 
 
@@ -80,9 +80,9 @@ def fit(pictures: Sequence[npt.NDArray[np.uint8]], *, what: str, instead: str, s
     # Without the addend a feature that hardly varies would decide alone.
     covariance = np.cov(table.T) + 1e-3 * np.eye(table.shape[1])
     precision: Floats = np.linalg.inv(covariance).astype(np.float64)
-    found = Familiar(what, instead, table.mean(0), precision, 0.0)
-    distances = [found.distance(pixels) for pixels in pictures]
-    return dataclasses.replace(found, limit=float(np.quantile(distances, share)))
+    familiar = Familiar(what, instead, table.mean(0), precision, 0.0)
+    distances = [familiar.distance(pixels) for pixels in pictures]
+    return dataclasses.replace(familiar, limit=float(np.quantile(distances, share)))
 
 
 def features(pixels: npt.NDArray[np.uint8]) -> Floats:

@@ -1,4 +1,4 @@
-"""Request, Media and Settings -> Plan: the whole walk, decided before anything is loaded."""
+"""Request, Media and PlanInputs -> Plan: the whole walk, decided before anything is loaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.cancel import apart
-from engine.data import Canvas, Media, Plan, Request, Settings
+from engine.data import Canvas, Media, Plan, PlanInputs, Request
 from engine.data.cancel import CancelToken
 from engine.errors import RequestError
 from engine.media.audio import voice_spans
@@ -26,47 +26,47 @@ CUT = 0.3
 _SLACK = 0.1
 
 
-def plan_walk(request: Request, media: Media, settings: Settings, *, cancel: CancelToken | None = None) -> Plan:
+def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: CancelToken | None = None) -> Plan:
     """Decide sizes, seats, frames and windows.
 
     Raises RequestError where the request cannot be made or costs more than its budget, before anything grows with its
     numbers, and Cancelled once `cancel` is set.
     """
-    fps = request.fps or settings.native_fps
+    fps = request.fps or inputs.native_fps
     spans = voice_spans(media.seconds, request.audio_type, media.delays)
     voices = voices_end(spans)
     frames = _frames(request, fps, voices)
-    target = choose_bucket(media.image_size, settings.buckets)
+    target = choose_bucket(media.image_size, inputs.buckets)
     canvas = make_canvas(media.image_size, target, request.fit)
     seats, seat_warnings = apart(lambda: make_seats(request.speakers, media, canvas, spans), cancel, "plan")
     native = request.timing == "native"
-    generated_fps = settings.native_fps if native else fps
+    generated_fps = inputs.native_fps if native else fps
     generated = generated_frames(frames, fps, generated_fps) if native else frames
-    _check_budget(request, settings, frames / fps, generated, max(fps, settings.native_fps))
-    windows = plan_windows(generated, window=settings.window, motion=settings.motion, cancel=cancel)
+    _check_budget(request, inputs, frames / fps, generated, max(fps, inputs.native_fps))
+    windows = plan_windows(generated, window=inputs.window, motion=inputs.motion, cancel=cancel)
     # What stops the work, and then what a voice loses: a caller who did not ask for a length has to know that.
-    warnings = [f"nothing can be made {settings.absent}"] if settings.weights is None else []
+    warnings = [f"nothing can be made {inputs.absent}"] if inputs.weights is None else []
     warnings += _length_warnings(spans, frames / fps, fps, request)
-    if settings.untrained:
-        warnings.append(f"the weights of {settings.model!r} are untrained: the video shows noise, not a talking person")
-    warnings += _strange(media, settings)
+    if inputs.untrained:
+        warnings.append(f"the weights of {inputs.model!r} are untrained: the video shows noise, not a talking person")
+    warnings += _strange(media, inputs)
     if len(request.speakers) > 2:
         warnings.append("three and more speakers are experimental: the public weights were trained on one and two")
-    if settings.tile:
-        warnings.append(f"memory.tile={settings.tile}: a VAE that works in tiles makes frames that differ a little")
-    warnings += _long_warnings(generated, len(windows), settings)
-    if fps != settings.native_fps and request.timing == "direct":
+    if inputs.tile:
+        warnings.append(f"memory.tile={inputs.tile}: a VAE that works in tiles makes frames that differ a little")
+    warnings += _long_warnings(generated, len(windows), inputs)
+    if fps != inputs.native_fps and request.timing == "direct":
         warnings.append(
-            f"{fps:g} frames a second: lips stay in step, but the model learnt motion at {settings.native_fps:g}; "
+            f"{fps:g} frames a second: lips stay in step, but the model learnt motion at {inputs.native_fps:g}; "
             "timing=native generates at its own rate and picks frames"
         )
     warnings += _cut_warnings(canvas)
     warnings += media.warnings
     warnings += seat_warnings
     return Plan(
-        model=settings.model,
-        resolution=settings.resolution,
-        untrained=settings.untrained,
+        model=inputs.model,
+        resolution=inputs.resolution,
+        untrained=inputs.untrained,
         canvas=canvas,
         seats=seats,
         frames=frames,
@@ -77,13 +77,13 @@ def plan_walk(request: Request, media: Media, settings: Settings, *, cancel: Can
         generated_frames=generated,
         generated_fps=generated_fps,
         windows=windows,
-        sampler=settings.sampler,
-        steps=settings.steps,
-        guidance=settings.guidance,
-        passes=settings.passes,
-        forwards=len(windows) * settings.steps * settings.passes,
+        sampler=inputs.sampler,
+        steps=inputs.steps,
+        guidance=inputs.guidance,
+        passes=inputs.passes,
+        forwards=len(windows) * inputs.steps * inputs.passes,
         seed=request.seed,
-        weights=settings.weights,
+        weights=inputs.weights,
         warnings=tuple(warnings),
     )
 
@@ -121,19 +121,19 @@ def _frames(request: Request, fps: float, voices: float) -> int:
     return frames
 
 
-def _long_warnings(frames: int, windows: int, settings: Settings) -> list[str]:
-    if settings.holds is None or windows == 1:
+def _long_warnings(frames: int, windows: int, inputs: PlanInputs) -> list[str]:
+    if inputs.holds is None or windows == 1:
         return []
-    seconds, source, instead = settings.holds
+    seconds, source, instead = inputs.holds
     # What is lost is lost from window to window, so frames count, whatever time they are shown for.
-    most = int(seconds * settings.native_fps)
+    most = int(seconds * inputs.native_fps)
     if frames <= most:
         return []
-    told = (
+    warning = (
         f"continuation.style=multitalk holds a face for about {seconds:g} s, {most} frames ({source}); this video has "
         f"{frames}, and later windows may lose it: from there on take {instead}"
     )
-    return [told]
+    return [warning]
 
 
 def _cut_warnings(canvas: Canvas) -> list[str]:
@@ -152,34 +152,34 @@ def _cut_warnings(canvas: Canvas) -> list[str]:
     return [warning]
 
 
-def _strange(media: Media, settings: Settings) -> list[str]:
+def _strange(media: Media, inputs: PlanInputs) -> list[str]:
     """Return a warning where the picture is not what the weights were trained on."""
-    known = read_familiar(settings.weights)
-    if settings.weights is None or known is None:
+    familiar = read_familiar(inputs.weights)
+    if inputs.weights is None or familiar is None:
         return []
     about = media.image.stat()
-    if _is_known(settings.weights, media.image, (about.st_mtime_ns, about.st_size)):
+    if _is_familiar(inputs.weights, media.image, (about.st_mtime_ns, about.st_size)):
         return []
-    what = f"model={settings.model} knows {known.what} alone, and this picture is none of them"
-    return [f"{what}: its video will not look like it; {known.instead}"]
+    what = f"model={inputs.model} knows {familiar.what} alone, and this picture is none of them"
+    return [f"{what}: its video will not look like it; {familiar.instead}"]
 
 
 @functools.lru_cache(maxsize=8)
-def _is_known(weights: Path, image: Path, stamp: tuple[int, int]) -> bool:
+def _is_familiar(weights: Path, image: Path, stamp: tuple[int, int]) -> bool:
     """Say whether the weights know such pictures; kept, for the advice of a plan plans one request many times.
 
     `stamp`, time and size, tells a file from another one that had its name before.
     """
-    known = read_familiar(weights)
-    return known is None or known.knows(read_picture(image, field="request.image"))
+    familiar = read_familiar(weights)
+    return familiar is None or familiar.knows(read_picture(image, field="request.image"))
 
 
-def _check_budget(request: Request, settings: Settings, seconds: float, generated: int, rate: float) -> None:
+def _check_budget(request: Request, inputs: PlanInputs, seconds: float, generated: int, rate: float) -> None:
     budget = request.budget
-    if settings.steps > budget.steps:
+    if inputs.steps > budget.steps:
         given = any(override.lstrip("+~").startswith("sampler.steps=") for override in request.overrides)
         raise RequestError(
-            f"{settings.steps} steps are too many",
+            f"{inputs.steps} steps are too many",
             field="overrides (sampler.steps)" if given else "sampler.steps",
             hint=f"at most {budget.steps}",
             code="out_of_range",
@@ -187,11 +187,11 @@ def _check_budget(request: Request, settings: Settings, seconds: float, generate
     if generated > (most := min(MOST_FRAMES, max(budget.frames, int(budget.seconds * rate)))):
         what = f"{generated} frames would be made for {seconds:.2f} s of video"
         raise _too_much(what, "frames", f"at most {most}; ask for fewer frames, or for timing=direct")
-    windows = count_windows(generated, window=settings.window, motion=settings.motion)
-    forwards = windows * settings.steps * settings.passes
+    windows = count_windows(generated, window=inputs.window, motion=inputs.motion)
+    forwards = windows * inputs.steps * inputs.passes
     if forwards > budget.forwards:
         raise _too_much(
-            f"{windows} windows, {settings.steps} steps and {settings.passes} passes a step make {forwards} forwards",
+            f"{windows} windows, {inputs.steps} steps and {inputs.passes} passes a step make {forwards} forwards",
             "frames",
             f"at most {budget.forwards}; ask for a shorter video or fewer steps",
         )

@@ -118,22 +118,22 @@ def fetch(
     voices: list[Path | None] = []
     masks: list[Path | None] = []
     seconds: list[float] = []
-    found: dict[object, tuple[Cut, tuple[str, ...]]] = {}
+    inspected: dict[object, tuple[Cut, tuple[str, ...]]] = {}
     cuts: list[Cut | None] = []
     delays: list[float] = []
     for index, speaker in enumerate(request.speakers):
         name = f"speakers[{index}]"
         mask = None if speaker.region.mask is None else bring(speaker.region.mask, f"{name}.region.mask")
         if mask is not None:
-            told = _check_mask(mask, size, f"request.{name}.region.mask", access, cancel)
-            warnings += [f"{name}.region.mask: {warning}" for warning in told]
+            mask_warnings = _check_mask(mask, size, f"request.{name}.region.mask", access, cancel)
+            warnings += [f"{name}.region.mask: {warning}" for warning in mask_warnings]
         masks.append(mask)
         voice, cut, delay = None, None, 0.0
         if speaker.audio is not None:
             address, values, fields = _voice(speaker, f"request.{name}", access)
             voice = bring(address, f"{name}.audio")
             key = (voice, *(values[key] for key in KEYS if key != "delay"))
-            if key not in found:
+            if key not in inspected:
                 looked = inspect(
                     voice,
                     field=f"request.{name}.audio",
@@ -145,10 +145,10 @@ def fetch(
                     fields=fields,
                     cancel=cancel,
                 )
-                found[key] = looked.cut, looked.warnings
-            (cut, told), delay = found[key], float(values["delay"] or 0)
+                inspected[key] = looked.cut, looked.warnings
+            (cut, cut_warnings), delay = inspected[key], float(values["delay"] or 0)
             cut = replace(cut, asked=_asked(values))
-            warnings += [f"speakers[{index}]: {text}" for text in told]
+            warnings += [f"speakers[{index}]: {text}" for text in cut_warnings]
         voices.append(voice)
         cuts.append(cut)
         delays.append(delay)
@@ -237,10 +237,9 @@ def _check_mask(
 ) -> tuple[str, ...]:
     """Return what is to be said of a mask. Raises RequestError for one that does not belong to a picture of `size`."""
     look = apart(partial(look_at, mask, field=field, max_pixels=access.max_pixels, mask=True), cancel, "read")
-    found = look.size
-    if found != size:
+    if look.size != size:
         raise RequestError(
-            f"the mask has {found[0]} x {found[1]} pixels, the picture {size[0]} x {size[1]}",
+            f"the mask has {look.size[0]} x {look.size[1]} pixels, the picture {size[0]} x {size[1]}",
             field=field,
             hint="draw the mask over the upright picture",
             code="bad_region",
@@ -266,9 +265,9 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, float | np.number) and math.isfinite(value)
 
 
-def _check_choice(name: str, value: object, known: Sequence[str]) -> None:
-    if value not in known:
-        raise _wrong(name, f"{value!r} is not known", f"choose {' or '.join(known)}")
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise _wrong(name, f"{value!r} is not known", f"choose {' or '.join(choices)}")
 
 
 def _check_filename(name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.cancel import check
-from engine.data import Window
+from engine.data import Frames, Plan, Window
 from engine.data.cancel import CancelToken
 
 #: Pixel frames in one latent frame of the video autoencoder, after the first.
@@ -40,10 +40,10 @@ def plan_windows(frames: int, *, window: int, motion: int, cancel: CancelToken |
 
 def generated_frames(frames: int, fps: float, native_fps: float) -> int:
     """Return how many frames at `native_fps` hold the moments of `frames` frames at `fps`."""
-    return pick(frames - 1, fps, native_fps) + 1
+    return nearest_frame(frames - 1, fps, native_fps) + 1
 
 
-def pick(frame: int, fps: float, native_fps: float) -> int:
+def nearest_frame(frame: int, fps: float, native_fps: float) -> int:
     """Return the frame at `native_fps` nearest to the moment frame / fps."""
     return int(frame * native_fps / fps + 0.5)
 
@@ -52,7 +52,7 @@ def _round_up(frames: int) -> int:
     return -(-(frames - 1) // TEMPORAL) * TEMPORAL + 1
 
 
-def picks(window: Window, frames: int, fps: float, native_fps: float) -> tuple[int, ...]:
+def output_frames(window: Window, frames: int, fps: float, native_fps: float) -> tuple[int, ...]:
     """Return which of the window's new frames make up its share of the finished video, by index from 0.
 
     At equal rates that is each of them once; a slower video leaves some out, a faster one repeats some.
@@ -61,9 +61,15 @@ def picks(window: Window, frames: int, fps: float, native_fps: float) -> tuple[i
     end = begin + window.keep
     # A frame is picked for moments up to half a frame before its own; one earlier allows for rounding.
     output = max(0, int((begin - 0.5) * fps / native_fps) - 1)
-    found = []
-    while output < frames and (at := pick(output, fps, native_fps)) < end:
+    indices = []
+    while output < frames and (at := nearest_frame(output, fps, native_fps)) < end:
         if at >= begin:
-            found.append(at - begin)
+            indices.append(at - begin)
         output += 1
-    return tuple(found)
+    return tuple(indices)
+
+
+def resample(frames: Frames, window: Window, plan: Plan) -> Frames:
+    """Return the window's share of the finished video, at its rate, from the window's new frames."""
+    chosen = output_frames(window, plan.frames, plan.fps, plan.generated_fps)
+    return Frames(frames.pictures[list(chosen)], plan.fps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,18 @@ _CHUNK = SOUND_RATE
 _PACKET = 1024
 
 
+@dataclass(frozen=True)
+class VideoOptions:
+    """How a request's config has its video encoded."""
+
+    #: Constant rate factor of x264, 0 .. 51; lower is larger and finer.
+    crf: int = 18
+    #: Of x264, from "ultrafast" to "placebo".
+    preset: str = "medium"
+    #: Bits a second of AAC.
+    audio_bitrate: int = 192_000
+
+
 class Writer:
     """Encodes frames as they come: H.264 yuv420p (BT.709) and AAC in an MP4 with its index in front.
 
@@ -44,10 +57,8 @@ class Writer:
         size: tuple[int, int],
         fps: float,
         sound: npt.NDArray[np.float32] | None = None,
+        options: VideoOptions | None = None,
         *,
-        crf: int = 18,
-        preset: str = "medium",
-        audio_bitrate: int = 192_000,
         metadata: Mapping[str, Any] | None = None,
         filename: str | None = None,
     ) -> None:
@@ -62,6 +73,7 @@ class Writer:
                 field="model.resolutions",
                 hint="H.264 in yuv420p needs even sizes",
             )
+        options = options or VideoOptions()
         self.path = path
         # Until it is whole: what a killed process leaves behind does not pass for a video.
         self._part = path.with_name(f".{path.name}.part")
@@ -77,10 +89,13 @@ class Writer:
         try:
             # FFmpeg opens the file with the first frame; a missing folder should show before that.
             self._part.touch()
-            self._open(crf, preset, audio_bitrate)
+            self._open(options)
         except av.ArgumentError as error:
             self.abort()
-            what = f"the encoder refuses crf {crf}, preset {preset!r} or audio_bitrate {audio_bitrate}"
+            what = (
+                f"the encoder refuses crf {options.crf}, preset {options.preset!r} or "
+                f"audio_bitrate {options.audio_bitrate}"
+            )
             raise ConfigError(
                 what, field="video", hint="such as crf 18, preset medium, audio_bitrate 192000"
             ) from error
@@ -148,15 +163,16 @@ class Writer:
         if self._container is not None:
             self.abort()
 
-    def _open(self, crf: int, preset: str, audio_bitrate: int) -> None:
+    def _open(self, options: VideoOptions) -> None:
         self._container = container = open_mp4(self._part)
         container.metadata["comment"] = json.dumps({_KEY: self._metadata}, ensure_ascii=False, sort_keys=True)
 
-        self._video = video = add_video(container, self.size, self.rate, {"crf": str(crf), "preset": preset})
+        settings = {"crf": str(options.crf), "preset": options.preset}
+        self._video = video = add_video(container, self.size, self.rate, settings)
         self._reformatter = VideoReformatter()
 
         self._audio = audio = container.add_stream("aac", rate=SOUND_RATE, layout="stereo")
-        audio.codec_context.bit_rate = audio_bitrate
+        audio.codec_context.bit_rate = options.audio_bitrate
         audio.codec_context.flags |= Flags.bitexact
         video.codec_context.open()
         audio.codec_context.open()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.assembly.settings import request_access
+from engine.assembly.plan_request import fetch_media
 from engine.data import Media, Plan, Request, Seat
 from engine.errors import EngineError
 from engine.evaluation.bars import likeness_bars
@@ -29,7 +29,6 @@ from engine.media.picture import read_picture
 from engine.plugin.manager import installed
 from engine.service import EngineService
 from engine.serving.jobs.scrub import scrub
-from engine.stages.read import fetch
 
 #: Widths of the place that is compared with its surroundings, and of the box around a mouth, in parts of the square
 #: root of the picture's area; both are 3 high where they are 4 wide. Smaller places find eyes and lips apart.
@@ -201,5 +200,4 @@ def _openings(
 @contextmanager
 def _fetched(request: Request, service: EngineService) -> Iterator[Media]:
     with tempfile.TemporaryDirectory(prefix="multitalk-") as folder:
-        opener = installed().plugins.hook.open_address
-        yield fetch(request, opener, request_access(service.access, request), Path(folder))
+        yield fetch_media(request, installed(), service.access, Path(folder))

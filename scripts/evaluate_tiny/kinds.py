@@ -55,7 +55,7 @@ def vae(studio: Studio) -> Figures:
     """Encode and decode held-out clips of 33 frames with the model's own codec."""
     import torch
 
-    from engine.assembly.settings import locate_weights
+    from engine.assembly.location import locate_weights
     from engine.loading.model import load_model
     from engine.plugin.manager import installed
     from engine.service import EngineService

@@ -129,10 +129,14 @@ def long_voices(studio: Studio, people: int) -> Figures:
     frames = round(studio.long_voice * FPS)
     name = f"long_voice_{people}"
     cases = studio.cases(name, studio.clips, people=people, frames=frames, even=people == 1, drawn=1)
-    rows: list[Figures] = []
-    for case in studio.each(f"{studio.long_voice} s, people {people}", cases, line=1):
+    rows = studio.details.setdefault(name, [])
+    measured = {row["seed"] for row in rows}
+    missing = [case for case in cases if case.seed not in measured]
+    for case in studio.each(f"{studio.long_voice} s, people {people}", missing, line=1):
+        if rows and studio.is_over():
+            studio.say(f"{name}: the time is over, {len(rows)} of {len(cases)} clips are measured")
+            break
         rows.append(_filmed(studio, case, people))
-        studio.details.setdefault(name, []).append(rows[-1])
         # Hours may follow.
         studio.keep_details()
     return _summary(rows)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engine import EngineService
 from engine.assembly.escape import override as quoted
-from engine.assembly.settings import locate_weights
+from engine.assembly.location import locate_weights
 from engine.errors import ConfigError, RequestError
 from engine.evaluation.metrics import Floats, codec_errors, mean, minus
 from engine.loading.fill import find_stored

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -15,8 +15,10 @@ from typing import Any
 
 from engine import EngineService
 from engine.assembly.escape import override as quoted
+from engine.errors import RequestError
 from engine.evaluation.frames import read_video
 from engine.evaluation.metrics import Pictures, Row
+from engine.files.atomic import write
 from scripts.evaluate_tiny.cases import FPS, Case, find_cases
 from scripts.evaluate_tiny.films import GeneratedVideo, generate_video, liveliness, mouth_rows
 from scripts.train_tiny import clips
@@ -67,6 +69,11 @@ class Studio:
     #: Raw figures by kind, and the file in which they are kept, if any.
     details_file: Path | None = None
     details: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    #: Seconds after which no further long clip begins, if any; and when the studio was opened.
+    budget: float | None = None
+    began: float = field(default_factory=perf_counter)
+    #: What the figures depend on.
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def cases(self, group: str, count: int, **choices: Any) -> list[Case]:
         """Return the first `count` cases of `group` that fit `choices`; see `find_cases`."""
@@ -124,10 +131,33 @@ class Studio:
         """Print a line of progress."""
         print(f"{self.name}: {line}", file=sys.stderr, flush=True)
 
+    def is_over(self) -> bool:
+        """Say whether the time for long clips is over."""
+        return self.budget is not None and perf_counter() - self.began > self.budget
+
+    def take_up(self, settings: Mapping[str, Any], *, resume: bool) -> None:
+        """Keep figures together with the `settings` that they depend on; with `resume`, begin with those in the file.
+
+        Raises RequestError if the file's figures are of other settings, or if it is damaged.
+        """
+        self.settings = settings
+        if not resume or self.details_file is None or not self.details_file.exists():
+            return
+        field_name, hint = "--details", "name another file, or remove this one"
+        try:
+            kept = json.loads(self.details_file.read_text("utf-8"))
+            of, details = kept.pop("settings"), kept
+        except (ValueError, KeyError) as error:
+            raise RequestError(f"{self.details_file} holds no figures", field=field_name, hint=hint) from error
+        if of != dict(settings):
+            other = ", ".join(sorted(name for name in {*of, *settings} if of.get(name) != settings.get(name)))
+            raise RequestError(f"{self.details_file} is of another run ({other})", field=field_name, hint=hint)
+        self.details.update(details)
+
     def keep_details(self) -> None:
-        """Write the raw figures so far."""
+        """Write the raw figures measured so far; a run that is killed meanwhile leaves those of before."""
         if self.details_file is not None:
-            self.details_file.write_text(json.dumps(self.details), "utf-8")
+            write(self.details_file, json.dumps({"settings": dict(self.settings), **self.details}).encode())
 
     def note(self, kind: str, rows: Iterable[Row], **more: Any) -> None:
         """Add raw figures."""

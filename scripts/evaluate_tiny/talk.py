@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from engine.assembly.location import locate_weights
 from engine.assembly.provenance import versions, weights_hash
-from engine.assembly.settings import locate_weights
 from engine.errors import RequestError
 from engine.evaluation.bars import check_bars
 from engine.plugin.manager import installed
@@ -22,6 +22,8 @@ from scripts.evaluate_tiny.cases import recordings
 from scripts.evaluate_tiny.kinds import KINDS, LONG_KINDS
 from scripts.evaluate_tiny.studio import opened
 
+#: What must be the same in a run that resumes another one.
+SAME = ("seed", "sizes", "overrides", "long_voice", "weights", "versions", "threads")
 #: The model's small bucket: landscape, square, portrait.
 SIZES = "160x96,128x128,96x160"
 
@@ -37,15 +39,18 @@ def run(
     details: str = "",
     long_voice: int = 0,
     keep: str = "",
+    resume: bool = False,
+    minutes: float = 0.0,
     override: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Generate videos of held-out people and return the JSON output: settings, figures by kind, and bars.
 
-    `clips` of each of `kinds` (of `long`: `long` clips) are drawn from `seed` on in alternating `sizes`; everything is
-    measured from the MP4 files that the engine writes. `voices` is a folder of recordings for the kind `real`,
-    `details` a file for the figures of every clip, `override` goes to the engine (Hydra's grammar). `long_voice`
-    seconds run the kinds `long_one` and `long_two` instead of the usual ones; their videos stay in the folder `keep`,
-    if set. Needs a checkout, whose scripts/train_tiny draws the clips, and eSpeak NG. Raises EngineError.
+    `clips` of each of `kinds` (of `long`: `long` clips), drawn from `seed` on in `sizes` by turns; all is measured from
+    the MP4 files that the engine writes. `voices` is a folder of recordings for the kind `real`, `details` a file for
+    the figures of every clip, `override` goes to the engine (Hydra's grammar). `long_voice` seconds run the kinds
+    `long_one` and `long_two` instead of the usual ones, whose videos stay in the folder `keep` if there is one. With
+    `resume` long clips whose figures are in `details` are not generated again; after `minutes` (0: no limit) no further
+    one begins. Needs a checkout, whose scripts/train_tiny draws the clips, and eSpeak NG. Raises EngineError.
     """
     usual = ",".join(KINDS)
     selected = _selected(",".join(LONG_KINDS) if long_voice and kinds == usual else kinds)
@@ -58,6 +63,8 @@ def run(
         raise RequestError(f"{seed} is not a seed", field="--seed", hint="give 0 or more")
     if details and not Path(details).absolute().parent.is_dir():
         raise RequestError(f"no folder for {details}", field="--details", hint="create it first")
+    if resume and not details:
+        raise RequestError("nothing to resume", field="--resume", hint="give the file of figures: --details FILE")
     if voices:
         recordings(Path(voices))
     overrides = override if any(word.startswith("model=") for word in override) else ("model=tiny", *override)
@@ -71,20 +78,21 @@ def run(
         long_voice=long_voice,
         keep=Path(keep) if keep else None,
         details_file=Path(details) if details else None,
+        budget=60 * minutes or None,
     ) as studio:
-        report: dict[str, Any] = {
-            "bench": "talk",
-            "settings": {
-                "seed": seed,
-                "clips": clips,
-                "long": long,
-                "sizes": sizes,
-                "kinds": list(selected),
-                "overrides": list(overrides),
-                **({"long_voice": long_voice} if long_voice else {}),
-                **machine(locate_weights(studio.service.config, installed())),
-            },
+        settings = {
+            "seed": seed,
+            "clips": clips,
+            "long": long,
+            "sizes": sizes,
+            "kinds": list(selected),
+            "overrides": list(overrides),
+            **({"long_voice": long_voice} if long_voice else {}),
+            **machine(locate_weights(studio.service.config, installed())),
         }
+        report: dict[str, Any] = {"bench": "talk", "settings": settings}
+        if details:
+            studio.take_up({name: settings[name] for name in SAME if name in settings}, resume=resume)
         for kind in selected:
             began = perf_counter()
             figures = (KINDS | LONG_KINDS)[kind](studio)

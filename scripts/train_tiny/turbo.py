@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from engine.assembly.compose import compose
-from engine.multitalk.guidance import ClassifierFreeGuidance
 from engine.multitalk.transformer import TransformerConditions
+from plugins.guidance.cfg import CfgConfig, ClassifierFreeGuidance
 from plugins.samplers.euler import Euler, EulerConfig
 from scripts.train_tiny.examples import MODES, ClipUse, Example, Mode, draw_case, make_example
 from scripts.train_tiny.group import join_group, place, share_gradients
@@ -51,7 +51,7 @@ class Teacher:
         self.network = network
         self.tokenizer = tokenizer
         standard = compose(["model=tiny"]).guidance
-        self.guidance = ClassifierFreeGuidance(text_scale=standard.text_scale, audio_scale=standard.audio_scale)
+        self.guidance = ClassifierFreeGuidance(CfgConfig("cfg", standard.text_scale, standard.audio_scale))
 
     @torch.no_grad()
     def conditions(self, example: Example, *, audio: bool) -> TransformerConditions:

@@ -11,10 +11,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.assembly.compose import Composer, compose, compose_request
-from engine.assembly.settings import make_settings
-from engine.config import ApgConfig, Config, TeaCacheConfig
+from engine.assembly.location import WeightsFinder
+from engine.assembly.settings import make_plan_inputs
+from engine.config import Config
 from engine.errors import ConfigError, RequestError, UnknownComponent
 from engine.plugin.manager import installed
+from plugins.caches.teacache import TeaCacheConfig
+from plugins.guidance.apg import ApgConfig
 
 
 def test_turbo_takes_its_values_from_the_chosen_model() -> None:
@@ -64,8 +67,8 @@ def test_long_videos_keep_the_picture_or_the_plan_knows_how_far_the_style_carrie
 ) -> None:
     config = compose(words)
     assert config.continuation.style == style
-    settings = make_settings(config, installed())
-    assert (settings.holds and (settings.holds[0], settings.holds[2])) == (instead and (15.0, instead))
+    inputs = make_plan_inputs(config, installed(), WeightsFinder(installed()))
+    assert (inputs.holds and (inputs.holds[0], inputs.holds[2])) == (instead and (15.0, instead))
 
 
 @pytest.mark.parametrize(

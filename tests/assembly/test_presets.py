@@ -62,14 +62,10 @@ def test_conf_holds_presets_alone() -> None:
             assert allowed[path.suffix] in (None, path.name), path
 
 
-OWN = ("guidance", "cache")
-
-
 def test_every_option_of_every_component_composes() -> None:
     # The store is the process': components come from the book, since other tests store theirs as well.
     offered = {register.group: register.names() for register in installed().registers}
-    own = {group: [name.removesuffix(".yaml") for name in ConfigStore.instance().repo[group]] for group in OWN}
-    for group, names in (offered | own).items():
+    for group, names in offered.items():
         for name in names:
             assert getattr(compose([f"{group}={name}"]), group).name == name
 

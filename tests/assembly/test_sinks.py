@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.assembly.settings import request_access
-from engine.assembly.sinks import request_sink, resume
+from engine.assembly.access import request_access
+from engine.assembly.sinks import resume, sink_for_request
 from engine.components import KeepingSink
 from engine.data import Access, Artifact, Credentials, Kept, Request, Speaker, Store
 from engine.errors import RequestError, SinkError
@@ -26,7 +26,7 @@ def request(**changes: object) -> Request:
 
 
 def sink_of(asked: Request) -> object:
-    return request_sink(Base64Sink(Base64Config(limit=7)), asked, installed(), Access(), own="base64")
+    return sink_for_request(Base64Sink(Base64Config(limit=7)), asked, installed(), Access(), own="base64")
 
 
 def test_a_request_has_the_engines_sink_unless_it_names_another() -> None:

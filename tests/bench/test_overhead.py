@@ -8,6 +8,7 @@ from engine.bench.overhead import run
 from engine.errors import RequestError
 
 
+@pytest.mark.slow
 def test_a_job_costs_the_engine_a_fraction_of_a_composition() -> None:
     result = run(jobs=2)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import re
 from collections.abc import Iterator
 from copy import deepcopy
@@ -23,8 +22,6 @@ from engine.config import Config
 from engine.config_keys.meanings import meanings
 from engine.config_keys.reference import Key, choices_of, keys, provider_of
 from engine.errors import ConfigError
-from engine.multitalk.cache import make_cache
-from engine.multitalk.guidance import make_guidance
 from engine.plugin.manager import installed
 from engine.serving.endpoint.limits import Limits
 
@@ -239,7 +236,7 @@ def accesses(root: str) -> frozenset[tuple[str, str]]:
 #: Names that the code gives to a group elsewhere.
 ALIASES = {"resolutions": ("table",), "loras": ("lora", "adapter"), "extra": ("lora", "adapter"), "": ("config",)}
 #: Folders whose components read what the config of their kind has in common as `config.KEY`.
-SHARED = {"sampler": "plugins/samplers"}
+SHARED = {"sampler": "plugins/samplers", "guidance": "plugins/guidance"}
 #: Keys that code reads by another name than that of their group: key -> file, owner.
 OTHERWISE = {
     "parallel.local_rank": ("engine/runtime/parallel.py", "config"),
@@ -256,8 +253,6 @@ def is_read(key: Key) -> bool:
         return bool({(owner, last), (f"_{owner}", last)} & accesses(file))
     if key.choice:
         file = provider_of(*key.choice.split("=")).replace(".", "/") + ".py"
-        if file == "engine.py":
-            return last in inspect.signature(make_guidance if group == "guidance" else make_cache).parameters
         return bool({(owner, last) for owner in ("config", "self", "_config")} & accesses(file))
     owner = group.rpartition(".")[2]
     if last == "name" and owner in {register.group for register in installed().registers}:

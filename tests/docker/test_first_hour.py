@@ -22,7 +22,7 @@ from PIL import Image
 from published_hub import small_hub
 
 from engine.assembly.compose import compose
-from engine.assembly.settings import locate_weights
+from engine.assembly.location import locate_weights
 from engine.cli.main import main
 from engine.hub.manifest import Manifest, read_manifest
 from engine.service import EngineService

@@ -74,7 +74,7 @@ def test_the_citation_is_of_the_newest_release() -> None:
 
 
 def test_examples_in_documents_and_schema_show_the_version() -> None:
-    schema = json.dumps(json.loads((ROOT / "engine" / "jobs" / "schema.json").read_text("utf-8")))
+    schema = json.dumps(json.loads((ROOT / "engine" / "serving" / "jobs" / "schema.json").read_text("utf-8")))
     pages = {path.name: path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")} | {"schema.json": schema}
     shown = {
         (name, number)

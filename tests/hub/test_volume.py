@@ -342,7 +342,7 @@ def test_missing_weights_name_the_presets_that_serve_the_config(
     overrides: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from engine.assembly.compose import compose
-    from engine.assembly.settings import locate_weights
+    from engine.assembly.location import locate_weights
     from engine.plugin.manager import installed
 
     monkeypatch.setenv("MODEL_PATH", str(tmp_path))
@@ -372,7 +372,7 @@ def test_missing_weights_name_the_presets_that_serve_the_config(
 
 def test_weights_are_pulled_to_where_the_source_looks(tmp_path: Path) -> None:
     from engine.assembly.compose import compose
-    from engine.assembly.settings import locate_weights
+    from engine.assembly.location import locate_weights
     from engine.plugin.manager import installed
 
     folder = tmp_path / "my models"

@@ -30,6 +30,7 @@ from engine.loading.tensor_names import refusal
 from engine.planning import memory
 from engine.planning.memory import Work
 from engine.planning.parameters import published_sizes
+from engine.plugin.manager import installed
 from plugins.sources.volume import Volume, VolumeConfig
 
 WANTED = Weights("multitalk", "multitalk", COMPONENTS, adapter="multitalk.safetensors")
@@ -305,9 +306,9 @@ def test_a_plan_knows_that_such_weights_become_dense_in_the_hosts_memory(folder:
     dense = sizes.counts["transformer"].bytes(2)
     work = Work(frames=81, height=480, width=832, latents=(21, 60, 104), speakers=1, passes=1, windows=1, seconds=3.3)
     plain, scaled = (
-        memory.stages(sizes, make_load(config, device="cuda", dtype="bfloat16", converted=True, scaled=scaled), work)[
-            0
-        ].total
+        memory.stages(
+            sizes, make_load(config, installed(), device="cuda", dtype="bfloat16", converted=True, scaled=scaled), work
+        )[0].total
         for scaled in (False, True)
     )
     assert plain < dense < scaled < dense * 1.1

@@ -159,7 +159,7 @@ def test_auto_says_what_it_picked_and_why(folder: Path, caplog: pytest.LogCaptur
         model = load(folder, memory=Profile("auto"))
 
     assert model.memory == "none"
-    assert f"memory=auto picked none: {model.reason}" in caplog.text
+    assert f"memory=auto chose none: {model.reason}" in caplog.text
     assert "free in this machine's memory" in model.reason
 
 

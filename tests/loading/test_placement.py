@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from crossings import Crossings
+from steering import make_cache
 from tiny_folder import SIZES, build_text_encoder, build_transformer, build_vae
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,8 +27,8 @@ from engine.loading.placement import place as place_settled
 from engine.loading.quanto import quantise
 from engine.loading.slots import parts_of
 from engine.machine.profiles import choose_profile, resident_blocks
-from engine.multitalk.cache import TeaCache, make_cache
 from engine.multitalk.codec import WanCodec
+from plugins.caches.teacache import TeaCache
 
 NAMES = ("transformer", "vae", "text_encoder", "image_encoder")
 

@@ -80,7 +80,8 @@ def test_reading_ends_with_the_block(tmp_path: Path) -> None:
 def test_the_service_reads_its_weights_ahead_of_its_libraries(tmp_path: Path) -> None:
     code = (
         "import sys; from engine.service import EngineService; service = EngineService(['model=tiny']);"
-        "names = [path.parent.name for path in service._weight_files()];"
+        "from engine.assembly.location import WeightsFinder; weights = WeightsFinder(service._registry);"
+        "names = [path.parent.name for path in service._weight_files(weights)];"
         "print(names[0], len(names) >= 5, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

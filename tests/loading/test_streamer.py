@@ -12,6 +12,7 @@ import pytest
 import torch
 from crossings import Crossings
 from safetensors.torch import save_file
+from steering import make_cache
 from tiny_folder import build_transformer
 from torch import Tensor, nn
 
@@ -22,7 +23,6 @@ from engine.loading.quanto import quantise
 from engine.loading.safetensors_reader import AheadReader
 from engine.loading.slots import parts_of, size_of, weights_of
 from engine.loading.streamer import DeviceBuffer, Streamer
-from engine.multitalk.cache import make_cache
 from engine.multitalk.compat import gguf_parts
 from engine.multitalk.transformer import MultiTalkTransformer3DModel, kept_in_float32
 

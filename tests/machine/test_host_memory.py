@@ -90,7 +90,7 @@ def test_pages_of_files_that_were_just_read_are_free(tmp_path: Path) -> None:
 
 def test_placement_plan_fitness_and_doctor_go_by_one_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rule = partial(free_host_memory, worker(tmp_path / "root"))
-    for module in ("room", "worker.fitness", "doctor"):
+    for module in ("machine.profiles", "serving.worker.fitness", "doctor.checks"):
         monkeypatch.setattr(f"engine.{module}.free_host_memory", rule)
     weights = tmp_path / "model.safetensors"
     with weights.open("wb") as file:

@@ -64,7 +64,7 @@ def configs(model: str) -> dict[str, dict[str, Any]]:
         return {part: json.loads((TINY / part / "config.json").read_text("utf-8")) for part in PARTS}
     if model == "wan-14b":
         result: dict[str, dict[str, Any]] = json.loads(
-            (ROOT / "engine" / "fit" / "architectures" / "wan-14b.json").read_text("utf-8")
+            (ROOT / "engine" / "planning" / "architectures" / "wan-14b.json").read_text("utf-8")
         )
         return result
     return CASES[model].configs()
@@ -403,7 +403,7 @@ def test_a_card_says_whether_the_machine_that_is_rented_with_it_is_large_enough(
 
 
 def test_the_source_of_the_hosts_memory_is_named() -> None:
-    told = json.loads((ROOT / "engine" / "fit" / "cards.json").read_text("utf-8"))["hosts"]
+    told = json.loads((ROOT / "engine" / "planning" / "gpus.json").read_text("utf-8"))["hosts"]
     assert all(told[key].startswith("https://") for key in ("host_gb", "host_listed_gb"))
     assert len(told["date"].split("-")) == 3
 

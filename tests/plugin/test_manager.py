@@ -89,7 +89,7 @@ def test_each_bundled_file_has_one_entry_point_and_each_entry_point_a_file() -> 
 def test_entry_points_are_named_after_their_file() -> None:
     for name, value in bundled().items():
         kind, file = value.split(".")[1:]
-        kind = {"attention": "attention", "addresses": "address"}.get(kind, kind.removesuffix("s"))
+        kind = {"addresses": "address"}.get(kind, kind.removesuffix("s"))
         assert name == f"multitalk-{kind}-{file}"
 
 
@@ -107,6 +107,8 @@ def test_every_bundled_plugin_is_registered_under_its_file_name() -> None:
         "readers": registry.readers.names(),
         "attention": registry.attention.names(),
         "samplers": registry.samplers.names(),
+        "guidance": registry.guidance.names(),
+        "caches": registry.caches.names(),
         "sinks": registry.sinks.names(),
         "launchers": registry.launchers.names(),
         "entrypoints": registry.entrypoints.names(),

@@ -13,7 +13,7 @@ import pytest
 from engine.data import Artifact, Frames
 from engine.errors import SinkError
 from engine.media.h264 import LEAST_PSNR, LEAST_SSIM, Likeness, shrink
-from engine.stages.write import Writer, read_recipe
+from engine.stages.write import VideoOptions, Writer, read_recipe
 from plugins.sinks.base64 import Base64Config, Base64Sink
 
 SIZE = (160, 96)
@@ -27,7 +27,8 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     y, x = np.mgrid[: SIZE[1], : SIZE[0]]
     path = tmp_path_factory.mktemp("film") / "film.mp4"
     tone = np.sin(np.arange(48_000 * COUNT // 25) / 20).astype(np.float32) / 4
-    with Writer(path, SIZE, 25.0, np.stack([tone, tone], 1), audio_bitrate=32_000, metadata={"seed": 7}) as writer:
+    options = VideoOptions(audio_bitrate=32_000)
+    with Writer(path, SIZE, 25.0, np.stack([tone, tone], 1), options, metadata={"seed": 7}) as writer:
         for index in range(COUNT):
             wave = 128 + 60 * np.sin((x + 2 * index) / 9) + 40 * np.cos((y - index) / 7)
             noise = random.normal(0, 3, (SIZE[1], SIZE[0], 3))

@@ -296,7 +296,7 @@ def test_weights_are_downloaded_to_be_read_and_not_to_be_looked_for(
     published: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from engine.assembly.compose import compose
-    from engine.assembly.settings import locate_weights
+    from engine.assembly.location import locate_weights
     from engine.plugin.manager import installed
 
     monkeypatch.setenv("MODEL_PATH", str(tmp_path / "models"))

@@ -301,7 +301,8 @@ def differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
         yield f"{path}: {one} and {other}"
 
 
-@pytest.mark.parametrize("memory", [pytest.param("none", marks=pytest.mark.slow), "group-offload"])
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", ["none", "group-offload"])
 def test_numbers_of_all_blocks_are_those_that_two_runs_give(memory: str, tmp_path: Path) -> None:
     (tmp_path / "small.json").write_text(json.dumps(SMALL), "utf-8")
     overrides = ("model=multitalk", f"model.architecture={tmp_path / 'small'}", *SHORT[1:-1], f"memory={memory}")

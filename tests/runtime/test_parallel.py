@@ -14,6 +14,7 @@ from typing import Any
 import parallel_processes
 import pytest
 import torch
+from steering import make_cache
 
 from engine import EngineService
 from engine.assembly.compose import compose
@@ -22,7 +23,6 @@ from engine.cli.main import main
 from engine.data import Motion
 from engine.errors import ConfigError
 from engine.loading.model import load_model
-from engine.multitalk.cache import make_cache
 from engine.multitalk.sequence import Shard, check_heads
 from engine.runtime.parallel import Load, nouns, take_device
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import engine
 from engine import EngineService
-from engine.assembly.settings import locate_weights
+from engine.assembly.location import locate_weights
 from engine.data import Request, Speaker
 from engine.errors import RequestError
 from engine.loading.model import QUANTS

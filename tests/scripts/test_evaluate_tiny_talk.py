@@ -36,6 +36,7 @@ from scripts.evaluate_tiny.bars import BARS
 from scripts.evaluate_tiny.cases import Case, find_cases, find_pieces, prepare, write_film, write_voice
 from scripts.evaluate_tiny.films import apart, generate_video, liveliness, mouth_rows, regions
 from scripts.evaluate_tiny.kinds import KINDS
+from scripts.evaluate_tiny.long_voices import long_voices
 from scripts.evaluate_tiny.studio import Studio
 from scripts.train_tiny.clips import SAMPLED_AT
 from scripts.train_tiny.scene import random_scene
@@ -272,6 +273,40 @@ def test_recordings_are_cut_into_pieces_with_their_envelopes(tmp_path: Path) -> 
     ]
     whole = synthetic(0, 4.0).opening(1.6 + np.arange(40) / 25)
     assert np.corrcoef(whole, pieces[1].curve.opening(np.arange(40) / 25))[0, 1] > 0.95
+
+
+def test_long_clips_are_resumed_where_an_earlier_run_ended(folder: Path, tmp_path: Path) -> None:
+    filmed: list[int] = []
+
+    def drawn(request: Request) -> Pictures:
+        filmed.append(request.seed)
+        return read_video(next(folder.rglob(f"{request.seed}-1-*-drawn.mp4")))
+
+    service: Any = Drawn(EngineService(["model=tiny"]), tmp_path, drawn)
+    settings: dict[str, Any] = {"clips": 2, "long": 1, "seed": 0, "sizes": [(96, 96)], "long_voice": 2}
+
+    def studio(**more: Any) -> Studio:
+        made = Studio(service, folder, overrides=(), details_file=tmp_path / "raw.json", **settings, **more)
+        made.take_up({"seed": 0}, resume=True)
+        return made
+
+    def cases(self: Studio, _: str, count: int, **__: Any) -> list[Case]:
+        return find_cases(0, count, folder, frames=50, people=1, sizes=self.sizes, speak=synthetic)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Studio, "cases", cases)
+        patch.setattr("scripts.evaluate_tiny.long_voices.decode", lambda *_: np.zeros(32_000, np.float32))
+        patch.setattr("scripts.evaluate_tiny.films.decode", lambda *_: np.zeros(32_000, np.float32))
+        assert long_voices(studio(budget=0), 1)["clips"] == 1
+        assert len(filmed) == 1
+        assert long_voices(studio(), 1)["clips"] == 2
+        assert len(set(filmed)) == len(filmed) == 2
+        assert long_voices(studio(), 1)["clips"] == 2
+        assert len(filmed) == 2
+    with pytest.raises(RequestError, match=r"of another run \(seed\)"):
+        Studio(service, folder, overrides=(), details_file=tmp_path / "raw.json", **settings).take_up(
+            {"seed": 1}, resume=True
+        )
 
 
 def test_bars_say_what_holds_and_leave_out_what_was_not_measured() -> None:

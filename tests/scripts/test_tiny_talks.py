@@ -125,6 +125,7 @@ def test_another_seed_moves_the_head_otherwise(
     assert not np.array_equal(other.frames, standard[0].frames)
 
 
+@pytest.mark.slow
 def test_ten_seconds_keep_the_person_and_the_other_style_does_not(service: EngineService, tmp_path: Path) -> None:
     (case,) = find_cases(7_200_000, 1, tmp_path, frames=250, people=1, sizes=((160, 96),), drawn=1)
 

@@ -14,8 +14,9 @@ from transformers import AutoTokenizer, Wav2Vec2Config, Wav2Vec2Model
 
 from engine.data import Inputs, Window
 from engine.loading.model import load_model
+from engine.media.color import color_statistics
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
-from engine.stages.encode import Texts, encode
+from engine.stages.encode import Conditioning, EncodeOptions, Texts, encode, to_pixels
 from scripts.train_tiny import transformer, vae
 from scripts.train_tiny.assemble import assemble
 from scripts.train_tiny.clips import make_clip
@@ -352,17 +353,15 @@ def test_the_assembled_folder_is_conditioned_as_in_training(trained: Path, data:
     assert sample.facts.plan == shape(0, "train")
     example = example_of(sample, ClipUse("first", 5, 0, 0.5))
     assert example.masks is not None
+    picture = sample.pictures[0].numpy()
+    colors = color_statistics(to_pixels(picture).permute(1, 2, 0).numpy())
     conditions = encode(
         model,
-        Inputs(image=sample.pictures[0].numpy(), voices=(), masks=example.masks.numpy(), sound=np.zeros((0, 2), "f4")),
+        Inputs(image=picture, voices=(), masks=example.masks.numpy(), sound=np.zeros((0, 2), "f4")),
         Window(index=0, start=0, frames=17, motion=0, keep=17),
+        Conditioning(Texts(model.text.encode(example.prompt), None), sample.voices, colors),
+        EncodeOptions(branches=("cond",), style="multitalk", fps=25.0, native_fps=25.0),
         history=None,
-        text=Texts(model.text.encode(example.prompt), None),
-        voices=sample.voices,
-        branches=("cond",),
-        continuation_style="multitalk",
-        fps=25.0,
-        native_fps=25.0,
     )
     # Stored latents were rounded to bfloat16 on their way.
     torch.testing.assert_close(conditions.latents, example.inputs[0, vae.CHANNELS :], atol=0.01, rtol=0.01)

@@ -14,7 +14,7 @@ from engine.errors import EngineError
 from engine.loading.model import Model
 from engine.loading.placement import Profile, place
 from engine.media.color import color_statistics, match_color
-from engine.stages.decode import Decoded, decode
+from engine.stages.decode import Decoded, DecodeOptions, decode
 
 FRAMES = 9
 
@@ -60,12 +60,9 @@ def run(
         model,
         torch.zeros(16, 3, 1, 2) if latents is None else latents,
         window,
-        motion_frames=motion_frames,
-        reference=reference,
-        color_strength=strength,
-        blend=blend,
+        reference,
+        DecodeOptions(motion_frames=motion_frames, color_strength=strength, blend=blend, fps=25.0),
         history=history,
-        fps=25.0,
     )
 
 

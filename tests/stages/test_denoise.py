@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 from crossings import Crossings
+from steering import make_cache, make_guidance
 from tiny_folder import SIZES, build_transformer
 from torch import Tensor
 
 from engine.components import Sampler
 from engine.data import Conditions, Motion
 from engine.errors import Cancelled
-from engine.multitalk.cache import make_cache
-from engine.multitalk.guidance import make_guidance
 from engine.stages.denoise import denoise, draw_noise
 from plugins.samplers.euler import Euler, EulerConfig
 from plugins.samplers.unipc import Unipc, UnipcConfig

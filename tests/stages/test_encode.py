@@ -15,7 +15,17 @@ from torch import Tensor
 from engine.data import Conditions, Inputs, Window
 from engine.errors import Cancelled, ConfigError
 from engine.loading.model import Model, load_model
-from engine.stages.encode import Shown, encode, encode_text, encode_voices, frame_mask, to_pixels
+from engine.media.color import color_statistics
+from engine.stages.encode import (
+    Conditioning,
+    EncodeOptions,
+    PictureCache,
+    encode,
+    encode_text,
+    encode_voices,
+    frame_mask,
+    to_pixels,
+)
 
 ALL = ("cond", "drop_text", "drop_audio", "uncond")
 FIRST = Window(index=0, start=0, frames=9, motion=0, keep=9)
@@ -42,11 +52,23 @@ def history() -> Tensor:
     return torch.rand(3, 5, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def run(model: Model, inputs: Inputs, window: Window, style: str, history: Tensor | None, **more: Any) -> Conditions:
-    text = encode_text(model, "a person speaks", "still face", ALL)
-    voices = encode_voices(model, inputs.voices, 25.0)
-    given: dict[str, Any] = {"branches": ALL, "fps": 25.0, "native_fps": 25.0, "text": text, "voices": voices} | more
-    return encode(model, inputs, window, history=history, continuation_style=style, **given)
+def run(
+    model: Model,
+    inputs: Inputs,
+    window: Window,
+    style: str,
+    history: Tensor | None,
+    picture: PictureCache | None = None,
+    cancel: threading.Event | None = None,
+) -> Conditions:
+    conditioning = Conditioning(
+        encode_text(model, "a person speaks", "still face", ALL),
+        encode_voices(model, inputs.voices, 25.0),
+        color_statistics(to_pixels(inputs.image).permute(1, 2, 0).numpy()),
+        picture or PictureCache(),
+    )
+    options = EncodeOptions(branches=ALL, style=style, fps=25.0, native_fps=25.0)
+    return encode(model, inputs, window, conditioning, options, history=history, cancel=cancel)
 
 
 def overheard(encoder: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -126,10 +148,10 @@ def test_what_all_windows_are_shown_is_made_once_a_request(
 ) -> None:
     windows = [FIRST, LATER, LATER, Window(index=3, start=8, frames=5, motion=1, keep=4)]
     alone = [run(model, inputs, window, "infinitetalk", history if window.index else None) for window in windows]
-    pictures, films, shown = overheard(model.image, monkeypatch), overheard(model.codec, monkeypatch), Shown()
+    pictures, films, cache = overheard(model.image, monkeypatch), overheard(model.codec, monkeypatch), PictureCache()
 
     together = [
-        run(model, inputs, window, "infinitetalk", history if window.index else None, shown=shown) for window in windows
+        run(model, inputs, window, "infinitetalk", history if window.index else None, cache) for window in windows
     ]
 
     assert len(pictures) == 1
@@ -147,10 +169,10 @@ def test_what_all_windows_are_shown_is_made_once_a_request(
 def test_windows_that_are_shown_the_one_before_share_nothing(
     model: Model, inputs: Inputs, history: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures, films, shown = overheard(model.image, monkeypatch), overheard(model.codec, monkeypatch), Shown()
+    pictures, films, cache = overheard(model.image, monkeypatch), overheard(model.codec, monkeypatch), PictureCache()
 
     for before in (history, -history):
-        run(model, inputs, LATER, "multitalk", before, shown=shown)
+        run(model, inputs, LATER, "multitalk", before, cache)
 
     assert len(pictures) == len(films) == 2
 

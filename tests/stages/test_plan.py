@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import pytest
 
-from engine.data import Media, Request, Settings, Speaker
+from engine.data import Media, PlanInputs, Request, Speaker
 from engine.data.budget import Budget
 from engine.errors import Cancelled, RequestError
 from engine.stages.plan import plan_walk
 
-SETTINGS = Settings(
+INPUTS = PlanInputs(
     model="tiny",
     resolution="small",
     buckets={"0.60": (96, 160), "1.00": (128, 128)},
@@ -42,30 +42,30 @@ def media(*seconds: float) -> Media:
 
 
 def test_length_is_the_longest_voice() -> None:
-    plan = plan_walk(REQUEST, media(2.0, 4.0), SETTINGS)
+    plan = plan_walk(REQUEST, media(2.0, 4.0), INPUTS)
     assert (plan.frames, plan.fps, plan.seconds) == (100, 25.0, 4.0)
 
 
 def test_voices_one_after_the_other_add_up() -> None:
-    plan = plan_walk(replace(REQUEST, audio_type="add"), media(2.0, 4.0), SETTINGS)
+    plan = plan_walk(replace(REQUEST, audio_type="add"), media(2.0, 4.0), INPUTS)
     assert plan.frames == 150
     assert [seat.begins for seat in plan.seats] == [0.0, 2.0]
 
 
 def test_forwards_count_windows_steps_and_passes() -> None:
-    plan = plan_walk(replace(REQUEST, frames=100), media(4.0, 4.0), SETTINGS)
+    plan = plan_walk(replace(REQUEST, frames=100), media(4.0, 4.0), INPUTS)
     assert len(plan.windows) == 2
     assert plan.forwards == 2 * 10 * 2
 
 
 def test_native_timing_generates_more_frames_than_it_delivers() -> None:
-    plan = plan_walk(replace(REQUEST, frames=16, fps=8.0, timing="native"), media(2.0, 2.0), SETTINGS)
+    plan = plan_walk(replace(REQUEST, frames=16, fps=8.0, timing="native"), media(2.0, 2.0), INPUTS)
     assert (plan.frames, plan.generated_frames, plan.generated_fps) == (16, 48, 25.0)
     assert not any("native" in warning for warning in plan.warnings)
 
 
 def test_direct_timing_away_from_the_native_rate_is_a_warning() -> None:
-    plan = plan_walk(replace(REQUEST, fps=8.0), media(2.0, 2.0), SETTINGS)
+    plan = plan_walk(replace(REQUEST, fps=8.0), media(2.0, 2.0), INPUTS)
     assert plan.generated_frames == plan.frames == 16
     assert any("timing=native" in warning for warning in plan.warnings)
 
@@ -79,7 +79,7 @@ def test_direct_timing_away_from_the_native_rate_is_a_warning() -> None:
     ],
 )
 def test_the_first_warning_says_what_of_the_voices_is_cut_or_silent_and_names_auto(frames: int, words: str) -> None:
-    untrained = replace(SETTINGS, untrained=True, tile=64)
+    untrained = replace(INPUTS, untrained=True, tile=64)
     plan = plan_walk(replace(REQUEST, frames=frames, fps=25), media(2.0, 3.0), untrained)
     fitting = 'num_frames "auto" (--frames auto) makes a video as long as the voices: 3.00 s'
     assert plan.warnings[0] == f"{words}; {fitting}"
@@ -87,10 +87,10 @@ def test_the_first_warning_says_what_of_the_voices_is_cut_or_silent_and_names_au
 
 def test_a_single_voice_is_not_numbered_and_a_later_one_is_cut_from_its_beginning() -> None:
     one = replace(REQUEST, speakers=REQUEST.speakers[:1], frames=100, fps=8.0)
-    assert plan_walk(one, media(14.2), SETTINGS).warnings[0].startswith("the voice is cut from 12.50 s to 14.20 s;")
+    assert plan_walk(one, media(14.2), INPUTS).warnings[0].startswith("the voice is cut from 12.50 s to 14.20 s;")
     after = replace(REQUEST, audio_type="add", frames=50, fps=25.0)
     assert (
-        plan_walk(after, media(3.0, 1.0), SETTINGS)
+        plan_walk(after, media(3.0, 1.0), INPUTS)
         .warnings[0]
         .startswith("voice 1 is cut from 2.00 s to 3.00 s, voice 2 is cut from 3.00 s to 4.00 s;")
     )
@@ -102,7 +102,7 @@ def test_a_video_as_long_as_its_voices_leaves_no_tenth_of_a_second_out(
     frames: Literal["auto"] | None, fps: float
 ) -> None:
     for seconds in (0.04, 0.9, 4.875, 59.99):
-        plan = plan_walk(replace(REQUEST, frames=frames, fps=fps), media(0.02, seconds), SETTINGS)
+        plan = plan_walk(replace(REQUEST, frames=frames, fps=fps), media(0.02, seconds), INPUTS)
         assert plan.fps == (fps or 25.0)
         assert -1 / plan.fps <= seconds - plan.seconds <= 0.1
         assert not any("auto" in warning for warning in plan.warnings)
@@ -110,34 +110,34 @@ def test_a_video_as_long_as_its_voices_leaves_no_tenth_of_a_second_out(
 
 def test_a_video_as_long_as_its_voices_has_a_limit_in_seconds() -> None:
     short = replace(REQUEST, budget=Budget(frames=201, seconds=600))
-    assert plan_walk(short, media(600.0, 5.0), SETTINGS).frames == 15000
+    assert plan_walk(short, media(600.0, 5.0), INPUTS).frames == 15000
     with pytest.raises(RequestError, match=r"the voices last 600.50 s, and .* may last 600 s here") as caught:
-        plan_walk(short, media(600.5, 5.0), SETTINGS)
+        plan_walk(short, media(600.5, 5.0), INPUTS)
     assert (caught.value.field, caught.value.code) == ("request.frames", "out_of_range")
     with pytest.raises(RequestError, match="may last 3600 s"):
-        plan_walk(replace(REQUEST, audio_type="add"), media(2000.0, 2000.0), SETTINGS)
+        plan_walk(replace(REQUEST, audio_type="add"), media(2000.0, 2000.0), INPUTS)
 
 
 def test_untrained_weights_are_said() -> None:
-    plan = plan_walk(REQUEST, media(1.0, 1.0), replace(SETTINGS, untrained=True))
+    plan = plan_walk(REQUEST, media(1.0, 1.0), replace(INPUTS, untrained=True))
     assert plan.untrained
     assert any("untrained" in warning for warning in plan.warnings)
 
 
 def test_absent_weights_do_not_stop_a_plan() -> None:
-    plan = plan_walk(REQUEST, media(1.0, 1.0), replace(SETTINGS, weights=None, absent="yet: looked in /nowhere"))
+    plan = plan_walk(REQUEST, media(1.0, 1.0), replace(INPUTS, weights=None, absent="yet: looked in /nowhere"))
     assert any("/nowhere" in warning for warning in plan.warnings)
 
 
 def test_absurd_length_is_refused() -> None:
     with pytest.raises(RequestError, match="too many"):
-        plan_walk(replace(REQUEST, frames=10**9), media(1.0, 1.0), SETTINGS)
+        plan_walk(replace(REQUEST, frames=10**9), media(1.0, 1.0), INPUTS)
 
 
 def test_nobody_speaking_needs_a_length() -> None:
     silent = replace(REQUEST, speakers=(Speaker(None), Speaker(None)))
     with pytest.raises(RequestError, match="nobody speaks"):
-        plan_walk(silent, media(0.0, 0.0), SETTINGS)
+        plan_walk(silent, media(0.0, 0.0), INPUTS)
 
 
 @pytest.mark.parametrize(
@@ -151,12 +151,12 @@ def test_nobody_speaking_needs_a_length() -> None:
 )
 def test_crop_that_loses_much_of_the_picture_is_a_warning_that_names_pad(size: tuple[int, int], told: str) -> None:
     request, shown = replace(REQUEST, speakers=REQUEST.speakers[:1]), replace(media(1.0), image_size=size)
-    found = [warning for warning in plan_walk(request, shown, SETTINGS).warnings if "of the picture" in warning]
+    found = [warning for warning in plan_walk(request, shown, INPUTS).warnings if "of the picture" in warning]
 
     assert len(found) == bool(told)
     assert told in "".join(found)
     assert not told or "fit=pad" in found[0]
-    padded = plan_walk(replace(request, fit="pad"), shown, SETTINGS).warnings
+    padded = plan_walk(replace(request, fit="pad"), shown, INPUTS).warnings
     assert not any("of the picture" in warning for warning in padded)
 
 
@@ -165,7 +165,7 @@ WORKER = Budget(frames=201, seconds=600, steps=100, forwards=50_000)
 
 
 @pytest.mark.parametrize(
-    ("change", "settings", "field", "words"),
+    ("change", "inputs", "field", "words"),
     [
         ({"frames": 202}, {}, "request.frames", "at most 201"),
         (
@@ -181,11 +181,11 @@ WORKER = Budget(frames=201, seconds=600, steps=100, forwards=50_000)
     ],
 )
 def test_a_request_is_held_to_its_budget_once_all_is_composed(
-    change: dict[str, Any], settings: dict[str, Any], field: str, words: str
+    change: dict[str, Any], inputs: dict[str, Any], field: str, words: str
 ) -> None:
     request = replace(REQUEST, budget=WORKER, **change)
     with pytest.raises(RequestError) as caught:
-        plan_walk(request, media(500.0, 1.0), replace(SETTINGS, **settings))
+        plan_walk(request, media(500.0, 1.0), replace(INPUTS, **inputs))
     assert (caught.value.field, caught.value.code) == (field, "out_of_range")
     assert words in str(caught.value)
 
@@ -196,23 +196,23 @@ def test_a_request_is_held_to_its_budget_once_all_is_composed(
 )
 def test_what_the_limits_of_a_worker_are_meant_to_let_through_is_planned(change: dict[str, Any]) -> None:
     request = replace(REQUEST, **{"budget": WORKER, "frames": 201, **change})
-    plan = plan_walk(request, media(600.0, 1.0), replace(SETTINGS, steps=20, passes=3))
+    plan = plan_walk(request, media(600.0, 1.0), replace(INPUTS, steps=20, passes=3))
     assert plan.forwards == len(plan.windows) * 20 * 3 <= WORKER.forwards
 
 
 def test_a_long_video_of_few_frames_is_refused_before_an_array_is_made() -> None:
     with pytest.raises(RequestError, match="last 5000"):
-        plan_walk(replace(REQUEST, frames=5000, fps=1.0), media(1.0, 1.0), SETTINGS)
+        plan_walk(replace(REQUEST, frames=5000, fps=1.0), media(1.0, 1.0), INPUTS)
 
 
 def test_a_plan_can_be_cancelled() -> None:
     asked = threading.Event()
     asked.set()
     with pytest.raises(Cancelled):
-        plan_walk(replace(REQUEST, frames=200), media(1.0, 1.0), SETTINGS, cancel=asked)
+        plan_walk(replace(REQUEST, frames=200), media(1.0, 1.0), INPUTS, cancel=asked)
 
 
-LONG = replace(SETTINGS, holds=(15.0, "its authors", "model=infinitetalk"))
+LONG = replace(INPUTS, holds=(15.0, "its authors", "model=infinitetalk"))
 
 
 def test_a_video_longer_than_the_style_holds_a_face_is_told_and_what_would_do() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import Cancelled
-from engine.stages.windows import count_windows, generated_frames, pick, picks, plan_windows
+from engine.stages.windows import count_windows, generated_frames, nearest_frame, output_frames, plan_windows
 
 RATES = st.sampled_from([8.0, 12.5, 23.976, 24.0, 25.0, 30.0, 50.0])
 
@@ -59,13 +59,13 @@ def test_picks_of_all_windows_are_the_whole_video_in_order(frames: int, fps: flo
     found = [
         window.start + window.motion + index
         for window in plan_windows(generated, window=29, motion=5)
-        for index in picks(window, frames, fps, native)
+        for index in output_frames(window, frames, fps, native)
     ]
-    assert found == [pick(i, fps, native) for i in range(frames)]
+    assert found == [nearest_frame(i, fps, native) for i in range(frames)]
     assert max(found) < generated
 
 
 @pytest.mark.parametrize("frames", [1, 4, 5, 81, 82, 100, 201])
 def test_equal_rates_pick_each_frame_once(frames: int) -> None:
     for window in plan_windows(frames, window=81, motion=25):
-        assert picks(window, frames, 25.0, 25.0) == tuple(range(window.keep))
+        assert output_frames(window, frames, 25.0, 25.0) == tuple(range(window.keep))

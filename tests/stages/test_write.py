@@ -16,7 +16,7 @@ import pytest
 
 from engine.data import Frames
 from engine.errors import ConfigError, RequestError, SinkError
-from engine.stages.write import Writer, read_recipe
+from engine.stages.write import VideoOptions, Writer, read_recipe
 
 SIZE = (64, 48)
 
@@ -34,9 +34,9 @@ def tone(seconds: float) -> npt.NDArray[np.float32]:
     return np.repeat(samples[:, None], 2, axis=1).astype(np.float32)
 
 
-def make(path: Path, count: int = 20, fps: float = 25.0, **options: object) -> Path:
+def make(path: Path, count: int = 20, fps: float = 25.0, crf: int = 18) -> Path:
     sound = tone(count / fps)
-    with Writer(path, SIZE, fps, sound, metadata={"seed": 1}, **options) as writer:  # type: ignore[arg-type]
+    with Writer(path, SIZE, fps, sound, VideoOptions(crf=crf), metadata={"seed": 1}) as writer:
         writer.add(Frames(pictures(count)[: count // 2], fps))
         writer.add(Frames(pictures(count)[count // 2 :], fps))
         writer.finish()
@@ -230,7 +230,7 @@ def test_odd_size_is_refused(tmp_path: Path) -> None:
 
 def test_unknown_preset_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        Writer(tmp_path / "a.mp4", SIZE, 25, preset="quickest")
+        Writer(tmp_path / "a.mp4", SIZE, 25, options=VideoOptions(preset="quickest"))
     assert caught.value.field == "video"
     assert list(tmp_path.iterdir()) == []
 

@@ -13,19 +13,20 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from safetensors import safe_open
+from steering import make_cache, make_guidance
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.components import Guidance, StepCache
 from engine.data import Inputs, Window
 from engine.loading.model import Model
 from engine.loading.placement import Profile, place
 from engine.media.color import color_statistics
 from engine.multitalk.audio import audio_windows
-from engine.multitalk.cache import StepCache, TeaCache, make_cache
-from engine.multitalk.guidance import Guidance, make_guidance
-from engine.stages.decode import decode
+from engine.stages.decode import DecodeOptions, decode
 from engine.stages.denoise import denoise
-from engine.stages.encode import Texts, encode, encode_text, to_pixels
+from engine.stages.encode import Conditioning, EncodeOptions, Texts, encode, encode_text, to_pixels
+from plugins.caches.teacache import TeaCache
 from plugins.samplers.euler import Euler, EulerConfig
 
 HOME = Path(__file__).parents[1] / "golden"
@@ -319,16 +320,11 @@ def _replay_clip(
         loop.model,
         inputs,
         window,
+        Conditioning(text, voices, reference),
+        EncodeOptions(guidance.branches, "infinitetalk" if loop.infinite else "multitalk", fps=RATE, native_fps=RATE),
         history=history,
-        text=text,
-        voices=voices,
-        branches=guidance.branches,
-        continuation_style="infinitetalk" if loop.infinite else "multitalk",
-        fps=RATE,
-        native_fps=RATE,
     )
-    heard = audio_windows(voices, window.start, window.frames, RATE, RATE)
-    check("audio", heard, "audio")
+    check("audio", audio_windows(voices, window.start, window.frames, RATE, RATE), "audio")
     check("y", conditions.latents[None], "y")
     assert loop.image.seen is not None
     check("clip_vision_pixels", loop.image.seen[:, None, ::8, ::8], "clip_vision_pixels_s8")
@@ -374,10 +370,12 @@ def _replay_clip(
         loop.model,
         latents,
         window,
-        motion_frames=loop.motion_frames,
-        reference=reference,
-        color_strength=loop.number("color_strength", loop.number("color_correction_strength", 0)),
-        fps=RATE,
+        reference,
+        DecodeOptions(
+            motion_frames=loop.motion_frames,
+            color_strength=loop.number("color_strength", loop.number("color_correction_strength", 0)),
+            fps=RATE,
+        ),
     )
     ends = clip["decoded_s8"][:, -decoded.history.shape[1] :]
     meet(f"clip{window.index}.history", decoded.history[:, :, ::8, ::8], ends, LOOP_TOLERANCE)

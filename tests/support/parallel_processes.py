@@ -14,6 +14,7 @@ from recordings import TinyNetwork
 from torch import Tensor
 
 from engine import EngineError, EngineService, Progress, Request, Speaker, pipeline
+from engine.assembly import followers
 from engine.cli import main
 from engine.cli.run import follow
 from engine.data import Conditions
@@ -46,7 +47,7 @@ class Watch:
         #: Whether each branch was divided; a kept shard would hold the process group beyond its end.
         self.divided: list[bool] = []
         self.computed: list[bool] = []
-        denoise: Any = vars(pipeline)["denoise"]
+        denoise: Any = vars(followers)["denoise"]
 
         def watched(transformer: Any, conditions: Conditions, *args: Any, **kwargs: Any) -> Tensor:
             shards = [branch.shard for branch in conditions.branches.values()]
@@ -56,7 +57,7 @@ class Watch:
             self.computed += getattr(kwargs["cache"], "computed", ())
             return latents
 
-        setattr(pipeline, "denoise", watched)  # noqa: B010 - the name is not exported
+        setattr(followers, "denoise", watched)  # noqa: B010 - the name is not exported
 
     def take(self) -> list[Tensor]:
         taken, self.latents = self.latents, []

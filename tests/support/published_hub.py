@@ -58,7 +58,7 @@ def content(preset: Preset, small: Path) -> dict[str, dict[str, bytes]]:
 @contextmanager
 def small_hub(names: list[str], folder: Path) -> Iterator[tuple[HubServer, Manifest]]:
     """Serve presets of the real manifest on loopback; yield a manifest of the same places and these sizes."""
-    table: dict[str, Any] = yaml.safe_load((ROOT / "engine" / "models" / "manifest.yaml").read_text("utf-8"))
+    table: dict[str, Any] = yaml.safe_load((ROOT / "engine" / "hub" / "manifest.yaml").read_text("utf-8"))
     real = Manifest(copy.deepcopy(table))
     small = write_original(folder / "small")
     files: dict[str, dict[str, bytes]] = {}

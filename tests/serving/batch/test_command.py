@@ -64,6 +64,7 @@ def records(desk: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
+@pytest.mark.slow
 def test_a_batch_that_was_killed_goes_on_where_it_was(desk: Path) -> None:
     jobs = [job(name, seed=seed) for seed, name in enumerate(("anna", "bert", "carl"))]
     path = written(desk, *jobs, job("dora", num_framez=5), "{", job("emil", audio_1="nobody.flac"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.assembly.compose import compose
-from engine.assembly.settings import locate_weights
+from engine.assembly.location import locate_weights
 from engine.config import Config
 from engine.errors import ConfigError, SourceError
 from engine.hub.manifest import read_manifest

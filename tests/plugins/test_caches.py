@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from steering import make_cache
 from tiny_folder import SIZES, build_transformer
 from torch import Tensor
 
+from engine.assembly.compose import compose
+from engine.components import StepCache
 from engine.errors import ConfigError, UnknownComponent
-from engine.multitalk.cache import StepCache, TeaCache, make_cache
+from plugins.caches.teacache import TeaCache
 
 SHAPE = (2, 4, 4)
 TIMES = (1000.0, 950.0, 900.0, 820.0, 700.0, 500.0, 300.0, 100.0)
@@ -212,8 +215,8 @@ def test_no_tensor_of_a_state_outlives_its_window(
 
 
 def test_unknown_cache_lists_the_known() -> None:
-    with pytest.raises(UnknownComponent, match="teacache"):
-        make_cache("tecache")
+    with pytest.raises(UnknownComponent, match="installed: firstblock, none, taylorseer, teacache"):
+        compose(["cache=tecache"])
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from steering import make_guidance
 from torch import Tensor
 
+from engine.assembly.compose import compose
 from engine.errors import ConfigError, UnknownComponent
-from engine.multitalk.guidance import branches, make_guidance
 
 
 def predictions(seed: int = 0) -> dict[str, Tensor]:
@@ -54,7 +55,8 @@ def test_guidance_equals_the_recording_over_steps(name: str, passes: int, home_r
     ],
 )
 def test_a_scale_of_one_saves_its_forwards(text: float, audio: float, wanted: tuple[str, ...]) -> None:
-    assert branches(text, audio) == wanted
+    assert make_guidance("cfg", text, audio).branches == wanted
+    assert make_guidance("apg", text, audio).branches == wanted
 
 
 @pytest.mark.parametrize("name", ["cfg", "apg"])
@@ -93,8 +95,8 @@ def test_equal_predictions_are_left_alone_by_apg() -> None:
 
 
 def test_unknown_guidance_lists_the_known() -> None:
-    with pytest.raises(UnknownComponent, match="cfg, apg"):
-        make_guidance("cgf", 5.0, 4.0)
+    with pytest.raises(UnknownComponent, match="installed: apg, cfg"):
+        compose(["guidance=cgf"])
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,12 @@ def test_numbers_that_cannot_be_meant_are_named(field: str, arguments: dict[str,
 
 def test_counting_branches_needs_no_torch() -> None:
     code = (
-        "import sys; from engine.multitalk.guidance import branches; branches(5, 4); sys.exit('torch' in sys.modules)"
+        "import sys; from engine.assembly.compose import compose; from engine.assembly.sampling import choose; "
+        "from engine.plugin.manager import installed; "
+        "choices = choose(compose(['guidance=apg', 'guidance.text_scale=5', 'cache=teacache']), installed()); "
+        "assert len(choices.guidance.branches) == 3; "
+        "assert choices.cache.cost(branches=3, tokens=10, channels=8, blocks=4).kept == 4 * 10 * 8 * 4; "
+        "sys.exit('torch' in sys.modules)"
     )
 
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,125 @@
+"""The processes that share the forwards of one job: rank 0, which generates, and those that follow it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+from torch import Tensor
+
+from engine.assembly.sampling import Sampling, build_sampling
+from engine.assembly.weights import LoadedModel
+from engine.components import CancelToken
+from engine.config import Config
+from engine.data import Conditions
+from engine.errors import Cancelled, ProcessLost
+from engine.loading.model import Model
+from engine.plugin.manager import Registry
+from engine.runtime.parallel import Denoise, Load, Ranks, expected
+from engine.stages.denoise import denoise, draw_noise
+
+logger = logging.getLogger(__name__)
+
+
+class ProcessGroup:
+    """The processes of one job, or this process alone. Methods raise ProcessLost where another one has ended."""
+
+    def __init__(self, config: Config, registry: Registry, ranks: Ranks | None) -> None:
+        """Raises ConfigError where `config` asks for several processes and there is one."""
+        self._registry = registry
+        self._ranks = expected(config.parallel, ranks)
+        #: Processes in the group, this one included.
+        self.size = 1 if ranks is None else ranks.size
+
+    @property
+    def follows(self) -> bool:
+        """Whether another process leads."""
+        return self._ranks is not None and self._ranks.rank > 0
+
+    def build_sampling(self, config: Config) -> Sampling:
+        """Build what a request's config names; what it decides as it goes is the same in all processes.
+
+        Raises ConfigError.
+        """
+        return build_sampling(config, self._registry, agree=None if self._ranks is None else self._ranks.agree)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Load the weights inside: rank 0 has the others load as well, and each learns where another one fails."""
+        if self._ranks is None:
+            yield
+            return
+        if self._ranks.rank == 0:
+            self._ranks.tell(Load())
+        with self._ranks.alike():
+            yield
+
+    def denoise(
+        self,
+        model: Model,
+        conditions: Conditions,
+        sampling: Sampling,
+        generator: torch.Generator,
+        config: Config,
+        on_step: Callable[[int, int], None],
+        *,
+        cancel: CancelToken,
+    ) -> Tensor:
+        """Denoise a window, from noise of `generator`, together with the processes that follow.
+
+        They make their own `sampling` of the request's `config`. Raises Cancelled.
+        """
+        noise = draw_noise((model.codec.channels, *conditions.latents.shape[1:]), generator)
+        if self._ranks is None:
+            return _denoise(model, conditions, noise, sampling, generator, on_step, cancel)
+        self._ranks.tell(Denoise(config, conditions, noise, generator.get_state()))
+        with self._ranks.denoising(cancel) as agreed:
+            return _denoise(model, self._ranks.part_of(conditions), noise, sampling, generator, on_step, agreed)
+
+    def follow(self, load: Callable[[], LoadedModel], device: str) -> None:
+        """Do as rank 0 says until it has done: load, and denoise along. Raises ProcessLost."""
+        assert self._ranks is not None
+        while (word := self._ranks.hear(device)) is not None:
+            if isinstance(word, Denoise):
+                self._denoise_along(self._ranks, word, load())
+                continue
+            try:
+                load()
+            except ProcessLost:
+                raise
+            except Exception:
+                # Rank 0 knows of it, and raises it.
+                logger.debug("cannot load", exc_info=True)
+
+    def _denoise_along(self, ranks: Ranks, word: Denoise, loaded: LoadedModel) -> None:
+        sampling = self.build_sampling(word.config)
+        model = loaded.set_loras(word.config)
+        generator = torch.Generator()
+        generator.set_state(word.generator.cpu())
+        with ranks.denoising(None) as cancel, suppress(Cancelled):
+            _denoise(model, ranks.part_of(word.conditions), word.noise, sampling, generator, None, cancel)
+
+
+def _denoise(
+    model: Model,
+    conditions: Conditions,
+    noise: Tensor,
+    sampling: Sampling,
+    generator: torch.Generator,
+    on_step: Callable[[int, int], None] | None,
+    cancel: CancelToken,
+) -> Tensor:
+    with model.use("transformer"):
+        return denoise(
+            model.transformer,
+            conditions,
+            noise,
+            sampler=sampling.sampler,
+            guidance=sampling.guidance,
+            cache=sampling.cache,
+            generator=generator,
+            on_step=on_step,
+            cancel=cancel,
+        )

@@ -1,0 +1,41 @@
+"""Config and plan -> what the stages are told, once a request: a stage never takes a config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.assembly.sampling import Sampling
+from engine.config import Config
+from engine.data import Plan
+from engine.stages.decode import DecodeOptions
+from engine.stages.encode import EncodeOptions
+from engine.stages.write import VideoOptions
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """The options of each stage that has some."""
+
+    encode: EncodeOptions
+    decode: DecodeOptions
+    video: VideoOptions
+
+
+def make_options(config: Config, plan: Plan, sampling: Sampling) -> StageOptions:
+    """Return what a request's config and plan say to the stages."""
+    continuation, video = config.continuation, config.video
+    return StageOptions(
+        EncodeOptions(
+            branches=sampling.guidance.branches,
+            style=continuation.style,
+            fps=plan.generated_fps,
+            native_fps=config.model.fps,
+        ),
+        DecodeOptions(
+            motion_frames=continuation.frames,
+            color_strength=continuation.color_strength,
+            fps=plan.generated_fps,
+            blend=continuation.blend,
+        ),
+        VideoOptions(crf=video.crf, preset=video.preset, audio_bitrate=video.audio_bitrate),
+    )

@@ -1,0 +1,56 @@
+"""Request and config -> media and plan: the one way, for a plan, a preview and a generation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.assembly.access import request_access
+from engine.assembly.location import WeightsFinder
+from engine.assembly.settings import make_plan_inputs
+from engine.cancel import apart
+from engine.components import CancelToken
+from engine.config import Config
+from engine.data import Access, Media, Plan, Request
+from engine.plugin.manager import Registry
+from engine.stages.plan import plan_walk
+from engine.stages.read import fetch
+
+
+def plan_request(
+    request: Request,
+    config: Config,
+    registry: Registry,
+    access: Access,
+    weights: WeightsFinder,
+    folder: Path,
+    *,
+    cancel: CancelToken | None = None,
+) -> tuple[Media, Plan]:
+    """Bring the request's addresses to files in `folder`, or where they are, and decide the whole walk.
+
+    `access` is the engine's own; the request's keys are added to it. Missing weights are noted in the plan. Raises
+    RequestError, ConfigError, and Cancelled within a second once `cancel` is set.
+    """
+    media = fetch_media(request, registry, access, folder, cancel=cancel)
+    return media, apart(lambda: plan_media(request, media, config, registry, weights, cancel=cancel), cancel, "plan")
+
+
+def fetch_media(
+    request: Request, registry: Registry, access: Access, folder: Path, *, cancel: CancelToken | None = None
+) -> Media:
+    """Bring the request's addresses to files, and see what is in them. Raises RequestError and Cancelled."""
+    opener = registry.plugins.hook.open_address
+    return fetch(request, opener, request_access(access, request), folder, cancel=cancel)
+
+
+def plan_media(
+    request: Request,
+    media: Media,
+    config: Config,
+    registry: Registry,
+    weights: WeightsFinder,
+    *,
+    cancel: CancelToken | None = None,
+) -> Plan:
+    """Decide the whole walk for media that are here, by any config. Raises RequestError, ConfigError and Cancelled."""
+    return plan_walk(request, media, make_plan_inputs(config, registry, weights), cancel=cancel)

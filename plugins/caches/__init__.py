@@ -1,0 +1,1 @@
+"""Step caches: forwards that are replaced by what earlier ones gave."""

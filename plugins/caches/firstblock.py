@@ -1,0 +1,66 @@
+"""First-block cache of diffusers: skip the other blocks while the first one's residual has changed little."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine import hookimpl
+from engine.components import Agree, CacheCost, StepCache
+from engine.config import CacheConfig, within
+from engine.errors import ConfigError
+from engine.plugin.register import Register
+
+
+@dataclass
+class FirstBlockCacheConfig(CacheConfig):
+    """First-block cache of diffusers: skip the other blocks while the first one's residual has changed little."""
+
+    name: str = "firstblock"
+    #: Relative change of the first block's residual below which the other blocks are skipped.
+    threshold: float = field(default=0.05, metadata=within(0, 100))
+
+
+class FirstBlockCache:
+    """Diffusers' FirstBlockCache. Raises ConfigError for a threshold below 0."""
+
+    def __init__(self, config: FirstBlockCacheConfig) -> None:
+        if not config.threshold >= 0:
+            what = f"a threshold of {config.threshold:g}"
+            raise ConfigError(what, field="cache.threshold", hint="0.05 to 0.2 is useful")
+        self._threshold = config.threshold
+        self._cache: Any = None
+
+    def shared(self, agree: Agree) -> StepCache:
+        """Raise ConfigError: its decision is taken inside of diffusers, of a part of the tokens."""
+        raise ConfigError(
+            "firstblock decides by all tokens, of which each process has a part",
+            field="cache.name",
+            hint="choose teacache, taylorseer or none with parallel=ulysses",
+        )
+
+    def cost(self, *, branches: int, tokens: int, channels: int, blocks: int) -> CacheCost:
+        """Three streams for each branch, which decides by itself.
+
+        They are what the first block gave, and the residuals of the first and of the other blocks.
+        """
+        return CacheCost(kept=3 * branches * tokens * channels * 4, reads=branches)
+
+    def attach(self, transformer: Any) -> AbstractContextManager[None]:
+        from diffusers import FirstBlockCacheConfig as Settings
+
+        from engine.multitalk.diffusers_cache import DiffusersCache
+
+        if len(transformer.blocks) < 2:
+            raise ConfigError("a network of one block has no others to skip", field="cache", hint="choose cache=none")
+        self._cache = DiffusersCache(Settings(threshold=self._threshold))
+        return self._cache.attach(transformer)  # type: ignore[no-any-return]
+
+    def branch(self, name: str, step: int) -> AbstractContextManager[None]:
+        return self._cache.branch(name, step)  # type: ignore[no-any-return]
+
+
+@hookimpl
+def register_caches(register: Register[StepCache]) -> None:
+    register(FirstBlockCache, FirstBlockCacheConfig)

@@ -1,0 +1,1 @@
+"""Guidance: how far prompt and voices steer the video."""
