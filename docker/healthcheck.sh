@@ -1,11 +1,11 @@
 #!/bin/sh
-# Healthy: a `multitalk` process lives and is neither a zombie nor stopped. Importing the engine every half minute would
-# take the CPU from a job, and a worker that computes for minutes answers nobody, so nothing is asked of it here: RunPod
-# has the SDK's heartbeat, and `{"input": {"action": "health"}}` says more.
+# Healthy: a `multitalk` process exists and is neither a zombie nor stopped. Importing the engine every half minute would
+# take CPU time from a job, and a worker that computes for minutes cannot answer, so this check does not call it. RunPod
+# has the SDK's heartbeat, and `{"input": {"action": "health"}}` reports more.
 for folder in "${1:-/proc}"/[0-9]*; do
-    # Process 1 is tini, whose words name the worker as well.
+    # Process 1 is tini, whose command line also names the worker.
     [ "${folder##*/}" = 1 ] && continue
-    # A process may be gone before it is read.
+    # A process may end before it is read.
     words=$(tr '\0' ' ' 2>/dev/null <"$folder/cmdline") || continue
     case "$words" in
     *bin/multitalk\ *)

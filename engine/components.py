@@ -1,4 +1,4 @@
-"""The kinds of component that a plugin may offer, and the service that an entrypoint is handed."""
+"""The component protocols that plugins implement, and the service protocol that entrypoints use."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ProgressCallback: TypeAlias = Callable[[Progress], None]
 #: Returns the decision of one of the processes that share a forward, the same one's for all.
 Agree: TypeAlias = Callable[[bool], bool]
 
-#: What a guidance may run the network with in one evaluation. "cond": prompt and voices; "drop_text": negative prompt
-#: and voices; "drop_audio": prompt and silence; "uncond": negative prompt and silence.
+#: What a guidance may run the network with. "cond": prompt and voices; "drop_text": negative prompt and voices;
+#: "drop_audio": prompt and silence; "uncond": negative prompt and silence.
 BRANCHES = ("cond", "drop_text", "drop_audio", "uncond")
 
 
@@ -81,6 +81,22 @@ class Reader(Protocol):
         ...
 
 
+class Quantiser(Protocol):
+    """How the blocks' linear layers are quantised while dense weights are loaded; built without torch."""
+
+    def check(self) -> None:
+        """Raise MissingExtra where a package is absent; called before anything is read."""
+        ...
+
+    def cost(self) -> tuple[float, int]:
+        """Return the bytes of a weight as it is kept, and of what belongs to an output row beside its weights."""
+        ...
+
+    def apply(self, transformer: Any, chosen: Callable[[Any, str], bool]) -> None:
+        """Replace, in place on the CPU, the layers for which `chosen(module, name)` holds; LoRAs are merged before."""
+        ...
+
+
 class AttentionBackend(Protocol):
     """Which kernel computes the network's self-attention."""
 
@@ -106,19 +122,58 @@ class Schedule(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class StepTools:
+    """What a step of an `ExtendedSchedule` may use beside the velocity at its begin."""
+
+    #: (latents, time) -> velocity: one more evaluation of the network, guided and cached as the step's first, with the
+    #: motion frames of that time. Latents and velocity are as in `step`, the time is on the scale of 0 .. 1000. A
+    #: sampler whose schedules use it is a `CountedSampler`.
+    evaluate: Callable[[Tensor, float], Tensor]
+    #: () -> fresh standard normal noise of the latents' shape, float32, on their device. It is drawn from the request's
+    #: own generator, so that a seed gives the same video on every device and in each of several processes.
+    noise: Callable[[], Tensor]
+
+
+@runtime_checkable
+class ExtendedSchedule(Protocol):
+    """A schedule whose steps evaluate the network more than once, or draw fresh noise."""
+
+    #: As of a `Schedule`.
+    timesteps: Sequence[float]
+
+    def step_with(self, velocity: Tensor, index: int, latents: Tensor, tools: StepTools) -> Tensor:
+        """Do as `Schedule.step`."""
+        ...
+
+
 class Sampler(Protocol):
     """How noise becomes latents."""
 
-    def schedule(self) -> Schedule:
+    def schedule(self) -> Schedule | ExtendedSchedule:
         """Return a fresh schedule."""
         ...
 
 
-class Guidance(Protocol):
-    """How the predictions of several forwards become the velocity that the sampler follows.
+@runtime_checkable
+class CountedSampler(Sampler, Protocol):
+    """A sampler that makes more than one evaluation of the network in some steps; others make one in each."""
 
-    It is built without torch: a plan counts its branches. The engine builds one for each request.
-    """
+    def evaluations(self) -> Sequence[int]:
+        """Return how many evaluations each step makes, its first included: a number of 1 or more for each step.
+
+        Plans count by it and ask without torch; a step that makes another number ends the generation.
+        """
+        ...
+
+
+def evaluations_of(sampler: Sampler, steps: int) -> tuple[int, ...]:
+    """Return how many evaluations of the network each of a sampler's `steps` makes."""
+    return tuple(sampler.evaluations()) if isinstance(sampler, CountedSampler) else (1,) * steps
+
+
+class Guidance(Protocol):
+    """How several forwards become the sampler's velocity; built for each request, without torch: a plan counts it."""
 
     @property
     def branches(self) -> tuple[str, ...]:

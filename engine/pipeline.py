@@ -1,4 +1,4 @@
-"""The engine: built once from a config, asked many times."""
+"""`Engine.generate`: all stages of a video in order. Built once per config, used for many requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.assembly.prompts import prompts_of
 from engine.assembly.provenance import Runtime, make_recipe
 from engine.assembly.sinks import make_delivery, sink_for_request
 from engine.assembly.weights import LoadedModel, WeightsHolder
-from engine.components import CancelToken, ProgressCallback
+from engine.components import CancelToken, ProgressCallback, evaluations_of
 from engine.config import Config
 from engine.data import Access, Delivery, Request
 from engine.files.scratch import scratch
@@ -95,7 +95,7 @@ class Engine:
             with meter.stage("load"):
                 loaded = self.load(weights)
                 model = loaded.set_loras(config)
-            meter.expect(len(plan.windows), plan.steps)
+            meter.expect(len(plan.windows), plan.steps, evaluations_of(sampling.sampler, plan.steps))
             plan = loaded.annotate(plan, request, config, sampling.guidance.branches)
             options = make_options(config, plan, sampling)
             with meter.stage("listen"):

@@ -1,4 +1,4 @@
-"""The engine as entrypoints see it: it plans without weights and loads them when the first video is asked for."""
+"""The engine for entrypoints: plans without weights, and loads them for the first video."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from engine.errors import ConfigError, EngineError, SourceError
 from engine.files.scratch import scratch
 from engine.loading.prefetch import reading_ahead
 from engine.plugin.manager import installed
-from engine.runtime.release import reclaim
+from engine.runtime.memory import reclaim
 from engine.stages.read import listen
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class EngineService:
         try:
             folder = locate_weights(self.config, self._registry, fetch=True)
             report["weights"] = str(folder)
-            check_suited(self.config, folder)
+            check_suited(self.config, folder, self._registry)
         except (SourceError, ConfigError) as error:
             failed["weights"] = str(error)
         try:
@@ -168,9 +168,9 @@ class EngineService:
             # Without them a plan can be made, and no video.
             yield False
             return
-        from engine.runtime.parallel import joined
+        from engine.runtime.parallel import join_group
 
-        with joined(parallel, self.config.device) as self._ranks:
+        with join_group(parallel, self.config.device) as self._ranks:
             yield self._ranks.rank > 0
 
     def follow(self) -> int:
@@ -242,7 +242,7 @@ class EngineService:
         plan = estimate_plan(plan, config, self._registry)
         if (folder := plan.weights) is not None:
             try:
-                plan = tell_loras(plan, config, folder, check_suited(config, folder))
+                plan = tell_loras(plan, config, folder, check_suited(config, folder, self._registry))
                 branches = build_sampling(config, self._registry).guidance.branches
                 plan = tell_prompts(plan, request, config, branches, lost_by(config, folder))
             except EngineError as error:

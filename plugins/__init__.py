@@ -1,1 +1,1 @@
-"""The bundled plugins: one folder a kind, one file a component."""
+"""The bundled plugins: one folder per kind, one file per component."""

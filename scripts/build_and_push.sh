@@ -10,7 +10,7 @@ usage: scripts/build_and_push.sh [--dry-run] USER [TAG]
   TAG        tag of the image; default: latest
   --dry-run  print the command and run nothing
 
-Builds docker/Dockerfile for linux/amd64 with docker buildx, labels the image with version, commit and time, and pushes
+Builds Dockerfile for linux/amd64 with docker buildx, labels the image with version, commit and time, and pushes
 it as USER/multitalk-runpod:TAG. Needs a checkout without changes, so that the label names what is inside.
 Log in first: docker login.
 
@@ -48,7 +48,7 @@ tag=${words[1]-latest}
     refuse "'$tag' cannot be a tag: at most 128 letters, digits, _ . and -, the first no . or -"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-file=${DOCKERFILE:-docker/Dockerfile}
+file=${DOCKERFILE:-Dockerfile}
 [ -f "$file" ] || refuse "there is no $file"
 revision=$(git rev-parse --verify --quiet HEAD) || refuse "not a git checkout with a commit"
 changes=$(git status --porcelain)

@@ -4,13 +4,13 @@
 # self-test in it; takes CPU builds of torch where pip finds them (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL). Needs root,
 # `apt-get install buildah debootstrap`, 15 GB in FOLDER.
 #
-#     scripts/try_image.sh FOLDER [docker/Dockerfile|docker/Dockerfile.cpu] [RELEASE]
+#     scripts/try_image.sh FOLDER [Dockerfile|docker/Dockerfile.cpu] [RELEASE]
 set -euo pipefail
 
 [ "$#" -ge 1 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
-recipe=${2-docker/Dockerfile}
+recipe=${2-Dockerfile}
 release=${3-bookworm}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -30,8 +30,8 @@ cancel: data errors
 components: data
 config: errors
 files: data errors
-machine: errors
-multitalk: errors
+machine: errors text
+multitalk: data errors
 client: errors files
 hub: errors files text
 loading: components data errors machine multitalk text
@@ -39,23 +39,24 @@ media: cancel components data errors
 net: cancel data errors
 planning: components data errors machine
 plugin: components config data errors
-runtime: components config data errors multitalk
+runtime: components config data errors machine multitalk
 serving: components config data errors files hub machine media redaction runtime text
 stages: cancel components data errors files loading media multitalk text
-assembly: cancel components config data errors hub loading machine multitalk net planning plugin runtime stages
+assembly: cancel components config data errors files hub loading machine multitalk net planning plugin runtime stages
+    text
 evaluation: data media stages
 plugins: cancel components config data errors files hub loading machine media multitalk net plugin redaction runtime
     serving text
 config_keys: assembly config plugin redaction
 pipeline: assembly components config data files plugin runtime stages
-bench: assembly client components data errors evaluation loading machine media multitalk pipeline planning plugin
-    runtime stages
-rehearsal: assembly components config data errors files loading multitalk pipeline planning plugin
+bench: assembly client components data errors evaluation files loading machine media multitalk pipeline planning
+    plugin runtime stages
+rehearsal: assembly components config data errors files loading machine multitalk pipeline planning plugin text
 service: assembly cancel components config data errors files loading pipeline plugin runtime stages
-doctor: assembly components data errors machine multitalk planning plugin service serving
-sweeps: assembly config data errors evaluation files media plugin redaction runtime service serving
+doctor: assembly components data errors machine multitalk planning plugin service serving text
+sweeps: assembly config data errors evaluation files media plugin redaction runtime service stages text
 cli: assembly bench config config_keys data doctor errors files hub media pipeline planning plugin redaction rehearsal
-    runtime service serving stages sweeps
+    runtime service serving stages sweeps text
 """
 PACKAGES = {
     name: set(wanted.split())

@@ -81,6 +81,24 @@ def test_frames_are_those_asked_for_and_sound_is_as_long(service: EngineService,
     assert abs(video - sound) <= 1 / 25
 
 
+@pytest.mark.parametrize(
+    ("overrides", "forwards"),
+    [
+        (["sampler.steps=3"], 2 * 3),
+        (["sampler=heun", "sampler.steps=3"], 2 * (2 + 2 + 1)),
+        (["sampler=heun", "sampler.steps=2", "guidance=apg", "guidance.text_scale=3"], 3 * (2 + 1)),
+    ],
+)
+def test_forwards_are_those_of_the_plan(service: EngineService, overrides: list[str], forwards: int) -> None:
+    request = replace(ONE, frames=5, overrides=tuple(overrides))
+    calls: list[str] = []
+    block = service.engine.load().model.transformer.blocks[0]
+    handle = block.register_forward_hook(lambda *_: calls.append("forward"))
+    delivery = service.generate(request)
+    handle.remove()
+    assert len(calls) == forwards == delivery.plan.forwards == service.plan(request).forwards
+
+
 def test_a_delivery_tells_the_memory_of_its_stages(service: EngineService) -> None:
     delivery = service.generate(replace(ONE, frames=1, overrides=("sampler.steps=1",)))
     host = delivery.peaks["host"]

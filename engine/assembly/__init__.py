@@ -1,1 +1,1 @@
-"""Config and plugins -> the objects that a request runs with."""
+"""Builds the objects of a request from config and plugins."""

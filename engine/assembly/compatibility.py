@@ -13,6 +13,7 @@ from pathlib import Path
 
 from engine.assembly.location import weights_of
 from engine.assembly.loras import Loras, bundled_loras, loadable_loras, named_by
+from engine.components import Quantiser
 from engine.config import Config
 from engine.data import Plan, Weights
 from engine.data.adapters import LoraUse
@@ -23,6 +24,7 @@ from engine.loading.lora_alpha import strengths
 from engine.loading.lora_file import LoraFile, read_lora_header
 from engine.loading.lora_names import check_share, fits, no_match_error, shape_error, sort_entries, unmatched_warning
 from engine.loading.tensor_names import SCALES
+from engine.plugin.manager import Registry
 
 #: Names of tensors -> their shapes; None: not known from a header alone.
 Shapes = Mapping[str, tuple[int, ...] | None]
@@ -40,7 +42,7 @@ class LoraFit:
     warnings: tuple[str, ...] = ()
 
 
-def check_suited(config: Config, folder: Path) -> Mapping[Path, LoraFit]:
+def check_suited(config: Config, folder: Path, registry: Registry) -> Mapping[Path, LoraFit]:
     """Raise SourceError or ConfigError where `folder` does not hold what the config's quantisation and LoRAs need.
 
     Return what each LoRA that would be loaded has for the network.
@@ -52,7 +54,7 @@ def check_suited(config: Config, folder: Path) -> Mapping[Path, LoraFit]:
     _, missing = find_parts(folder, needed)
     if missing:
         raise _incomplete(needed, folder, missing)
-    _check_packages(config.quant.name)
+    _check_packages(config, registry)
     loras = loadable_loras(config, folder)
     if not loras:
         return {}
@@ -81,14 +83,19 @@ def _incomplete(needed: Weights, folder: Path, missing: tuple[str, ...]) -> Miss
     )
 
 
-def _check_packages(quant: str) -> None:
+def quantiser_of(config: Config, registry: Registry) -> Quantiser | None:
+    """Return what quantises the weights while they are loaded; None where they stay as their files have them."""
+    name = config.quant.name
+    return None if name == "none" or name in QUANTISED else registry.quants.build(config.quant)
+
+
+def _check_packages(config: Config, registry: Registry) -> None:
     """Raise MissingExtra where weights would be kept by a package that is not installed."""
+    if (quantiser := quantiser_of(config, registry)) is not None:
+        quantiser.check()
     # A GGUF file was looked into with its own.
-    if find_spec("torchao") is None:
-        if quant == "int8":
-            raise MissingExtra("quant=int8", "torchao", "quant")
-        if quant in QUANTISED and quant != "gguf":
-            raise MissingExtra("quant", "torchao", "quant", why="to keep weights as a quanto file stores them")
+    if config.quant.name in QUANTISED and config.quant.name != "gguf" and find_spec("torchao") is None:
+        raise MissingExtra("quant", "torchao", "quant", why="to keep weights as a quanto file stores them")
 
 
 def look_at_loras(needed: Weights, folder: Path, loras: Loras) -> dict[Path, LoraFit]:

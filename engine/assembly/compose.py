@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from engine.config.ranges import BUNDLE
 from engine.config.shape import check_shape
 from engine.errors import ConfigError, EngineError, RequestError, UnknownComponent
 from engine.plugin import manager
+from engine.text.similar import similar
 
 CONF = "engine.conf"
 
@@ -37,7 +37,7 @@ def compose(overrides: Sequence[str]) -> Config:
     manager.installed()
     words = readable(overrides)
     try:
-        with translated(), _hydra():
+        with translated(words), _hydra():
             return typed(hydra.compose("config", words))
     except ConfigError as error:
         raise _with_line(_with_place(error, words), overrides) from error
@@ -141,8 +141,11 @@ def typed(composed: DictConfig) -> Config:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn the errors of Hydra and OmegaConf into ConfigError, one line each."""
+def translated(words: Sequence[str] = ()) -> Iterator[None]:
+    """Turn the errors of Hydra and OmegaConf into ConfigError, one line each.
+
+    `words` are the overrides that were composed: what they choose decides which keys there are to suggest.
+    """
     try:
         yield
     except EngineError:
@@ -157,7 +160,7 @@ def translated() -> Iterator[None]:
             hint=f"write group=name or key=value{f', such as {shell_line(wrong)}' if '=' in wrong else ''}",
         ) from error
     except (ConfigCompositionException, OmegaConfBaseException) as error:
-        raise _misfit(error) from error
+        raise _misfit(error, words) from error
     except (HydraException, ValueError, OverflowError) as error:
         # Hydra has no error of its own for some overrides, such as sampler=null, nor for numbers that no float holds.
         raise ConfigError(
@@ -197,7 +200,7 @@ def _missing(error: MissingConfigException) -> ConfigError:
     return ConfigError(str(error).partition("\n")[0], field=group)
 
 
-def _misfit(error: Exception) -> ConfigError:
+def _misfit(error: Exception, words: Sequence[str]) -> ConfigError:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     first, *rest = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
     key = getattr(cause, "full_key", None) or next((r.partition(":")[2].strip() for r in rest if "full_key" in r), "")
@@ -211,7 +214,7 @@ def _misfit(error: Exception) -> ConfigError:
         )
     if "Could not override" in text or "not in" in first:
         wrong = text.partition("'")[2].partition("'")[0] or str(key)
-        near = difflib.get_close_matches(wrong.partition("=")[0][:64], _keys(), n=3)
+        near = _near(wrong.partition("=")[0], _keys(words))
         hint = f"did you mean {' or '.join(near)}?" if near else "multitalk --help lists the groups and keys"
         return ConfigError(f"there is no {wrong!r} in the config", field=wrong.partition("=")[0], hint=hint)
     wanted = next((hint for kind, hint in _KINDS.items() if kind in first), "multitalk plugins shows what fits")
@@ -229,7 +232,16 @@ _KINDS = {
 }
 
 
-def _keys() -> list[str]:
+def _near(key: str, known: Sequence[str]) -> list[str]:
+    """Return the known keys that are most like `key`: those beside it if one of them is, of one component as a rule."""
+    above, _, last = key.lstrip("+~").rpartition(".")
+    beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == above}
+    near = [beside[name] for name in similar(last, beside, most=3)]
+    return near or similar(key, known, most=3)
+
+
+def _keys(words: Sequence[str]) -> list[str]:
+    """Return all keys of the config that the choices among `words` (group=name) compose."""
     keys: list[str] = []
 
     def walk(node: DictConfig, prefix: str) -> None:
@@ -240,8 +252,13 @@ def _keys() -> list[str]:
                 if isinstance(child, DictConfig):
                     walk(child, f"{prefix}{key}.")
 
+    choices = [word for word in words if "." not in word.partition("=")[0]]
     with _hydra():
-        walk(hydra.compose("config"), "")
+        try:
+            composed = hydra.compose("config", choices)
+        except (HydraException, OmegaConfBaseException):
+            composed = hydra.compose("config")
+        walk(composed, "")
     return keys
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from engine.assembly.compatibility import quantiser_of
 from engine.assembly.location import weights_of
 from engine.assembly.settings import largest_window
 from engine.config import Config
@@ -14,11 +15,12 @@ from engine.data import Plan
 from engine.data.estimates import Estimates
 from engine.errors import EngineError, SourceError, UnknownComponent
 from engine.loading.layout import find_parts, is_scaled
+from engine.machine.device import resolve_device, resolve_dtype
 from engine.machine.profiles import free_on_host
 from engine.planning.estimate import estimate
 from engine.planning.gpus import installed_cards
 from engine.planning.memory import Load
-from engine.planning.parameters import PARTS, Sizes, published_sizes, read_sizes
+from engine.planning.parameters import PARTS, Quant, Sizes, published_sizes, read_sizes
 from engine.plugin.manager import Registry
 
 #: What is tried where a plan does not fit, the least harm first: those that change no frame stand in front.
@@ -52,12 +54,12 @@ def estimate_plan(plan: Plan, config: Config, registry: Registry) -> Plan:
 def _estimate(plan: Plan, config: Config, registry: Registry) -> Estimates:
     sizes, own = _sizes(config, plan.weights)
     cards = installed_cards()
-    device = config.device if config.device != "auto" else ("cuda" if cards else "cpu")
+    device = resolve_device(config.device, cuda=bool(cards))
     load = make_load(
         config,
         registry,
         device=device,
-        dtype=config.dtype if config.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32"),
+        dtype=resolve_dtype(config.dtype, device),
         loras=lora_bytes(config, plan.weights),
         converted=not own,
         scaled=_is_scaled(config, plan.weights),
@@ -144,8 +146,10 @@ def _files_bytes(weights: Path) -> int:
 
 def make_load(config: Config, registry: Registry, **others: Any) -> Load:
     """Return how the weights of a config are kept; `others` are fields of Load that it does not say, or that differ."""
+    quantiser = quantiser_of(config, registry)
     said: dict[str, Any] = {
         "quant": config.quant.name,
+        "made": None if quantiser is None else Quant(*quantiser.cost()),
         "memory": config.memory.name,
         "blocks": config.memory.blocks,
         "resident": config.memory.resident,

@@ -68,7 +68,8 @@ class WeightsFinder:
         try:
             folder = source.locate(weights)
         except (SourceError, MissingExtra) as error:
-            return Location(None, error)
+            # Without its frames, which hold this finder.
+            return Location(None, error.with_traceback(None))
         if folder is not None:
             return Location(folder)
         missing = MissingWeights(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from engine.config import Config
 from engine.data import Media, Request
+from engine.files.checksums import sha256_of
 
 FORMAT = 1
 
@@ -84,9 +84,9 @@ def make_recipe(request: Request, media: Media, config: Config, *, weights: str,
 def input_hashes(media: Media) -> dict[str, Any]:
     """Return the SHA-256 of each input file."""
     return {
-        "image": _sha256(media.image),
-        "voices": [_sha256(path) if path else None for path in media.voices],
-        "masks": [_sha256(path) if path else None for path in media.masks],
+        "image": sha256_of(media.image),
+        "voices": [sha256_of(path) if path else None for path in media.voices],
+        "masks": [sha256_of(path) if path else None for path in media.masks],
     }
 
 
@@ -133,16 +133,3 @@ def _versions() -> dict[str, str]:
 
 def _plain(value: Any) -> Any:
     return asdict(value) if hasattr(value, "__dataclass_fields__") else value
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    for block in _blocks(path):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            yield block

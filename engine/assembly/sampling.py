@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.components import BRANCHES, Agree, Guidance, Sampler, SharedCache, StepCache
+from engine.components import BRANCHES, Agree, Guidance, Sampler, SharedCache, StepCache, evaluations_of
 from engine.config import Config
 from engine.errors import ConfigError
 from engine.plugin.manager import Registry
@@ -26,10 +26,19 @@ def build_sampling(config: Config, registry: Registry, *, agree: Agree | None = 
     """
     cache = registry.caches.build(config.cache)
     return Sampling(
-        sampler=registry.samplers.build(config.sampler),
+        sampler=_sampler(config, registry),
         guidance=_guidance(config, registry),
         cache=cache if agree is None else _shared(cache, config, agree),
     )
+
+
+def _sampler(config: Config, registry: Registry) -> Sampler:
+    sampler, steps = registry.samplers.build(config.sampler), config.sampler.steps
+    counts = evaluations_of(sampler, steps)
+    if len(counts) != steps or min(counts) < 1:
+        what = f"sampler={config.sampler.name} says {list(counts)} evaluations of {steps} steps"
+        raise ConfigError(what, field="sampler", hint="its plugin must say 1 or more for each step")
+    return sampler
 
 
 def _guidance(config: Config, registry: Registry) -> Guidance:

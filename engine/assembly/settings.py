@@ -7,6 +7,7 @@ from pathlib import Path
 
 from engine.assembly.location import WeightsFinder
 from engine.assembly.sampling import build_sampling
+from engine.components import evaluations_of
 from engine.config import Config, ContinuationModelConfig, EntrypointConfig
 from engine.config.bounds import check_numbers
 from engine.data import PlanInputs
@@ -35,6 +36,7 @@ def make_plan_inputs(config: Config, registry: Registry, weights: WeightsFinder)
         motion=config.continuation.frames,
         sampler=f"{config.sampler.name} ({config.sampler.bundle})",
         steps=config.sampler.steps,
+        evaluations=sum(evaluations_of(sampling.sampler, config.sampler.steps)),
         guidance=config.guidance.name,
         passes=len(sampling.guidance.branches),
         untrained=location.folder is not None and _is_untrained(location.folder),

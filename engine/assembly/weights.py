@@ -8,30 +8,31 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.assembly.compatibility import LoraFit, check_suited, look_at_loras, tell_loras
+from engine.assembly.compatibility import LoraFit, check_suited, look_at_loras, quantiser_of, tell_loras
 from engine.assembly.location import WeightsFinder, weights_of
 from engine.assembly.loras import bundled_loras, loadable_loras
 from engine.assembly.prompts import tell_prompts
 from engine.assembly.provenance import Runtime, weights_hash
 from engine.assembly.settings import largest_window
-from engine.components import Reader
+from engine.components import Quantiser, Reader
 from engine.config import ComponentConfig, Config
 from engine.data import Plan, Request
 from engine.loading.component_files import BUILDING
 from engine.loading.model import Model, load_model
 from engine.loading.placement import Profile
 from engine.plugin.manager import Registry
-from engine.runtime.release import reclaim
+from engine.runtime.memory import reclaim
 
 
 @dataclass(frozen=True)
 class LoadSpec:
     """What is to be loaded, and how. Equal specs load equal weights."""
 
-    #: Keyword arguments of `load_model`, except `reader`.
+    #: Keyword arguments of `load_model`, except `reader` and `quantiser`.
     arguments: dict[str, Any]
-    #: A choice at boot like the others; built ones do not compare.
+    #: Choices at boot like the others; built ones do not compare.
     reader: ComponentConfig
+    quant: ComponentConfig
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class WeightsHolder:
         self._config = config
         self._registry = registry
         self._runtime = runtime
+        self._quantiser = quantiser_of(config, registry)
         #: Of the engine before, until it is known whether they serve.
         self._before = None if after is None else after._hand_over()
         #: What is in memory and is this engine's.
@@ -93,7 +95,7 @@ class WeightsHolder:
         Reads nothing but headers. Raises SourceError and ConfigError.
         """
         if self.loaded is None:
-            check_suited(config, weights.fetch(config))
+            check_suited(config, weights.fetch(config), self._registry)
 
     def load(self, reader: Reader, weights: WeightsFinder, loading: AbstractContextManager[None]) -> LoadedModel:
         """Load the weights inside of `loading`, if that has not happened yet. Raises SourceError and ConfigError."""
@@ -114,7 +116,7 @@ class WeightsHolder:
         return loaded
 
     def _load(self, reader: Reader, weights: WeightsFinder) -> LoadedModel:
-        spec = make_load_spec(self._config, weights, self._runtime)
+        spec = make_load_spec(self._config, weights, self._runtime, self._registry)
         before, self._before = self._before, None
         if before is not None and before.spec == spec:
             self.reused = True
@@ -123,13 +125,13 @@ class WeightsHolder:
             before.model.close()
             del before
             reclaim()
-        return load(spec, reader)
+        return load(spec, reader, self._quantiser)
 
 
-def make_load_spec(config: Config, weights: WeightsFinder, runtime: Runtime) -> LoadSpec:
+def make_load_spec(config: Config, weights: WeightsFinder, runtime: Runtime, registry: Registry) -> LoadSpec:
     """Return what `config` has loaded. Raises SourceError and ConfigError."""
     folder = weights.fetch(config)
-    check_suited(config, folder)
+    check_suited(config, folder, registry)
     arguments = {
         "folder": folder,
         "quant": config.quant.name,
@@ -139,16 +141,16 @@ def make_load_spec(config: Config, weights: WeightsFinder, runtime: Runtime) -> 
         "lora_mode": config.lora.mode,
         **asdict(runtime),
     }
-    return LoadSpec(arguments, config.reader)
+    return LoadSpec(arguments, config.reader, config.quant)
 
 
-def load(spec: LoadSpec, reader: Reader) -> LoadedModel:
+def load(spec: LoadSpec, reader: Reader, quantiser: Quantiser | None) -> LoadedModel:
     """Load what `spec` says. Raises SourceError and ConfigError."""
     arguments = spec.arguments
     fingerprint = weights_hash(arguments["folder"])
     fits = look_at_loras(arguments["wanted"], arguments["folder"], arguments["loras"])
     with BUILDING:
-        model = load_model(**arguments, reader=reader)
+        model = load_model(**arguments, reader=reader, quantiser=quantiser)
     return LoadedModel(spec, model, fingerprint, fits)
 
 

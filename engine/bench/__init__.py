@@ -1,1 +1,1 @@
-"""Measurements a user can repeat: `multitalk bench ...`."""
+"""Benchmarks that users can run: `multitalk bench ...`."""

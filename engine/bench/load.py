@@ -31,7 +31,7 @@ from engine.loading.model import DTYPES
 from engine.loading.safetensors_reader import BUFFER, PIECE
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
 from engine.plugin.manager import installed
-from engine.runtime.peaks import forget_peak, status
+from engine.runtime.memory import forget_peak, status
 
 BARS = (
     Bar("cold, share of plain reading's speed", "ratios/cold", least=0.85),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import RequestError
-from engine.runtime.peaks import forget_peak, status
+from engine.runtime.memory import forget_peak, status
 
 #: Frames of the warm-up: two windows, so that a continuation has also run.
 WARM = 106

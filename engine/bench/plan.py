@@ -19,7 +19,7 @@ from engine import EngineService, Request, Speaker
 from engine.bench.memory import write_voice
 from engine.errors import EngineError, RequestError
 from engine.loading.safetensors_reader import POPULATE_READ, advise
-from engine.runtime.peaks import forget_peak, status
+from engine.runtime.memory import forget_peak, status
 
 #: Configs that were used while `engine.planning` was written, and others that were not.
 FITTED = ("base",)

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.bench.platform import Platform, working
 from engine.errors import EngineError, RequestError
-from engine.runtime.peaks import status
+from engine.runtime.memory import status
 
 #: Jobs after which caches and allocators are warm.
 WARM = 20

@@ -1,1 +1,1 @@
-"""What stands behind the words of the command line."""
+"""The command line: parsing, help, and the commands that are not entrypoints."""

@@ -14,21 +14,21 @@ from engine.config_keys.reference import Key, choices_of, group_about, keys
 _INTRO = """\
 # The keys of the config
 
-This page is written by `python -m engine.cli.config_page > docs/config.md` from the schema
-(`engine/config`) and the configs of the bundled components; a test holds it to them. `multitalk config` prints the
-config that your choices compose, with where each value comes from, and `multitalk config KEY` what this page says of
-one key, for installed plugins as well ([cli.md](cli.md#the-composed-config)).
+`python -m engine.cli.config_page > docs/config.md` generates this page from the schema (`engine/config`) and the
+configs of the bundled components; a test compares them. `multitalk config` prints your composed config with the
+origin of each value. `multitalk config KEY` prints this page's entry for one key, also for installed plugins
+([cli.md](cli.md#the-composed-config)).
 
-`group=name` chooses a preset or a component, `key=value` changes one value. Later ones win: the default of the schema,
-the presets of the groups, the recipe and the experiment, then the words of the command line. NAME stands for any name
-of a table, `[]` for any place in a list.
+`group=name` selects a preset or a component, `key=value` sets one value. Later entries override earlier ones: the
+schema's defaults, the presets of the groups, the recipe and the experiment, the command line. In a key, NAME is any
+name in a table and `[]` any entry of a list.
 
-A default of `${...}` is the value of another key. `$NAME` is a variable of the environment; what follows "else" holds
-where it is not set. Every number must be finite; where no range is listed, it is at most 2^53 in size. A value outside
-of its range, of another type, or not one of the words that are listed is refused in one line that names the key.
+A default of `${...}` is the value of another key. `$NAME` is an environment variable; the value after "else" applies
+if it is not set. Every number must be finite; without a listed range its magnitude is at most 2^53. A value out of
+range, of a wrong type, or not among the listed words is rejected with one line that names the key.
 """
 _FIXED = "Fixed when the engine starts: a job cannot change it."
-_REQUEST = "A job may change it by its `overrides`."
+_REQUEST = "A job may change it with its `overrides`."
 
 
 def document() -> str:

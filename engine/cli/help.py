@@ -9,16 +9,16 @@ from engine.cli.parser import REQUEST
 from engine.plugin.manager import installed
 
 COMMANDS = {
-    "plan": "what generate would do: sizes, windows, memory, seconds and cost on GPUs (generate --dry-run)",
-    "plugins": "list every component and preset by group, with its package (--json)",
-    "config": "the composed config with where each value comes from; KEY: what a key means (--json, docs/config.md)",
-    "show": "FILE.mp4: print the recipe a video carries (--json)",
-    "again": "FILE.mp4 --image ... --audio ...: make a video again from its recipe",
-    "compare": "DIR: one page with the videos of a sweep side by side, and a table of their figures (docs/sweeps.md)",
-    "models": "pull, verify, list, prune: the published weights on this machine or volume (docs/models.md)",
-    "doctor": "what is wrong on this machine for a config, and what to do (--json)",
-    "rehearse": "the real code path on a pretended card: memory, copies and waits without a GPU (docs/rehearsal.md)",
-    "bench": "transformer, memory, load, plan, device, ...: measure a part of the engine or this device, as JSON",
+    "plan": "show what generate would do: sizes, windows, memory, time and cost on GPUs (generate --dry-run)",
+    "plugins": "list every component and preset by group, with its package (--json); new NAME: write one (--kind)",
+    "config": "print the composed config and the origin of each value; KEY: explain a key (--json, docs/config.md)",
+    "show": "FILE.mp4: print the settings that are stored in a video (--json)",
+    "again": "FILE.mp4 --image ... --audio ...: make a video again from its stored settings",
+    "compare": "DIR: write a page with the videos of a sweep side by side and their measurements (docs/sweeps.md)",
+    "models": "pull, verify, list, prune: manage the published weights on this machine or volume (docs/models.md)",
+    "doctor": "check this machine for a config; report problems and how to fix them (--json)",
+    "rehearse": "run the real code on a simulated card: memory, copies and waits without a GPU (docs/rehearsal.md)",
+    "bench": "transformer, memory, load, plan, device, ...: measure a part of the engine or this device; prints JSON",
 }
 
 _ABOUT = """\
@@ -35,9 +35,9 @@ examples:
   multitalk plan --image two.jpg --audio silence --audio right.wav --prompt "..." model=multitalk resolution=720p
   multitalk generate --image anna.jpg --audio anna.wav --prompt "..." -m sampler=standard,turbo request.seed=1,2
 
-Words with '=' are overrides of the config, in Hydra's grammar: group=name chooses one of the names below,
-key=value changes one value (sampler.steps=20, guidance.text_scale=3, sink.folder=films).
-'multitalk COMMAND --help' tells more; errors are one line and exit with status 2.
+Arguments with '=' are overrides of the config, in Hydra's syntax: group=name selects one of the names below,
+key=value sets one value (sampler.steps=20, guidance.text_scale=3, sink.folder=films).
+'multitalk COMMAND --help' explains a command. Errors are one line with exit status 2.
 """
 
 
@@ -45,8 +45,10 @@ def manual() -> str:
     """Return what the command does, its commands, flags, examples and the groups to choose from."""
     entrypoints = installed().entrypoints
     about = {name: (entrypoints.config(name).__doc__ or "").partition("\n")[0] for name in entrypoints.names()}
-    flags = {f"{flag.name} {flag.word}": flag.help for flag in REQUEST}
-    flags["--output FILE"] = "where the video goes; an existing file is never overwritten unless sink.overwrite=true"
+    flags = {f"{flag.name} {flag.metavar}": flag.help for flag in REQUEST}
+    flags["--output FILE"] = (
+        "folder and name of the video; existing files are only overwritten with sink.overwrite=true"
+    )
     flags["--json, --dry-run, --preview PNG, --quiet, -m"] = "see multitalk generate --help"
     parts = [
         _ABOUT,

@@ -1,4 +1,4 @@
-"""A client of endpoints that serve this engine: submit a job, follow it, fetch the video. Sync and async, no torch."""
+"""A client for endpoints that serve this engine: submit, follow, download. Sync and async, no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of the composed config, and what of it a request may override. Presets in conf/ fill it."""
+"""The schema of the composed config, and which keys a request may override. Presets in conf/ fill it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from engine.errors import ConfigError
 
 @dataclass
 class ComponentConfig:
-    """What every component's config says first: which component it is for."""
+    """The base of every component's config: the component's name."""
 
-    #: The component's own name; it is set by choosing the component, not by itself.
+    #: The component's name; set it by choosing the component (`group=name`).
     name: str = MISSING
 
 
@@ -34,10 +34,10 @@ class ComponentConfig:
 
 
 @dataclass
-class QuantConfig:
+class QuantConfig(ComponentConfig):
     """How the transformer's weights are kept in memory: "none", "int8", or as a quantised file stores them."""
 
-    #: The way, one of the presets' names.
+    #: The way: a quantisation that is made while loading, or a preset's name.
     name: str = "none"
     #: The quantised file, below the weights' folder, where there are several.
     file: str | None = None
@@ -45,87 +45,87 @@ class QuantConfig:
 
 @dataclass
 class LoraConfig:
-    """How LoRAs are applied; fixed at boot."""
+    """How LoRAs are applied; fixed when the engine starts."""
 
-    #: "runtime": an unmerged side branch that each request can have on or off; "merged": into the weights, at load.
+    #: "runtime": added during each forward, so that each request can turn it on or off; "merged": into the weights.
     mode: str = field(default="runtime", metadata=one_of("runtime", "merged"))
-    #: LoRAs beside those of the sampler's bundle.
+    #: LoRAs in addition to those of the sampler's bundle.
     extra: list[AdapterConfig] = field(default_factory=list)
 
 
 @dataclass
 class MemoryConfig:
-    """What of the model is in memory, and on the device, at a time: see docs/loading.md for the profiles."""
+    """Which parts of the model are in host memory and on the device at a time: see docs/loading.md for the profiles."""
 
     #: "none", "text-offload", "model-offload", "group-offload", "lowest", or "auto": the fastest of them that fits.
     name: str = "none"
-    #: group-offload and lowest: transformer blocks that come to the device while one computes.
+    #: group-offload and lowest: number of transformer blocks that are copied to the device while one computes.
     blocks: int = field(default=1, metadata=within(1, 1000))
     #: group-offload and lowest: blocks that stay on the device while the transformer is in use; "auto": as many as fit
-    #: there when the weights are loaded, beside what a window of the chosen resolution is allowed.
+    #: when the weights are loaded, with the memory for a window of the chosen resolution kept free.
     resident: int | str = field(default=0, metadata=within(0, 1000) | one_of("auto"))
-    #: Move the next blocks while the ones before compute; null: where the device is CUDA, which it needs.
+    #: Copy the next blocks while the previous ones compute; needs CUDA. null: if the device is CUDA.
     streams: bool | None = None
-    #: CUDA: pin the weights that wait in the host's memory; null: all of them where there is room for that when they
-    #: are loaded, else those of the transformer's blocks alone.
+    #: CUDA: pin the weights in host memory; null: all weights if host memory is sufficient when they are loaded, else
+    #: only the transformer's blocks.
     pin: bool | None = None
-    #: Side in pixels of the tiles in which the VAE works, a multiple of 32; 0: none. Inexact: frames change a little.
+    #: Side of the VAE's tiles in pixels, a multiple of 32; 0: no tiles. With tiles the frames change a little.
     tile: int = field(default=0, metadata=within(0, 4096))
 
 
 @dataclass
 class ParallelConfig:
-    """How many devices work on one video: "none" (one), or "ulysses", one for each process that torchrun started."""
+    """How many devices work on one video: "none" (one), or "ulysses", one per process that torchrun started."""
 
     #: The way, one of the presets' names.
     name: str = "none"
-    #: Number of this process among all; torchrun sets it.
+    #: Number of this process (rank) among all processes; torchrun sets it.
     rank: int | None = field(default="${oc.env:RANK,null}", metadata=within(0, 65_536))  # type: ignore[assignment]
-    #: Number of this process among those of this machine; torchrun sets it.
+    #: Number of this process among those of its machine; torchrun sets it.
     local_rank: int | None = field(default="${oc.env:LOCAL_RANK,null}", metadata=within(0, 65_536))  # type: ignore[assignment]
     #: Number of processes; torchrun sets it.
     size: int | None = field(default="${oc.env:WORLD_SIZE,null}", metadata=within(1, 65_536))  # type: ignore[assignment]
-    #: Name of torchrun's run; null: this process was not started by torchrun.
+    #: Id of torchrun's run; null: torchrun did not start this process.
     run: str | None = "${oc.env:TORCHELASTIC_RUN_ID,null}"
 
 
 @dataclass
 class ContinuationConfig:
-    """How a video goes on from one window to the next."""
+    """How a window continues the one before it."""
 
-    #: "multitalk": motion frames mixed with noise of the step; "infinitetalk": clean motion frames, fixed reference.
+    #: "multitalk": motion frames with the current step's noise; "infinitetalk": clean motion frames and the picture.
     style: str = field(default=II("model.continuation.style"), metadata=STYLE)
-    #: Frames of the window before that the next one is given: 4n + 1, at most half of a window.
+    #: Motion frames: last frames of a window that the next one gets; 4n + 1, at most half of a window.
     frames: int = field(default=II("model.continuation.frames"), metadata=WINDOW)
-    #: Frames over which a window is eased from the last one that was shown; 0: none.
+    #: Number of frames over which the start of a window is blended with the last frame before it; 0: no blending.
     blend: int = field(default=II("model.continuation.blend"), metadata=BLEND)
-    #: Pull each window's colours towards the picture's, 0 (off) .. 1.
+    #: How strongly each window's colours are matched to the picture's, 0 (off) to 1.
     color_strength: float = field(default=1.0, metadata=within(0, 1))
 
 
 @dataclass
 class AccessConfig:
-    """What a request's addresses may reach, unless the caller of the engine gives an Access of its own."""
+    """What a request's addresses may reach, unless the caller of the engine passes its own Access."""
 
-    #: Kinds of address that may be opened: "path", "data", "http", "https", "s3" and those of plugins.
+    #: Allowed schemes of addresses: "path", "data", "http", "https", "s3" and those of plugins.
     schemes: list[str] = field(default_factory=lambda: ["path", "data"])
-    #: Folders below which paths may lie; null: anywhere.
+    #: Folders in which paths must be; null: any folder.
     folders: list[str] | None = None
-    #: Most bytes of one file.
+    #: Maximum size of one file in bytes.
     max_bytes: int = field(default=512 * 2**20, metadata=within(1, 2**50))
-    #: Most seconds to open one address.
+    #: Maximum seconds to open one address.
     timeout: float = field(default=60.0, metadata=within(0.001, 86_400))
-    #: Most seconds to open all of a request's addresses.
+    #: Maximum seconds to open all addresses of a request.
     total_timeout: float = field(default=300.0, metadata=within(0.001, 86_400))
-    #: Most pixels of a picture or a mask; the default is 8192 x 8192, the largest is Pillow's own limit.
+    #: Maximum pixels of a picture or mask; the default is 8192 x 8192, the upper bound is Pillow's own limit.
     max_pixels: int = field(default=2**26, metadata=within(1, 178_956_970))
-    #: Longest voice in seconds, of what is taken of its file.
+    #: Maximum seconds of a voice, after its part of the file is selected.
     max_seconds: float = field(default=3600.0, metadata=within(0.001, 86_400))
-    #: Hosts that may be fetched from although they are not on the public internet.
+    #: Hosts that are allowed although they are not on the public internet.
     private_hosts: list[str] = field(default_factory=list)
-    #: Buckets that s3:// addresses may name where this machine's keys open them; "": the one in `endpoint_url`'s host.
+    #: Buckets that s3:// addresses may use with this machine's keys; "": the one in the host name of `endpoint_url`.
     buckets: list[str] = field(default_factory=lambda: ["${oc.env:S3_BUCKET,''}"])
-    #: Address of their store, where it is not Amazon's.
+    #: Endpoint of their store, if it is not Amazon's.
     endpoint_url: str | None = "${oc.env:BUCKET_ENDPOINT_URL,null}"
     #: Their region.
     region: str | None = "${oc.env:AWS_REGION,null}"
@@ -135,11 +135,11 @@ class AccessConfig:
 class VideoConfig:
     """How the MP4 is encoded."""
 
-    #: x264 constant rate factor, 0 (lossless) .. 51.
+    #: x264's constant rate factor, 0 (lossless) to 51 (smallest file).
     crf: int = field(default=18, metadata=within(0, 51))
-    #: x264's preset, from the fastest encoding to the smallest file.
+    #: x264's speed preset, from the fastest encoding to the smallest file.
     preset: str = field(default="medium", metadata=X264_PRESET)
-    #: AAC bits a second.
+    #: AAC bits per second.
     audio_bitrate: int = field(default=192_000, metadata=within(32_000, 512_000))
 
 
@@ -149,36 +149,38 @@ def _asked(default: Any, about: str, word: str, allowed: Mapping[str, Any] | Non
 
 @dataclass
 class RequestConfig:
-    """The request of the `generate` entrypoint; the flags of the command line end here, one for each field in order."""
+    """The request of `generate`; each field is a flag of the command line, in this order."""
 
-    image: str | None = _asked(None, "the picture: a path, or an address that a plugin opens", "FILE")
+    image: str | None = _asked(None, "the picture: a path or an address", "FILE")
     audio: list[str] = field(
         default_factory=list,
         metadata={
             "word": "FILE",
-            "help": "a voice, once for each person from left to right; 'silence' for one who is quiet; "
-            "FILE#left, FILE#track=2 or FILE#start=3,duration=10,delay=1 takes a part of it",
+            "help": "a voice; repeat it for each person, from left to right. 'silence' is a person who says nothing; "
+            "FILE#left, FILE#track=2 or FILE#start=3,duration=10,delay=1 takes a part of a file",
         },
     )
-    prompt: str | None = _asked(None, "what is to be seen", "TEXT")
-    negative_prompt: str | None = _asked(None, "what is not to be seen; without it the model's own", "TEXT")
+    prompt: str | None = _asked(None, "what the video shows", "TEXT")
+    negative_prompt: str | None = _asked(None, "what the video should not show (the model's own)", "TEXT")
     frames: int | str | None = _asked(
-        None, "frames of the video; auto, or without it: as long as the voices", "N|auto", within(1, 90_000)
+        None, "number of frames; auto: as long as the voices (auto)", "N|auto", within(1, 90_000)
     )
-    fps: float | None = _asked(None, "frames a second, 1 to 60; without it the model's own rate", "F", FPS)
-    seed: int = _asked(42, "start of the noise, 0 to 2**63 - 1; -1 for a random one (42)", "S", within(-1, 2**63 - 1))
-    speakers: str | None = _asked(None, "YAML or JSON: who speaks where, in place of --audio (see docs/cli.md)", "FILE")
+    fps: float | None = _asked(None, "frames per second, 1 to 60 (the model's own)", "F", FPS)
+    seed: int = _asked(42, "seed of the noise, 0 to 2**63 - 1; -1: random (42)", "S", within(-1, 2**63 - 1))
+    speakers: str | None = _asked(None, "YAML or JSON: who speaks where; replaces --audio (see docs/cli.md)", "FILE")
     audio_type: str = _asked(
-        "para", "para: all voices start at once; add: one after the other", "para|add", one_of("para", "add")
+        "para", "para: all voices start at once; add: one after the other (para)", "para|add", one_of("para", "add")
     )
     timing: str = _asked(
         "direct",
-        "direct: each frame at its own time; native: made at the model's rate and picked",
+        "direct: frames at their own times; native: at the model's rate, then the nearest are selected (direct)",
         "direct|native",
         one_of("direct", "native"),
     )
-    fit: str = _asked("crop", "how the picture comes to the model's shape", "crop|pad", one_of("crop", "pad"))
-    #: Name of the video's file; the flag is --output.
+    fit: str = _asked(
+        "crop", "crop: cut the picture to the model's shape; pad: add bars (crop)", "crop|pad", one_of("crop", "pad")
+    )
+    #: Name of the video file; the flag is --output.
     filename: str | None = None
 
 
@@ -187,17 +189,17 @@ class RequestConfig:
 
 @dataclass
 class SamplerConfig(ComponentConfig):
-    """What every sampler knows. Steps, shift, guidance scales and LoRAs come from the model's bundle."""
+    """The base of every sampler's config. Defaults of steps and shift come from the model's bundle."""
 
-    #: "standard" or "turbo": which of the model's bundles the defaults come from.
+    #: "standard" or "turbo": the model's bundle that provides the defaults.
     bundle: str = field(default="standard", metadata=BUNDLE)
-    #: Sampling steps.
+    #: Number of sampling steps.
     steps: int = field(default=II("model.${sampler.bundle}.steps"), metadata=STEPS)
     #: Shift of the flow-matching schedule.
     shift: float = field(default=II("model.${sampler.bundle}.shift"), metadata=SHIFT)
 
     def check(self) -> None:
-        """Raise ConfigError for steps or a shift that no sampler can mean."""
+        """Raise ConfigError if steps or shift are out of range."""
         if not 1 <= self.steps <= 1000:
             raise ConfigError(f"{self.steps} steps", field="sampler.steps", hint="give 1 to 1000")
         if not self.shift > 0:
@@ -242,22 +244,22 @@ class CacheConfig(ComponentConfig):
 
 @dataclass
 class FolderConfig(ComponentConfig):
-    """What the config of a source derives from whose `path` is a folder that `multitalk models pull` fills."""
+    """The base config of sources whose `path` is a folder that `multitalk models pull` fills."""
 
-    #: The folder, with a sub-folder for each model.
+    #: The folder, with one sub-folder per model.
     path: str = MISSING
 
 
 @dataclass
 class SinkConfig(ComponentConfig):
-    """What every sink's config is a kind of."""
+    """The base of every sink's config."""
 
 
 @dataclass
 class EntrypointConfig(ComponentConfig):
-    """What the config of an entrypoint with defaults of its own derives from."""
+    """The base config of entrypoints with their own defaults."""
 
-    #: Whether it works with `parallel`: its process ends with its first error, and takes the others along.
+    #: Whether it supports `parallel`: its process ends with its first error and ends the others, too.
     parallel: ClassVar[bool] = False
 
     @classmethod
@@ -276,25 +278,25 @@ class Config:
     resolution: str = II("model.resolution")
     #: Where the weights come from.
     source: ComponentConfig = MISSING
-    #: How weights are read from disk.
+    #: How weight files are read from disk.
     reader: ComponentConfig = MISSING
-    #: How the transformer's weights are kept in memory.
+    #: Number format of the transformer's weights in memory.
     quant: QuantConfig = field(default_factory=QuantConfig)
     #: The attention kernel.
     attention: ComponentConfig = MISSING
     #: How LoRAs are applied.
     lora: LoraConfig = field(default_factory=LoraConfig)
-    #: What of the model is in memory, and on the device, at a time.
+    #: Which parts of the model are in host memory and on the device at a time.
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     #: How many devices work on one video.
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     #: The solver, its steps and its schedule.
     sampler: SamplerConfig = MISSING
-    #: How far prompt and voices steer the video.
+    #: How strongly prompt and voices guide the video.
     guidance: GuidanceConfig = MISSING
-    #: Which steps are computed, and which are taken from earlier ones.
+    #: Step cache: which steps are computed and which reuse earlier results.
     cache: CacheConfig = MISSING
-    #: How a video goes on from one window to the next.
+    #: How a window continues the one before it.
     continuation: ContinuationConfig = field(default_factory=ContinuationConfig)
     #: How the MP4 is encoded.
     video: VideoConfig = field(default_factory=VideoConfig)
@@ -302,19 +304,19 @@ class Config:
     access: AccessConfig = field(default_factory=AccessConfig)
     #: Where a finished video goes.
     sink: SinkConfig = MISSING
-    #: What the engine does: makes one video, serves jobs, ...
+    #: What the engine does: make one video, serve jobs, ...
     entrypoint: ComponentConfig = MISSING
     #: Where the workers of a batch run.
     launcher: ComponentConfig = MISSING
-    #: What `generate` is asked for.
+    #: The request of `generate`.
     request: RequestConfig = field(default_factory=RequestConfig)
-    #: "auto" (CUDA where there is one), "cpu" or "cuda".
+    #: "auto" (CUDA if available), "cpu" or "cuda".
     device: str = field(default="auto", metadata=one_of("auto", "cpu", "cuda"))
     #: Number format of the transformer: "auto" (bfloat16 on CUDA, float32 on CPU), "bfloat16" or "float32".
     dtype: str = field(default="auto", metadata=one_of("auto", "bfloat16", "float32"))
 
 
-#: Groups and keys that are fixed once an engine is booted: a request that changes one is refused.
+#: Groups and keys that are fixed when an engine starts: a request that changes one is rejected.
 FIXED = (
     "model",
     "source",
@@ -333,7 +335,7 @@ FIXED = (
     "access",
 )
 
-#: What a request's overrides may name: these keys and, with a dot, what lies below them.
+#: Keys that a request's overrides may set: these and, with a dot, the keys below them.
 OVERRIDABLE = ("resolution", "sampler", "guidance", "cache", "continuation")
 
 

@@ -13,11 +13,11 @@ from engine.config.ranges import BLEND, COEFFICIENTS, FPS, SCALE, SHIFT, STEPS, 
 class ResolutionConfig:
     """One entry of a model's table of resolutions."""
 
-    #: Nominal height / width -> [height, width] in pixels; the nearest to the source picture's is taken.
+    #: Nominal height / width -> [height, width] in pixels; the entry nearest to the picture's ratio is used.
     buckets: dict[str, list[int]] = field(default_factory=dict, metadata=within(16, 4096))
     #: Shift of the flow-matching schedule.
     shift: float = field(default=7.0, metadata=SHIFT)
-    #: Polynomial of the TeaCache estimate, highest power first; empty: none was measured for this model.
+    #: Polynomial of the TeaCache estimate, highest power first; empty: not measured for this model.
     teacache: list[float] = field(default_factory=list, metadata=COEFFICIENTS)
 
 
@@ -25,23 +25,23 @@ class ResolutionConfig:
 class AdapterConfig:
     """One LoRA."""
 
-    #: File below the weights' folder, or an absolute path.
+    #: File in the weights' folder, or an absolute path.
     file: str = MISSING
-    #: How strongly it is applied; 1: as it was trained.
+    #: Strength of the LoRA; 1: as trained.
     scale: float = field(default=1.0, metadata=within(-10, 10))
 
 
 @dataclass
 class BundleConfig:
-    """Settings that belong together: how a model is sampled in one mode."""
+    """Settings that belong together: how to sample a model in one mode."""
 
-    #: Sampling steps.
+    #: Number of sampling steps.
     steps: int = field(default=40, metadata=STEPS)
     #: Shift of the flow-matching schedule.
     shift: float = field(default=7.0, metadata=SHIFT)
-    #: Guidance scale of the prompt; 1: none.
+    #: Guidance scale of the prompt; 1: no guidance.
     text_scale: float = field(default=5.0, metadata=SCALE)
-    #: Guidance scale of the voices; 1: none.
+    #: Guidance scale of the voices; 1: no guidance.
     audio_scale: float = field(default=4.0, metadata=SCALE)
     #: LoRAs that belong to this mode.
     loras: list[AdapterConfig] = field(default_factory=list)
@@ -49,20 +49,20 @@ class BundleConfig:
 
 @dataclass
 class ContinuationModelConfig:
-    """How a model continues a video from window to window."""
+    """How a model continues a video from one window to the next."""
 
-    #: "multitalk": motion frames mixed with noise of the step; "infinitetalk": clean motion frames, fixed reference.
+    #: "multitalk": motion frames with the current step's noise; "infinitetalk": clean motion frames and the picture.
     style: str = field(default="multitalk", metadata=STYLE)
-    #: Frames of the window before that the next one is given: 4n + 1.
+    #: Motion frames: last frames of a window that the next one gets; 4n + 1.
     frames: int = field(default=25, metadata=WINDOW)
-    #: Seconds for which style "multitalk" is known to hold a face: for longer videos a plan advises something else.
-    #: 15 is what MultiTalk's authors give for theirs.
+    #: Maximum seconds for which style "multitalk" keeps a face; for longer videos a plan suggests an alternative.
+    #: 15 is the figure of MultiTalk's authors.
     multitalk_seconds: float = field(default=15.0, metadata=within(0, 86_400))
-    #: Who says so.
+    #: Source of that figure.
     multitalk_seconds_by: str = "README of MeiGen-AI/MultiTalk"
-    #: What is advised for longer videos, in the words of the command line.
+    #: The alternative for longer videos, as an override.
     instead: str = "model=infinitetalk"
-    #: Frames over which a window is eased from the last one that was shown; 0, as in the public implementation: none.
+    #: Number of frames over which a window is blended with the frame before it; 0, as in the public code: no blending.
     blend: int = field(default=0, metadata=BLEND)
 
 
@@ -70,31 +70,31 @@ class ContinuationModelConfig:
 class ModelConfig:
     """A model preset: its weights and everything that depends on them."""
 
-    #: Name of the model; a video's recipe carries it.
+    #: Name of the model; part of a video's provenance.
     name: str = MISSING
     #: Folder of the weights on a volume.
     folder: str = MISSING
     #: Whether the weights ship inside the package.
     packaged: bool = False
-    #: File of audio weights in Wan's key names, or the end of its path, where it lies beside Wan's own; "": any.
+    #: File of audio weights in Wan's key names, or the end of its path, if there are several; "": any.
     adapter: str = ""
-    #: Command that gets the weights, named when they are missing; "": that of a published preset, where there is one.
+    #: Command that downloads the weights, shown if they are missing; "": that of the weights preset, if there is one.
     command: str = ""
-    #: Published architecture whose sizes a plan takes while the weights are not there (engine/planning/architectures).
+    #: Published architecture whose sizes a plan uses if the weights are missing (engine/planning/architectures).
     architecture: str = ""
-    #: Native frames a second, of the audio features as well.
+    #: Native frames per second, also of the audio features.
     fps: float = field(default=25.0, metadata=FPS)
-    #: Most frames of one window: 4n + 1.
+    #: Maximum frames of one window: 4n + 1.
     window: int = field(default=81, metadata=WINDOW)
-    #: Resolutions that the model knows, by name.
+    #: The model's resolutions, by name.
     resolutions: dict[str, ResolutionConfig] = field(default_factory=dict)
-    #: The one that is taken unless `resolution` names another.
+    #: The default of `resolution`.
     resolution: str = MISSING
-    #: How the model continues a video from window to window.
+    #: How the model continues a video from one window to the next.
     continuation: ContinuationModelConfig = field(default_factory=ContinuationModelConfig)
-    #: What `sampler.bundle=standard` takes.
+    #: The values for `sampler.bundle=standard`.
     standard: BundleConfig = field(default_factory=BundleConfig)
-    #: What `sampler.bundle=turbo` takes.
+    #: The values for `sampler.bundle=turbo`.
     turbo: BundleConfig = field(default_factory=BundleConfig)
-    #: What is not to be seen, unless the request says so itself.
+    #: What the video should not show, unless the request sets its own text.
     negative_prompt: str = ""

@@ -1,1 +1,1 @@
-"""The keys of the composed config: what each means, what it may be, and where its value comes from."""
+"""Documentation of the config's keys: meaning, allowed values, and the origin of each value."""

@@ -1,10 +1,11 @@
-"""What flows through the engine, in the order in which it comes to be."""
+"""The data types that flow through the engine, in the order of a generation."""
 
 from __future__ import annotations
 
 from engine.data.access import Access as Access
 from engine.data.access import Credentials as Credentials
 from engine.data.adapters import LoraUse as LoraUse
+from engine.data.budget import Budget as Budget
 from engine.data.estimates import CardEstimate as CardEstimate
 from engine.data.estimates import Estimates as Estimates
 from engine.data.plan import Canvas as Canvas

@@ -18,5 +18,5 @@ class Budget:
     seconds: float = 3600.0
     #: Steps of the sampler.
     steps: int = 1000
-    #: Forwards of the network in all: windows x steps x guidance passes.
+    #: Forwards of the network in all: windows x evaluations x guidance passes, one evaluation a step or more.
     forwards: int = 1_000_000

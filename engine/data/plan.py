@@ -31,6 +31,8 @@ class PlanInputs:
     #: Folder of the weights; None: not found, `absent` says why.
     weights: Path | None
     absent: str = ""
+    #: Evaluations of the network in each window; None: one a step.
+    evaluations: int | None = None
     #: Side of the VAE's tiles in pixels; 0: none.
     tile: int = 0
     #: Seconds for which the style of continuation holds a face, who says so, what is advised beyond; None: no limit.
@@ -102,7 +104,8 @@ class Plan:
     sampler: str
     steps: int
     guidance: str
-    #: Forwards of the network in each step (guidance passes), and in all (before any step cache).
+    #: Forwards of the network in each evaluation of it (guidance passes; most samplers make one evaluation a step), and
+    #: in all (before any step cache).
     passes: int
     forwards: int
     seed: int

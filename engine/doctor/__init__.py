@@ -1,1 +1,1 @@
-"""What is wrong with this machine for the config it is to run."""
+"""Checks this machine for a config, and reports problems with their fixes."""

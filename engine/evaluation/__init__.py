@@ -1,1 +1,1 @@
-"""Measures of a finished video: mouths, sharpness, likeness, colours."""
+"""Quality measures of a finished video: mouths, sharpness, likeness, colours."""

@@ -1,1 +1,1 @@
-"""Files that this engine writes: whole or not at all, temporary, waiting for delivery."""
+"""Writing files: atomic writes, temporary folders, and videos that wait for delivery."""

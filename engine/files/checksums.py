@@ -1,17 +1,35 @@
-"""Whether a store has what was sent: a file's digests, and those that the store tells."""
+"""The digests of a file, and whether a store has what was sent by those that it states."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 #: Bytes. Larger files go up in parts of this size; the digests are over the same parts.
 PART = 8 * 2**20
+#: Bytes that are read at a time.
+_PIECE = 4 * 2**20
+
+
+def sha256_of(path: Path, pause: Callable[[float], None] = lambda _: None) -> str:
+    """Return the SHA-256 of a file; `pause` is called now and then and may raise to stop. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            pause(0)
+    return digest.hexdigest()
+
+
+def git_sha1_of(path: Path) -> str:
+    """Return the name that git, and so the hub, gives to a file with this content. Raises OSError."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""Getting the published weights: which files there are, downloading, verifying, listing and pruning them.
+"""The published weights: the list of files, download, verify, prune.
 
-Runs with Python and huggingface-hub alone: nothing here may import torch, Hydra or another room of the engine than
-`engine.errors`. `scripts/download_models.py` and `multitalk models` are two doors to it.
+Needs only Python and huggingface-hub: nothing here may import torch or Hydra. `scripts/download_models.py` and
+`multitalk models` both use it.
 """

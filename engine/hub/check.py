@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.hub.hashing import sha256_of
+from engine.files.checksums import sha256_of
 from engine.hub.lock import locked
 from engine.hub.manifest import Preset
 from engine.hub.record import COMPLETE, PRIVATE, Record

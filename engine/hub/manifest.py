@@ -14,8 +14,8 @@ from engine.hub.record import COMPLETE
 from engine.text.names import is_inside, is_plain
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-#: quant=… that read the files that quant=none reads, and make of them what they need while they load them.
-DENSE = ("none", "int8")
+#: quant=… that read quantised files; any other reads those of quant=none, and makes what it needs of them meanwhile.
+STORED = ("int8-quanto", "fp8-quanto", "gguf")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Manifest:
 
         A quantisation that is made while loading reads what quant=none reads.
         """
-        wanted = "none" if quant in DENSE else quant
+        wanted = quant if quant in STORED else "none"
         mine = (preset for preset in self.presets() if "model.folder=" not in preset.use)
         return next((one for one in mine if (one.words["model"], one.words["quant"]) == (model, wanted)), None)
 
@@ -133,7 +133,7 @@ class Manifest:
         quantisation.
         """
         usual = self.preset(self.default).words["quant"]
-        wanted = "none" if quant in DENSE else quant
+        wanted = quant if quant in STORED else "none"
         mine = [preset for preset in self.presets() if preset.words["model"] == model]
         here = [preset for preset in mine if preset.folder == folder]
         exact = [preset for preset in here if preset.words["quant"] == wanted]

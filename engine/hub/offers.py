@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engine.hub.manifest import Manifest, read_manifest
-from engine.hub.progress import amount
+from engine.text.amounts import amount
 
 #: Where presets are pulled to unless $MODEL_PATH or --model-path says otherwise: the volume of a RunPod worker.
 ROOT = "/runpod-volume/models"

@@ -2,76 +2,98 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Self, TextIO
 
-#: Seconds over which the rate is taken.
-_SPAN = 20.0
+from tqdm import tqdm
+
+#: Seconds between two looks: on a terminal, where they move a bar, and elsewhere, where each writes a line.
+_PAUSES = {True: 1.0, False: 15.0}
+#: Seconds without a byte after which that is said.
+_SILENCE = 10.0
+_LINE = "{n_fmt}B of {total_fmt}B ({percentage:.0f}%), {rate_fmt}, {remaining} left{postfix}"
+_BAR = "{percentage:3.0f}% |{bar}| {n_fmt}B of {total_fmt}B, {rate_fmt}, {remaining} left{postfix}"
+
+
+def say(line: str) -> None:
+    """Print a line on stderr, above a bar that stands there."""
+    tqdm.write(line, file=sys.stderr)
 
 
 class Progress:
-    """Writes a line about `measure()` of `total` bytes now and then while it is open: on a terminal in place."""
+    """Shows `measure()` of `total` bytes while it is open: a bar on a terminal, a line now and then elsewhere.
 
-    def __init__(self, total: int, measure: Callable[[], int], out: TextIO | None) -> None:
-        self._total = total
+    Rate and remaining time are those of the last seconds in which bytes came. `pause` is in seconds.
+    """
+
+    def __init__(
+        self, total: int, measure: Callable[[], int], out: TextIO | None, *, pause: float | None = None
+    ) -> None:
         self._measure = measure
-        self._out = out
-        self._on_terminal = out is not None and out.isatty()
-        self._seen: deque[tuple[float, int]] = deque()
+        self._bar: tqdm | None = None
+        if out is None:
+            return
+        on_terminal = out.isatty()
+        self._pause = _PAUSES[on_terminal] if pause is None else pause
+        self._last = time.monotonic()
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._tell, name="multitalk-progress", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="multitalk-progress", daemon=True)
+        self._bar = tqdm(
+            total=total,
+            initial=measure(),
+            unit="B",
+            unit_scale=True,
+            # Each look is shown, when it is made: tqdm would wait for more, or skip some.
+            mininterval=0,
+            miniters=0,
+            file=out if on_terminal else _Lines(out),
+            # Else the bar of a second download in this process would be drawn below this one.
+            position=0,
+            dynamic_ncols=on_terminal,
+            bar_format=_BAR if on_terminal else _LINE,
+        )
 
     def __enter__(self) -> Self:
-        self._seen.append((time.monotonic(), self._measure()))
-        if self._out is not None:
+        if self._bar is not None:
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._done.set()
-        if self._out is not None:
+        if self._bar is not None:
+            self._done.set()
             self._thread.join()
-            self._write(self.line(), last=True)
+            # Shown once more, with the rate of the whole download.
+            self._bar.n = self._measure()
+            self._bar.set_postfix_str("", refresh=False)
+            self._bar.close()
 
-    def line(self) -> str:
-        """Return where the download stands now."""
-        now, have = time.monotonic(), self._measure()
-        self._seen.append((now, have))
-        while len(self._seen) > 2 and now - self._seen[1][0] >= _SPAN:
-            self._seen.popleft()
-        began, had = self._seen[0]
-        rate = max(0, have - had) / max(now - began, 1e-3)
-        left = f", {clock((self._total - have) / rate)} left" if rate and have < self._total else ""
-        share = have / self._total if self._total else 1.0
-        return f"{amount(have)} of {amount(self._total)} ({share:.0%}), {amount(rate)}/s{left}"
+    def _watch(self) -> None:
+        while not self._done.wait(self._pause):
+            self._look()
 
-    def _tell(self) -> None:
-        while not self._done.wait(1.0 if self._on_terminal else 15.0):
-            self._write(self.line(), last=False)
+    def _look(self) -> None:
+        assert self._bar is not None
+        now, more = time.monotonic(), self._measure() - self._bar.n
+        if more > 0:
+            self._last = now
+        silence = now - self._last
+        self._bar.set_postfix_str(f"no data for {silence:.0f} s" if silence >= _SILENCE else "", refresh=False)
+        # Less is there when a damaged file is fetched again.
+        self._bar.update(more)
 
-    def _write(self, line: str, *, last: bool) -> None:
-        assert self._out is not None
-        if self._on_terminal:
-            self._out.write(f"\r\x1b[K{line}" + ("\n" if last else ""))
-        else:
-            self._out.write(line + "\n")
+
+class _Lines:
+    """A file for tqdm that gets a line of its own for what would be drawn over the line before."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            self._out.write(text.strip() + "\n")
+
+    def flush(self) -> None:
         self._out.flush()
-
-
-def amount(size: float) -> str:
-    """Return bytes as people read them, in powers of 1000 as disks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError
-
-
-def clock(seconds: float) -> str:
-    """Return seconds as h:mm:ss."""
-    minutes, rest = divmod(math.ceil(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

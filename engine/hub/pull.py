@@ -21,12 +21,13 @@ from typing import TextIO, TypeVar
 
 from engine.errors import Cancelled, SourceError
 from engine.files.atomic import sync_folder
-from engine.hub.hashing import git_sha1_of, sha256_of
+from engine.files.checksums import git_sha1_of, sha256_of
 from engine.hub.lock import LEASE, locked
 from engine.hub.manifest import COMMIT, File, Preset
-from engine.hub.progress import Progress, amount
+from engine.hub.progress import Progress
 from engine.hub.record import PRIVATE, Entry, Record, records
 from engine.hub.remote import WAITS, Stated, ask, fetch
+from engine.text.amounts import amount
 
 T = TypeVar("T")
 #: Bytes that stay free on the disk.

@@ -1,1 +1,1 @@
-"""Weight files -> a model in memory: layouts, readers, quantisation, placement."""
+"""Loads weight files into a model in memory: layouts, readers, quantisation, placement on devices."""

@@ -58,15 +58,8 @@ _TAKES_PICTURE = "condition_embedder.image_embedder.norm1.weight"
 _TIED = "encoder.embed_tokens.weight"
 
 
-def read_part(component: str, part: ComponentLayout, dtype: torch.dtype) -> Any:
-    """Return the network of a component, in any format of `part`: `build_empty`, then `fill`."""
-    model = build_empty(component, part)
-    fill(model, component, part, dtype)
-    return model.eval()
-
-
 def build_empty(component: str, part: ComponentLayout) -> Any:
-    """Build the network for the tensors of `part`, on the meta device.
+    """Return the network that the tensors of `part` belong to, on the meta device.
 
     Sizes come from the config, or from the tensors' shapes if there is no config. Only headers are read. Raises
     SourceError, naming tensors, if config and tensors do not fit each other.

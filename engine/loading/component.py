@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from engine.text.amounts import gigabytes
+
 logger = logging.getLogger(__name__)
 
 
@@ -35,7 +37,7 @@ class Component:
         if self.module is None:
             began = time.monotonic()
             self.module = self.read(device)
-            logger.info("read %s, %.2f GB, in %.1f s", self.name, self.size / 1e9, time.monotonic() - began)
+            logger.info("read %s, %s, in %.1f s", self.name, gigabytes(self.size, 2), time.monotonic() - began)
             self.on_change(self.module)
         return self.module
 

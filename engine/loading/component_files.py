@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Collection, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,15 @@ class ComponentFiles:
         dtype: torch.dtype,
         finish: Callable[[Any], None] = lambda _module: None,
         *,
-        quant: str = "none",
+        kept: float | None = None,
     ) -> None:
-        """Read only configs and headers. Raises SourceError unless they fit each other."""
+        """Read configs and headers alone. Raises SourceError unless they fit each other.
+
+        `kept`: bytes of a weight of the blocks' linear layers where `finish` quantises them.
+        """
         self.part, self.folder, self.name, self.dtype = part, part.folder, name, dtype
-        self.finish, self.quant = finish, quant
-        #: Whether all files are in one folder in the layout of diffusers and transformers.
+        self.finish, self.quantised = finish, kept is not None
+        #: Whether the folder alone is the component, in the layout of diffusers and transformers.
         self.plain = part.form == "diffusers" and all(path.parent == part.folder for path in part.files)
         #: The network on the meta device: its config is used, and the first `read` fills it.
         self.meta_model: nn.Module | None = self._build()
@@ -68,13 +72,14 @@ class ComponentFiles:
             self.size = checkpoint.placed_size(name, part, dtype)
             return
         match(self.folder, self.meta_model, self.stored, tied=_TIED.keys() if name == "text_encoder" else ())
-        in_float32 = (
-            set(getattr(self.meta_model, "_keep_in_fp32_modules", None) or ()) if name == "transformer" else set()
-        )
-        self.dtypes = {key: torch.float32 if in_float32 & set(key.split(".")) else dtype for key in self.stored}
-        linears = {f"{key}.weight" for key, module in self.meta_model.named_modules() if is_block_linear(module, key)}
-        in_memory = self.dtypes | (dict.fromkeys(linears, torch.int8) if quant == "int8" else {})
-        self.size = filled_size(self.stored, in_memory.__getitem__)
+        exact = set(getattr(self.meta_model, "_keep_in_fp32_modules", None) or ()) if name == "transformer" else set()
+        self.dtypes = {key: torch.float32 if exact & set(key.split(".")) else dtype for key in self.stored}
+        self.size = filled_size(self.stored, self.dtypes.__getitem__)
+        if kept is not None:
+            linears = (
+                f"{key}.weight" for key, module in self.meta_model.named_modules() if is_block_linear(module, key)
+            )
+            self.size -= int(sum(_saved(self.stored[key], self.dtypes[key], kept) for key in linears))
 
     def read(self, reader: Reader, device: str) -> nn.Module:
         """Return the component on `device`, ready to run."""
@@ -85,8 +90,8 @@ class ComponentFiles:
             self.finish(module)
             converted: nn.Module = module.to(device).eval()
             return converted
-        # A network that is quantised after reading may not fit on the device before.
-        fill(module, self.stored, self.dtypes.__getitem__, reader, device if self.quant == "none" else "cpu")
+        # The whole of what is quantised once it is there may not fit on the device.
+        fill(module, self.stored, self.dtypes.__getitem__, reader, "cpu" if self.quantised else device)
         if self.name == "text_encoder":
             # Its files hold one token table; both names of it must be the same tensor.
             module.set_input_embeddings(module.get_input_embeddings())
@@ -107,6 +112,11 @@ class ComponentFiles:
                 return _BUILD[self.name](self.folder)
         except Exception as error:
             raise unusable_folder(self.folder, error) from error
+
+
+def _saved(stored: Stored, dtype: torch.dtype, kept: float) -> float:
+    """Return the bytes less that a weight takes where each of its values takes `kept` bytes."""
+    return prod(stored.shape) * (dtype.itemsize - kept) if stored.dtype.is_floating_point else 0
 
 
 def _build_transformer(folder: Path) -> nn.Module:

@@ -30,6 +30,7 @@ _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x80\x02", "a PyTorch pickle (.pt, .pth, .ckpt)", "take the safetensors file of the same model"),
     (b"\x80\x03", "a PyTorch pickle (.pt, .pth, .ckpt)", "take the safetensors file of the same model"),
     (b"\x80\x04", "a PyTorch pickle (.pt, .pth, .ckpt)", "take the safetensors file of the same model"),
+    (b"\x80\x05", "a PyTorch pickle (.pt, .pth, .ckpt)", "take the safetensors file of the same model"),
     (b'{"error"', "a server's error", "download the file itself, with a token if it needs one"),
     (b"invalid username or password", "a server's error", "download the file with a token that may read it"),
     (b"entry not found", "a server's error", "check the file's name, and download it again"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.data import Weights
-from engine.errors import EngineError, SourceError
+from engine.errors import EngineError, MissingWeights, SourceError
 from engine.loading.diffusers_folder import component_files, weight_files
 from engine.loading.file_kinds import what_is
 from engine.loading.gguf_header import read_header
@@ -120,6 +120,32 @@ def find_parts(root: Path, weights: Weights) -> tuple[dict[str, ComponentLayout]
         except _Missing as absent:
             missing += [tree.relative(path) if isinstance(path, Path) else path for path in absent.files]
     return parts, tuple(missing)
+
+
+def missing_weights(root: Path, weights: Weights) -> tuple[str, ...]:
+    """Return the files of `weights` that `root` lacks, as relative paths; () where it has all. Raises SourceError."""
+    return find_parts(root, weights)[1]
+
+
+def whole_folder(root: Path, weights: Weights) -> Path | None:
+    """Return `root` if it holds all of `weights`, in any layout; None where there is no such folder.
+
+    Raises MissingWeights where it is incomplete, with the files and what would get them, and SourceError.
+    """
+    if not root.is_dir():
+        return None
+    missing = missing_weights(root, weights)
+    if missing:
+        others = describe_unread(root, weights)
+        raise MissingWeights(
+            f"weights of {weights.model!r} in {root} are incomplete",
+            missing=missing,
+            commands=weights.commands,
+            instead=other_quant(root, weights),
+            hint="docs/weights.md lists the formats that are read" if others else "copy them there",
+            seen=others,
+        )
+    return root
 
 
 def other_quant(root: Path, weights: Weights) -> str:

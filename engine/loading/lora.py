@@ -153,16 +153,6 @@ class LoraMerger:
         return _coverage(self._deltas, self._unmatched, self._matched)
 
 
-def merge_lora(
-    state: dict[str, Tensor], lora: Mapping[str, Tensor], *, scale: float = 1.0, use_alpha: bool = True
-) -> Coverage:
-    """Merge `lora` into a state dict in place (our names or the reference's). Raises SourceError if nothing matches."""
-    merger = LoraMerger(lora, scale=scale, use_alpha=use_alpha)
-    for name in list(state):
-        state[name] = merger.merge(name, state[name])
-    return merger.coverage()
-
-
 @dataclass
 class RuntimeLora:
     """A LoRA attached to a model without changing its weights; off until enabled.
@@ -176,10 +166,6 @@ class RuntimeLora:
     coverage: Coverage
     _model: Any
     _active: dict[str, float] = field(repr=False)
-
-    @property
-    def enabled(self) -> bool:
-        return self.name in self._active
 
     def enable(self, scale: float = 1.0) -> None:
         """Switch on for the next forwards, in addition to other enabled LoRAs."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import SourceError
+from engine.loading.file_kinds import what_is
 from engine.loading.lora_alpha import StatedAlpha, alphas_in_config, alphas_in_header
 
 #: PEFT's name of the file that says how an adapter was trained, and of the adapter's own.
@@ -124,49 +124,29 @@ def _absent(path: Path) -> str:
 
 def _unreadable(path: Path, error: Exception) -> SourceError:
     """Return the error for a file that is no safetensors file, naming what it is, or for one that is damaged."""
-    kind, hint = _kind(path)
-    if kind:
-        return SourceError(f"{path} is {kind}, not a .safetensors file", field="lora", hint=hint)
-    return SourceError(f"{path} is damaged: {error}", field="lora", hint="get this file again")
+    kind, hint = what_is(path) or _other_kind(path)
+    if not kind:
+        return SourceError(f"{path} is damaged: {error}", field="lora", hint="get this file again")
+    if "PyTorch" in kind:
+        hint = (
+            'convert it where you trust it: python -c "import sys, torch, safetensors.torch as s; '
+            's.save_file(torch.load(sys.argv[1], weights_only=True), sys.argv[2])" '
+            f"{path.name} {path.stem}.safetensors"
+        )
+    elif "GGUF" in kind:
+        hint = "take the LoRA as .safetensors"
+    return SourceError(f"{path} is {kind}, not a .safetensors file", field="lora", hint=hint)
 
 
-def _kind(path: Path) -> tuple[str, str]:
-    """Return what a file is by its first bytes, and what to do with it; two empty texts where that is not known."""
+def _other_kind(path: Path) -> tuple[str, str]:
+    """Return what a file is that `what_is` does not know, and what helps; two empty texts where nobody knows."""
     try:
         with path.open("rb") as file:
             head = file.read(512)
     except OSError:
         return "", ""
-    again = "the download was answered with something else: get it again, perhaps signed in"
-    convert = (
-        'convert it where you trust it: python -c "import sys, torch, safetensors.torch as s; '
-        's.save_file(torch.load(sys.argv[1], weights_only=True), sys.argv[2])" '
-        f"{path.name} {path.stem}.safetensors"
-    )
     if not head:
         return "empty", "get this file again"
-    if head.startswith(b"PK"):
-        if _is_torch_archive(path):
-            return "a PyTorch file (a pickle)", convert
-        return "a ZIP archive", "take the .safetensors file out of it"
-    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return "a PyTorch file (a pickle)", convert
-    if head.startswith(b"GGUF"):
-        return "a GGUF file", "take the LoRA as .safetensors"
-    if head.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS", "fetch the file itself: git lfs pull"
-    if head.startswith((b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!")):
-        return "a packed archive", "take the .safetensors file out of it"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page", again
     if head.lstrip().startswith((b"{", b"[")):
-        return "a JSON text", again
+        return "a JSON text", "the download was answered with something else: get it again, perhaps signed in"
     return "", ""
-
-
-def _is_torch_archive(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("data.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError):
-        return True

@@ -15,8 +15,9 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from engine.components import Reader
+from engine.components import Quantiser, Reader
 from engine.data import Weights
+from engine.data.cancel import CancelToken
 from engine.errors import RequestError, SourceError, UnknownComponent
 from engine.loading.component import Component
 from engine.loading.component_files import ComponentFiles, first_sentence, unusable_folder
@@ -28,11 +29,11 @@ from engine.loading.lora_alpha import StatedAlpha
 from engine.loading.lora_file import read_lora_header
 from engine.loading.lora_names import unmatched_warning
 from engine.loading.placement import Placement, Profile, activation_bytes, place, reduce_memory, resolve_profile
-from engine.loading.quantize import change_weight, quantize_int8
+from engine.loading.quantize import change_weight, is_block_linear
 from engine.loading.safetensors_reader import AheadReader
 from engine.multitalk.attention import set_self_attention_backend
 from engine.multitalk.audio import AudioEncoder
-from engine.multitalk.codec import CancelFlag, LatentCodec, WanCodec
+from engine.multitalk.codec import LatentCodec, WanCodec
 from engine.multitalk.image import ImageEncoder
 from engine.multitalk.sequence import check_heads
 from engine.multitalk.text import TextEncoder
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder", "audio_encoder")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-QUANTS = ("none", "int8", *QUANTISED)
+QUANTS = ("none", *QUANTISED)
 LORA_MODES = ("runtime", "merged")
 
 # Heads that audio encoder checkpoints contain and that are not used here.
@@ -69,7 +70,7 @@ class PictureEncoder(Protocol):
 class VoiceEncoder(Protocol):
     """Encodes a voice (samples,), float32 mono 16 kHz: (frames, layers, channels)."""
 
-    def encode(self, voice: Tensor, frames: int, *, cancel: CancelFlag | None = None) -> Tensor: ...
+    def encode(self, voice: Tensor, frames: int, *, cancel: CancelToken | None = None) -> Tensor: ...
 
 
 Lora = tuple[Path, float]
@@ -117,6 +118,7 @@ def load_model(
     device: str,
     dtype: str,
     quant: str = "none",
+    quantiser: Quantiser | None = None,
     wanted: Weights | None = None,
     attention: str = "native",
     memory: Profile | None = None,
@@ -131,13 +133,14 @@ def load_model(
     Args:
         folder: the weights; its files are not changed.
         device: "cuda" or "cpu".
-        dtype: "float32" or "bfloat16", for transformer, text and image encoder; the rest is float32.
-        quant: "none", "int8", or one of `layout.QUANTISED`, which reads a quantised file and keeps it quantised.
-        wanted: which file to use if there are several.
-        attention: name of diffusers' attention backend, from an AttentionBackend's `resolve`.
-        memory: what is in memory and on the device at a time; None: everything on the device.
-        reader: reads tensors from files; None: the engine's own.
-        loras: files and scales. "merged": added to the weights. "runtime": loaded and switched off; see `set_loras`.
+        dtype: "float32" or "bfloat16", of transformer, text and image encoder; the rest is float32.
+        quant: "none", one of `layout.QUANTISED`, which reads a quantised file and keeps it so, or the quantiser's name.
+        quantiser: what the network's layers are quantised with once they are read; None: they stay as they are.
+        wanted: which of several files is meant.
+        attention: name of diffusers' attention backend, as an AttentionBackend resolves it.
+        memory: what is in memory and on the device at a time; None: all of it.
+        reader: how tensors come from their files; None: the engine's own.
+        loras: files and scales. "merged": put into the weights. "runtime": loaded and switched off; see `set_loras`.
         lora_mode: "runtime" or "merged".
         processes: how many processes share a forward.
         alone: load only the transformer of the large parts; the others cannot be used.
@@ -147,7 +150,8 @@ def load_model(
         ConfigError: a choice does not exist, or the device does not support it.
     """
     _choose("dtype", dtype, tuple(DTYPES))
-    _choose("quant", quant, QUANTS)
+    if quantiser is None:
+        _choose("quant", quant, QUANTS)
     _choose("lora.mode", lora_mode, LORA_MODES)
     profile = memory or Profile()
     files = _check_files(folder, replace(wanted or Weights("", "", COMPONENTS), quant=quant))
@@ -155,13 +159,14 @@ def load_model(
 
     def prepare(transformer: Any) -> None:
         adapters.merge(transformer)
-        if quant == "int8":
-            quantize_int8(transformer)
+        if quantiser is not None:
+            quantiser.apply(transformer, is_block_linear)
         adapters.attach_adapters(transformer)
         set_self_attention_backend(transformer, attention)
 
+    kept = None if quantiser is None else quantiser.cost()[0]
     parts = {
-        "transformer": ComponentFiles(files["transformer"], "transformer", DTYPES[dtype], prepare, quant=quant),
+        "transformer": ComponentFiles(files["transformer"], "transformer", DTYPES[dtype], prepare, kept=kept),
         "vae": ComponentFiles(files["vae"], "vae", torch.float32, lambda vae: reduce_memory(vae, profile)),
         "text_encoder": ComponentFiles(files["text_encoder"], "text_encoder", DTYPES[dtype]),
         "image_encoder": ComponentFiles(files["image_encoder"], "image_encoder", DTYPES[dtype]),

@@ -20,6 +20,7 @@ from engine.loading.pinned_memory import Arena, copy_to_arena, rounded
 from engine.loading.slots import BRANCHES, parts_of, size_of, weights_of
 from engine.loading.streamer import Streamer, StreamLane
 from engine.machine.profiles import (
+    PROFILES,
     USABLE,
     allowance,
     choose_profile,
@@ -31,7 +32,7 @@ from engine.machine.profiles import (
 
 logger = logging.getLogger(__name__)
 
-NAMES = ("none", "text-offload", "model-offload", "group-offload", "lowest", "auto")
+NAMES = (*PROFILES, "auto")
 
 
 @dataclass(frozen=True)

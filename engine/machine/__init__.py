@@ -1,1 +1,1 @@
-"""What this machine has: free memory, memory profiles that fit, compiled libraries."""
+"""Facts about this machine: free memory, memory profiles that fit, compiled libraries."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from engine.machine.host_memory import free_host_memory
+from engine.text.amounts import gigabytes
 
-#: Share of free memory that a profile may use: allocators leave gaps, and other processes need some, too.
+#: By how much stays on the device, the most first; `docs/plan.md` says what each does.
+PROFILES = ("none", "text-offload", "model-offload", "group-offload", "lowest")
+#: Share of what is free that a profile may need: allocators leave gaps, and others want some of it, too.
 USABLE = 0.9
 #: Memory reserved for activations, as a multiple of the tokens: 13 GB were published for 81 frames of 448 x 896 with
 #: all weights off the device, which is 39 times the 0.34 GB of their tokens in bfloat16.
@@ -44,13 +47,13 @@ def choose_profile(
     reasons = []
     for name, (device, host) in needs.items():
         if device > USABLE * (device_free or 0):
-            reasons.append(f"{name} needs {_gb(device)} on the device, {_gb(device_free or 0)} are free")
+            reasons.append(f"{name} needs {gigabytes(device)} on the device, {gigabytes(device_free or 0)} are free")
         elif host > USABLE * host_free:
-            reasons.append(f"{name} needs {_gb(host)} of this machine's memory, {_gb(host_free)} are free")
+            reasons.append(f"{name} needs {gigabytes(host)} of this machine's memory, {gigabytes(host_free)} are free")
         else:
-            where = f"{_gb(host)} of {_gb(host_free)} free in this machine's memory"
+            where = f"{gigabytes(host)} of {gigabytes(host_free)} free in this machine's memory"
             if device_free is not None:
-                where = f"{_gb(device)} of {_gb(device_free)} free on the device and {where}"
+                where = f"{gigabytes(device)} of {gigabytes(device_free)} free on the device and {where}"
             return name, "; ".join([f"{name} takes {where}", *reasons])
     return "lowest", "; ".join(["nothing fits, lowest needs least", *reasons])
 
@@ -85,7 +88,3 @@ def free_on_host() -> int:
     With 0, memory=auto picks the profile that needs least.
     """
     return free_host_memory() or 0
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -1,1 +1,1 @@
-"""Sounds, pictures and videos: what files hold, decoded and encoded."""
+"""Decodes and encodes audio, pictures and video."""

@@ -53,23 +53,21 @@ class Sounds:
     warnings: tuple[str, ...]
 
 
-def normalize_loudness(voice: Samples, rate: int = VOICE_RATE, target: float = LOUDNESS) -> Samples:
-    """Scale mono samples to `target` LUFS (ITU-R BS.1770, by pyloudnorm); silence (below -100 LUFS) is unchanged.
+def set_loudness(voice: Samples, measured: float, target: float = LOUDNESS) -> Samples:
+    """Scale mono samples of `measured` LUFS to `target` LUFS; silence (below -100 LUFS) is unchanged.
 
-    A voice shorter than the meter's 0.4 s block is measured as if it were repeated. Source: MultiTalk,
-    generate_multitalk.py, loudness_norm.
+    Source: MultiTalk, generate_multitalk.py, loudness_norm.
     """
-    return _at_loudness(voice, loudness(voice, rate), target)
-
-
-def _at_loudness(voice: Samples, current: float, target: float = LOUDNESS) -> Samples:
-    if not math.isfinite(current) or abs(current) > 100:
+    if not math.isfinite(measured) or abs(measured) > 100:
         return voice
-    return voice * np.float32(10 ** ((target - current) / 20))
+    return voice * np.float32(10 ** ((target - measured) / 20))
 
 
 def loudness(voice: Samples, rate: int = VOICE_RATE) -> float:
-    """Return the integrated loudness of mono samples in LUFS; -inf for silence."""
+    """Return the integrated loudness of mono samples in LUFS (ITU-R BS.1770, by pyloudnorm); -inf for silence.
+
+    A voice shorter than the meter's 0.4 s block is measured as if it were repeated.
+    """
     if not voice.any():
         return -math.inf
     import pyloudnorm  # imports scipy.signal, which takes a second
@@ -239,7 +237,7 @@ class _Voice:
         if self.video_seconds <= 0:
             return voice, [*warnings, f"the voice begins at {self.begin:.2f} s, when the video is over"]
         loud = loudness(voice)
-        voice = _at_loudness(voice, loud)
+        voice = set_loudness(voice, loud)
         if not self._complete:
             # A plan decodes less than the video needs, so the checks below do not apply.
             return voice, warnings

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 from av.codec.context import Flags
@@ -20,7 +22,10 @@ from engine.data.cancel import CancelToken
 from engine.errors import SinkError
 from engine.media.containers import open_input
 
-#: x264's output depends on the number of threads, so it must not depend on the machine's cores.
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+#: x264 gives different bytes for different thread counts, so the machine's cores must not decide.
 _THREADS = 4
 #: x264's macroblock tree (165, assembly, with B-frames) reads uninitialised memory, so the bytes would differ from run
 #: to run. The bits that it saves do not matter here.
@@ -34,10 +39,37 @@ LEAST_PSNR = 38.0
 LEAST_SSIM = 0.95
 
 
-def open_mp4(path: Path) -> av.container.OutputContainer:
-    """Open an MP4 for writing, with its index at the front and without dates and versions in its bytes."""
+def open_mp4(path: Path) -> tuple[av.container.OutputContainer, io.FileIO]:
+    """Open an MP4 for writing whose index will stand in front and whose bytes know no date and no version.
+
+    Close the container first, then the file. FFmpeg does not open it: PyAV would never close a file that FFmpeg opened
+    and whose header could not be written. Raises OSError.
+    """
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
-    return av.open(str(path.absolute()), "w", format="mp4", options=options)
+    file = _File(str(path.absolute()), "w+")
+    try:
+        return av.open(file, "w", format="mp4", options=options), file
+    except BaseException:
+        file.close()
+        raise
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[av.container.OutputContainer]:
+    container, file = open_mp4(path)
+    with file, container:
+        yield container
+
+
+class _File(io.FileIO):
+    """A file of which PyAV may take for written what it gave: a disk that fills up takes a part of it first."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        while rest:
+            rest = rest[super().write(rest) :]
+        return size
 
 
 def add_video(
@@ -117,7 +149,7 @@ def _bitrate(path: Path, most: int) -> int:
 
 
 def _encode(path: Path, into: Path, settings: Mapping[str, str], number: Flags, cancel: CancelToken | None) -> None:
-    with open_input(path) as file, open_mp4(into) as output:
+    with open_input(path) as file, _writing(into) as output:
         output.metadata.update(file.metadata)
         source = file.streams.video[0]
         video = add_video(output, (source.width, source.height), _rate(source), settings)

@@ -1,1 +1,1 @@
-"""The network: knows tensors, not requests."""
+"""The neural network. It knows tensors, but no files and no requests."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.data.cancel import CancelToken
 from engine.errors import Cancelled
-from engine.multitalk.codec import CancelFlag
 
 #: Samples per second of every voice.
 SAMPLE_RATE = 16_000
@@ -39,7 +39,7 @@ class AudioEncoder:
         self._chunk = max(1, int(chunk * SAMPLE_RATE) // self._stride)
 
     @torch.no_grad()
-    def encode(self, voice: Tensor, frames: int, *, cancel: CancelFlag | None = None) -> Tensor:
+    def encode(self, voice: Tensor, frames: int, *, cancel: CancelToken | None = None) -> Tensor:
         """Return features of a voice, (samples,) float32 mono 16 kHz: (frames, layers, channels), float32.
 
         The voice is normalised to mean 0 and variance 1. The convolutions' output is interpolated to `frames` before
@@ -63,7 +63,7 @@ class AudioEncoder:
                 handle.remove()
         return torch.stack(states[1:], dim=2)[0]
 
-    def _convolve(self, voice: Tensor, cancel: CancelFlag | None) -> Tensor:
+    def _convolve(self, voice: Tensor, cancel: CancelToken | None) -> Tensor:
         """Run the convolutions over (1, samples): (1, channels, features), chunk by chunk."""
         count = (voice.shape[1] - self._field) // self._stride + 1
         extractor = self.model.feature_extractor
@@ -92,7 +92,7 @@ class AudioEncoder:
             parts.append(part)
         return torch.cat(parts, dim=2)
 
-    def _statistics(self, layer: Any, voice: Tensor, cancel: CancelFlag | None) -> tuple[Tensor, Tensor]:
+    def _statistics(self, layer: Any, voice: Tensor, cancel: CancelToken | None) -> tuple[Tensor, Tensor]:
         """Return scale and shift, (channels, 1), that are the group norm of `layer` over the whole voice."""
         norm: nn.GroupNorm = layer.layer_norm
         kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
@@ -127,7 +127,7 @@ class _Given(nn.Module):
         return self.features
 
 
-def _check(cancel: CancelFlag | None) -> None:
+def _check(cancel: CancelToken | None) -> None:
     if cancel is not None and cancel.is_set():
         raise Cancelled("encode")
 

@@ -10,14 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.data.cancel import CancelToken
 from engine.errors import Cancelled, RequestError, SourceError
 from engine.multitalk.compat import WanRMS_norm
-
-
-class CancelFlag(Protocol):
-    """Tells whether the caller cancelled the request."""
-
-    def is_set(self) -> bool: ...
 
 
 class LatentCodec(Protocol):
@@ -29,14 +24,14 @@ class LatentCodec(Protocol):
     #: Latent channels.
     channels: int
 
-    def encode(self, pixels: Tensor, *, cancel: CancelFlag | None = None) -> Tensor:
-        """Encode (3, F, H, W), float32 -1 .. 1, to (channels, T, h, w), float32 with mean 0 and standard deviation 1.
+    def encode(self, pixels: Tensor, *, cancel: CancelToken | None = None) -> Tensor:
+        """Encode (3, F, H, W), float32 -1 .. 1, to (channels, T, h, w), float32 of mean 0 and deviation 1.
 
         F is 4n + 1. Raises Cancelled between chunks once `cancel` is set.
         """
         ...
 
-    def decode(self, latents: Tensor, *, cancel: CancelFlag | None = None) -> Tensor:
+    def decode(self, latents: Tensor, *, cancel: CancelToken | None = None) -> Tensor:
         """Decode (channels, T, h, w) to (3, F, H, W), float32 -1 .. 1. Raises Cancelled as `encode` does."""
         ...
 
@@ -75,8 +70,8 @@ class WanCodec:
         self.vae = vae
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor, *, cancel: CancelFlag | None = None) -> Tensor:
-        """Return the normalised mean of the posterior, without sampling."""
+    def encode(self, pixels: Tensor, *, cancel: CancelToken | None = None) -> Tensor:
+        """Return the mean of the posterior, normalised; nothing is sampled."""
         frames, height, width = pixels.shape[1:]
         if frames % self.temporal != 1 % self.temporal or height % self.spatial or width % self.spatial:
             raise RequestError(
@@ -90,7 +85,7 @@ class WanCodec:
         return normalised
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, *, cancel: CancelFlag | None = None) -> Tensor:
+    def decode(self, latents: Tensor, *, cancel: CancelToken | None = None) -> Tensor:
         """Return the frames, clipped to -1 .. 1."""
         latents = latents.to(self._device, torch.float32)
         latents = latents * self._std.to(latents.device) + self._mean.to(latents.device)
@@ -155,13 +150,13 @@ def _sum_squares(layer: WanRMS_norm) -> None:
 
 
 @contextmanager
-def _watched(part: nn.Module, cancel: CancelFlag | None, stage: str) -> Iterator[None]:
-    """Check `cancel` before each chunk: `part` runs once per chunk."""
+def _watched(part: nn.Module, cancel: CancelToken | None, stage: str) -> Iterator[None]:
+    """Look at `cancel` before each chunk: `part` runs once a chunk."""
     if cancel is None:
         yield
         return
 
-    def check(token: CancelFlag) -> Callable[..., None]:
+    def check(token: CancelToken) -> Callable[..., None]:
         def look(*_: Any) -> None:
             if token.is_set():
                 raise Cancelled(stage)

@@ -97,11 +97,6 @@ def prepare_speakers(
     )
 
 
-def class_counts(speakers: Speakers) -> Tensor:
-    """Return the number of tokens of every class (C,), 0 for an empty one."""
-    return torch.where(speakers.penalty == 0, speakers.sums, 0.0)
-
-
 def rotary_at(positions: Tensor, frequencies: Tensor) -> Rotary:
     """Return float32 rotary tables for positions (L,) on the label axis."""
     return rotary_tables(positions[:, None] * frequencies)

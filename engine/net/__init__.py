@@ -1,1 +1,1 @@
-"""The network: guarded connections, downloads within limits, S3."""
+"""Network access: guarded connections, size-limited downloads, S3."""

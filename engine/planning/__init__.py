@@ -1,1 +1,1 @@
-"""Does it fit, how long does it take, what does it cost: arithmetic on configs, without weights and without torch."""
+"""The cost model: memory, time and price of a video, calculated from configs, without weights or torch."""

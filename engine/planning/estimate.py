@@ -91,7 +91,7 @@ def largest_work(plan: Plan, sizes: Sizes) -> Work:
 def _operations(plan: Plan, sizes: Sizes, window: Window) -> int:
     latents = latents_of(sizes, window.frames, plan.canvas.target)
     forward = forward_work(sizes.configs["transformer"], latents, value=2, speakers=len(plan.seats))
-    return plan.steps * plan.passes * forward.operations + sum(_codec(plan, sizes, window))
+    return plan.forwards // len(plan.windows) * forward.operations + sum(_codec(plan, sizes, window))
 
 
 def _codec(plan: Plan, sizes: Sizes, window: Window, tile: int = 0) -> tuple[int, int]:
@@ -129,7 +129,7 @@ def resolve_memory(sizes: Sizes, load: Load, device_free: int | None, host_free:
 
 
 def _staying(sizes: Sizes, load: Load, room: int) -> int:
-    value, quant = memory.WIDTHS[load.dtype], memory.QUANTS[load.quant]
+    value, quant = memory.WIDTHS[load.dtype], load.kept
     return resident_blocks(
         room,
         root=sizes.root.bytes(value) + load.loras,
@@ -146,7 +146,7 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) ->
     weights = memory.weights_bytes(sizes, load)
     transformer = sizes.configs["transformer"]
     streamed = max(0, transformer["num_layers"] - int(load.resident))
-    blocks = (sizes.block * streamed).bytes(2, memory.QUANTS[load.quant])
+    blocks = (sizes.block * streamed).bytes(2, load.kept)
     moved = blocks if load.memory in ("group-offload", "lowest") else 0
     unpacked = sizes.counts["transformer"].linear if load.quant != "none" else 0
     total, step = seconds.link_seconds(card, _brought_once(load, weights)), 0.0
@@ -154,7 +154,9 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) ->
     for window in plan.windows:
         latents = latents_of(sizes, window.frames, plan.canvas.target)
         forward = forward_work(transformer, latents, value=2, speakers=len(plan.seats))
-        of_step = plan.passes * seconds.forward_seconds(card, forward, moved_weights=moved, unpacked=unpacked)
+        # A sampler may make several evaluations in a step.
+        share = plan.forwards / (len(plan.windows) * plan.steps * plan.passes)
+        of_step = share * plan.passes * seconds.forward_seconds(card, forward, moved_weights=moved, unpacked=unpacked)
         step = max(step, of_step)
         total += plan.steps * of_step + seconds.codec_seconds(card, sum(_codec(plan, sizes, window, load.tile)))
         # The decoded frames are copied to the host, and the last of them back.
@@ -200,7 +202,7 @@ def _published(sizes: Sizes, quant: str) -> int:
     table = text["vocab_size"] * text["d_model"]
     sizes_in_bytes["text_encoder"] = sizes.counts["text_encoder"].parameters * 2
     sizes_in_bytes["image_encoder"] = sizes.counts["image_encoder"].parameters * 2
-    scheme = memory.QUANTS[quant]
+    scheme = memory.QUANTS.get(quant)
     if scheme is not None and quant.endswith("-quanto"):
         sizes_in_bytes["transformer"] = sizes.counts["transformer"].bytes(2, scheme)
         # The token table is not quantised.

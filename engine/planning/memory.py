@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from engine.components import StepCache
 from engine.data.estimates import StageMemory
 from engine.errors import UnknownComponent
+from engine.machine.profiles import PROFILES
 from engine.planning import activations
 from engine.planning.parameters import PARTS, Quant, Sizes, width
 
-PROFILES = ("none", "text-offload", "model-offload", "group-offload", "lowest")
-#: Bytes of a row: a float32 scale, for torchao's int8 also a zero point. GGUF files have types of their own.
+#: Of files: rows have a scale in float32. The types of a GGUF file are its own.
 QUANTS: Mapping[str, Quant | None] = {
     "none": None,
-    "int8": Quant(1, 5),
     "int8-quanto": Quant(1, 4),
     "fp8-quanto": Quant(1, 4),
 }
@@ -50,7 +49,9 @@ class Load:
     blocks: int
     #: Blocks that stay on the device; `engine.planning.estimate` resolves "auto" for a card.
     resident: int | str = 0
-    #: Bytes of attached LoRAs.
+    #: How layers are kept where `quant` is made while loading; None: it is a file's.
+    made: Quant | None = None
+    #: Bytes of LoRAs beside the weights.
     loras: int = 0
     #: Whether any of them is switched on.
     adapted: bool = False
@@ -67,13 +68,18 @@ class Load:
     #: Whether files have low-bit weights with separate scales, which become dense in host memory.
     scaled: bool = False
 
+    @property
+    def kept(self) -> Quant | None:
+        """How the blocks' linear layers are kept; None: in the dtype. Raises KeyError where it is not known."""
+        return self.made or QUANTS[self.quant]
+
     def check(self) -> None:
         """Raise UnknownComponent for a choice that cannot be estimated."""
         for field, name, choices in (
             ("device", self.device, ("cuda", "cpu")),
             ("dtype", self.dtype, tuple(WIDTHS)),
             ("memory", self.memory, (*PROFILES, "auto")),
-            ("quant", self.quant, tuple(QUANTS)),
+            ("quant", self.quant, (*QUANTS, *([] if self.made is None else [self.quant]))),
         ):
             if name not in choices:
                 raise UnknownComponent(field, name, choices)
@@ -100,9 +106,9 @@ class Work:
 def weights_bytes(sizes: Sizes, load: Load) -> dict[str, int]:
     """Return the bytes of each component's weights, as they are kept."""
     value = WIDTHS[load.dtype]
-    sizes_in_bytes = {name: count.bytes(value) for name, count in sizes.counts.items()}
-    sizes_in_bytes["transformer"] = sizes.counts["transformer"].bytes(value, QUANTS[load.quant]) + load.loras
-    return sizes_in_bytes
+    found = {name: count.bytes(value) for name, count in sizes.counts.items()}
+    found["transformer"] = sizes.counts["transformer"].bytes(value, load.kept) + load.loras
+    return found
 
 
 def stages(sizes: Sizes, load: Load, work: Work) -> tuple[StageMemory, ...]:
@@ -222,8 +228,8 @@ def _loading(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> StageMemor
     if load.scaled:
         # Values of a layer and their product with the scale, both in float32.
         temporaries["transformer"] = max(BUFFER, _largest_layer(sizes) * 8)
-    if load.quant == "int8":
-        # Read completely, then quantised in place, one layer in float32 at a time.
+    if load.made is not None:
+        # Read whole, and quantised where it is, a layer in float32 at a time.
         arriving["transformer"] = sizes.counts["transformer"].bytes(WIDTHS[load.dtype]) + load.loras
         temporaries["transformer"] = max(temporaries["transformer"], _largest_layer(sizes) * 4)
     present = {"audio_encoder": weights["audio_encoder"]}
@@ -251,8 +257,8 @@ def _resident(sizes: Sizes, load: Load, weights: Mapping[str, int], part: str) -
     if load.memory == "text-offload" and part != "text_encoder":
         return {name: weights[name] for name in _ON_DEVICE if name != "text_encoder"}
     if load.memory in ("group-offload", "lowest") and part == "transformer":
-        value, quant = WIDTHS[load.dtype], QUANTS[load.quant]
-        # The block that computes and those that are copied.
+        value, quant = WIDTHS[load.dtype], load.kept
+        # The block that computes and those that come.
         layers = sizes.configs["transformer"]["num_layers"]
         blocks = min(1 + load.blocks + int(load.resident), layers)
         # LoRAs are attached to the layers of blocks and are copied with them.

@@ -22,7 +22,7 @@ Config = Mapping[str, Any]
 class Quant:
     """How quantised linear layers are kept: bytes per value, and additional bytes per row."""
 
-    value: int
+    value: float
     row: int
 
 
@@ -55,7 +55,7 @@ class Count:
         """Return the bytes if a value of the model's dtype has `width` bytes and linear layers are kept as `quant`."""
         if quant is None:
             return (self.cast + self.linear) * width + self.float32 * 4
-        return self.cast * width + self.float32 * 4 + self.linear * quant.value + self.rows * quant.row
+        return self.cast * width + self.float32 * 4 + int(self.linear * quant.value) + self.rows * quant.row
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The plugin API: hooks, registers, and the manager of what is installed."""
+"""The plugin API: hooks, registers, and the manager of installed plugins."""

@@ -19,6 +19,7 @@ from engine.components import (
     Guidance,
     Launcher,
     ModelSource,
+    Quantiser,
     Reader,
     Sampler,
     Sink,
@@ -39,6 +40,7 @@ class Registry:
         self.plugins.add_hookspecs(spec)
         self.sources: Register[ModelSource] = Register("source")
         self.readers: Register[Reader] = Register("reader")
+        self.quants: Register[Quantiser] = Register("quant")
         self.attention: Register[AttentionBackend] = Register("attention")
         self.samplers: Register[Sampler] = Register("sampler")
         self.guidance: Register[Guidance] = Register("guidance")
@@ -55,7 +57,7 @@ class Registry:
     @property
     def registers(self) -> tuple[Register[object], ...]:
         """All books of components."""
-        loading = (self.sources, self.readers, self.attention)
+        loading = (self.sources, self.readers, self.quants, self.attention)
         choices = (self.samplers, self.guidance, self.caches)
         return (*loading, *choices, self.sinks, self.launchers, self.entrypoints)  # type: ignore[return-value]
 
@@ -97,6 +99,7 @@ class Registry:
         hook = self.plugins.hook
         hook.register_sources(register=self.sources)
         hook.register_readers(register=self.readers)
+        hook.register_quants(register=self.quants)
         hook.register_attention(register=self.attention)
         hook.register_samplers(register=self.samplers)
         hook.register_guidance(register=self.guidance)

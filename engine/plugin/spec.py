@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         Guidance,
         Launcher,
         ModelSource,
+        Quantiser,
         Reader,
         Sampler,
         Sink,
@@ -28,12 +29,17 @@ hookimpl = pluggy.HookimplMarker("multitalk_engine")
 
 @hookspec
 def register_sources(register: Register[ModelSource]) -> None:
-    """Offer places to take weights from."""
+    """Offer places to take weights from. `register.build(config)` and `register.config(name)` reach the others."""
 
 
 @hookspec
 def register_readers(register: Register[Reader]) -> None:
     """Offer ways to bring weights from their files to the device."""
+
+
+@hookspec
+def register_quants(register: Register[Quantiser]) -> None:
+    """Offer quantisations that are made while the weights are loaded."""
 
 
 @hookspec
@@ -63,37 +69,45 @@ def register_sinks(register: Register[Sink]) -> None:
 
 @hookspec
 def register_launchers(register: Register[Launcher]) -> None:
-    """Offer machines and devices for the workers of a batch."""
+    """Offer machines and devices for the workers of a batch (docs/batch.md)."""
 
 
 @hookspec
 def register_entrypoints(register: Register[Entrypoint], launchers: Register[Launcher]) -> None:
-    """Offer ways in which requests arrive; one that starts workers builds its launcher from `launchers`."""
+    """Offer ways in which requests arrive: the name becomes a command.
+
+    One that starts workers builds its launcher from `launchers`, the register of launchers.
+    """
 
 
 @hookspec
 def register_presets(presets: Presets) -> None:
-    """Add a package folder of YAML presets to the config search path."""
+    """Add packages of YAML presets: `presets(package)`."""
 
 
 @hookspec(firstresult=True)
 def open_address(address: str, scheme: str, access: Access, into: Path) -> Path | None:
-    """Bring what lies at `address` to a local file (a new one belongs below `into`), or return None to pass.
+    """Return a local file with what lies at `address`, or None to leave it to other plugins; the first file counts.
 
-    The core has checked scheme and folders against `access`; the plugin keeps to its size and time limits.
+    `scheme` is "path" where the address has none. The engine has checked scheme and folders against `access`; the
+    plugin keeps to its limits of size and time, and stops once `access.cancel` is set (`engine.cancel` has what waits
+    with it). A new file belongs below the folder `into`.
     """
 
 
 @hookspec
 def step_finished(request: Request, progress: Progress) -> None:
-    """Called after each denoising step. An exception ends the generation."""
+    """Called after each denoising step, with window, step and time left. An exception ends the generation."""
 
 
 @hookspec
 def window_finished(request: Request, window: Window, frames: Frames) -> None:
-    """Called after each window with its new frames, before they are written; they may be changed in place."""
+    """Called after each window, before its frames are written.
+
+    `window` is the plan's entry; `frames.pictures` may be changed in place (a watermark, a preview).
+    """
 
 
 @hookspec
 def generation_finished(request: Request, delivery: Delivery) -> None:
-    """Called after each finished video."""
+    """Called after each finished video; `delivery` says where it is and how long each stage took."""

@@ -1,1 +1,1 @@
-"""The real code path at the published sizes on a pretended card: fake tensors, a ledger, no GPU and no weights."""
+"""Runs the real code at full size on a simulated card: fake tensors, no GPU, no weights."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engine.assembly.estimates import make_load
+from engine.components import evaluations_of
 from engine.data.estimates import StageMemory
+from engine.machine.profiles import PROFILES
 from engine.planning import memory
 from engine.planning.estimate import free_of, largest_work, resolve_memory
 from engine.planning.memory import CONTEXT
@@ -16,6 +18,7 @@ from engine.planning.parameters import Sizes
 from engine.plugin.manager import installed
 from engine.rehearsal.counts import Copy, ForwardCounts
 from engine.rehearsal.walk import StageRow, Walk
+from engine.text.amounts import gigabytes
 
 #: Share by which a stage of the plan may differ from the rehearsal.
 TOLERANCE = 0.03
@@ -124,8 +127,8 @@ def reckon(fewer: Report, more: Report, blocks: int) -> Report:
     # Sizes depend on the number of blocks, and so do the plan's figures.
     faults = [fault for fault in more.faults if fault.kind not in ("memory", "plan")]
     if needed > limit:
-        faults.append(Fault("memory", "", f"{needed / 1e9:.2f} GB are needed of a card of {limit / 1e9:.2f} GB"))
-    # Pieces of pinned memory do not grow with each block, so the plan is not compared with this.
+        faults.append(Fault("memory", "", f"{gigabytes(needed, 2)} are needed of a card of {gigabytes(limit, 2)}"))
+    # Pieces of pinned memory do not grow with each block, so the plan is not held to this.
     host, waiting = max(stage["host_peak"] for stage in stages), number(fewer.host_plan, more.host_plan)
     planned = {stage["stage"]: stage["plan"] for stage in stages if stage["plan"] is not None}
     for name, peak in _worst((stage["stage"], stage["peak"]) for stage in stages).items():
@@ -170,8 +173,9 @@ def _settings(walk: Walk, sizes: Sizes) -> Numbers:
 
 
 def planned_stages(walk: Walk, sizes: Sizes) -> tuple[dict[str, StageMemory], int | None]:
-    """Return the plan's figures for the same weights, profile and windows, by stage, and for weights on the host."""
-    if walk.plan is None or walk.memory not in memory.PROFILES or walk.config.quant.name not in memory.QUANTS:
+    """Return what the plan says of the same weights, profile and windows, by stage, and of weights on the host."""
+    if walk.plan is None or walk.memory not in PROFILES or walk.config.quant.name == "gguf":
+        # There is no arithmetic for the types of a GGUF file.
         return {}, None
     work = largest_work(walk.plan, sizes)
     load = make_load(
@@ -264,7 +268,7 @@ def _faults(walk: Walk, planned: Mapping[str, StageMemory], waiting: int | None)
         yield Fault("order", "", f"{count} x {what}")
     if walk.missing:
         yield Fault(
-            "memory", "", f"the card is too small by {walk.missing / 1e9:.2f} GB, with what its allocator holds"
+            "memory", "", f"the card is too small by {gigabytes(walk.missing, 2)}, with what its allocator holds"
         )
     before: StageRow | None = None
     for row in walk.rows:
@@ -294,7 +298,7 @@ def _summary(stage: str, window: int) -> str:
 def _plan_faults(name: str, peak: int, planned: int | None) -> Iterator[Fault]:
     off = _off(peak, planned)
     if off is not None and planned is not None and abs(off) > TOLERANCE and abs(planned - peak) > _CRUMBS:
-        what = f"the plan says {planned / 1e9:.2f} GB, it takes {peak / 1e9:.2f} ({off:+.1%})"
+        what = f"the plan says {gigabytes(planned, 2)}, it takes {peak / 1e9:.2f} ({off:+.1%})"
         yield Fault("plan", name, what)
 
 
@@ -302,7 +306,7 @@ def _copy_faults(walk: Walk, row: StageRow) -> Iterator[str]:
     counts, offloaded = row.counts, walk.memory not in _WHOLE
     returned = sum(size for copy, size in counts.copied.items() if copy.direction == "down" and not _frames(copy))
     if returned > _CRUMBS:
-        yield f"{returned / 1e9:.2f} GB are copied back to the host"
+        yield f"{gigabytes(returned, 2)} are copied back to the host"
     inside = [copy for copy in counts.copies if copy.forward]
     if not offloaded and inside:
         yield f"{sum(counts.copies[copy] for copy in inside)} copies inside of forwards, at {inside[0].where}"
@@ -312,7 +316,7 @@ def _copy_faults(walk: Walk, row: StageRow) -> Iterator[str]:
     if offloaded and row.forwards:
         most, whole = max(forward.up for forward in row.forwards), walk.weights.get("transformer", 0)
         if whole and most > 1.01 * whole:
-            yield f"a forward brings {most / 1e9:.2f} GB, more than the network's {whole / 1e9:.2f}"
+            yield f"a forward brings {gigabytes(most, 2)}, more than the network's {whole / 1e9:.2f}"
 
 
 def _wait_faults(walk: Walk, row: StageRow) -> Iterator[str]:
@@ -331,14 +335,14 @@ def _residue(walk: Walk, row: StageRow, before: StageRow | None, planned: StageM
     for name, count in row.weights.items():
         over = count - planned.weights.get(name, 0)
         if over > max(_CRUMBS, 0.01 * planned.weights.get(name, 0)):
-            yield f"{over / 1e9:.2f} GB of the {name} are on the device, and should not be"
+            yield f"{gigabytes(over, 2)} of the {name} are on the device, and should not be"
     if row.stage == "denoise" and before is not None:
         # Buffers for streamed blocks belong to the network as long as it is there.
         growth = row.counts.left - before.counts.left
         names = {place: size for place, size in growth.items() if not place.startswith(_STREAMER)}
         if sum(names.values()) > _latents(walk) + _CRUMBS:
             places = ", ".join(sorted(names, key=names.__getitem__, reverse=True)[:3])
-            yield f"{sum(names.values()) / 1e9:.2f} GB are left on the device, made at {places}"
+            yield f"{gigabytes(sum(names.values()), 2)} are left on the device, made at {places}"
 
 
 def _frames(copy: Copy) -> bool:
@@ -349,8 +353,10 @@ def _frames(copy: Copy) -> bool:
 def _deciding_reads(walk: Walk) -> int:
     steps = walk.scene.steps or walk.config.sampler.steps
     passes = 1 if walk.plan is None else walk.plan.passes
+    sampler = installed().samplers.build(replace(walk.config.sampler, steps=steps))
+    evaluations = sum(evaluations_of(sampler, steps))
     cache = installed().caches.build(walk.config.cache).cost(branches=passes, tokens=1, channels=1, blocks=1)
-    return steps * cache.reads + (steps if walk.config.sampler.name == "unipc" else 0)
+    return evaluations * cache.reads + (steps if walk.config.sampler.name == "unipc" else 0)
 
 
 def _latents(walk: Walk) -> int:

@@ -1,1 +1,1 @@
-"""What a running process has: device, memory, progress, other processes."""
+"""State of the running process: device, memory, progress, process group."""

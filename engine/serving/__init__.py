@@ -1,1 +1,1 @@
-"""Jobs from elsewhere: the worker, batches, and the local endpoint."""
+"""Serves jobs: the RunPod worker, batches, and the local endpoint."""

@@ -1,1 +1,1 @@
-"""The walk of a generation: one verb, one file, one function."""
+"""The stages of a generation: one verb, one file, one function each."""

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.components import CancelToken, Guidance, Sampler, StepCache
+from engine.components import CancelToken, ExtendedSchedule, Guidance, Sampler, StepCache, StepTools, evaluations_of
 from engine.data import Conditions, Motion
-from engine.errors import Cancelled
+from engine.errors import Cancelled, ConfigError
 
 
 def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -34,9 +34,11 @@ def denoise(
 ) -> Tensor:
     """Walk from `noise`, float32 (16, T, h, w), to latents of that shape and dtype on the conditions' device.
 
-    Motion latents that are mixed with noise take fresh noise from `generator` (of the CPU) before the first and after
-    every step, or from `motion_noise` where it is given. `on_step(step, steps)` is called after each step, counted
-    from 1. Raises Cancelled between guidance passes and steps once `cancel` is set.
+    Motion latents that are mixed with noise take fresh noise from `generator` (of the CPU) before the first step,
+    before each evaluation within a step but its first, and after every step; or from `motion_noise` where it is given.
+    A schedule that asks for noise draws from `generator` as well. `on_step(step, steps)` is called after each step,
+    counted from 1. Raises Cancelled between guidance passes and steps once `cancel` is set, and ConfigError where a
+    step makes another number of evaluations than its sampler says.
     """
     device = conditions.latents.device
     schedule = sampler.schedule()
@@ -44,24 +46,49 @@ def denoise(
     hold = _hold(conditions.motion, generator, motion_noise, device)
     times = schedule.timesteps
     steps = len(times) - 1
+    said = evaluations_of(sampler, steps)
     latents = hold(noise.to(device, torch.float32), times[0])
     # All at once: a copy in each step would have the host wait for the step before.
     on_device = torch.tensor(times[:steps], dtype=torch.float32).to(device)
+    moments = {time: on_device[index : index + 1] for index, time in enumerate(times[:steps])}
+    made = 0
+
+    def evaluate(latents: Tensor, time: float) -> Tensor:
+        nonlocal made
+        moment = moments[time] if time in moments else torch.tensor([time], dtype=torch.float32).to(device)
+        inputs = torch.cat([latents, conditions.latents])[None]
+        predictions = {}
+        for branch in guidance.branches:
+            _check(cancel)
+            with cache.branch(branch, made):
+                predictions[branch] = transformer(
+                    hidden_states=inputs,
+                    timestep=moment,
+                    conditions=conditions.branches[branch],
+                    return_dict=False,
+                )[0][0].float()
+        made += 1
+        return guidance.combine(predictions)
+
+    tools = StepTools(
+        evaluate=lambda latents, time: evaluate(hold(latents, time), time),
+        noise=lambda: _to_device(draw_noise(tuple(noise.shape), generator), device),
+    )
     with cache.attach(transformer):
         for index in range(steps):
-            time = on_device[index : index + 1]
-            inputs = torch.cat([latents, conditions.latents])[None]
-            predictions = {}
-            for branch in guidance.branches:
-                _check(cancel)
-                with cache.branch(branch, index):
-                    predictions[branch] = transformer(
-                        hidden_states=inputs,
-                        timestep=time,
-                        conditions=conditions.branches[branch],
-                        return_dict=False,
-                    )[0][0].float()
-            latents = hold(schedule.step(guidance.combine(predictions), index, latents), times[index + 1])
+            before = made
+            velocity = evaluate(latents, times[index])
+            if isinstance(schedule, ExtendedSchedule):
+                stepped = schedule.step_with(velocity, index, latents, tools)
+            else:
+                stepped = schedule.step(velocity, index, latents)
+            if made - before != said[index]:
+                raise ConfigError(
+                    f"step {index + 1} made {made - before} evaluations of the network, its sampler says {said[index]}",
+                    field="sampler",
+                    hint="its plugin must make as many as its `evaluations` says",
+                )
+            latents = hold(stepped, times[index + 1])
             if on_step is not None:
                 on_step(index + 1, steps)
     _check(cancel)
@@ -83,13 +110,17 @@ def _hold(
             # Also at time 0, where it has no weight: the generator advances as in the public implementation.
             fresh = draw_noise(tuple(given.shape), generator) if recorded is None else next(recorded)
             sigma = time / 1000
-            if device.type == "cuda":
-                # The host goes on while pinned memory is copied.
-                fresh = fresh.pin_memory()
-            leading = (1 - sigma) * given + sigma * fresh.to(device, non_blocking=True)
+            leading = (1 - sigma) * given + sigma * _to_device(fresh, device)
         return torch.cat([leading, latents[:, length:]], dim=1)
 
     return hold
+
+
+def _to_device(fresh: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda":
+        # The host goes on while pinned memory is copied.
+        fresh = fresh.pin_memory()
+    return fresh.to(device, non_blocking=True)
 
 
 def _check(cancel: CancelToken | None) -> None:

@@ -81,7 +81,7 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
         steps=inputs.steps,
         guidance=inputs.guidance,
         passes=inputs.passes,
-        forwards=len(windows) * inputs.steps * inputs.passes,
+        forwards=len(windows) * (inputs.evaluations or inputs.steps) * inputs.passes,
         seed=request.seed,
         weights=inputs.weights,
         warnings=tuple(warnings),
@@ -188,10 +188,12 @@ def _check_budget(request: Request, inputs: PlanInputs, seconds: float, generate
         what = f"{generated} frames would be made for {seconds:.2f} s of video"
         raise _too_much(what, "frames", f"at most {most}; ask for fewer frames, or for timing=direct")
     windows = count_windows(generated, window=inputs.window, motion=inputs.motion)
-    forwards = windows * inputs.steps * inputs.passes
+    evaluations = inputs.evaluations or inputs.steps
+    forwards = windows * evaluations * inputs.passes
     if forwards > budget.forwards:
+        made = "" if evaluations == inputs.steps else f" of {evaluations} evaluations"
         raise _too_much(
-            f"{windows} windows, {inputs.steps} steps and {inputs.passes} passes a step make {forwards} forwards",
+            f"{windows} windows, {inputs.steps} steps{made} and {inputs.passes} passes a step make {forwards} forwards",
             "frames",
             f"at most {budget.forwards}; ask for a shorter video or fewer steps",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -86,9 +87,8 @@ class Writer:
         self._metadata = dict(metadata or {})
         self._filename = filename
         self._container: av.container.OutputContainer | None = None
+        self._file: io.FileIO | None = None
         try:
-            # FFmpeg opens the file with the first frame; a missing folder should show before that.
-            self._part.touch()
             self._open(options)
         except av.ArgumentError as error:
             self.abort()
@@ -126,6 +126,7 @@ class Writer:
             container.mux(self._audio.encode(None))
             container.close()
             self._container = None
+            self._close_file()
             with open_input(self._part) as written:
                 kept = written.streams.video[0].frames
             if kept == self.frames:
@@ -152,7 +153,12 @@ class Writer:
             # The file is thrown away in any case.
             with suppress(av.FFmpegError, OSError):
                 container.close()
+        self._close_file()
         self._part.unlink(missing_ok=True)
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -164,7 +170,8 @@ class Writer:
             self.abort()
 
     def _open(self, options: VideoOptions) -> None:
-        self._container = container = open_mp4(self._part)
+        container, self._file = open_mp4(self._part)
+        self._container = container
         container.metadata["comment"] = json.dumps({_KEY: self._metadata}, ensure_ascii=False, sort_keys=True)
 
         settings = {"crf": str(options.crf), "preset": options.preset}

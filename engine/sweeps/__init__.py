@@ -1,1 +1,1 @@
-"""The runs of a sweep -> one page on which they can be compared."""
+"""Runs sweeps, and writes a page that compares their results."""

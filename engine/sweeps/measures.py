@@ -27,8 +27,8 @@ from engine.media.audio import VOICE_RATE, decode
 from engine.media.canvas import apply_canvas
 from engine.media.picture import read_picture
 from engine.plugin.manager import installed
+from engine.redaction import scrub
 from engine.service import EngineService
-from engine.serving.jobs.scrub import scrub
 
 #: Widths of the place that is compared with its surroundings, and of the box around a mouth, in parts of the square
 #: root of the picture's area; both are 3 high where they are 4 wide. Smaller places find eyes and lips apart.

@@ -19,9 +19,8 @@ from engine.config import Config
 from engine.data import Delivery, Request
 from engine.errors import EngineError
 from engine.files.atomic import write
-from engine.redaction import named_secrets, redact
+from engine.redaction import named_secrets, redact, scrub
 from engine.service import EngineService
-from engine.serving.jobs.scrub import scrub
 from engine.sweeps.runs import CONFIG, FORMAT, METRICS
 
 #: Groups that are kept whole; of those that say where things lie, only the name.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from hydra import initialize_config_module
-from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,13 +21,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.assembly.compose import CONF, compose, translated
 from engine.assembly.escape import override
+from engine.assembly.location import WeightsFinder
+from engine.assembly.settings import make_plan_inputs
 from engine.assembly.typed_overrides import readable
-from engine.data import Delivery, Request
-from engine.errors import Cancelled, ConfigError, EngineError, plain
+from engine.config import Config
+from engine.data import Delivery, Request, Speaker
+from engine.errors import Cancelled, ConfigError, EngineError, RequestError, plain
 from engine.plugin.manager import installed
 from engine.plugin.spec import hookimpl
-from engine.runtime.quiet import hush
+from engine.runtime.quiet import silence_libraries
 from engine.service import EngineService
+from engine.stages.read import check_request
 from engine.sweeps.run_folder import RunFolder
 from engine.sweeps.runs import CONFIG, METRICS
 
@@ -38,8 +43,9 @@ _before: EngineService | None = None
 def sweep(overrides: Sequence[str]) -> int:
     """Run every combination of the values that `overrides` give with commas, through Hydra's sweeper and launcher.
 
-    Each run has a folder below the sweep's. One that cannot be made tells so in one line and the others go on; the
-    status is the highest of all runs'. Raises ConfigError for what no run could be made with.
+    Each run has a folder below the sweep's. One that cannot be made says so in one line and the others go on; the
+    status is the highest of all runs'. Raises ConfigError before the first run where one of them has a config that no
+    video can be made with. Only Hydra's own sweeper says beforehand what it will run; other sweepers are not checked.
     """
     installed()
     overrides = readable(overrides, several=True)
@@ -53,7 +59,12 @@ def sweep(overrides: Sequence[str]) -> int:
             if "sink.folder" in [part.key_or_group for part in parsed]:
                 hint = "name the folder of the whole sweep by --output FOLDER/NAME.mp4 or hydra.sweep.dir=FOLDER"
                 raise ConfigError("each run of a sweep has a folder of its own", field="sink.folder", hint=hint)
-            folder = _sweep_folder(hydra, overrides)
+            composed = hydra.compose_config("config", list(overrides), RunMode.MULTIRUN, with_log_configuration=False)
+            # Decided here, so that the time of day in its name is the same for all.
+            folder = Path(str(composed.hydra.sweep.dir))
+            _check_new(folder)
+            if str(composed.hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
+                _check_runs(composed.hydra.sweeper.get("params") or {}, overrides)
             words = [*overrides, override("hydra.sweep.dir", str(folder))]
             there = folder.exists()
             try:
@@ -78,7 +89,7 @@ def run_job(composed: DictConfig, *, swept: Sequence[str] = ()) -> int:
 
     The weights of the run before in this process are used again if they are the same.
     """
-    hush()
+    silence_libraries()
     installed()
     hydra = HydraConfig.get()
     # Taken unresolved: resolving would unescape a prompt's "${" once too often.
@@ -107,9 +118,7 @@ def run_job(composed: DictConfig, *, swept: Sequence[str] = ()) -> int:
 def _make(run: RunFolder) -> int:
     global _before
     words = list(run.overrides)
-    config = compose(words)
-    if config.parallel.name != "none":
-        raise ConfigError("a sweep runs in one process", field="parallel", hint="choose parallel=none with -m")
+    config = _checked(words, WeightsFinder(installed()))
     if config.sink.name == "disk":
         words.append(override("sink.folder", str(run.path)))
     service = _before = EngineService(words, after=_before)
@@ -123,15 +132,55 @@ def _make(run: RunFolder) -> int:
     return status
 
 
-def _sweep_folder(hydra: Hydra, overrides: Sequence[str]) -> Path:
-    """Return the sweep's folder, which is decided here so that the time of day in its name is the same for all."""
-    composed = hydra.compose_config("config", list(overrides), RunMode.MULTIRUN, with_log_configuration=False)
-    folder = Path(str(composed.hydra.sweep.dir))
+def _check_new(folder: Path) -> None:
     if any(folder.glob(f"*/{METRICS}")) or any(folder.glob(f"[0-9]*/{CONFIG}")):
         raise ConfigError(
             f"{folder} holds the runs of an earlier sweep", field="hydra.sweep.dir", hint="choose another"
         )
-    return folder
+
+
+def _check_runs(params: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Raise ConfigError, naming the run, for the first one whose config no video can be made with.
+
+    `params` are those of Hydra's sweeper; words of the command line win over them.
+    """
+    words = [f"{key}={value}" for key, value in params.items()]
+    values: dict[str, list[str]] = {}
+    for part in OverridesParser.create().parse_overrides([*words, *overrides]):
+        key = part.get_key_element()
+        if part.is_sweep_override() and not part.is_discrete_sweep():
+            # Hydra's sweeper refuses it in its own words.
+            return
+        if not part.key_or_group.startswith(("hydra.", "hydra/")):
+            swept = part.is_sweep_override()
+            values[key] = list(part.sweep_string_iterator()) if swept else [part.get_value_element_as_str()]
+    # The sources are asked once for what several runs need.
+    weights = WeightsFinder(installed())
+    for number, run in enumerate(itertools.product(*values.values())):
+        words = [f"{key}={value}" for key, value in zip(values, run, strict=True)]
+        try:
+            _checked(words, weights)
+        except (ConfigError, RequestError) as error:
+            differing = ", ".join(word for word, known in zip(words, values.values(), strict=True) if len(known) > 1)
+            where = f" (job {number}: {plain(differing)})" if differing else ""
+            raise ConfigError(f"{error.what}{where}", field=error.field, hint=error.hint, code=error.code) from error
+
+
+def _checked(words: Sequence[str], weights: WeightsFinder) -> Config:
+    """Compose the config of one run. Raises ConfigError, and RequestError for values of its request."""
+    config = compose(words)
+    if config.parallel.name != "none":
+        raise ConfigError("a sweep runs in one process", field="parallel", hint="choose parallel=none with -m")
+    make_plan_inputs(config, installed(), weights)
+    asked = config.request
+    frames: Any = asked.frames
+    if isinstance(frames, str) and re.fullmatch(r"[+-]?[0-9]{1,30}", frames):
+        frames = int(frames)
+    chosen: dict[str, Any] = {key: getattr(asked, key) for key in ("seed", "fps", "audio_type", "timing", "fit")}
+    prompt = "not given" if asked.prompt is None else asked.prompt
+    # The picture and the voices are for the run to open: these stand for them.
+    check_request(Request(prompt, "picture", (Speaker("voice"),), asked.negative_prompt, frames=frames, **chosen))
+    return config
 
 
 @contextmanager

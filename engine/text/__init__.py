@@ -1,1 +1,1 @@
-"""Texts that strangers wrote: names that become paths, and base64."""
+"""Untrusted text: file names made from it, base64, sizes, similar names, and HTML pages."""

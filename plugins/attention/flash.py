@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from engine import hookimpl
 from engine.components import AttentionBackend
 from engine.config import ComponentConfig
-from engine.errors import ConfigError, MissingExtra
-from engine.machine.libraries import require_fitting
+from engine.errors import MissingExtra
+from engine.machine.packaged_backend import PackagedBackend
 from engine.plugin.register import Register
 
 
@@ -20,22 +19,14 @@ class FlashConfig(ComponentConfig):
     name: str = "flash"
 
 
-class Flash:
+class Flash(PackagedBackend):
     """The kernel diffusers calls "flash"."""
 
-    def __init__(self, config: FlashConfig) -> None:
-        pass
+    name, package, modules = "flash", "flash-attn", ("flash_attn", "flash_attn_2_cuda")
 
-    def resolve(self, device: str) -> str:
-        """Return "flash". Raises ConfigError off CUDA or for a misfit, MissingExtra without flash-attn."""
-        if device != "cuda":
-            raise ConfigError(
-                f"attention=flash runs on CUDA, not on {device!r}", field="attention", hint="choose attention=sdpa"
-            )
-        if find_spec("flash_attn") is None:
-            raise MissingExtra("attention=flash", "flash-attn", "flash")
-        require_fitting("attention=flash", "flash-attn", ("flash_attn", "flash_attn_2_cuda"))
-        return "flash"
+    def missing(self) -> MissingExtra:
+        """Name the extra that installs it."""
+        return MissingExtra("attention=flash", "flash-attn", "flash")
 
 
 @hookimpl

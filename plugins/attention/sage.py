@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from engine import hookimpl
 from engine.components import AttentionBackend
 from engine.config import ComponentConfig
-from engine.errors import ConfigError, MissingExtra
-from engine.machine.libraries import require_fitting
+from engine.errors import MissingExtra
+from engine.machine.packaged_backend import PackagedBackend
 from engine.plugin.register import Register
 
 
@@ -20,22 +19,14 @@ class SageConfig(ComponentConfig):
     name: str = "sage"
 
 
-class Sage:
+class Sage(PackagedBackend):
     """The kernel diffusers calls "sage"."""
 
-    def __init__(self, config: SageConfig) -> None:
-        pass
+    name, package, modules = "sage", "sageattention", ("sageattention",)
 
-    def resolve(self, device: str) -> str:
-        """Return "sage". Raises ConfigError off CUDA or for a misfit, MissingExtra without sageattention."""
-        if device != "cuda":
-            raise ConfigError(
-                f"attention=sage runs on CUDA, not on {device!r}", field="attention", hint="choose attention=sdpa"
-            )
-        if find_spec("sageattention") is None:
-            raise MissingExtra("attention=sage", "sageattention", "sage")
-        require_fitting("attention=sage", "sageattention", ("sageattention",))
-        return "sage"
+    def missing(self) -> MissingExtra:
+        """Name the extra that installs it."""
+        return MissingExtra("attention=sage", "sageattention", "sage")
 
 
 @hookimpl

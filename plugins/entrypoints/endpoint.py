@@ -16,7 +16,7 @@ from engine.components import Entrypoint, Service
 from engine.config import SECRET, ComponentConfig, within
 from engine.errors import MissingExtra
 from engine.plugin.register import Register
-from engine.serving.endpoint.limits import Limits
+from engine.serving.endpoint.limits import EndpointLimits
 
 if TYPE_CHECKING:
     from engine.serving.endpoint.server import LocalEndpoint
@@ -31,48 +31,46 @@ def _number(default: int, about: str, least: int = 0) -> int:
     return field(default=default, metadata={"help": f"{about} ({default})", "word": "N"} | within(least, 10**12))
 
 
-_LIMITS = Limits()
+_LIMITS = EndpointLimits()
 
 
 @dataclass
 class EndpointConfig(ComponentConfig):
-    """Serves jobs as a RunPod endpoint does, on this machine, with worker processes of its own."""
+    """Serves jobs like a RunPod endpoint on this machine, with its own worker processes."""
 
     name: str = "endpoint"
-    host: str = field(default="127.0.0.1", metadata={"help": "interface to listen at (127.0.0.1)", "word": "ADDRESS"})
-    port: int = field(
-        default=8000, metadata={"help": "port, 0 for any that is free (8000)", "word": "N"} | within(0, 65_535)
-    )
-    endpoint_id: str = field(default="local", metadata={"help": "id in the addresses (local)", "word": "ID"})
-    workers: int = _number(1, "worker processes")
+    host: str = field(default="127.0.0.1", metadata={"help": "interface to listen on (127.0.0.1)", "word": "ADDRESS"})
+    port: int = field(default=8000, metadata={"help": "port; 0: any free port (8000)", "word": "N"} | within(0, 65_535))
+    endpoint_id: str = field(default="local", metadata={"help": "id in the URLs (local)", "word": "ID"})
+    workers: int = _number(1, "number of worker processes")
     worker: str | None = field(
         default=None,
         metadata={"help": "command of a worker (multitalk runpod, with the overrides given here)", "word": "COMMAND"},
     )
-    api_key: str | None = field(default=None, metadata={"help": "key that callers need (none)", "word": "KEY"} | SECRET)
+    api_key: str | None = field(default=None, metadata={"help": "API key for callers (none)", "word": "KEY"} | SECRET)
     allowed_host: str | None = field(
         default=None,
-        metadata={"help": "names that callers may ask for beside localhost, by commas (none)", "word": "NAMES"},
+        metadata={"help": "host names that callers may use besides localhost, comma-separated (none)", "word": "NAMES"},
     )
-    run_bytes: int = _number(_LIMITS.run_bytes, "largest body of /run, in and out")
-    sync_bytes: int = _number(_LIMITS.sync_bytes, "largest body of /runsync, in and out")
+    run_bytes: int = _number(_LIMITS.run_bytes, "maximum bytes of a request to /run and of its result")
+    sync_bytes: int = _number(_LIMITS.sync_bytes, "maximum bytes of a request to /runsync and of its result")
     run_retention: float = _seconds(_LIMITS.run_retention, "how long a result of /run is kept")
     sync_retention: float = _seconds(_LIMITS.sync_retention, "how long a result of /runsync is kept")
-    sync_wait: float = _seconds(_LIMITS.sync_wait, "how long /runsync waits unless asked")
-    execution_timeout: float = _seconds(_LIMITS.execution_timeout, "longest work on a job whose policy says nothing")
-    ttl: float = _seconds(_LIMITS.ttl, "life of a job whose policy says nothing")
-    queue_jobs: int = _number(_LIMITS.queue_jobs, "jobs that may wait, 0 for no limit")
-    queue_bytes: int = _number(_LIMITS.queue_bytes, "bytes of jobs that are held, 0 for no limit")
-    rate: int = _number(_LIMITS.rate, "calls of a verb in 10 s before 429, 0 for no limit")
-    attempts: int = _number(_LIMITS.attempts, "workers a job may outlive", 1)
-    webhook_retries: int = _number(_LIMITS.webhook_retries, "times a webhook is called again")
-    webhook_delay: float = _seconds(_LIMITS.webhook_delay, "pause before a webhook is called again")
-    start_timeout: float = _seconds(_LIMITS.start_timeout, "longest start of a worker")
+    sync_wait: float = _seconds(_LIMITS.sync_wait, "how long /runsync waits by default")
+    execution_timeout: float = _seconds(_LIMITS.execution_timeout, "maximum run time of a job without its own policy")
+    ttl: float = _seconds(_LIMITS.ttl, "lifetime of a job without its own policy")
+    queue_jobs: int = _number(_LIMITS.queue_jobs, "maximum waiting jobs; 0: no limit")
+    queue_bytes: int = _number(_LIMITS.queue_bytes, "maximum bytes of jobs in memory; 0: no limit")
+    rate: int = _number(_LIMITS.rate, "calls of the same kind in 10 s before 429; 0: no limit")
+    attempts: int = _number(_LIMITS.attempts, "workers that may die on a job before it fails", 1)
+    webhook_retries: int = _number(_LIMITS.webhook_retries, "retries of a webhook")
+    webhook_delay: float = _seconds(_LIMITS.webhook_delay, "pause before a webhook is retried")
+    start_timeout: float = _seconds(_LIMITS.start_timeout, "maximum start time of a worker")
     grace: float = _seconds(_LIMITS.grace, "how long a worker may take to stop before it is killed")
 
 
 class Endpoint:
-    """Entrypoint for whoever sends jobs over HTTP. Prints its address on stdout, everything else on stderr."""
+    """Entrypoint of a local endpoint. Prints its URL on stdout, everything else on stderr."""
 
     def __init__(self, config: EndpointConfig) -> None:
         self.config = config
@@ -97,7 +95,7 @@ class Endpoint:
         from engine.serving.endpoint.server import LocalEndpoint
 
         config = self.config
-        names = {field.name for field in fields(Limits)} & {field.name for field in fields(config)}
+        names = {field.name for field in fields(EndpointLimits)} & {field.name for field in fields(config)}
         return LocalEndpoint(
             shlex.split(config.worker) if config.worker is not None else worker_command(overrides),
             endpoint_id=config.endpoint_id,
@@ -106,14 +104,15 @@ class Endpoint:
             workers=config.workers,
             api_key=config.api_key,
             allowed_hosts=[name.strip() for name in (config.allowed_host or "").split(",") if name.strip()],
-            limits=Limits(**{name: getattr(config, name) for name in names}),
+            limits=EndpointLimits(**{name: getattr(config, name) for name in names}),
         )
 
 
 def worker_command(overrides: Sequence[str]) -> list[str]:
-    """Return the words that start a worker booted with `overrides`, but for those about the entrypoint."""
-    kept = [word for word in overrides if not word.lstrip("+~").startswith(("entrypoint=", "entrypoint."))]
-    return [sys.executable, "-m", "engine", "runpod", *kept]
+    """Return the command of a worker with `overrides`, without those about the entrypoint."""
+    own = ("entrypoint=", "entrypoint.")
+    arguments = [override for override in overrides if not override.lstrip("+~").startswith(own)]
+    return [sys.executable, "-m", "engine", "runpod", *arguments]
 
 
 async def _serve(endpoint: LocalEndpoint) -> None:
@@ -121,9 +120,9 @@ async def _serve(endpoint: LocalEndpoint) -> None:
 
     def interrupt() -> None:
         if stop.is_set():
-            # Asked for twice: no time of grace any more.
-            for worker in list(endpoint.crew.workers):
-                endpoint.crew.kill(worker)
+            # A second signal: no grace period.
+            for worker in list(endpoint.pool.workers):
+                endpoint.pool.kill(worker)
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):

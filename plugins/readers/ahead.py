@@ -12,10 +12,10 @@ from engine.plugin.register import Register
 
 @dataclass
 class AheadConfig(ComponentConfig):
-    """Threads read the files about in order, a little ahead; needs nothing installed."""
+    """Threads read the files roughly in order, a little ahead; needs no further package."""
 
     name: str = "ahead"
-    #: On the CPU, leave large tensors that stay as they are stored in their files' pages, common to all processes.
+    #: On the CPU, memory-map large tensors that keep their stored form; all processes share them.
     mapped: bool = True
 
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class FastsafetensorsConfig(ComponentConfig):
-    """fastsafetensors; holds one whole file on the device while its tensors are placed."""
+    """fastsafetensors: holds one whole file on the device while its tensors are placed."""
 
     name: str = "fastsafetensors"
-    #: Read by GPUDirect Storage.
+    #: Use GPUDirect Storage.
     gds: bool = False
 
 

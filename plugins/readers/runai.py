@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunaiConfig(ComponentConfig):
-    """runai-model-streamer; its own RUNAI_STREAMER_* variables set threads and buffer."""
+    """runai-model-streamer: its RUNAI_STREAMER_* variables set threads and buffer."""
 
     name: str = "runai"
 

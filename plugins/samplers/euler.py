@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class EulerConfig(SamplerConfig):
-    """Euler: one forward a step, first order, float32."""
+    """Euler: one evaluation per step, first order, float32."""
 
     name: str = "euler"
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class UnipcConfig(SamplerConfig):
-    """UniPC: one forward a step, second order. Not the solver of the public implementation."""
+    """UniPC: one evaluation per step, second order. Not the solver of the public implementation."""
 
     name: str = "unipc"
 

@@ -10,20 +10,19 @@ from pathlib import Path
 
 from engine import hookimpl
 from engine.cancel import apart
-from engine.components import Sink
+from engine.components import CancelToken, Sink
 from engine.config import SinkConfig, within
 from engine.data import Artifact, Kept
-from engine.data.cancel import CancelToken
 from engine.errors import ConfigError, SinkError
 from engine.plugin.register import Register
 
 
 @dataclass
 class Base64Config(SinkConfig):
-    """Keep no file: the answer is the video itself, as base64 text."""
+    """No file: the video itself is in the answer, as base64 text."""
 
     name: str = "base64"
-    #: Most bytes of base64 text that the answer may carry; null: any number.
+    #: Maximum bytes of base64 text in the answer; null: no limit.
     limit: int | None = field(default=None, metadata=within(1, 2**40))
 
 

@@ -27,9 +27,9 @@ class DiskConfig(SinkConfig):
     name: str = "disk"
     #: The folder of the videos.
     folder: str = "."
-    #: Replace a file that already bears the name asked for.
+    #: Replace an existing file of the same name.
     overwrite: bool = False
-    #: Make the folder, and those above it, if they are not there.
+    #: Create the folder and its parents if they do not exist.
     mkdir: bool = True
 
 

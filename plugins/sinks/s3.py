@@ -14,11 +14,10 @@ from urllib.parse import quote
 
 from engine import hookimpl
 from engine.cancel import check
-from engine.components import Sink
+from engine.components import CancelToken, Sink
 from engine.config import SinkConfig, one_of, within
 from engine.config.bounds import check_part
 from engine.data import Artifact, Kept, Store
-from engine.data.cancel import CancelToken
 from engine.errors import ConfigError, NotDelivered, RequestError, SinkError
 from engine.files.checksums import PART, Sums, compare, read_sums
 from engine.files.undelivered import JOB, Shelf, remove
@@ -36,44 +35,44 @@ _KEEP = "undelivered"
 
 @dataclass
 class S3Config(SinkConfig):
-    """A bucket: sink.bucket, else $S3_BUCKET. Keys come from boto3's own places, never from here."""
+    """A bucket: sink.bucket, else $S3_BUCKET. Keys come from boto3's usual places, never from the config."""
 
     name: str = "s3"
-    #: The bucket; it may be left out where the endpoint's host names it.
+    #: The bucket; optional if the endpoint's host name contains it.
     bucket: str = "${oc.env:S3_BUCKET,''}"
-    #: Its region; null: as boto3 is configured.
+    #: Its region; null: boto3's own configuration.
     region: str | None = "${oc.env:AWS_REGION,null}"
-    #: Address of a store other than Amazon's.
+    #: Endpoint of a store other than Amazon's.
     endpoint_url: str | None = "${oc.env:BUCKET_ENDPOINT_URL,null}"
-    #: Where a request names the bucket: "path", "virtual" (in the host) or "auto" (path at an endpoint_url, else host).
+    #: Where requests name the bucket: "path", "virtual" (host name) or "auto" (path with an endpoint_url, else host).
     addressing: str = field(default="auto", metadata=one_of("auto", "path", "virtual"))
     #: Keys are <prefix>/<job>/<file name>.
     prefix: str = "videos"
-    #: Seconds for which the address works, up to seven days; one signed with a session token ends with the token.
+    #: Seconds until a presigned URL expires, at most seven days; with a session token it expires with the token.
     url_seconds: int = field(default=24 * 3600, metadata=within(1, 7 * 24 * 3600))
-    #: Address in place of a presigned URL, such as https://cdn.example.com/{key}; {bucket} and {region} work too.
+    #: Replaces the presigned URL, such as https://cdn.example.com/{key}; {bucket} and {region} work too.
     public_url: str | None = None
-    #: Access control list sent along; null: the bucket's own.
+    #: Access control list of the object; null: the bucket's default.
     acl: str | None = None
-    #: Storage class sent along; null: the bucket's own.
+    #: Storage class of the object; null: the bucket's default.
     storage_class: str | None = None
-    #: Uploads tried in all.
+    #: Number of upload attempts.
     attempts: int = field(default=5, metadata=within(1, 100))
-    #: Between two uploads lies a random time of up to so many seconds, doubled with each.
+    #: Maximum seconds between two attempts, doubled each time; the wait is a random part of it.
     backoff: float = field(default=1.0, metadata=within(0, 3600))
-    #: Seconds in which no byte moves, after which a connection counts as lost.
+    #: Seconds without data after which a connection counts as lost.
     timeout: float = field(default=60.0, metadata=within(0.001, 86_400))
-    #: Have the store check SHA-256, and compare it afterwards. False is for stores without S3's additional checksums;
-    #: then the size is compared, and the ETag where it is an MD5. A store that refuses them is tried without, too.
+    #: Have the store check SHA-256, and compare it afterwards. False: for stores without S3's additional checksums;
+    #: then size and ETag (if it is an MD5) are compared. If a store refuses checksums, the upload is retried without.
     checksum: bool = True
-    #: What is compared afterwards: "content" (SHA-256, else the ETag where it is an MD5) or "size" alone, which is for
-    #: stores whose ETag looks like an MD5 and is none.
+    #: What is compared after an upload: "content" (SHA-256, else the ETag if it is an MD5) or only "size", for stores
+    #: whose ETag looks like an MD5 but is not one.
     compare: str = field(default="content", metadata=one_of("content", "size"))
-    #: Ask for the bucket before any work, which needs s3:ListBucket; false only looks for credentials.
+    #: Check access to the bucket before any work, which needs s3:ListBucket; false: only check that keys exist.
     probe: bool = True
-    #: Where a video waits that could not be uploaded; null: "undelivered" in `volume`, else in the home folder.
+    #: Folder for videos that could not be uploaded; null: "undelivered" in `volume`, else in the home folder.
     keep_folder: str | None = None
-    #: The volume of the weights, in which videos wait that could not be uploaded.
+    #: The volume of the weights, where videos wait that could not be uploaded.
     volume: str = "${oc.env:MODEL_PATH,/runpod-volume/models}"
 
 

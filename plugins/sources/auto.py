@@ -21,12 +21,12 @@ _USUAL = ("cached", "volume", "hub", "packaged")
 
 @dataclass
 class AutoConfig(ComponentConfig):
-    """The first of source.chain that has the model; with source.download=true the last resort is to download it."""
+    """The first of source.chain that has the model; with source.download=true it is downloaded if none has it."""
 
     name: str = "auto"
-    #: Names of sources, in the order in which they are asked.
+    #: Names of sources, in the order in which they are tried.
     chain: list[str] = field(default_factory=lambda: list(_USUAL))
-    #: May what is missing, or incomplete on the volume, be downloaded?
+    #: Download weights that are missing, or incomplete on the volume.
     download: bool = False
 
 

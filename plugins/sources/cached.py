@@ -19,9 +19,9 @@ class CachedConfig(ComponentConfig):
     """A repository that RunPod has cached (its "Model" field): source.repository, else $MULTITALK_CACHED_MODEL."""
 
     name: str = "cached"
-    #: Folder of RunPod's cache, laid out as the hub's.
+    #: Folder of RunPod's cache, in the hub cache's layout.
     path: str = "/runpod-volume/huggingface-cache/hub"
-    #: OWNER/NAME of a repository that is a model's folder as docs/models.md draws it. "": none.
+    #: OWNER/NAME of a repository that contains a complete model folder (docs/models.md); "": none.
     repository: str = "${oc.env:MULTITALK_CACHED_MODEL,''}"
     #: Branch, tag or commit of the repository.
     revision: str = "main"

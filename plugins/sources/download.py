@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class DownloadConfig(FolderConfig):
-    """Downloads the preset that is needed into source.path, else $MODEL_PATH, as `multitalk models pull` does."""
+    """Downloads the required weights preset to source.path, else $MODEL_PATH, as `multitalk models pull` does."""
 
     name: str = "download"
     path: str = "${oc.env:MODEL_PATH,/runpod-volume/models}"
-    #: A preset of `multitalk models list`; "": the one that model and quant read.
+    #: A weights preset of `multitalk models list`; "": the one for model and quant.
     preset: str = ""
 
 

@@ -19,9 +19,9 @@ class HubConfig(ComponentConfig):
     """The hub's cache ($HF_HUB_CACHE, $HF_HOME) and RunPod's, if they have every file of the preset."""
 
     name: str = "hub"
-    #: Further caches, looked into first.
+    #: Further caches, searched first.
     caches: list[str] = field(default_factory=lambda: ["/runpod-volume/huggingface-cache/hub"])
-    #: A preset of `multitalk models list`; "": the one that model and quant read.
+    #: A weights preset of `multitalk models list`; "": the one for model and quant.
     preset: str = ""
 
 

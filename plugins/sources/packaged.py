@@ -11,8 +11,7 @@ from engine.components import ModelSource
 from engine.config import ComponentConfig
 from engine.data import Weights
 from engine.errors import SourceError
-from engine.loading.diffusers_folder import missing_files
-from engine.loading.layout import QUANTISED, find_parts
+from engine.loading.layout import missing_weights
 from engine.plugin.register import Register
 
 
@@ -34,14 +33,14 @@ class Packaged:
         if not weights.packaged:
             return None
         folder = self.root / weights.folder
-        missing = missing_files(folder, weights.components)
+        missing = missing_weights(folder, replace(weights, quant="none"))
         if missing:
             raise SourceError(
                 f"the package lacks weights of {weights.model!r} in {folder}: {', '.join(missing)}",
                 field="source",
                 hint="install multitalk-engine again",
             )
-        if weights.quant in QUANTISED and find_parts(folder, replace(weights, components=("transformer",)))[1]:
+        if missing_weights(folder, weights):
             # A recipe for the published models, as a rule.
             raise SourceError(
                 f"the package has the model {weights.model!r} unquantised alone, and quant={weights.quant} reads a "

@@ -26,7 +26,7 @@ from engine.evaluation.likeness import (
 from engine.evaluation.metrics import mean, minus, seam_ratio, window_sync
 from engine.evaluation.mouths import Floats
 from engine.media.audio import VOICE_RATE, decode
-from engine.runtime.peaks import status
+from engine.runtime.memory import status
 from scripts.evaluate_tiny.cases import FPS, Case
 from scripts.evaluate_tiny.films import regions
 from scripts.evaluate_tiny.studio import Studio

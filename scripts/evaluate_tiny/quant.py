@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from engine import EngineService
 from engine.assembly.escape import override as quoted
 from engine.assembly.location import locate_weights
+from engine.data.cancel import CancelToken
 from engine.errors import ConfigError, RequestError
 from engine.evaluation.metrics import Floats, codec_errors, mean, minus
 from engine.loading.fill import find_stored
 from engine.loading.key_map import is_audio, to_reference
-from engine.multitalk.codec import CancelFlag, LatentCodec
+from engine.multitalk.codec import LatentCodec
 from engine.multitalk.transformer import TransformerConditions
 from engine.plugin.manager import installed
 from scripts.evaluate_tiny import kinds
@@ -165,10 +166,10 @@ class _Watch:
     def __post_init__(self) -> None:
         self.spatial, self.temporal, self.channels = self.codec.spatial, self.codec.temporal, self.codec.channels
 
-    def encode(self, pixels: Tensor, *, cancel: CancelFlag | None = None) -> Tensor:
+    def encode(self, pixels: Tensor, *, cancel: CancelToken | None = None) -> Tensor:
         return self.codec.encode(pixels, cancel=cancel)
 
-    def decode(self, latents: Tensor, *, cancel: CancelFlag | None = None) -> Tensor:
+    def decode(self, latents: Tensor, *, cancel: CancelToken | None = None) -> Tensor:
         pixels = self.codec.decode(latents, cancel=cancel)
         frames = ((pixels + 1) * 127.5).permute(1, 2, 3, 0).cpu().numpy()
         # The first step has the same noise for all; later steps depend on earlier ones.

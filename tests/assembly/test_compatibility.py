@@ -21,9 +21,10 @@ from engine import EngineService, Request, Speaker
 from engine.assembly.compatibility import check_suited
 from engine.assembly.compose import compose
 from engine.cli.main import main
-from engine.doctor.checks import Patient, check_weights
+from engine.doctor.checks import CheckContext, check_weights
 from engine.errors import ConfigError, EngineError, MissingExtra, MissingWeights, SourceError
 from engine.loading.model import load_model
+from engine.plugin.manager import installed
 from engine.rehearsal.files import write_sparse
 from engine.serving.worker.fitness import UnfitError, checks
 from scripts.evaluate_tiny.quantised_folder import write_gguf, write_quanto
@@ -64,7 +65,7 @@ def overrides(folder: Path, *more: str) -> list[str]:
 
 
 def check(folder: Path, *more: str) -> None:
-    check_suited(compose(overrides(folder, *more)), folder)
+    check_suited(compose(overrides(folder, *more)), folder, installed())
 
 
 def lora(folder: Path, network: Mapping[str, Tensor], **entries: Any) -> str:
@@ -246,7 +247,7 @@ def test_plan_doctor_health_fitness_and_generation_report_the_same(
         fitness()
     assert caught.value.hint in str(unusable_folder.value)
     with pytest.raises(EngineError) as doctor:
-        list(check_weights(Patient(given)))
+        list(check_weights(CheckContext(given)))
     assert str(doctor.value) == line
 
     words = ["--image", PICTURE, "--audio", VOICE, "--prompt", "x", *given]
@@ -276,7 +277,8 @@ def test_nothing_but_headers_is_read_and_torch_is_not_imported(quanto: Path, net
         from pathlib import Path
         from engine.assembly.compose import compose
         from engine.assembly.compatibility import check_suited
-        check_suited(compose({words!r}), Path({str(quanto)!r}))
+        from engine.plugin.manager import installed
+        check_suited(compose({words!r}), Path({str(quanto)!r}), installed())
         assert "torch" not in sys.modules
         """
     )
@@ -316,6 +318,6 @@ def test_a_large_folder_is_looked_at_in_well_under_a_second(tmp_path: Path) -> N
     )
     config = compose(overrides(folder, "lora.extra=[{file: own.safetensors}]"))
     began = time.process_time()
-    check_suited(config, folder)
+    check_suited(config, folder, installed())
     # 0.014 s of processor time on two cores of a virtual machine; another may be slow.
     assert time.process_time() - began < 0.6

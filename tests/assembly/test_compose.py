@@ -34,6 +34,36 @@ def test_resolution_brings_its_shift_and_step_cache_coefficients() -> None:
     assert config.cache.coefficients[0] == 8107.0546
 
 
+@pytest.mark.parametrize(
+    ("words", "suggested"),
+    [
+        (["sampler=unipc", "sampler.shfit=5"], "did you mean sampler.shift?"),
+        (["guidance=apg", "guidance.momentom=0"], "did you mean guidance.momentum?"),
+        (["sink=s3", "sink.buckt=films"], "did you mean sink.bucket?"),
+        (["cache=teacache", "cache.tresholt=0.1"], "did you mean cache.threshold?"),
+        (["model=multitalk", "resoluton=720p"], "did you mean resolution?"),
+        # No choice has such a field: whatever is most like it, of all keys.
+        (["sampler=unipc", "samplr.shift=5"], "did you mean sampler.shift"),
+    ],
+)
+def test_a_mistyped_key_is_compared_with_those_of_what_was_chosen(words: list[str], suggested: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(words)
+    assert caught.value.hint.startswith(suggested)
+
+
+def test_a_mistyped_key_of_a_request_is_compared_with_those_of_the_engines_choices() -> None:
+    with pytest.raises(RequestError) as caught:
+        compose_request(["guidance=apg"], ["guidance.momentom=0"])
+    assert caught.value.hint == "did you mean guidance.momentum?"
+
+
+def test_fields_of_components_that_were_not_chosen_are_not_suggested() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["guidance=cfg", "guidance.momentum=0"])
+    assert "momentum" not in caught.value.hint
+
+
 def test_any_value_of_a_bundle_can_be_overridden_alone() -> None:
     config = compose(["sampler=turbo", "guidance=apg", "guidance.text_scale=2", "sampler.steps=6"])
     assert isinstance(config.guidance, ApgConfig)

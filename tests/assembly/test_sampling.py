@@ -1,9 +1,9 @@
-"""A guidance and a step cache of somebody else steer a request and are counted by its plan, as the bundled ones are."""
+"""Guidance, step cache and quantisation of somebody else are used, and counted by plans, as the bundled ones are."""
 
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
@@ -21,12 +21,13 @@ from engine.assembly.location import WeightsFinder
 from engine.assembly.sampling import build_sampling
 from engine.assembly.settings import make_plan_inputs
 from engine.components import Agree, CacheCost, StepCache
-from engine.config import CacheConfig, ComponentConfig, Config, GuidanceConfig
+from engine.config import CacheConfig, ComponentConfig, Config, GuidanceConfig, QuantConfig
 from engine.data import Conditions
-from engine.errors import ConfigError, UnknownComponent
+from engine.errors import ConfigError, MissingExtra, UnknownComponent
+from engine.pipeline import Engine
 from engine.planning import memory
 from engine.planning.memory import Load, Work
-from engine.planning.parameters import published_sizes
+from engine.planning.parameters import Quant, published_sizes
 from engine.plugin.manager import GROUP, Registry
 from engine.stages.denoise import denoise, draw_noise
 
@@ -88,6 +89,32 @@ class Last:
         return CacheCost(kept=branches * tokens * channels * blocks)
 
 
+@dataclass
+class CoarseConfig(QuantConfig):
+    """Rounds weights to so many levels."""
+
+    name: str = "test-coarse"
+    levels: int = 4
+
+
+class Coarse:
+    def __init__(self, config: CoarseConfig) -> None:
+        self.levels = config.levels
+
+    def check(self) -> None:
+        if self.levels > 16:
+            raise MissingExtra("quant=test-coarse", "acme", "acme")
+
+    def cost(self) -> tuple[float, int]:
+        return 0.5, 2
+
+    def apply(self, transformer: Any, chosen: Callable[[Any, str], bool]) -> None:
+        for name, module in transformer.named_modules():
+            if chosen(module, name):
+                step = module.weight.data.abs().max() / self.levels
+                module.weight.data = (module.weight.data / step).round() * step
+
+
 class AgreedLast(Last):
     def shared(self, agree: Agree) -> StepCache:
         self.agree = agree
@@ -111,7 +138,10 @@ def registry() -> Registry:
         register(Last, LastConfig)
         register(AgreedLast, AgreedConfig)
 
-    for hook in (register_guidance, register_caches):
+    def register_quants(register: Any) -> None:
+        register(Coarse, CoarseConfig)
+
+    for hook in (register_guidance, register_caches, register_quants):
         setattr(plugin, hook.__name__, hookimpl(hook))
     made = Registry()
     made.plugins.register(plugin)
@@ -119,7 +149,7 @@ def registry() -> Registry:
     return made
 
 
-def config(**groups: ComponentConfig) -> Config:
+def config(**groups: ComponentConfig | str) -> Config:
     return replace(compose(["model=tiny", "sampler.steps=4"]), **groups)  # type: ignore[arg-type]
 
 
@@ -187,6 +217,46 @@ def test_a_plan_counts_the_bytes_that_the_cache_says_it_keeps(registry: Registry
     )
     tokens = 21 * (56 // 2) * (112 // 2)
     assert cached - plain == 2 * tokens * 5120 * 40
+
+
+def levels(engine: Engine, name: str) -> int:
+    # A LoRA beside a layer makes it the base of another.
+    named = engine.load().model.transformer.named_parameters()
+    return len({key.replace(".base_layer", ""): value for key, value in named}[name].unique())
+
+
+def test_a_quantisation_is_made_while_loading_and_loaded_anew_where_its_config_differs(registry: Registry) -> None:
+    coarse, head, embedder = "blocks.0.attn1.to_q.weight", "proj_out.weight", "condition_embedder.time_proj.weight"
+    first = Engine(config(quant=CoarseConfig(), device="cpu"), registry)
+    assert levels(first, coarse) <= 2 * 4 + 1
+    # Linear layers, of no block.
+    assert levels(first, head) > 100
+    assert levels(first, embedder) > 100
+    second = Engine(config(quant=CoarseConfig(), device="cpu"), registry, after=first)
+    assert levels(second, coarse) <= 2 * 4 + 1
+    assert second.reused
+    third = Engine(config(quant=CoarseConfig(levels=8), device="cpu"), registry, after=second)
+    assert 2 * 4 + 1 < levels(third, coarse) <= 2 * 8 + 1
+    assert not third.reused
+
+
+def test_a_plan_counts_the_bytes_of_a_weight_that_a_quantisation_says(registry: Registry) -> None:
+    sizes = published_sizes("wan-14b")
+    dense, load = (
+        make_load(config(quant=quant), registry, device="cpu", dtype="float32")
+        for quant in (compose([]).quant, CoarseConfig())
+    )
+    assert load.kept == Quant(0.5, 2)
+    saved = memory.weights_bytes(sizes, dense)["transformer"] - memory.weights_bytes(sizes, load)["transformer"]
+    transformer = sizes.counts["transformer"]
+    assert saved == transformer.linear * 7 // 2 - transformer.rows * 2
+
+
+def test_a_quantisation_whose_package_is_absent_is_refused_before_weights_are_read(registry: Registry) -> None:
+    engine = Engine(config(quant=CoarseConfig(levels=99), device="cpu"), registry)
+    with pytest.raises(MissingExtra, match="quant=test-coarse"):
+        engine.load()
+    assert not engine.loaded
 
 
 def test_a_mistyped_name_lists_the_installed_ones(registry: Registry) -> None:

@@ -126,15 +126,16 @@ def test_another_choice_at_boot_loads_anew_and_releases_what_was_there(desk: Pat
 def test_a_run_that_cannot_be_made_is_recorded_and_the_others_go_on_with_the_same_weights(
     desk: Path, loads: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*QUICK, "sampler.steps=1", "-m", "request.fps=25,-1,12.5"]) == 2
+    pictures = [EXAMPLES / "one.png", desk / "none.png", EXAMPLES / "two.png"]
+    assert main([*QUICK, "sampler.steps=1", "-m", "request.image=" + ",".join(map(str, pictures))]) == 2
     told = capsys.readouterr()
     assert told.out.splitlines() == [str(desk / "films" / run / "talk.mp4") for run in ("0", "2")]
     (line,) = [line for line in told.err.splitlines() if "error" in line]
-    assert line.startswith("multitalk: error: job 1: request.fps: ")
+    assert line.startswith("multitalk: error: job 1: request.image: ")
     failed = metrics(desk / "films" / "1")
-    assert (failed["status"], failed["overrides"]["request.fps"], failed["video"]) == ("failed", -1, None)
+    assert (failed["status"], failed["overrides"]["request.image"], failed["video"]) == ("failed", "none.png", None)
     assert failed["error"]["code"] == "bad_request"
-    assert "request.fps" in failed["error"]["message"]
+    assert "request.image" in failed["error"]["message"]
     assert len(loads) == 1
     assert main(["compare", "films"]) == 0
 
@@ -176,14 +177,33 @@ def test_a_sweep_has_no_folder_for_all_videos(desk: Path, capsys: pytest.Capture
     assert not list(desk.iterdir())
 
 
-@pytest.mark.parametrize("word", ["sampler=standard,eulr", "sampler.stepz=1,2", "request.fps=1,abc"])
-def test_a_combination_that_does_not_compose_stops_the_sweep_in_one_line(
-    word: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("word", "field", "named"),
+    [
+        ("sampler=standard,eulr", "sampler", "job 1: sampler=eulr"),
+        ("sampler.stepz=1,2", "sampler.stepz", "job 0: sampler.stepz=1"),
+        ("request.fps=1,abc", "request.fps", "job 1: request.fps=abc"),
+        ("request.fps=25,-1,12.5", "request.fps", "job 1: request.fps=-1"),
+        ("request.frames=1,abc", "request.frames", "job 1: request.frames=abc"),
+        ("sampler.steps=1,0", "sampler.steps", "job 1: sampler.steps=0"),
+        ("continuation.frames=5,6", "continuation.frames", "job 1: continuation.frames=6"),
+    ],
+)
+def test_a_combination_of_which_no_video_can_be_made_stops_the_sweep_before_its_first_run(
+    word: str, field: str, named: str, desk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*QUICK, "-m", word]) == 2
     told = capsys.readouterr()
-    assert len(told.err.splitlines()) == 1
-    assert told.err.startswith("multitalk: error: ")
+    (line,) = told.err.splitlines()
+    assert line.startswith(f"multitalk: error: {field}: ")
+    assert f"({named})" in line
+    assert not told.out
+    assert not list(desk.iterdir())
+
+
+def test_the_combination_that_is_named_has_all_its_values(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*QUICK, "-m", "request.seed=1,2", "request.frames=1,auto,0"]) == 2
+    assert "(job 4: request.frames=0, request.seed=1)" in capsys.readouterr().err
 
 
 def test_an_experiment_is_a_sweep_in_which_words_of_the_command_line_win(

@@ -23,7 +23,7 @@ from engine.config_keys.meanings import meanings
 from engine.config_keys.reference import Key, choices_of, keys, provider_of
 from engine.errors import ConfigError
 from engine.plugin.manager import installed
-from engine.serving.endpoint.limits import Limits
+from engine.serving.endpoint.limits import EndpointLimits
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "config.md").read_text("utf-8")
@@ -64,7 +64,7 @@ def test_a_meaning_is_read_from_a_comment_of_several_lines_and_from_a_base() -> 
     from plugins.sources.volume import VolumeConfig
 
     assert meanings(S3Config)["checksum"].count(". ") == 2
-    assert meanings(VolumeConfig)["path"] == "The folder, with a sub-folder for each model."
+    assert meanings(VolumeConfig)["path"] == "The folder, with one sub-folder per model."
 
 
 def concrete(key: Key) -> str:
@@ -241,7 +241,7 @@ SHARED = {"sampler": "plugins/samplers", "guidance": "plugins/guidance"}
 OTHERWISE = {
     "parallel.local_rank": ("engine/runtime/parallel.py", "config"),
     # Copied by name into the endpoint's Limits.
-    **{f"entrypoint.{field.name}": ("engine/serving/endpoint", "limits") for field in fields(Limits)},
+    **{f"entrypoint.{field.name}": ("engine/serving/endpoint", "limits") for field in fields(EndpointLimits)},
 }
 
 

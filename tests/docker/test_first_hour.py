@@ -28,13 +28,13 @@ from engine.hub.manifest import Manifest, read_manifest
 from engine.service import EngineService
 from engine.serving.worker.defaults import boot
 from engine.serving.worker.fitness import checks
-from engine.serving.worker.warm_engine import Keeper
+from engine.serving.worker.warm_engine import WarmEngine
 
 README = (ROOT / "README.md").read_text("utf-8")
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text("utf-8")
 HUB: dict[str, Any] = json.loads((ROOT / ".runpod" / "hub.json").read_text("utf-8"))["config"]
 HUB_TESTS: dict[str, Any] = json.loads((ROOT / ".runpod" / "tests.json").read_text("utf-8"))
-IMAGE = environment("docker/Dockerfile")
+IMAGE = environment("Dockerfile")
 PRESETS = [pytest.param(preset, id=preset["name"]) for preset in HUB["presets"]]
 #: Decimal gigabytes of the image itself, should they count as the container's disk: an assumption, its layers have not
 #: been measured. CUDA's libraries, torch and Triton are most of it.
@@ -76,7 +76,7 @@ def test_advised_setting_composes_in_the_image(words: str) -> None:
 
 def worker(variables: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the image's command in the image's environment with `variables`, for a self-test."""
-    command = json.loads(values(stages("docker/Dockerfile")[-1], "CMD")[0])
+    command = json.loads(values(stages("Dockerfile")[-1], "CMD")[0])
     assert command[0] == "multitalk"
     known = {name: value for name, value in os.environ.items() if not name.startswith(("RUNPOD_", "MULTITALK_", "S3_"))}
     image = {name: value for name, value in IMAGE.items() if name != "PATH"}
@@ -122,7 +122,7 @@ def weights(preset: dict[str, Any]) -> int:
 
 
 def test_a_preset_gets_its_weights_where_no_volume_is() -> None:
-    made = " ".join(values(stages("docker/Dockerfile")[-1], "RUN"))
+    made = " ".join(values(stages("Dockerfile")[-1], "RUN"))
     folders = re.findall(r"install --directory --owner worker --group worker (\S+)", made)
     for preset in HUB["presets"]:
         if weights(preset):
@@ -185,18 +185,18 @@ def test_a_preset_starts_from_what_the_hub_gives(
     monkeypatch.setenv("MODEL_PATH", str(home))
     published.rate = 2_000_000
     service = EngineService(boot(["entrypoint=runpod", "device=cpu"], variables))
-    keeper = Keeper(service)
+    warm_engine = WarmEngine(service)
     try:
         # As `multitalk runpod` does: the weights are loaded while the checks run, which wait for the same download.
-        keeper.warm()
+        warm_engine.warm()
         for check in checks(service):
             check()
-        keeper.ready(threading.Event())
-        assert keeper.failure is None
-        assert keeper.state == "ready"
+        warm_engine.wait_until_ready(threading.Event())
+        assert warm_engine.error is None
+        assert warm_engine.state == "ready"
     finally:
         published.rate = 0
-        keeper.close()
+        warm_engine.close()
     if weights(preset):
         (folder,) = home.iterdir()
         assert (folder / "download_complete.txt").read_text().split()

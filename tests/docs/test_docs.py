@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import re
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 
-from engine import components
-from engine.plugin import spec
 from engine.serving.jobs.schema import job_schema
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +20,6 @@ DOCUMENTS = sorted(
     for path in ROOT.glob(pattern)
     if not path.name.startswith(".")
 )
-HOOKS = [name for name, value in vars(spec).items() if hasattr(value, "multitalk_engine_spec")]
 
 
 def setup() -> ConfigParser:
@@ -34,34 +30,6 @@ def setup() -> ConfigParser:
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PLUGINS, re.MULTILINE | re.DOTALL)
-
-
-@pytest.mark.parametrize("hook", HOOKS)
-def test_hook_is_documented_with_its_arguments(hook: str) -> None:
-    arguments = ", ".join(inspect.signature(getattr(spec, hook)).parameters)
-    assert f"`{hook}({arguments})`" in PLUGINS
-
-
-def test_documents_name_no_hook_that_does_not_exist() -> None:
-    table = PLUGINS.partition("## Hooks")[2].partition("## Presets")[0]
-    assert re.findall(r"^\| `(\w+)\(", table, re.MULTILINE) == HOOKS
-
-
-def test_each_kind_of_component_is_documented_with_its_methods() -> None:
-    table = PLUGINS.partition("## Kinds of component")[2].partition("## Hooks")[0]
-    for kind in (
-        components.ModelSource,
-        components.AttentionBackend,
-        components.Sampler,
-        components.Sink,
-        components.Launcher,
-        components.Entrypoint,
-    ):
-        (row,) = [line for line in table.splitlines() if line.startswith(f"| `{kind.__name__}`")]
-        for name, method in vars(kind).items():
-            if inspect.isfunction(method) and not name.startswith("_"):
-                arguments = ", ".join(list(inspect.signature(method).parameters)[1:])
-                assert f"`{name}({arguments})`" in row
 
 
 def test_neighbours_that_the_documents_point_to_are_there() -> None:

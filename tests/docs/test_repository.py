@@ -106,9 +106,11 @@ def test_a_form_asks_each_question_once(path: Path) -> None:
 
 
 def test_dependabot_looks_where_versions_are_stated() -> None:
-    found = {update["package-ecosystem"]: update["directory"] for update in read(GITHUB / "dependabot.yml")["updates"]}
-    assert found == {"github-actions": "/", "pip": "/", "docker": "/docker"}
-    assert (ROOT / "docker" / "Dockerfile").is_file()
+    updates = read(GITHUB / "dependabot.yml")["updates"]
+    found = {update["package-ecosystem"]: update.get("directories") or [update["directory"]] for update in updates}
+    assert found == {"github-actions": ["/"], "pip": ["/"], "docker": ["/", "/docker"]}
+    assert (ROOT / "Dockerfile").is_file()
+    assert (ROOT / "docker" / "Dockerfile.cpu").is_file()
 
 
 def test_a_commit_is_held_to_what_the_lint_session_holds() -> None:

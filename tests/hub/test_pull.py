@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -329,9 +330,9 @@ def test_one_failure_stops_the_rest_at_once(server: HubServer, tmp_path: Path) -
 def test_progress_tells_amount_rate_and_rest(server: HubServer, tmp_path: Path) -> None:
     out = io.StringIO()
     pull(preset(server), tmp_path, options(out=out))
-    (line,) = out.getvalue().splitlines()
-    assert line.startswith("900.0 kB of 900.0 kB (100%), ")
-    assert line.endswith("B/s")
+    first, last = out.getvalue().splitlines()
+    assert first == "0.00B of 900kB (0%), ?B/s, ? left"
+    assert re.fullmatch(r"900kB of 900kB \(100%\), \d\S*B/s, 00:00 left", last)
 
 
 def test_two_processes_get_it_once(server: HubServer, tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ from engine.cli.main import main
 from engine.cli.models import pull_parser
 from engine.errors import ConfigError, MissingWeights, SourceError
 from engine.hub.check import verify
-from engine.hub.manifest import DENSE, Manifest, read_manifest
-from engine.hub.progress import amount
+from engine.hub.manifest import STORED, Manifest, read_manifest
 from engine.hub.prune import removable, remove, states
 from engine.hub.pull import Options, pull
 from engine.hub.record import COMPLETE, PRIVATE
+from engine.text.amounts import amount
 
 ROOT = Path(__file__).parents[2]
 CHANCE = random.Random(3)
@@ -401,11 +401,10 @@ def test_what_is_missing_is_named_by_the_first_few() -> None:
     assert pickle.loads(pickle.dumps(error)).lines() == error.lines()
 
 
-def test_what_reads_the_files_in_32_bits_is_what_is_not_read_quantised() -> None:
+def test_what_is_not_read_of_a_quantised_file_reads_those_in_32_bits() -> None:
     from engine.loading.layout import QUANTISED
-    from engine.loading.model import QUANTS
 
-    assert set(DENSE) == set(QUANTS) - set(QUANTISED)
+    assert set(STORED) == set(QUANTISED)
 
 
 def test_the_lora_of_turbo_is_where_the_model_looks_for_it() -> None:

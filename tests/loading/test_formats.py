@@ -12,13 +12,15 @@ import pytest
 import torch
 from original_folder import CONFIG, FILES, random_state, small_transformer, write_original
 from safetensors.torch import load_file, save_file
+from steering import make_quantiser
 from torch import Tensor
+from whole_tensors import read_part
 
 from engine.assembly.compose import compose
 from engine.assembly.estimates import _is_scaled, make_load
 from engine.data import Weights
 from engine.errors import SourceError
-from engine.loading.checkpoint import placed_size, read_part
+from engine.loading.checkpoint import placed_size
 from engine.loading.component_files import ComponentFiles
 from engine.loading.file_kinds import what_is
 from engine.loading.key_map import TOOL_PREFIXES, engine_name, is_audio, to_engine
@@ -247,7 +249,9 @@ def test_weights_with_scales_can_be_kept_as_int8(folder: Path) -> None:
     pytest.importorskip("torchao")
     stored, _ = pack(WEIGHTS, rowwise)
     put(folder, stored)
-    model: Any = load_model(folder, device="cpu", dtype="bfloat16", quant="int8", wanted=WANTED)
+    model: Any = load_model(
+        folder, device="cpu", dtype="bfloat16", quant="int8", quantiser=make_quantiser("int8"), wanted=WANTED
+    )
     assert model.transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
     assert hasattr(model.transformer.blocks[0].attn1.to_q.weight, "qdata")
 

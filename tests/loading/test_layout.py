@@ -13,10 +13,10 @@ import torch
 from original_folder import FILES, small_transformer, write_index, write_original
 from safetensors.torch import load_file, save_file
 from tiny_folder import build_text_encoder, build_transformer
+from whole_tensors import read_part
 
 from engine.data import Weights
 from engine.errors import SourceError
-from engine.loading.checkpoint import read_part
 from engine.loading.key_map import is_audio, to_engine
 from engine.loading.layout import ComponentLayout, find_parts
 from engine.loading.model import COMPONENTS, load_model

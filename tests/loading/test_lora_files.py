@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import pickle
 import struct
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from engine.loading.lora_alpha import Strengths, strengths
 from engine.loading.lora_file import read_lora_header
 from engine.loading.lora_names import sort_entries
 from engine.serving.worker.handler import Handler, Terms
-from engine.serving.worker.warm_engine import Keeper
+from engine.serving.worker.warm_engine import WarmEngine
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "engine" / "weights" / "tiny"
@@ -275,19 +276,21 @@ def archive(path: Path, name: str) -> None:
 
 
 STRANGERS: dict[str, tuple[Any, str]] = {
-    "of torch": (lambda path: torch.save({"a.lora_A.weight": torch.ones(2, 2)}, path), "a PyTorch file"),
+    "of torch": (lambda path: torch.save({"a.lora_A.weight": torch.ones(2, 2)}, path), "a PyTorch archive"),
     "of an older torch": (
         lambda path: torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False),
-        "a PyTorch file",
+        "a PyTorch pickle",
     ),
-    "packed": (lambda path: archive(path, "lora.safetensors"), "a ZIP archive"),
+    "packed": (lambda path: archive(path, "lora.safetensors"), "a zip archive"),
     "of llama.cpp": (lambda path: path.write_bytes(b"GGUF" + bytes(60)), "a GGUF file"),
     "a page": (lambda path: path.write_bytes(b"\n<!DOCTYPE html><html>sign in</html>"), "a web page"),
-    "an answer": (lambda path: path.write_bytes(b'{"error": "gated"}' + bytes(20)), "a JSON text"),
+    "an answer": (lambda path: path.write_bytes(b'{"error": "gated"}' + bytes(20)), "a server's error"),
     "a pointer": (
         lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
-        "a pointer of Git LFS",
+        "a git-lfs pointer",
     ),
+    "a text": (lambda path: path.write_bytes(b'[{"text": "not found"}]'), "a JSON text"),
+    "of pickle's last protocol": (lambda path: path.write_bytes(pickle.dumps({"a": 1}, 5)), "a PyTorch pickle"),
     "nothing": (lambda path: path.write_bytes(b""), "empty"),
 }
 
@@ -431,7 +434,7 @@ def test_command_line_and_worker_answer_with_what_matched_nothing(
         key: f"data:application/octet-stream;base64,{base64.b64encode(Path(file).read_bytes()).decode()}"
         for key, file in (("reference_image", PICTURE), ("audio_1", VOICE))
     }
-    answer = ask(Handler(Keeper(service), Terms()), {"prompt": "talks", "num_frames": 1, **data})
+    answer = ask(Handler(WarmEngine(service), Terms()), {"prompt": "talks", "num_frames": 1, **data})
     assert warning in answer["warnings"]
     assert answer["loras"] == [
         {"file": path.name, "scale": 1.0, "entries": 131, "unmatched": 1, "alpha": "no alpha (scale 1)"}

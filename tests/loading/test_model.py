@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from steering import make_quantiser
 from tiny_folder import SIZES, write_folder
 from torch import Tensor, nn
 
@@ -56,7 +57,8 @@ def loras(folder: Path) -> list[Path]:
 
 
 def load(folder: Path, **more: Any) -> Model:
-    return load_model(folder, **({"device": "cpu", "dtype": "float32"} | more))
+    made = {"quantiser": make_quantiser(more.get("quant", "none"))}
+    return load_model(folder, **({"device": "cpu", "dtype": "float32"} | made | more))
 
 
 def forward(model: Model) -> Tensor:
@@ -147,7 +149,7 @@ def test_size_in_memory_is_known_before_anything_is_read(name: str, folder: Path
 
 def test_quantised_layers_count_as_they_are_kept(folder: Path) -> None:
     part = part_in(folder / "transformer", "transformer")
-    full, quantised = (ComponentFiles(part, "transformer", torch.bfloat16, quant=quant) for quant in ("none", "int8"))
+    full, quantised = (ComponentFiles(part, "transformer", torch.bfloat16, kept=kept) for kept in (None, 1))
     linears = [module for name, module in full.read(AheadReader(), "cpu").named_modules() if "blocks." in name]
 
     saved = sum(module.weight.numel() for module in linears if isinstance(module, nn.Linear))

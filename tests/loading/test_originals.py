@@ -11,9 +11,10 @@ import torch
 from original_folder import random_state
 from torch import Tensor
 from torch.nn import functional as F
+from whole_tensors import read_part
 
 from engine.errors import SourceError
-from engine.loading.checkpoint import build_empty, read_part
+from engine.loading.checkpoint import build_empty
 from engine.loading.layout import ComponentLayout
 from engine.rehearsal import published
 

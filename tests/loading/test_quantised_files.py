@@ -13,10 +13,11 @@ import torch
 from original_folder import random_state, small_transformer, write_original
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from whole_tensors import read_part
 
 from engine.data import Weights
 from engine.errors import ConfigError, SourceError
-from engine.loading.checkpoint import placed_size, read_part
+from engine.loading.checkpoint import placed_size
 from engine.loading.key_map import is_audio
 from engine.loading.layout import find_parts
 from engine.loading.lora import LoraMerger, load_runtime_lora

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 from allocations import allocated
+from steering import make_quantiser
 
 from engine import EngineService, Request, Speaker
 from engine.assembly.estimates import advise
@@ -23,7 +24,7 @@ from engine.planning import activations, memory
 from engine.planning.gpus import cards, find_card, installed_cards, prices
 from engine.planning.memory import Load, Work
 from engine.planning.operations import codec_work, forward_work
-from engine.planning.parameters import PARTS, Config, make_sizes, published_sizes, read_sizes
+from engine.planning.parameters import PARTS, Config, Quant, make_sizes, published_sizes, read_sizes
 from engine.planning.seconds import forward_seconds
 from scripts.plan_tables import service, tables
 
@@ -31,6 +32,10 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "engine" / "examples"
 TINY = Path(str(files("engine"))) / "weights" / "tiny"
 REQUEST = Request("a person talks", str(EXAMPLES / "two.png"), (Speaker(str(EXAMPLES / "one.flac")),), frames=81)
+
+
+#: Quantisations that are made while loading, as their components say.
+MADE = {"int8": Quant(1, 5)}
 
 
 def estimates(*overrides: str, request: Request = REQUEST) -> Estimates:
@@ -106,7 +111,9 @@ def test_bytes_of_quantised_weights_are_those_that_are_kept(quant: str) -> None:
     from engine.loading.quantize import is_block_linear
     from engine.loading.quanto import quantise
 
-    network = load_model(TINY, device="cpu", dtype="bfloat16", quant="int8" if quant == "int8" else "none").transformer
+    made = make_quantiser(quant)
+    how = quant if made else "none"
+    network = load_model(TINY, device="cpu", dtype="bfloat16", quant=how, quantiser=made).transformer
     linears = {f"{name}.weight" for name, module in network.named_modules() if is_block_linear(module, name)}
     kept = 0
     for name, value in network.named_parameters():
@@ -115,7 +122,8 @@ def test_bytes_of_quantised_weights_are_those_that_are_kept(quant: str) -> None:
             weight = quantise(weight, torch.int8 if quant == "int8-quanto" else torch.float8_e4m3fn).kept(value.dtype)
         parts = [getattr(weight, part, None) for part in ("qdata", "scale", "zero_point")]
         kept += sum(part.nbytes for part in parts if part is not None) if name in linears else weight.nbytes
-    assert memory.weights_bytes(read_sizes(TINY), Load("cpu", "bfloat16", quant, "none", 1))["transformer"] == kept
+    load = Load("cpu", "bfloat16", quant, "none", 1, made=None if made is None else Quant(*made.cost()))
+    assert memory.weights_bytes(read_sizes(TINY), load)["transformer"] == kept
 
 
 def test_a_config_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -242,9 +250,9 @@ def test_loading_holds_on_the_host_what_does_not_go_straight_to_the_device(
 
     sizes = published_sizes("wan-14b")
     work = Work((21, 56, 112), 81, 448, 896, speakers=2, passes=3, seconds=3.24)
-    load = Load("cuda", "bfloat16", quant, profile, 1, converted=converted)
+    load = Load("cuda", "bfloat16", quant, profile, 1, converted=converted, made=MADE.get(quant))
     weights = memory.weights_bytes(sizes, load)
-    weights["dense"] = memory.weights_bytes(sizes, replace(load, quant="none"))["transformer"]
+    weights["dense"] = memory.weights_bytes(sizes, replace(load, quant="none", made=None))["transformer"]
     stage = memory.stages(sizes, load, work)[0]
     parts = READING[profile, quant, converted]
     assert sum(stage.weights.values()) == sum(weights[part] for part in [*parts, "audio_encoder"])
@@ -308,7 +316,8 @@ def test_memory_profiles_hold_less_and_less(quant: str) -> None:
     work = Work((21, 56, 112), 81, 448, 896, speakers=2, passes=3, seconds=3.24)
 
     def needed(profile: str, chosen: str) -> int:
-        return memory.device_bytes(memory.stages(sizes, Load("cuda", "bfloat16", chosen, profile, 1), work))
+        load = Load("cuda", "bfloat16", chosen, profile, 1, made=MADE.get(chosen))
+        return memory.device_bytes(memory.stages(sizes, load, work))
 
     profiles = [needed(profile, quant) for profile in ("none", "text-offload", "model-offload", "group-offload")]
     assert profiles == sorted(profiles, reverse=True)
@@ -354,6 +363,16 @@ def test_published_start_bytes_are_those_of_the_preset(quant: str, preset: str) 
 def test_start_bytes_are_those_of_the_files_that_are_there() -> None:
     sizes = [path.stat().st_size for part in PARTS for path in (TINY / part).glob("*.safetensors")]
     assert estimates("model=tiny").start_bytes == sum(sizes)
+
+
+def test_time_and_work_grow_with_the_evaluations_of_a_step() -> None:
+    words = ("model=multitalk", "sampler.steps=9")
+    euler, heun = (estimates(*words, f"sampler={name}") for name in ("euler", "heun"))
+    one, two = (card(found, "H100 80 GB") for found in (euler, heun))
+    # 17 evaluations in 9 steps; the autoencoder's part is the same.
+    assert two.step_seconds == pytest.approx(one.step_seconds * 17 / 9)
+    assert two.seconds - one.seconds == pytest.approx(8 * one.step_seconds)
+    assert heun.flops - euler.flops == 8 * 3 * euler.forward_flops
 
 
 def test_a_choice_without_arithmetic_leaves_the_estimates_out() -> None:

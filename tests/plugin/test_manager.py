@@ -107,6 +107,7 @@ def test_every_bundled_plugin_is_registered_under_its_file_name() -> None:
         "readers": registry.readers.names(),
         "attention": registry.attention.names(),
         "samplers": registry.samplers.names(),
+        "quants": registry.quants.names(),
         "guidance": registry.guidance.names(),
         "caches": registry.caches.names(),
         "sinks": registry.sinks.names(),
@@ -236,23 +237,27 @@ def names(answer: dict[str, Any], group: str) -> set[str]:
 
 def test_disabled_plugins_come_from_the_environment() -> None:
     answer = multitalk_plugins(MULTITALK_DISABLED_PLUGINS="multitalk-sampler-unipc,multitalk-attention-sage")
-    assert names(answer, "sampler") == {"euler", "standard", "turbo"}
+    assert names(answer, "sampler") == {"euler", "heun", "standard", "turbo"}
     assert "sage" not in names(answer, "attention")
     assert not answer["broken"]
 
 
-def test_deleting_a_plugin_file_removes_one_choice_and_breaks_nothing_else(tmp_path: Path) -> None:
+def test_deleting_plugin_files_removes_their_choices_and_breaks_nothing_else(tmp_path: Path) -> None:
     ignore = shutil.ignore_patterns("__pycache__")
     for folder in ("engine", "plugins"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignore)
     shutil.copytree(ROOT / "conf", tmp_path / "engine" / "conf", ignore=ignore)
     before = multitalk_plugins(PYTHONPATH=str(tmp_path))
-    (tmp_path / "plugins" / "samplers" / "unipc.py").unlink()
+    removed = {"sampler": "unipc", "guidance": "apg", "cache": "teacache", "quant": "int8"}
+    for kind, name in removed.items():
+        folder = kind if kind == "guidance" else f"{kind}s"
+        (tmp_path / "plugins" / folder / f"{name}.py").unlink()
     after = multitalk_plugins(PYTHONPATH=str(tmp_path))
 
     gone = [choice for choice in before["choices"] if choice not in after["choices"]]
-    assert [(choice["group"], choice["name"]) for choice in gone] == [("sampler", "unipc")]
+    assert {choice["group"]: choice["name"] for choice in gone} == removed
+    assert len(gone) == len(removed)
     assert [choice for choice in after["choices"] if choice not in before["choices"]] == []
-    assert list(after["broken"]) == ["multitalk-sampler-unipc"]
+    assert sorted(after["broken"]) == sorted(f"multitalk-{kind}-{name}" for kind, name in removed.items())
     assert "multitalk-sampler-unipc" in after["stderr"]
     assert after["resolutions"] == before["resolutions"]

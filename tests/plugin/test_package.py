@@ -1,34 +1,22 @@
-"""A package of somebody else adds a sampler, a sink and presets for both; nothing of ours is changed for it."""
+"""A package of somebody else adds a sampler, a sink, a reader, presets and hooks; nothing of ours is changed for it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
+from typing import Any
 
+import av
 import pytest
+from third_party import environment, run
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tests" / "support" / "example_plugin"
 EXAMPLES = ROOT / "engine" / "examples"
-
-
-def run(*words: str, cwd: Path) -> str:
-    done = subprocess.run(
-        words,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def ours() -> dict[str, str]:
@@ -44,17 +32,8 @@ def ours() -> dict[str, str]:
 def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the interpreter of an environment that has our packages and, installed by pip, the example."""
     place = tmp_path_factory.mktemp("third-party")
-    run(sys.executable, "-m", "venv", "--without-pip", str(place / "venv"), cwd=place)
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    shared = sysconfig.get_paths()["purelib"]
-    # addsitedir also reads the .pth files there, so an editable install of ours is found.
-    pth = place / "venv" / "lib" / version / "site-packages" / "shared.pth"
-    pth.write_text(f"import site; site.addsitedir({shared!r})\n")
     shutil.copytree(PACKAGE, place / "source", ignore=shutil.ignore_patterns("__pycache__"))
-    interpreter = str(place / "venv" / "bin" / "python")
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", interpreter)
-    run(*pip, "install", "--quiet", "--no-deps", "--no-build-isolation", str(place / "source"), cwd=place)
-    return interpreter
+    return environment(place, [place / "source"])
 
 
 def test_its_components_and_presets_are_listed_with_their_package(python: str, tmp_path: Path) -> None:
@@ -69,28 +48,67 @@ def test_its_components_and_presets_are_listed_with_their_package(python: str, t
         ("sampler", "cosine-draft", "preset"),
         ("sink", "archive", "component"),
         ("sink", "cellar", "preset"),
+        ("reader", "mapped", "component"),
     }
     assert not answer["broken"]
 
 
-def test_a_command_line_uses_both_through_their_presets(python: str, tmp_path: Path) -> None:
+WORDS = ["--image", str(EXAMPLES / "one.png"), "--audio", str(EXAMPLES / "one.flac"), "--prompt", "a person talks"]
+
+
+def generate(python: str, folder: Path, *choices: str) -> dict[str, Any]:
+    words = [*WORDS, "--frames", "5", "--json", "sampler=cosine-draft", "sink=cellar", *choices]
+    out = run(python, "-m", "engine", "generate", *words, cwd=folder)
+    answer: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return answer
+
+
+@pytest.fixture(scope="module")
+def made(python: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Return a folder and what the command line answered that made a video there with all of the package."""
+    folder = tmp_path_factory.mktemp("made")
     before = ours()
-    words = ["--image", str(EXAMPLES / "one.png"), "--audio", str(EXAMPLES / "one.flac"), "--prompt", "a person talks"]
-    choices = ["sampler=cosine-draft", "sink=cellar"]
-    out = run(python, "-m", "engine", "generate", *words, "--frames", "5", "--json", *choices, cwd=tmp_path)
-    answer = json.loads(out.splitlines()[-1])
-    (kept,) = (tmp_path / "cellar").iterdir()
+    answer = generate(python, folder, "reader=mapped")
+    assert ours() == before
+    return folder, answer
+
+
+def test_a_command_line_uses_all_of_it(made: tuple[Path, dict[str, Any]]) -> None:
+    folder, answer = made
+    (kept,) = (folder / "cellar").iterdir()
     assert answer["address"] == str(kept)
     assert kept.stem == hashlib.sha256(kept.read_bytes()).hexdigest()
     assert answer["plan"]["sampler"].startswith("cosine")
     assert answer["plan"]["steps"] == 3
-    assert ours() == before
+    with av.open(str(kept)) as video:
+        corner = next(video.decode(video=0)).to_ndarray(format="rgb24")[:4, :4]
+    # Its hook made it white; the encoding is not exact.
+    assert corner.min() > 220
+
+
+def test_its_reader_loads_the_same_weights_as_ours(
+    python: str, made: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    # One seed, so the bytes of the video are the same if the weights are.
+    answer = generate(python, tmp_path, "reader=ahead", "reader.mapped=false")
+    assert answer["sha256"] == made[1]["sha256"]
+
+
+def test_a_mistyped_key_is_compared_with_those_of_its_components(python: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [python, "-m", "engine", "plan", *WORDS, "sink=archive", "sink.foldr=films"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert "did you mean sink.folder?" in done.stderr
 
 
 def test_its_errors_are_told_like_ours(python: str, tmp_path: Path) -> None:
-    words = ["--image", str(EXAMPLES / "one.png"), "--audio", str(EXAMPLES / "one.flac"), "--prompt", "a person talks"]
     done = subprocess.run(
-        [python, "-m", "engine", "generate", *words, "sink=cellar", "request.filename=talk.mp4"],
+        [python, "-m", "engine", "generate", *WORDS, "sink=cellar", "request.filename=talk.mp4"],
         capture_output=True,
         text=True,
         check=False,

@@ -26,10 +26,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pretend that exactly the given packages can be imported."""
 
     def pretend(*packages: str) -> None:
-        for module in ("auto", "flash", "sage", "xformers"):
-            monkeypatch.setattr(
-                f"plugins.attention.{module}.find_spec", lambda name: object() if name in packages else None
-            )
+        for module in ("plugins.attention.auto", "engine.machine.packaged_backend"):
+            monkeypatch.setattr(f"{module}.find_spec", lambda name: object() if name in packages else None)
 
     return pretend
 

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from engine.components import Sampler
+from engine.components import ExtendedSchedule, Sampler, StepTools
 from engine.errors import ConfigError
 from plugins.samplers.euler import Euler, EulerConfig
+from plugins.samplers.heun import Heun, HeunConfig
 from plugins.samplers.unipc import Unipc, UnipcConfig
 
 BOTH = [(Euler, EulerConfig), (Unipc, UnipcConfig)]
+ALL = [*BOTH, (Heun, HeunConfig)]
 
 
 def sampler(kind: Any, config: Any, steps: int, shift: float = 7.0) -> Sampler:
     made: Sampler = kind(config(bundle="standard", steps=steps, shift=shift))
     return made
+
+
+def walk(built: Sampler, steps: int, latents: torch.Tensor, velocity: Callable[[torch.Tensor, float], Any]) -> Any:
+    """Go a whole schedule where `velocity` (latents, time) is the network's."""
+    schedule = built.schedule()
+    tools = StepTools(evaluate=velocity, noise=lambda: torch.zeros(()))
+    assert len(schedule.timesteps) == steps + 1
+    assert schedule.timesteps[-1] == 0
+    for index in range(steps):
+        first = velocity(latents, schedule.timesteps[index])
+        if isinstance(schedule, ExtendedSchedule):
+            latents = schedule.step_with(first, index, latents, tools)
+        else:
+            latents = schedule.step(first, index, latents)
+    return latents
 
 
 def recorded_schedules(recordings: Any) -> dict[tuple[int, float], torch.Tensor]:
@@ -46,7 +64,7 @@ def test_unipc_leaves_out_the_last_time_of_one_step_more(steps: int, shift: floa
 
 
 def test_euler_steps_straight_along_the_velocity() -> None:
-    schedule = sampler(*BOTH[0], 4).schedule()
+    schedule: Any = sampler(*BOTH[0], 4).schedule()
     latents = torch.zeros(16, 1, 2, 2)
     velocity = torch.ones_like(latents)
 
@@ -58,51 +76,61 @@ def test_euler_steps_straight_along_the_velocity() -> None:
     torch.testing.assert_close(latents, -torch.ones_like(latents), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("kind", "config"), BOTH)
+@pytest.mark.parametrize(("kind", "config"), ALL)
 @pytest.mark.parametrize("steps", [1, 2, 5, 16])
 def test_a_perfect_prediction_ends_at_the_data(kind: Any, config: Any, steps: int) -> None:
     generator = torch.Generator().manual_seed(0)
     noise, data = (torch.randn(16, 2, 2, 2, generator=generator) for _ in range(2))
-    schedule = sampler(kind, config, steps).schedule()
-    latents = noise
+    latents = walk(sampler(kind, config, steps), steps, noise, lambda *_: noise - data)
 
-    for index in range(steps):
-        latents = schedule.step(noise - data, index, latents)
-
-    assert len(schedule.timesteps) == steps + 1
-    assert schedule.timesteps[-1] == 0
     assert latents.dtype == torch.float32
     torch.testing.assert_close(latents, data, atol=1e-4, rtol=0)
 
 
-def test_unipc_is_nearer_than_euler_on_a_curved_path() -> None:
-    def error(kind: Any, config: Any) -> float:
+def test_solvers_of_second_order_are_nearer_than_euler_on_a_curved_path() -> None:
+    calls = 0
+
+    def velocity(latents: torch.Tensor, time: float) -> torch.Tensor:
         # Data of variance 1/4: the exact velocity at time s is known and so is the end of the path.
-        schedule = sampler(kind, config, 8, 1.0).schedule()
-        latents = torch.ones(1, 1, 1, 1)
-        for index in range(8):
-            s = schedule.timesteps[index] / 1000
-            variance = (1 - s) ** 2 / 4 + s**2
-            latents = schedule.step(latents * (s - (1 - s) / 4) / variance, index, latents)
-        return abs(float(latents) - 0.5)
+        nonlocal calls
+        calls += 1
+        s = time / 1000
+        variance = (1 - s) ** 2 / 4 + s**2
+        return latents * (s - (1 - s) / 4) / variance
 
-    assert error(Unipc, UnipcConfig) < error(Euler, EulerConfig) / 10
+    def error(kind: Any, config: Any, steps: int) -> tuple[float, int]:
+        nonlocal calls
+        calls = 0
+        end = walk(sampler(kind, config, steps, 1.0), steps, torch.ones(1, 1, 1, 1), velocity)
+        return abs(float(end) - 0.5), calls
+
+    euler, _ = error(Euler, EulerConfig, 8)
+    unipc, _ = error(Unipc, UnipcConfig, 8)
+    assert unipc < euler / 10
+    heun, evaluations = error(Heun, HeunConfig, 8)
+    patient, same = error(Euler, EulerConfig, 15)
+    assert same == evaluations
+    assert heun < patient / 5
 
 
-@pytest.mark.parametrize(("kind", "config"), BOTH)
+def test_heun_walks_over_the_grid_of_euler_and_says_what_it_evaluates() -> None:
+    built = sampler(Heun, HeunConfig, 8)
+    assert isinstance(built, Heun)
+    assert built.evaluations() == (2, 2, 2, 2, 2, 2, 2, 1)
+    assert sampler(Heun, HeunConfig, 1).evaluations() == (1,)  # type: ignore[attr-defined]
+    wanted = sampler(Euler, EulerConfig, 8).schedule().timesteps
+    assert built.schedule().timesteps == pytest.approx(wanted, abs=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "config"), ALL)
 def test_every_schedule_starts_afresh(kind: Any, config: Any) -> None:
     built = sampler(kind, config, 3)
-    ends = []
-    for _ in range(2):
-        schedule, latents = built.schedule(), torch.ones(16, 1, 2, 2)
-        for index in range(3):
-            latents = schedule.step(latents * (index + 1), index, latents)
-        ends.append(latents)
+    ends = [walk(built, 3, torch.ones(16, 1, 2, 2), lambda latents, time: latents * time / 500) for _ in range(2)]
 
     assert torch.equal(*ends)
 
 
-@pytest.mark.parametrize(("kind", "config"), BOTH)
+@pytest.mark.parametrize(("kind", "config"), ALL)
 @pytest.mark.parametrize("steps", [0, -4, 1001])
 def test_steps_out_of_range_are_named(kind: Any, config: Any, steps: int) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -111,7 +139,7 @@ def test_steps_out_of_range_are_named(kind: Any, config: Any, steps: int) -> Non
     assert caught.value.field == "sampler.steps"
 
 
-@pytest.mark.parametrize(("kind", "config"), BOTH)
+@pytest.mark.parametrize(("kind", "config"), ALL)
 @pytest.mark.parametrize("shift", [0.0, -1.0, float("nan")])
 def test_a_shift_out_of_range_is_named(kind: Any, config: Any, shift: float) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -127,7 +155,7 @@ def test_unipc_takes_the_steps_of_diffusers_bit_for_bit(shift: float) -> None:
     generator = torch.Generator().manual_seed(0)
     made: Any = UniPCMultistepScheduler
     for steps in (1, 2, 3, 8, 16):
-        ours = sampler(*BOTH[1], steps, shift).schedule()
+        ours: Any = sampler(*BOTH[1], steps, shift).schedule()
         theirs = made(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
         theirs.set_timesteps(steps)
         latents = expected = torch.randn(16, 2, 4, 4, generator=generator)

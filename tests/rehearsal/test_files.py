@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from small_sizes import PUBLISHED, SMALL
+from steering import make_quantiser
 
 from engine.data import Weights
 from engine.loading.layout import QUANTISED, find_parts
@@ -104,7 +105,8 @@ def test_small_files_are_loaded_for_real(quant: str, tmp_path: Path) -> None:
     from engine.loading.model import load_model
 
     write_published(tmp_path, SMALL, quant=quant, adapter=ADAPTER, loras=(LORA,))
-    model = load_model(tmp_path, device="cpu", dtype="bfloat16", quant=quant, wanted=weights(quant))
+    made = make_quantiser(quant)
+    model = load_model(tmp_path, device="cpu", dtype="bfloat16", quant=quant, quantiser=made, wanted=weights(quant))
     network: Any = model.transformer
     assert len(network.blocks) == 2
     weight = network.blocks[0].attn1.to_q.weight

@@ -12,8 +12,8 @@ import torch
 
 from engine.data import Peak, Progress
 from engine.errors import Cancelled
-from engine.runtime import peaks
-from engine.runtime.bar import Sign
+from engine.runtime import memory
+from engine.runtime.bar import TimedProgress
 from engine.runtime.progress import Meter
 
 #: Bytes that the kernel counts by; a touched one is in memory.
@@ -47,6 +47,19 @@ def generate(seen: list[Progress], windows: int, steps: int, took: Mapping[str, 
         meter.window_done()
     with meter.stage("keep"):
         pass
+
+
+def test_a_step_of_two_evaluations_counts_twice() -> None:
+    clock, seen = Clock(), list[Progress]()
+    meter = Meter(seen.append, None, clock=clock)
+    meter.expect(1, 3, (2, 2, 1))
+    with meter.stage("denoise", window=1):
+        for step, seconds in enumerate((4.0, 4.0, 2.0), start=1):
+            clock.now += seconds
+            last = meter.step(step)
+            left = (10.0, 6.0, 2.0, 0.0)[step]
+            # Encoding, decoding and writing were not measured: 3.2 encodings, each as long as an evaluation.
+            assert last.remaining == pytest.approx(left + 3.2 * 2.0)
 
 
 #: Seconds of a window: of the embedded model with turbo, and of a large network whose autoencoder hardly counts.
@@ -88,7 +101,7 @@ def test_steps_are_counted_from_one_in_each_window() -> None:
 def test_each_sign_says_how_far_the_next_one_is() -> None:
     signs: list[Progress] = []
     generate(signs, 2, 3, TOOK["steps count"][0])
-    seen = [sign for sign in signs if isinstance(sign, Sign)]
+    seen = [sign for sign in signs if isinstance(sign, TimedProgress)]
     later = [(one, other) for one, other in pairwise(seen) if one.window == 2 and one.expected]
     assert len(later) == 6
     for one, other in later:
@@ -142,7 +155,7 @@ def test_where_the_kernel_tells_no_peaks_there_are_none(monkeypatch: pytest.Monk
     def denied() -> int:
         raise PermissionError
 
-    monkeypatch.setattr(peaks, "forget_peak", denied)
+    monkeypatch.setattr(memory, "forget_peak", denied)
     meter = Meter(None, None)
     with meter.stage("read"):
         pass

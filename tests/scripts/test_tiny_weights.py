@@ -15,8 +15,8 @@ from diffusers import AutoencoderKLWan
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPVisionModel, UMT5EncoderModel, Wav2Vec2Model
+from whole_tensors import merge_lora
 
-from engine.loading.lora import merge_lora
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
 
 ROOT = Path(__file__).parents[2]

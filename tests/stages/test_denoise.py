@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from ancestral import Ancestral, AncestralConfig
 from crossings import Crossings
 from steering import make_cache, make_guidance
 from tiny_folder import SIZES, build_transformer
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from engine.components import Sampler
 from engine.data import Conditions, Motion
-from engine.errors import Cancelled
+from engine.errors import Cancelled, ConfigError
 from engine.stages.denoise import denoise, draw_noise
 from plugins.samplers.euler import Euler, EulerConfig
+from plugins.samplers.heun import Heun, HeunConfig
 from plugins.samplers.unipc import Unipc, UnipcConfig
 
 SHAPE = (3, 4, 4)
@@ -69,6 +71,21 @@ def euler() -> Sampler:
 
 def unipc() -> Sampler:
     return Unipc(UnipcConfig(bundle="standard", steps=STEPS, shift=3.0))
+
+
+def heun() -> Sampler:
+    return Heun(HeunConfig(bundle="standard", steps=STEPS, shift=3.0))
+
+
+def ancestral() -> Sampler:
+    return Ancestral(AncestralConfig(bundle="standard", steps=STEPS, shift=3.0))
+
+
+class Forgetful(Heun):
+    """Says of itself that it makes one evaluation a step."""
+
+    def evaluations(self) -> Sequence[int]:
+        return (1,) * self.steps
 
 
 def run(transformer: Any, branches: dict[str, Any], motion: Motion | None = None, seed: int = 1, **more: Any) -> Tensor:
@@ -162,6 +179,43 @@ def test_every_step_is_told(transformer: Any, branches: dict[str, Any]) -> None:
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_a_second_evaluation_is_guided_and_holds_the_motion_frames(
+    transformer: Any, branches: dict[str, Any], watch: Watch
+) -> None:
+    told: list[tuple[int, int]] = []
+    run(transformer, branches, Motion(MOTION, clean=True), sampler=heun(), on_step=lambda *step: told.append(step))
+
+    assert len(watch.fed) == 3 * (2 + 2 + 1)
+    assert all(torch.equal(fed[:, :2], MOTION) for fed in watch.fed)
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_an_ancestral_sampler_draws_from_the_request_s_own_generator(
+    transformer: Any, branches: dict[str, Any]
+) -> None:
+    before = torch.get_rng_state()
+    first, again, other = (run(transformer, branches, sampler=ancestral(), seed=seed) for seed in (1, 1, 2))
+    generator, twin = (torch.Generator().manual_seed(5) for _ in range(2))
+    run(transformer, branches, sampler=ancestral(), generator=generator)
+    for _ in range(STEPS):
+        draw_noise((16, *SHAPE), twin)
+
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(generator.get_state(), twin.get_state())
+
+
+def test_a_step_that_makes_another_number_of_evaluations_than_its_sampler_says_ends_the_loop(
+    transformer: Any, branches: dict[str, Any], watch: Watch
+) -> None:
+    sampler = Forgetful(HeunConfig(bundle="standard", steps=STEPS, shift=3.0))
+    with pytest.raises(ConfigError, match="step 1 made 2 evaluations of the network, its sampler says 1"):
+        run(transformer, branches, sampler=sampler)
+
+    assert len(watch.fed) == 2 * 3
+
+
 @pytest.mark.parametrize("forwards", [0, 1, 2, 3, 7])
 def test_cancel_is_seen_before_every_guidance_pass(
     forwards: int, transformer: Any, branches: dict[str, Any], watch: Watch
@@ -187,7 +241,7 @@ def test_an_error_in_a_callback_ends_the_loop(transformer: Any, branches: dict[s
     assert len(watch.fed) == 3
 
 
-@pytest.mark.parametrize(("kind", "config"), [(Euler, EulerConfig), (Unipc, UnipcConfig)])
+@pytest.mark.parametrize(("kind", "config"), [(Euler, EulerConfig), (Unipc, UnipcConfig), (Heun, HeunConfig)])
 @pytest.mark.parametrize("guiding", ["cfg", "apg"])
 @pytest.mark.parametrize("steps", [2, 5])
 def test_steps_bring_nothing_to_the_device_and_read_nothing_from_it(

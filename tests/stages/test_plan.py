@@ -58,6 +58,14 @@ def test_forwards_count_windows_steps_and_passes() -> None:
     assert plan.forwards == 2 * 10 * 2
 
 
+def test_forwards_count_the_evaluations_of_a_sampler_that_makes_several_a_step() -> None:
+    settings, request = replace(INPUTS, evaluations=19), replace(REQUEST, frames=100)
+    assert plan_walk(request, media(4.0, 4.0), settings).forwards == 2 * 19 * 2
+    few = replace(request, budget=replace(request.budget, forwards=75))
+    with pytest.raises(RequestError, match="10 steps of 19 evaluations and 2 passes a step make 76 forwards"):
+        plan_walk(few, media(4.0, 4.0), settings)
+
+
 def test_native_timing_generates_more_frames_than_it_delivers() -> None:
     plan = plan_walk(replace(REQUEST, frames=16, fps=8.0, timing="native"), media(2.0, 2.0), INPUTS)
     assert (plan.frames, plan.generated_frames, plan.generated_fps) == (16, 48, 25.0)

@@ -197,7 +197,22 @@ def test_writer_left_early_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_full_disk_is_a_sink_error_and_leaves_no_file(tmp_path: Path) -> None:
+def test_disk_that_is_full_at_the_first_byte_leaves_no_file_and_none_open(tmp_path: Path) -> None:
+    def fill() -> None:
+        with Writer(tmp_path / "a.mp4", SIZE, 25) as writer:
+            for _ in range(20):
+                writer.add(Frames(pictures(20), 25))
+
+    (tmp_path / ".a.mp4.part").symlink_to("/dev/full")
+    with pytest.raises(SinkError, match="No space left on device"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+    # Before anything is collected, and while the error still holds the frames of what failed.
+    assert "/dev/full" not in [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+
+
+@pytest.mark.parametrize("most", [0, 1000, 65_536])
+def test_full_disk_is_a_sink_error_and_leaves_no_file(most: int, tmp_path: Path) -> None:
     def fill() -> None:
         noise = np.random.default_rng(0).integers(0, 255, (40, *SIZE[::-1], 3), np.uint8)
         with Writer(tmp_path / "a.mp4", SIZE, 25) as writer:
@@ -207,7 +222,7 @@ def test_full_disk_is_a_sink_error_and_leaves_no_file(tmp_path: Path) -> None:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # A limit on the size of files stands for the full disk: the same write fails, with another number.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
     try:
         with pytest.raises(SinkError, match="cannot be written") as caught:
             fill()

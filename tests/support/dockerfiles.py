@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-DOCKERFILES = ("docker/Dockerfile", "docker/Dockerfile.cpu")
+DOCKERFILES = ("Dockerfile", "docker/Dockerfile.cpu")
 
 
 @dataclass(frozen=True)

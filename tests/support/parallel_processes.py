@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ancestral import Ancestral, AncestralConfig
 from recordings import TinyNetwork
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from engine.cli import main
 from engine.cli.run import follow
 from engine.data import Conditions
 from engine.errors import Cancelled
+from engine.plugin.manager import installed
 from engine.runtime.parallel import Ranks
 
 EXAMPLES = Path(pipeline.__file__).parent / "examples"
@@ -34,6 +36,8 @@ CASES: dict[str, tuple[int, int, list[str]]] = {
     "teacache, one person": (1, 9, _TEACACHE),
     "teacache, two persons": (2, 9, _TEACACHE),
     "taylorseer, two persons": (2, 9, ["sampler.steps=5", "cache=taylorseer"]),
+    "ancestral, two persons, two windows": (2, LONG, ["sampler=test-ancestral", "sampler.steps=3"]),
+    "heun, one person": (1, 9, ["sampler=heun", "sampler.steps=2"]),
     "turbo, one person": (1, 9, ["sampler=turbo"]),
     "turbo, two persons": (2, 9, ["sampler=turbo"]),
 }
@@ -86,6 +90,7 @@ def forwards(ranks: Ranks) -> Iterator[tuple[str, float]]:
 
 def compare(folder: Path) -> None:
     """Make every case in both processes and in one, and write by how much the latents differ."""
+    installed().samplers(Ancestral, AncestralConfig)
     watch = Watch()
     report: dict[str, Any] = {}
     service = EngineService([*BOOT, "parallel=ulysses", f"sink.folder={folder / 'shared'}"])

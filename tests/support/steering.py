@@ -1,10 +1,10 @@
-"""Guidance and step caches as tests want them: by name, with what differs from the defaults."""
+"""Guidance, step caches and quantisers as tests want them: by name, with what differs from the defaults."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from engine.components import Agree, Guidance, SharedCache, StepCache
+from engine.components import Agree, Guidance, Quantiser, SharedCache, StepCache
 from engine.plugin.manager import installed
 
 
@@ -25,3 +25,9 @@ def make_cache(name: str, *, agree: Agree | None = None, **fields: Any) -> StepC
         return cache
     assert isinstance(cache, SharedCache)
     return cache.shared(agree)
+
+
+def make_quantiser(name: str) -> Quantiser | None:
+    """Build what makes a quantisation while weights are loaded; None for a name of files."""
+    register = installed().quants
+    return register.build_default(name) if name in register.names() else None

@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import random
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from engine.stages.write import Writer
 from engine.sweeps.page import render
 from engine.sweeps.runs import FORMAT, Run, differing, read_runs
 
-HOSTILE = "</script><img src=x onerror=alert(1)>\"'&"
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'&{{ 7 * 7 }}{% if %}"
 
 
 def run(folder: Path, number: int, **changes: Any) -> Path:
@@ -134,7 +136,7 @@ def test_failed_and_unfinished_runs_are_shown_with_their_errors(tmp_path: Path) 
 
 def test_text_from_a_run_is_text_on_the_page(tmp_path: Path) -> None:
     for number in (0, 1):
-        overrides = {HOSTILE: f"{HOSTILE}{number}", "request.prompt": number}
+        overrides = {HOSTILE: f"{HOSTILE}{number}", "request.prompt": f"{number} {HOSTILE}"}
         made = run(tmp_path / "<b>", number, overrides=overrides, video=f"{number} '\"%#?.mp4")
         (made / f"{number} '\"%#?.mp4").write_bytes(b"")
     run(tmp_path / "<b>", 2, status="failed", error={"message": HOSTILE})
@@ -145,6 +147,27 @@ def test_text_from_a_run_is_text_on_the_page(tmp_path: Path) -> None:
     assert {name for _, attributes in parsed.tags for name in attributes if name.startswith("on")} == set()
     assert "".join(parsed.text).count(HOSTILE) >= 6
     assert [video["src"] for video in parsed.all("video")] == [f"{n}/{n}%20%27%22%25%23%3F.mp4" for n in (0, 1)]
+
+
+@pytest.mark.parametrize("field", ["page", "name", "error", "video", "overrides", "reasons"])
+def test_no_field_of_a_run_becomes_part_of_the_page_itself(field: str) -> None:
+    page, runs = "sweep", [Run("0", "done", overrides={"a": 1}), Run("1", "done", overrides={"a": 2})]
+    changed: dict[str, dict[str, Any]] = {
+        "name": {"name": HOSTILE},
+        "error": {"status": "failed", "error": HOSTILE},
+        "video": {"video": HOSTILE},
+        "overrides": {"overrides": {HOSTILE: HOSTILE}},
+        "reasons": {"reasons": {"bytes": HOSTILE}},
+    }
+    plain = Parsed(render(page, runs))
+    page, runs[1] = (HOSTILE, runs[1]) if field == "page" else (page, replace(runs[1], **changed[field]))
+    text = render(page, runs)
+    parsed = Parsed(text)
+    assert HOSTILE not in text
+    assert HOSTILE in "".join(parsed.text) or parsed.all("video")[0]["src"] == "1/" + quote(HOSTILE)
+    known = {tag for tag, _ in plain.tags} | {"video", "a", "strong", "dt", "dd", "dl"}
+    assert {tag for tag, _ in parsed.tags} <= known
+    assert not {name for _, attributes in parsed.tags for name in attributes if name.startswith("on")}
 
 
 def test_a_video_elsewhere_is_not_linked(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.bench.device.shapes import FULL, REDUCED, Shapes
 from engine.errors import ConfigError, EngineError
+from engine.machine.device import resolve_device
 from engine.planning.gpus import Card, find_card
 
 Row = tuple[str, dict[str, Any]]
@@ -38,7 +39,7 @@ class DeviceBench:
 
     def __init__(self, device: str = "auto", runs: int = 5, reduced: bool = False) -> None:
         cuda = torch.cuda.is_available()
-        self.device = ("cuda" if cuda else "cpu") if device == "auto" else device
+        self.device = resolve_device(device, cuda=cuda)
         if self.device not in ("cuda", "cpu") or (self.device == "cuda" and not cuda):
             raise ConfigError(f"no device {device!r} here", field="bench device", hint="auto, cuda or cpu")
         self.cuda = self.device == "cuda"

@@ -13,11 +13,12 @@ from engine.bench.device.measure import DeviceBench, Row, Rows, largest_differen
 from engine.bench.device.modules import stream_blocks, transformer, weight_bytes
 from engine.bench.device.shapes import Grid
 from engine.bench.transformer import build_inputs
-from engine.loading.quantize import quantize_int8
+from engine.loading.quantize import is_block_linear
 from engine.planning.activations import forward_bytes
 from engine.planning.operations import forward_work
 from engine.planning.parameters import make_sizes
 from engine.planning.seconds import forward_seconds
+from engine.plugin.manager import installed
 
 #: Bytes of the card that are not used here: CUDA's context, workspaces, fragmentation.
 _SPARE = 2 * 10**9
@@ -86,8 +87,9 @@ def fitting_layers(bench: DeviceBench, grid: Grid) -> int:
 
 
 def offload(bench: DeviceBench) -> Rows:
-    """Forwards whose blocks are copied from the host as in the engine, compared with blocks that stay."""
-    quantisers: dict[str, Callable[[Any], Any] | None] = {"bfloat16": None, "int8": quantize_int8}
+    """Forwards whose blocks come from the host as the engine brings them, against blocks that stay."""
+    int8 = partial(installed().quants.build_default("int8").apply, chosen=is_block_linear)
+    quantisers: dict[str, Callable[[Any], Any] | None] = {"bfloat16": None, "int8": int8}
     for name, quantise in quantisers.items():
         yield name, bench.attempt(partial(_offload, bench, quantise))
 

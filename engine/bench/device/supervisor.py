@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 from engine.bench.device.parts import GRACE, PARTS, BenchPart
 from engine.bench.device.shares import derive
 from engine.errors import ConfigError
+from engine.files.atomic import write
 
 #: Most seconds in which a new process must import torch and open its device.
 _START = 180.0
@@ -258,20 +258,9 @@ class _Report:
     def _write(self) -> None:
         if self._output is None:
             return
-        folder = self._output.absolute().parent
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".bench-", delete=False, encoding="utf-8") as file:
-            path = Path(file.name)
-            try:
-                json.dump(self._whole(), file, indent=1)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-                path.chmod(0o644)
-                path.replace(self._output)
-            except BaseException:
-                path.unlink()
-                raise
+        path = self._output.absolute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, (json.dumps(self._whole(), indent=1) + "\n").encode())
 
 
 def _short(figures: Message) -> str:

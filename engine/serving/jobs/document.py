@@ -1,4 +1,4 @@
-"""The schema -> docs/api.md: `python -m engine.serving.jobs.document > docs/api.md`."""
+"""Writes docs/api.md from the schema: `python -m engine.serving.jobs.document > docs/api.md`."""
 
 from __future__ import annotations
 
@@ -6,71 +6,71 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engine.serving.jobs.schema import job_schema, wanted
+from engine.serving.jobs.schema import describe_accepted, job_schema
 
 _HEAD = """\
 # The job API
 
-<!-- Written by `python -m engine.serving.jobs.document > docs/api.md` from schema.json beside it: change that. -->
+<!-- Written by `python -m engine.serving.jobs.document > docs/api.md` from schema.json: edit that. -->
 
-A worker takes jobs as JSON and answers with JSON. Whoever has used the older MultiTalk worker sends the same fields as
-ever; everything beyond them is optional. What other ways in take by default, and why, stands in
-[defaults.md](defaults.md).
+A worker takes jobs as JSON and answers with JSON. Callers of the older MultiTalk worker can send the same fields as
+before; all further fields are optional. [defaults.md](defaults.md) compares the defaults of jobs, the command line and
+Python.
 
 ```json
 {example}
 ```
 
-All that a job may hold stands in one JSON Schema (draft 2020-12), `engine/serving/jobs/schema.json`, which jobs are
-checked against. A field that is not known is refused, and the nearest known name is told. Whole numbers may be
-written as `100` or `100.0`; text is never taken for a number, nor `true` for 1."""
+Jobs are checked against one JSON Schema (draft 2020-12), `engine/serving/jobs/schema.json`. An unknown field is
+rejected, and the message suggests the most similar name. Integers may be written as `100` or `100.0`. Text is never
+read as a number, nor `true` as 1."""
 
 _VOICES = """\
-Two people are written as `audio_1` and `audio_2`, where they are as `region_1` and `region_2`. For silent people, and
-for more than two, `speakers` says the same as a list. Its entries are those of a speakers file of the
-[command line](cli.md#speakers), so that such a list can be pasted into a job; a region is written alike in both.
+For two people use `audio_1` and `audio_2`, with `region_1` and `region_2` for their places. For silent people, and for
+more than two, use the list `speakers`. Its entries have the format of a speakers file of the
+[command line](cli.md#speakers), so you can paste such a list into a job. Regions have the same format in both.
 
-The address of any voice may end in what is taken of the file: `#left`, `#right`, `#channel=3`, `#track=2`,
-`#start=12.5,duration=8,delay=1`. So a recording with one person on each channel serves both: `audio_1` is
-`https://example.org/call.wav#left` and `audio_2` is `https://example.org/call.wav#right`. Base64 text without `data:`
-takes the fields of `speakers` instead. [cli.md](cli.md#parts-of-a-file) says what is done with damaged files, several
-tracks and the like; what changes the result is in `warnings`."""
+The address of any voice may end in a part of the file: `#left`, `#right`, `#channel=3`, `#track=2`,
+`#start=12.5,duration=8,delay=1`. So one recording with a person on each channel is enough for two people: `audio_1` is
+`https://example.org/call.wav#left` and `audio_2` is `https://example.org/call.wav#right`. For base64 text without
+`data:` use the fields of `speakers` instead. [cli.md](cli.md#unusual-audio-files) describes damaged files, several
+tracks and similar cases. Anything that changes the result is in `warnings`."""
 
 _MEDIA = """\
-Pictures and voices are given in one of these ways:
+Pictures and voices can be given as:
 
 | form | example |
 |---|---|
 | URL | `https://example.org/anna.jpg` |
 | object of a bucket, with the keys of `s3Config` or the worker's | `s3://media/anna.wav` |
 | `data:` URL | `data:image/png;base64,iVBORw0KGgo…` |
-| base64 text | `iVBORw0KGgo…`, of the standard or the URL-safe alphabet, with or without padding; lines may be broken |
-| path on the worker | `/runpod-volume/inputs/anna.jpg`, only where the worker allows the folder |
+| base64 text | `iVBORw0KGgo…`, in the standard or the URL-safe alphabet, with or without padding and line breaks |
+| path on the worker | `/runpod-volume/inputs/anna.jpg`, only if the worker allows the folder |
 
-What the file is, is told from its content; names and types do not matter. RunPod takes 10 MB a job (20 MB at
-`/runsync`), and base64 adds a third: larger files go by URL."""
+The format is determined by the file's content; names and types do not matter. RunPod accepts 10 MB per job (20 MB at
+`/runsync`), and base64 adds a third: send larger files by URL."""
 
 _TURBO = """\
-`turbo: true` takes steps and both scales from the chosen model's turbo bundle, since its LoRA was distilled for them. A
-job that names `sampling_steps`, `guidance_scale` or `audio_guidance_scale` gets what it names. Entries of `overrides`
-come last and win."""
+`turbo: true` takes steps and both scales from the model's turbo bundle, because its LoRA was distilled for them. If a
+job sets `sampling_steps`, `guidance_scale` or `audio_guidance_scale`, its own values apply. `overrides` take precedence
+over both."""
 
 _ANSWER = """\
-A finished job answers where the video is, as one of the first three fields, and how it was made."""
+The answer of a finished job has the video in one of the first three fields, and how it was made."""
 
 _ERRORS = """\
-A job that fails answers four fields. `error` alone says all in one line, for the many places that show no more. If
-several fields are wrong, the first is told in full and the others by name. No answer holds a traceback, a path of the
-worker, a key or the name of a host inside."""
+A failed job answers four fields. `error` contains everything in one line, because many tools show only this field. If
+several fields are wrong, the first is described in full and the others by name. No answer contains a traceback, a path
+of the worker, a key or an internal host name."""
 
 #: One for each example of the schema.
 _TITLES = (
     "One person",
     "Two people, one after the other",
     "Turbo",
-    "Two people, and where they are",
+    "Two people with regions",
     "One speaks, one listens",
-    "Media from a bucket, the video into it",
+    "Media from a bucket, and the video into it",
     "A self-test of the worker",
     "The worker's health",
 )
@@ -98,7 +98,7 @@ def _sections(schema: Mapping[str, Any]) -> Iterator[str]:
     yield _TURBO
     yield "### `output`"
     yield _fields(parts["output"], parts)
-    yield "## Beside `input`"
+    yield "## Next to `input`"
     yield schema["description"]
     yield _fields(schema, parts, leave_out=("input",))
     yield "### `s3Config`"
@@ -126,14 +126,14 @@ def _fields(part: Mapping[str, Any], parts: Mapping[str, Any], leave_out: tuple[
         shared = parts[own["$ref"].rpartition("/")[2]] if "$ref" in own else {}
         field = {**shared, **own}
         default = f"`{_plain(field['default'])}`" if "default" in field else _absent(name, part)
-        rows.append(f"| `{name}` | {_cell(wanted(field))} | {default} | {_cell(field['description'])} |")
+        rows.append(f"| `{name}` | {_cell(describe_accepted(field))} | {default} | {_cell(field['description'])} |")
     return "\n".join(rows)
 
 
 def _absent(name: str, part: Mapping[str, Any]) -> str:
     needed = {*part.get("required", ()), *part.get("else", {}).get("required", ())}
     for rule in part.get("allOf", ()):
-        # What is needed in the ordinary case: no health check, no speakers.
+        # The fields that an ordinary job needs: no health check, no speakers.
         needed |= {*rule.get("else", {}).get("required", ()), *rule.get("else", {}).get("else", {}).get("required", ())}
     return "required" if name in needed else ""
 
@@ -141,7 +141,7 @@ def _absent(name: str, part: Mapping[str, Any]) -> str:
 def _answer_fields(part: Mapping[str, Any]) -> str:
     rows = ["| field | value | meaning |", "|---|---|---|"]
     for name, field in part["properties"].items():
-        rows.append(f"| `{name}` | {_cell(wanted(field))} | {_cell(field['description'])} |")
+        rows.append(f"| `{name}` | {_cell(describe_accepted(field))} | {_cell(field['description'])} |")
     return "\n".join(rows)
 
 
@@ -160,7 +160,7 @@ def _plain(value: Any) -> str:
 
 
 def _json(value: Any, indent: str = "") -> str:
-    """Return `value` as JSON with an entry a line, and on one line what fits there."""
+    """Return `value` as JSON with one entry per line; what fits is kept on one line."""
     flat = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, dict | list) or not value or (len(indent) + len(flat) <= 100 and indent):
         return flat

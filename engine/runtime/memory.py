@@ -1,7 +1,9 @@
-"""How much memory a generation takes at most, and which stages raise it."""
+"""The memory of this process: how much a generation takes at most, by stage; and giving back what is free."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -43,6 +45,19 @@ class Peaks:
             where: Peak(start, start + sum(self._raised[where].values()), dict(self._raised[where]))
             for where, start in self._start.items()
         }
+
+
+def reclaim() -> None:
+    """Free what only reference cycles hold, and return free memory to the operating system.
+
+    The modules that diffusers and transformers build are in reference cycles, so their weights live until the garbage
+    collector runs; and glibc keeps what was freed in between, for allocations that may never come.
+    """
+    gc.collect()
+    # Only glibc has it.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def forget_peak() -> int:

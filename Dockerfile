@@ -1,7 +1,7 @@
-# The worker's image: docker build -f docker/Dockerfile -t multitalk-local .
+# The worker's image: docker build -t multitalk-local .
 #
-# torch from PyPI brings all of CUDA along in wheels (13.0 for the version that constraints.txt pins), so the image needs
-# of NVIDIA's only what lets the driver in. A -runtime- image works too and carries the same libraries a second time.
+# torch from PyPI installs all CUDA libraries as wheels (13.0 for the version that constraints.txt pins), so the base only
+# has to support the driver. A -runtime- base works too, but contains the same libraries a second time.
 # For another CUDA: --build-arg CUDA_IMAGE=... and --build-arg PIP_EXTRA_INDEX_URL=<PyTorch's index of such builds>.
 ARG CUDA_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
 
@@ -14,7 +14,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 RUN python3 -m venv /build/venv
-# What the engine needs, and the engine. All else comes as wheels (but for one, see below), so this stage needs no compiler.
+# The engine's wheel and its lists of requirements. All others come as wheels (except one, see below): no compiler needed.
 COPY setup.cfg constraints.txt ./
 COPY docker/requirements.py docker/
 RUN python3 docker/requirements.py . worker
@@ -27,11 +27,11 @@ RUN /build/venv/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /build/wheel 
 
 FROM ${CUDA_IMAGE}
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-# tini hands signals on and reaps children: process 1 has no default handlers, and SIGTERM would be lost.
-# A compiler and Python's headers: Triton, which torch for CUDA brings, compiles a C extension before its first kernel runs
+# tini forwards signals and reaps children: process 1 has no default handlers, so SIGTERM would be lost.
+# A compiler and Python's headers: Triton (a dependency of torch) compiles a C extension before its first kernel runs
 # (triton/runtime/build.py). torch itself computes batched outer products with such a kernel (torch/_native), also without
-# torch.compile; where there is no compiler they would fail in the middle of a job.
-# /home/worker/models: for weights that are downloaded where no volume is attached, as RunPod's Hub starts a worker.
+# torch.compile; without a compiler they would fail in the middle of a job.
+# /home/worker/models: for weights that are downloaded if no volume is attached, as RunPod's Hub starts a worker.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
@@ -42,14 +42,14 @@ RUN apt-get update \
     && python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 
-# From here on the least often changed comes first: a push sends a layer only if it, or one before it, was built anew.
-# The list comes from the builder, so that only another version of these packages builds their gigabytes anew.
+# From here on the least often changed comes first: a push uploads a layer only if it, or one before it, has changed.
+# The list comes from the builder, so that only another version of these packages rebuilds this large layer.
 ARG PIP_EXTRA_INDEX_URL=
 COPY --from=builder /build/heavy.txt /opt/multitalk/
 RUN pip install --no-cache-dir --only-binary :all: --requirement /opt/multitalk/heavy.txt
 
 COPY --from=builder /build/libraries.txt /build/constraints.txt /opt/multitalk/
-# antlr4-python3-runtime, of Hydra, was never published as a wheel; it is Python alone and needs no compiler.
+# antlr4-python3-runtime (of Hydra) was never published as a wheel; it is pure Python and needs no compiler.
 RUN pip install --no-cache-dir --only-binary :all: --no-binary antlr4-python3-runtime \
         --constraint /opt/multitalk/constraints.txt --requirement /opt/multitalk/libraries.txt
 
@@ -57,13 +57,13 @@ COPY --from=builder /build/wheel /opt/multitalk/wheel
 RUN pip install --no-cache-dir --no-deps --no-index /opt/multitalk/wheel/*.whl && pip check
 COPY docker/healthcheck.sh docker/check_image.py scripts/download_models.py /opt/multitalk/
 
-# What a variable is for, and what else may be set: docs/deploy.md.
-# HF_HOME: should anything be fetched, it goes to the volume and not into the container.
-# MULTITALK_RECIPE is left to the worker, whose default goes by the model; set here it would look like somebody's choice.
-# PYTORCH_ALLOC_CONF: torch reads it before CUDA starts. Blocks of changing sizes come and go, and segments that grow leave
-# less of the card unused between them.
-# RUNPOD_MIN_CUDA_VERSION: of the driver; torch's CUDA needs it. RUNPOD_MIN_DISK_PERCENT: weights are on the volume, the
-# container's disk only takes one job's files. The time-outs are those of checks that end the worker: slow is not broken.
+# docs/deploy.md explains these and further variables.
+# HF_HOME: downloads go to the volume, not into the container.
+# MULTITALK_RECIPE is not set: the worker's default depends on the model, and a value here would count as a user's choice.
+# PYTORCH_ALLOC_CONF: torch reads it before CUDA starts. Allocations change in size, and expandable segments reduce
+# fragmentation.
+# RUNPOD_MIN_CUDA_VERSION: lowest driver version for torch's CUDA. RUNPOD_MIN_DISK_PERCENT: weights are on the volume, the
+# container's disk only holds one job's files. The time-outs belong to checks that stop the worker: slow is not broken.
 ENV PYTHONUNBUFFERED=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     MODEL_PATH=/runpod-volume/models \
@@ -80,8 +80,8 @@ ENV PYTHONUNBUFFERED=1 \
 
 USER 10001
 WORKDIR /home/worker
-# An image that cannot build a kernel, or whose libraries want another CUDA than torch's, is not built.
-# Nor is one whose engine makes no video. It takes the embedded model and no GPU, and leaves no file.
+# The build fails if a kernel cannot be compiled, if a library is for another CUDA than torch's, or if the engine cannot
+# make a video. This uses the embedded model and no GPU, and leaves no file.
 RUN python /opt/multitalk/check_image.py --compiler \
     && examples="$(python -c 'import engine, pathlib; print(pathlib.Path(engine.__file__).parent / "examples")')" \
     && multitalk generate --image "$examples/two.png" --audio "$examples/left.flac" --prompt "A man talks." \
@@ -92,7 +92,7 @@ HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 CMD ["/op
 ENTRYPOINT ["tini", "--"]
 CMD ["multitalk", "runpod"]
 
-# Last, since they change with every commit.
+# Last, because they change with every commit.
 ARG VERSION=unknown
 ARG REVISION=unknown
 ARG CREATED=unknown

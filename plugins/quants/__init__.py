@@ -1,0 +1,1 @@
+"""Quantisations that are made while the weights are loaded."""
