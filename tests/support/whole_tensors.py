@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from engine.loading.checkpoint import build_empty, fill
-from engine.loading.layout import Part
+from engine.loading.layout import ComponentLayout
 from engine.loading.lora import Coverage, LoraMerger
 
 
-def read_part(component: str, part: Part, dtype: torch.dtype) -> Any:
+def read_part(component: str, part: ComponentLayout, dtype: torch.dtype) -> Any:
     """Return the network of a component, whatever `part` is written in."""
     model = build_empty(component, part)
     fill(model, component, part, dtype)
