@@ -52,11 +52,19 @@ API = (
     Public("engine.cancel", "apart check", EVERY, "wait for slow work, and stop it when the token is set"),
     # --- components ---------------------------------------------------------------------------------------------------
     Public("engine.components", "Sampler Schedule", "sampler", "protocols"),
+    Public(
+        "engine.components",
+        "CountedSampler ExtendedSchedule StepTools",
+        "sampler",
+        "for steps that evaluate the network again, or draw fresh noise",
+    ),
     Public("engine.config", "SamplerConfig", "sampler", "base class of the config: steps, shift, bundle"),
     Public("engine.components", "Guidance", "guidance", "protocol"),
     Public("engine.config", "GuidanceConfig", "guidance", "base class of the config: scales of prompt and voices"),
     Public("engine.components", "StepCache Agree CacheCost", "cache", "protocol, and what its methods take and return"),
     Public("engine.config", "CacheConfig", "cache", "base class of the config"),
+    Public("engine.components", "Quantiser", "quant", "protocol"),
+    Public("engine.config", "QuantConfig", "quant", "base class of the config"),
     Public("engine.multitalk.diffusers_cache", "DiffusersCache", "cache", "a step cache of diffusers as one of ours"),
     Public("engine.components", "AttentionBackend", "attention", "protocol"),
     Public(
@@ -112,13 +120,15 @@ API = (
     Public("engine.serving.worker.handler", "Terms", "entrypoint", "what `JobsConfig.terms` returns"),
     Public("engine.serving.worker.defaults", "boot", "entrypoint", "defaults of a worker"),
     Public("engine.serving.worker.serve", "serve check_terms", "entrypoint", "a serverless worker"),
-    Public("engine.serving.jobs.defaults", "defaults", "entrypoint", "defaults of a job's fields"),
-    Public("engine.serving.batch.check", "Checked check", "entrypoint", "checks the jobs of a batch and plans them"),
-    Public("engine.serving.batch.jobs", "Jobs Line", "entrypoint", "a file of jobs"),
-    Public("engine.serving.batch.results", "Results keeping", "entrypoint", "its file of results"),
-    Public("engine.serving.batch.run", "Run interruptible", "entrypoint", "does the jobs with several workers"),
+    Public("engine.serving.jobs.defaults", "input_defaults", "entrypoint", "defaults of a job's fields"),
+    Public(
+        "engine.serving.batch.check", "CheckReport check", "entrypoint", "checks the jobs of a batch and plans them"
+    ),
+    Public("engine.serving.batch.jobs", "JobFile Line", "entrypoint", "a file of jobs"),
+    Public("engine.serving.batch.results", "Results open_results", "entrypoint", "its file of results"),
+    Public("engine.serving.batch.run", "BatchRun interruptible", "entrypoint", "does the jobs with several workers"),
     Public("engine.serving.batch.worker", "EngineWorker", "entrypoint", "a worker of a batch"),
-    Public("engine.serving.endpoint.limits", "Limits", "entrypoint", "limits of an endpoint"),
+    Public("engine.serving.endpoint.limits", "EndpointLimits", "entrypoint", "limits of an endpoint"),
     Public("engine.serving.endpoint.server", "LocalEndpoint", "entrypoint", "an endpoint on this machine"),
     # --- hooks --------------------------------------------------------------------------------------------------------
     Public("engine.data", "Window Frames", "hook entrypoint", "a window of the plan, and its finished pictures"),

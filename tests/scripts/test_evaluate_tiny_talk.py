@@ -275,23 +275,23 @@ def test_recordings_are_cut_into_pieces_with_their_envelopes(tmp_path: Path) -> 
     assert np.corrcoef(whole, pieces[1].curve.opening(np.arange(40) / 25))[0, 1] > 0.95
 
 
-def test_long_clips_are_resumed_where_an_earlier_run_ended(folder: Path, tmp_path: Path) -> None:
+def test_long_clips_are_resumed_where_an_earlier_run_ended(tmp_path: Path) -> None:
     filmed: list[int] = []
 
     def drawn(request: Request) -> Pictures:
         filmed.append(request.seed)
-        return read_video(next(folder.rglob(f"{request.seed}-1-*-drawn.mp4")))
+        return read_video(next((tmp_path / "cases").rglob(f"{request.seed}-1-*-drawn.mp4")))
 
     service: Any = Drawn(EngineService(["model=tiny"]), tmp_path, drawn)
     settings: dict[str, Any] = {"clips": 2, "long": 1, "seed": 0, "sizes": [(96, 96)], "long_voice": 2}
 
     def studio(**more: Any) -> Studio:
-        made = Studio(service, folder, overrides=(), details_file=tmp_path / "raw.json", **settings, **more)
+        made = Studio(service, tmp_path, overrides=(), details_file=tmp_path / "raw.json", **settings, **more)
         made.take_up({"seed": 0}, resume=True)
         return made
 
     def cases(self: Studio, _: str, count: int, **__: Any) -> list[Case]:
-        return find_cases(0, count, folder, frames=50, people=1, sizes=self.sizes, speak=synthetic)
+        return find_cases(0, count, tmp_path / "cases", frames=50, people=1, sizes=self.sizes, speak=synthetic)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Studio, "cases", cases)
@@ -304,7 +304,7 @@ def test_long_clips_are_resumed_where_an_earlier_run_ended(folder: Path, tmp_pat
         assert long_voices(studio(), 1)["clips"] == 2
         assert len(filmed) == 2
     with pytest.raises(RequestError, match=r"of another run \(seed\)"):
-        Studio(service, folder, overrides=(), details_file=tmp_path / "raw.json", **settings).take_up(
+        Studio(service, tmp_path, overrides=(), details_file=tmp_path / "raw.json", **settings).take_up(
             {"seed": 1}, resume=True
         )
 

@@ -112,7 +112,7 @@ def test_a_worker_may_have_auto_as_its_default() -> None:
         {"frames": "long"},
         {"frames": "-5"},
         {"frames": True},
-        {"of": "mine"},
+        {"source": "mine"},
     )
     for wrong in wrongs:
         with pytest.raises(ConfigError, match="entrypoint"):
