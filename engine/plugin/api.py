@@ -54,7 +54,7 @@ API = (
     Public("engine.components", "Sampler Schedule", "sampler", "protocols"),
     Public(
         "engine.components",
-        "CountedSampler ExtendedSchedule StepTools",
+        "ExtendedSchedule StepTools",
         "sampler",
         "for steps that evaluate the network again, or draw fresh noise",
     ),

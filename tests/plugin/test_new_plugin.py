@@ -100,7 +100,7 @@ def test_the_package_stands_in_a_folder_of_its_name_and_is_a_sampler_without_oth
     ("words", "what"),
     [
         ([], "NAME is missing"),
-        (["acme", "more"], "'more' is too much"),
+        (["acme", "more"], "unexpected 'more'"),
         (["Acme"], "'Acme' cannot be the name of a package"),
         (["../acme"], "'../acme' cannot be the name of a package"),
         (["2fast"], "'2fast' cannot be the name of a package"),

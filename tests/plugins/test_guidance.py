@@ -117,9 +117,9 @@ def test_numbers_that_cannot_be_meant_are_named(field: str, arguments: dict[str,
 
 def test_counting_branches_needs_no_torch() -> None:
     code = (
-        "import sys; from engine.assembly.compose import compose; from engine.assembly.sampling import choose; "
+        "import sys; from engine.assembly.compose import compose; from engine.assembly.sampling import build_sampling; "
         "from engine.plugin.manager import installed; "
-        "choices = choose(compose(['guidance=apg', 'guidance.text_scale=5', 'cache=teacache']), installed()); "
+        "choices = build_sampling(compose(['guidance=apg', 'guidance.text_scale=5', 'cache=teacache']), installed()); "
         "assert len(choices.guidance.branches) == 3; "
         "assert choices.cache.cost(branches=3, tokens=10, channels=8, blocks=4).kept == 4 * 10 * 8 * 4; "
         "sys.exit('torch' in sys.modules)"
