@@ -1,9 +1,9 @@
-"""Get a model's published weights: `multitalk models pull` for a machine that has huggingface-hub and nothing else.
+"""Download a model's published weights: `multitalk models pull` for a machine that has only huggingface-hub.
 
     python scripts/download_models.py [--model-path FOLDER] [--preset NAME]
 
-Neither torch nor what the engine needs has to be installed: of the engine this reads `engine/hub`, from the checkout
-it lies in or from where the engine is installed. docs/models.md says what it gets and where it puts it.
+Neither torch nor the engine's other dependencies must be installed: of the engine this uses only `engine/hub`, from
+this checkout or from an installed engine. docs/models.md says what is downloaded and where it is stored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from types import ModuleType
 def main() -> int:
     """Read the command line and download."""
     if "engine" not in sys.modules:
-        # The package without its door, which asks for what is not installed here.
+        # The package without its __init__, which imports what may not be installed here.
         package = ModuleType("engine")
         package.__path__ = [str(_engine())]
         sys.modules["engine"] = package
@@ -30,7 +30,7 @@ def main() -> int:
         print(f"download_models.py: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("download_models.py: stopped; the same command goes on from here", file=sys.stderr)
+        print("download_models.py: stopped; run the same command again to resume", file=sys.stderr)
         return 130
 
 

@@ -1,4 +1,4 @@
-"""Draw the demo pictures and let eSpeak NG speak the demo voices.
+"""Draw the demo pictures and make the demo voices with eSpeak NG.
 
     python -m scripts.make_examples [FOLDER]
 
@@ -30,8 +30,8 @@ PICTURES = {"two.png": (2, 267), "one.png": (1, 2)}
 
 
 @dataclass(frozen=True)
-class Voice:
-    """What eSpeak NG is asked to say."""
+class SpokenLine:
+    """A line for eSpeak NG to speak."""
 
     voice: str
     pitch: int
@@ -40,9 +40,9 @@ class Voice:
 
 
 VOICES = {
-    "left.flac": Voice("en-us+f3", 62, 165, "Hello Clara, what a sunny day it is."),
-    "right.flac": Voice("en-gb+f4", 45, 155, "Good morning Anna, let us walk along the river."),
-    "one.flac": Voice("en-us+f2", 50, 160, "I am a small drawing, and now I can talk."),
+    "left.flac": SpokenLine("en-us+f3", 62, 165, "Hello Clara, what a sunny day it is."),
+    "right.flac": SpokenLine("en-gb+f4", 45, 155, "Good morning Anna, let us walk along the river."),
+    "one.flac": SpokenLine("en-us+f2", 50, 160, "I am a small drawing, and now I can talk."),
 }
 
 
@@ -61,16 +61,16 @@ def picture(people: int, seed: int) -> Image.Image:
     return Image.fromarray(frame).quantize(128, dither=Image.Dither.NONE)
 
 
-def speak(voice: Voice, path: Path) -> None:
-    """Let eSpeak NG say `voice.words` and write them as 16-bit mono FLAC."""
+def speak(voice: SpokenLine, path: Path) -> None:
+    """Speak `voice.words` with eSpeak NG and write them as 16-bit mono FLAC."""
     command = shutil.which("espeak-ng")
     if command is None:
         raise SystemExit("espeak-ng is not installed; on Debian: apt-get install espeak-ng")
     options = ["-v", voice.voice, "-p", str(voice.pitch), "-s", str(voice.speed), "--stdout"]
-    spoken = subprocess.run([command, *options, voice.words], capture_output=True, check=True).stdout
-    with wave.open(io.BytesIO(spoken)) as sound:
+    wav = subprocess.run([command, *options, voice.words], capture_output=True, check=True).stdout
+    with wave.open(io.BytesIO(wav)) as sound:
         rate = sound.getframerate()
-        # eSpeak streams: the header's length is not to be trusted.
+        # eSpeak writes a stream, so the length in the header is wrong.
         samples = np.frombuffer(sound.readframes(2**31 // 2 - 1), np.int16)
     with av.open(str(path), "w", format="flac") as container:
         stream = container.add_stream("flac", rate=rate, layout="mono")

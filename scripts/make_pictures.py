@@ -18,9 +18,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from engine import EngineService, Request, Speaker
-from engine.evaluation.frames import read_film
+from engine.evaluation.frames import read_video
 from scripts.evaluate_tiny.cases import find_cases
-from scripts.evaluate_tiny.films import film
+from scripts.evaluate_tiny.films import generate_video
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "engine" / "examples"
@@ -32,7 +32,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def demo(service: EngineService, folder: Path) -> None:
-    """Show who sits where, and four frames of the demo."""
+    """Show where each speaker is, and four frames of the demo."""
     request = Request(
         "Two people talk in a park in the morning, smiling.",
         str(EXAMPLES / "two.png"),
@@ -48,7 +48,7 @@ def demo(service: EngineService, folder: Path) -> None:
     address = service.generate(request).address
     if address is None:
         raise SystemExit("the sink keeps no file")
-    frames = read_film(Path(address))[list(DEMO_FRAMES)]
+    frames = read_video(Path(address))[list(DEMO_FRAMES)]
     height = 2 * frames.shape[1] + 4
     left = np.asarray(who.resize((round(who.width * height / who.height), height)))
     pairs = [np.concatenate([_padded(frames[i]), _padded(frames[i + 1])], 1) for i in (0, 2)]
@@ -62,7 +62,7 @@ def sheet(service: EngineService, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         cases = find_cases(6_500_000, ROWS, Path(name), frames=81, people=(2, 1), sizes=((160, 96),))
         for case in cases:
-            frames = film(service, case).frames[2 :: 81 // COLUMNS][:COLUMNS]
+            frames = generate_video(service, case).frames[2 :: 81 // COLUMNS][:COLUMNS]
             rows.append(np.concatenate([_padded(frame) for frame in frames], 1))
         request = Request(
             cases[0].prompt, str(cases[0].image), tuple(Speaker(str(v)) for v in cases[0].voices), seed=cases[0].seed
@@ -85,7 +85,7 @@ def _save(pixels: Pixels, path: Path, zoom: int) -> None:
 
 
 def main() -> None:
-    """Read the command line and make them."""
+    """Read the command line and make the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=ROOT / "docs" / "images")
     folder = parser.parse_args().folder

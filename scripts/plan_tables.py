@@ -15,7 +15,7 @@ from PIL import Image
 from engine import EngineService, Request, Speaker
 from engine.data.estimates import CardEstimate, Estimates
 
-#: Theirs, of one A100 with 80 GB, three forwards a step: what is on the card, seconds a step, GB.
+#: Published figures for one A100 with 80 GB, three forwards per step: what is on the card, seconds per step, GB.
 PUBLISHED = (
     ("480p, everything on the card", ("memory=model-offload",), "35", "48"),
     ("480p, offloaded", ("memory=group-offload",), "44", "13"),
@@ -23,7 +23,7 @@ PUBLISHED = (
     ("480p, int8", ("memory=model-offload", "quant=int8"), "", "30"),
     ("480p, int8, offloaded", ("memory=group-offload", "quant=int8"), "", "15"),
 )
-#: Recipe -> the card it is shown on.
+#: Recipe -> the card in its table row.
 SHOWN = {
     "card-24gb": "RTX 4090 24 GB",
     "card-24gb-720p": "RTX 4090 24 GB",
@@ -43,7 +43,7 @@ def tables(measured: Path, rehearsed: Path) -> dict[str, str]:
         "published": _published(),
         "recipes": _recipes(),
         "rehearsed": _rehearsed(rehearsed),
-        "measured": _measured(measured),
+        "measured": _measured_table(measured),
     }
 
 
@@ -54,9 +54,9 @@ def _published() -> str:
     ]
     for what, overrides, seconds, size in PUBLISHED:
         card = _card(_estimates(["model=multitalk", *overrides]), "A100 80 GB")
-        chosen = " ".join(overrides)
+        words = " ".join(overrides)
         rows.append(
-            f"| {what} | `{chosen}` | {seconds or '–'} | {card.step_seconds:.0f} "
+            f"| {what} | `{words}` | {seconds or '–'} | {card.step_seconds:.0f} "
             f"| {size} | {card.needed_bytes / 1e9:.0f} |"
         )
     return "\n".join(rows)
@@ -68,8 +68,8 @@ def _recipes() -> str:
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for recipe, name in SHOWN.items():
         for sampler in ("standard", "turbo"):
-            found = _estimates([f"recipe={recipe}", f"sampler={sampler}"])
-            card = _card(found, name)
+            estimates = _estimates([f"recipe={recipe}", f"sampler={sampler}"])
+            card = _card(estimates, name)
             sizes = f"{card.needed_bytes / 1e9:.1f} GB | {card.host_needed_bytes / 1e9:.0f} GB | {_hosts(card)}"
             rows.append(
                 f"| `{recipe}` | {sampler} | {name} | {sizes} "
@@ -85,7 +85,7 @@ def _rehearsed(path: Path) -> str:
     for run in json.loads(path.read_text("utf-8")):
         if run["reckoned"]:
             continue
-        stages, said = run["stages"], run["settings"]
+        stages, settings = run["stages"], run["settings"]
         worst = max(stages, key=lambda stage: int(stage["peak"]))
         forward = next(stage["forward"] for stage in stages if stage["forward"])
         # Decoded frames go to the host; what else does would be weights.
@@ -93,7 +93,7 @@ def _rehearsed(path: Path) -> str:
         recipe = run["overrides"][0].partition("=")[2]
         sampler = run["overrides"][1].partition("=")[2]
         rows.append(
-            f"| `{recipe}` | {sampler} | {said['speakers']} | {run['card']} | {worst['peak'] / 1e9:.2f} GB "
+            f"| `{recipe}` | {sampler} | {settings['speakers']} | {run['card']} | {worst['peak'] / 1e9:.2f} GB "
             f"| {worst['stage']} | {_farthest(stages):+.1%} | {run['host_peak'] / 1e9:.1f} GB "
             f"| {run['pinned'] / 1e9:.1f} GB | {forward['up'] / 1e9:.2f} GB | {forward['copies']:.0f} "
             f"| {forward['waits']:.0f} | {back / 1e9:.2f} GB |"
@@ -102,7 +102,7 @@ def _rehearsed(path: Path) -> str:
 
 
 def _farthest(stages: Sequence[dict[str, Any]]) -> float:
-    """Return by how much the plan is off at its worst stage, each at its worst window."""
+    """Return the plan's largest relative error over the stages, each at its worst window."""
     peaks: dict[str, tuple[int, int]] = {}
     for stage in stages:
         if stage["plan"] is not None:
@@ -111,7 +111,7 @@ def _farthest(stages: Sequence[dict[str, Any]]) -> float:
     return max((plan / peak - 1 for peak, plan in peaks.values()), key=abs)
 
 
-def _measured(path: Path) -> str:
+def _measured_table(path: Path) -> str:
     rows = ["| case | weights | predicted | measured | off by |", "|---|---|---|---|---|"]
     for run in json.loads(path.read_text("utf-8"))["runs"]:
         sizes = " | ".join(f"{run[key] / 1e6:.0f} MB" for key in ("weights_bytes", "predicted_bytes", "measured_bytes"))
@@ -121,7 +121,7 @@ def _measured(path: Path) -> str:
 
 @cache
 def service(*overrides: str) -> EngineService:
-    """Return an engine that plans by `overrides`, which are composed once: that takes longer than planning."""
+    """Return an engine that plans with `overrides`, composed once, because that takes longer than planning."""
     return EngineService(overrides)
 
 
@@ -132,19 +132,19 @@ def _estimates(overrides: Sequence[str]) -> Estimates:
         picture = Path(folder) / "picture.png"
         Image.new("RGB", (1280, 720)).save(picture)
         request = Request("a person talks", str(picture), (Speaker(voice),), frames=81)
-        found = service(*overrides).plan(request).estimates
-    assert found is not None
-    return found
+        estimates = service(*overrides).plan(request).estimates
+    assert estimates is not None
+    return estimates
 
 
 def _hosts(card: CardEstimate) -> str:
-    found = sorted({size for size in (card.host_memory_bytes, card.host_listed_bytes) if size is not None})
-    there = " to ".join(f"{size / 1e9:.0f}" for size in found)
-    return f"{there} GB" if found else "unknown"
+    sizes = sorted({size for size in (card.host_memory_bytes, card.host_listed_bytes) if size is not None})
+    text = " to ".join(f"{size / 1e9:.0f}" for size in sizes)
+    return f"{text} GB" if sizes else "unknown"
 
 
-def _card(found: Estimates, name: str) -> CardEstimate:
-    return next(card for card in found.cards if card.card == name)
+def _card(estimates: Estimates, name: str) -> CardEstimate:
+    return next(card for card in estimates.cards if card.card == name)
 
 
 def main() -> None:

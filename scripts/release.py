@@ -26,7 +26,7 @@ def releases(changelog: str) -> list[tuple[str, str, str]]:
 
 
 def notes(tag: str, repository: str = "", root: Path = ROOT) -> str:
-    """Return the notes of the release that `tag` names. Raises ValueError for what does not agree with it."""
+    """Return the notes of the release of `tag`. Raises ValueError if something does not agree with it."""
     setup = ConfigParser(interpolation=None)
     setup.read(root / "setup.cfg", "utf-8")
     metadata = setup["metadata"]

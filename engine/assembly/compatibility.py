@@ -19,10 +19,10 @@ from engine.data import Plan, Weights
 from engine.data.adapters import LoraUse
 from engine.errors import ConfigError, MissingExtra, MissingWeights, SourceError
 from engine.loading.key_map import engine_name
-from engine.loading.layout import QUANTISED, Part, find_parts, gguf_names, other_quant, seen
+from engine.loading.layout import QUANTISED, ComponentLayout, describe_unread, find_parts, gguf_names, other_quant
 from engine.loading.lora_alpha import strengths
 from engine.loading.lora_file import LoraFile, read_lora_header
-from engine.loading.lora_names import check_share, fits, no_fit, no_match, sort_entries, tell_unmatched
+from engine.loading.lora_names import check_share, fits, no_match_error, shape_error, sort_entries, unmatched_warning
 from engine.loading.tensor_names import SCALES
 from engine.plugin.manager import Registry
 
@@ -79,7 +79,7 @@ def _incomplete(needed: Weights, folder: Path, missing: tuple[str, ...]) -> Miss
         commands=needed.commands,
         instead=other_quant(folder, needed),
         hint="choose another source or model",
-        seen=seen(folder, needed),
+        seen=describe_unread(folder, needed),
     )
 
 
@@ -113,7 +113,7 @@ def tell_loras(plan: Plan, config: Config, folder: Path, fits: Mapping[Path, Lor
     """Return `plan` with the LoRAs that `config` has on, of those in `fits`, and the warnings about them."""
     on = [(fits[path], scale) for path, scale in bundled_loras(config, folder) if path in fits]
     uses = tuple(LoraUse(fit.file, scale, fit.entries, len(fit.unmatched), fit.alpha) for fit, scale in on)
-    lines = (line for fit, _ in on for line in (tell_unmatched(fit.file, fit.entries, fit.unmatched), *fit.warnings))
+    lines = (line for fit, _ in on for line in (unmatched_warning(fit.file, fit.entries, fit.unmatched), *fit.warnings))
     return replace(plan, loras=uses, warnings=(*plan.warnings, *dict.fromkeys(filter(None, lines))))
 
 
@@ -132,11 +132,11 @@ def _match(header: LoraFile, shapes: Shapes) -> LoraFit:
     matched = {tensor: entries[tensor] for tensor in entries if tensor in shapes}
     if not matched:
         first = next((next(iter(keys.values())) for keys in entries.values()), "nothing")
-        raise no_match(next(iter(unmatched), first))
+        raise no_match_error(next(iter(unmatched), first))
     for tensor, keys in matched.items():
         shape = shapes[tensor]
         if shape is not None and not fits({part: stored[key] for part, key in keys.items()}, shape):
-            raise no_fit(next(iter(keys.values())), shape)
+            raise shape_error(next(iter(keys.values())), shape)
     unmatched += tuple(key for tensor, keys in entries.items() if tensor not in matched for key in keys.values())
     check_share(len(stored), unmatched)
     strength = strengths(entries, stored, header.alphas, header.told)
@@ -145,7 +145,7 @@ def _match(header: LoraFile, shapes: Shapes) -> LoraFit:
     return LoraFit(file, len(stored), unmatched, strength.text, (*warnings, *header.warnings))
 
 
-def _shapes(part: Part) -> dict[str, tuple[int, ...] | None]:
+def _shapes(part: ComponentLayout) -> dict[str, tuple[int, ...] | None]:
     """Return the tensors of a transformer by our names, with their shapes as far as headers have them."""
     shapes: dict[str, tuple[int, ...] | None] = {}
     for path in part.files:

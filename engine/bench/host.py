@@ -1,4 +1,4 @@
-"""What the host does with the frames of a window while the device waits: colours and H.264, on one thread, as JSON."""
+"""Time the host's work on a window's frames while the device waits: colours and H.264, on one thread, as JSON."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SIZES = {"480p": (832, 448), "720p": (1280, 704)}
 
 
 def run(frames: int = 25, runs: int = 3) -> dict[str, Any]:
-    """Match the colours of `frames` made-up frames and encode them, `runs` times; the least processor time counts.
+    """Match the colours of `frames` synthetic frames and encode them, `runs` times; the least processor time counts.
 
-    Seconds are of processor time, which other work on the machine changes little: of this thread for colours, of the
-    process for the encoder, which has threads of its own. engine/planning/seconds.py has them by pixel.
+    Seconds are processor time, which other work on the machine changes little: of this thread for colours, of the
+    process for the encoder, which has its own threads. engine/planning/seconds.py has them per pixel.
     """
     if frames < 2 or runs < 1:
         raise RequestError(f"{frames} frames, {runs} runs", field="bench host", hint="2 frames or more, 1 run or more")
@@ -65,12 +65,14 @@ def _moving(frames: int, height: int, width: int) -> npt.NDArray[np.float32]:
     """Return a soft pattern that moves, with the grain of a decoded picture."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
-    made = np.empty((frames, height, width, 3), np.float32)
+    pattern = np.empty((frames, height, width, 3), np.float32)
     for index in range(frames):
         for channel in range(3):
-            made[index, :, :, channel] = np.sin((columns + 3 * index) / 40 + channel) * np.cos(rows / 30 + index / 20)
-    grain = random.standard_normal(made.shape, np.float32)
-    return np.clip(0.8 * made + 0.02 * grain, -1, 1)
+            pattern[index, :, :, channel] = np.sin((columns + 3 * index) / 40 + channel) * np.cos(
+                rows / 30 + index / 20
+            )
+    grain = random.standard_normal(pattern.shape, np.float32)
+    return np.clip(0.8 * pattern + 0.02 * grain, -1, 1)
 
 
 def _encode(frames: Frames, size: tuple[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""How fast weights come from disk, against plain reading and the libraries' own loading, as JSON."""
+"""How fast weights are read from disk, compared with plain reading and the libraries' own loading, as JSON."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from torch import nn
 
 from engine.components import Reader
 from engine.errors import RequestError
-from engine.evaluation.bars import Bar, judge_bars
-from engine.loading.component_files import OnDisk
+from engine.evaluation.bars import Bar, check_bars
+from engine.loading.component_files import ComponentFiles
 from engine.loading.fill import find_stored
 from engine.loading.layout import part_in
 from engine.loading.model import DTYPES
@@ -40,11 +40,11 @@ BARS = (
     Bar("cold, speed against from_pretrained and .to", "ratios/libraries_cold", least=1),
     Bar("host memory above the model, share of largest tensor and buffer", "memory/share", most=1),
 )
-#: Smaller checkpoints are of a narrow network: one block of the 14B's width alone is nearly 2 GB.
+#: Smaller checkpoints use a narrow network: a single block of the 14B's width is nearly 2 GB.
 _NARROW_BELOW = 2.0
 _NARROW = {"num_attention_heads": 4, "ffn_dim": 1536, "text_dim": 256, "audio_intermediate_dim": 16, "image_dim": 256}
 _SHARD = 2**30
-#: The most of a file that may be in the cache of a file that is called cold.
+#: Largest share of a cold file that may be in the page cache.
 _COLD = 0.01
 
 
@@ -53,25 +53,25 @@ def run(
 ) -> dict[str, Any]:
     """Write a float32 checkpoint of about `size` GB, load it in several ways in turn, and compare; Linux only.
 
-    The network is the 14B's with fewer blocks. It is written below `folder` (the system's folder for temporary files
-    unless given; not in memory, or nothing can be cold) and removed afterwards. Each figure is the median of `rounds`
-    ratios, of times taken one after the other. Raises RequestError.
+    The network is the 14B's with fewer blocks. It is written below `folder` (default: the system's temporary folder;
+    not in memory, because such files cannot be cold) and removed afterwards. Each figure is the median of `rounds`
+    ratios of times measured one after the other. Raises RequestError.
     """
     if size <= 0 or rounds < 1 or dtype not in DTYPES:
         hint = "more than 0 GB, 1 round or more, float32 or bfloat16"
         raise RequestError(f"{size:g} GB, {rounds} rounds, {dtype}", field="bench load", hint=hint)
-    chosen = installed().readers.build_default(reader)
+    chosen_reader = installed().readers.build_default(reader)
     with tempfile.TemporaryDirectory(prefix="multitalk-load-", dir=folder or None) as name:
         root = Path(name)
         config = write_checkpoint(root / "transformer", size)
         stored = find_stored(root / "transformer")
         busy = os.getloadavg()[0]
-        timed = [_round(root, dtype, chosen) for _ in range(rounds)]
+        timed = [_round(root, dtype, chosen_reader) for _ in range(rounds)]
         report: dict[str, Any] = {
             "bench": "load",
             "checkpoint": {
-                "bytes": sum(found.size for found in stored.values()),
-                "files": len({found.file for found in stored.values()}),
+                "bytes": sum(entry.size for entry in stored.values()),
+                "files": len({entry.file for entry in stored.values()}),
                 "tensors": len(stored),
                 "dtype": "float32",
                 "config": config,
@@ -84,16 +84,16 @@ def run(
             "seconds": {way: [row[way][0] for row in timed] for way in timed[0]},
             "cpu_seconds": {way: [row[way][1] for row in timed] for way in timed[0]},
             "ratios": _ratios(timed),
-            "memory": _memory(root, dtype, reader, max(found.size for found in stored.values())),
+            "memory": _memory(root, dtype, reader, max(entry.size for entry in stored.values())),
         }
-    report["bars"] = judge_bars(report, BARS)
+    report["bars"] = check_bars(report, BARS)
     return report
 
 
 def write_checkpoint(folder: Path, size: float) -> dict[str, int]:
-    """Write a transformer of about `size` GB of float32 in diffusers' layout; return what its config differs in.
+    """Write a transformer of about `size` GB in float32 in diffusers' layout; return its differences from the defaults.
 
-    Raises RequestError where the disk does not hold it.
+    Raises RequestError if the disk is too small.
     """
     from accelerate import init_empty_weights
 
@@ -102,10 +102,10 @@ def write_checkpoint(folder: Path, size: float) -> dict[str, int]:
     with init_empty_weights():
         outside, one = (_bytes(MultiTalkTransformer3DModel(**sizes, num_layers=layers)) for layers in (0, 1))
         sizes["num_layers"] = max(1, round((size * 1e9 - outside) / (one - outside)))
-        wanted, free = outside + sizes["num_layers"] * (one - outside), shutil.disk_usage(folder).free
-        if wanted > 0.9 * free:
+        size_needed, free = outside + sizes["num_layers"] * (one - outside), shutil.disk_usage(folder).free
+        if size_needed > 0.9 * free:
             raise RequestError(
-                f"a checkpoint of {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+                f"a checkpoint of {size_needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
                 field="bench load",
                 hint="--size, or --folder on another disk",
             )
@@ -117,13 +117,13 @@ def write_checkpoint(folder: Path, size: float) -> dict[str, int]:
         file = f"diffusion_pytorch_model-{number:05d}.safetensors"
         _write_file(folder / file, {name: shapes[name] for name in names})
         index |= dict.fromkeys(names, file)
-    told = {"metadata": {"total_size": wanted}, "weight_map": index}
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(told), "utf-8")
+    index_file = {"metadata": {"total_size": size_needed}, "weight_map": index}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index_file), "utf-8")
     return sizes
 
 
 def drop(files: Sequence[Path]) -> None:
-    """Have the kernel forget what it keeps of `files`. Raises RequestError where it does not."""
+    """Make the kernel drop `files` from its page cache. Raises RequestError if it does not."""
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
         try:
@@ -134,14 +134,14 @@ def drop(files: Sequence[Path]) -> None:
     share = max(map(resident, files))
     if share > _COLD:
         raise RequestError(
-            f"{share:.0%} of a file stay in memory, so that nothing can be cold",
+            f"{share:.0%} of a file stay in memory, so no file can be cold",
             field="bench load",
             hint="name a --folder on a disk",
         )
 
 
 def resident(file: Path) -> float:
-    """Return the share of a file's pages that the kernel keeps in memory."""
+    """Return the share of a file's pages that are in the page cache."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long)
@@ -166,7 +166,9 @@ def resident(file: Path) -> float:
 
 def load_ours(root: Path, dtype: str, reader: Reader) -> nn.Module:
     """Load the transformer as the engine does."""
-    return OnDisk(part_in(root / "transformer", "transformer"), "transformer", DTYPES[dtype]).read(reader, "cpu")
+    return ComponentFiles(part_in(root / "transformer", "transformer"), "transformer", DTYPES[dtype]).read(
+        reader, "cpu"
+    )
 
 
 def load_theirs(root: Path, dtype: str) -> nn.Module:
@@ -184,8 +186,8 @@ def read_plain(files: Sequence[Path]) -> None:
                 pass
 
 
-def read_fresh(part: OnDisk) -> dict[str, torch.Tensor]:
-    """Read every tensor into memory of its own, then cast it to what it becomes."""
+def read_fresh(part: ComponentFiles) -> dict[str, torch.Tensor]:
+    """Read every tensor into its own memory, then cast it."""
     assert part.stored is not None, "a checkpoint of plain tensors"
     read = {}
     for name, stored in part.stored.items():
@@ -201,7 +203,7 @@ def read_fresh(part: OnDisk) -> dict[str, torch.Tensor]:
 
 def _round(root: Path, dtype: str, reader: Reader) -> dict[str, tuple[float, float]]:
     files = sorted((root / "transformer").glob("*.safetensors"))
-    part = OnDisk(part_in(root / "transformer", "transformer"), "transformer", DTYPES[dtype])
+    part = ComponentFiles(part_in(root / "transformer", "transformer"), "transformer", DTYPES[dtype])
     ways: dict[str, Callable[[], object]] = {
         "plain_cold": lambda: read_plain(files),
         "ours_cold": lambda: load_ours(root, dtype, reader),
@@ -219,12 +221,12 @@ def _round(root: Path, dtype: str, reader: Reader) -> dict[str, tuple[float, flo
 
 
 def _time(call: Callable[[], object]) -> tuple[float, float]:
-    """Return the seconds by the clock, and of all processors, that `call` takes; then its result is let go."""
+    """Return wall-clock seconds and processor seconds of `call`, and drop its result."""
     began, worked = time.perf_counter(), time.process_time()
     result = call()
     times = time.perf_counter() - began, time.process_time() - worked
     del result
-    # Modules refer to themselves; what they map could not be dropped from the cache.
+    # Modules are in reference cycles; files that they map could not be dropped from the cache.
     gc.collect()
     return times
 
@@ -245,20 +247,20 @@ def _ratios(timed: Sequence[dict[str, tuple[float, float]]]) -> dict[str, float]
 
 
 def _memory(root: Path, dtype: str, reader: str, largest: int) -> dict[str, float]:
-    """Load in a fresh process and return its peak above what it had before, and above the model."""
+    """Load in a new process and return its peak memory above the start, and above the model."""
     command = [sys.executable, "-m", "engine.bench.load", str(root), dtype, reader]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    told: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-    above = told["peak_bytes"] - told["before_bytes"] - told["model_bytes"]
+    completed = subprocess.run(command, check=True, capture_output=True, text=True)
+    peaks: dict[str, int] = json.loads(completed.stdout.splitlines()[-1])
+    above = peaks["peak_bytes"] - peaks["before_bytes"] - peaks["model_bytes"]
     allowed = largest + BUFFER
-    return {**told, "above_bytes": above, "largest_bytes": largest, "buffer_bytes": BUFFER, "share": above / allowed}
+    return {**peaks, "above_bytes": above, "largest_bytes": largest, "buffer_bytes": BUFFER, "share": above / allowed}
 
 
 def _child(root: Path, dtype: str, reader: str) -> dict[str, int]:
-    chosen = installed().readers.build_default(reader)
-    part = OnDisk(part_in(root / "transformer", "transformer"), "transformer", DTYPES[dtype])
+    chosen_reader = installed().readers.build_default(reader)
+    part = ComponentFiles(part_in(root / "transformer", "transformer"), "transformer", DTYPES[dtype])
     before = forget_peak() * 1024
-    model = part.read(chosen, "cpu")
+    model = part.read(chosen_reader, "cpu")
     tensors = [*model.parameters(), *model.buffers()]
     return {
         "before_bytes": before,
@@ -287,17 +289,17 @@ def _shards(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
 
 
 def _write_file(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Write a safetensors file of float32, tensor by tensor: a whole one need not fit into memory."""
-    # The values do not matter but for being usual ones.
+    """Write a safetensors file in float32, tensor by tensor, because a whole one may not fit into memory."""
+    # The values do not matter, but must be ordinary numbers.
     noise = (0.02 * torch.randn(2**20)).numpy().data.cast("B")
     header, end = {}, 0
     for name, shape in shapes.items():
         begin, end = end, end + 4 * math.prod(shape)
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
-    told = json.dumps(header).encode()
-    told += b" " * (-len(told) % 8)
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
     with file.open("wb") as opened:
-        opened.write(len(told).to_bytes(8, "little") + told)
+        opened.write(len(encoded).to_bytes(8, "little") + encoded)
         while end > 0:
             end -= opened.write(noise[: min(end, len(noise))])
 

@@ -1,4 +1,4 @@
-"""Does memory grow with a video's length? Peak resident memory of generations of several lengths, as JSON."""
+"""Does memory grow with the length of a video? Peak resident memory for several lengths, as JSON."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from typing import Any
 from engine.errors import RequestError
 from engine.runtime.memory import forget_peak, status
 
-#: Frames that warm an engine up: two windows, so that a continuation has run as well.
+#: Frames of the warm-up: two windows, so that a continuation has also run.
 WARM = 106
 _KIB = 1024
 
 
 def run(short: int = 162, long: int = 1000, steps: int = 2) -> dict[str, Any]:
-    """Make a video of `short` and one of `long` frames in fresh processes and compare the peaks; Linux only.
+    """Make a video of `short` and one of `long` frames in new processes and compare the peaks; Linux only.
 
-    Each process loads the engine, warms it up with a video of two windows, has the kernel forget its peak and then
-    makes its video, `steps` steps a window, with a voice of that length. `growth_kib_per_frame` is by how much the
-    peak above the warmed engine grows with each frame.
+    Each process loads the engine, warms it up with a video of two windows, resets its peak and then makes its video,
+    `steps` steps per window, with a voice of that length. `growth_kib_per_frame` is by how much the peak above the warm
+    engine grows per frame.
     """
     if not WARM < short < long:
         raise RequestError(f"{short} and {long} frames", field="bench memory", hint=f"more than {WARM}, then more")
@@ -45,8 +45,8 @@ def run(short: int = 162, long: int = 1000, steps: int = 2) -> dict[str, Any]:
 
 def _measure(frames: int, overrides: Sequence[str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "engine.bench.memory", str(frames), *overrides]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    completed = subprocess.run(command, check=True, capture_output=True, text=True)
+    row: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
     return row
 
 

@@ -1,4 +1,4 @@
-"""What the engine itself costs a job, outside of the model's work and the media's, as JSON."""
+"""How many seconds the engine itself adds to a job, without model and media, as JSON."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from engine.bench.platform import Platform, working
 from engine.client import file
 from engine.errors import EngineError, RequestError
 
-#: Seconds of the engine that a job may cost.
+#: Most seconds that the engine may add to a job.
 ALLOWED = 0.05
-#: Seconds for one job, the first one's start of the worker included.
+#: Most seconds for one job, for the first one including the start of the worker.
 _PATIENCE = 900.0
 _MEDIA = {"reference_image": "one.png", "audio_1": "one.flac"}
 
 
 def run(jobs: int = 8) -> dict[str, Any]:
-    """Let `multitalk runpod model=tiny` do twice `jobs` jobs of five frames, and return what they say of `overhead`.
+    """Run twice `jobs` jobs of five frames with `multitalk runpod model=tiny`, and return their `overhead`.
 
-    `same` asks for the same settings each time, `other` for other ones, whose config is not kept from a job before.
-    Figures are seconds: `overhead` as the answers say it (checking, composing, planning, answering), and `read`, the
-    stage that opens, checks and decodes the media. Measure on a quiet machine. Raises RequestError, and EngineError
-    for a job that fails.
+    `same` uses the same settings each time, `other` different ones, whose config is not cached from an earlier job.
+    Figures are seconds: `overhead` from the answers (checking, composing, planning, answering), and `read`, the stage
+    that opens, checks and decodes the media. Measure on an idle machine. Raises RequestError, and EngineError if a job
+    fails.
     """
     if jobs < 2:
         raise RequestError(f"{jobs} jobs", field="bench overhead", hint="at least 2: the first one does not count")
@@ -44,14 +44,14 @@ def run(jobs: int = 8) -> dict[str, Any]:
                 process.wait(_PATIENCE)
     finally:
         platform.close()
-    found = {kind: {part: _middle(part, table) for part in ("overhead", "read")} for kind, table in rows.items()}
+    figures = {kind: {part: _middle(part, table) for part in ("overhead", "read")} for kind, table in rows.items()}
     return {
         "bench": "overhead",
         "model": "tiny",
         "jobs": jobs,
-        **found,
+        **figures,
         "allowed": ALLOWED,
-        "holds": all(parts["overhead"]["median"] <= ALLOWED for parts in found.values()),
+        "holds": all(parts["overhead"]["median"] <= ALLOWED for parts in figures.values()),
     }
 
 

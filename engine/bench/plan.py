@@ -1,4 +1,4 @@
-"""Does a plan's memory come true? Random models of 1 to 2 GB, each planned, then run and measured on a CPU, as JSON."""
+"""Is a plan's memory right? Random models of 1 to 2 GB are planned, then run and measured on a CPU, as JSON."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from engine.errors import EngineError, RequestError
 from engine.loading.safetensors_reader import POPULATE_READ, advise
 from engine.runtime.memory import forget_peak, status
 
-#: Configs that were looked at while the arithmetic of `engine.planning` was written, and others that were not.
+#: Configs that were used while `engine.planning` was written, and others that were not.
 FITTED = ("base",)
 HELD_OUT = ("wide", "text", "half", "long", "int8", "lowest")
 
 
 @dataclass(frozen=True)
-class Case:
+class PlanCase:
     """A model and a request."""
 
     heads: int
@@ -43,7 +43,7 @@ class Case:
     overrides: tuple[str, ...] = ()
 
     def configs(self) -> dict[str, dict[str, Any]]:
-        """Return what the parts' configs say beyond the defaults."""
+        """Return the differences of the parts' configs from the defaults."""
         text = {"vocab_size": 8000, "d_model": 512, "d_ff": 1024, "num_layers": 4, "num_heads": 8} | self.text
         hidden = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
         return {
@@ -69,16 +69,18 @@ class Case:
         }
 
 
-#: Vocabularies are small: of an embedding that is mapped from its file only the rows of the prompt's words are read.
+#: Vocabularies are small: of a mapped embedding only the rows of the prompt's words are read.
 CASES = {
-    "base": Case(16, 2816, 16, (128, 128), 5, base_dim=24),
-    "wide": Case(24, 4096, 8, (160, 96), 5, speakers=2),
-    "text": Case(12, 2048, 14, (192, 320), 5, base_dim=16, text={"d_model": 1024, "d_ff": 4096, "num_layers": 9}),
-    "half": Case(16, 2816, 16, (128, 128), 5, dtype="bfloat16", text={"d_model": 1024, "d_ff": 4096, "num_layers": 16}),
-    "long": Case(14, 3584, 16, (96, 160), 9, base_dim=24, overrides=("guidance.audio_scale=3",)),
-    # Layers of more than 32 MiB, as the 14B's are: what is smaller the C library does not give back when it is freed.
-    "int8": Case(46, 4096, 3, (128, 128), 5, base_dim=24, overrides=("quant=int8",)),
-    "lowest": Case(
+    "base": PlanCase(16, 2816, 16, (128, 128), 5, base_dim=24),
+    "wide": PlanCase(24, 4096, 8, (160, 96), 5, speakers=2),
+    "text": PlanCase(12, 2048, 14, (192, 320), 5, base_dim=16, text={"d_model": 1024, "d_ff": 4096, "num_layers": 9}),
+    "half": PlanCase(
+        16, 2816, 16, (128, 128), 5, dtype="bfloat16", text={"d_model": 1024, "d_ff": 4096, "num_layers": 16}
+    ),
+    "long": PlanCase(14, 3584, 16, (96, 160), 9, base_dim=24, overrides=("guidance.audio_scale=3",)),
+    # Layers of more than 32 MiB, like the 14B's: the C library does not return smaller blocks when they are freed.
+    "int8": PlanCase(46, 4096, 3, (128, 128), 5, base_dim=24, overrides=("quant=int8",)),
+    "lowest": PlanCase(
         *(46, 4096, 2, (128, 128), 5),
         base_dim=24,
         text={"d_model": 2944, "d_ff": 4096, "num_layers": 3},
@@ -88,10 +90,10 @@ CASES = {
 
 
 def run(cases: str = ",".join(HELD_OUT)) -> dict[str, Any]:
-    """Plan and measure each of `cases`, divided by commas; Linux only.
+    """Plan and measure each of `cases`, separated by commas; Linux only.
 
-    The peak of resident memory is measured in a process of its own, above what it has when everything is imported
-    and every library is mapped. `error` is predicted / measured - 1.
+    The peak of resident memory is measured in a separate process, above its memory after all imports and with every
+    library mapped. `error` is predicted / measured - 1.
     """
     names = cases.split(",")
     for name in names:
@@ -121,13 +123,13 @@ def _import_all() -> None:
     import engine.pipeline  # noqa: F401
     from engine.plugin.manager import installed
 
-    # A process with threads is not forked.
+    # A process with threads must not be forked.
     torch.set_num_threads(1)
     installed()
 
 
 def _in_process(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what `work` returns in a fork of this process, which has imported everything and done nothing."""
+    """Return the result of `work` in a fork of this process, which has imported everything and done nothing else."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -135,20 +137,20 @@ def _in_process(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             os.close(reader)
             with os.fdopen(writer, "w") as pipe:
                 json.dump(work(), pipe)
-        except BaseException:  # noqa: BLE001 - told here, since the child must not go on as if it were the parent
+        except BaseException:  # noqa: BLE001 - printed here, because the child must not continue as if it were the parent
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        told = pipe.read()
+        received = pipe.read()
     if os.waitpid(child, 0)[1] != 0:
         raise EngineError("a case could not be measured", field="bench plan", hint="its traceback is on stderr")
-    found: dict[str, Any] = json.loads(told)
-    return found
+    result: dict[str, Any] = json.loads(received)
+    return result
 
 
-def _write(case: Case, folder: Path) -> dict[str, Any]:
+def _write(case: PlanCase, folder: Path) -> dict[str, Any]:
     import torch
 
     from engine.loading.random_weights import write_random_folder
@@ -157,7 +159,7 @@ def _write(case: Case, folder: Path) -> dict[str, Any]:
     return {}
 
 
-def request_of(case: Case, folder: Path) -> tuple[list[str], Request]:
+def request_of(case: PlanCase, folder: Path) -> tuple[list[str], Request]:
     """Return overrides and request of `case`, whose weights are in `folder`; writes picture and voice there."""
     height, width = case.size
     picture, voice = folder / "picture.png", folder / "voice.wav"
@@ -182,7 +184,7 @@ def request_of(case: Case, folder: Path) -> tuple[list[str], Request]:
     return overrides, Request("a person talks", str(picture), speakers, frames=case.frames)
 
 
-def _measure(case: Case, folder: Path) -> dict[str, Any]:
+def _measure(case: PlanCase, folder: Path) -> dict[str, Any]:
     overrides, request = request_of(case, folder)
     service = EngineService(overrides)
     planned = service.plan(request).estimates
@@ -196,23 +198,25 @@ def _measure(case: Case, folder: Path) -> dict[str, Any]:
         return 1024 * (status("VmHWM") - baseline)
 
     service.generate(request, progress=lambda progress: peaks.update({progress.stage: above()}))
-    measured = above()
+    peak = above()
     return {
         "overrides": overrides[4:],
         "parameters": dict(planned.parameters),
         "weights_bytes": sum(planned.weights.values()),
         "predicted_bytes": planned.host_memory_bytes,
-        "measured_bytes": measured,
-        "error": round(planned.host_memory_bytes / measured - 1, 4),
+        "measured_bytes": peak,
+        "error": round(planned.host_memory_bytes / peak - 1, 4),
         "measured_until": peaks,
     }
 
 
 def _map_libraries() -> None:
-    """Bring every page of the mapped libraries into this process: one that is used first later is no work's memory."""
+    """Map every page of the loaded libraries now, so that their first use does not count as memory of the work."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         where, rights, *_, path = line.split(maxsplit=5)
         if ".so" in path and rights.startswith("r"):
             begin, end = (int(address, 16) for address in where.split("-"))
             if advise(begin, end, POPULATE_READ) == errno.EINVAL:
-                raise EngineError("this kernel cannot map pages ahead", field="bench plan", hint="Linux 5.14 or later")
+                raise EngineError(
+                    "this kernel cannot map pages in advance", field="bench plan", hint="Linux 5.14 or later"
+                )

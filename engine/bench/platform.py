@@ -1,4 +1,4 @@
-"""As much of the platform as one worker sees: hands out jobs, takes results, for benches and tests."""
+"""A small replacement of the platform for one worker: sends jobs, receives results; for benches and tests."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qs, urlsplit
 
-#: Seconds for which a question for a job is held where there is none; RunPod holds it longer.
+#: Seconds that a request for a job waits if there is none; RunPod waits longer.
 _HOLD = 2.0
 
 
 class Platform:
-    """Keeps what a worker sends. One job is out at a time."""
+    """Keeps what a worker sends. It sends one job at a time."""
 
     def __init__(self) -> None:
         self.jobs: queue.Queue[dict[str, Any]] = queue.Queue()
         self.stops: queue.Queue[str] = queue.Queue()
-        #: What was posted for each job, in order, with the time of its arrival.
+        #: Messages posted for each job, in order, with the time of arrival.
         self.posts: dict[str, list[tuple[float, dict[str, Any]]]] = {}
         #: Times and queries of the pings.
         self.pings: list[tuple[float, dict[str, list[str]]]] = []
-        #: Set with the first question for a job.
-        self.asked = threading.Event()
+        #: Set when the worker first asks for a job.
+        self.first_poll = threading.Event()
         self._posted = threading.Condition()
         self._server = _Server(("127.0.0.1", 0), _handler(self))
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def environment(self) -> dict[str, str]:
-        """Return what the platform gives a worker."""
+        """Return the environment variables that the platform sets for a worker."""
         root = f"http://127.0.0.1:{self._server.server_port}"
         return {
             "RUNPOD_WEBHOOK_GET_JOB": f"{root}/job-take/$ID?gpu=none",
@@ -46,17 +46,17 @@ class Platform:
             "RUNPOD_PING_INTERVAL": "1000",
             "RUNPOD_AI_API_KEY": "local",
             "RUNPOD_POD_ID": "worker-1",
-            # They ask for 8.8.8.8, and measure the machine, not us.
+            # They contact 8.8.8.8, and measure the machine, not the engine.
             "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
             "RUNPOD_SKIP_GPU_CHECK": "true",
         }
 
-    def send(self, job: str, given: Mapping[str, Any], **beside: Any) -> None:
+    def send(self, job: str, job_input: Mapping[str, Any], **beside: Any) -> None:
         """Put a job into the queue."""
-        self.jobs.put({"id": job, "input": dict(given), **beside})
+        self.jobs.put({"id": job, "input": dict(job_input), **beside})
 
     def result(self, job: str, timeout: float) -> dict[str, Any]:
-        """Wait for what the worker posts at the job's end. Raises TimeoutError."""
+        """Wait for the job's result. Raises TimeoutError."""
         deadline = time.monotonic() + timeout
         with self._posted:
             while True:
@@ -67,19 +67,19 @@ class Platform:
                     raise TimeoutError(f"no result of job {job} within {timeout:g} s")
 
     def progress(self, job: str) -> list[tuple[float, dict[str, Any]]]:
-        """Return the signs of life that came for a job, with their times."""
+        """Return the progress updates of a job, with their times."""
         with self._posted:
             posts = list(self.posts.get(job, ()))
         return [(when, post["output"]) for when, post in posts if post.get("status") == "IN_PROGRESS"]
 
     def note(self, job: str, post: dict[str, Any]) -> None:
-        """Keep what the worker posted."""
+        """Store a message that the worker posted."""
         with self._posted:
             self.posts.setdefault(job, []).append((time.monotonic(), post))
             self._posted.notify_all()
 
     def close(self) -> None:
-        """Take no more questions."""
+        """Stop answering requests."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -88,13 +88,15 @@ class Platform:
 def working(
     platform: Platform, overrides: Sequence[str], *, log: IO[str] | Path, **environment: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `multitalk runpod` with `overrides` in a process of its own while the block runs; `log` takes its output."""
+    """Run `multitalk runpod` with `overrides` in a separate process while the block runs; output goes to `log`."""
     command = [sys.executable, "-m", "engine", "runpod", *overrides]
-    known = {name: value for name, value in os.environ.items() if not name.startswith(("RUNPOD_", "BUCKET_", "S3_"))}
+    variables = {
+        name: value for name, value in os.environ.items() if not name.startswith(("RUNPOD_", "BUCKET_", "S3_"))
+    }
     with log.open("w") if isinstance(log, Path) else log as file:
         process = subprocess.Popen(
             command,
-            env={**known, **platform.environment(), **environment},
+            env={**variables, **platform.environment(), **environment},
             stdout=file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -110,7 +112,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a worker that ends cuts its connections."""
+        """Print nothing: a worker that ends closes its connections."""
 
 
 def _handler(platform: Platform) -> type[BaseHTTPRequestHandler]:
@@ -126,7 +128,7 @@ def _handler(platform: Platform) -> type[BaseHTTPRequestHandler]:
                 stopped = _within(platform.stops)
                 self._reply(None if stopped is None else {"jobsToStop": [stopped]})
             else:
-                platform.asked.set()
+                platform.first_poll.set()
                 self._reply(_within(platform.jobs))
 
         def do_POST(self) -> None:
@@ -134,20 +136,20 @@ def _handler(platform: Platform) -> type[BaseHTTPRequestHandler]:
             platform.note(urlsplit(self.path).path.rpartition("/")[2], json.loads(body))
             self._reply({})
 
-        def _reply(self, told: Any) -> None:
-            body = b"" if told is None else json.dumps(told).encode()
+        def _reply(self, payload: Any) -> None:
+            body = b"" if payload is None else json.dumps(payload).encode()
             try:
-                self.send_response(204 if told is None else 200)
+                self.send_response(204 if payload is None else 200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
             except OSError:
-                # The worker has hung up: it was told to end.
+                # The worker has closed the connection: it was told to stop.
                 self.close_connection = True
 
         def log_message(self, *_: Any) -> None:
-            """Say nothing."""
+            """Print nothing."""
 
     return Handler
 

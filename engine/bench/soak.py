@@ -1,4 +1,4 @@
-"""Does a worker that does job after job stay as it is? Its memory and what it leaves on the disk, as JSON."""
+"""Does a worker stay stable over many jobs? Its memory and the files it leaves on disk, as JSON."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from engine.runtime.memory import status
 WARM = 20
 #: MiB of resident memory that each further job may add.
 ALLOWED = 0.1
-#: Seconds for one job, the first one's start of the worker included.
+#: Most seconds for one job, for the first one including the start of the worker.
 _PATIENCE = 900.0
 
 Row = dict[str, Any]
 
 
 def run(jobs: int = 200) -> dict[str, Any]:
-    """Let `multitalk runpod model=tiny` do `jobs` self-tests one after the other, and return what was seen; Linux only.
+    """Run `jobs` self-tests one after the other with `multitalk runpod model=tiny`, and return figures; Linux only.
 
-    `slope_mib_per_job` is the line through the worker's resident memory after each job but the first 20. `left` names
-    what lies in its temporary folder once it has ended. Raises RequestError, and EngineError for a job that fails.
+    `slope_mib_per_job` is the slope of a line through the worker's resident memory after each job except the first 20.
+    `left` lists the files in its temporary folder after it has ended. Raises RequestError, and EngineError if a job
+    fails.
     """
     if jobs < WARM + 2:
         raise RequestError(
@@ -42,13 +43,13 @@ def run(jobs: int = 200) -> dict[str, Any]:
                 rows = [_job(platform, number, process.pid, log) for number in range(1, jobs + 1)]
                 process.terminate()
                 process.wait(_PATIENCE)
-            left = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*"))
+            leftovers = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*"))
     finally:
         platform.close()
-    return _report(rows, left, process.returncode)
+    return _report(rows, leftovers, process.returncode)
 
 
-def _report(rows: Sequence[Row], left: Sequence[str], status: int | None) -> dict[str, Any]:
+def _report(rows: Sequence[Row], leftovers: Sequence[str], status: int | None) -> dict[str, Any]:
     warmed = rows[WARM:]
     slope = linear_regression(range(len(warmed)), [row["rss_mib"] for row in warmed]).slope
     return {
@@ -62,10 +63,10 @@ def _report(rows: Sequence[Row], left: Sequence[str], status: int | None) -> dic
         "sha256": sorted({row["sha256"] for row in rows}),
         "slope_mib_per_job": round(slope, 4),
         "allowed_mib_per_job": ALLOWED,
-        "left": list(left),
+        "left": list(leftovers),
         "status": status,
         "rss_mib_by_job": [row["rss_mib"] for row in rows],
-        "holds": slope <= ALLOWED and not left and status == 0,
+        "holds": slope <= ALLOWED and not leftovers and status == 0,
     }
 
 

@@ -1,4 +1,4 @@
-"""How long a worker takes to be ready, against bare imports and the reading of its weights, as JSON."""
+"""How long a worker takes to be ready, compared with plain imports and reading its weights, as JSON."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from engine.bench.platform import Platform, working
 from engine.client import file
 from engine.errors import EngineError
 
-#: Seconds between two questions whether the worker is ready: a tenth of what is told.
+#: Seconds between two checks whether the worker is ready: a tenth of the reported precision.
 _LOOK = 0.1
 _PATIENCE = 900.0
 
-#: What each of these programs costs in a fresh process that also reads the weights; nothing of ours is in them.
+#: Imports of programs that also read the weights in a new process, without the engine.
 _IMPORTS = {
-    #: What every program pays that uses the networks.
+    #: Imports that every program with these networks needs.
     "bare": "import torch, diffusers, transformers",
-    #: What this worker needs beside: RunPod's SDK, video, sound, colours, configs.
+    #: Imports that this worker needs in addition: RunPod's SDK, video, sound, colours, configs.
     "libraries": "import runpod.serverless, av, hydra, peft, skimage.color, soxr, torch, diffusers, transformers",
 }
 _PROGRAM = """
@@ -48,18 +48,18 @@ _JOB = {"prompt": "a person talks", "num_frames": 5, "fps": 25, "turbo": True}
 def run(rounds: int = 3) -> dict[str, Any]:
     """Start the worker with the tiny model and two programs without it in turn, `rounds` times; medians count.
 
-    A worker is ready when it has its weights and asks for jobs: then its answer to `health` says so. All times begin
-    with the process. `ratio` is against the bare program: torch, diffusers, transformers and the reading of the
-    weights. `cpu` is the processor's time, which others that keep the machine busy change little; Linux only.
+    A worker is ready when it has its weights and asks for jobs: then its answer to `health` says so. All times start
+    with the process. `ratio` is relative to the plain program: torch, diffusers, transformers and reading the weights.
+    `cpu` is processor time, which other load on the machine changes little; Linux only.
     """
     rows: dict[str, list[dict[str, float]]] = {"bare": [], "libraries": [], "worker": []}
-    # In turn, so that a machine that becomes slower does so for all; the first of all warms the disk's cache.
+    # In turn, so that a machine that gets slower affects all; the first run fills the page cache.
     _program("libraries")
     for _ in range(max(1, rounds)):
         rows["bare"].append(_program("bare"))
         rows["libraries"].append(_program("libraries"))
         rows["worker"].append(_worker())
-    middle = {name: sorted(found, key=_whole)[len(found) // 2] for name, found in rows.items()}
+    middle = {name: sorted(runs, key=_whole)[len(runs) // 2] for name, runs in rows.items()}
     ready = middle["worker"]["ready"]
     return {
         "bench": "start",
@@ -81,8 +81,8 @@ def _program(name: str) -> dict[str, float]:
     began = time.monotonic()
     code = _PROGRAM.format(imports=_IMPORTS[name])
     weights = str(files("engine") / "weights" / "tiny")
-    done = subprocess.run([sys.executable, "-c", code, weights], check=True, capture_output=True, text=True)
-    parts: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    completed = subprocess.run([sys.executable, "-c", code, weights], check=True, capture_output=True, text=True)
+    parts: dict[str, float] = json.loads(completed.stdout.splitlines()[-1])
     return parts | {"process": time.monotonic() - began}
 
 
@@ -93,14 +93,14 @@ def _worker() -> dict[str, float]:
             log = Path(folder) / "log"
             began = time.monotonic()
             with working(platform, ["model=tiny"], log=log) as process:
-                if not platform.asked.wait(_PATIENCE):
+                if not platform.first_poll.wait(_PATIENCE):
                     raise EngineError("the worker asked for no job", field="bench start", hint=log.read_text("utf-8"))
-                asked = time.monotonic()
+                first_question = time.monotonic()
                 loaded, cpu = _loaded(platform), _cpu(process.pid)
                 parts = _cold_start(platform)
                 return {
                     "first_ping": platform.pings[0][0] - began,
-                    "asked": asked - began,
+                    "asked": first_question - began,
                     "ready": loaded - began,
                     "imports": parts["imports"],
                     "weights": parts["weights"],
@@ -116,11 +116,11 @@ def _loaded(platform: Platform) -> float:
     while time.monotonic() < deadline:
         number += 1
         platform.send(f"health-{number}", {"action": "health"})
-        told = platform.result(f"health-{number}", _PATIENCE)["output"]
-        if told["status"] == "ready":
+        answer = platform.result(f"health-{number}", _PATIENCE)["output"]
+        if answer["status"] == "ready":
             return time.monotonic()
-        if told["status"] == "unhealthy":
-            raise EngineError(str(told["problem"]), field="bench start")
+        if answer["status"] == "unhealthy":
+            raise EngineError(str(answer["problem"]), field="bench start")
         time.sleep(_LOOK)
     raise EngineError("the worker was not ready in time", field="bench start")
 
@@ -132,12 +132,12 @@ def _cpu(process: int) -> float:
 
 
 def _cold_start(platform: Platform) -> dict[str, float]:
-    """Return what the first video's answer says of the load."""
+    """Return the load times from the first video's answer."""
     examples = files("engine") / "examples"
     media = {field: file(str(examples / name)) for field, name in _MEDIA.items()}
     platform.send("first", {**_JOB, **media})
-    told = platform.result("first", _PATIENCE)
-    if "error" in told:
-        raise EngineError(str(told["error"]), field="bench start")
-    parts: dict[str, float] = told["output"]["cold_start"]
+    answer = platform.result("first", _PATIENCE)
+    if "error" in answer:
+        raise EngineError(str(answer["error"]), field="bench start")
+    parts: dict[str, float] = answer["output"]["cold_start"]
     return parts

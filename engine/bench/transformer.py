@@ -1,4 +1,4 @@
-"""How near one forward of the network comes to its bare matrix products and attention calls."""
+"""Compare one forward of the network with only its matrix products and attention calls."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def run(
     runs: int = 15,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Time one forward against its bound and return what is printed as JSON.
+    """Time one forward and its lower bound, and return the figures for the JSON output.
 
     `grid` is tokens in (time, rows, columns). The bound is the sum of every linear layer (with bias), the patch
     convolution and every fused attention call of the same shapes, dtypes and layout, and nothing else: no norms, no
-    rotations, no residuals. Conditions are embedded once, outside both. Forward and bound run in turn; `ratio` is the
-    median over pairs, which a machine that is busy now and then does not move. Weights are random. Raises
-    RequestError for sizes that do not fit.
+    rotations, no residuals. Conditions are embedded once, outside of both. Forward and bound run in turn; `ratio` is
+    the median over pairs, which temporary load on the machine does not change. Weights are random. Raises RequestError
+    for invalid sizes.
     """
     if dtype not in _DTYPES:
         raise RequestError(f"no dtype named {dtype!r}", field="dtype", hint=f"choose {' or '.join(_DTYPES)}")
     if dim % heads:
-        raise RequestError(f"{dim} channels do not divide into {heads} heads", field="heads")
+        raise RequestError(f"{dim} channels cannot be divided into {heads} heads", field="heads")
     if runs < 1 or speakers < 1 or layers < 1:
         raise RequestError("runs, speakers and layers start at 1", field="runs")
     with _threads(threads), torch.no_grad():
@@ -113,16 +113,16 @@ def bare_calls(
     for layer in (embedder.time_embedder.linear_1, embedder.time_embedder.linear_2, embedder.time_proj):
         yield _linear(layer, 1)
     for block in blocks:
-        self_, cross, heard, ffn = block.attn1, block.attn2, block.audio_attn, block.ffn.net
+        self_, cross, audio_attention, ffn = block.attn1, block.attn2, block.audio_attn, block.ffn.net
         for layer in (self_.to_q, self_.to_k, self_.to_v, self_.to_out[0], cross.to_q, cross.to_out[0]):
             yield _linear(layer, tokens)
         for layer in (cross.to_k, cross.to_v):
             yield _linear(layer, text)
         for layer in (cross.add_k_proj, cross.add_v_proj):
             yield _linear(layer, image)
-        for layer in (heard.to_q, heard.to_out, ffn[0].proj, ffn[2]):
+        for layer in (audio_attention.to_q, audio_attention.to_out, ffn[0].proj, ffn[2]):
             yield _linear(layer, tokens)
-        yield _linear(heard.to_kv, audio.shape[0] * audio.shape[1])
+        yield _linear(audio_attention.to_kv, audio.shape[0] * audio.shape[1])
         yield _attention(1, tokens, tokens, heads, width, dtype)
         yield _attention(1, tokens, text, heads, width, dtype)
         yield _attention(1, tokens, image, heads, width, dtype)
@@ -138,7 +138,7 @@ def _linear(layer: Any, rows: int) -> Call:
 
 
 def _attention(batch: int, queries: int, keys: int, heads: int, width: int, dtype: torch.dtype) -> Call:
-    # Laid out as projections leave them: heads beside channels, seen as (batch, heads, tokens, channels).
+    # In the layout of the projections' output, viewed as (batch, heads, tokens, channels).
     query, key, value = (
         torch.randn(batch, length, heads, width).to(dtype).transpose(1, 2) for length in (queries, keys, keys)
     )
@@ -169,7 +169,7 @@ def build_model(
 def build_inputs(
     model: MultiTalkTransformer3DModel, grid: tuple[int, int, int], speakers: int, random: torch.Generator
 ) -> tuple[Tensor, Tensor, TransformerConditions]:
-    """Make latents, a time and conditions for a `grid` of tokens (time, rows, columns), where the model is."""
+    """Make latents, a timestep and conditions for a `grid` of tokens (time, rows, columns), on the model's device."""
     config, device = model.config, model.patch_embedding.weight.device
     shape = (grid[0], grid[1] * config.patch_size[1], grid[2] * config.patch_size[2])
     masks = torch.zeros(speakers + 1, *shape[1:])
@@ -193,7 +193,7 @@ def _interleave(first: Callable[[], None], second: Callable[[], None], runs: int
     for warm in (first, second, first, second):
         warm()
     for index in range(runs):
-        # Who goes first alternates, so that neither always meets the other's caches.
+        # The order alternates, so that neither always runs with the other's caches.
         for work in (first, second) if index % 2 else (second, first):
             start = time.perf_counter()
             work()
@@ -226,9 +226,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--grid", type=int, nargs=3, default=(9, 16, 16), metavar=("T", "ROWS", "COLUMNS"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=15)
-    chosen = vars(parser.parse_args(arguments))
-    chosen["grid"] = tuple(chosen["grid"])
-    print(json.dumps(run(**chosen)))
+    options = vars(parser.parse_args(arguments))
+    options["grid"] = tuple(options["grid"])
+    print(json.dumps(run(**options)))
     return 0
 
 

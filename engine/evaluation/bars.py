@@ -1,4 +1,4 @@
-"""Bars: what figures must reach, and whether a report's figures do."""
+"""Bars: limits for the figures of a report, and checks against them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure, by its path in the report, and where it must lie; `open_` limits must not be met themselves."""
+    """Limits for a figure, named by its path in the report; `open_` limits exclude the limit itself."""
 
     name: str
     path: str
@@ -19,24 +19,24 @@ class Bar:
 
     @property
     def text(self) -> str:
-        """The bar as it is read."""
+        """The limits as text."""
         if self.least is not None and self.most is not None:
             return f"{self.least:g} to {self.most:g}"
         equal = "" if self.open_ else "="
         return f">{equal} {self.least:g}" if self.least is not None else f"<{equal} {self.most:g}"
 
     def holds(self, value: float) -> bool:
-        """Say whether `value` is where it must be."""
+        """Return whether `value` is within the limits."""
         if self.open_:
             return (self.least is None or value > self.least) and (self.most is None or value < self.most)
         return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
 
 
 def likeness_bars(name: str, path: str) -> tuple[Bar, ...]:
-    """Return what a long video must hold in every window, of drawn people; `path` is that of its worst figures.
+    """Return the bars for every window of a long video of drawn people; `path` is that of its worst figures.
 
-    tests/evaluation/test_likeness.py checks that each lies between what talking changes and what damage changes. The
-    embedded model with MultiTalk's style of continuation misses all of them (docs/long.md).
+    tests/evaluation/test_likeness.py checks that each is between the changes by talking and the changes by damage. The
+    embedded model with MultiTalk's style of continuation fails all of them (docs/long.md).
     """
     return (
         Bar(f"{name}: sharpness of the worst window in parts of the first's", f"{path}/sharpness_kept", least=0.9),
@@ -48,21 +48,21 @@ def likeness_bars(name: str, path: str) -> tuple[Bar, ...]:
     )
 
 
-def judge_bars(report: Mapping[str, Any], bars: Sequence[Bar]) -> list[dict[str, Any]]:
+def check_bars(report: Mapping[str, Any], bars: Sequence[Bar]) -> list[dict[str, Any]]:
     """Return name, figure, value, bar and whether it holds, for each bar whose figure is in `report`."""
-    return list(_judged(report, bars))
+    return list(_ok(report, bars))
 
 
-def _judged(report: Mapping[str, Any], bars: Sequence[Bar]) -> Iterator[dict[str, Any]]:
+def _ok(report: Mapping[str, Any], bars: Sequence[Bar]) -> Iterator[dict[str, Any]]:
     for bar in bars:
-        found: Any = report
+        value: Any = report
         for part in bar.path.split("/"):
-            found = found.get(part) if isinstance(found, Mapping) else None
-        if found is not None:
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
             yield {
                 "name": bar.name,
                 "figure": bar.path,
-                "value": found,
+                "value": value,
                 "bar": bar.text,
-                "holds": bar.holds(float(found)),
+                "holds": bar.holds(float(value)),
             }

@@ -1,4 +1,4 @@
-"""An MP4 file -> its frames."""
+"""Read the frames of an MP4 file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.evaluation.metrics import Pictures
 from engine.media.containers import open_input
 
 
-def read_film(path: Path, into: BinaryIO | None = None) -> Pictures:
+def read_video(path: Path, into: BinaryIO | None = None) -> Pictures:
     """Return the frames of an MP4 file, uint8 RGB (F, H, W, 3): in memory, or mapped from the open file `into`."""
     reformat = VideoReformatter()
     with open_input(path) as file:

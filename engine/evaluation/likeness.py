@@ -1,7 +1,7 @@
-"""Measure whether a video still shows the same picture and the same people: from its pixels alone, window by window.
+"""Measure whether a video still shows the same picture and people, from its pixels alone, window by window.
 
-Nothing is learnt and nothing downloaded: faces are compared by the gradients and colours of their parts, which holds
-for drawn people. What talks is left out, so that talking itself moves no figure much.
+No trained model is needed: faces are compared by gradients and colours of their parts, which works for drawn people.
+Mouths are left out, so that talking itself changes the figures little.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from engine.stages.windows import output_frames
 Pictures = npt.NDArray[np.uint8]
 Where = npt.NDArray[np.bool_]
 
-#: A face is compared at this size in pixels, in so many cells along a side, by so many directions of gradients.
+#: A face is compared at this size in pixels, with this many cells along a side and directions of gradients.
 _SIDE, _CELLS, _DIRECTIONS = 32, 8, 8
-#: Distances of two drawn people brought to one place, which count as 1: the median of 90 pairs (30 held-out people
-#: against each of three), of gradients in parts of those of the picture, and of colours in CIE Lab.
+#: Distances of two drawn people in the same place, which count as 1: the median of 90 pairs (30 held-out people against
+#: each of three), of gradients relative to those of the picture, and of colours in CIE Lab.
 _STRANGER_LINES, _STRANGER_COLOUR = 0.8, 25.0
-#: A mouth's box is this wide, and its middle this far below its top, in half heights of the head
+#: Width of a mouth's box, and distance of its middle from its top, in half heights of the head
 #: (scripts/train_tiny/people.py).
 _MOUTH_WIDE, _MOUTH_BELOW_TOP = 0.96, 0.25
-#: What is compared of a head, from the middle of the mouth on: to each side, above and below, in its half heights.
+#: The compared part of a head, from the middle of the mouth: to each side, above and below, in half heights.
 _ASIDE, _ABOVE, _BELOW = 0.95, 1.6, 0.55
-#: How far a head is looked for, in its half heights.
+#: How far a head is searched, in half heights.
 _REACH = 0.25
-#: Frames of a window that are looked at, evenly spread.
+#: Frames of a window that are used, evenly spaced.
 _SAMPLED = 10
 #: Parts of a video along a side whose colours are compared.
 _PARTS = 8
-#: Width in pixels, as a standard deviation, of what is called fine.
+#: Standard deviation in pixels of the blur that removes fine lines.
 _FINE = 1.0
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one window of a video looks like beside the picture that it was made of."""
+class WindowLook:
+    """How one window of a video compares with its source picture."""
 
-    #: Contrast of fine lines in parts of the picture's, mouths left out: 1 is as sharp.
+    #: Contrast of fine lines relative to the picture's, without mouths: 1 is as sharp.
     sharpness: float
-    #: Distance of the face from the picture's, of several people the farthest: 0 is the same, 1 another person.
+    #: Distance of the face from the picture's, the largest of several people: 0 is the same, 1 another person.
     identity: float
-    #: Structural similarity (SSIM) with the picture, mouths left out: 1 is the same.
+    #: Structural similarity (SSIM) with the picture, without mouths: 1 is the same.
     structure: float
     #: Mean colours of 8 x 8 parts of the video, CIE Lab: (64, 3).
     colours: Floats
@@ -56,18 +56,18 @@ class Look:
 
 @dataclass(frozen=True)
 class Drift:
-    """How far the worst window of a video is from its first one, and from the picture."""
+    """How much the worst window of a video differs from its first one, and from the picture."""
 
-    #: Least sharpness of a window, in parts of the first window's, and of the picture's.
+    #: Least sharpness of a window, relative to the first window's, and to the picture's.
     sharpness_kept: float
     sharpness: float
-    #: Largest distance of a face from the picture's, and by how much that is more than in the first window.
+    #: Largest distance of a face from the picture's, and its increase since the first window.
     identity: float
     identity_grown: float
-    #: By how much the structure of the worst window is less like the picture than the first one's.
+    #: By how much SSIM with the picture is lower in the worst window than in the first one.
     structure_lost: float
-    #: Largest distance of a window's colours from the first window's, CIE Lab: the mean of its parts', so that colours
-    #: count that only change places.
+    #: Largest distance of a window's colours from the first window's, CIE Lab: the mean over its parts, so that colours
+    #: that only move are noticed.
     colour: float
 
 
@@ -78,41 +78,41 @@ def window_looks(
     shares: Sequence[slice],
     *,
     seats: npt.ArrayLike = (),
-) -> tuple[Look, ...]:
-    """Return what each window looks like: its share of `frames` (F, H, W, 3), uint8 RGB, beside the `picture`.
+) -> tuple[WindowLook, ...]:
+    """Compare each window, its part of `frames` (F, H, W, 3), uint8 RGB, with the `picture`.
 
-    `picture` (H, W, 3) is what the video was made of, at the video's size; `mouths` (n, 4) are x0, y0, x1, y1 in
-    pixels, one box around each mouth of the picture. Where mouths are not known, `seats` (n, 4) are the people's parts
-    of the picture, which are compared as a whole, talking mouths included. The figures are medians over up to 10 frames
-    of a window, so that a blink says nothing. Raises ValueError for pictures of another size.
+    `picture` (H, W, 3) is the source picture at the video's size; `mouths` (n, 4) are x0, y0, x1, y1 in pixels, one box
+    around each mouth of the picture. If mouths are not known, `seats` (n, 4) are the people's parts of the picture,
+    which are compared as a whole, including talking mouths. The figures are medians over up to 10 frames of a window,
+    so that a blink has no effect. Raises ValueError for pictures of another size.
     """
     if picture.shape != frames.shape[1:]:
         raise ValueError(f"a picture of {picture.shape[:2]} is not of the video's size {frames.shape[1:3]}")
     boxes = np.asarray(mouths, np.float64).reshape(-1, 4)
-    beside = _outside(picture, boxes)
+    outside = _outside(picture, boxes)
     faces = [_Face.of_mouth(picture, box) for box in boxes]
     faces += [_Face.of_seat(picture, box) for box in np.asarray(seats, np.float64).reshape(-1, 4)]
-    fine = _fineness(picture, beside)
+    fine = _fineness(picture, outside)
     looks = []
     for share in shares:
         begin, end, _ = share.indices(len(frames))
         if end <= begin:
             continue
-        seen = frames[np.unique(np.linspace(begin, end - 1, min(end - begin, _SAMPLED)).round().astype(int))]
-        apart = [float(np.median([face.distance(frame) for frame in seen])) for face in faces]
+        sampled = frames[np.unique(np.linspace(begin, end - 1, min(end - begin, _SAMPLED)).round().astype(int))]
+        apart = [float(np.median([face.distance(frame) for frame in sampled])) for face in faces]
         looks.append(
-            Look(
-                sharpness=float(np.median([_fineness(frame, beside) for frame in seen])) / max(fine, 1e-6),
+            WindowLook(
+                sharpness=float(np.median([_fineness(frame, outside) for frame in sampled])) / max(fine, 1e-6),
                 identity=max(apart, default=0.0),
-                structure=float(np.median([_likeness(frame, picture, beside) for frame in seen])),
-                colours=_colours(seen),
+                structure=float(np.median([_likeness(frame, picture, outside) for frame in sampled])),
+                colours=_colours(sampled),
             )
         )
     return tuple(looks)
 
 
-def drift_of(looks: Sequence[Look]) -> Drift:
-    """Return how far the worst of some windows is from the first one. Raises ValueError for no window."""
+def drift_of(looks: Sequence[WindowLook]) -> Drift:
+    """Return how much the worst of some windows differs from the first one. Raises ValueError if there is no window."""
     if not looks:
         raise ValueError("no window")
     first = looks[0]
@@ -126,41 +126,41 @@ def drift_of(looks: Sequence[Look]) -> Drift:
     )
 
 
-def colour_distance(look: Look, other: Look) -> float:
-    """Return how far the colours of two windows are apart, CIE Lab: the mean of their parts' distances."""
+def colour_distance(look: WindowLook, other: WindowLook) -> float:
+    """Return the colour distance of two windows, CIE Lab: the mean of their parts' distances."""
     return float(np.linalg.norm(look.colours - other.colours, axis=1).mean())
 
 
 def window_shares(plan: Plan) -> list[slice]:
     """Return which frames of the finished video each window of a plan made."""
-    shares, done = [], 0
+    shares, end = [], 0
     for window in plan.windows:
         count = len(output_frames(window, plan.frames, plan.fps, plan.generated_fps))
-        shares.append(slice(done, done + count))
-        done += count
+        shares.append(slice(end, end + count))
+        end += count
     return shares
 
 
 class _Face:
-    """One face of the picture, without its mouth, which is found again in frames whose head has moved."""
+    """One face of the picture, without its mouth; finds the face again in frames where the head has moved."""
 
     def __init__(
         self, picture: Pictures, box: npt.NDArray[np.float64], eyes: npt.NDArray[np.float64], reach: int, talks: Where
     ) -> None:
-        """Take x0, y0, x1, y1 of what is compared and of what is looked for, and which cells are left out."""
+        """Take x0, y0, x1, y1 of the compared part and of the part to search for, and the cells to leave out."""
         self._box, self._eyes, self._reach = box, eyes, reach
-        self._template = _cut(picture, eyes) @ _LUMA
+        self._template = _crop(picture, eyes) @ _LUMA
         self._still = ~talks
         self._lines, self._colours = self._features(picture, (0, 0))
 
     @classmethod
     def of_mouth(cls, picture: Pictures, mouth: npt.NDArray[np.float64]) -> _Face:
-        """Take the head around a mouth's box."""
+        """Use the head around a mouth's box."""
         x0, y0, x1, _ = mouth
         unit = max((x1 - x0) / _MOUTH_WIDE, 8.0)
         x, y = (x0 + x1) / 2, y0 + _MOUTH_BELOW_TOP * unit
         box = np.array([x - _ASIDE * unit, y - _ABOVE * unit, x + _ASIDE * unit, y + _BELOW * unit])
-        # Eyes, brows and nose say where the head is.
+        # Eyes, brows and nose show where the head is.
         eyes = np.array([x - 0.75 * unit, y - 1.2 * unit, x + 0.75 * unit, y - _MOUTH_BELOW_TOP * unit])
         columns, rows = (
             (np.arange(_CELLS) + 0.5) / _CELLS * (box[axis + 2] - box[axis]) + box[axis] for axis in (0, 1)
@@ -170,23 +170,23 @@ class _Face:
 
     @classmethod
     def of_seat(cls, picture: Pictures, seat: npt.NDArray[np.float64]) -> _Face:
-        """Take all of a person's part of the picture."""
+        """Use a person's whole part of the picture."""
         return cls(picture, seat, seat, 0, np.zeros((_CELLS, _CELLS), bool))
 
     def distance(self, frame: Pictures) -> float:
-        """Return how far a frame's face is from the picture's: 0 is the same, 1 another person."""
-        lines, colours = self._features(frame, self._found(frame))
+        """Return the distance of a frame's face from the picture's: 0 is the same, 1 another person."""
+        lines, colours = self._features(frame, self._face_found(frame))
         energy = max(float(np.linalg.norm(self._lines)), 1e-6)
-        apart = float(np.linalg.norm(lines - self._lines)) / energy
-        tinted = float(np.linalg.norm(colours - self._colours, axis=-1).mean())
-        return (apart / _STRANGER_LINES + tinted / _STRANGER_COLOUR) / 2
+        line_distance = float(np.linalg.norm(lines - self._lines)) / energy
+        tint_distance = float(np.linalg.norm(colours - self._colours, axis=-1).mean())
+        return (line_distance / _STRANGER_LINES + tint_distance / _STRANGER_COLOUR) / 2
 
-    def _found(self, frame: Pictures) -> tuple[int, int]:
+    def _face_found(self, frame: Pictures) -> tuple[int, int]:
         if not self._reach:
             return 0, 0
         from skimage.feature import match_template
 
-        around = _cut(frame, self._eyes, self._reach) @ _LUMA
+        around = _crop(frame, self._eyes, self._reach) @ _LUMA
         scores = match_template(around, self._template)  # type: ignore[no-untyped-call]
         y, x = np.unravel_index(int(scores.argmax()), scores.shape)
         return int(x) - self._reach, int(y) - self._reach
@@ -197,11 +197,11 @@ class _Face:
         from scipy.ndimage import gaussian_filter
         from skimage.color import rgb2lab
 
-        face = Image.fromarray(_cut(frame, self._box + np.tile(moved, 2)))
+        face = Image.fromarray(_crop(frame, self._box + np.tile(moved, 2)))
         pixels = np.asarray(face.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
         down, right = np.gradient(gaussian_filter((pixels / 255).astype(np.float32) @ _LUMA, 0.7))
         strength = np.hypot(right, down)
-        # A line is the same from either side, so half a turn is all directions; a gradient counts for both neighbours.
+        # A line looks the same from both sides, so directions cover half a turn; a gradient counts for both neighbours.
         angle = np.arctan2(down, right) % np.pi / np.pi * _DIRECTIONS
         near = np.maximum(1 - np.abs((angle[..., None] - np.arange(_DIRECTIONS) + 4) % _DIRECTIONS - 4), 0)
         cell = _SIDE // _CELLS
@@ -212,12 +212,12 @@ class _Face:
         return lines[self._still].astype(np.float32), colours[self._still].astype(np.float32)
 
 
-def _cut(frame: Pictures, box: npt.NDArray[np.float64], more: int = 0) -> Pictures:
-    """Return the pixels of a box, and `more` on each side; those of the edge go on beyond it."""
+def _crop(frame: Pictures, box: npt.NDArray[np.float64], more: int = 0) -> Pictures:
+    """Return the pixels of a box and `more` on each side; beyond the frame, edge pixels are repeated."""
     x0, y0, x1, y1 = np.rint(box).astype(int)
     rows, columns = np.arange(y0 - more, y1 + more), np.arange(x0 - more, x1 + more)
-    cut: Pictures = frame.take(rows, 0, mode="clip").take(columns, 1, mode="clip")
-    return cut
+    cropped: Pictures = frame.take(rows, 0, mode="clip").take(columns, 1, mode="clip")
+    return cropped
 
 
 def _outside(picture: Pictures, boxes: npt.NDArray[np.float64]) -> Where:

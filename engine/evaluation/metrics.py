@@ -1,4 +1,4 @@
-"""What a talking video's frames say: who follows whose voice, how late, how still, and how colours and seams hold."""
+"""Figures of a talking video's frames: which mouth follows which voice, delays, movement, colours and seams."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float32]
 
 #: A frame shows the mouth this many seconds after its own time (scripts/train_tiny/clips.py, SAMPLED_AT).
 LEAD = 0.02
-#: Deviation of the opening, of 1, from which a curve says something that a mouth can follow.
+#: Least standard deviation of the opening (0 to 1) of a curve that a mouth can follow.
 SPEAKS = 0.15
 #: The same within one window of a long video, or a piece of a recording.
 SPEAKS_HERE = 0.10
@@ -26,7 +26,7 @@ MAX_LAG = 5
 
 @dataclass(frozen=True)
 class Row:
-    """One mouth of one video. `own` and `cross` are None for a voice that says nothing, or where nobody else is."""
+    """One mouth of one video. `own` and `cross` are None for a silent voice, or if there is nobody else."""
 
     seed: int
     size: str
@@ -34,15 +34,15 @@ class Row:
     skin: int
     own: float | None
     cross: float | None
-    #: Frames by which the mouth is late where it agrees best with its voice.
+    #: Delay of the mouth in frames with the best agreement with its voice.
     lag: int | None
-    #: Standard deviation of the opening, in parts of the box's height, and its mean.
+    #: Standard deviation and mean of the opening, relative to the box's height.
     moved: float
     opening: float
 
 
 def times(frames: int, fps: float) -> npt.NDArray[np.float64]:
-    """Return the seconds at which the mouths of `frames` frames are to be compared with their curves."""
+    """Return the times in seconds at which the mouths of `frames` frames are compared with their curves."""
     return np.arange(frames) / fps + LEAD
 
 
@@ -54,16 +54,16 @@ def own_and_cross(
     seed: int = 0,
     skins: Sequence[int] = (),
 ) -> tuple[Row, ...]:
-    """Compare each mouth with its own curve and, of two people, with the other's; frame 0, the picture, is left out.
+    """Compare each mouth with its own curve and, for two people, with the other's; frame 0 (the picture) is left out.
 
-    `frames` is uint8 (F, H, W, 3), `boxes` (n, 4) in their pixels hold for all frames, `curves` (n, F) are the driving
-    openings: row p drives mouth p.
+    `frames` is uint8 (F, H, W, 3), `boxes` (n, 4) in pixels are the same for all frames, `curves` (n, F) are the
+    driving openings: row p drives mouth p.
     """
     driving = np.asarray(curves, np.float64)[:, 1:]
-    measured = mouth_openings(frames, boxes)[:, 1:]
+    openings_seen = mouth_openings(frames, boxes)[:, 1:]
     size = f"{frames.shape[2]}x{frames.shape[1]}"
     rows = []
-    for person, opening in enumerate(measured):
+    for person, opening in enumerate(openings_seen):
         own, other = driving[person], driving[1 - person] if len(driving) == 2 else None
         speaks = own.std() > 0
         rows.append(
@@ -83,24 +83,24 @@ def own_and_cross(
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean of those that are not None, to four digits; None of nothing."""
-    found = [value for value in values if value is not None]
-    return round(float(np.mean(found)), 4) if found else None
+    """Return the mean of the values that are not None, to four digits; None if there are none."""
+    present = [value for value in values if value is not None]
+    return round(float(np.mean(present)), 4) if present else None
 
 
 def least(values: Iterable[float | None]) -> float | None:
-    """Return the least of those that are not None, to four digits; None of nothing."""
-    found = [value for value in values if value is not None]
-    return round(float(min(found)), 4) if found else None
+    """Return the least of the values that are not None, to four digits; None if there are none."""
+    present = [value for value in values if value is not None]
+    return round(float(min(present)), 4) if present else None
 
 
 def minus(one: float | None, other: float | None) -> float | None:
-    """Return the difference to four digits; None where one of the two is."""
+    """Return the difference to four digits; None if one of the two is None."""
     return None if one is None or other is None else round(one - other, 4)
 
 
 def ratio(one: float | None, other: float | None) -> float | None:
-    """Return the quotient to four digits; None where one of the two is, or nothing divides."""
+    """Return the quotient to four digits; None if one of the two is None, or the divisor is 0."""
     return None if one is None or not other else round(one / other, 4)
 
 
@@ -116,48 +116,53 @@ def by_clip(clips: Iterable[Sequence[Row]]) -> list[float | None]:
 
 def by_skin(rows: Iterable[Row]) -> dict[str, float | None]:
     """Return the mean own-voice correlation of each class of skin, from light to dark."""
-    found = list(rows)
-    return {str(skin): mean(row.own for row in found if row.skin == skin) for skin in sorted({r.skin for r in found})}
+    listed_rows = list(rows)
+    return {
+        str(skin): mean(row.own for row in listed_rows if row.skin == skin)
+        for skin in sorted({r.skin for r in listed_rows})
+    }
 
 
 def by_size(rows: Iterable[Row]) -> dict[str, float | None]:
     """Return the mean own-voice correlation of each size of picture."""
-    found = list(rows)
-    return {size: mean(row.own for row in found if row.size == size) for size in sorted({r.size for r in found})}
+    listed_rows = list(rows)
+    return {
+        size: mean(row.own for row in listed_rows if row.size == size) for size in sorted({r.size for r in listed_rows})
+    }
 
 
 def spread(parts: dict[str, float | None]) -> float | None:
-    """Return by how much the worst part is below the best; None of less than two."""
-    found = [value for value in parts.values() if value is not None]
-    return round(max(found) - min(found), 4) if len(found) > 1 else None
+    """Return by how much the worst part is below the best; None for fewer than two."""
+    present = [value for value in parts.values() if value is not None]
+    return round(max(present) - min(present), 4) if len(present) > 1 else None
 
 
 def window_sync(
     frames: Pictures, boxes: npt.ArrayLike, curves: npt.ArrayLike, windows: Sequence[Window]
 ) -> list[list[float]]:
-    """Return the own-voice correlations within each window's new frames: one list a window, of those who speak there.
+    """Return the own-voice correlations within each window's new frames: one list per window, of those who speak there.
 
-    Frame 0 is left out. A window of which fewer than 12 frames are kept says nothing and has an empty list.
+    Frame 0 is left out. A window with fewer than 12 new frames has an empty list.
     """
     driving = np.asarray(curves, np.float64)
-    measured = mouth_openings(frames, boxes)
-    found = []
+    openings_seen = mouth_openings(frames, boxes)
+    results = []
     for window in windows:
         begin = max(window.start + window.motion, 1)
         part = slice(begin, window.start + window.motion + window.keep)
-        pairs = [(opening[part], curve[part]) for opening, curve in zip(measured, driving, strict=True)]
-        found.append(
+        pairs = [(opening[part], curve[part]) for opening, curve in zip(openings_seen, driving, strict=True)]
+        results.append(
             [correlation(opening, curve) for opening, curve in pairs if len(curve) >= 12 and curve.std() >= SPEAKS_HERE]
         )
-    return found
+    return results
 
 
 def lab_drift(frames: Pictures, fps: float) -> float:
-    """Return how far the mean colour (CIE Lab) of the last second is from that of the first: a Euclidean distance."""
+    """Return the Euclidean distance of the mean colours (CIE Lab) of the last and the first second."""
     from skimage.color import rgb2lab
 
     second = max(1, round(fps))
-    # Frame by frame: Lab is float64.
+    # Frame by frame, because Lab is float64.
     first, last = (
         np.mean([rgb2lab(frame).reshape(-1, 3).mean(0) for frame in part], 0)
         for part in (frames[:second], frames[-second:])
@@ -166,9 +171,9 @@ def lab_drift(frames: Pictures, fps: float) -> float:
 
 
 def seam_ratio(frames: Pictures, windows: Sequence[Window]) -> float | None:
-    """Return how large the change is where windows meet: its mean in parts of the median change; None for one window.
+    """Return the mean change where windows meet, relative to the median change; None for one window.
 
-    A change is the mean absolute difference of two neighbouring frames.
+    A change is the mean absolute difference of two consecutive frames.
     """
     differences = np.array([np.abs(after.astype(np.int16) - before).mean() for before, after in pairwise(frames)])
     seams = [window.start + window.motion - 1 for window in windows[1:] if window.start + window.motion < len(frames)]
@@ -176,13 +181,13 @@ def seam_ratio(frames: Pictures, windows: Sequence[Window]) -> float | None:
     return float(differences[seams].mean()) / usual if seams and usual > 0 else None
 
 
-def codec_errors(given: Pictures, made: npt.NDArray[np.floating], mouths: npt.ArrayLike) -> dict[str, float]:
-    """Compare `made` (F, H, W, 3), 0 to 255, with the frames given to a codec.
+def codec_errors(original: Pictures, decoded: npt.NDArray[np.floating], mouths: npt.ArrayLike) -> dict[str, float]:
+    """Compare `decoded` (F, H, W, 3), 0 to 255, with the `original` frames of a codec.
 
-    `mouths` (n, F, 4) are the mouths' boxes. PSNR of the whole and of the mouths in dB; by how much the frames' mean
-    brightness is off, on average and at most, of 255.
+    `mouths` (n, F, 4) are the mouths' boxes. Returns PSNR of the frames and of the mouths in dB, and the error of the
+    frames' mean brightness, average and maximum, of 255.
     """
-    error = made.astype(np.float64) - given
+    error = decoded.astype(np.float64) - original
     squares = np.square(error).mean(-1)
     inside = np.zeros(squares.shape, bool)
     for boxes in np.asarray(mouths, np.float64):

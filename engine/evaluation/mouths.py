@@ -7,41 +7,41 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
-#: How far from the skin (in YUV, in parts of its brightness) a colour counts as mouth in full: a part of
-#: the usual mouth's distance, which is this quantile of the box, within limits.
+#: Distance from the skin (in YUV, relative to its brightness) from which a colour fully counts as mouth: a share of the
+#: usual mouth's distance, which is this quantile of the box, within limits.
 _CLEAR, _USUAL, _LEAST, _MOST = 0.6, 0.95, 0.05, 0.28
-#: The part of that from which a colour counts at all.
+#: Share of that distance from which a colour counts at all.
 _APART = 0.3
-#: Squared radii, in halves of the box's sides: pixels beyond the first do not count, those beyond the second are skin.
+#: Squared radii, in half sides of the box: pixels beyond the first do not count, those beyond the second are skin.
 _OVAL, _RIM = 1.0, 0.70
-#: Half the width, in halves of the box's, within which a mouth is looked for.
+#: Half the width in which a mouth is searched, in half widths of the box.
 _WIDE = 0.9
-#: Dips of the contrast between lips, teeth and tongue are filled where they are lower than twice this part of the box.
+#: Gaps in the contrast between lips, teeth and tongue are filled if they are lower than twice this share of the box.
 _GAP = 0.08
-#: The share of a box's columns, the fullest ones, whose heights are averaged: where the mouth is highest.
+#: Share of a box's columns whose heights are averaged: those where the mouth is highest.
 _COLUMNS = 0.45
-#: How much of the face is followed, above the box, and how far, in heights of the box.
+#: How much of the face above the box is tracked, and how far, in heights of the box.
 _ABOVE, _REACH = 1.5, 0.35
-#: Frames at most from which the usual face is taken.
+#: Most frames that are used for the usual face.
 _SAMPLED = 32
-#: Correlation that a place at the edge of the reach must have more than one that did not move.
+#: How much better a place at the edge of the reach must correlate than an unmoved one.
 _NEAR = 0.05
-#: How much less than usually a head may correlate with the usual face and still count as seen.
+#: How much less than usual a head may correlate with the usual face and still count as visible.
 _UNLIKE = 0.25
 
 
 def mouth_openings(frames: npt.NDArray[np.uint8], boxes: npt.ArrayLike) -> Floats:
-    """Return how far each mouth is open in each frame: (n, F) float32, heights in parts of the box's height.
+    """Return how far each mouth is open in each frame: (n, F) float32, heights relative to the box's height.
 
     `frames` is uint8 (F, H, W, 3), RGB. `boxes` (n, 4) are x0, y0, x1, y1 in pixels, one around each mouth in frame 0,
-    with some room; they go along with the faces above them. Raises ValueError for other shapes, and for a box with less
+    with some room; they move with the faces above them. Raises ValueError for other shapes, and for a box with fewer
     than 4 pixels on a side within the picture.
 
-    A mouth is what is not skin: the skin's colour is the median of the box's sides, for each frame, so that neither
-    complexion nor light matters; teeth as well as the dark inside differ from every skin. How clearly lips do is taken
-    from all frames of the box, so that those of dark skins count as those of light ones. Each column's height of mouth,
-    filled between its upper and lower lip, is averaged over the fullest columns only, so that a broad mouth does not
-    pass for an open one. What stays when it is shut, the lips, is a constant that a correlation does not see.
+    Everything that is not skin is mouth: the skin's colour is the median of the box's sides, for each frame, so that
+    neither complexion nor light matters; teeth and the dark inside differ from every skin. How much lips differ is
+    measured over all frames of the box, so that lips on dark skin count like those on light skin. The mouth's height in
+    each column, filled between upper and lower lip, is averaged over the highest columns only, so that a broad mouth is
+    not measured as an open one. Shut lips add a constant, which does not affect a correlation.
     """
     regions = np.asarray(boxes, np.float64)
     if regions.ndim != 2 or regions.shape[1] != 4:
@@ -52,7 +52,7 @@ def mouth_openings(frames: npt.NDArray[np.uint8], boxes: npt.ArrayLike) -> Float
 def motion_energy(frames: npt.NDArray[np.uint8], boxes: npt.ArrayLike, without: npt.ArrayLike | None = None) -> Floats:
     """Return how much each box moves: (n, F - 1) mean absolute differences of neighbouring frames, 0 to 1.
 
-    `boxes` (n, 4) are x0, y0, x1, y1 in pixels. Pixels within `without` (n, 4), the mouths as a rule, are left out, so
+    `boxes` (n, 4) are x0, y0, x1, y1 in pixels. Pixels within `without` (n, 4), usually the mouths, are left out, so
     that heads and blinks remain.
     """
     difference = np.abs(np.diff(frames.astype(np.float32), axis=0)).mean(-1) / 255
@@ -68,7 +68,7 @@ def motion_energy(frames: npt.NDArray[np.uint8], boxes: npt.ArrayLike, without: 
 
 
 def correlation(one: npt.ArrayLike, other: npt.ArrayLike) -> float:
-    """Return Pearson's correlation of two curves; 0 where one of them is constant."""
+    """Return Pearson's correlation of two curves; 0 if one of them is constant."""
     a, b = np.asarray(one, np.float64), np.asarray(other, np.float64)
     a, b = a - a.mean(), b - b.mean()
     norm = float(np.sqrt((a @ a) * (b @ b)))
@@ -76,22 +76,22 @@ def correlation(one: npt.ArrayLike, other: npt.ArrayLike) -> float:
 
 
 def best_lag(measured: npt.ArrayLike, driving: npt.ArrayLike, max_lag: int) -> tuple[int, float]:
-    """Return (lag, correlation) of the lag, -max_lag to max_lag frames, at which two curves of one length agree best.
+    """Return (lag, correlation) for the lag, -max_lag to max_lag frames, at which two curves agree best.
 
-    A positive lag says that `measured` comes later than `driving`. Of equals the smallest lag wins.
+    Both have the same length. A positive lag means that `measured` is later than `driving`; in a tie the smallest wins.
     """
-    late, early = np.asarray(measured, np.float64), np.asarray(driving, np.float64)
-    best = (0, correlation(late, early))
+    curve, driver = np.asarray(measured, np.float64), np.asarray(driving, np.float64)
+    best = (0, correlation(curve, driver))
     for lag in sorted(range(-max_lag, max_lag + 1), key=abs):
         ahead, behind = max(lag, 0), max(-lag, 0)
-        found = correlation(late[ahead : len(late) - behind], early[behind : len(early) - ahead])
-        if found > best[1]:
-            best = (lag, found)
+        score = correlation(curve[ahead : len(curve) - behind], driver[behind : len(driver) - ahead])
+        if score > best[1]:
+            best = (lag, score)
     return best
 
 
 def _followed(frames: npt.NDArray[np.uint8], box: npt.NDArray[np.float64]) -> Floats:
-    """Return the box's pixels in each frame (F, h, w, 3), 0 to 1, moved along with the face above the mouth."""
+    """Return the box's pixels in each frame (F, h, w, 3), 0 to 1, moved with the face above the mouth."""
     from scipy.ndimage import shift
 
     height, width = frames.shape[1:3]
@@ -103,7 +103,7 @@ def _followed(frames: npt.NDArray[np.uint8], box: npt.NDArray[np.float64]) -> Fl
     top = max(y0 - round(_ABOVE * (y1 - y0)), 0)
     mouth, face = (slice(y0, y1), slice(x0, x1)), (slice(top, y0), slice(x0, x1))
     if y0 - top < 4:
-        # There is nothing above it that could be followed.
+        # There is nothing above it that could be tracked.
         return (frames[:, *mouth] / 255).astype(np.float32)
     places = _places(frames, face, reach)
     near = (_around(frame, mouth, reach) for frame in frames)
@@ -112,11 +112,11 @@ def _followed(frames: npt.NDArray[np.uint8], box: npt.NDArray[np.float64]) -> Fl
 
 
 def _places(frames: npt.NDArray[np.uint8], face: tuple[slice, slice], reach: int) -> npt.NDArray[np.float64]:
-    """Return how far the pixels `face` of the usual picture have moved in each frame: (F, 2), y and x, to `reach`.
+    """Return the movement of the pixels `face` of the usual picture in each frame: (F, 2), y and x, up to `reach`.
 
-    That says the normalised cross-correlation with their median over time, to a part of a pixel by the parabola through
-    the peak and its neighbours. Where they look otherwise, as eyes do in a blink, the head is on its way from where it
-    was seen last to where it is seen next.
+    It is measured by the normalised cross-correlation with their median over time, with subpixel precision by a
+    parabola through the peak and its neighbours. If they look different, for example in a blink, the position is
+    interpolated between the frames before and after.
     """
     from skimage.feature import match_template
 
@@ -128,31 +128,31 @@ def _places(frames: npt.NDArray[np.uint8], face: tuple[slice, slice], reach: int
     )
     places = np.array([_peak(score) for score in scores])
     alike = scores.max((1, 2))
-    times, seen = np.arange(len(frames)), alike >= np.median(alike) - _UNLIKE
-    return np.stack([np.interp(times, times[seen], axis[seen]) for axis in places.T], 1)
+    times, visible = np.arange(len(frames)), alike >= np.median(alike) - _UNLIKE
+    return np.stack([np.interp(times, times[visible], axis[visible]) for axis in places.T], 1)
 
 
 def _around(frame: npt.NDArray[np.uint8], part: tuple[slice, slice], reach: int) -> npt.NDArray[np.float64]:
-    """Return a part of the frame with `reach` more pixels on each side, 0 to 1; those of the edge go on beyond it."""
+    """Return a part of the frame with `reach` more pixels on each side, 0 to 1; edge pixels are repeated."""
     rows, columns = (np.arange(side.start - reach, side.stop + reach) for side in part)
     return np.asarray(frame.take(rows, 0, mode="clip").take(columns, 1, mode="clip") / 255, np.float64)
 
 
 def _peak(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Return where the scores are highest, as offsets y, x from the middle."""
+    """Return the offset y, x from the middle of the highest score."""
     middle = scores.shape[0] // 2
     offsets = np.arange(scores.shape[0]) - middle
-    # Where all places look alike it is the nearest one.
+    # If all places look the same, the nearest one.
     near = scores - _NEAR * (offsets[:, None] ** 2 + offsets**2) / middle**2
     y, x = np.unravel_index(int(near.argmax()), near.shape)
-    found = np.array([y - middle, x - middle], np.float64)
+    shift = np.array([y - middle, x - middle], np.float64)
     if 0 < y < 2 * middle and 0 < x < 2 * middle:
-        found += _vertex(near[y - 1 : y + 2, x]), _vertex(near[y, x - 1 : x + 2])
-    return found
+        shift += _vertex(near[y - 1 : y + 2, x]), _vertex(near[y, x - 1 : x + 2])
+    return shift
 
 
 def _vertex(three: npt.NDArray[np.floating]) -> float:
-    """Return where, from the middle one, the parabola through three values has its peak."""
+    """Return the offset from the middle value of the peak of a parabola through three values."""
     bend = float(three[0] - 2 * three[1] + three[2])
     return 0.0 if bend >= 0 else 0.5 * float(three[0] - three[2]) / bend
 
@@ -161,17 +161,17 @@ def _openings(pixels: Floats) -> Floats:
     """Return how far the mouth is open in each frame of its box's pixels (F, h, w, 3)."""
     from skimage.color import rgb2yuv
 
-    # A thin line counts the same between two pixels as on one.
+    # A thin line counts the same on one pixel and between two.
     padded = np.pad(pixels, ((0, 0), (1, 1), (0, 0), (0, 0)), mode="edge")
     region = (padded[:, :-2] + 2 * pixels + padded[:, 2:]) / 4
     rows, columns = region.shape[1:3]
     v, u = np.abs(np.mgrid[:rows, :columns] + 0.5) / np.array([rows, columns]).reshape(2, 1, 1) * 2 - 1
-    # Below the cheeks a box's corners lie beside the face.
+    # Below the cheeks, the box's corners are outside the face.
     oval = (u / _WIDE) ** 2 + np.maximum(v, 0) ** 2 < _OVAL
     skin = np.median(region[:, oval & (u**2 + v**2 > _RIM)], 1)[:, None, None]
     apart = np.linalg.norm(rgb2yuv(region - skin), axis=-1)
     contrast = apart / np.maximum(skin.max(-1), 0.1)
-    # Lips stand out from some skins far more than from others.
+    # The contrast of lips depends much on the skin.
     clear = np.clip(_CLEAR * np.quantile(np.median(contrast, 0)[oval], _USUAL), _LEAST, _MOST)
     mouth = np.clip((contrast / clear - _APART) / (1 - _APART), 0, 1) * oval
     heights = np.sort(_closed(mouth, max(round(_GAP * rows), 1)).mean(1), 1)
@@ -180,10 +180,10 @@ def _openings(pixels: Floats) -> Floats:
 
 
 def _closed(pictures: npt.NDArray[np.floating], reach: int) -> npt.NDArray[np.floating]:
-    """Fill dips along columns of up to 2 * `reach` rows in each of the pictures (F, h, w): a grey closing."""
+    """Fill gaps of up to 2 * `reach` rows along the columns of the pictures (F, h, w): a grey closing."""
     from scipy.ndimage import grey_closing
 
-    # Beyond the edge there is nothing, also while dips are filled.
+    # Beyond the edge there is nothing, also while gaps are filled.
     padded = np.pad(pictures, ((0, 0), (2 * reach, 2 * reach), (0, 0)))
     return np.asarray(grey_closing(padded, size=(1, 2 * reach + 1, 1))[:, 2 * reach : -2 * reach])
 

@@ -1,4 +1,4 @@
-"""Speech -> how far the mouth that says it is open, and how wide: what drawn people are trained and measured by."""
+"""Speech -> opening and width of the mouth: the reference for training and measuring drawn people."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 
 SAMPLE_RATE = 16000
-#: Points a second of the mouth's curves: dense enough to be read at any frame rate up to 30.
+#: Points per second of the mouth's curves: dense enough for any frame rate up to 30.
 CURVE_RATE = 100
 #: The mouth's width, 0 to 1, when nobody speaks.
 REST_WIDTH = 0.4
-#: Root mean square of every sentence where it is loud, before gains.
+#: Root mean square of the loud parts of every sentence, before gains.
 LEVEL = 0.1
 
 
 @dataclass(frozen=True)
 class Voice:
-    """A voice and the mouth that makes it.
+    """A voice and the curves of its mouth.
 
-    `samples` is float32 mono at 16 kHz. `openings` and `widths` hold CURVE_RATE points a second, 0 to 1; point i is the
-    mouth at i / CURVE_RATE seconds. They follow the clean speech: gains and noise are in `samples` only.
+    `samples` is float32 mono at 16 kHz. `openings` and `widths` have CURVE_RATE points per second, 0 to 1; point i is
+    the mouth at i / CURVE_RATE seconds. They follow the clean speech: gains and noise are in `samples` only.
     """
 
     samples: Floats
@@ -41,16 +41,16 @@ class Voice:
     def during(self, start: float, stop: float) -> Voice:
         """Return this voice, silent before `start` and from `stop` on (seconds), faded over 60 ms."""
         gate = _gate(len(self.samples), SAMPLE_RATE, start, stop)
-        shown = _gate(len(self.openings), CURVE_RATE, start, stop)
-        widths = REST_WIDTH + (self.widths - REST_WIDTH) * shown
-        return Voice(self.samples * gate, self.openings * shown, widths.astype(np.float32))
+        audible = _gate(len(self.openings), CURVE_RATE, start, stop)
+        widths = REST_WIDTH + (self.widths - REST_WIDTH) * audible
+        return Voice(self.samples * gate, self.openings * audible, widths.astype(np.float32))
 
 
 def mouth_of(clean: Floats) -> tuple[Floats, Floats]:
     """Return (openings, widths) at CURVE_RATE for speech whose loud parts have the root mean square LEVEL.
 
-    The opening follows the level, compressed as an ear does (a power of 0.7), over about 60 ms; it is 0 more than 30 dB
-    below LEVEL. The width follows the spectrum's centroid between 350 and 1650 Hz, weighted by energy over 120 ms.
+    The opening follows the level, compressed like hearing (a power of 0.7), over about 60 ms; it is 0 at more than 30
+    dB below LEVEL. The width follows the spectrum's centroid between 350 and 1650 Hz, weighted by energy over 120 ms.
     """
     step = SAMPLE_RATE // CURVE_RATE
     points = len(clean) // step

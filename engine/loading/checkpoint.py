@@ -18,7 +18,7 @@ from engine.loading.file_kinds import what_is
 from engine.loading.fill import check_names
 from engine.loading.gguf_header import read_header
 from engine.loading.key_map import engine_name, to_engine_config
-from engine.loading.layout import Part
+from engine.loading.layout import ComponentLayout
 from engine.loading.originals import (
     Converted,
     Converter,
@@ -34,7 +34,7 @@ from engine.loading.quantize import shape_of
 from engine.loading.quanto import Quantised, join_halves
 from engine.loading.safetensors_reader import stored_tensors
 from engine.loading.scaled import Scaled, check_notes
-from engine.loading.tensor_names import bare, scale_of
+from engine.loading.tensor_names import scale_of, strip_prefixes
 from engine.multitalk.compat import gguf_parts
 from engine.multitalk.transformer import MultiTalkTransformer3DModel, kept_in_float32
 
@@ -42,7 +42,7 @@ Named = Iterator[tuple[str, Any]]
 
 
 def convert_transformer(key: str, tensor: Tensor) -> Converted:
-    """Name a tensor of the transformer, whose name is the reference's or ours; an unknown name is kept."""
+    """Return a transformer tensor under our name; `key` is the reference's name or ours, an unknown one is kept."""
     return ((engine_name(key) or key, tensor),)
 
 
@@ -52,39 +52,39 @@ _CONVERT: Mapping[str, Converter] = {
     "image_encoder": convert_clip,
     "vae": convert_vae,
 }
-#: Of the transformer: what a model has that takes a picture.
-_SEES = "condition_embedder.image_embedder.norm1.weight"
-#: Of the text encoder: another name of a tensor that stands under its first.
+#: A tensor that only image-to-video transformers have.
+_TAKES_PICTURE = "condition_embedder.image_embedder.norm1.weight"
+#: The text encoder's second name for its token table ("shared.weight").
 _TIED = "encoder.embed_tokens.weight"
 
 
-def build_empty(component: str, part: Part) -> Any:
-    """Return the network that the tensors of `part` belong to, on the meta device.
+def build_empty(component: str, part: ComponentLayout) -> Any:
+    """Build the network for the tensors of `part`, on the meta device.
 
-    Sizes are those of its config, and of its tensors where there is none. Raises SourceError where the two differ,
-    naming tensors; nothing is read but headers.
+    Sizes come from the config, or from the tensors' shapes if there is no config. Only headers are read. Raises
+    SourceError, naming tensors, if config and tensors do not fit each other.
     """
-    stored = read_tensors(part, lambda key, tensor: ((key, tensor),), outline=True)
+    stored = read_tensors(part, lambda key, tensor: ((key, tensor),), headers_only=True)
     shapes = {key: shape_of(tensor) for key, tensor in stored}
     with init_empty_weights():
         try:
             model = _BUILD[component](part, shapes)
         except Exception as error:
-            # Config values reach constructors unchecked, so anything may come out of them.
+            # Config values reach constructors unchecked, so any error is possible.
             what = error.what if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
-            named = _names(part) if part.config is None else part.config
+            source = _names(part) if part.config is None else part.config
             raise SourceError(
-                f"{named} builds no {component}: {what}", field="source", hint="get both again"
+                f"{source} builds no {component}: {what}", field="source", hint="get both again"
             ) from error
     check(component, model, part)
     return model
 
 
-def fill(model: Any, component: str, part: Part, dtype: torch.dtype) -> None:
-    """Give every parameter of `model`, which `build_empty` made, its tensor.
+def fill(model: Any, component: str, part: ComponentLayout, dtype: torch.dtype) -> None:
+    """Give every parameter of `model` (from `build_empty`) its tensor.
 
-    `dtype` is that of the transformer but for its float32 parts, and of all of another component. Weights of the
-    transformer's blocks that are quantised are kept so. Raises SourceError, and MissingExtra for a package of that.
+    `dtype` applies to all parameters except the transformer's float32 parts. Quantised weights of the transformer's
+    blocks stay quantised. Raises SourceError, and MissingExtra if a quantisation package is not installed.
     """
     for name, tensor in read_tensors(part, _CONVERT[component]):
         placed = place(model, component, name, tensor, dtype)
@@ -96,41 +96,43 @@ def fill(model: Any, component: str, part: Part, dtype: torch.dtype) -> None:
 
 
 def place(model: Any, component: str, name: str, tensor: Any, dtype: torch.dtype) -> Tensor:
-    """Return `tensor` as `model` keeps it under `name`: cast, in memory of its own."""
-    wanted = torch.float32 if component == "transformer" and kept_in_float32(name) else dtype
-    kept = component == "transformer" and name.startswith("blocks.") and name.endswith(".weight")
+    """Return `tensor` as `model` keeps it under `name`: cast, and copied to its own memory."""
+    target = torch.float32 if component == "transformer" and kept_in_float32(name) else dtype
+    stays_quantised = component == "transformer" and name.startswith("blocks.") and name.endswith(".weight")
     if isinstance(tensor, Scaled):
-        return tensor.dense(wanted)
+        return tensor.dense(target)
     if isinstance(tensor, Quantised):
-        return tensor.kept(wanted) if kept else tensor.dense(wanted)
+        return tensor.kept(target) if stays_quantised else tensor.dense(target)
     if hasattr(tensor, "quant_type"):
-        return _unpack_late(model, name, tensor, wanted) if kept else gguf_parts().dequantize(tensor).to(wanted)
-    placed: Tensor = tensor.to(wanted, copy=True)
+        return (
+            _unpack_late(model, name, tensor, target) if stays_quantised else gguf_parts().dequantize(tensor).to(target)
+        )
+    placed: Tensor = tensor.to(target, copy=True)
     return placed
 
 
-def placed_size(component: str, part: Part, dtype: torch.dtype) -> int:
-    """Return the bytes that `fill` will take, from headers alone."""
+def placed_size(component: str, part: ComponentLayout, dtype: torch.dtype) -> int:
+    """Return the bytes that `fill` will need, from headers alone."""
     total = 0
-    for name, tensor in read_tensors(part, _CONVERT[component], outline=True):
+    for name, tensor in read_tensors(part, _CONVERT[component], headers_only=True):
         packed = isinstance(tensor, Quantised) or hasattr(tensor, "quant_type")
         if packed and component == "transformer" and name.startswith("blocks."):
-            kept = (tensor.data, tensor.scale.float()) if isinstance(tensor, Quantised) else (tensor,)
-            total += sum(part.nbytes for part in kept)
+            stored_parts = (tensor.data, tensor.scale.float()) if isinstance(tensor, Quantised) else (tensor,)
+            total += sum(part.nbytes for part in stored_parts)
         else:
-            wanted = torch.float32 if component == "transformer" and kept_in_float32(name) else dtype
-            total += math.prod(shape_of(tensor)) * wanted.itemsize
+            target = torch.float32 if component == "transformer" and kept_in_float32(name) else dtype
+            total += math.prod(shape_of(tensor)) * target.itemsize
     return total
 
 
-def read_tensors(part: Part, convert: Converter, *, outline: bool = False) -> Named:
-    """Stream (name as `convert` gives it, tensor) in the order of the files, holding one tensor at a time.
+def read_tensors(part: ComponentLayout, convert: Converter, *, headers_only: bool = False) -> Named:
+    """Yield (name from `convert`, tensor) in file order, holding one tensor at a time.
 
-    A tensor is dense, and may lie in a mapped file: copy it; or it is Quantised, Scaled, or diffusers' GGUFParameter.
-    With `outline` tensors are on the meta device: nothing is read but headers; names, shapes and dtypes are the same.
-    Raises SourceError for files that are damaged, or that hold a tensor twice.
+    A tensor is dense, Quantised, Scaled, or a GGUFParameter of diffusers. A dense one may be part of a mapped file, so
+    copy it. With `headers_only` tensors are on the meta device, with the same names, shapes and dtypes, and only
+    headers are read. Raises SourceError for damaged files, or if a tensor appears twice.
     """
-    stored: Named = (pair for path in part.files for pair in _stored(path, outline))
+    stored: Named = (pair for path in part.files for pair in _stored(path, headers_only))
     if part.map is not None:
         stored = join_halves(stored, json.loads(part.map.read_text("utf-8")))
     seen: set[str] = set()
@@ -139,7 +141,7 @@ def read_tensors(part: Part, convert: Converter, *, outline: bool = False) -> Na
             pairs = convert(key, tensor)
         except SourceError as error:
             raise SourceError(
-                f"{_names(part)}: {error.what}", field="source", hint="is it the file it is named?"
+                f"{_names(part)}: {error.what}", field="source", hint="is this file what its name says?"
             ) from error
         for name, converted in pairs:
             if name in seen:
@@ -148,12 +150,16 @@ def read_tensors(part: Part, convert: Converter, *, outline: bool = False) -> Na
             yield name, converted
 
 
-def check(component: str, model: nn.Module, part: Part) -> None:
-    """Raise SourceError, naming tensors, unless the files of `part` hold exactly those of `model`."""
-    outline = read_tensors(part, _CONVERT[component], outline=True)
-    wanted = {name: shape_of(tensor) for name, tensor in model.named_parameters() if name != _TIED}
-    given = {name: shape_of(tensor) for name, tensor in outline}
-    if component == "transformer" and _SEES in wanted.keys() - given.keys() and "patch_embedding.weight" in given:
+def check(component: str, model: nn.Module, part: ComponentLayout) -> None:
+    """Raise SourceError, naming tensors, unless the files of `part` hold exactly the tensors of `model`."""
+    entries = read_tensors(part, _CONVERT[component], headers_only=True)
+    expected = {name: shape_of(tensor) for name, tensor in model.named_parameters() if name != _TIED}
+    stored = {name: shape_of(tensor) for name, tensor in entries}
+    if (
+        component == "transformer"
+        and _TAKES_PICTURE in expected.keys() - stored.keys()
+        and "patch_embedding.weight" in stored
+    ):
         raise SourceError(
             f"{_names(part)} is a text-to-video model, which takes no picture",
             field="source",
@@ -161,48 +167,48 @@ def check(component: str, model: nn.Module, part: Part) -> None:
         )
     check_names(
         _names(part),
-        lacking=wanted.keys() - given.keys(),
-        unknown=given.keys() - wanted.keys(),
-        misshapen={name for name in wanted.keys() & given.keys() if wanted[name] != given[name]},
+        lacking=expected.keys() - stored.keys(),
+        unknown=stored.keys() - expected.keys(),
+        misshapen={name for name in expected.keys() & stored.keys() if expected[name] != stored[name]},
     )
 
 
 # --- empty networks ---------------------------------------------------------------------------------------------------
 
 
-def _empty_transformer(part: Part, _shapes: Shapes) -> nn.Module:
+def _empty_transformer(part: ComponentLayout, _shapes: Shapes) -> nn.Module:
     if part.form == "diffusers":
         own: nn.Module = MultiTalkTransformer3DModel.from_config(MultiTalkTransformer3DModel.load_config(part.folder))
         return own
-    told = {} if part.config is None else json.loads(part.config.read_text("utf-8"))
-    made: nn.Module = (
-        MultiTalkTransformer3DModel.from_config(told)
-        if "attention_head_dim" in told
-        else MultiTalkTransformer3DModel(**to_engine_config(told))
+    config = {} if part.config is None else json.loads(part.config.read_text("utf-8"))
+    model: nn.Module = (
+        MultiTalkTransformer3DModel.from_config(config)
+        if "attention_head_dim" in config
+        else MultiTalkTransformer3DModel(**to_engine_config(config))
     )
-    return made
+    return model
 
 
-def _empty_text_encoder(_part: Part, shapes: Shapes) -> nn.Module:
+def _empty_text_encoder(_part: ComponentLayout, shapes: Shapes) -> nn.Module:
     from transformers import UMT5Config, UMT5EncoderModel
 
     return UMT5EncoderModel(UMT5Config(**umt5_config(shapes)))
 
 
-def _empty_image_encoder(_part: Part, shapes: Shapes) -> nn.Module:
+def _empty_image_encoder(_part: ComponentLayout, shapes: Shapes) -> nn.Module:
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     return CLIPVisionModel(CLIPVisionConfig(**clip_config(shapes)))
 
 
-def _empty_vae(_part: Part, shapes: Shapes) -> nn.Module:
+def _empty_vae(_part: ComponentLayout, shapes: Shapes) -> nn.Module:
     from diffusers import AutoencoderKLWan
 
     empty: nn.Module = AutoencoderKLWan(**vae_config(shapes))
     return empty
 
 
-_BUILD: Mapping[str, Callable[[Part, Shapes], nn.Module]] = {
+_BUILD: Mapping[str, Callable[[ComponentLayout, Shapes], nn.Module]] = {
     "transformer": _empty_transformer,
     "text_encoder": _empty_text_encoder,
     "image_encoder": _empty_image_encoder,
@@ -211,14 +217,14 @@ _BUILD: Mapping[str, Callable[[Part, Shapes], nn.Module]] = {
 
 
 def _unpack_late(model: nn.Module, name: str, packed: Any, dtype: torch.dtype) -> Tensor:
-    """Have the layer of a packed weight unpack it at each forward."""
+    """Replace the layer of a packed weight by one that unpacks it in each forward."""
     path = name.removesuffix(".weight")
     layer: Any = model.get_submodule(path)
     with torch.device("meta"):
-        late = gguf_parts().linear(layer.in_features, layer.out_features, layer.bias is not None, compute_dtype=dtype)
-    # The bias may have come first.
-    late._parameters["bias"] = layer.bias
-    model.set_submodule(path, late)
+        linear = gguf_parts().linear(layer.in_features, layer.out_features, layer.bias is not None, compute_dtype=dtype)
+    # The bias may have been read first.
+    linear._parameters["bias"] = layer.bias
+    model.set_submodule(path, linear)
     copied: Tensor = packed.clone()
     return copied
 
@@ -226,20 +232,20 @@ def _unpack_late(model: nn.Module, name: str, packed: Any, dtype: torch.dtype) -
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _stored(path: Path, outline: bool) -> Named:
+def _stored(path: Path, headers_only: bool) -> Named:
     try:
         if path.suffix not in (".gguf", ".pth"):
-            yield from _safetensors(path, outline)
+            yield from _safetensors(path, headers_only)
             return
         for key, tensor in _gguf(path) if path.suffix == ".gguf" else _pickled(path):
-            # Both map the file, so that a tensor that is not looked into is not read.
-            yield key, tensor.to("meta") if outline else tensor
+            # Both map the file: a tensor whose values are not used is not read.
+            yield key, tensor.to("meta") if headers_only else tensor
     except EngineError:
         raise
     except Exception as error:
-        # Each of the three libraries has several of its own for a file that is not what it should be.
-        if (found := what_is(path)) is not None and (path.suffix != ".pth" or "PyTorch" not in found[0]):
-            raise SourceError(f"{path} is {found[0]}", field="source", hint=found[1]) from error
+        # Each of the three libraries raises several types of its own for a file in another format.
+        if (kind := what_is(path)) is not None and (path.suffix != ".pth" or "PyTorch" not in kind[0]):
+            raise SourceError(f"{path} is {kind[0]}", field="source", hint=kind[1]) from error
         raise SourceError(
             f"{path} cannot be read: {str(error).strip().partition(chr(10))[0]}",
             field="source",
@@ -247,31 +253,31 @@ def _stored(path: Path, outline: bool) -> Named:
         ) from error
 
 
-def _safetensors(path: Path, outline: bool) -> Named:
+def _safetensors(path: Path, headers_only: bool) -> Named:
     from safetensors import safe_open
 
     stored = stored_tensors(path)
-    names = bare(stored)
+    names = strip_prefixes(stored)
     scales = {key: scale for key in stored if (scale := scale_of(key, stored)) is not None}
     rest = [key for key in names if key not in scales.values()]
     if scales:
         with safe_open(path, "np") as file:
             check_notes(path, stored, file.metadata() or {})
-    if outline:
-        # Asking for the tensors themselves has the system read them ahead, all 75 GB of them.
-        empty = {key: torch.empty(told.shape, dtype=told.dtype, device="meta") for key, told in stored.items()}
+    if headers_only:
+        # get_tensor() would make the system read ahead, all 75 GB.
+        empty = {key: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for key, entry in stored.items()}
         for key in rest:
-            yield names[key], _joined(key, empty.__getitem__, scales)
+            yield names[key], _scaled(key, empty.__getitem__, scales)
         return
     with safe_open(path, "pt") as file:
-        # In the order of the file, which is then read from front to back.
-        wanted = set(rest)
+        # In file order, so that the file is read from front to back.
+        remaining = set(rest)
         for key in file.offset_keys():
-            if key in wanted:
-                yield names[key], _joined(key, file.get_tensor, scales)
+            if key in remaining:
+                yield names[key], _scaled(key, file.get_tensor, scales)
 
 
-def _joined(key: str, get: Callable[[str], Tensor], scales: Mapping[str, str]) -> Tensor | Scaled:
+def _scaled(key: str, get: Callable[[str], Tensor], scales: Mapping[str, str]) -> Tensor | Scaled:
     if key not in scales:
         return get(key)
     try:
@@ -281,45 +287,47 @@ def _joined(key: str, get: Callable[[str], Tensor], scales: Mapping[str, str]) -
 
 
 def _pickled(path: Path) -> Named:
-    # What was saved before torch 1.6 is no archive, and cannot be mapped.
+    # Files saved before torch 1.6 are no archives and cannot be mapped.
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     if isinstance(state, Mapping):
-        # Trainers keep the network beside other things.
+        # Trainers save the network together with other state.
         state = next(
             (state[key] for key in ("state_dict", "model", "module") if isinstance(state.get(key), dict)), state
         )
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError("it holds no tensors by name")
-    for key, name in bare(state).items():
+    for key, name in strip_prefixes(state).items():
         yield name, state.pop(key)
 
 
 def _gguf(path: Path) -> Named:
-    """Yield what is packed as diffusers' GGUFParameter, and other tensors as they are."""
+    """Yield packed tensors as diffusers' GGUFParameter, other tensors as they are."""
     import gguf
 
-    # The package believes every count that stands in the file.
+    # The gguf package trusts every count in the file.
     read_header(path)
-    # Copy-on-write: torch has no tensor that cannot be written to.
+    # Copy-on-write: torch has no read-only tensors.
     reader = gguf.GGUFReader(path, "c")
     kinds = gguf.GGMLQuantizationType
     plain = (kinds.F32, kinds.F16, kinds.BF16)
-    bared = {stored.name: stored.name for stored in reader.tensors} | bare([stored.name for stored in reader.tensors])
+    short_names = {stored.name: stored.name for stored in reader.tensors} | strip_prefixes(
+        [stored.name for stored in reader.tensors]
+    )
     for stored in reader.tensors:
-        # The format knows four dimensions; converters note the fifth of the patches' convolution beside it.
-        named = (f"comfy.gguf.orig_shape.{name}" for name in (stored.name, bared[stored.name]))
-        noted = next((reader.fields[name] for name in named if name in reader.fields), None)
+        # The format has four dimensions; converters store the five of the patch convolution in a field of their own.
+        shape_fields = (f"comfy.gguf.orig_shape.{name}" for name in (stored.name, short_names[stored.name]))
+        original_shape = next((reader.fields[name] for name in shape_fields if name in reader.fields), None)
         packed = torch.from_numpy(stored.data)
         if stored.tensor_type == kinds.BF16:
-            # The package has no such numbers and gives bytes.
+            # The package has no bfloat16 and returns bytes.
             packed = packed.view(torch.bfloat16)
         if stored.tensor_type not in plain:
             packed = gguf_parts().parameter(packed, quant_type=stored.tensor_type)
-        elif noted is not None:
-            packed = packed.reshape([int(noted.parts[index][0]) for index in noted.data])
+        elif original_shape is not None:
+            packed = packed.reshape([int(original_shape.parts[index][0]) for index in original_shape.data])
         yield stored.name, packed
 
 
-def _names(part: Part) -> str:
-    shown = ", ".join(str(path) for path in part.files[:2])
-    return f"{shown} and {len(part.files) - 2} more" if len(part.files) > 2 else shown
+def _names(part: ComponentLayout) -> str:
+    text = ", ".join(str(path) for path in part.files[:2])
+    return f"{text} and {len(part.files) - 2} more" if len(part.files) > 2 else text

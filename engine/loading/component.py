@@ -1,4 +1,4 @@
-"""A component of a model, read from disk when it is wanted and released when it is not."""
+"""A component of a model: read from disk when it is needed, released when it is not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.text.amounts import gigabytes
 logger = logging.getLogger(__name__)
 
 
-def _nobody(_module: Any) -> None:
+def _ignore(_module: Any) -> None:
     pass
 
 
@@ -24,12 +24,12 @@ class Component:
     """One component: how it is read, and the module while it is in memory."""
 
     name: str
-    #: Bytes of its weights in memory.
+    #: Size of its weights in memory, bytes.
     size: int
-    #: Reads it to a device, ready to run.
+    #: Reads it to a device and returns it ready to run.
     read: Callable[[str], nn.Module]
-    #: Called with the module when it is in memory, and with None when it is released.
-    hand: Callable[[Any], None] = _nobody
+    #: Called with the module after it was read, and with None after it was released.
+    on_change: Callable[[Any], None] = _ignore
     module: nn.Module | None = field(default=None, repr=False)
 
     def load(self, device: str) -> nn.Module:
@@ -38,15 +38,15 @@ class Component:
             began = time.monotonic()
             self.module = self.read(device)
             logger.info("read %s, %s, in %.1f s", self.name, gigabytes(self.size, 2), time.monotonic() - began)
-            self.hand(self.module)
+            self.on_change(self.module)
         return self.module
 
     def release(self) -> None:
-        """Let go of the module, if it is in memory; `load` reads it again.
+        """Drop the module, if it is in memory; `load` reads it again.
 
-        Its memory is free as soon as the garbage is collected: a network and the hooks on it hold each other.
+        Its memory is free after the next garbage collection: a network and its hooks are in a reference cycle.
         """
         if self.module is None:
             return
         self.module = None
-        self.hand(None)
+        self.on_change(None)

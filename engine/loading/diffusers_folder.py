@@ -1,4 +1,4 @@
-"""What a model's folder in the layout of diffusers must hold, and what of it is not there."""
+"""Which files a model's folder in diffusers' layout must have, and which of them are missing."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _HINT = "get this file again, from a place you trust"
 
 def missing_files(root: Path, components: Iterable[str]) -> tuple[str, ...]:
     """Return the files of `components` below `root` that are absent or empty, as relative paths."""
-    wanted = [path for component in components for path in component_files(root / component, component)]
-    return tuple(str(path.relative_to(root)) for path in wanted if not path.is_file() or path.stat().st_size == 0)
+    required = [path for component in components for path in component_files(root / component, component)]
+    return tuple(str(path.relative_to(root)) for path in required if not path.is_file() or path.stat().st_size == 0)
 
 
 def component_files(folder: Path, component: str) -> list[Path]:
-    """Return the files that `folder` must hold to be `component` in the layout of diffusers and transformers."""
+    """Return the files that `folder` needs to be `component` in the layout of diffusers and transformers."""
     if component == "tokenizer":
         return [folder / "tokenizer_config.json"]
     return [folder / "config.json", *weight_files(folder, component)]
 
 
 def weight_files(folder: Path, component: str = "") -> list[Path]:
-    """Return the files of weights, present or not, that make `folder` a component, by default the one it is named.
+    """Return the weight files, present or not, that `folder` needs; `component` defaults to the folder's name.
 
     Raises SourceError for an index that names files outside the folder.
     """
-    # diffusers and transformers call the same file by two names; an index decides where there is one.
+    # diffusers and transformers use two names for the same file; an index decides if there is one.
     stems = ("diffusion_pytorch_model", "model")
     for stem in stems:
         index = folder / f"{stem}.safetensors.index.json"
@@ -42,7 +42,7 @@ def weight_files(folder: Path, component: str = "") -> list[Path]:
             if not all(map(is_plain, shards)):
                 raise SourceError(f"{index} names a file outside its folder", field="source", hint=_HINT)
             return [folder / shard for shard in sorted(set(shards))]
-    # What transformers wrote before safetensors; wav2vec2's main revision has nothing else.
+    # transformers' format before safetensors; wav2vec2's main revision has only this.
     names = [f"{stem}.safetensors" for stem in stems] + ["pytorch_model.bin"]
     present = [folder / name for name in names if (folder / name).is_file()]
     if present:

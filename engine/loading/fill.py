@@ -1,4 +1,4 @@
-"""Stored tensors -> a network: read, cast and moved one after the other, with no second copy."""
+"""Stored tensors -> a network: read, cast and moved one by one, without a second copy."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ Dtypes = Callable[[str], torch.dtype]
 
 
 def find_stored(folder: Path) -> dict[str, Stored]:
-    """Return what the safetensors files of a component's folder hold, by name, from their headers alone.
+    """Return the tensors in the safetensors files of a component's folder, by name. Only headers are read.
 
-    Where there is an index, a tensor that lies in several files is the one of the file it names. Raises SourceError.
+    If a tensor is in several files, the index decides which one counts. Raises SourceError.
     """
     index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
-    chosen = json.loads(index.read_text("utf-8"))["weight_map"] if index else {}
-    found: dict[str, Stored] = {}
+    file_of = json.loads(index.read_text("utf-8"))["weight_map"] if index else {}
+    tensors: dict[str, Stored] = {}
     for file in weight_files(folder):
         for name, stored in stored_tensors(file).items():
-            if chosen.get(name, file.name) == file.name:
-                found[name] = stored
-    return found
+            if file_of.get(name, file.name) == file.name:
+                tensors[name] = stored
+    return tensors
 
 
-def match(folder: Path, shell: nn.Module, stored: Mapping[str, Stored], *, tied: Collection[str] = ()) -> None:
-    """Raise SourceError, naming tensors, unless `stored` holds exactly those of `shell`, in its shapes.
+def match(folder: Path, model: nn.Module, stored: Mapping[str, Stored], *, tied: Collection[str] = ()) -> None:
+    """Raise SourceError, naming tensors, unless `stored` has exactly the tensors of `model`, with the same shapes.
 
-    `tied` names tensors of `shell` that are another of its tensors as well, and so need not be stored.
+    `tied` names tensors of `model` that share memory with another of its tensors and need not be stored.
     """
-    wanted = {name: tensor.shape for name, tensor in shell.state_dict(keep_vars=True).items() if name not in tied}
+    expected = {name: tensor.shape for name, tensor in model.state_dict(keep_vars=True).items() if name not in tied}
     check_names(
         folder,
-        lacking=wanted.keys() - stored.keys(),
-        unknown=stored.keys() - wanted.keys(),
-        misshapen={name for name in wanted.keys() & stored.keys() if wanted[name] != stored[name].shape},
+        lacking=expected.keys() - stored.keys(),
+        unknown=stored.keys() - expected.keys(),
+        misshapen={name for name in expected.keys() & stored.keys() if expected[name] != stored[name].shape},
     )
 
 
@@ -58,35 +58,37 @@ def check_names(where: Path | str, *, lacking: Set[str], unknown: Set[str], miss
         ("has another shape of" if one else "have another shape of", misshapen),
     ):
         if names:
-            shown = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            text = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             raise SourceError(
-                f"{where} {what} {shown}", field="source", hint="do config.json and weights belong together?"
+                f"{where} {what} {text}", field="source", hint="do config.json and weights belong together?"
             )
 
 
 def fill(module: nn.Module, stored: Mapping[str, Stored], dtype: Dtypes, reader: Reader, device: str) -> None:
-    """Give `module`, whose tensors are on the meta device, those that are `stored` under their names, on `device`.
+    """Replace the meta tensors of `module` by the `stored` tensors of the same names, on `device`.
 
-    Each is read into its place, so that beside the module there is the reader's buffer alone. Raises SourceError for a
-    file that is not as long as its header says.
+    Each is read directly into its final memory, so only the reader's buffer is needed in addition. Raises SourceError
+    for a file that is shorter than its header says.
     """
-    names = {(found.file, found.name): name for name, found in stored.items()}
-    dtypes = {(found.file, found.name): _becomes(name, found, dtype) for name, found in stored.items()}
-    # With its index: "cuda" alone is another card for the thread of a reader than for this one.
+    names = {(entry.file, entry.name): name for name, entry in stored.items()}
+    dtypes = {(entry.file, entry.name): _becomes(name, entry, dtype) for name, entry in stored.items()}
+    # With its index: in a reader's thread plain "cuda" may be another card than here.
     where = torch.empty(0, device=device).device
 
-    def into(found: Stored) -> Tensor:
-        return torch.empty(found.shape, dtype=dtypes[found.file, found.name], device=where)
+    def into(entry: Stored) -> Tensor:
+        return torch.empty(entry.shape, dtype=dtypes[entry.file, entry.name], device=where)
 
     here = where.type == "cpu"
-    wanted = [replace(found, stays=here and dtypes[found.file, found.name] == found.dtype) for found in stored.values()]
-    tensors = {names[found.file, found.name]: tensor for found, tensor in reader.read(wanted, into)}
+    entries = [
+        replace(entry, stays=here and dtypes[entry.file, entry.name] == entry.dtype) for entry in stored.values()
+    ]
+    tensors = {names[entry.file, entry.name]: tensor for entry, tensor in reader.read(entries, into)}
     module.load_state_dict(tensors, assign=True, strict=False)
 
 
 def filled_size(stored: Mapping[str, Stored], dtype: Dtypes) -> int:
-    """Return the bytes that `fill` will take on the device."""
-    return sum(prod(found.shape) * _becomes(name, found, dtype).itemsize for name, found in stored.items())
+    """Return the bytes that `fill` will need on the device."""
+    return sum(prod(entry.shape) * _becomes(name, entry, dtype).itemsize for name, entry in stored.items())
 
 
 def _becomes(name: str, stored: Stored, dtype: Dtypes) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""The header of a GGUF file, read within bounds: before the package gguf walks through it, which trusts its counts.
+"""The header of a GGUF file, read within limits: the gguf package, which reads it next, trusts all its counts.
 
 Source: the format's specification, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -14,12 +14,12 @@ from pathlib import Path
 from engine.errors import MissingExtra, SourceError
 from engine.loading.file_kinds import what_is
 
-#: Most tensors, entries, and values of all lists together. The largest models have some thousand tensors, and a
-#: tokenizer's vocabulary of 256 000 stands in three lists.
+#: Limits: tensors, entries, and values of all lists together. The largest models have some thousand tensors, and a
+#: tokenizer's vocabulary of 256 000 is stored in three lists.
 _TENSORS, _ENTRIES, _VALUES = 2**17, 2**16, 2**20
-#: Most bytes of a name (by the specification) and of another text, and most dimensions.
+#: Limits: bytes of a name (from the specification) and of other text, and number of dimensions.
 _NAME, _TEXT, _DIMENSIONS = 2**16, 2**24, 8
-#: Kinds of values -> bytes of one; text and lists have lengths of their own.
+#: Type numbers -> bytes of one value; text and lists store their own lengths.
 _WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _TEXT_KIND, _LIST_KIND = 8, 9
 _MAGIC = b"GGUF"
@@ -30,14 +30,14 @@ _VERSIONS = (2, 3)
 class Packed:
     """A tensor of a GGUF file."""
 
-    #: As the package gguf numbers them.
+    #: Quantisation type, numbered as in the gguf package.
     kind: int
-    #: Rows first, as torch has it; the values, not the bytes they are packed into.
+    #: Rows first, as in torch; counts values, not packed bytes.
     shape: tuple[int, ...]
 
 
 def read_header(path: Path) -> dict[str, Packed]:
-    """Return the tensors of a GGUF file by name, having held every count to the file's size and to bounds.
+    """Return the tensors of a GGUF file by name, after checking every count against the file's size and limits.
 
     Raises MissingExtra without the package gguf, and SourceError for a file that is damaged, cut short or no GGUF file.
     """
@@ -50,9 +50,9 @@ def read_header(path: Path) -> dict[str, Packed]:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Header(data).read(sizes)
     except (ValueError, OSError, struct.error) as error:
-        # struct.error: a number beyond the end.
-        if (found := what_is(path)) is not None and "GGUF" not in found[0]:
-            raise SourceError(f"{path} is {found[0]}", field="source", hint=found[1]) from error
+        # struct.error: a number lies beyond the end of the file.
+        if (kind_and_hint := what_is(path)) is not None and "GGUF" not in kind_and_hint[0]:
+            raise SourceError(f"{path} is {kind_and_hint[0]}", field="source", hint=kind_and_hint[1]) from error
         why = "it ends within its header" if isinstance(error, struct.error) else str(error)
         raise SourceError(f"{path} is damaged: {why}", field="source", hint="get this file again") from error
 
@@ -66,11 +66,11 @@ class _Header:
 
     def read(self, sizes: dict[int, tuple[int, int]]) -> dict[str, Packed]:
         if self._data[:4] != _MAGIC:
-            raise ValueError("it is no GGUF file")
+            raise ValueError("it is not a GGUF file")
         self._at = 4
         version = self._number("<I")
         if version not in _VERSIONS:
-            raise ValueError("it is of a version of the format that is not read, or of another byte order")
+            raise ValueError("its version of the format is not supported, or its byte order is not")
         tensors, entries = self._number("<Q"), self._number("<Q")
         self._bound(tensors, _TENSORS, "tensors")
         self._bound(entries, _ENTRIES, "entries")
@@ -80,25 +80,25 @@ class _Header:
             if name == b"general.alignment" and kind == 4:
                 (self._alignment,) = struct.unpack_from("<I", self._data, self._at)
             self._skip(kind)
-        found: dict[str, tuple[Packed, int]] = {}
+        tensors_by_name: dict[str, tuple[Packed, int]] = {}
         for _ in range(tensors):
             name = self._text(_NAME)
             dimensions = self._number("<I")
             self._bound(dimensions, _DIMENSIONS, "dimensions")
             shape = tuple(self._number("<Q") for _ in range(dimensions))[::-1]
-            found[name.decode("utf-8")] = Packed(self._number("<I"), shape), self._number("<Q")
+            tensors_by_name[name.decode("utf-8")] = Packed(self._number("<I"), shape), self._number("<Q")
         if not 0 < self._alignment <= 2**20 or self._alignment & (self._alignment - 1):
-            raise ValueError("its alignment is none")
+            raise ValueError("its alignment is invalid")
         begin = -(-self._at // self._alignment) * self._alignment
-        for packed, offset in found.values():
+        for packed, offset in tensors_by_name.values():
             if packed.kind not in sizes:
-                raise ValueError(f"it holds values of the kind {packed.kind}, which the package gguf does not know")
+                raise ValueError(f"it has values of type {packed.kind}, which the gguf package does not know")
             block, width = sizes[packed.kind]
-            # Python's own numbers have no end.
+            # Python's integers do not overflow.
             count = prod(packed.shape)
             if count % block or begin + offset + count // block * width > len(self._data):
-                raise ValueError("it ends within its tensors, or states sizes that are none")
-        return {name: packed for name, (packed, _) in found.items()}
+                raise ValueError("it ends within its tensors, or states invalid sizes")
+        return {name: packed for name, (packed, _) in tensors_by_name.items()}
 
     def _number(self, form: str) -> int:
         (value,) = struct.unpack_from(form, self._data, self._at)
@@ -112,12 +112,12 @@ class _Header:
     def _text(self, most: int) -> bytes:
         length = self._number("<Q")
         if length > most or self._at + length > len(self._data):
-            raise ValueError("a name or text in its header is longer than it can be")
+            raise ValueError("a name or text in its header is longer than allowed")
         self._at += length
         return self._data[self._at - length : self._at]
 
     def _skip(self, kind: int) -> None:
-        """Pass over a value."""
+        """Skip a value."""
         if kind == _TEXT_KIND:
             self._text(_TEXT)
         elif kind == _LIST_KIND:
@@ -134,7 +134,7 @@ class _Header:
 
     def _pass(self, kind: int, count: int) -> None:
         if kind not in _WIDTHS:
-            raise ValueError("a value in its header is of no known kind")
+            raise ValueError("a value in its header has an unknown type")
         self._at += _WIDTHS[kind] * count
         if self._at > len(self._data):
             raise ValueError("it ends within its header")

@@ -1,4 +1,4 @@
-"""Reference key names <-> ours: a pure, complete, invertible map over single names."""
+"""The reference's tensor names <-> ours: a complete, invertible map, one name at a time."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ _BLOCK = {
     "audio_cross_attn.kv_linear": "audio_attn.to_kv",
     "audio_cross_attn.proj": "audio_attn.to_out",
 }
-# Tensors that are no module's weight or bias.
+# Tensors that are not a weight or bias of a module.
 _TENSORS = {"head.modulation": "scale_shift_table"}
 _BLOCK_TENSORS = {"modulation": "scale_shift_table"}
 
-# Arguments of the reference's constructor (its config.json holds the first few) -> ours, where they mean the same.
+# Arguments of the reference's constructor (its config.json has the first few) -> ours with the same meaning.
 _CONFIG = {
     "patch_size": "patch_size",
     "num_heads": "num_attention_heads",
@@ -80,8 +80,8 @@ _CONFIG = {
     "class_interval": "class_interval",
 }
 
-#: What stands before the names of the network's tensors in files of ComfyUI, of data parallel training, and of trainers
-#: that keep the network under a name of theirs.
+#: Prefixes of tensor names in files of ComfyUI, of data parallel training, and of trainers that keep the network under
+#: their own name.
 TOOL_PREFIXES = (
     "model.diffusion_model.",
     "diffusion_model.",
@@ -96,7 +96,7 @@ TOOL_PREFIXES = (
     "base_model.model.",
     "ema.",
 )
-#: What torch writes wherever it wraps a module: compiled, recomputed or sharded.
+#: What torch inserts where it wraps a module: compiled, checkpointed or sharded.
 WRAPPED = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _NAME = re.compile(r"^(?P<block>blocks\.\d+\.)?(?P<rest>.+)$")
 _LEAF = re.compile(r"^(?P<module>.+)\.(?P<leaf>weight|bias)$")
@@ -118,9 +118,9 @@ def to_reference(key: str) -> str:
 
 
 def engine_name(key: str) -> str | None:
-    """Return our name for a tensor named by either side, None if neither knows it.
+    """Return our name for a tensor, given the reference's name or ours; None if the name is unknown.
 
-    What tools write before the names of a network that they wrap is cut off.
+    Prefixes that tools add are removed.
     """
     key = WRAPPED.sub("", key)
     name = _engine_name(key)
@@ -146,27 +146,27 @@ def _engine_name(key: str) -> str | None:
 
 
 def is_audio(key: str) -> bool:
-    """Return whether `key`, of either side, names a tensor that MultiTalk adds to Wan's network."""
+    """Return whether `key`, the reference's name or ours, is a tensor that MultiTalk adds to Wan's network."""
     return bool(_AUDIO.match(engine_name(key) or ""))
 
 
 def flat_modules(block: bool) -> dict[str, str]:
-    """Return the reference's and our module names, of a block or of the rest, by what they are with underscores."""
+    """Return module names (the reference's and ours, of a block or outside) by their form with underscores for dots."""
     names = _BLOCK if block else _ROOT
     return {name.replace(".", "_"): name for name in (*names.values(), *names)}
 
 
 def to_engine_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return our constructor's arguments for a reference config; what it leaves out keeps our default.
+    """Return our constructor's arguments for a reference config; missing entries keep our defaults.
 
-    Entries that say nothing about sizes (`model_type`, `_class_name`, ...) are left out. Raises SourceError if `dim`
-    does not divide into `num_heads`.
+    Entries that are not sizes (`model_type`, `_class_name`, ...) are ignored. Raises SourceError if `dim` is not
+    divisible by `num_heads`.
     """
     ours = {_CONFIG[name]: value for name, value in config.items() if name in _CONFIG}
     if "dim" in config:
         dim, heads = int(config["dim"]), int(config.get("num_heads", 40))
         if dim % heads:
-            raise SourceError(f"a width of {dim} does not divide into {heads} heads", field="config.dim")
+            raise SourceError(f"a width of {dim} is not divisible by {heads} heads", field="config.dim")
         ours["attention_head_dim"] = dim // heads
     return ours
 

@@ -1,4 +1,4 @@
-"""LoRA files on our network: merged into the weights, or as a side branch that can be switched per forward."""
+"""Apply LoRA files: merged into the weights, or as a side branch that can be switched per forward."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch.nn import functional as F
 
 from engine.errors import SourceError
 from engine.loading.key_map import engine_name
-from engine.loading.lora_alpha import Told, strengths
-from engine.loading.lora_names import check_share, fits, no_fit, no_match, pair_of, sort_entries
+from engine.loading.lora_alpha import StatedAlpha, strengths
+from engine.loading.lora_names import check_share, fits, no_match_error, pair_of, shape_error, sort_entries
 from engine.loading.quantize import shape_of
-from engine.loading.slots import BESIDE
+from engine.loading.slots import BRANCHES
 from engine.multitalk.transformer import TABLE_CHANGES
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What became of a LoRA file: our tensors it changed, its own entries that found no tensor, and their number."""
+    """What a LoRA file changed: our tensors, its entries that match no tensor, and the number of all entries."""
 
     matched: tuple[str, ...]
     unmatched: tuple[str, ...]
@@ -32,10 +32,10 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Delta:
-    """The change of one tensor: the sum of what its entries make.
+    """The change of one tensor: the sum of its entries.
 
-    `parts` are named as by `sort_entries`. What is a product (a pair, LoHa, LoKr) is multiplied by `scale`, which alpha
-    says; the change of a whole tensor ("diff") is not.
+    `parts` are named as by `sort_entries`. A product (a pair, LoHa, LoKr) is multiplied by `scale`, which comes from
+    alpha; the change of a whole tensor ("diff") is not.
     """
 
     sources: tuple[str, ...]
@@ -49,17 +49,17 @@ class Delta:
 
     @property
     def is_product(self) -> bool:
-        """Whether `parts` has factors of another kind, whose product is dense."""
+        """Whether `parts` has the factors of LoHa or LoKr, whose product is dense."""
         return "hada_w1_a" in self.parts or any(part.startswith("lokr_") for part in self.parts)
 
     def fits(self, shape: Sequence[int]) -> bool:
-        """Say whether the change has the values of a tensor of `shape`."""
+        """Return whether the change fits a tensor of `shape`."""
         return fits({part: tuple(tensor.shape) for part, tensor in self.parts.items()}, shape)
 
     def dense(self, shape: torch.Size, device: torch.device | str) -> Tensor:
-        """Return the change as float32 tensor of `shape`. Raises SourceError if it has another shape."""
+        """Return the change as a float32 tensor of `shape`. Raises SourceError if it does not fit."""
         if not self.fits(shape):
-            raise no_fit(self.sources[0], tuple(shape))
+            raise shape_error(self.sources[0], tuple(shape))
         total = torch.zeros(shape, device=device)
         parts = {part: tensor.to(device).float() for part, tensor in self.parts.items()}
         if self.is_pair:
@@ -75,10 +75,10 @@ class Delta:
 
 
 def product(parts: Mapping[str, Tensor]) -> Tensor:
-    """Return what LoHa or LoKr make of their factors, as a matrix (out, in).
+    """Return the product of the factors of LoHa or LoKr, a matrix (out, in).
 
-    LoHa is the product, value by value, of two products of matrices; LoKr the Kronecker product of two matrices, each
-    whole or a product itself. Source: LyCORIS (KohakuBlueleaf/LyCORIS), docs/Algo-Details.md.
+    LoHa is the elementwise product of two matrix products. LoKr is the Kronecker product of two matrices, each stored
+    whole or as a product. Source: LyCORIS (KohakuBlueleaf/LyCORIS), docs/Algo-Details.md.
     """
 
     def factor(name: str) -> Tensor:
@@ -92,50 +92,56 @@ def product(parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def read_deltas(
-    lora: Mapping[str, Tensor], *, use_alpha: bool = True, told: Sequence[Told] = ()
+    lora: Mapping[str, Tensor], *, use_alpha: bool = True, stated: Sequence[StatedAlpha] = ()
 ) -> tuple[dict[str, Delta], tuple[str, ...]]:
-    """Sort a LoRA state dict by our tensor names; also return its entries that name no tensor of the network.
+    """Sort a LoRA state dict by our tensor names; also return its entries that match no tensor of the network.
 
-    Understood are reference and our own module names behind `diffusion_model.`, `transformer.`, `unet.` or nothing, or
-    with underscores for dots, all or some, behind `lora_unet_` or `lycoris_`; pairs lora_down/lora_up and
-    lora_A/lora_B with the bias of the second; LoHa and LoKr; changes of whole tensors: `.diff` and `.w_norm` (weight),
-    `.diff_b` and `.b_norm` (bias), `.diff_m` (modulation table of a block or of the head). With `use_alpha` a pair is
-    scaled by alpha / rank, as trainers mean it, where `.alpha` or `told` (header, adapter_config.json) say one, and by
-    1 where none does; else alpha is ignored, as the public implementation does. Raises SourceError for half a pair, for
-    sources of alpha that differ, and for kinds of adapter that are not read (DoRA).
+    Supported names: the reference's and our module names, with the prefix `diffusion_model.`, `transformer.`, `unet.`
+    or none, or with some or all dots replaced by underscores after `lora_unet_` or `lycoris_`. Supported entries: pairs
+    lora_down/lora_up and lora_A/lora_B with the bias of the second; LoHa and LoKr; changes of whole tensors: `.diff`
+    and `.w_norm` (weight), `.diff_b` and `.b_norm` (bias), `.diff_m` (modulation table of a block or of the head).
+
+    With `use_alpha` a pair is scaled by alpha / rank, as trainers do, if `.alpha` or `stated` (header,
+    adapter_config.json) gives alpha, and by 1 otherwise. Without it alpha is ignored, as in the public implementation.
+    Raises SourceError for an incomplete pair, for sources of alpha that differ, and for unsupported adapters (DoRA).
     """
     parts, unmatched = sort_entries(lora)
     scales: Mapping[str, float] = {}
     if use_alpha:
         shapes = {key: tuple(tensor.shape) for key, tensor in lora.items()}
         alphas = {key: float(tensor) for key, tensor in lora.items() if key.endswith(".alpha")}
-        scales = strengths(parts, shapes, alphas, told).scales
+        scales = strengths(parts, shapes, alphas, stated).scales
     deltas = {}
     for tensor, keys in parts.items():
-        found = {part: lora[key] for part, key in keys.items() if part != "alpha"}
-        deltas[tensor] = Delta(tuple(keys.values()), found, scales.get(pair_of(tensor), 1.0))
+        tensors = {part: lora[key] for part, key in keys.items() if part != "alpha"}
+        deltas[tensor] = Delta(tuple(keys.values()), tensors, scales.get(pair_of(tensor), 1.0))
     return deltas, unmatched
 
 
 class LoraMerger:
-    """Merges a LoRA into tensors as they stream by, before they are cast or quantised.
+    """Merges a LoRA into tensors one by one, before they are cast or quantised.
 
     Call `merge` for every tensor and `coverage` at the end. Arguments as `read_deltas`; `scale` multiplies all.
     """
 
     def __init__(
-        self, lora: Mapping[str, Tensor], *, scale: float = 1.0, use_alpha: bool = True, told: Sequence[Told] = ()
+        self,
+        lora: Mapping[str, Tensor],
+        *,
+        scale: float = 1.0,
+        use_alpha: bool = True,
+        stated: Sequence[StatedAlpha] = (),
     ) -> None:
-        self._deltas, self._unmatched = read_deltas(lora, use_alpha=use_alpha, told=told)
+        self._deltas, self._unmatched = read_deltas(lora, use_alpha=use_alpha, stated=stated)
         self._scale = scale
         self._matched: list[str] = []
 
     def __contains__(self, name: str) -> bool:
-        """Return whether the LoRA changes a tensor, named by either side."""
+        """Return whether the LoRA changes a tensor, given the reference's name or ours."""
         return (engine_name(name) or name) in self._deltas
 
     def merge(self, name: str, tensor: Tensor) -> Tensor:
-        """Return `tensor`, whose name is ours or the reference's, plus its change; summed in float32, dtype kept."""
+        """Return `tensor` plus its change, in the same dtype; the sum is computed in float32."""
         delta = self._deltas.get(engine_name(name) or name)
         if delta is None:
             return tensor
@@ -149,11 +155,11 @@ class LoraMerger:
 
 @dataclass
 class RuntimeLora:
-    """A LoRA beside the weights of a model, which are never touched; off until enabled.
+    """A LoRA attached to a model without changing its weights; off until enabled.
 
-    Pairs are a PEFT adapter. Changes of whole tensors are a second module of the same kind whose parameters are the
-    change: linear layers, convolutions and norms are linear in their parameters, so the outputs add up. LoHa and LoKr
-    are such a module that keeps its factors. A modulation table is summed with its change where it is read.
+    Pairs become a PEFT adapter. Changes of whole tensors become a second module of the same type whose parameters are
+    the change: linear layers, convolutions and norms are linear in their parameters, so the outputs add up. LoHa and
+    LoKr become such a module that keeps its factors. A modulation table is added to its change where it is read.
     """
 
     name: str
@@ -162,18 +168,18 @@ class RuntimeLora:
     _active: dict[str, float] = field(repr=False)
 
     def enable(self, scale: float = 1.0) -> None:
-        """Switch on for the forwards to come, beside other enabled LoRAs."""
+        """Switch on for the next forwards, in addition to other enabled LoRAs."""
         self._active[self.name] = scale
         self._apply()
 
     def disable(self) -> None:
-        """Switch off; without other LoRAs outputs equal the bare model's bit for bit."""
+        """Switch off; if no other LoRA is on, outputs equal those of the model without LoRAs, bit for bit."""
         self._active.pop(self.name, None)
         self._apply()
 
     @contextmanager
     def use(self, scale: float = 1.0) -> Iterator[None]:
-        """Switch on inside a `with` only."""
+        """Switch on inside a `with` block."""
         self.enable(scale)
         try:
             yield
@@ -192,20 +198,20 @@ class RuntimeLora:
 
 
 def load_runtime_lora(
-    model: Any, state: Mapping[str, Tensor], name: str, *, use_alpha: bool = True, told: Sequence[Told] = ()
+    model: Any, state: Mapping[str, Tensor], name: str, *, use_alpha: bool = True, stated: Sequence[StatedAlpha] = ()
 ) -> RuntimeLora:
-    """Put a LoRA beside the weights of a MultiTalkTransformer3DModel under `name`, switched off.
+    """Attach a LoRA to a MultiTalkTransformer3DModel under `name`, switched off.
 
     Arguments as `read_deltas`. Raises SourceError if nothing or too little matches, a change does not fit, or the name
     is taken.
     """
     active: dict[str, float] = model.__dict__.setdefault("_runtime_loras", {})
-    known: set[str] = model.__dict__.setdefault("_runtime_lora_names", set())
-    if name in known:
+    loaded_names: set[str] = model.__dict__.setdefault("_runtime_lora_names", set())
+    if name in loaded_names:
         raise SourceError(f"a LoRA named {name!r} is loaded already", field="lora.name")
-    deltas, unmatched = read_deltas(state, use_alpha=use_alpha, told=told)
+    deltas, unmatched = read_deltas(state, use_alpha=use_alpha, stated=stated)
     parameters = dict(model.named_parameters())
-    # A layer that carries an adapter of another LoRA holds its own parameters one level deeper.
+    # In a layer with an adapter of another LoRA the layer's own parameters are one level deeper.
     shapes = {tensor.replace(".base_layer.", "."): parameter for tensor, parameter in parameters.items()}
     matched = [tensor for tensor in deltas if tensor in shapes]
     coverage = _coverage(deltas, unmatched, matched)
@@ -219,7 +225,7 @@ def load_runtime_lora(
         module, _, leaf = tensor.rpartition(".")
         shape, dtype = torch.Size(shape_of(parameter)), _dtype(model, tensor)
         if not delta.fits(shape):
-            raise no_fit(delta.sources[0], tuple(shape))
+            raise shape_error(delta.sources[0], tuple(shape))
         if leaf == "scale_shift_table":
             tables[module] = delta.dense(shape, "cpu")
             continue
@@ -246,10 +252,10 @@ def load_runtime_lora(
     if adapter:
         trainable = [parameter for parameter in parameters.values() if parameter.requires_grad]
         model.load_lora_adapter(adapter, prefix=None, adapter_name=name)
-        # PEFT freezes the network, and torch picks other kernels, with other last bits, for frozen weights.
+        # PEFT freezes the network; torch picks other kernels for frozen weights, whose results differ in the last bits.
         for parameter in trainable:
             parameter.requires_grad_(True)
-    known.add(name)
+    loaded_names.add(name)
     lora = RuntimeLora(name, coverage, model, active)
     lora.disable()
     return lora
@@ -267,25 +273,25 @@ def _add_branch(layer: nn.Module, branch: nn.Module, active: dict[str, float], n
         change: Tensor = branch.to(inputs[0].device)(*inputs)
         return output + scale * change
 
-    # Not a submodule, so that saving sees the bare network; but it goes where its layer goes.
-    layer.__dict__.setdefault(BESIDE, []).append(branch)
+    # Not a submodule, so that saving does not see it; but it moves to devices together with its layer.
+    layer.__dict__.setdefault(BRANCHES, []).append(branch)
     layer.register_forward_hook(add)
 
 
 def _add_table(module: nn.Module, change: Tensor, active: dict[str, float], name: str) -> None:
-    """Have a block's modulation table, or the head's, be summed with `change` while the LoRA is on."""
+    """Add `change` to a block's or the head's modulation table while the LoRA is on."""
     branch = _Constant(change)
 
     def add(table: Tensor) -> Tensor:
         scale = active.get(name)
         return table if scale is None else table + scale * branch.value[0].to(table.device)
 
-    module.__dict__.setdefault(BESIDE, []).append(branch)
+    module.__dict__.setdefault(BRANCHES, []).append(branch)
     module.__dict__.setdefault(TABLE_CHANGES, []).append(add)
 
 
 class _Product(nn.Module):
-    """The change that LoHa or LoKr make to a layer's output; its factors are kept, and their product is not."""
+    """The change that LoHa or LoKr make to a layer's output; keeps the factors, not their product."""
 
     def __init__(self, layer: nn.Module, delta: Delta, dtype: torch.dtype) -> None:
         super().__init__()
@@ -294,7 +300,7 @@ class _Product(nn.Module):
         self.factors = nn.ParameterList(
             nn.Parameter(delta.parts[name].to(dtype), requires_grad=False) for name in self._names
         )
-        # The patches' convolution is the network's only one: its kernel and stride.
+        # Kernel and stride of the patch convolution, the only one in the network.
         self._convolution: Any = None if isinstance(layer, nn.Linear) else (layer.weight.shape, layer.stride)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -316,23 +322,23 @@ class _Constant(nn.Module):
 
 
 def _like(layer: nn.Module, changes: dict[str, Tensor]) -> nn.Module:
-    """Copy `layer` with `changes` for its parameters, and noughts where there are none."""
+    """Copy `layer` with `changes` as its parameters, and zeros for the others."""
     fresh = {}
     for leaf, parameter in layer.named_parameters(recurse=False):
-        # Not zeros_like: a quantised weight has none, and the change of one is dense.
+        # Not zeros_like: it does not exist for quantised weights, and their change is dense.
         change = changes.get(leaf, torch.zeros(parameter.shape, dtype=parameter.dtype))
         fresh[id(parameter)] = nn.Parameter(change.to(parameter.device), requires_grad=False)
     branch = copy.deepcopy(layer, fresh)
     branch._forward_hooks.clear()
     branch._forward_pre_hooks.clear()
-    branch.__dict__.pop(BESIDE, None)
+    branch.__dict__.pop(BRANCHES, None)
     return branch
 
 
 def _dtype(model: Any, tensor: str) -> torch.dtype:
     module, _, leaf = tensor.rpartition(".")
     layer = _base_layer(model.get_submodule(module)) if module else model
-    # Of a weight that is packed into bytes the layer says what it computes in.
+    # For a weight that is packed into bytes, the layer has the dtype it computes in.
     dtype: torch.dtype = getattr(layer, "compute_dtype", None) or getattr(layer, leaf).dtype
     return dtype
 
@@ -346,9 +352,11 @@ def _base_layer(module: nn.Module) -> nn.Module:
 def _coverage(deltas: Mapping[str, Delta], unmatched: tuple[str, ...], matched: list[str]) -> Coverage:
     if not matched:
         example = next(iter(unmatched), None) or next((delta.sources[0] for delta in deltas.values()), "nothing")
-        raise no_match(example)
-    hit = {engine_name(name) or name for name in matched}
-    left = unmatched + tuple(key for tensor, delta in deltas.items() if tensor not in hit for key in delta.sources)
+        raise no_match_error(example)
+    changed = {engine_name(name) or name for name in matched}
+    unused = unmatched + tuple(
+        key for tensor, delta in deltas.items() if tensor not in changed for key in delta.sources
+    )
     total = len(unmatched) + sum(len(delta.sources) for delta in deltas.values())
-    check_share(total, left)
-    return Coverage(tuple(matched), left, total)
+    check_share(total, unused)
+    return Coverage(tuple(matched), unused, total)

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.errors import SourceError
 from engine.loading.file_kinds import what_is
-from engine.loading.lora_alpha import Told, config_says, header_says
+from engine.loading.lora_alpha import StatedAlpha, alphas_in_config, alphas_in_header
 
 #: PEFT's name of the file that says how an adapter was trained, and of the adapter's own.
 CONFIG = "adapter_config.json"
@@ -33,7 +33,7 @@ class LoraFile:
     #: Values of the entries of alpha, by name.
     alphas: Mapping[str, float] = field(default_factory=dict)
     #: What header and adapter_config.json say about alpha.
-    told: tuple[Told, ...] = ()
+    told: tuple[StatedAlpha, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -63,7 +63,7 @@ def read_lora_header(path: Path) -> LoraFile:
                     raise SourceError(f"{path}: {key} is no single number", field="lora", hint="get this file again")
                 file.seek(8 + size + told["data_offsets"][0])
                 alphas[key] = _scalar(file.read(told["data_offsets"][1] - told["data_offsets"][0]), told["dtype"], key)
-    said = header_says(metadata)
+    said = alphas_in_header(metadata)
     config, warnings = _config(path, shapes)
     return LoraFile(path, shapes, alphas, (*said, *config), warnings)
 
@@ -82,7 +82,7 @@ def _scalar(data: bytes, dtype: str, key: str) -> float:
     return float(struct.unpack(_SCALARS[dtype], data)[0])
 
 
-def _config(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Told], tuple[str, ...]]:
+def _config(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[StatedAlpha], tuple[str, ...]]:
     """Return what adapter_config.json beside `path` says, if it is about it."""
     beside = path.parent / CONFIG
     if not beside.is_file():
@@ -99,7 +99,7 @@ def _config(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Tol
     try:
         if beside.stat().st_size > _CONFIG_BYTES:
             raise SourceError(f"{beside} has over {_CONFIG_BYTES} bytes", field="lora", hint="get the file again")
-        told = config_says(beside.read_text("utf-8"), CONFIG)
+        told = alphas_in_config(beside.read_text("utf-8"), CONFIG)
     except (OSError, ValueError) as error:
         raise SourceError(f"{beside} cannot be read: {error}", field="lora", hint="get the file again") from error
     if owned:

@@ -1,4 +1,4 @@
-"""Entries of a LoRA file -> the tensors of our network that they change, by name alone: no tensor is looked at."""
+"""Entries of a LoRA file -> the tensors of our network that they change, by name alone."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from math import prod
 from engine.errors import SourceError
 from engine.loading.key_map import engine_name, flat_modules
 
-#: More than this share of a file's entries without a tensor: it is for another network, and not used in part.
+#: If more than this share of a file's entries match no tensor, it is for another network and is refused.
 MOST_UNMATCHED = 0.5
 
-#: What wrappers put in the middle of a name.
+#: What wrappers insert into names.
 _WRAPPED = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _PREFIX = re.compile(r"^(?:(?:diffusion_model|transformer|unet|model|base_model|module|pipe|dit)\.)+")
-#: kohya-ss, LyCORIS and those after them write a module's name with underscores for dots, or for some of them.
+#: kohya-ss, LyCORIS and similar tools replace all or some dots of a module's name by underscores.
 _FLAT = re.compile(r"^(?:lora|lycoris)_+(?:(?:unet|transformer|diffusion_model|model|dit)_+)*")
 _FLAT_BLOCK = re.compile(r"^blocks_(?P<number>\d+)(?:_(?P<rest>.+))?$")
 _PART = re.compile(
@@ -26,12 +26,12 @@ _PART = re.compile(
     r"(?P<alpha>alpha)|(?P<diff>diff|w_norm)|(?P<diff_b>diff_b|b_norm)|(?P<diff_m>diff_m)|"
     r"hada_(?P<hada>w[12]_[ab])|lokr_(?P<lokr>w[12](?:_[ab])?))$"
 )
-#: Parts of one module that change its bias; all others change its weight, or a modulation table.
+#: Kinds of entry that change a module's bias; all others change its weight, or a modulation table.
 _OF_BIAS = ("diff_b", "up_bias")
-#: Names of modulation tables behind a block's own, and outside the blocks.
+#: Names of modulation tables, in a block and outside the blocks.
 _TABLES = ("modulation", "scale_shift_table")
 
-#: Kinds of adapter that are not read, by what their entries end in: what is left of such a file is another change.
+#: Unsupported adapters, by the end of their entries' names: the other entries alone would be a wrong change.
 _OTHER = (
     ("DoRA", r"dora_scale|lora_magnitude_vector(?:\.\w+)?(?:\.weight)?|weight_m_wdecomp(?:\.weight)?"),
     ("a convolution in Tucker form", r"hada_t[12]|lokr_t[12]|lora_mid(?:\.\w+)?\.weight"),
@@ -40,19 +40,19 @@ _OTHER = (
     ("(IA)^3", r"ia3_l(?:\.\w+)?|on_input"),
     ("GLoRA", r"[ab][12]\.weight"),
     ("VeRA", r"vera_\w+(?:\.\w+)?"),
-    ("whole weights in place of the network's", r"set_weight|reshape_weight"),
+    ("whole weights that replace the network's", r"set_weight|reshape_weight"),
 )
 _ENDINGS = "|".join(f"(?P<k{index}>{names})" for index, (_, names) in enumerate(_OTHER))
 _KINDS = re.compile(rf"\.(?:{_ENDINGS})$")
 
 
 def sort_entries(keys: Iterable[str]) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
-    """Return, by our tensor names, the entries of each by what they are, and those that name no tensor.
+    """Return the entries of each of our tensors by kind, and the entries that match no tensor.
 
-    What an entry is: "down" and "up" (a pair), "alpha", "diff" (the change of the whole tensor), "up_bias" (the bias of
-    a pair's second half, a change of the layer's bias by the pair's scale), "hada_w1_a" .. "hada_w2_b" (LoHa) and
-    "lokr_w1" .. "lokr_w2_b" (LoKr). Raises SourceError for half a pair, for two entries of one meaning, and for kinds
-    of adapter that are not read (DoRA among them).
+    Kinds: "down" and "up" (a pair), "alpha", "diff" (the change of the whole tensor), "up_bias" (the bias of a pair's
+    second half, which changes the layer's bias by the pair's scale), "hada_w1_a" .. "hada_w2_b" (LoHa) and "lokr_w1" ..
+    "lokr_w2_b" (LoKr). Raises SourceError for an incomplete pair, for two entries with the same meaning, and for
+    unsupported adapters (for example DoRA).
     """
     parts: dict[str, dict[str, str]] = {}
     unmatched: list[str] = []
@@ -68,26 +68,26 @@ def sort_entries(keys: Iterable[str]) -> tuple[dict[str, dict[str, str]], tuple[
                 f"{twin} and {key} mean the same", field="lora", hint="give files that hold one adapter each"
             )
     for tensor in list(parts):
-        found = parts[tensor]
-        _check_halves(found)
-        if found.keys() == {"alpha"}:
+        entries = parts[tensor]
+        _check_halves(entries)
+        if entries.keys() == {"alpha"}:
             unmatched.append(parts.pop(tensor)["alpha"])
     return parts, tuple(unmatched)
 
 
 def module_of(key: str) -> str:
-    """Return the module that an entry is about, as the file spells it."""
+    """Return the module of an entry, as the file spells it."""
     match = _PART.match(key)
     return match["module"] if match else key
 
 
 def pair_of(tensor: str) -> str:
-    """Return the tensor whose pair says the scale of changes of `tensor`: of a bias, its layer's weight."""
+    """Return the tensor whose pair gives the scale for `tensor`: for a bias, the weight of its layer."""
     return f"{tensor.removesuffix('.bias')}.weight" if tensor.endswith(".bias") else tensor
 
 
 def rank_of(shapes: Mapping[str, Sequence[int]]) -> int | None:
-    """Return the rank by which alpha is divided, of the shapes of one tensor's entries; None: alpha has no say."""
+    """Return the rank by which alpha is divided, from the shapes of a tensor's entries; None: alpha does not apply."""
     for part, axis in (("down", 0), ("hada_w1_b", 0), ("lokr_w2_b", 0), ("lokr_w1_b", 0)):
         if part in shapes:
             return shapes[part][axis] if shapes[part] else 1
@@ -95,7 +95,7 @@ def rank_of(shapes: Mapping[str, Sequence[int]]) -> int | None:
 
 
 def fits(shapes: Mapping[str, Sequence[int]], shape: Sequence[int]) -> bool:
-    """Say whether a change of one tensor, by the shapes of its entries, has the values of `shape`."""
+    """Return whether entries with these shapes fit a tensor of `shape`."""
     size = prod(shape)
     for part in ("diff", "up_bias"):
         if part in shapes and prod(shapes[part]) != size:
@@ -114,32 +114,32 @@ def fits(shapes: Mapping[str, Sequence[int]], shape: Sequence[int]) -> bool:
     return True
 
 
-def no_match(example: str) -> SourceError:
-    """Return the error for a file of which no entry names a tensor of the network; `example` is one of its entries."""
+def no_match_error(example: str) -> SourceError:
+    """Return the error for a file whose entries match no tensor of the network; `example` is one of them."""
     return SourceError(
         f"no entry of the LoRA matches the network; it holds {example!r}",
         field="lora",
-        hint="names must be the reference's or ours, bare or behind diffusion_model. transformer. unet. lora_unet_",
+        hint="names must be the reference's or ours, plain or after diffusion_model. transformer. unet. lora_unet_",
     )
 
 
-def no_fit(entry: str, shape: tuple[int, ...]) -> SourceError:
-    """Return the error for a change that does not have the shape of its tensor."""
+def shape_error(entry: str, shape: tuple[int, ...]) -> SourceError:
+    """Return the error for a change that does not fit its tensor."""
     return SourceError(f"{entry} does not fit a tensor of {shape}", field="lora", hint="is it for this model?")
 
 
 def check_share(total: int, unmatched: Sequence[str]) -> None:
-    """Raise SourceError where more than MOST_UNMATCHED of a file's `total` entries find no tensor."""
+    """Raise SourceError if more than MOST_UNMATCHED of a file's `total` entries match no tensor."""
     if len(unmatched) > MOST_UNMATCHED * total:
         raise SourceError(
             f"{len(unmatched)} of {total} entries match no tensor: {_few(unmatched)}",
             field="lora",
-            hint=f"with more than {MOST_UNMATCHED:.0%} of them the LoRA is for another model and is not used in part",
+            hint=f"with more than {MOST_UNMATCHED:.0%} of them the LoRA is for another model; it is not used in part",
         )
 
 
-def tell_unmatched(file: str, total: int, unmatched: Sequence[str]) -> str:
-    """Return the warning about entries of `file` that change nothing; "" where all of them do."""
+def unmatched_warning(file: str, total: int, unmatched: Sequence[str]) -> str:
+    """Return the warning about entries of `file` that change nothing; "" if there are none."""
     if not unmatched:
         return ""
     return f"{len(unmatched)} of {total} entries of {file} match no tensor: {_few(unmatched)}"
@@ -154,15 +154,15 @@ def _refuse_other(key: str) -> None:
     if match is not None:
         kind = next(kind for index, (kind, _) in enumerate(_OTHER) if match[f"k{index}"] is not None)
         raise SourceError(
-            f"{key} is of another kind of adapter: {kind}",
+            f"{key} is of an unsupported adapter: {kind}",
             field="lora",
-            hint="read are LoRA, LoHa, LoKr and changes of whole tensors; convert it to one of them, or merge it into "
-            "the weights with the tool that made it",
+            hint="supported: LoRA, LoHa, LoKr and changes of whole tensors; convert it to one of them, "
+            "or merge it into the weights with the tool that made it",
         )
 
 
 def _meaning(key: str) -> tuple[str | None, str]:
-    """Return our name of the tensor that an entry changes, None if there is none, and what the entry is."""
+    """Return our name of the tensor that an entry changes (None if unknown), and the kind of entry."""
     match = _PART.match(_PREFIX.sub("", _WRAPPED.sub("", key)))
     if match is None:
         return None, ""
@@ -186,7 +186,7 @@ def _table(name: str) -> str | None:
 
 
 def _spellings(module: str) -> list[str]:
-    """Return a module's name as it stands, and the one that it has where underscores stand for dots."""
+    """Return a module's name as it is, and the name it has if its underscores mean dots."""
     flat = _FLAT.sub("", module).replace(".", "_")
     block = _FLAT_BLOCK.match(flat)
     if block is None:
@@ -200,21 +200,21 @@ def _flat_table(flat: str) -> str:
     return {"head_modulation": "head.modulation"}.get(flat, flat)
 
 
-def _check_halves(found: Mapping[str, str]) -> None:
-    """Raise SourceError where a factor of a product is missing."""
+def _check_halves(entries: Mapping[str, str]) -> None:
+    """Raise SourceError if a factor of a product is missing."""
     whole = (
-        ("down" in found) == ("up" in found)
-        and sum(part.startswith("hada_") for part in found) in (0, 4)
-        and all((f"lokr_{one}_a" in found) == (f"lokr_{one}_b" in found) for one in ("w1", "w2"))
-        and len({part[:7] for part in found if part.startswith("lokr_")}) in (0, 2)
+        ("down" in entries) == ("up" in entries)
+        and sum(part.startswith("hada_") for part in entries) in (0, 4)
+        and all((f"lokr_{one}_a" in entries) == (f"lokr_{one}_b" in entries) for one in ("w1", "w2"))
+        and len({part[:7] for part in entries if part.startswith("lokr_")}) in (0, 2)
     )
     if not whole:
-        key = next(key for part, key in found.items() if part not in ("alpha", "diff"))
+        key = next(key for part, key in entries.items() if part not in ("alpha", "diff"))
         raise SourceError(f"{key} is half of a pair", field="lora", hint="get this file again")
 
 
 def _product(left: Sequence[int], right: Sequence[int]) -> tuple[int, int] | None:
-    """Return the shape of a product of two matrices whose axes behind the first are flattened; None: there is none."""
+    """Return the shape of a matrix product, all axes after the first flattened; None if the shapes do not fit."""
     if not left or not right or prod(left[1:]) != right[0]:
         return None
     return left[0], prod(right[1:])

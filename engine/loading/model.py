@@ -20,15 +20,15 @@ from engine.data import Weights
 from engine.data.cancel import CancelToken
 from engine.errors import RequestError, SourceError, UnknownComponent
 from engine.loading.component import Component
-from engine.loading.component_files import OnDisk, first_sentence, unfit
+from engine.loading.component_files import ComponentFiles, first_sentence, unusable_folder
 from engine.loading.file_kinds import what_is
 from engine.loading.fill import check_names
-from engine.loading.layout import QUANTISED, Part, find_parts, seen
+from engine.loading.layout import QUANTISED, ComponentLayout, describe_unread, find_parts
 from engine.loading.lora import Coverage, LoraMerger, RuntimeLora, load_runtime_lora
-from engine.loading.lora_alpha import Told
+from engine.loading.lora_alpha import StatedAlpha
 from engine.loading.lora_file import read_lora_header
-from engine.loading.lora_names import tell_unmatched
-from engine.loading.placement import Placement, Profile, activation_bytes, lighten, place, settle
+from engine.loading.lora_names import unmatched_warning
+from engine.loading.placement import Placement, Profile, activation_bytes, place, reduce_memory, resolve_profile
 from engine.loading.quantize import change_weight, is_block_linear
 from engine.loading.safetensors_reader import AheadReader
 from engine.multitalk.attention import set_self_attention_backend
@@ -46,12 +46,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 QUANTS = ("none", *QUANTISED)
 LORA_MODES = ("runtime", "merged")
 
-# Heads that checkpoints of the audio encoder bring along and that are not used here.
+# Heads that audio encoder checkpoints contain and that are not used here.
 _UNUSED = re.compile(r"quantizer\.|project_|lm_head\.|masked_spec_embed")
 
 
-class Prompted(Protocol):
-    """Encodes prompts: (1, tokens, text_dim), of at most `text_len` tokens; `lost` is what it cuts off."""
+class PromptEncoder(Protocol):
+    """Encodes prompts: (1, tokens, text_dim), at most `text_len` tokens; `lost` returns what it cuts off."""
 
     @property
     def text_len(self) -> int: ...
@@ -61,13 +61,13 @@ class Prompted(Protocol):
     def lost(self, prompt: str) -> str: ...
 
 
-class Seeing(Protocol):
+class PictureEncoder(Protocol):
     """Encodes a picture (3, H, W), float32 -1 .. 1: (1, tokens, image_dim)."""
 
     def encode(self, pixels: Tensor) -> Tensor: ...
 
 
-class Hearing(Protocol):
+class VoiceEncoder(Protocol):
     """Encodes a voice (samples,), float32 mono 16 kHz: (frames, layers, channels)."""
 
     def encode(self, voice: Tensor, frames: int, *, cancel: CancelToken | None = None) -> Tensor: ...
@@ -80,19 +80,19 @@ Lora = tuple[Path, float]
 class Model:
     """The parts of a loaded model and where they are.
 
-    Under a profile that releases parts, transformer, codec, text and image work inside of `use` alone.
+    If the memory profile releases parts, transformer, codec, text and image work only inside `use`.
     """
 
     transformer: MultiTalkTransformer3DModel
     codec: LatentCodec
-    text: Prompted
-    image: Seeing
-    audio: Hearing
+    text: PromptEncoder
+    image: PictureEncoder
+    audio: VoiceEncoder
     placement: Placement
     #: Where forwards run: "cuda" or "cpu". Audio is always encoded on the CPU.
     device: str
     loras: Loras = field(default_factory=lambda: Loras())
-    #: The memory profile in use; where it was not named, `reason` says why it is this one.
+    #: The memory profile in use; `reason` says why it was chosen, if it was "auto".
     memory: str = "none"
     reason: str = ""
 
@@ -101,14 +101,14 @@ class Model:
         return self.placement.use(name)
 
     def set_loras(self, active: Sequence[Lora]) -> None:
-        """Have exactly the LoRAs `active` (file, scale) on from now on.
+        """Switch exactly the LoRAs `active` (file, scale) on, all others off.
 
-        Raises RequestError where one was not loaded, or where LoRAs are merged and others are asked for.
+        Raises RequestError if one was not loaded, or if LoRAs are merged and others are requested.
         """
         self.loras.choose(active)
 
     def close(self) -> None:
-        """Take everything off the device. The model is of no use afterwards."""
+        """Release everything. The model cannot be used afterwards."""
         self.placement.close()
 
 
@@ -128,73 +128,76 @@ def load_model(
     processes: int = 1,
     alone: bool = False,
 ) -> Model:
-    """Load a model from `folder`, which holds each of COMPONENTS in a layout of `find_parts`; nothing is downloaded.
+    """Load a model from `folder`, which has each of COMPONENTS in a layout of `find_parts`. Nothing is downloaded.
 
     Args:
-        folder: the weights; no file in it is changed.
+        folder: the weights; its files are not changed.
         device: "cuda" or "cpu".
-        dtype: "float32" or "bfloat16", of transformer, text and image encoder; the rest is float32.
-        quant: "none", one of `layout.QUANTISED`, which reads a quantised file and keeps it so, or the quantiser's name.
-        quantiser: what the network's layers are quantised with once they are read; None: they stay as they are.
-        wanted: which of several files is meant.
-        attention: name of diffusers' attention backend, as an AttentionBackend resolves it.
-        memory: what is in memory and on the device at a time; None: all of it.
-        reader: how tensors come from their files; None: the engine's own.
-        loras: files and scales. "merged": put into the weights. "runtime": loaded and switched off; see `set_loras`.
+        dtype: "float32" or "bfloat16", for transformer, text and image encoder; the rest is float32.
+        quant: "none", one of `layout.QUANTISED`, which reads a quantised file and keeps it quantised, or the
+            quantiser's name.
+        quantiser: quantises the network's layers after they are read; None: they are not quantised.
+        wanted: which file to use if there are several.
+        attention: name of diffusers' attention backend, from an AttentionBackend's `resolve`.
+        memory: what is in memory and on the device at a time; None: everything on the device.
+        reader: reads tensors from files; None: the engine's own.
+        loras: files and scales. "merged": added to the weights. "runtime": loaded and switched off; see `set_loras`.
         lora_mode: "runtime" or "merged".
-        processes: how many share a forward.
-        alone: of the large parts only the transformer comes to memory; the others are not used then.
+        processes: how many processes share a forward.
+        alone: load only the transformer of the large parts; the others cannot be used.
 
     Raises:
-        SourceError: a file is absent, damaged or has other tensors than the network, each named.
-        ConfigError: a choice that does not exist or that the device cannot run.
+        SourceError: a file is missing, damaged or has other tensors than the network; each is named.
+        ConfigError: a choice does not exist, or the device does not support it.
     """
     _choose("dtype", dtype, tuple(DTYPES))
     if quantiser is None:
         _choose("quant", quant, QUANTS)
     _choose("lora.mode", lora_mode, LORA_MODES)
     profile = memory or Profile()
-    found = _check_files(folder, replace(wanted or Weights("", "", COMPONENTS), quant=quant))
+    files = _check_files(folder, replace(wanted or Weights("", "", COMPONENTS), quant=quant))
     adapters = Loras(loras, lora_mode)
 
-    def dress(transformer: Any) -> None:
+    def prepare(transformer: Any) -> None:
         adapters.merge(transformer)
         if quantiser is not None:
             quantiser.apply(transformer, is_block_linear)
-        adapters.lay_beside(transformer)
+        adapters.attach_adapters(transformer)
         set_self_attention_backend(transformer, attention)
 
     kept = None if quantiser is None else quantiser.cost()[0]
     parts = {
-        "transformer": OnDisk(found["transformer"], "transformer", DTYPES[dtype], dress, kept=kept),
-        "vae": OnDisk(found["vae"], "vae", torch.float32, lambda vae: lighten(vae, profile)),
-        "text_encoder": OnDisk(found["text_encoder"], "text_encoder", DTYPES[dtype]),
-        "image_encoder": OnDisk(found["image_encoder"], "image_encoder", DTYPES[dtype]),
+        "transformer": ComponentFiles(files["transformer"], "transformer", DTYPES[dtype], prepare, kept=kept),
+        "vae": ComponentFiles(files["vae"], "vae", torch.float32, lambda vae: reduce_memory(vae, profile)),
+        "text_encoder": ComponentFiles(files["text_encoder"], "text_encoder", DTYPES[dtype]),
+        "image_encoder": ComponentFiles(files["image_encoder"], "image_encoder", DTYPES[dtype]),
     }
-    shells: dict[str, Any] = {name: part.shell for name, part in parts.items()}
-    check_heads(shells["transformer"].config.num_attention_heads, processes)
-    hearing = _load_audio(found["audio_encoder"].folder)
+    meta_models: dict[str, Any] = {name: part.meta_model for name, part in parts.items()}
+    check_heads(meta_models["transformer"].config.num_attention_heads, processes)
+    hearing = _load_audio(files["audio_encoder"].folder)
     _check_fit(
-        found["transformer"],
-        shells["transformer"],
-        shells["vae"],
-        shells["text_encoder"],
-        shells["image_encoder"],
+        files["transformer"],
+        meta_models["transformer"],
+        meta_models["vae"],
+        meta_models["text_encoder"],
+        meta_models["image_encoder"],
         hearing,
     )
 
-    text_len = int(shells["transformer"].config.text_len)
-    text = TextEncoder(_load_tokenizer(found["tokenizer"].folder), shells["text_encoder"], text_len)
-    image, codec = ImageEncoder(shells["image_encoder"]), WanCodec(shells["vae"])
+    text_len = int(meta_models["transformer"].config.text_len)
+    text = TextEncoder(_load_tokenizer(files["tokenizer"].folder), meta_models["text_encoder"], text_len)
+    image, codec = ImageEncoder(meta_models["image_encoder"]), WanCodec(meta_models["vae"])
 
-    activations = activation_bytes(profile.window, shells["transformer"].config, codec.spatial, DTYPES[dtype].itemsize)
+    activations = activation_bytes(
+        profile.window, meta_models["transformer"].config, codec.spatial, DTYPES[dtype].itemsize
+    )
     loaded = {name: part for name, part in parts.items() if name == "transformer" or not alone}
     sizes = {name: part.size for name, part in loaded.items()}
-    profile, reason = settle(profile, sizes, activations=activations, device=device, processes=processes)
+    profile, reason = resolve_profile(profile, sizes, activations=activations, device=device, processes=processes)
     if reason:
-        logger.info("memory=auto picked %s: %s", profile.name, reason)
+        logger.info("memory=auto chose %s: %s", profile.name, reason)
     model = Model(
-        transformer=shells["transformer"],
+        transformer=meta_models["transformer"],
         codec=codec,
         text=text,
         image=image,
@@ -206,43 +209,43 @@ def load_model(
         reason=reason,
     )
 
-    def take_transformer(transformer: Any) -> None:
+    def set_transformer(transformer: Any) -> None:
         model.transformer = transformer
         if transformer is None:
             adapters.forget()
 
-    takers: dict[str, Callable[[Any], None]] = {
-        "transformer": take_transformer,
-        "vae": codec.take,
+    setters: dict[str, Callable[[Any], None]] = {
+        "transformer": set_transformer,
+        "vae": codec.set_module,
         "text_encoder": partial(setattr, text, "model"),
         "image_encoder": partial(setattr, image, "model"),
     }
     components = {
-        name: Component(name, part.size, partial(part.read, reader or AheadReader()), takers[name])
+        name: Component(name, part.size, partial(part.read, reader or AheadReader()), setters[name])
         for name, part in loaded.items()
     }
     model.placement = place(profile, components, device=device)
     return model
 
 
-def _choose(field: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        raise UnknownComponent(field, name, known)
+def _choose(field: str, name: str, choices: tuple[str, ...]) -> None:
+    if name not in choices:
+        raise UnknownComponent(field, name, choices)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _check_files(folder: Path, wanted: Weights) -> Mapping[str, Part]:
-    """Return the components; raise SourceError for files that are absent or damaged, before anything large is read."""
+def _check_files(folder: Path, weights: Weights) -> Mapping[str, ComponentLayout]:
+    """Return the components; raise SourceError for missing or damaged files before any large file is read."""
     from safetensors import SafetensorError, safe_open
 
     if not folder.is_dir():
         raise SourceError(f"no folder {folder}", field="source")
-    parts, absent = find_parts(folder, wanted)
+    parts, absent = find_parts(folder, weights)
     if absent:
-        there = "".join(f"; {line}" for line in seen(folder, wanted))
-        raise SourceError(f"{folder} lacks {', '.join(absent)}{there}", field="source", hint="get the weights again")
+        unread = "".join(f"; {line}" for line in describe_unread(folder, weights))
+        raise SourceError(f"{folder} lacks {', '.join(absent)}{unread}", field="source", hint="get the weights again")
     own = sorted(part.folder for part in parts.values() if part.form == "diffusers")
     for path in (path for below in own for path in sorted(below.glob("*.json"))):
         try:
@@ -255,8 +258,8 @@ def _check_files(folder: Path, wanted: Weights) -> Mapping[str, Part]:
             with safe_open(path, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            if (told := what_is(path)) is not None:
-                raise SourceError(f"{path} is {told[0]}", field="source", hint=told[1]) from error
+            if (kind_and_hint := what_is(path)) is not None:
+                raise SourceError(f"{path} is {kind_and_hint[0]}", field="source", hint=kind_and_hint[1]) from error
             raise SourceError(f"{path} is damaged: {error}", field="source", hint="get this file again") from error
     for component, part in parts.items():
         logger.info("%s (%s): %s", component, part.form, ", ".join(map(str, part.files)) or part.folder)
@@ -267,7 +270,7 @@ def _check_files(folder: Path, wanted: Weights) -> Mapping[str, Part]:
 
 
 def _load_audio(folder: Path) -> Any:
-    """Load the audio encoder as transformers does: small, and the one whose older files need more than new names."""
+    """Load the audio encoder with transformers: it is small, and its older files need more than renaming."""
     from transformers import Wav2Vec2Model
 
     kind: Any = Wav2Vec2Model
@@ -281,8 +284,8 @@ def _load_audio(folder: Path) -> Any:
                 output_loading_info=True,
             )
     except Exception as error:
-        raise unfit(folder, error) from error
-    # Names, or (name, shape, shape) where shapes differ.
+        raise unusable_folder(folder, error) from error
+    # Names, or (name, shape, shape) for mismatched shapes.
     missing, unexpected, mismatched = (
         {key if isinstance(key, str) else str(key[0]) for key in report.get(f"{kind}_keys", ())}
         for kind in ("missing", "unexpected", "mismatched")
@@ -298,17 +301,17 @@ def _load_audio(folder: Path) -> Any:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Keep both libraries from drawing bars; what was enabled is so again afterwards."""
+    """Switch the progress bars of both libraries off inside the block."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    shown = [bars for bars in (diffusers_logging, transformers_logging) if bars.is_progress_bar_enabled()]
-    for bars in cast("list[Any]", shown):
+    libraries = [bars for bars in (diffusers_logging, transformers_logging) if bars.is_progress_bar_enabled()]
+    for bars in cast("list[Any]", libraries):
         bars.disable_progress_bar()
     try:
         yield
     finally:
-        for bars in cast("list[Any]", shown):
+        for bars in cast("list[Any]", libraries):
             bars.enable_progress_bar()
 
 
@@ -316,7 +319,7 @@ def _load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        # Without the word it asks at the terminal whether to run code that lies beside the tokenizer.
+        # Without trust_remote_code=False it asks at the terminal whether to run code in the tokenizer's folder.
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise SourceError(
@@ -326,8 +329,8 @@ def _load_tokenizer(folder: Path) -> Any:
         ) from error
 
 
-def _check_fit(part: Part, transformer: Any, vae: Any, text: Any, image: Any, audio: Any) -> None:
-    """Raise SourceError where the other parts are not made for the transformer, which is in `part`."""
+def _check_fit(part: ComponentLayout, transformer: Any, vae: Any, text: Any, image: Any, audio: Any) -> None:
+    """Raise SourceError if a part does not fit the transformer, which is in `part`."""
     config = transformer.config
     tokens = (image.config.image_size // image.config.patch_size) ** 2 + 1
     pairs = (
@@ -339,10 +342,10 @@ def _check_fit(part: Part, transformer: Any, vae: Any, text: Any, image: Any, au
         ("out_channels", config.out_channels, "vae", vae.config.z_dim),
         ("vae_scale_temporal", config.vae_scale_temporal, "vae", vae.config.scale_factor_temporal),
     )
-    for key, wanted, other, given in pairs:
-        if wanted != given:
+    for key, expected, other, actual in pairs:
+        if expected != actual:
             raise SourceError(
-                f"{part.config or part.folder / 'config.json'} wants {key} {wanted}, {other} has {given}",
+                f"{part.config or part.folder / 'config.json'} wants {key} {expected}, {other} has {actual}",
                 field="source",
                 hint="the parts are of different models",
             )
@@ -352,46 +355,46 @@ def _check_fit(part: Part, transformer: Any, vae: Any, text: Any, image: Any, au
 
 
 class Loras:
-    """The LoRAs of a model: they stay chosen while the network they belong to is released and read again."""
+    """The LoRAs of a model and which are on; this survives releasing and reading the network again."""
 
-    def __init__(self, given: Sequence[Lora] = (), mode: str = "runtime") -> None:
-        """Read nothing yet. "merged": all of `given` are in the weights; "runtime": each can be switched."""
-        self.given = tuple(given)
+    def __init__(self, loras: Sequence[Lora] = (), mode: str = "runtime") -> None:
+        """Read nothing yet. "merged": all `loras` are merged into the weights; "runtime": each can be switched."""
+        self.loras = tuple(loras)
         self.mode = mode
-        self.beside: dict[Path, RuntimeLora] = {}
+        self.attached: dict[Path, RuntimeLora] = {}
         self._scales: dict[Path, float] = {}
 
     def merge(self, transformer: nn.Module) -> None:
-        """Put them into the weights, where that is the mode. Raises SourceError."""
-        for path, scale in self.given if self.mode == "merged" else ():
+        """Merge them into the weights, if that is the mode. Raises SourceError."""
+        for path, scale in self.loras if self.mode == "merged" else ():
             _merge(transformer, path, scale)
 
-    def lay_beside(self, transformer: nn.Module) -> None:
-        """Load them beside the weights, where that is the mode, and switch on those that are chosen."""
-        self.beside = {}
-        for index, path in enumerate(dict(self.given) if self.mode == "runtime" else ()):
-            state, told = _read_lora(path)
-            self.beside[path] = load_runtime_lora(transformer, state, f"lora{index}", told=told)
-            _log_coverage(path, self.beside[path].coverage)
+    def attach_adapters(self, transformer: nn.Module) -> None:
+        """Attach them to the network, if that is the mode, and switch on the active ones."""
+        self.attached = {}
+        for index, path in enumerate(dict(self.loras) if self.mode == "runtime" else ()):
+            state, stated = _read_lora(path)
+            self.attached[path] = load_runtime_lora(transformer, state, f"lora{index}", stated=stated)
+            _log_coverage(path, self.attached[path].coverage)
         self._switch()
 
     def forget(self) -> None:
-        """Let go of the network; what is chosen stays chosen for the next one."""
-        self.beside = {}
+        """Drop references to the network; which LoRAs are on stays the same for the next one."""
+        self.attached = {}
 
     def choose(self, active: Sequence[Lora]) -> None:
         """See `Model.set_loras`."""
-        if self.mode == "merged" and self.given:
-            if set(active) != set(self.given):
+        if self.mode == "merged" and self.loras:
+            if set(active) != set(self.loras):
                 raise RequestError(
-                    f"{_names(self.given)} merged into the weights and cannot be changed for one request",
+                    f"{_names(self.loras)} merged into the weights and cannot be changed for one request",
                     field="lora",
                     hint="start an engine with lora.mode=runtime, or with the same LoRAs",
                 )
             return
-        known = dict(self.given)
+        loaded = dict(self.loras)
         for path, _ in active:
-            if path not in known:
+            if path not in loaded:
                 raise RequestError(
                     f"the LoRA {path.name!r} is not loaded", field="lora", hint="name it when the engine starts"
                 )
@@ -399,15 +402,15 @@ class Loras:
         self._switch()
 
     def _switch(self) -> None:
-        for path, lora in self.beside.items():
+        for path, lora in self.attached.items():
             if path in self._scales:
                 lora.enable(self._scales[path])
             else:
                 lora.disable()
 
 
-def _read_lora(path: Path) -> tuple[dict[str, Tensor], tuple[Told, ...]]:
-    """Return the tensors of a LoRA's file, and what it says about alpha beside them. Raises SourceError."""
+def _read_lora(path: Path) -> tuple[dict[str, Tensor], tuple[StatedAlpha, ...]]:
+    """Return the tensors of a LoRA's file, and what its header and config state about alpha. Raises SourceError."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -419,19 +422,19 @@ def _read_lora(path: Path) -> tuple[dict[str, Tensor], tuple[Told, ...]]:
 
 
 def _merge(transformer: nn.Module, path: Path, scale: float) -> None:
-    state, told = _read_lora(path)
-    merger = LoraMerger(state, scale=scale, told=told)
+    state, stated = _read_lora(path)
+    merger = LoraMerger(state, scale=scale, stated=stated)
     for name in [name for name, _ in transformer.named_parameters() if name in merger]:
-        # Tensor by tensor: a second copy of the whole network would not fit.
+        # One tensor at a time: a second copy of the whole network would not fit.
         change_weight(transformer, name, lambda weight, name=name: merger.merge(name, weight))  # type: ignore[misc]
     _log_coverage(path, merger.coverage())
 
 
 def _log_coverage(path: Path, coverage: Coverage) -> None:
-    """Log what a LoRA changes. The answer has it, too: `engine.assembly.compatibility.look_at_loras`."""
+    """Log what a LoRA changes. Results contain it, too: `engine.assembly.compatibility.look_at_loras`."""
     logger.info("%s changes %d tensors", path.name, len(coverage.matched))
     if coverage.unmatched:
-        logger.warning(tell_unmatched(path.name, coverage.entries, coverage.unmatched))
+        logger.warning(unmatched_warning(path.name, coverage.entries, coverage.unmatched))
 
 
 def _names(loras: Sequence[Lora]) -> str:

@@ -1,4 +1,4 @@
-"""A network that goes to the device and leaves it again; its weights stay in the host's memory meanwhile."""
+"""Move a whole network to the device and back; its weights stay in host memory in the meantime."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from engine.loading.slots import Weight, of_parts, parts_of, weights_of
 
 
 class Mover:
-    """Copies a network's weights to the device, and later drops the copies: what is unchanged is not copied back."""
+    """Copies a network's weights to the device and later drops the copies; unchanged weights are not copied back."""
 
-    def __init__(self, module: nn.Module, device: str, *, apart: Collection[nn.Module] = ()) -> None:
-        """Move nothing yet; what is below `apart` is somebody else's."""
-        self.module, self.device, self.apart = module, device, apart
-        self._there: list[tuple[Weight, Tensor, int]] = []
+    def __init__(self, module: nn.Module, device: str, *, excluding: Collection[nn.Module] = ()) -> None:
+        """Move nothing yet; modules below `excluding` are never moved."""
+        self.module, self.device, self.excluding = module, device, excluding
+        self._copies: list[tuple[Weight, Tensor, int]] = []
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def come(self) -> None:
-        """Bring all weights to the device. Where one fails, `go` takes back what came."""
-        for weight in weights_of(self.module, apart=self.apart):
+    def onload(self) -> None:
+        """Copy all weights to the device. If this fails half-way, `offload` undoes what was done."""
+        for weight in weights_of(self.module, excluding=self.excluding):
             copy = moved(weight.tensor, self.device)
             weight.put(copy)
-            self._there.append((weight, copy, _version(copy)))
+            self._copies.append((weight, copy, _version(copy)))
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def go(self) -> None:
-        """Let the host's weights stand in their places again, with what was changed on the device."""
-        while self._there:
-            weight, copy, version = self._there.pop()
-            if not weight.stands(copy):
+    def offload(self) -> None:
+        """Put the host's weights back, including changes that were made on the device."""
+        while self._copies:
+            weight, copy, version = self._copies.pop()
+            if not weight.holds(copy):
                 continue
-            # Statistics of batches are written by kernels that do not count it; our networks have none.
+            # Kernels change batch statistics without increasing the version counter; our networks have none.
             statistics = copy.is_floating_point() and not isinstance(copy, nn.Parameter)
             if statistics or _version(copy) != version:
                 for part, changed in zip(parts_of(weight.tensor), parts_of(copy), strict=True):
                     part.copy_(changed)
             weight.put(weight.tensor)
-        # What was put in place of ours, or beside it, in the meantime.
-        for weight in weights_of(self.module, apart=self.apart):
+        # Weights that were replaced or added in the meantime.
+        for weight in weights_of(self.module, excluding=self.excluding):
             if weight.tensor.device.type != "cpu":
                 weight.put(moved(weight.tensor, "cpu"))
         forget = getattr(self.module, "forget_tables", None)
@@ -51,14 +51,14 @@ class Mover:
 
 
 def moved(tensor: Tensor, device: str) -> Tensor:
-    """Return a copy of a parameter or buffer on `device`, or itself where it is there."""
+    """Return a copy of a parameter or buffer on `device`, or the tensor itself if it is there already."""
     if tensor.device == torch.device(device):
         return tensor
-    # To the host it must be complete when it is looked at; from there, the device does the rest in order.
+    # A copy to the host must be complete before it is used; copies to the device are ordered by its stream.
     parts = [part.to(device, non_blocking=device != "cpu") for part in parts_of(tensor)]
     return of_parts(tensor, parts)
 
 
 def _version(tensor: Tensor) -> int:
-    """Return how often a tensor was written to."""
+    """Return torch's counter of in-place changes."""
     return sum(part._version for part in parts_of(tensor))

@@ -1,7 +1,7 @@
 """Tensors of Wan's own umT5, CLIP and autoencoder files -> those of transformers' and diffusers' classes, one by one.
 
 Each component has a converter `(key, tensor) -> ((name, tensor), ...)`, which works on meta tensors too, and a
-function from the shapes of a file to the arguments of the class: these files bring no config.
+function from the shapes in a file to the arguments of the class, because these files have no config.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _CLIP_OWN = re.compile(r"^(embeddings|encoder\.layers|pre_layrnorm|post_layernor
 
 
 def convert_umt5(key: str, tensor: Tensor) -> Converted:
-    """Name a tensor of `models_t5_umt5-xxl-enc-bf16.pth` as in UMT5EncoderModel. Raises SourceError."""
+    """Rename a tensor of `models_t5_umt5-xxl-enc-bf16.pth` as in UMT5EncoderModel. Raises SourceError."""
     block = _BLOCK.match(key)
     if block and block[2] in _UMT5:
         return ((f"encoder.block.{block[1]}.{_UMT5[block[2]]}", tensor),)
@@ -72,9 +72,9 @@ def convert_umt5(key: str, tensor: Tensor) -> Converted:
 
 
 def convert_clip(key: str, tensor: Tensor) -> Converted:
-    """Name a tensor of `models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth` as in CLIPVisionModel.
+    """Rename a tensor of `models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth` as in CLIPVisionModel.
 
-    The joint projection of queries, keys and values becomes three; the text tower becomes nothing. Raises SourceError.
+    The joint projection of queries, keys and values becomes three; the text tower is dropped. Raises SourceError.
     """
     if _CLIP_UNUSED.match(key):
         return ()
@@ -96,23 +96,23 @@ def convert_clip(key: str, tensor: Tensor) -> Converted:
 
 
 def convert_vae(key: str, tensor: Tensor) -> Converted:
-    """Name a tensor of `Wan2.1_VAE.pth` as in AutoencoderKLWan. A name that is not known is kept as it is."""
+    """Rename a tensor of `Wan2.1_VAE.pth` as in AutoencoderKLWan. An unknown name is kept."""
     return tuple(convert_wan_vae_to_diffusers({key: tensor}).items())
 
 
 def umt5_config(shapes: Shapes) -> dict[str, Any]:
-    """Return UMT5Config's arguments for the shapes of an original file. Raises SourceError where one is absent."""
-    named = _shapes_of(shapes, convert_umt5)
-    if "shared.weight" not in named:
+    """Return UMT5Config's arguments for the shapes of an original file. Raises SourceError if one is missing."""
+    renamed = _shapes_of(shapes, convert_umt5)
+    if "shared.weight" not in renamed:
         raise SourceError("it holds no 'token_embedding.weight' (or 'shared.weight')", field="source")
-    vocabulary, width = named["shared.weight"]
-    buckets, heads = _shape(named, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
+    vocabulary, width = renamed["shared.weight"]
+    buckets, heads = _shape(renamed, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
     return {
         "vocab_size": vocabulary,
         "d_model": width,
-        "d_kv": _shape(named, "encoder.block.0.layer.0.SelfAttention.q.weight")[0] // heads,
-        "d_ff": _shape(named, "encoder.block.0.layer.1.DenseReluDense.wi_1.weight")[0],
-        "num_layers": _count(named, r"encoder\.block\.(\d+)\."),
+        "d_kv": _shape(renamed, "encoder.block.0.layer.0.SelfAttention.q.weight")[0] // heads,
+        "d_ff": _shape(renamed, "encoder.block.0.layer.1.DenseReluDense.wi_1.weight")[0],
+        "num_layers": _count(renamed, r"encoder\.block\.(\d+)\."),
         "num_heads": heads,
         "relative_attention_num_buckets": buckets,
         "feed_forward_proj": "gated-gelu",
@@ -120,18 +120,18 @@ def umt5_config(shapes: Shapes) -> dict[str, Any]:
 
 
 def clip_config(shapes: Shapes) -> dict[str, Any]:
-    """Return CLIPVisionConfig's arguments for the shapes of an original file. Raises SourceError where one is absent.
+    """Return CLIPVisionConfig's arguments for the shapes of an original file. Raises SourceError if one is missing.
 
-    The number of heads stands in no shape: those of ViT-H are 80 wide.
+    The number of heads is not in any shape: it is computed from ViT-H's head width, 80.
     """
-    named = _shapes_of(shapes, convert_clip)
-    width, _, patch, _ = _shape(named, "embeddings.patch_embedding.weight")
+    renamed = _shapes_of(shapes, convert_clip)
+    width, _, patch, _ = _shape(renamed, "embeddings.patch_embedding.weight")
     return {
         "hidden_size": width,
-        "intermediate_size": _shape(named, "encoder.layers.0.mlp.fc1.weight")[0],
-        "num_hidden_layers": _count(named, r"encoder\.layers\.(\d+)\."),
+        "intermediate_size": _shape(renamed, "encoder.layers.0.mlp.fc1.weight")[0],
+        "num_hidden_layers": _count(renamed, r"encoder\.layers\.(\d+)\."),
         "num_attention_heads": width // 80,
-        "image_size": math.isqrt(_shape(named, "embeddings.position_embedding.weight")[0] - 1) * patch,
+        "image_size": math.isqrt(_shape(renamed, "embeddings.position_embedding.weight")[0] - 1) * patch,
         "patch_size": patch,
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-5,
@@ -139,9 +139,9 @@ def clip_config(shapes: Shapes) -> dict[str, Any]:
 
 
 def vae_config(shapes: Shapes) -> dict[str, Any]:
-    """Return AutoencoderKLWan's arguments for the shapes of an original file. Raises SourceError where one is absent.
+    """Return AutoencoderKLWan's arguments for the shapes of an original file. Raises SourceError if one is missing.
 
-    All else, the latents' statistics among it, are the class' defaults, which are Wan 2.1's.
+    Everything else, including the latents' statistics, are the defaults of the class, which are those of Wan 2.1.
     """
     first, last = (
         ("encoder.conv_in.weight", "post_quant_conv.weight")

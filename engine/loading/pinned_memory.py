@@ -1,4 +1,4 @@
-"""Memory of the host for weights that a GPU asks for again and again: large pieces, pinned once, given in slices."""
+"""Host memory for weights that a GPU reads repeatedly: large pieces, pinned once, divided into slices."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from engine.loading.slots import Weight, of_parts, parts_of
 
 logger = logging.getLogger(__name__)
 
-#: Slices begin at multiples of so many bytes: no kernel asks for more.
+#: Alignment of slices, bytes: no kernel needs more.
 STEP = 512
-#: The largest piece. torch's allocator of pinned memory hands out powers of two, so pieces are such.
+#: Largest piece, bytes. torch's allocator of pinned memory rounds up to powers of two, so pieces are powers of two.
 PIECE = 2**31
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Bytes of an arena: those of `memory`, which begin at `begin` of piece number `piece`."""
+    """A part of an arena: `memory`, which begins at byte `begin` of piece number `piece`."""
 
     piece: int
     begin: int
     memory: Tensor
 
     def follows(self, other: Slice) -> bool:
-        """Say whether this one begins where `other` ends, but for what its end was rounded up by."""
+        """Return whether this slice begins where `other` ends, apart from rounding."""
         return self.piece == other.piece and self.begin == other.begin + rounded(other.memory.numel())
 
 
 class Arena:
-    """Hands out memory on the host. It lives as long as anybody has a slice."""
+    """Allocates host memory in slices. A piece is freed when nothing refers to its slices."""
 
     def __init__(self, total: int, *, pinned: bool) -> None:
-        """Take nothing yet; `total` bytes, each slice rounded up by `rounded`, are going to be wanted about."""
+        """Allocate nothing yet; about `total` bytes will be needed, with each slice rounded up by `rounded`."""
         self.pinned = pinned
-        self._wanted = total
+        self._still_needed = total
         self._pieces: list[Tensor] = []
         self._used: list[int] = []
         self._last = 0
 
     @property
     def size(self) -> int:
-        """Bytes taken of the host so far."""
+        """Bytes allocated on the host so far."""
         return sum(piece.numel() for piece in self._pieces)
 
     def take(self, size: int) -> Slice:
-        """Return `size` bytes: the next ones, or where others have left room."""
+        """Return a slice of `size` bytes: the next ones, or a gap that earlier slices left."""
         room = rounded(size)
-        # What follows on each other is copied at once.
+        # Adjacent slices can be copied in one operation.
         order = sorted(range(len(self._pieces)), key=lambda index: index != self._last)
         fitting = (index for index in order if self._used[index] + room <= self._pieces[index].numel())
         index = next(fitting, None)
@@ -59,7 +59,7 @@ class Arena:
             index = self._last = self._grow(room)
         begin = self._used[index]
         self._used[index] += room
-        self._wanted -= room
+        self._still_needed -= room
         return Slice(index, begin, self._pieces[index][begin : begin + size])
 
     def between(self, first: Slice, last: Slice) -> Tensor:
@@ -67,8 +67,8 @@ class Arena:
         return self._pieces[first.piece][first.begin : last.begin + last.memory.numel()]
 
     def _grow(self, room: int) -> int:
-        # The last pieces are smaller and smaller, so that little is left over.
-        most = min(PIECE, 1 << max(0, self._wanted.bit_length() - 1))
+        # The last pieces get smaller, so that little memory is wasted.
+        most = min(PIECE, 1 << max(0, self._still_needed.bit_length() - 1))
         size = max(most, 1 << (room - 1).bit_length() if room > 1 else STEP)
         self._pieces.append(self._memory(size))
         self._used.append(0)
@@ -79,29 +79,29 @@ class Arena:
             try:
                 return torch.empty(size, dtype=torch.uint8, pin_memory=True)
             except RuntimeError as error:
-                # Frames are the same, and slower to make.
+                # Results are the same, only slower.
                 logger.warning("weights are not pinned from here on: %s", str(error).partition("\n")[0])
                 self.pinned = False
         return torch.empty(size, dtype=torch.uint8)
 
 
 def rounded(size: int) -> int:
-    """Return the bytes that a slice of `size` takes."""
+    """Return the bytes that a slice of `size` bytes occupies."""
     return -(-size // STEP) * STEP
 
 
 def shaped(memory: Tensor, like: Tensor) -> Tensor:
-    """Return bytes as a tensor of the dtype and shape of `like`."""
+    """View bytes as a tensor with the dtype and shape of `like`."""
     return memory.view(like.dtype).view(like.shape)
 
 
 @torch.no_grad()
-def settle(
-    weights: Sequence[Weight], arena: Arena, tell: Callable[[Weight, Sequence[Slice]], None] = lambda _, __: None
+def copy_to_arena(
+    weights: Sequence[Weight], arena: Arena, on_copied: Callable[[Weight, Sequence[Slice]], None] = lambda _, __: None
 ) -> None:
-    """Copy `weights` into `arena` one by one and let go of each where it was; `tell` hears where it is now.
+    """Copy `weights` into `arena` one by one and drop each original; `on_copied` is called with the new slices.
 
-    So the host never holds more than all of them, one twice, and a piece.
+    So the host needs at most the memory of all weights, of one more weight, and of one piece.
     """
     for weight in weights:
         slices, parts = [], []
@@ -110,4 +110,4 @@ def settle(
             parts.append(shaped(slices[-1].memory, part).copy_(part))
         weight.tensor = of_parts(weight.tensor, parts)
         weight.put(weight.tensor)
-        tell(weight, slices)
+        on_copied(weight, slices)

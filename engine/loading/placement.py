@@ -1,4 +1,4 @@
-"""What of the model is in memory and on the device, and when."""
+"""Which parts of the model are in memory and on the device, and when."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from torch import nn
 from engine.errors import ConfigError, UnknownComponent
 from engine.loading.component import Component
 from engine.loading.mover import Mover, moved
-from engine.loading.pinned_memory import Arena, rounded
-from engine.loading.pinned_memory import settle as settle_in
-from engine.loading.slots import BESIDE, parts_of, size_of, weights_of
-from engine.loading.streamer import Beside, Streamer
+from engine.loading.pinned_memory import Arena, copy_to_arena, rounded
+from engine.loading.slots import BRANCHES, parts_of, size_of, weights_of
+from engine.loading.streamer import Streamer, StreamLane
 from engine.machine.profiles import (
     PROFILES,
     USABLE,
@@ -40,33 +39,33 @@ NAMES = (*PROFILES, "auto")
 class Profile:
     """How memory is used.
 
-    "none": everything is on the device from now on. "text-offload": everything but the text encoder is, or that alone
-    while texts are encoded. "model-offload": one component is, the others are on the CPU.
-    "group-offload": so too, but of the transformer only some blocks at a time. "lowest": so too, but text encoder,
-    image encoder and VAE are read from disk when their turn comes and released after it, and the transformer is
-    released before a text is encoded. "auto": the first of these that fits.
+    "none": everything is on the device all the time. "text-offload": everything except the text encoder is on the
+    device; while texts are encoded, only the text encoder. "model-offload": one component is on the device, the others
+    are on the CPU. "group-offload": the same, but only some blocks of the transformer at a time. "lowest": the same,
+    but text encoder, image encoder and VAE are read from disk when they are needed and released afterwards, and the
+    transformer is released before a text is encoded. "auto": the first of these that fits.
     """
 
     name: str = "none"
-    #: Transformer blocks that come while one computes.
+    #: Transformer blocks that are copied ahead while one computes.
     blocks: int = 1
-    #: Blocks that stay on the device while the transformer is in use; "auto": as many as fit.
+    #: Blocks that stay on the device while the transformer is used; "auto": as many as fit.
     resident: int | str = 0
-    #: For resident="auto": bytes of the device for the transformer's weights. `settle` finds them.
+    #: For resident="auto": bytes on the device for the transformer's weights. `resolve_profile` sets it.
     room: int = 0
-    #: Move blocks while others compute, on a stream of their own, which needs CUDA; None: where that is the device.
+    #: Copy blocks while others compute, on a separate CUDA stream; None: if the device is CUDA.
     streams: bool | None = None
-    #: Pin weights that wait in the host's memory, which a GPU reads faster; None: of all parts if the host has room for
-    #: that, else of the transformer's blocks alone. On a CPU nothing is.
+    #: Pin weights in host memory, which a GPU reads faster; None: all parts if the host has enough memory, else only
+    #: the transformer's blocks. Ignored on a CPU.
     pin: bool | None = None
-    #: Side in pixels of the VAE's tiles, a multiple of 32; 0: none. Frames made of tiles differ a little.
+    #: Side of the VAE's tiles in pixels, a multiple of 32; 0: no tiles. Frames made with tiles differ slightly.
     tile: int = 0
     #: For "auto": frames, height and width of the largest window that will be made.
     window: tuple[int, int, int] = (81, 480, 832)
 
 
 class Placement(Protocol):
-    """Brings components to the device when their turn comes."""
+    """Moves components to the device when they are used."""
 
     def use(self, name: str) -> AbstractContextManager[None]:
         """Have component `name` on the device inside a `with`; only one at a time."""
@@ -77,13 +76,13 @@ class Placement(Protocol):
         ...
 
 
-def settle(
+def resolve_profile(
     profile: Profile, sizes: Mapping[str, int], *, activations: int, device: str, processes: int = 1
 ) -> tuple[Profile, str]:
-    """Return the profile with "auto" and the streams decided, and why "auto" became what it is.
+    """Return the profile with "auto" values resolved, and the reason for the choice of a profile.
 
-    `sizes` are the bytes of each component in memory; `processes` like this one share the machine's. Raises
-    UnknownComponent and ConfigError for what cannot be.
+    `sizes` are the bytes of each component in memory; `processes` processes share the machine. Raises UnknownComponent
+    and ConfigError for invalid values.
     """
     if profile.name not in NAMES:
         raise UnknownComponent("memory", profile.name, NAMES)
@@ -102,7 +101,7 @@ def settle(
         raise ConfigError(
             f"streams need CUDA, the device is {device!r}",
             field="memory.streams",
-            hint="leave it out: blocks are then moved one after the other",
+            hint="leave it out: blocks are then copied one after the other",
         )
     profile = replace(profile, streams=cuda if profile.streams is None else profile.streams)
     if not cuda:
@@ -113,18 +112,18 @@ def settle(
         profile = replace(profile, room=room_for_blocks(activations, free_on_device()))
     if profile.name != "auto":
         return profile, ""
-    picked, reason = choose_profile(
+    name, reason = choose_profile(
         sizes, activations, device_free=free_on_device() if cuda else None, host_free=free_on_host() // processes
     )
-    return replace(profile, name=picked), reason
+    return replace(profile, name=name), reason
 
 
 def place(profile: Profile, components: Mapping[str, Component], *, device: str) -> Placement:
-    """Place `components` as `profile`, which is settled, says."""
+    """Place `components` as `profile` says, which `resolve_profile` returned."""
     if profile.name == "none":
         for component in components.values():
-            _bring_beside(component.load(device), device)
-        return _Resident(components)
+            _move_branches(component.load(device), device)
+        return _AllResident(components)
     if profile.name == "lowest":
         return _read_in_turn(profile, components, device)
     modules = {name: component.load("cpu") for name, component in components.items()}
@@ -139,18 +138,18 @@ def place(profile: Profile, components: Mapping[str, Component], *, device: str)
     together: tuple[frozenset[str], ...] = ()
     if profile.name == "text-offload":
         together = (frozenset(movers) - {"text_encoder"},)
-    return _InTurn(
+    return _OneAtATime(
         components,
-        {name: mover.come for name, mover in movers.items()},
-        {name: mover.go for name, mover in movers.items()},
+        {name: mover.onload for name, mover in movers.items()},
+        {name: mover.offload for name, mover in movers.items()},
         together,
     )
 
 
-def lighten(vae: Any, profile: Profile) -> None:
-    """Let a VAE take less memory for its work, as far as `profile` allows."""
+def reduce_memory(vae: Any, profile: Profile) -> None:
+    """Switch on the VAE's memory savings that `profile` asks for."""
     if profile.name == "lowest":
-        # One video at a time, which is exact; so far nobody hands it more.
+        # One video at a time, which changes no result; so far all callers pass one.
         vae.enable_slicing()
     if profile.tile:
         stride = profile.tile * 3 // 4
@@ -161,33 +160,33 @@ def _read_in_turn(profile: Profile, components: Mapping[str, Component], device:
     transformer = components["transformer"]
     streamers: list[Streamer] = []
 
-    def come_text() -> None:
-        # The two largest are never both there.
+    def load_text_encoder() -> None:
+        # The two largest components are never in memory together.
         streamers.clear()
-        _let_go(transformer)
+        _release(transformer)
         _empty_host_cache()
         components["text_encoder"].load(device)
 
-    def come_transformer() -> None:
+    def load_transformer() -> None:
         if transformer.module is None:
             streamers[:] = [stream_blocks(transformer.load("cpu"), device, profile)]
-        streamers[0].come()
+        streamers[0].onload()
 
-    def go_transformer() -> None:
-        # It stays in the host's memory.
+    def offload_transformer() -> None:
+        # It stays in host memory.
         for streamer in streamers:
-            streamer.go()
+            streamer.offload()
 
-    come: dict[str, Callable[[], Any]] = {
+    onload: dict[str, Callable[[], Any]] = {
         **{name: partial(component.load, device) for name, component in components.items()},
-        "text_encoder": come_text,
-        "transformer": come_transformer,
+        "text_encoder": load_text_encoder,
+        "transformer": load_transformer,
     }
-    go = {name: partial(_let_go, component) for name, component in components.items()}
-    return _InTurn(components, come, {**go, "transformer": go_transformer})
+    offload = {name: partial(_release, component) for name, component in components.items()}
+    return _OneAtATime(components, onload, {**offload, "transformer": offload_transformer})
 
 
-class _Resident:
+class _AllResident:
     def __init__(self, components: Mapping[str, Component]) -> None:
         self._components = components
 
@@ -195,30 +194,30 @@ class _Resident:
         return nullcontext()
 
     def close(self) -> None:
-        _let_go(*self._components.values())
+        _release(*self._components.values())
 
 
-class _InTurn:
-    """Lets a component go only when another one is wanted, so that neighbouring uses of one move nothing.
+class _OneAtATime:
+    """Moves a component off the device only when another one is used, so repeated uses move nothing.
 
-    Components that stand `together` come and go as one.
+    Components of one set in `together` are moved together.
     """
 
     def __init__(
         self,
         components: Mapping[str, Component],
-        come: Mapping[str, Callable[[], Any]],
-        go: Mapping[str, Callable[[], Any]],
+        onload: Mapping[str, Callable[[], Any]],
+        offload: Mapping[str, Callable[[], Any]],
         together: Collection[frozenset[str]] = (),
     ) -> None:
-        self._components, self._come, self._go, self._together = components, come, go, together
+        self._components, self._onload, self._offload, self._together = components, onload, offload, together
         self._resident: frozenset[str] = frozenset()
         self._used: str | None = None
 
     @contextmanager
     def use(self, name: str) -> Iterator[None]:
         if self._used not in (None, name):
-            raise RuntimeError(f"{name} is wanted on the device while {self._used} is in use")
+            raise RuntimeError(f"{name} is needed on the device while {self._used} is in use")
         outer, self._used = self._used, name
         try:
             self._bring(name)
@@ -230,11 +229,11 @@ class _InTurn:
         if name in self._resident:
             return
         self._evict()
-        # Before it comes: one that fails half-way leaves parts of itself on the device.
+        # Set first: a component that fails half-way leaves parts on the device.
         self._resident = next((group for group in self._together if name in group), frozenset([name]))
         try:
             for one in sorted(self._resident):
-                self._come[one]()
+                self._onload[one]()
         except BaseException:
             self._evict()
             raise
@@ -242,7 +241,7 @@ class _InTurn:
     def _evict(self) -> None:
         if self._resident:
             for one in sorted(self._resident):
-                self._go[one]()
+                self._offload[one]()
             self._resident = frozenset()
             _free_cache()
 
@@ -250,26 +249,26 @@ class _InTurn:
         try:
             self._evict()
         finally:
-            # The ways to come hold modules and their memory.
-            self._come, self._go = {}, {}
-            _let_go(*self._components.values())
+            # These functions refer to modules and so keep their memory.
+            self._onload, self._offload = {}, {}
+            _release(*self._components.values())
             _empty_host_cache()
 
 
-def _let_go(*components: Component) -> None:
-    there = [component for component in components if component.module is not None]
-    for component in there:
+def _release(*components: Component) -> None:
+    loaded = [component for component in components if component.module is not None]
+    for component in loaded:
         component.release()
-    if there:
+    if loaded:
         gc.collect()
         _free_cache()
 
 
 def stream_blocks(transformer: Any, device: str, profile: Profile) -> Streamer:
-    """Keep the blocks in the host's memory from now on; each comes to the device when it computes."""
-    lane = Beside(device) if profile.streams else None
+    """Keep the blocks in host memory from now on; each is copied to the device when it computes."""
+    lane = StreamLane(device) if profile.streams else None
     if lane is None:
-        logger.info("blocks are moved one after the other, without streams")
+        logger.info("blocks are copied one after the other, without a stream of their own")
     pinned = profile.pin is not False and torch.device(device).type == "cuda"
     return Streamer(
         transformer,
@@ -287,15 +286,15 @@ def _resident(transformer: Any, profile: Profile) -> int:
     if profile.resident != "auto":
         return min(int(profile.resident), len(blocks))
     sizes = [sum(size_of(weight.tensor) for weight in weights_of(block)) for block in blocks]
-    root = sum(size_of(weight.tensor) for weight in weights_of(transformer, apart=blocks))
+    root = sum(size_of(weight.tensor) for weight in weights_of(transformer, excluding=blocks))
     fitting = resident_blocks(profile.room, root=root, block=max(sizes), places=profile.blocks + 1, layers=len(blocks))
     logger.info("%d of %d blocks stay on the device", fitting, len(blocks))
     return fitting
 
 
 def pin(module: nn.Module) -> None:
-    """Copy a component's weights, which are in the host's memory, to memory that a GPU reads faster."""
-    settle_in(weights_of(module), _arena(module, pinned=True))
+    """Copy a component's weights from ordinary to pinned host memory, which a GPU reads faster."""
+    copy_to_arena(weights_of(module), _arena(module, pinned=True))
 
 
 def _arena(module: nn.Module, *, pinned: bool) -> Arena:
@@ -303,16 +302,16 @@ def _arena(module: nn.Module, *, pinned: bool) -> Arena:
     return Arena(sum(rounded(part.numel() * part.element_size()) for part in parts), pinned=pinned)
 
 
-def _bring_beside(module: nn.Module, device: str) -> None:
-    """Bring what is beside the parts of a module to where the module is."""
+def _move_branches(module: nn.Module, device: str) -> None:
+    """Move the branches attached to a module's parts to the module's device."""
     for one in module.modules():
-        for beside in one.__dict__.get(BESIDE, ()):
-            for weight in weights_of(beside):
+        for branch in one.__dict__.get(BRANCHES, ()):
+            for weight in weights_of(branch):
                 weight.put(moved(weight.tensor, device))
 
 
 def activation_bytes(window: tuple[int, int, int], config: Any, spatial: int, itemsize: int) -> int:
-    """Return what forwards over a window of (frames, height, width) are allowed to need beside the weights."""
+    """Return the bytes reserved for activations of a window of (frames, height, width), in addition to the weights."""
     frames, height, width = window
     side = spatial * config.patch_size[1]
     tokens = (1 + (frames - 1) // config.vae_scale_temporal) * (height // side) * (width // side)
@@ -320,12 +319,12 @@ def activation_bytes(window: tuple[int, int, int], config: Any, spatial: int, it
 
 
 def _free_cache() -> None:
-    # Does nothing where CUDA was never used.
+    # Does nothing if CUDA was never used.
     torch.cuda.empty_cache()
 
 
 def _empty_host_cache() -> None:
-    # Torch keeps pinned memory for whoever pins next; older versions have no way to free it.
+    # Torch caches pinned memory; older versions cannot free it.
     empty = getattr(torch.accelerator, "empty_host_cache", None)
     if empty is not None and torch.cuda.is_available():
         empty()

@@ -1,4 +1,4 @@
-"""Reads files into the machine's cache while something else is done, so that whoever needs them finds them there."""
+"""Read files into the operating system's page cache while something else runs, so that loading them is faster."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-#: Bytes of one read: large enough for a volume across a network, small enough to stop soon.
+#: Bytes of one read: large enough for a network volume, small enough to stop quickly.
 _PIECE = 8 * 2**20
 
 
 @contextmanager
 def reading_ahead(paths: Sequence[Path]) -> Iterator[None]:
-    """Read `paths` one after the other, in a thread, while the block runs; what is not read by then is left.
+    """Read `paths` one after the other in a thread while the block runs, and stop when it ends.
 
-    Nothing is kept but by the operating system, which takes the memory back as it needs it. A file that cannot be read
-    is passed over: whoever loads it says what is wrong with it.
+    Only the operating system keeps the data, and takes the memory back as it needs it. Files that cannot be read are
+    skipped: loading them reports the error.
     """
-    ended = threading.Event()
+    stop = threading.Event()
     if paths:
-        # Not waited for: a read of a slow disk takes its time, and disturbs nobody.
-        threading.Thread(target=_read, args=(paths, ended), name="multitalk-read-ahead", daemon=True).start()
+        # Not joined: a read from a slow disk may take long, and does no harm.
+        threading.Thread(target=_read, args=(paths, stop), name="multitalk-read-ahead", daemon=True).start()
     try:
         yield
     finally:
-        ended.set()
+        stop.set()
 
 
-def _read(paths: Sequence[Path], ended: threading.Event) -> None:
+def _read(paths: Sequence[Path], stop: threading.Event) -> None:
     piece = bytearray(_PIECE)
     for path in paths:
         try:
             with path.open("rb", buffering=0) as file:
-                while not ended.is_set() and file.readinto(piece):
+                while not stop.is_set() and file.readinto(piece):
                     pass
         except OSError:
             continue

@@ -21,7 +21,7 @@ _UNUSED = (".input_scale", ".output_scale")
 
 @dataclass(frozen=True)
 class Quantised:
-    """A weight of one scale a row: `data` (out, in), int8 or float8, times `scale` (out, 1)."""
+    """A weight with one scale per row: `data` (out, in), int8 or float8, times `scale` (out, 1)."""
 
     data: Tensor
     scale: Tensor
@@ -35,26 +35,26 @@ class Quantised:
         return (self.data.float() * self.scale.float()).to(dtype)
 
     def kept(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight as it is stored, for a Linear that computes in `dtype`. Raises MissingExtra."""
+        """Return torchao's quantised tensor, for a Linear that computes in `dtype`. Raises MissingExtra."""
         data, scale = self.data.clone(), self.scale.to(torch.float32, copy=True)
         try:
             if data.dtype == torch.int8:
                 from torchao.quantization import Int8Tensor
 
-                kept: Tensor = Int8Tensor(data, scale, block_size=[1, data.shape[1]], dtype=dtype)
+                weight: Tensor = Int8Tensor(data, scale, block_size=[1, data.shape[1]], dtype=dtype)
             else:
                 from torchao.quantization import Float8Tensor
 
-                kept = Float8Tensor(data, scale, block_size=[1, data.shape[1]], dtype=dtype)
+                weight = Float8Tensor(data, scale, block_size=[1, data.shape[1]], dtype=dtype)
         except ImportError as error:
             raise MissingExtra(
                 "quant", "torchao", "quant", why="to keep weights as a quanto file stores them"
             ) from error
-        return kept
+        return weight
 
 
 def quantise(weight: Tensor, dtype: torch.dtype) -> Quantised:
-    """Store a weight (out, in) as int8 or float8_e4m3fn, one scale a row, so that a row's largest value fits just."""
+    """Quantise a weight (out, in) to int8 or float8_e4m3fn with one scale per row, from the row's largest value."""
     most = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
     scale = weight.float().abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / most
     data = weight.float() / scale
@@ -75,10 +75,10 @@ def dequantize(
 def join_halves(
     tensors: Iterable[tuple[str, Tensor]], quantised: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[tuple[str, Tensor | Quantised]]:
-    """Stream the (name, tensor) pairs of a quanto checkpoint, `m.weight` in one piece; holds only unpaired halves.
+    """Yield the (name, tensor) pairs of a quanto checkpoint with data and scale joined; holds only unpaired tensors.
 
-    Raises SourceError for a kind of quantisation that is not read, a half without its other half, a dtype the map does
-    not say, or a module of the map that the checkpoint does not have.
+    Raises SourceError for an unsupported quantisation, data without scale or the reverse, a dtype that differs from the
+    map, or a module of the map that the checkpoint does not have.
     """
     for module, kinds in quantised.items():
         if kinds.get("weights") not in _DTYPES:
@@ -88,14 +88,14 @@ def join_halves(
                 hint=f"readable: {', '.join(_DTYPES)}",
             )
     waiting: dict[str, dict[str, Tensor]] = {}
-    done: set[str] = set()
+    joined: set[str] = set()
     for name, tensor in tensors:
         if name.endswith(_UNUSED) and name.rpartition(".")[0] in quantised:
             continue
         module, _, half = name.rpartition(".weight.")
         if half not in ("_data", "_scale"):
             if name.removesuffix(".weight") in quantised and name.endswith(".weight"):
-                raise SourceError(f"{name} is dense, its map says it is quantised", field="quantisation map")
+                raise SourceError(f"{name} is dense, but the map says it is quantised", field="quantisation map")
             yield name, tensor
             continue
         if module not in quantised:
@@ -104,17 +104,17 @@ def join_halves(
         halves[half] = tensor
         if len(halves) == 2:
             yield f"{module}.weight", _join(module, quantised[module]["weights"], **waiting.pop(module))
-            done.add(module)
-    missing = sorted((set(quantised) - done) | set(waiting))
+            joined.add(module)
+    missing = sorted((set(quantised) - joined) | set(waiting))
     if missing:
         raise SourceError(
             f"the checkpoint lacks weights of {len(missing)} quantised modules: {', '.join(missing[:5])}",
             field="quantisation map",
-            hint="map and checkpoint must be of one model",
+            hint="map and checkpoint must belong to the same model",
         )
 
 
 def _join(module: str, kind: str, _data: Tensor, _scale: Tensor) -> Quantised:
     if _data.dtype != _DTYPES[kind]:
-        raise SourceError(f"{module} holds {_data.dtype}, its map says {kind}", field="quantisation map")
+        raise SourceError(f"{module} holds {_data.dtype}, but the map says {kind}", field="quantisation map")
     return Quantised(_data, _scale)

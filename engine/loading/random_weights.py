@@ -1,4 +1,4 @@
-"""A folder of weights of any size that nobody has trained: the real classes, filled in seconds."""
+"""Write a folder of random weights of any size: the real classes, filled in seconds."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-#: Values of the block of noise that every tensor is filled with over and over.
+#: Values in the block of noise that fills every tensor, repeated.
 _BLOCK = 2**20
 
 
 def write_random_folder(folder: Path, configs: Mapping[str, Mapping[str, Any]], dtype: torch.dtype) -> None:
     """Write all parts of a model below `folder` in the layout of diffusers and transformers.
 
-    `configs` holds what differs from each class's defaults, by part; the tokenizer knows a few words. Weights are
-    normal noise of deviation 0.02, the transformer's, text and image encoder's in `dtype`, the others in float32.
+    `configs` has what differs from the defaults of each class, by part; the tokenizer knows a few words. Weights are
+    normal noise with standard deviation 0.02: transformer, text and image encoder in `dtype`, the others in float32.
     """
     from engine.multitalk.transformer import kept_in_float32
 
@@ -30,7 +30,7 @@ def write_random_folder(folder: Path, configs: Mapping[str, Mapping[str, Any]], 
             exact = name in ("vae", "audio_encoder") or (name == "transformer" and kept_in_float32(key))
             parameter.data = _filled(parameter.shape, block, torch.float32 if exact else dtype)
         if name == "text_encoder":
-            # Leaving the meta device parts what shares one tensor, and the file would hold it twice.
+            # Leaving the meta device separates tied tensors, and the file would hold them twice.
             model.tie_weights()
         _save(model, folder / name)
         del model
@@ -38,7 +38,7 @@ def write_random_folder(folder: Path, configs: Mapping[str, Mapping[str, Any]], 
 
 
 def build_part(name: str, config: Mapping[str, Any]) -> Any:
-    """Return the network of the part `name`; `config` holds what differs from its class's defaults."""
+    """Return the network of the part `name`; `config` has what differs from the defaults of its class."""
     from diffusers import AutoencoderKLWan
     from transformers import (
         CLIPVisionConfig,
@@ -76,7 +76,7 @@ def _save(model: nn.Module, folder: Path) -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write a tokenizer that knows a few words and ends a prompt as umT5's does."""
+    """Write a tokenizer that knows a few words and ends a prompt with the token of umT5's."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -84,5 +84,7 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    made: Any = PreTrainedTokenizerFast
-    made(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
+    tokenizer_class: Any = PreTrainedTokenizerFast
+    tokenizer_class(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>").save_pretrained(
+        folder
+    )

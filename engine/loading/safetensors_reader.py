@@ -1,4 +1,4 @@
-"""Safetensors files -> tensors at their place, read ahead of whoever takes them."""
+"""Safetensors files -> tensors in their final memory; threads read ahead of the consumer."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from engine.loading.file_kinds import what_is
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Bytes read at a time, and how many such pieces may wait to be taken. One fits into a processor's own cache, where a
-#: cast on the same thread finds what was just read: handing pieces to another thread took a third more processor time.
+#: Bytes read at a time, and how many such pieces may wait for the consumer. One fits into a core's own cache, so that a
+#: cast on the same thread finds the data there: passing pieces to another thread took a third more processor time.
 PIECE = 2**20
 PIECES = 16
-#: Bytes that a thread reads to the CPU, piece by piece, before it asks for more: asking takes as long as a cast.
+#: Bytes that a thread reads to the CPU, piece by piece, as one task: scheduling a task takes as long as a cast.
 _SPAN = 16 * PIECE
-#: Values that torch casts on the thread it is called by, rather than on threads of its own.
+#: Values that torch casts on the calling thread, rather than on its own threads.
 _SERIAL = 2**15
-#: The most that a load holds beside the tensors at their place.
+#: Maximum bytes that a load needs in addition to the tensors themselves.
 BUFFER = PIECE * PIECES
-#: Linux' MADV_POPULATE_READ and _WRITE (5.14 and later), which Python's mmap does not name.
+#: Linux' MADV_POPULATE_READ and _WRITE (5.14 and later), which Python's mmap does not define.
 POPULATE_READ, POPULATE_WRITE = 22, 23
 
-#: Dtypes of the format -> torch's names.
+#: Dtypes of the format -> names of torch dtypes.
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -55,83 +55,82 @@ _DTYPES = {
 
 
 def stored_tensors(file: Path) -> dict[str, Stored]:
-    """Return what a safetensors file holds, by name, from its header alone.
+    """Return the tensors of a safetensors file, by name, from its header alone.
 
-    Raises SourceError for a file that is damaged, cut short or holds a dtype that is not read.
+    Raises SourceError for a file that is damaged, truncated or has an unsupported dtype.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
-        # The library checks that the header is sound and that the file is as long as it says.
+        # The library checks that the header is valid and that the file has the length it states.
         with safe_open(file, "pt"), file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(length))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        if (told := what_is(file)) is not None:
-            raise SourceError(f"{file} is {told[0]}", field="source", hint=told[1]) from error
+        if (kind_and_hint := what_is(file)) is not None:
+            raise SourceError(f"{file} is {kind_and_hint[0]}", field="source", hint=kind_and_hint[1]) from error
         raise _damaged(file, str(error)) from error
     header.pop("__metadata__", None)
-    return {name: _stored(file, name, told, 8 + length) for name, told in header.items()}
+    return {name: _stored(file, name, entry, 8 + length) for name, entry in header.items()}
 
 
-def _stored(file: Path, name: str, told: dict[str, Any], begin: int) -> Stored:
+def _stored(file: Path, name: str, entry: dict[str, Any], begin: int) -> Stored:
     import torch
 
-    dtype = _DTYPES.get(str(told["dtype"]))
+    dtype = _DTYPES.get(str(entry["dtype"]))
     if dtype is None:
         raise SourceError(
-            f"{file} holds {name} as {told['dtype']}", field="source", hint=f"readable: {', '.join(_DTYPES)}"
+            f"{file} holds {name} as {entry['dtype']}", field="source", hint=f"supported: {', '.join(_DTYPES)}"
         )
-    first, end = told["data_offsets"]
-    return Stored(file, name, getattr(torch, dtype), tuple(told["shape"]), begin + first, end - first)
+    first, end = entry["data_offsets"]
+    return Stored(file, name, getattr(torch, dtype), tuple(entry["shape"]), begin + first, end - first)
 
 
-def by_file(wanted: Iterable[Stored]) -> dict[Path, dict[str, Stored]]:
-    """Return the tensors of each file, by name, in the order in which they lie there."""
+def by_file(tensors: Iterable[Stored]) -> dict[Path, dict[str, Stored]]:
+    """Return the tensors of each file, by name, in file order."""
     files: dict[Path, dict[str, Stored]] = {}
-    for stored in sorted(wanted, key=lambda stored: (stored.file, stored.offset)):
+    for stored in sorted(tensors, key=lambda stored: (stored.file, stored.offset)):
         files.setdefault(stored.file, {})[stored.name] = stored
     return files
 
 
 class AheadReader:
-    """Reads with the system's own calls, about in the order of the files: threads read while the caller places.
+    """Reads with plain system calls, roughly in file order: threads read while the caller places tensors.
 
-    A tensor that stays as it is stored, on the CPU, is left in its file if it is large and the reader may map: its
-    pages are read, are the kernel's and common to all processes, and whoever writes to them has a copy. Else it is read
-    straight into its place. Any other is cast piece by piece, by the thread that reads it on the CPU; where CUDA is the
-    place, pieces are pinned and the caller moves them. So there never is a second copy of the model, nor one of a
-    tensor, and beside the places there are at most `BUFFER` bytes. Threads are as many as torch computes with: what
-    takes longest, on a CPU, is to touch fresh memory first. The kernel is asked for it by the span, which takes a tenth
-    less than page by page.
+    A large tensor that stays on the CPU in its stored dtype is mapped, if the reader may map: its pages are in the
+    kernel's page cache, shared by all processes, and copied on write. A small one is read directly into its final
+    memory. Any other tensor is cast piece by piece: on the CPU by the thread that reads it; for CUDA, pieces are pinned
+    and the caller moves them. So there is never a second copy of the model or of a tensor, and at most `BUFFER` bytes
+    are needed in addition. There are as many threads as torch computes with: on a CPU the first touch of fresh memory
+    takes longest. The kernel is asked for memory by the span, which takes a tenth less time than page by page.
     """
 
     def __init__(self, *, mapped: bool = True) -> None:
-        """Make a reader; `mapped`: large tensors that stay as they are stored may be left in their files."""
+        """Make a reader; `mapped`: large tensors that need no cast may be mapped from their files."""
         self.mapped = mapped
 
     def read(self, wanted: Sequence[Stored], into: Callable[[Stored], Tensor]) -> Iterator[tuple[Stored, Tensor]]:
         """See `components.Reader`."""
         import torch
 
-        rooms: deque[Tensor] = deque()
+        buffers: deque[Tensor] = deque()
         waiting: deque[tuple[_Piece, Future[None]]] = deque()
         threads = ThreadPoolExecutor(min(PIECES, torch.get_num_threads()), "multitalk-read")
         with ExitStack() as files:
             try:
-                for piece in _pieces(by_file(wanted), into, rooms, files, mapped=self.mapped):
+                for piece in _pieces(by_file(wanted), into, buffers, files, mapped=self.mapped):
                     waiting.append((piece, threads.submit(piece.read)))
                     if len(waiting) == PIECES:
-                        yield from _taken(*waiting.popleft())
+                        yield from _placed(*waiting.popleft())
                 while waiting:
-                    yield from _taken(*waiting.popleft())
+                    yield from _placed(*waiting.popleft())
             finally:
-                # Before the files are closed: whoever stops taking leaves pieces that are being read.
+                # Before the files are closed: if the consumer stops early, pieces are still being read.
                 threads.shutdown(cancel_futures=True)
 
 
-def _taken(piece: _Piece, reading: Future[None]) -> Iterator[tuple[Stored, Tensor]]:
-    """Wait for a piece, have it placed, and yield its tensor if it is the last of it."""
+def _placed(piece: _Piece, reading: Future[None]) -> Iterator[tuple[Stored, Tensor]]:
+    """Wait for a piece, put it in place, and yield its tensor if this was the last piece of it."""
     reading.result()
     piece.put()
     if piece.end == piece.stored.size:
@@ -141,12 +140,12 @@ def _taken(piece: _Piece, reading: Future[None]) -> Iterator[tuple[Stored, Tenso
 def _pieces(
     files: Mapping[Path, Mapping[str, Stored]],
     into: Callable[[Stored], Tensor],
-    rooms: deque[Tensor],
+    buffers: deque[Tensor],
     opened: ExitStack,
     *,
     mapped: bool,
 ) -> Iterator[_Piece]:
-    """Yield all pieces in the order in which they lie; files stay open until `opened` is closed. Raises SourceError."""
+    """Yield all pieces in file order; files stay open until `opened` is closed. Raises SourceError."""
     for file, tensors in files.items():
         try:
             descriptor = opened.enter_context(file.open("rb", buffering=0)).fileno()
@@ -154,19 +153,19 @@ def _pieces(
             raise _unreadable(file, error) from error
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         for stored in tensors.values():
-            # No place is asked for in vain: memory that is let go again changes how the C library hands out the next.
-            left = _left(descriptor, stored) if mapped and stored.stays and stored.size >= PIECE else None
-            place = into(stored) if left is None else left
+            # `into` is only called if needed: memory that is freed again changes how the C library allocates the next.
+            mapped_tensor = _mapped(descriptor, stored) if mapped and stored.stays and stored.size >= PIECE else None
+            place = into(stored) if mapped_tensor is None else mapped_tensor
             step = _SPAN if place.device.type == "cpu" else PIECE
             for begin in range(0, max(1, stored.size), step):
                 end = min(begin + step, stored.size)
-                yield _Piece(stored, place, descriptor, begin, end, rooms, left=left is not None)
+                yield _Piece(stored, place, descriptor, begin, end, buffers, in_file=mapped_tensor is not None)
 
 
-def _left(descriptor: int, stored: Stored) -> Tensor | None:
-    """Return the tensor as it lies in its file, its pages not yet read; None where it cannot lie there.
+def _mapped(descriptor: int, stored: Stored) -> Tensor | None:
+    """Return the tensor mapped from its file, its pages not yet read; None if it cannot be mapped.
 
-    Raises SourceError for a file that ends before it.
+    Raises SourceError if the file ends before it.
     """
     import torch
 
@@ -179,7 +178,7 @@ def _left(descriptor: int, stored: Stored) -> Tensor | None:
     except ValueError as error:
         raise _short(stored) from error
     except OSError:
-        # Some file systems on a network have no such thing.
+        # Some network file systems do not support mapping.
         return None
     if hasattr(mmap, "MADV_SEQUENTIAL"):
         pages.madvise(mmap.MADV_SEQUENTIAL)
@@ -189,101 +188,101 @@ def _left(descriptor: int, stored: Stored) -> Tensor | None:
 
 @dataclass
 class _Piece:
-    """Bytes `begin` to `end` of a tensor: a thread reads them, its caller has them put to their place."""
+    """Bytes `begin` to `end` of a tensor: a thread reads them, the caller puts them in place."""
 
     stored: Stored
     place: Tensor
     descriptor: int
     begin: int
     end: int
-    #: Free ones of PIECE bytes, where pieces are read to that are not read to their place.
-    rooms: deque[Tensor]
-    #: The one that is taken.
-    room: Tensor | None = None
-    #: Whether the place is the file itself.
-    left: bool = False
+    #: Free buffers of PIECE bytes, for pieces that are not read directly into place.
+    buffers: deque[Tensor]
+    #: The buffer in use.
+    buffer: Tensor | None = None
+    #: Whether `place` is mapped from the file.
+    in_file: bool = False
 
     def read(self) -> None:
-        """Read them, and on the CPU cast them to their place. Raises SourceError."""
+        """Read the bytes, and on the CPU cast them into place. Raises SourceError."""
         import torch
 
         if self.place.device.type != "cpu":
-            self.room = self._room()
-            self._fill(self.room[: self.end - self.begin], self.begin)
+            self.buffer = self._new_buffer()
+            self._fill(self.buffer[: self.end - self.begin], self.begin)
             return
         target = self._target(self.begin, self.end)
-        if self.left:
+        if self.in_file:
             _read_pages(target, self.stored)
             return
         _touch(target)
         if target.dtype == self.stored.dtype:
             self._fill(target.view(torch.uint8), self.begin)
             return
-        room = self._room()
+        buffer = self._new_buffer()
         for begin in range(self.begin, self.end, PIECE):
             end = min(begin + PIECE, self.end)
-            self._fill(room[: end - begin], begin)
-            values, target = room[: end - begin].view(self.stored.dtype), self._target(begin, end)
-            # By this thread alone, and without a return to Python, which one thread can be in at a time.
+            self._fill(buffer[: end - begin], begin)
+            values, target = buffer[: end - begin].view(self.stored.dtype), self._target(begin, end)
+            # On this thread only, in one call, because only one thread can run Python code at a time.
             torch._foreach_copy_(torch.split(target, _SERIAL), torch.split(values, _SERIAL))
-        self.rooms.append(room)
+        self.buffers.append(buffer)
 
     def put(self) -> None:
-        """Bring to their place what has been read, unless it is there."""
-        if self.room is not None:
+        """Put the bytes in place, unless they are there already."""
+        if self.buffer is not None:
             # Cast on the device.
-            values = self.room[: self.end - self.begin].view(self.stored.dtype)
+            values = self.buffer[: self.end - self.begin].view(self.stored.dtype)
             self._target(self.begin, self.end).copy_(values.to(self.place.device))
-            self.rooms.append(self.room)
-            self.room = None
+            self.buffers.append(self.buffer)
+            self.buffer = None
 
-    def _room(self) -> Tensor:
+    def _new_buffer(self) -> Tensor:
         import torch
 
         try:
-            return self.rooms.pop()
+            return self.buffers.pop()
         except IndexError:
             if self.place.device.type == "cuda":
                 return torch.empty(PIECE, dtype=torch.uint8, pin_memory=True)
-            # Not the C library's, for it keeps more of what it hands out later once such a block was let go.
+            # Not from the C library, which keeps more freed memory after a block of this size was freed once.
             return torch.frombuffer(mmap.mmap(-1, PIECE), dtype=torch.uint8)
 
     def _fill(self, target: Tensor, begin: int) -> None:
         """Read the tensor's bytes from `begin` on."""
-        view, done = target.numpy().data, 0
+        view, filled = target.numpy().data, 0
         try:
-            while done < len(view):
-                count = os.preadv(self.descriptor, [view[done:]], self.stored.offset + begin + done)
+            while filled < len(view):
+                count = os.preadv(self.descriptor, [view[filled:]], self.stored.offset + begin + filled)
                 if count == 0:
                     raise _short(self.stored)
-                done += count
+                filled += count
         except OSError as error:
             raise _unreadable(self.stored.file, error) from error
 
     def _target(self, begin: int, end: int) -> Tensor:
-        """Return where the tensor's bytes from `begin` to `end` go."""
+        """Return the destination of the tensor's bytes from `begin` to `end`."""
         size = self.stored.dtype.itemsize
         return self.place.view(-1)[begin // size : end // size]
 
 
 def _touch(target: Tensor) -> None:
-    """Have the kernel hand out the memory of a tensor on the CPU at once, where it can."""
+    """Make the kernel allocate a CPU tensor's pages at once, if it can."""
     begin = -(-target.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (target.data_ptr() + target.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if end > begin:
-        # Whether it can does not matter: pages come as they are written, then.
+        # If it cannot, pages are allocated as they are written.
         advise(begin, end, POPULATE_WRITE)
 
 
 def _read_pages(target: Tensor, stored: Stored) -> None:
-    """Have the kernel read the pages of a file where a tensor was left. Raises SourceError."""
+    """Make the kernel read the pages of a mapped tensor. Raises SourceError."""
     import torch
 
     begin = target.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
     end = -(-(target.data_ptr() + target.nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
     failed = advise(begin, end, POPULATE_READ)
     if failed == errno.EINVAL:
-        # It cannot: one byte of each page has it read, too.
+        # It cannot: reading one byte of each page has the same effect.
         target.view(-1).view(torch.uint8)[:: mmap.PAGESIZE].sum()
     elif failed == errno.EFAULT:
         raise _short(stored)
@@ -292,7 +291,7 @@ def _read_pages(target: Tensor, stored: Stored) -> None:
 
 
 def advise(begin: int, end: int, advice: int) -> int:
-    """Advise Linux about whole pages of memory, as madvise does; return what went wrong, 0 for nothing."""
+    """Call madvise for whole pages of memory; return the error number, 0 for success."""
     if sys.platform != "linux":
         return errno.EINVAL
     return ctypes.get_errno() if _madvise()(begin, end - begin, advice) else 0
@@ -300,7 +299,7 @@ def advise(begin: int, end: int, advice: int) -> int:
 
 @cache
 def _madvise() -> Callable[[int, int, int], int]:
-    # Python's own is for its own mappings alone.
+    # Python's madvise works only on its own mappings.
     madvise: Callable[[int, int, int], int] = ctypes.CDLL(None, use_errno=True).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)  # type: ignore[attr-defined]
     return madvise

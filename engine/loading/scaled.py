@@ -1,7 +1,7 @@
-"""Weights of few bits with scales beside them, as ComfyUI, Kijai and lightx2v store them -> dense weights.
+"""Low-bit weights with separate scales, as ComfyUI, Kijai and lightx2v store them -> dense weights.
 
-`X.weight` holds float8 (or int8) values and a tensor beside it their scale: one number for all, one a row, one a column
-or one a block of rows and columns; the weight is their product. Sources: ComfyUI, comfy/ops.py (scaled_fp8_ops) and
+`X.weight` holds float8 (or int8) values, another tensor their scale: one number for all, one per row, one per column or
+one per block of rows and columns; the weight is their product. Sources: ComfyUI, comfy/ops.py (scaled_fp8_ops) and
 comfy/quant_ops.py; kijai/ComfyUI-WanVideoWrapper, fp8_optimization.py; DeepSeek-V3's weight_scale_inv for blocks.
 """
 
@@ -19,23 +19,23 @@ from torch import Tensor
 from engine.components import Stored
 from engine.errors import SourceError
 
-#: What ComfyUI says of a layer, where it is a product of values and scales alone.
+#: ComfyUI's formats whose layers are just the product of values and scales.
 _FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "int8_rowwise")
-#: What it may say beside, which is about computing and not about the values.
+#: Further entries of ComfyUI's notes that do not affect the values.
 _HARMLESS = {"format", "full_precision_matrix_mult", "full_precision_mm", "orig_dtype", "orig_shape", "params"}
-#: No note about a layer is longer.
+#: Maximum length of a note about a layer.
 _NOTE_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """A weight (out, in) of few bits, and its scale in a shape of `spread`."""
+    """A low-bit weight (out, in), and its scale in a shape that `spread` accepts."""
 
     data: Tensor
     scale: Tensor
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a scale that belongs to no such weight."""
+        """Raise ValueError for a scale that does not fit the weight."""
         blocks(tuple(self.scale.shape), tuple(self.data.shape))
 
     @property
@@ -48,16 +48,16 @@ class Scaled:
 
 
 def blocks(scale: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, int]:
-    """Return how many rows and columns share a number of a scale; 0 stands for all. Raises ValueError.
+    """Return how many rows and columns share one number of a scale; 0 means all. Raises ValueError.
 
-    A scale of as many numbers as rows, in one dimension, is one a row.
+    A scale with one dimension and as many numbers as rows has one number per row.
     """
     count = torch.Size(scale).numel()
     if count == 1:
         return 0, 0
     if len(weight) != 2:
         raise ValueError(f"a scale of shape {scale} beside a weight of shape {weight}")
-    # Blocks of a row may have a dimension of their own behind them.
+    # Blocks within a row may have a dimension of their own at the end.
     shape = scale[:2] if len(scale) == 3 and scale[2] == 1 else scale
     if len(shape) == 1 and shape[0] == weight[0]:
         shape = (shape[0], 1)
@@ -73,7 +73,7 @@ def blocks(scale: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, int]:
 
 
 def spread(scale: Tensor, weight: tuple[int, ...]) -> Tensor:
-    """Return a scale in a shape that a weight of shape `weight` can be multiplied with. Raises ValueError."""
+    """Return a scale in a shape that broadcasts to a weight of shape `weight`. Raises ValueError."""
     rows, columns = blocks(tuple(scale.shape), weight)
     if not rows and not columns:
         return scale.reshape(())
@@ -85,19 +85,19 @@ def spread(scale: Tensor, weight: tuple[int, ...]) -> Tensor:
 
 
 def check_notes(path: Path, stored: Mapping[str, Stored], metadata: Mapping[str, Any]) -> None:
-    """Raise SourceError where ComfyUI's notes say that values are more than products with their scales.
+    """Raise SourceError if ComfyUI's notes say that weights are not just the product of values and scales.
 
-    Such as values that are rotated, or of 4 bits: they would be read, and be wrong.
+    For example rotated or 4-bit values: they could be read, but would be wrong.
     """
-    for layer, told in _notes(path, stored, metadata):
-        kind = told.get("format")
-        more = sorted(key for key, value in told.items() if key not in _HARMLESS and value not in (False, None))
+    for layer, note in _notes(path, stored, metadata):
+        kind = note.get("format")
+        more = sorted(key for key, value in note.items() if key not in _HARMLESS and value not in (False, None))
         if kind not in _FORMATS or more:
-            beside = f" with {', '.join(more)[:80]}" if more else ""
+            extra = f" with {', '.join(more)[:80]}" if more else ""
             raise SourceError(
-                f"{path} holds {layer[:80]} quantised as {str(kind)[:40]!r}{beside}, which is not read",
+                f"{path} holds {layer[:80]} quantised as {str(kind)[:40]!r}{extra}, which is not supported",
                 field="source",
-                hint="take the file in 16 bits, as fp8_scaled or as GGUF (quant=gguf)",
+                hint="use the file in 16 bits, as fp8_scaled or as GGUF (quant=gguf)",
             )
 
 
@@ -105,18 +105,18 @@ def _notes(
     path: Path, stored: Mapping[str, Stored], metadata: Mapping[str, Any]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
-        listed = json.loads(metadata.get("_quantization_metadata", "{}"))
-        layers = listed.get("layers", {}) if isinstance(listed, dict) else {}
-        yield from ((str(layer), told) for layer, told in layers.items() if isinstance(told, dict))
+        header = json.loads(metadata.get("_quantization_metadata", "{}"))
+        layers = header.get("layers", {}) if isinstance(header, dict) else {}
+        yield from ((str(layer), note) for layer, note in layers.items() if isinstance(note, dict))
         with path.open("rb") as file:
             for name, where in stored.items():
                 if name.endswith(".comfy_quant") and where.size <= _NOTE_BYTES:
                     file.seek(where.offset)
-                    told = json.loads(file.read(where.size))
-                    yield name.removesuffix(".comfy_quant"), told if isinstance(told, dict) else {}
+                    note = json.loads(file.read(where.size))
+                    yield name.removesuffix(".comfy_quant"), note if isinstance(note, dict) else {}
     except (ValueError, AttributeError, RecursionError, OSError) as error:
         raise SourceError(
             f"{path} holds a note on quantisation that cannot be read: {error}",
             field="source",
-            hint="take the file in 16 bits",
+            hint="use the file in 16 bits",
         ) from error

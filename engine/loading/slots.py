@@ -1,7 +1,7 @@
-"""Where a network's tensors stand, so that each can be put elsewhere and taken back; and what a tensor is made of.
+"""Where a network refers to its tensors, so that each can be exchanged and put back; and a tensor's inner tensors.
 
-A tensor is exchanged for another in the dictionaries of its modules: `Tensor.data` cannot be, where a tensor is made of
-others (torchao) or is only pretended.
+A tensor is exchanged in the dictionaries of its modules: `Tensor.data` cannot be assigned if a tensor consists of
+others (torchao) or is a fake tensor.
 """
 
 from __future__ import annotations
@@ -15,53 +15,53 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from engine.multitalk.compat import gguf_parts
 
-#: One of torchao's, for instance: made of other tensors.
+#: Whether a tensor consists of other tensors, as torchao's do.
 _is_composed: Callable[[Any], bool] = is_traceable_wrapper_subclass
 
-#: A module's attribute: networks beside it that are not its submodules and go where it goes (`engine.loading.lora`).
-BESIDE = "_multitalk_beside"
+#: Attribute of a module: networks that are not its submodules but move together with it (`engine.loading.lora`).
+BRANCHES = "_multitalk_beside"
 
 
 @dataclass
 class Weight:
-    """One parameter or buffer, and all places in which it stands: more than one where weights are tied."""
+    """One parameter or buffer, and all places that refer to it: more than one for tied weights."""
 
     tensor: Tensor
     places: list[tuple[dict[str, Any], str]] = field(default_factory=list)
 
     def put(self, tensor: Tensor) -> None:
-        """Let `tensor` stand in all of its places."""
+        """Store `tensor` in all places."""
         for box, key in self.places:
             box[key] = tensor
 
-    def stands(self, tensor: Tensor) -> bool:
-        """Say whether `tensor` stands in all of its places."""
+    def holds(self, tensor: Tensor) -> bool:
+        """Return whether all places refer to `tensor`."""
         return all(box.get(key) is tensor for box, key in self.places)
 
 
-def weights_of(module: nn.Module, *, apart: Collection[nn.Module] = ()) -> list[Weight]:
-    """Return all parameters and buffers of `module`, and of what is beside its parts, but for those below `apart`."""
-    left = {id(below) for one in apart for below in one.modules()}
-    found: dict[int, Weight] = {}
+def weights_of(module: nn.Module, *, excluding: Collection[nn.Module] = ()) -> list[Weight]:
+    """Return the parameters and buffers of `module` and its branches, except of the modules below `excluding`."""
+    excluded = {id(below) for one in excluding for below in one.modules()}
+    weights: dict[int, Weight] = {}
     for one in _modules(module):
-        if id(one) in left:
+        if id(one) in excluded:
             continue
         for box in (one._parameters, one._buffers):
             for key, tensor in box.items():
                 if tensor is not None:
-                    found.setdefault(id(tensor), Weight(tensor)).places.append((box, key))
-    return list(found.values())
+                    weights.setdefault(id(tensor), Weight(tensor)).places.append((box, key))
+    return list(weights.values())
 
 
 def _modules(module: nn.Module) -> Iterator[nn.Module]:
     for one in module.modules():
         yield one
-        for beside in one.__dict__.get(BESIDE, ()):
-            yield from _modules(beside)
+        for branch in one.__dict__.get(BRANCHES, ()):
+            yield from _modules(branch)
 
 
 def parts_of(tensor: Any) -> list[Tensor]:
-    """Return the plain tensors that `tensor` is made of: itself, or what a torchao or GGUF tensor holds."""
+    """Return the plain tensors that `tensor` consists of: itself, or the inner tensors of torchao or GGUF."""
     if _is_composed(tensor):
         names, _ = tensor.__tensor_flatten__()
         return [getattr(tensor, name) for name in names]
@@ -71,22 +71,24 @@ def parts_of(tensor: Any) -> list[Tensor]:
 
 
 def of_parts(like: Any, parts: Sequence[Tensor]) -> Tensor:
-    """Return a tensor as `like`, a parameter if it is one, made of other `parts`, which are not copied."""
+    """Return a tensor of the same type as `like` that consists of `parts`, which are not copied."""
     if hasattr(like, "quant_type"):
         packed: Tensor = gguf_parts().parameter(parts[0], quant_type=like.quant_type)
         return packed
-    made = parts[0]
+    tensor = parts[0]
     if _is_composed(like):
-        names, told = like.__tensor_flatten__()
-        made = type(like).__tensor_unflatten__(dict(zip(names, parts, strict=True)), told, like.size(), like.stride())
-    return nn.Parameter(made, requires_grad=like.requires_grad) if isinstance(like, nn.Parameter) else made
+        names, context = like.__tensor_flatten__()
+        tensor = type(like).__tensor_unflatten__(
+            dict(zip(names, parts, strict=True)), context, like.size(), like.stride()
+        )
+    return nn.Parameter(tensor, requires_grad=like.requires_grad) if isinstance(like, nn.Parameter) else tensor
 
 
-def kind_of(tensor: Any) -> str:
-    """Return what two tensors have in common whose values alone differ, in words."""
-    told = tensor.__tensor_flatten__()[1] if _is_composed(tensor) else vars(tensor).get("quant_type")
+def layout_of(tensor: Any) -> str:
+    """Return a text that is equal for two tensors that differ only in their values."""
+    context = tensor.__tensor_flatten__()[1] if _is_composed(tensor) else vars(tensor).get("quant_type")
     parts = [(part.dtype, tuple(part.shape)) for part in parts_of(tensor)]
-    return f"{type(tensor).__qualname__} {isinstance(tensor, nn.Parameter)} {parts} {told}"
+    return f"{type(tensor).__qualname__} {isinstance(tensor, nn.Parameter)} {parts} {context}"
 
 
 def size_of(tensor: Tensor) -> int:

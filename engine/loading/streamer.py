@@ -1,4 +1,4 @@
-"""A network whose blocks come to the device one after the other, the next ones while one computes."""
+"""Copy a network's blocks to the device one after the other, the next ones while one computes."""
 
 from __future__ import annotations
 
@@ -12,66 +12,66 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
 from engine.loading.mover import Mover
-from engine.loading.pinned_memory import Arena, Slice, rounded, settle, shaped
-from engine.loading.slots import Weight, kind_of, of_parts, parts_of, weights_of
+from engine.loading.pinned_memory import Arena, Slice, copy_to_arena, rounded, shaped
+from engine.loading.slots import Weight, layout_of, of_parts, parts_of, weights_of
 
 _HOOK = "multitalk_streamer"
 
 
 @dataclass
-class Place:
-    """Memory on the device that holds one block at a time."""
+class DeviceBuffer:
+    """Device memory that holds one block at a time."""
 
     memory: Tensor
-    #: Index of the block that is here or on its way.
+    #: Index of the block that is here or being copied.
     holds: int | None = None
-    #: Parameters over the memory, by the layout of a block: blocks alike share them.
-    dressed: dict[tuple[str, ...], list[Tensor]] = field(default_factory=dict)
-    #: What a lane remembers: the end of the copy to this place, and of the computing in it.
+    #: Parameters as views of the memory, by the layout of a block: blocks with the same layout share them.
+    parameters: dict[tuple[str, ...], list[Tensor]] = field(default_factory=dict)
+    #: Events of a lane: the end of the copy to this buffer, and of the computation with it.
     filled: Any = None
     free: Any = None
 
 
-class Lane(Protocol):
-    """The way from the host's memory to places on the device."""
+class CopyLane(Protocol):
+    """Copies from host memory to buffers on the device."""
 
-    def fill(self, place: Place, runs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Copy to a place (to, from), once the computing that was begun in it is done."""
+    def fill(self, place: DeviceBuffer, runs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Copy pairs (to, from) into a buffer, after all computation with its old contents."""
         ...
 
-    def wait(self, place: Place) -> None:
-        """Let what is computed from now on begin when the place is filled."""
+    def wait(self, place: DeviceBuffer) -> None:
+        """Make later computation wait until the buffer is filled."""
         ...
 
-    def leave(self, place: Place) -> None:
-        """Say that all computing in a place has been asked for."""
+    def leave(self, place: DeviceBuffer) -> None:
+        """Mark that all computation with the buffer's contents has been queued."""
         ...
 
 
-class Inline:
-    """Copies in order with everything else: on a CPU, and on a GPU without a stream of its own."""
+class InlineLane:
+    """Copies in order with everything else: on a CPU, or on a GPU without a separate stream."""
 
-    def fill(self, place: Place, runs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def fill(self, place: DeviceBuffer, runs: Sequence[tuple[Tensor, Tensor]]) -> None:
         for to, source in runs:
             to.copy_(source, non_blocking=True)
 
-    def wait(self, place: Place) -> None:
+    def wait(self, place: DeviceBuffer) -> None:
         pass
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: DeviceBuffer) -> None:
         pass
 
 
-class Beside:
-    """Copies on a stream of its own. Streams wait for each other by events, and the host for neither."""
+class StreamLane:
+    """Copies on a separate CUDA stream. Streams wait for each other by events; the host does not wait."""
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
         self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
-    def fill(self, place: Place, runs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def fill(self, place: DeviceBuffer, runs: Sequence[tuple[Tensor, Tensor]]) -> None:
         if place.free is None:
-            # Fresh memory may be that of a tensor whose last use is still to come.
+            # Fresh memory may belong to a freed tensor whose last use is still queued.
             place.free = torch.cuda.Event()  # type: ignore[no-untyped-call]
             place.filled = torch.cuda.Event()  # type: ignore[no-untyped-call]
             place.free.record(torch.cuda.current_stream(self.device))
@@ -81,29 +81,29 @@ class Beside:
                 to.copy_(source, non_blocking=True)
             place.filled.record(self.stream)
 
-    def wait(self, place: Place) -> None:
+    def wait(self, place: DeviceBuffer) -> None:
         if place.filled is not None:
             torch.cuda.current_stream(self.device).wait_event(place.filled)
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: DeviceBuffer) -> None:
         place.free.record(torch.cuda.current_stream(self.device))
 
 
 @dataclass
 class _Block:
-    """One block: its weights on the host, and where each part of them goes in a place."""
+    """One block: its weights on the host, and where each part of them goes in a buffer."""
 
     module: nn.Module
     weights: list[Weight]
-    #: Bytes of a place up to the parts of each weight.
+    #: Offsets in a buffer of the parts of each weight, bytes.
     begins: list[list[int]]
     size: int
     layout: tuple[str, ...]
-    #: Bytes of a place up to them, and what goes there in one copy.
+    #: Offset in a buffer, and the bytes that are copied there in one operation.
     runs: list[tuple[int, Tensor]]
 
-    def is_settled(self) -> bool:
-        """Say whether its weights are still those that were copied."""
+    def is_current(self) -> bool:
+        """Return whether its weights are still those that are in the arena."""
         now = weights_of(self.module)
         return len(now) == len(self.weights) and all(
             one.tensor is other.tensor for one, other in zip(now, self.weights, strict=True)
@@ -111,11 +111,12 @@ class _Block:
 
 
 class Streamer:
-    """Keeps a network's blocks in the host's memory, and has each on the device while it computes.
+    """Keeps a network's blocks in host memory, and each on the device while it computes.
 
-    A block's weights are copied to a place when it is entered, unless they are there; the next ones are on their way
-    then. Where the order is another than by number, as where a step cache passes blocks over, what was not foreseen is
-    copied when it is entered. Nothing is copied back. What is in no block is on the device between `come` and `go`.
+    A block's weights are copied to a buffer when its forward begins, unless they are there already, and the copies of
+    the next blocks are started. If blocks do not run in order, for example because a step cache skips some, a block
+    that was not foreseen is copied when its forward begins. Nothing is copied back. Weights outside the blocks are on
+    the device between `onload` and `offload`.
     """
 
     def __init__(
@@ -126,61 +127,61 @@ class Streamer:
         arena: Arena,
         ahead: int = 1,
         resident: int = 0,
-        lane: Lane | None = None,
+        lane: CopyLane | None = None,
     ) -> None:
-        """Move the weights to `arena` and hook the blocks.
+        """Copy the weights to `arena` and hook the blocks.
 
-        `ahead` blocks come while one computes, `resident` ones stay between `come` and `go` once they came.
+        `ahead` blocks are copied while one computes; `resident` blocks stay, once copied, until `offload`.
         """
         self.network, self.device, self.arena = network, device, arena
-        self.lane: Lane = lane or Inline()
+        self.lane: CopyLane = lane or InlineLane()
         blocks: list[nn.Module] = list(network.blocks)
-        self.root = Mover(network, device, apart=blocks)
-        # First, for the largest tensor is there.
-        settle(weights_of(network, apart=blocks), arena)
-        self.blocks = [_settled(block, arena) for block in blocks]
-        #: Evenly among the others, so that while they compute others come.
-        self.kept = {
+        self.root = Mover(network, device, excluding=blocks)
+        # First, because the largest tensor is among them.
+        copy_to_arena(weights_of(network, excluding=blocks), arena)
+        self.blocks = [_move_block(block, arena) for block in blocks]
+        #: Spread evenly, so that other blocks can be copied while these compute.
+        self.stays = {
             index
             for index in range(len(blocks))
             if (index + 1) * resident // len(blocks) > index * resident // len(blocks)
         }
-        self.turn = [index for index in range(len(blocks)) if index not in self.kept]
-        self._most = min(ahead + 1, len(self.turn))
-        self._own: dict[int, Place] = {}
-        self._shared: list[Place] = []
+        self.streamed = [index for index in range(len(blocks)) if index not in self.stays]
+        self._most = min(ahead + 1, len(self.streamed))
+        self._own: dict[int, DeviceBuffer] = {}
+        self._shared: list[DeviceBuffer] = []
         for index, block in enumerate(blocks):
             registry = HookRegistry.check_if_exists_or_initialize(block)
             registry.register_hook(_StreamerHook(self, index), _HOOK)
 
-    def come(self) -> None:
-        """Have what is in no block on the device."""
+    def onload(self) -> None:
+        """Copy the weights outside the blocks to the device."""
         for index, block in enumerate(self.blocks):
-            if not block.is_settled():
-                # A LoRA came, for instance.
-                self.blocks[index] = _settled(block.module, self.arena)
-        self.root.come()
+            if not block.is_current():
+                # For example, a LoRA was added.
+                self.blocks[index] = _move_block(block.module, self.arena)
+        self.root.onload()
 
-    def go(self) -> None:
-        """Leave nothing on the device."""
+    def offload(self) -> None:
+        """Free all device memory."""
         for place in (*self._own.values(), *self._shared):
-            # The memory goes to who computes next, and a copy to it may not have ended.
+            # The memory will be reused, and a copy to it may not have finished.
             self.lane.wait(place)
             self.lane.leave(place)
         self._own.clear()
         self._shared.clear()
-        self.root.go()
+        self.root.offload()
 
     @contextmanager
-    def entered(self, index: int) -> Iterator[None]:
-        """Have block `index` on the device inside a `with`, and the next ones on their way."""
+    def on_device(self, index: int) -> Iterator[None]:
+        """Have block `index` on the device inside a `with`, and start copying the next ones."""
         block = self.blocks[index]
-        place = self._find(index) or self._fill(index, self._take(index, in_use=None, wanted=self._coming(index)))
+        place = self._find(index) or self._fill(index, self._take(index, in_use=None, needed=self._upcoming(index)))
         self.lane.wait(place)
         try:
-            for weight, tensor in zip(block.weights, self._dressed(block, place), strict=True):
+            for weight, tensor in zip(block.weights, self._parameters(block, place), strict=True):
                 if tensor.requires_grad != weight.tensor.requires_grad:
-                    # Kernels differ in their last bits by it, on a CPU.
+                    # On a CPU, kernels differ by this in the last bits.
                     tensor.requires_grad_(weight.tensor.requires_grad)
                 weight.put(tensor)
             self._look_ahead(index, place)
@@ -190,45 +191,45 @@ class Streamer:
                 weight.put(weight.tensor)
             self.lane.leave(place)
 
-    def _look_ahead(self, index: int, in_use: Place) -> None:
-        """Have the blocks after `index` come, as far as there are places."""
-        coming = self._coming(index)
+    def _look_ahead(self, index: int, in_use: DeviceBuffer) -> None:
+        """Start copying the blocks after `index`, as far as there are buffers."""
+        coming = self._upcoming(index)
         for one in self._following(index):
-            if one not in self.kept and one not in coming:
+            if one not in self.stays and one not in coming:
                 break
             if self._find(one) is None:
-                self._fill(one, self._take(one, in_use=in_use, wanted=coming))
+                self._fill(one, self._take(one, in_use=in_use, needed=coming))
 
     def _following(self, index: int) -> list[int]:
         count = len(self.blocks)
         return [(index + step) % count for step in range(1, count)]
 
-    def _coming(self, index: int) -> list[int]:
-        """Return the blocks after `index` for which there are places beside its own, but for those that stay."""
-        places = self._most - (index not in self.kept)
-        return [one for one in self._following(index) if one not in self.kept][:places]
+    def _upcoming(self, index: int) -> list[int]:
+        """Return the next blocks that need buffers, without resident ones, as many as there are other buffers."""
+        places = self._most - (index not in self.stays)
+        return [one for one in self._following(index) if one not in self.stays][:places]
 
-    def _find(self, index: int) -> Place | None:
-        found = self._own.get(index)
-        return found or next((place for place in self._shared if place.holds == index), None)
+    def _find(self, index: int) -> DeviceBuffer | None:
+        own = self._own.get(index)
+        return own or next((place for place in self._shared if place.holds == index), None)
 
-    def _take(self, index: int, *, in_use: Place | None, wanted: Sequence[int]) -> Place:
-        """Return a place for block `index`: its own, a new one, or one whose block is not wanted."""
-        if index in self.kept:
+    def _take(self, index: int, *, in_use: DeviceBuffer | None, needed: Sequence[int]) -> DeviceBuffer:
+        """Return a buffer for block `index`: its own, a new one, or one whose block is not needed."""
+        if index in self.stays:
             self._own[index] = place = self._new(self.blocks[index].size)
             return place
         if len(self._shared) < self._most:
-            self._shared.append(self._new(max(self.blocks[one].size for one in self.turn)))
+            self._shared.append(self._new(max(self.blocks[one].size for one in self.streamed)))
             return self._shared[-1]
-        return next(place for place in self._shared if place is not in_use and place.holds not in wanted)
+        return next(place for place in self._shared if place is not in_use and place.holds not in needed)
 
-    def _new(self, size: int) -> Place:
-        return Place(torch.empty(size, dtype=torch.uint8, device=self.device))
+    def _new(self, size: int) -> DeviceBuffer:
+        return DeviceBuffer(torch.empty(size, dtype=torch.uint8, device=self.device))
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _fill(self, index: int, place: Place) -> Place:
-        # Not known to hold it before: who fails half-way has nothing there.
+    def _fill(self, index: int, place: DeviceBuffer) -> DeviceBuffer:
+        # Set afterwards: a copy that fails half-way leaves nothing usable.
         place.holds = None
         runs = [(place.memory[begin : begin + run.numel()], run) for begin, run in self.blocks[index].runs]
         self.lane.fill(place, runs)
@@ -237,11 +238,11 @@ class Streamer:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _dressed(self, block: _Block, place: Place) -> list[Tensor]:
-        """Return the block's weights as they stand in a place."""
-        found = place.dressed.get(block.layout)
-        if found is None:
-            found = place.dressed[block.layout] = [
+    def _parameters(self, block: _Block, place: DeviceBuffer) -> list[Tensor]:
+        """Return the block's weights as views of a buffer."""
+        tensors = place.parameters.get(block.layout)
+        if tensors is None:
+            tensors = place.parameters[block.layout] = [
                 of_parts(
                     weight.tensor,
                     [
@@ -251,23 +252,23 @@ class Streamer:
                 )
                 for weight, begins in zip(block.weights, block.begins, strict=True)
             ]
-        return found
+        return tensors
 
 
 class _StreamerHook(ModelHook):  # type: ignore[misc]
-    """Not a hook of torch's: those run for a block that a step cache passes over, too."""
+    """Not a hook of torch's: those also run for blocks that a step cache skips."""
 
     def __init__(self, streamer: Streamer, index: int) -> None:
         super().__init__()
         self.streamer, self.index = streamer, index
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with self.streamer.entered(self.index):
+        with self.streamer.on_device(self.index):
             return self.fn_ref.original_forward(*args, **kwargs)
 
 
-def _settled(module: nn.Module, arena: Arena) -> _Block:
-    """Move a block's weights to the arena, one after the other as they will lie in a place."""
+def _move_block(module: nn.Module, arena: Arena) -> _Block:
+    """Copy a block's weights to the arena, in the order in which they will be in a buffer."""
     weights = weights_of(module)
     begins: list[list[int]] = []
     runs: list[tuple[int, list[Slice]]] = []
@@ -284,12 +285,12 @@ def _settled(module: nn.Module, arena: Arena) -> _Block:
                 runs.append((end, [one]))
             end += rounded(one.memory.numel())
 
-    settle(weights, arena, note)
+    copy_to_arena(weights, arena, note)
     return _Block(
         module,
         weights,
         begins,
         end,
-        tuple(kind_of(weight.tensor) for weight in weights),
+        tuple(layout_of(weight.tensor) for weight in weights),
         [(begin, arena.between(slices[0], slices[-1])) for begin, slices in runs],
     )

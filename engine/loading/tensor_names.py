@@ -1,7 +1,7 @@
-"""Names and dtypes of the tensors of one file -> which component it is, or which format it is in that is not read.
+"""Names and dtypes of the tensors of one file -> which component it is, or which unsupported format it has.
 
-The names are those that tools write around one and the same network: those of a wrapper (`_orig_mod.`, `module.`), of
-ComfyUI (`model.diffusion_model.`, `scaled_fp8`), and of components in Wan's own or in transformers' words.
+Tools name the tensors of the same network differently: with the prefix of a wrapper (`_orig_mod.`, `module.`) or of
+ComfyUI (`model.diffusion_model.`, `scaled_fp8`), and with Wan's own names or those of transformers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from engine.loading.key_map import TOOL_PREFIXES, WRAPPED, engine_name, is_audio
 
-#: Before all tensors of an encoder or autoencoder, as tools write them.
+#: Prefixes that tools add to all tensors of an encoder or autoencoder.
 _PREFIXES = (
     *TOOL_PREFIXES,
     "first_stage_model.",
@@ -22,9 +22,9 @@ _PREFIXES = (
     "image_encoder.",
     "clip_vision.",
 )
-#: Tensors that are no weights: marks, and a tokenizer that ComfyUI keeps beside the encoder.
+#: Tensors that are not weights: flags, and a tokenizer that ComfyUI stores with the encoder.
 _MARKS = re.compile(r"^(scaled_fp8|spiece_model|tekken_model)$|\.(scaled_fp8|comfy_quant|input_scale|scale_input)$")
-#: How a scale of `X.weight` is called: by ComfyUI and Kijai; by ComfyUI now and lightx2v; where it is stored inverted.
+#: Suffixes of the scale of `X.weight`: ComfyUI and Kijai; newer ComfyUI and lightx2v; stored as inverse.
 SCALES = (".scale_weight", ".weight_scale", ".weight_scale_inv")
 
 _LORA = re.compile(
@@ -32,9 +32,9 @@ _LORA = re.compile(
     r"|\.(hada_w|lokr_w)|\.dora_scale$"
 )
 _DENSE = (
-    "take it in 16 bits, in float8 (plain or with scales), as GGUF (quant=gguf) or as quanto's int8 (quant=int8-quanto)"
+    "use it in 16 bits, in float8 (plain or with scales), as GGUF (quant=gguf) or as quanto's int8 (quant=int8-quanto)"
 )
-#: Ends of names -> what wrote them.
+#: Endings of names -> the tool that wrote them.
 _QUANTISED: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\.(quant_state\.bitsandbytes__nf4|bitsandbytes__nf4)"), "quantised by bitsandbytes (nf4)"),
     (
@@ -50,25 +50,27 @@ _QUANTISED: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
-def bare(names: Collection[str]) -> dict[str, str]:
-    """Return the tensors that are weights or scales of weights, by their names, with what tools wrote before them cut.
+def strip_prefixes(names: Collection[str]) -> dict[str, str]:
+    """Return the tensors that are weights or scales: their full names -> their names without the prefixes of tools.
 
-    Only what stands before all of them is cut.
+    A prefix is removed only if all names have it.
     """
-    kept = {name: WRAPPED.sub("", name) for name in names if not _MARKS.search(name)}
-    while kept:
-        prefix = next((one for one in _PREFIXES if all(name.startswith(one) for name in kept.values())), None)
+    names_left = {name: WRAPPED.sub("", name) for name in names if not _MARKS.search(name)}
+    while names_left:
+        prefix = next((one for one in _PREFIXES if all(name.startswith(one) for name in names_left.values())), None)
         if prefix is None:
             break
-        kept = {name: short[len(prefix) :] for name, short in kept.items()}
-    if "shared.weight" in kept.values():
-        # The same table under its second name.
-        kept = {name: short for name, short in kept.items() if short != "encoder.embed_tokens.weight"}
-    return {name: "shared.weight" if short == "encoder.embed_tokens.weight" else short for name, short in kept.items()}
+        names_left = {name: short[len(prefix) :] for name, short in names_left.items()}
+    if "shared.weight" in names_left.values():
+        # The same table with its second name.
+        names_left = {name: short for name, short in names_left.items() if short != "encoder.embed_tokens.weight"}
+    return {
+        name: "shared.weight" if short == "encoder.embed_tokens.weight" else short for name, short in names_left.items()
+    }
 
 
 def scale_of(weight: str, names: Collection[str]) -> str | None:
-    """Return which of `names` holds the scale of the tensor `weight`, None where it has none."""
+    """Return the one of `names` that is the scale of the tensor `weight`; None if it has none."""
     module = weight.removesuffix(".weight")
     if module == weight:
         return None
@@ -76,25 +78,25 @@ def scale_of(weight: str, names: Collection[str]) -> str | None:
 
 
 def has_scales(names: Collection[str]) -> bool:
-    """Say whether some of the weights have scales beside them, as fp8_scaled files do."""
+    """Return whether some weights have separate scales, as in fp8_scaled files."""
     return any(scale_of(name, names) for name in names)
 
 
 def is_lora(names: Collection[str]) -> bool:
-    """Say whether a file of such tensors is a LoRA."""
+    """Return whether tensors with these names are a LoRA."""
     return any(_LORA.search(name) for name in names)
 
 
 def kind_of(tensors: Mapping[str, str]) -> str:
-    """Return the component that a file holds, or "audio" for MultiTalk's weights alone; "" for none that is read.
+    """Return the component that a file holds, "audio" for MultiTalk's audio weights alone, "" for an unsupported file.
 
-    `tensors` are dtypes, as safetensors calls them, by name.
+    `tensors` are safetensors dtypes by tensor name.
     """
-    return "" if not tensors or refusal(tensors) else _kind(set(bare(tensors).values()))
+    return "" if not tensors or refusal(tensors) else _kind(set(strip_prefixes(tensors).values()))
 
 
 def _kind(names: set[str]) -> str:
-    # One mark is enough: whoever builds the component says what else a file lacks.
+    # One typical tensor is enough: building the component reports what else is missing.
     if not names.isdisjoint(("token_embedding.weight", "shared.weight", _T5)):
         return "text_encoder"
     if any(name.startswith(("visual.", "vision_model.", "visual_projection.")) for name in names) or _CLIP in names:
@@ -118,7 +120,7 @@ _CLIP = "embeddings.class_embedding"
 
 
 def refusal(tensors: Mapping[str, str]) -> str:
-    """Return what a file is that is not read, and what to take in its place; "" where nothing is known against it."""
+    """Return why a file is not supported, and what to use instead; "" if no problem is known."""
     return next(_refusals(tensors), "")
 
 
@@ -127,33 +129,33 @@ def _refusals(tensors: Mapping[str, str]) -> Iterator[str]:
         if any(map(pattern.search, tensors)):
             yield f"{what}: {_DENSE}"
     if is_lora(tensors):
-        yield "a LoRA, no weights: name it with lora.extra, and put the weights beside it"
+        yield "a LoRA, no weights: name it with lora.extra, and add the weights"
     for name, dtype in tensors.items():
         if name.endswith(SCALES) and dtype not in ("F32", "F16", "BF16", "F64"):
             yield f"quantised with scales of {dtype} (mxfp8 or the like): {_DENSE}"
-    names = set(bare(tensors).values())
+    names = set(strip_prefixes(tensors).values())
     if _T5 in names and _SECOND_BIAS not in names and any(name.startswith("encoder.block.1.") for name in names):
-        yield "a T5 encoder, not umT5: take umt5-xxl (models_t5_umt5-xxl-enc-bf16, or ComfyUI's umt5_xxl)"
+        yield "a T5 encoder, not umT5: use umt5-xxl (models_t5_umt5-xxl-enc-bf16, or ComfyUI's umt5_xxl)"
     if _T5 in names and any(name.startswith("decoder.block.0.") for name in names):
-        yield "a whole T5 with its decoder: take the encoder alone (models_t5_umt5-xxl-enc-bf16)"
+        yield "a whole T5 with its decoder: use the encoder alone (models_t5_umt5-xxl-enc-bf16)"
     if {"encoder.conv_in.weight", "post_quant_conv.weight"} <= names and not any(
         name.endswith("norm1.gamma") for name in names
     ):
-        yield "an autoencoder of another model: take Wan2.1_VAE"
+        yield "an autoencoder of another model: use Wan2.1_VAE"
     if any(".model.diffusion_model." in f".{name}" for name in tensors) and any(
         name.startswith(("first_stage_model.", "vae.", "cond_stage_model.", "text_encoders.")) for name in tensors
     ):
-        yield "a whole model in one file: take the files of its parts (transformer, umT5, CLIP, VAE)"
+        yield "a whole model in one file: use the files of its parts (transformer, umT5, CLIP, VAE)"
     if any(".vace_blocks." in f".{name}" or "vace_patch_embedding" in name for name in tensors):
-        yield "a VACE model: take Wan2.1-I2V-14B"
+        yield "a VACE model: use Wan2.1-I2V-14B"
     if any("double_blocks." in name or "transformer_blocks." in name for name in tensors):
-        yield "a model of another family: take Wan2.1-I2V-14B"
+        yield "a model of another family: use Wan2.1-I2V-14B"
 
 
-def foreign(tensors: Mapping[str, str]) -> str:
-    """Return the refusal of a file; of one of an unknown kind that none of its names is known."""
-    told = refusal(tensors)
-    if told or kind_of(tensors) or any(name.endswith("._data") for name in tensors):
-        return told
+def describe_foreign(tensors: Mapping[str, str]) -> str:
+    """Return why a file is not supported; for an unknown file, that its names are unknown."""
+    reason = refusal(tensors)
+    if reason or kind_of(tensors) or any(name.endswith("._data") for name in tensors):
+        return reason
     first = next(iter(sorted(tensors)), "")
-    return f"of no known kind (its tensors are called {first[:60]!r} and so on)" if first else "without any tensor"
+    return f"of an unknown kind (its tensors have names like {first[:60]!r})" if first else "without any tensor"

@@ -1,12 +1,12 @@
-"""How much of the host's memory is free: one rule, for placement, plans, the fitness of a worker and the doctor.
+"""How much host memory is free: one rule for placement, plans, a worker's checks and the doctor.
 
-A limit of control groups counts beside what the machine has. Of what a group uses, cached pages of files that no
-process has mapped count as free: the kernel drops them before it refuses memory. A worker that has just read its
-weights uses up its limit with such pages. Both lists of them count, `inactive_file` and `active_file`, since a file
-that was read twice is on the second one and gives way like the first; so the kernel counts them in MemAvailable
-(Documentation/filesystems/proc.rst). Not counted are mapped pages, which hold the libraries and weights of running
-processes, and `slab_reclaimable`, which the kernel says only might be reclaimed
-(Documentation/admin-guide/cgroup-v2.rst), and which is small.
+Limits of control groups count as well as the machine's memory. Cached file pages that no process has mapped count as
+free, although a group's usage includes them: the kernel drops them before it refuses memory. A worker that has just
+read its weights fills its limit with such pages. Both lists count, `inactive_file` and `active_file`: a file that was
+read twice is on the second one and is dropped in the same way; the kernel counts them in MemAvailable, too
+(Documentation/filesystems/proc.rst). Not counted are mapped pages, which are libraries and weights of running
+processes, and `slab_reclaimable`, which the kernel only might reclaim (Documentation/admin-guide/cgroup-v2.rst) and
+which is small.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-#: A limit of this or more is none: version 1 says "no limit" with about 2^63, rounded down to whole pages.
+#: A limit of this or more means "no limit": version 1 writes about 2^63, rounded down to whole pages.
 _NO_LIMIT = 2**60
 
 
 @dataclass(frozen=True)
 class _Version:
-    """What the memory controller calls its files, and where it is usually mounted."""
+    """Names of the memory controller's files, and where it is usually mounted."""
 
     mount: str
     limits: tuple[str, ...]
     used: str
-    #: In memory.stat, of a group and all below it: cached pages of files, and those of them that are mapped.
+    #: Keys in memory.stat, for a group and all below it: cached file pages, and those of them that are mapped.
     cached: tuple[str, ...]
     mapped: str
 
@@ -39,7 +39,7 @@ _ONE = _Version(
     "total_mapped_file",
 )
 _TWO = _Version(
-    # Above memory.high a group is not killed, but slowed down until it is below again.
+    # Above memory.high a group is not killed, but slowed down until it is below the limit again.
     "sys/fs/cgroup",
     ("memory.max", "memory.high"),
     "memory.current",
@@ -49,13 +49,13 @@ _TWO = _Version(
 
 
 def free_host_memory(root: Path = Path("/")) -> int | None:
-    """Return the bytes that this process can still take, of the machine or of a control group; None: nothing says.
+    """Return the bytes that this process can still allocate, on the machine and in its control groups; None: unknown.
 
-    `root` is where /proc and /sys are. The smallest figure counts: MemAvailable of /proc/meminfo, and the limit of
+    `root` is the folder of /proc and /sys. The smallest figure counts: MemAvailable of /proc/meminfo, and the limit of
     this process' control group, version 1 or 2, and of each group above it that can be seen. Swap is not counted.
     """
-    known = [*_available(root), *_of_groups(root)]
-    return max(0, min(known)) if known else None
+    limits = [*_available(root), *_of_groups(root)]
+    return max(0, min(limits)) if limits else None
 
 
 def _available(root: Path) -> Iterator[int]:
@@ -65,11 +65,11 @@ def _available(root: Path) -> Iterator[int]:
 
 
 def _of_groups(root: Path) -> Iterator[int]:
-    """Yield what is free in this process' group and in those above it, in both versions."""
+    """Yield the free bytes of this process' group and of those above it, in both versions."""
     paths = dict(_paths(root))
     for version in (_ONE, _TWO):
         mount, inside = _mounted(root, version, paths.get(version, "/"))
-        # What the mount does not show, as where a container sees its own group as the root, is left out.
+        # Groups that the mount does not show are skipped, for example if a container sees its own group as the root.
         group = mount
         groups = [mount] + [group := group / name for name in inside]
         for folder in groups:
@@ -79,11 +79,11 @@ def _of_groups(root: Path) -> Iterator[int]:
 
 
 def _free_in(folder: Path, version: _Version) -> int | None:
-    """Return what is free in one group; None for a folder that is none, or one without a limit."""
+    """Return the free bytes of one group; None if the folder is not a group, or the group has no limit."""
     used = _number(folder / version.used)
     limits = [limit for name in version.limits if (limit := _number(folder / name)) is not None]
     stat = dict(line.split(maxsplit=1) for line in _lines(folder / "memory.stat") if " " in line)
-    # Version 1: the limit of a group above, which may be one that cannot be seen from here.
+    # Version 1: the limit of a parent group, which may not be visible from here.
     limits += [int(stat["hierarchical_memory_limit"])] if "hierarchical_memory_limit" in stat else []
     limit = min(limits, default=_NO_LIMIT)
     if used is None or limit >= _NO_LIMIT:
@@ -93,7 +93,7 @@ def _free_in(folder: Path, version: _Version) -> int | None:
 
 
 def _paths(root: Path) -> Iterator[tuple[_Version, str]]:
-    """Yield the path of this process' group in each version, as /proc/self/cgroup says it."""
+    """Yield the path of this process' group in each version, from /proc/self/cgroup."""
     for line in _lines(root / "proc/self/cgroup"):
         number, controllers, path = (*line.split(":", 2), "", "")[:3]
         if "memory" in controllers.split(","):
@@ -112,14 +112,14 @@ def _mounted(root: Path, version: _Version, path: str) -> tuple[Path, list[str]]
             mount, top = root / words[4].lstrip("/"), words[3]
             break
     names = [name for name in path.split("/") if name and name != ".."]
-    shown = [name for name in top.split("/") if name]
-    # Docker with version 1 mounts a container's own group, and tells its whole path.
-    inside = names[len(shown) :] if names[: len(shown)] == shown else names
+    parts = [name for name in top.split("/") if name]
+    # With version 1 Docker mounts a container's own group, but /proc has the full path.
+    inside = names[len(parts) :] if names[: len(parts)] == parts else names
     return mount, inside
 
 
 def _number(path: Path) -> int | None:
-    """Return the number in a file; None where there is no file, or "max", which is no limit."""
+    """Return the number in a file; None if there is no file, or if it says "max" (no limit)."""
     try:
         return int(path.read_text("ascii"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Compiled libraries of installed packages: which CUDA they were made for, as their files say it."""
+"""Compiled libraries of installed packages: the CUDA version for which they were compiled, from their files."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _CUDA_RUNTIME = re.compile(r"libcudart\.so\.(\d+)")
 
 
 def needed(path: Path) -> tuple[str, ...]:
-    """Return the names of the shared libraries that the loader must find for `path`, as `readelf --dynamic` shows them.
+    """Return the names of the shared libraries that `path` needs, as in `readelf --dynamic`.
 
-    Reads 64-bit little-endian ELF, by System V's ABI (gabi, chapters 4 and 5), and of it only headers and names.
+    Reads 64-bit little-endian ELF (System V's ABI, gabi, chapters 4 and 5), only its headers and names.
     Raises ValueError for another file.
     """
     with path.open("rb") as file:
         try:
             return tuple(_needed(file))
         except (struct.error, OSError) as error:
-            raise ValueError(f"{path} is no complete ELF file") from error
+            raise ValueError(f"{path} is not a complete ELF file") from error
 
 
 def _needed(file: BinaryIO) -> Iterator[str]:
     if _read(file, 0, 6) != b"\x7fELF\x02\x01":
-        raise ValueError(f"{file.name} is no 64-bit little-endian ELF file")
+        raise ValueError(f"{file.name} is not a 64-bit little-endian ELF file")
     (table,) = struct.unpack("<Q", _read(file, 0x20, 8))
     size, count = struct.unpack("<HH", _read(file, 0x36, 4))
     # Kind, flags, offset, virtual address, physical address, size in the file, size in memory, alignment.
@@ -42,10 +42,10 @@ def _needed(file: BinaryIO) -> Iterator[str]:
     if not dynamic:
         return
     entries = list(_entries(_read(file, dynamic[0][2], dynamic[0][5])))
-    known = dict(entries)
-    if _STRTAB not in known:
+    values = dict(entries)
+    if _STRTAB not in values:
         return
-    names = _read(file, _offset(loaded, known[_STRTAB]), known[_STRSZ])
+    names = _read(file, _offset(loaded, values[_STRTAB]), values[_STRSZ])
     for tag, value in entries:
         if tag == _NEEDED:
             yield names[value : names.index(b"\0", value)].decode()
@@ -53,10 +53,10 @@ def _needed(file: BinaryIO) -> Iterator[str]:
 
 def _read(file: BinaryIO, offset: int, size: int) -> bytes:
     file.seek(offset)
-    found = file.read(size)
-    if len(found) < size:
+    data = file.read(size)
+    if len(data) < size:
         raise struct.error
-    return found
+    return data
 
 
 def _entries(section: bytes) -> Iterator[tuple[int, int]]:
@@ -67,7 +67,7 @@ def _entries(section: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _offset(loaded: Iterable[tuple[int, ...]], address: int) -> int:
-    """Return where in the file an address of the loaded program comes from."""
+    """Return the file offset of an address of the loaded program."""
     return next(
         address - virtual + offset
         for _, _, offset, virtual, _, size, *_ in loaded
@@ -76,13 +76,13 @@ def _offset(loaded: Iterable[tuple[int, ...]], address: int) -> int:
 
 
 def cuda_of(path: Path) -> int | None:
-    """Return the major version of CUDA whose runtime a library needs; None where it needs none. Raises ValueError."""
-    found = (_CUDA_RUNTIME.fullmatch(name) for name in needed(path))
-    return next((int(match[1]) for match in found if match), None)
+    """Return the major CUDA version whose runtime a library needs; None if it needs none. Raises ValueError."""
+    matches = (_CUDA_RUNTIME.fullmatch(name) for name in needed(path))
+    return next((int(match[1]) for match in matches if match), None)
 
 
 def compiled(module: str) -> list[Path]:
-    """Return the compiled files of an importable module: its own, or all in its folder. None is imported."""
+    """Return the compiled files of an importable module: its own, or all in its folder. Nothing is imported."""
     spec = find_spec(module)
     origin = getattr(spec, "origin", None)
     if origin is not None and ".so" in Path(origin).suffixes:
@@ -92,39 +92,38 @@ def compiled(module: str) -> list[Path]:
 
 
 def misfit(package: str, modules: Iterable[str], cuda: str | None) -> str | None:
-    """Say in one line why `package` cannot be loaded beside a torch that brings CUDA `cuda`; None where it can.
+    """Return in one line why `package` cannot be used with a torch that includes CUDA `cuda`; None if it can.
 
-    `modules` are those that hold its compiled files; `cuda` is `torch.version.cuda`. A library is bound to the major
-    version of the runtime that it was compiled for: the loader looks for that file name and finds no other.
+    `modules` are those with its compiled files; `cuda` is `torch.version.cuda`. A library works only with the major
+    version of the runtime for which it was compiled: the loader looks for exactly that file name.
     """
     ours = None if cuda is None else int(cuda.partition(".")[0])
     for path in (path for module in modules for path in compiled(module)):
         try:
-            wanted = cuda_of(path)
+            required = cuda_of(path)
         except ValueError:
             continue
-        if wanted not in (None, ours):
+        if required not in (None, ours):
             has = f"torch here brings CUDA {cuda}" if cuda else "torch here is built without CUDA"
-            return (
-                f"{_named(package)} is compiled for CUDA {wanted} ({path.name} needs libcudart.so.{wanted}), and {has}"
-            )
+            needs = f"{path.name} needs libcudart.so.{required}"
+            return f"{_with_version(package)} is compiled for CUDA {required} ({needs}), and {has}"
     return None
 
 
-def require_fitting(chosen: str, package: str, modules: Iterable[str]) -> None:
-    """Raise ConfigError where `package`, which `chosen` (group=name) needs, is compiled for another CUDA than torch."""
+def require_fitting(choice: str, package: str, modules: Iterable[str]) -> None:
+    """Raise ConfigError if `package`, which `choice` (group=name) needs, is compiled for another CUDA than torch."""
     import torch
 
     problem = misfit(package, modules, torch.version.cuda)
     if problem is not None:
         raise ConfigError(
-            f"{chosen}: {problem}",
-            field=chosen.partition("=")[0],
+            f"{choice}: {problem}",
+            field=choice.partition("=")[0],
             hint=f"choose attention=sdpa, or install builds of {package} and torch for one CUDA",
         )
 
 
-def _named(package: str) -> str:
+def _with_version(package: str) -> str:
     try:
         return f"{package} {version(package)}"
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Source picture and regions -> the model's size."""
+"""Fit the source picture and regions to the model's size."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from engine.data import Canvas, Fit, Media, Region, Seat, Speaker
 from engine.errors import RequestError
 from engine.media.picture import read_mask
 
-#: Pixels of the target for one latent cell, and latent cells for one token of the network.
+#: Pixels per latent cell, and latent cells per token of the network, along one side.
 CELL, PATCH = 8, 2
-#: Grey from which on a mask picture's pixel belongs to the speaker.
+#: A mask pixel of at least this grey level belongs to the speaker.
 THRESHOLD = 128
-#: Automatic regions keep this share of free space on each side of their part of the picture.
+#: Share of an automatic region's part of the picture that stays free on each side.
 MARGIN = 0.05
 
 _BILINEAR = Image.Resampling.BILINEAR
-#: Scaled pictures up to so many pixels are made as a whole and then cropped, as the reference does. Of a larger one (a
-#: very flat picture) only the part that stays is resampled, which rounds some bytes differently by one level.
+#: Scaled pictures up to this many pixels are scaled as a whole and then cropped, as in the reference. Of a larger one
+#: (a very flat picture) only the visible part is resampled, which changes some bytes by one level.
 _WHOLE = 32 * 2**20
 
 Mask = npt.NDArray[np.float32]
@@ -34,8 +34,8 @@ Picture = npt.NDArray[np.uint8]
 def choose_bucket(source: tuple[int, int], buckets: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
     """Return the (width, height) in pixels of the bucket for a picture of `source` (width, height).
 
-    `buckets` maps a nominal height / width to (height, width); the nearest key wins, the first of equals.
-    Source: MultiTalk, wan/multitalk.py, generate (its keys are rounded and decide as they are written).
+    `buckets` maps a nominal height / width to (height, width); the nearest key wins, in a tie the first.
+    Source: MultiTalk, wan/multitalk.py, generate (its rounded keys are used as they are).
     """
     width, height = source
     key = min(buckets, key=lambda key: abs(float(key) - height / width))
@@ -46,10 +46,10 @@ def choose_bucket(source: tuple[int, int], buckets: Mapping[str, tuple[int, int]
 def make_canvas(source: tuple[int, int], target: tuple[int, int], fit: Fit = "crop") -> Canvas:
     """Decide how a picture of `source` (width, height) fills `target`.
 
-    "crop": scaled until it covers the target, the rest cut off evenly (MultiTalk, utils: resize_and_centercrop:
-    sizes rounded up, offsets rounded half to even). "pad": scaled until all of it is visible, black bars beside it.
+    "crop": scaled to cover the target, then cropped evenly on both sides (MultiTalk, utils: resize_and_centercrop:
+    sizes rounded up, offsets rounded half to even). "pad": scaled to be fully visible, with black bars on both sides.
     """
-    scales = tuple(wanted / given for wanted, given in zip(target, source, strict=True))
+    scales = tuple(new / old for new, old in zip(target, source, strict=True))
     if fit == "crop":
         scale = max(scales)
         scaled = (math.ceil(scale * source[0]), math.ceil(scale * source[1]))
@@ -64,9 +64,9 @@ def make_canvas(source: tuple[int, int], target: tuple[int, int], fit: Fit = "cr
 
 
 def apply_canvas(image: Picture, canvas: Canvas) -> Picture:
-    """Bring a uint8 RGB picture (height, width, 3) of the canvas' source size to (target height, target width, 3).
+    """Scale a uint8 RGB picture (height, width, 3) of the canvas' source size to (target height, target width, 3).
 
-    Pillow's bilinear filter on bytes, as the reference has it.
+    Uses Pillow's bilinear filter on bytes, as in the reference.
     """
     if image.shape != (canvas.source[1], canvas.source[0], 3):
         raise ValueError(f"a picture of shape {image.shape} does not belong to a canvas for {canvas.source}")
@@ -74,13 +74,13 @@ def apply_canvas(image: Picture, canvas: Canvas) -> Picture:
     left, top, right, bottom = _view(canvas)
     x, y = max(0, canvas.offset[0]), max(0, canvas.offset[1])
     if canvas.scaled[0] * canvas.scaled[1] <= _WHOLE:
-        shown = picture.resize(canvas.scaled, _BILINEAR).crop((x, y, x + right - left, y + bottom - top))
+        resized = picture.resize(canvas.scaled, _BILINEAR).crop((x, y, x + right - left, y + bottom - top))
     else:
         across, down = canvas.source[0] / canvas.scaled[0], canvas.source[1] / canvas.scaled[1]
         corner = (min(canvas.source[0], (x + right - left) * across), min(canvas.source[1], (y + bottom - top) * down))
-        shown = picture.resize((right - left, bottom - top), _BILINEAR, box=(x * across, y * down, *corner))
+        resized = picture.resize((right - left, bottom - top), _BILINEAR, box=(x * across, y * down, *corner))
     result: Picture = np.zeros((canvas.target[1], canvas.target[0], 3), np.uint8)
-    result[top:bottom, left:right] = np.asarray(shown)
+    result[top:bottom, left:right] = np.asarray(resized)
     return result
 
 
@@ -89,20 +89,20 @@ def region_masks(
 ) -> tuple[Mask, tuple[str, ...]]:
     """Draw each speaker's region on the latent grid.
 
-    Returns float32 0/1 (speakers + 1, target height / 8, target width / 8), the last row being the background, and
-    warnings about regions that overlap, are cut or have no effect. `masks` are the local files of the mask pictures.
-    One speaker owns everything, background included; automatic regions are equal parts from left to right.
-    Nearest-neighbour lookups as in the reference (source -> scaled -> crop -> latent). Raises RequestError for a
-    region outside the picture, cropped away or too small for the network to see.
+    Returns float32 0/1 (speakers + 1, target height / 8, target width / 8), the last one being the background, and
+    warnings about regions that overlap, are cut or have no effect. `masks` are the local files of the mask pictures. A
+    single speaker owns everything, including the background; automatic regions are equal parts from left to right.
+    Nearest-neighbour lookups as in the reference (source -> scaled -> crop -> latent). Raises RequestError for a region
+    outside the picture, cropped away or too small for the network.
     """
     if len(regions) != len(masks):
         raise RequestError(
             f"{len(regions)} speakers but {len(masks)} regions", field="request.speakers", hint="give each one region"
         )
     warnings: list[str] = []
-    shown = _shown(canvas)
+    cells = _source_cells(canvas)
     rows = [
-        _latent(_find(index, region, file, len(regions), canvas, warnings), shown)
+        _latent(_find(index, region, file, len(regions), canvas, warnings), cells)
         for index, (region, file) in enumerate(zip(regions, masks, strict=True))
     ]
     if len(rows) == 1:
@@ -114,14 +114,14 @@ def region_masks(
         _require_cells(index, region, row, canvas)
     warnings += _overlaps(rows)
     background = ~np.logical_or.reduce(rows)
-    # The bars of a padded picture show nobody.
+    # The bars of a padded picture contain no person.
     return np.stack([*rows, background]).astype(np.float32), tuple(warnings)
 
 
 def make_seats(
     speakers: Sequence[Speaker], media: Media, canvas: Canvas, spans: Sequence[tuple[float, float]]
 ) -> tuple[tuple[Seat, ...], tuple[str, ...]]:
-    """Say who sits where in the target picture and speaks when, with warnings. Raises as `region_masks` does.
+    """Return where each speaker is in the target picture and when they speak, with warnings. Raises as `region_masks`.
 
     `spans` holds (begin, end) of each voice in seconds.
     """
@@ -149,7 +149,7 @@ def make_seats(
 
 @dataclass(frozen=True)
 class _Box:
-    """Rows and columns of the source picture, ends excluded."""
+    """Rows and columns of the source picture, end exclusive."""
 
     rows: tuple[int, int]
     columns: tuple[int, int]
@@ -206,7 +206,7 @@ def _source_box(index: int, box: tuple[float, float, float, float], canvas: Canv
 
 
 def _view(canvas: Canvas) -> tuple[int, int, int, int]:
-    # Where in the target the picture is seen: all of it when cropped, all but the bars when padded.
+    # The part of the target that shows the picture: all of it for "crop", all except the bars for "pad".
     left, top = max(0, -canvas.offset[0]), max(0, -canvas.offset[1])
     return (
         left,
@@ -216,12 +216,12 @@ def _view(canvas: Canvas) -> tuple[int, int, int, int]:
     )
 
 
-def _shown(canvas: Canvas) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """For each latent row and column the source row and column it shows; -1 in a bar.
+def _source_cells(canvas: Canvas) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the source row and column for each latent row and column; -1 in a bar.
 
     torch's "nearest" is floor(i * scale) in float32; target -> latent takes every 8th.
     """
-    found = []
+    axes = []
     for axis in (1, 0):
         source, scaled, target, offset = (
             pair[axis] for pair in (canvas.source, canvas.scaled, canvas.target, canvas.offset)
@@ -229,14 +229,14 @@ def _shown(canvas: Canvas) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]
         places = np.arange(target // CELL) * CELL + offset
         scale = np.float32(source) / np.float32(scaled)
         lookup = np.minimum(np.floor(places.astype(np.float32) * scale).astype(np.int64), source - 1)
-        found.append(np.where((places >= 0) & (places < scaled), lookup, -1))
-    return found[0], found[1]
+        axes.append(np.where((places >= 0) & (places < scaled), lookup, -1))
+    return axes[0], axes[1]
 
 
 def _latent(
-    region: _Box | npt.NDArray[np.bool_], shown: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+    region: _Box | npt.NDArray[np.bool_], cells: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 ) -> npt.NDArray[np.bool_]:
-    rows, columns = shown
+    rows, columns = cells
     if isinstance(region, _Box):
         inside_rows = (rows >= region.rows[0]) & (rows < region.rows[1])
         inside_columns = (columns >= region.columns[0]) & (columns < region.columns[1])
@@ -245,7 +245,7 @@ def _latent(
 
 
 def _require_cells(index: int, region: Region, row: npt.NDArray[np.bool_], canvas: Canvas) -> None:
-    # The network looks at every second cell in both directions; a region between them would be heard by nobody.
+    # The network uses every second cell in both directions; a region between them would have no effect.
     if row[::PATCH, ::PATCH].any():
         return
     kind = _kind(region)
@@ -262,11 +262,13 @@ def _require_cells(index: int, region: Region, row: npt.NDArray[np.bool_], canva
 
 
 def _overlaps(rows: Sequence[npt.NDArray[np.bool_]]) -> list[str]:
-    found = []
+    warnings = []
     for second in range(len(rows)):
         for first in range(second):
             shared = int((rows[first] & rows[second]).sum())
             if shared:
                 share = shared / min(int(rows[first].sum()), int(rows[second].sum()))
-                found.append(f"speakers[{first}] and speakers[{second}] overlap in {share:.0%} of the smaller region")
-    return found
+                warnings.append(
+                    f"speakers[{first}] and speakers[{second}] overlap in {share:.0%} of the smaller region"
+                )
+    return warnings

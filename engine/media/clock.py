@@ -1,30 +1,30 @@
-"""The clock of a sound file: where packets or frames go, by the timestamps of their container."""
+"""The clock of a sound file: the position of packets or frames, from the timestamps of their container."""
 
 from __future__ import annotations
 
 import av
 from av.stream import Disposition
 
-#: A gap in the timestamps is silence from here on: a frame at 25 a second. Below it, it is how clocks are written down.
+#: Gaps in the timestamps longer than this are silence (one frame at 25 fps). Shorter ones come from rounded timestamps.
 SLACK = 0.04
-#: A clock that goes back by more begins anew, as where two recordings were joined.
+#: If timestamps go back by more than this, the clock restarts, for example where two recordings were joined.
 _BACK = 0.1
-#: Longer gaps are a clock that was set anew: as FFmpeg's own tools take it for formats that break off and go on
-#: (dts_delta_threshold), and the longest voice by default elsewhere.
+#: Longer gaps mean that the clock was reset: FFmpeg's own limit for formats that may be interrupted
+#: (dts_delta_threshold), elsewhere the longest voice allowed by default.
 _GAP_JOINED, _GAP = 10.0, 3_600.0
-#: Containers with timestamps of their own, and FLAC, whose frames have numbers; elsewhere FFmpeg counts what it found.
+#: Containers that store timestamps, and FLAC, whose frames are numbered; elsewhere FFmpeg counts packets.
 STAMPED = ("mov", "matroska", "ogg", "mpegts", "flv", "asf", "nut", "mpeg", "flac")
-#: Of these, whose clock begins at 0 even where nothing is heard yet, and which are often joined.
+#: Those of them whose clock begins at 0 even before the first sound, and which are often joined.
 _FROM_ZERO, _JOINED = ("mov", "matroska"), ("mpegts", "mpeg", "ogg")
 
 
 class Clock:
-    """Lays packets or frames one after the other, and apart where their timestamps say so."""
+    """Places packets or frames one after the other, with gaps where their timestamps have gaps."""
 
     def __init__(self, at: float, zero: float, kind: str) -> None:
-        #: Seconds of the file at which the next piece goes.
+        #: Position of the next piece, seconds of the file.
         self.end = at
-        #: (where, seconds) of each gap.
+        #: (position, length) of each gap, seconds.
         self.gaps: list[tuple[float, float]] = []
         self._shift = at - zero
         self._stamped = kind in STAMPED
@@ -35,9 +35,9 @@ class Clock:
         self.began = False
 
     def place(self, stamp: float | None, seconds: float, *, exact: bool = True) -> tuple[float, bool]:
-        """Return the file's second at which a piece goes, and whether something is missing before it.
+        """Return the position of a piece in seconds of the file, and whether there is a gap before it.
 
-        `stamp` is the piece's second by the container's clock. If its length is not `exact`, the stamps lead.
+        `stamp` is the piece's time by the container's clock, seconds. If its length is not `exact`, timestamps decide.
         """
         lost, hurt, first = self._lost, self._hurt, not self.began
         self._lost, self._hurt, self.began = 0.0, False, True
@@ -58,33 +58,33 @@ class Clock:
         return time, apart
 
     def where(self, stamp: float | None) -> float:
-        """Return the file's second of a piece that cannot be had."""
+        """Return the position in seconds of a piece that cannot be decoded."""
         return self.end + self._lost if stamp is None else max(self.end, stamp + self._shift)
 
     def lose(self, seconds: float) -> None:
-        """Note that a piece of that length cannot be had."""
+        """Record that a piece of that length cannot be decoded."""
         self._lost += seconds
         self._hurt = True
 
 
-def find_zero(container: av.container.InputContainer, raw: float, kept: float) -> float:
-    """Return the container's second at which the file begins, for sound from `kept` on in packets from `raw` on."""
+def find_zero(container: av.container.InputContainer, raw: float, first_sound: float) -> float:
+    """Return the container time at which the file begins; sound begins at `first_sound`, packets at `raw` (seconds)."""
     kind = kind_of(container)
     if kind not in STAMPED:
-        return kept
+        return first_sound
     begins = [
         float(stream.start_time * stream.time_base)
         for stream in container.streams.video
         if stream.start_time is not None and stream.time_base and not stream.disposition & Disposition.attached_pic
     ]
     if begins:
-        zero = min(*begins, kept)
+        zero = min(*begins, first_sound)
     elif kind in _FROM_ZERO and raw > SLACK:
         zero = 0.0
     else:
-        zero = kept
-    # A clock so far ahead is none of this recording.
-    return zero if kept - zero <= _GAP else kept
+        zero = first_sound
+    # A clock that is so far ahead does not belong to this recording.
+    return zero if first_sound - zero <= _GAP else first_sound
 
 
 def kind_of(container: av.container.InputContainer) -> str:

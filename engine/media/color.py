@@ -1,4 +1,4 @@
-"""Frames -> frames with the source picture's colours."""
+"""Match the colours of frames to the source picture."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def color_statistics(picture: Pixels) -> Statistics:
 def match_color(frames: Pixels, reference: Statistics, strength: float = 1.0) -> Pixels:
     """Pull each frame's Lab statistics to those of `reference`; float32 RGB (time, height, width, 3) in -1 .. 1.
 
-    `strength` 0 .. 1 mixes the result with the given frames; 0 returns them untouched. A channel without variance
-    becomes the reference's mean. Frames go one at a time, since Lab needs several copies of what it converts.
+    `strength` 0 .. 1 mixes the result with the given frames; 0 returns them unchanged. A channel without variance
+    becomes the reference's mean. Frames are converted one at a time, because Lab needs several copies in memory.
     Source: Reinhard et al., Color Transfer between Images (2001), as in MultiTalk, match_and_blend_colors.
     """
     if strength == 0:
@@ -37,13 +37,13 @@ def match_color(frames: Pixels, reference: Statistics, strength: float = 1.0) ->
 
     result = np.empty_like(frames)
     for index, frame in enumerate(frames):
-        given = _unit(frame)
-        lab = rgb2lab(given)
+        lab_input = _unit(frame)
+        lab = rgb2lab(lab_input)
         own = _measure(lab)
         varied = own.deviation > 0
         scale = np.where(varied, reference.deviation / np.where(varied, own.deviation, 1), 0).astype(np.float32)
         matched = np.clip(lab2rgb((lab - own.mean) * scale + reference.mean), 0, 1)
-        result[index] = ((1 - strength) * given + strength * matched) * 2 - 1
+        result[index] = ((1 - strength) * lab_input + strength * matched) * 2 - 1
     return result
 
 
@@ -54,6 +54,6 @@ def _unit(pixels: Pixels) -> Pixels:
 
 def _measure(lab: Pixels) -> Statistics:
     flat = lab.reshape(-1, 3)
-    # float64 sums: a flat channel must come out with a deviation of exactly nought, and no rounding grows with size.
+    # float64 sums: a flat channel must have a deviation of exactly 0, and rounding must not grow with size.
     mean, deviation = flat.mean(axis=0, dtype=np.float64), flat.std(axis=0, dtype=np.float64)
     return Statistics(mean.astype(np.float32), deviation.astype(np.float32))

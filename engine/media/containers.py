@@ -1,4 +1,4 @@
-"""Media files opened for reading: sounds, videos and recordings of any container that FFmpeg knows."""
+"""Open media files for reading: sounds, videos and recordings in any container that FFmpeg supports."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import BinaryIO
 
 import av
 
-#: An Ogg page that begins a logical stream, and the length of a page's header without its table of segments.
+#: Begin of an Ogg page that starts a logical stream, and the length of a page header without its segment table.
 _BEGINS, _HEADER = 0x02, 27
-#: A native FLAC file with its STREAMINFO block of 34 bytes; the highest bit says that no other block follows.
+#: Begin of a native FLAC file with its STREAMINFO block of 34 bytes; the highest bit marks the last block.
 _FLAC = (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")
-#: Each link is opened by itself; of more, the last one is all that is left.
+#: Most links that are opened separately; the last one then contains the rest.
 _MOST_LINKS = 1_000
-#: A size that a RIFF header states where it is not known.
+#: The size in a RIFF header whose writer did not know it.
 _UNKNOWN = (0, 0xFFFFFFFF)
 
 
 @contextmanager
 def open_input(path: Path, part: tuple[int, int] | None = None) -> Iterator[av.container.InputContainer]:
-    """Open a media file for reading; `part` are the first byte and the byte behind the last one, None is all of it.
+    """Open a media file for reading; `part` is (first byte, byte after the last); None: the whole file.
 
-    Tags in another encoding than UTF-8 are left out. FFmpeg gets the open file and no protocol: it would take "%03d" in
-    a name for a pattern, and a playlist could make it open other files or addresses. Raises av.FFmpegError and OSError.
+    Tags that are not UTF-8 are ignored. FFmpeg gets the open file, not its name: it would read "%03d" in a name as a
+    pattern, and a playlist could make it open other files or addresses. Raises av.FFmpegError and OSError.
     """
     with path.open("rb") as file:
         source: BinaryIO = file if part is None else io.BufferedReader(_Part(file, *part))
@@ -36,10 +36,10 @@ def open_input(path: Path, part: tuple[int, int] | None = None) -> Iterator[av.c
 
 
 def find_links(path: Path) -> tuple[tuple[int, int], ...]:
-    """Return (first byte, byte behind the last) of each file that was appended to another of its kind in `path`.
+    """Return (first byte, byte after the last) of each link: files of one format appended to each other in `path`.
 
-    That is what `cat a.ogg b.ogg` and chained Ogg streams are (RFC 3533, section 4), and FLAC and WAV files in a row.
-    FFmpeg opens such a file with what the first header says. Other kinds, and a single file, are one link.
+    For example `cat a.ogg b.ogg`, chained Ogg streams (RFC 3533, section 4), and concatenated FLAC or WAV files. FFmpeg
+    would use the first header for all of them. Other formats, and a single file, are one link.
     """
     size = path.stat().st_size
     if size < _HEADER:
@@ -60,7 +60,7 @@ def find_links(path: Path) -> tuple[tuple[int, int], ...]:
 
 def _ogg_links(content: mmap.mmap) -> list[int]:
     starts = [0]
-    # The streams of one link begin in pages that stand before all others.
+    # The streams of one link begin in pages before all other pages.
     beginning, place = True, 0
     while 0 <= place <= len(content) - _HEADER and len(starts) <= _MOST_LINKS:
         if content[place : place + 4] != b"OggS":
@@ -98,7 +98,7 @@ def _riff_links(content: mmap.mmap) -> list[int]:
 
 
 class _Part(io.RawIOBase):
-    """Bytes `first` to `last` of an open file as a file of their own."""
+    """Bytes `first` to `last` of an open file as a separate file."""
 
     def __init__(self, file: BinaryIO, first: int, last: int) -> None:
         self._file, self._first, self._size = file, first, last - first

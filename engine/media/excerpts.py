@@ -1,4 +1,4 @@
-"""What is taken of a voice's file: `start`, `duration`, `delay`, `track` and `channel`, as fields or behind a `#`."""
+"""Which part of a voice file is used: `start`, `duration`, `delay`, `track`, `channel`, as fields or after a `#`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from engine.data import Speaker
 from engine.errors import RequestError
 
-#: The fields of a speaker that say what is taken of the file, and when it is heard.
+#: The fields of a speaker that choose a part of the file, and when it is heard.
 KEYS = ("start", "duration", "delay", "track", "channel")
-#: Channels that have a name.
+#: Channels with a name.
 CHANNELS = {"left": 1, "right": 2}
-#: Seconds: a day into a file, an hour of silence before a voice.
+#: Limits in seconds: a day into a file, an hour of silence before a voice.
 MOST_SECONDS, MOST_DELAY = 86_400.0, 3_600.0
 MOST_TRACK, MOST_CHANNEL = 1_000, 256
 
@@ -25,27 +25,27 @@ _HINTS = {
     "track": f"the number of the audio track, 1 to {MOST_TRACK}",
     "channel": f"left, right, or the number of the channel, 1 to {MOST_CHANNEL}",
 }
-#: How these are written behind an address.
+#: Examples of these after an address.
 EXAMPLE = "such as call.wav#left, film.mp4#track=2 or talk.mp3#start=3,duration=10"
 
 
 def check_values(values: Mapping[str, Any], refuse: Callable[[str, str, str], RequestError]) -> None:
-    """Raise `refuse(key, what is wrong, hint)` for a value that is none of its key's; None is not given."""
+    """Raise `refuse(key, what is wrong, hint)` for an invalid value; None means not set."""
     for key, value in values.items():
         if value is not None and not _fits(key, value):
             raise refuse(key, f"{value!r} is not possible", f"give {_HINTS[key]}")
 
 
 def values_of(speaker: Speaker) -> dict[str, Any]:
-    """Return the fields of `speaker` by key; None where nothing was asked."""
+    """Return the fields of `speaker` by key; None for those that are not set."""
     return {key: getattr(speaker, key) for key in KEYS}
 
 
 def split_address(address: str) -> tuple[str, dict[str, Any]]:
-    """Return an address without what its last `#` says about the voice, and that as values of `KEYS`.
+    """Split an address at its last `#` into the address itself and values of `KEYS`.
 
-    `#left`, `#right`, `#2` (the track) and `key=value`, joined by `&` or commas. Where one of the words is none of
-    these, all of it belongs to the address. Values are as written; `check_values` judges them.
+    Recognised are `#left`, `#right`, `#2` (the track) and `key=value`, joined by `&` or commas. If one of the words is
+    something else, everything belongs to the address. Values are returned unchecked; see `check_values`.
     """
     base, mark, words = address.rpartition("#")
     if not mark or not base or not words or len(words) > 200:
@@ -64,7 +64,7 @@ def split_address(address: str) -> tuple[str, dict[str, Any]]:
 
 
 def channel_number(channel: str | int | None) -> int | None:
-    """Return the number of a channel, counted from 1; None is all of them."""
+    """Return the number of a channel, counted from 1; None means all."""
     return CHANNELS[channel] if isinstance(channel, str) else channel
 
 

@@ -1,4 +1,4 @@
-"""H.264 as every video of ours has it: the stream, and a smaller encoding of a finished file."""
+"""H.264 encoding: the stream of every video, and a smaller encoding of a finished file."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from engine.media.containers import open_input
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-#: x264 gives different bytes for different thread counts, so the machine's cores must not decide.
+#: x264's output depends on the number of threads, so it must not depend on the machine's cores.
 _THREADS = 4
-#: x264's macroblock tree (165, assembly, with B-frames) reads memory that was never set, so that the bytes would differ
-#: from run to run. What it saves in bits is no object here.
+#: x264's macroblock tree (165, assembly, with B-frames) reads uninitialised memory, so the bytes would differ from run
+#: to run. The bits that it saves do not matter here.
 _X264 = "mbtree=0"
-#: Share of the bytes allowed that a smaller encoding aims at: two passes hit a size to a few per cent.
+#: Share of the allowed bytes that a smaller encoding aims at: two passes reach a size within a few per cent.
 _AIM = 0.95
 
-#: What a smaller encoding has to keep of the first one's luma: dB over the whole video, and the structural similarity
-#: of the frame that suffers most, so that a few bad seconds do not vanish in a mean.
+#: Least quality of a smaller encoding compared with the first one, by luma: PSNR in dB over the whole video, and SSIM
+#: of the worst frame, so that a few bad seconds do not disappear in a mean.
 LEAST_PSNR = 38.0
 LEAST_SSIM = 0.95
 
 
 def open_mp4(path: Path) -> tuple[av.container.OutputContainer, io.FileIO]:
-    """Open an MP4 for writing whose index will stand in front and whose bytes know no date and no version.
+    """Open an MP4 for writing, with its index at the front and without dates and versions in its bytes.
 
     Close the container first, then the file. FFmpeg does not open it: PyAV would never close a file that FFmpeg opened
     and whose header could not be written. Raises OSError.
@@ -75,7 +75,7 @@ class _File(io.FileIO):
 def add_video(
     container: av.container.OutputContainer, size: tuple[int, int], rate: Fraction, options: Mapping[str, str]
 ) -> av.VideoStream:
-    """Add a stream of yuv420p (BT.709) frames of `size` (width, height), whose times count in 1 / `rate`."""
+    """Add a stream of yuv420p (BT.709) frames of `size` (width, height) with the time base 1 / `rate`."""
     video: av.VideoStream = container.add_stream("libx264", rate=rate, options={**options, "x264-params": _X264})
     video.width, video.height = size
     video.pix_fmt = "yuv420p"
@@ -83,7 +83,7 @@ def add_video(
     context.thread_count = _THREADS
     context.time_base = 1 / rate
     context.flags |= Flags.bitexact
-    # Players guess the matrix of an untagged video by its size.
+    # Players guess the colour matrix of an untagged video from its size.
     context.colorspace = Colorspace.ITU709
     context.color_range = ColorRange.MPEG
     context.color_primaries = ColorPrimaries.BT709
@@ -93,7 +93,7 @@ def add_video(
 
 @dataclass(frozen=True)
 class Likeness:
-    """How much one encoding is like another, by luma."""
+    """How similar two encodings are, by luma."""
 
     #: dB, over the whole video.
     psnr: float
@@ -102,20 +102,20 @@ class Likeness:
 
     @property
     def holds(self) -> bool:
-        """Whether the one may stand for the other."""
+        """Whether one may replace the other."""
         return self.psnr >= LEAST_PSNR and self.ssim >= LEAST_SSIM
 
 
 def shrink(
     path: Path, into: Path, most: int, *, preset: str = "medium", cancel: CancelToken | None = None
 ) -> Likeness | None:
-    """Encode the pictures of `path` once more, in two passes for a file of at most `most` bytes at `into`.
+    """Encode the pictures of `path` again in two passes, to a file of at most `most` bytes at `into`.
 
-    Sound, tags and times stay as they are. Returns how like the two are; None, and leaves no file, where such a file
-    cannot be had. Raises SinkError, and Cancelled between frames once `cancel` is set.
+    Sound, tags and times are unchanged. Returns how similar the two are; None, and leaves no file, if that size is not
+    possible. Raises SinkError, and Cancelled between frames once `cancel` is set.
     """
     log = into.with_suffix(".passes")
-    # It bears its name once it is whole.
+    # It gets its name when it is complete.
     part = into.with_name(f".{into.name}.part")
     try:
         rate = _bitrate(path, most)
@@ -133,40 +133,40 @@ def shrink(
         reason = getattr(error, "strerror", None) or error
         raise SinkError(f"the video cannot be encoded again: {reason}", field="sink") from error
     finally:
-        # The log and x264's own while a pass runs.
-        for left in (part, log, log.with_suffix(".passes.temp")):
-            left.unlink(missing_ok=True)
+        # The log, and x264's temporary one.
+        for leftover in (part, log, log.with_suffix(".passes.temp")):
+            leftover.unlink(missing_ok=True)
 
 
 def _bitrate(path: Path, most: int) -> int:
-    """Return the bits a second that are left for the pictures."""
+    """Return the bits per second that remain for the pictures."""
     with open_input(path) as file:
         video = file.streams.video[0]
         pictures = sum(packet.size for packet in file.demux(video))
         seconds = float(video.frames / _rate(video))
-    # Sound, index and tags take as much as before.
+    # Sound, index and tags need as much as before.
     return int((most * _AIM - (path.stat().st_size - pictures)) * 8 / seconds)
 
 
 def _encode(path: Path, into: Path, settings: Mapping[str, str], number: Flags, cancel: CancelToken | None) -> None:
-    with open_input(path) as file, _writing(into) as made:
-        made.metadata.update(file.metadata)
+    with open_input(path) as file, _writing(into) as output:
+        output.metadata.update(file.metadata)
         source = file.streams.video[0]
-        video = add_video(made, (source.width, source.height), _rate(source), settings)
+        video = add_video(output, (source.width, source.height), _rate(source), settings)
         video.codec_context.flags |= number
-        sound = {stream: made.add_stream_from_template(stream) for stream in file.streams.audio}
+        sound = {stream: output.add_stream_from_template(stream) for stream in file.streams.audio}
         for packet in file.demux(source, *sound):
             check(cancel, "keep")
             if isinstance(packet.stream, av.AudioStream):
                 if packet.dts is not None:
                     packet.stream = sound[packet.stream]
-                    made.mux(packet)
+                    output.mux(packet)
                 continue
             for frame in source.decode(packet):
-                # Which the first encoder chose, and x264 would have to keep.
+                # Otherwise x264 would keep the frame types of the first encoder.
                 frame.pict_type = PictureType.NONE
-                made.mux(video.encode(frame))
-        made.mux(video.encode(None))
+                output.mux(video.encode(frame))
+        output.mux(video.encode(None))
 
 
 def _compare(path: Path, other: Path, cancel: CancelToken | None = None) -> Likeness:
@@ -175,7 +175,7 @@ def _compare(path: Path, other: Path, cancel: CancelToken | None = None) -> Like
     with open_input(path) as one, open_input(other) as two:
         graph = av.filter.Graph()
         ends = [graph.add_buffer(template=file.streams.video[0]) for file in (one, two)]
-        # Each measure writes its figures into the frame's tags and hands the smaller encoding on to the next.
+        # Each filter writes its results into the frame's tags and passes the smaller encoding on to the next filter.
         split, psnr, ssim = graph.add("split"), graph.add("psnr"), graph.add("ssim")
         sink = graph.add("buffersink")
         ends[0].link_to(split)
@@ -191,9 +191,9 @@ def _compare(path: Path, other: Path, cancel: CancelToken | None = None) -> Like
                 end.push(frame)
             with suppress(BlockingIOError, EOFError):
                 while True:
-                    told = sink.pull().metadata
-                    errors.append(float(told["lavfi.psnr.mse.y"]))
-                    similarities.append(float(told["lavfi.ssim.Y"]))
+                    metadata = sink.pull().metadata
+                    errors.append(float(metadata["lavfi.psnr.mse.y"]))
+                    similarities.append(float(metadata["lavfi.ssim.Y"]))
     mean = sum(errors) / len(errors)
     return Likeness(psnr=10 * math.log10(255**2 / mean) if mean else math.inf, ssim=min(similarities))
 

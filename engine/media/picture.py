@@ -1,4 +1,4 @@
-"""Picture file -> upright RGB pixels."""
+"""Read picture files as upright RGB pixels."""
 
 from __future__ import annotations
 
@@ -34,88 +34,88 @@ from engine.media.picture_files import (
 #: Share of a JPEG's pixels that may be missing at its end.
 MISSING = 0.05
 
-# What a stranger's file makes Pillow say would stand on the user's terminal; what matters is in a Look.
+# Pillow's warnings about a stranger's file would appear in the user's terminal; PictureInfo has those that matter.
 python_warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\..*")
 
 _ORIENTATION = 0x0112
 _SUBFILE, _REDUCED = 254, 1
-#: Pixels that are converted at a time, so that beside the decoded picture and the result no whole copy is held.
+#: Pixels that are converted at a time, so that no further copy of the whole picture is needed.
 _STRIP = 2**20
-#: A camera's or phone's photograph comes first, a preview, a depth map or the rest of a burst behind it.
+#: Formats whose first image is the photograph; previews, depth maps or the rest of a burst follow.
 _FIRST_IS_IT = ("MPO", "HEIF", "PSD")
 _ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
 @dataclass(frozen=True)
-class Look:
-    """What is known of a picture once it was decoded."""
+class PictureInfo:
+    """What is known about a picture after decoding it."""
 
-    #: (width, height) once it is turned upright.
+    #: (width, height) of the upright picture.
     size: tuple[int, int]
-    #: What is not as its owner may think, a sentence each.
+    #: What may surprise the owner, one sentence each.
     warnings: tuple[str, ...] = ()
 
 
-def look_at(path: Path, *, field: str, max_pixels: int | None = None, mask: bool = False) -> Look:
-    """Judge a picture as `read_picture` (or `read_mask`) would, and return its size and what to warn of.
+def look_at(path: Path, *, field: str, max_pixels: int | None = None, mask: bool = False) -> PictureInfo:
+    """Check a picture as `read_picture` (or `read_mask`) would, and return its size and warnings.
 
-    It is decoded, since only that tells whether it is whole and which way is up; a JPEG at an eighth of its size.
+    It is decoded, because only this shows whether it is complete and upright; a JPEG at an eighth of its size.
     Raises as `read_picture` does.
     """
 
-    with _decoded(path, field, max_pixels, small=True) as found:
+    with _decoded(path, field, max_pixels, small=True) as decoded:
         if mask:
-            return Look(found.size, found.warnings)
-        _, warning = to_srgb(found.image)
-        colours = "" if found.image.info.get("icc_profile") else other_colours(path, found.head, found.image.info)
+            return PictureInfo(decoded.size, decoded.warnings)
+        _, warning = to_srgb(decoded.image)
+        colours = "" if decoded.image.info.get("icc_profile") else other_colours(path, decoded.head, decoded.image.info)
         if colours:
             warning = (
                 f"the picture says that its colours are not sRGB ({colours}) and has no ICC profile: they are "
                 "taken as sRGB and may look paler or darker; save it as sRGB"
             )
-        return Look(found.size, (*found.warnings, *filter(None, [warning])))
+        return PictureInfo(decoded.size, (*decoded.warnings, *filter(None, [warning])))
 
 
 def read_picture(path: Path, *, field: str, max_pixels: int | None = None) -> npt.NDArray[np.uint8]:
     """Decode a picture to uint8 sRGB (height, width, 3), turned upright by its EXIF orientation.
 
-    Embedded ICC profiles of RGB, grey and CMYK pictures are applied. Transparency is laid over white; palettes are
-    resolved; 16-bit grey is scaled by 1/257; CMYK without a profile goes by Pillow's plain formula. Of a JPEG up to
-    `MISSING` of the pixels may be missing at the end; they repeat what stands above them. Raises RequestError about
-    `field` for what cannot be read, holds several pictures or exceeds `max_pixels`.
+    Embedded ICC profiles of RGB, grey and CMYK pictures are applied. Transparency is blended with white; palettes are
+    resolved; 16-bit grey is scaled by 1/257; CMYK without a profile uses Pillow's simple formula. A share of at most
+    `MISSING` of a JPEG's pixels may be missing at the end; they repeat the row above. Raises RequestError about `field`
+    for a picture that cannot be read, for several pictures, or for more than `max_pixels`.
     """
-    with _decoded(path, field, max_pixels) as found:
-        return _upright(found, to_srgb(found.image)[0], paper=255)
+    with _decoded(path, field, max_pixels) as decoded:
+        return _upright(decoded, to_srgb(decoded.image)[0], paper=255)
 
 
 def read_mask(path: Path, *, field: str, max_pixels: int | None = None) -> npt.NDArray[np.uint8]:
-    """Decode a mask picture to uint8 grey (height, width), upright; transparency is laid over black.
+    """Decode a mask picture to uint8 grey (height, width), upright; transparency is blended with black.
 
-    Its numbers are taken as they stand, whatever its colour profile. Raises as `read_picture` does.
+    Its values are used as they are; a colour profile is ignored. Raises as `read_picture` does.
     """
-    with _decoded(path, field, max_pixels) as found:
-        return _upright(found, None, paper=0)
+    with _decoded(path, field, max_pixels) as decoded:
+        return _upright(decoded, None, paper=0)
 
 
 # --- opening ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Decoded:
     image: Image.Image
     head: bytes
-    #: (width, height) upright, and the EXIF orientation of the pixels as they are stored.
+    #: (width, height) of the upright picture, and the EXIF orientation of the stored pixels.
     size: tuple[int, int]
     orientation: int
-    #: For the rows at the bottom, from the last one upwards: from which column on pixels are missing.
+    #: For the rows at the bottom, from the last one upwards: the first column with missing pixels.
     missing: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
 @contextmanager
-def _decoded(path: Path, field: str, max_pixels: int | None, *, small: bool = False) -> Iterator[_Found]:
-    """Open, judge and decode. `small`: the pixels are not needed, the size is that of the whole all the same."""
-    # Pillow's decoders raise whatever their format's parser meets; only its limits have names of their own.
+def _decoded(path: Path, field: str, max_pixels: int | None, *, small: bool = False) -> Iterator[_Decoded]:
+    """Open, check and decode. `small`: the pixels are not used, and may be fewer; the size is still the full one."""
+    # Pillow's decoders raise many types of errors; only its size limits have their own.
     head = b""
     try:
         head = read_head(path)
@@ -143,7 +143,7 @@ def _decoded(path: Path, field: str, max_pixels: int | None, *, small: bool = Fa
 
 def _load(
     image: Image.Image, path: Path, head: bytes, field: str, max_pixels: int | None, *, small: bool = False
-) -> _Found:
+) -> _Decoded:
     _admit(image, field, max_pixels)
     size = image.size
     missing: tuple[int, ...] = ()
@@ -155,35 +155,35 @@ def _load(
     except OSError:
         if not is_jpeg(head):
             raise
-        image, missing, warning = _mended(path, field, max_pixels)
+        image, missing, warning = _repaired_jpeg(path, field, max_pixels)
         warnings.append(warning)
     else:
-        # What Pillow found in the file may differ from what the file said at its beginning.
+        # The decoded size may differ from the one at the beginning of the file.
         size = size if is_jpeg(head) else image.size
         check_pixels(size, field, max_pixels)
     _check_mode(image, field)
     try:
-        # A TIFF is turned by Pillow while it is decoded, and says 1 from then on: so not before.
+        # Read after decoding: Pillow rotates a TIFF while it decodes it, and then sets the orientation to 1.
         orientation = image.getexif().get(_ORIENTATION, 1)
     except (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error):
-        warnings.append("the picture's EXIF data cannot be read: it is shown as it is stored, turned by nothing")
+        warnings.append("the picture's EXIF data cannot be read: it is used as it is stored, without rotation")
         orientation = 1
     if orientation not in range(1, 9):
         orientation = 1
     upright = size[::-1] if orientation >= 5 else size
-    return _Found(image, head, (upright[0], upright[1]), orientation, missing, tuple(warnings))
+    return _Decoded(image, head, (upright[0], upright[1]), orientation, missing, tuple(warnings))
 
 
 def _admit(image: Image.Image, field: str, max_pixels: int | None) -> None:
     check_pixels(image.size, field, max_pixels)
-    # Not how many: a TIFF's pages are a chain that would have to be walked.
+    # is_animated, not n_frames: counting a TIFF's pages would read all of them.
     if image.format not in _FIRST_IS_IT and getattr(image, "is_animated", False):
         several = "the picture has several pages" if image.format == "TIFF" else "the picture is animated"
         hint = "save one page of it as a PNG" if image.format == "TIFF" else "save one frame of it as a PNG"
         raise RequestError(several, field=field, hint=hint, code="picture_unsupported")
     if image.format == "TIFF" and _REDUCED & int(getattr(image, "tag_v2", {}).get(_SUBFILE, 0)):
         raise RequestError(
-            "the file holds a small preview in front of the picture, as cameras' raw files do",
+            "the file begins with a small preview of the picture, like cameras' raw files",
             field=field,
             hint="develop it and save it as a JPEG or PNG",
             code="picture_unsupported",
@@ -200,17 +200,17 @@ def _check_mode(image: Image.Image, field: str) -> None:
 
 
 def _unsupported(kind: str, field: str) -> RequestError:
-    what = f"pictures with {kind} pixels are not read"
+    what = f"pictures with {kind} pixels are not supported"
     return RequestError(what, field=field, hint="save it as 8-bit RGB", code="picture_unsupported")
 
 
 # --- JPEG that ends too early -----------------------------------------------------------------------------------------
 
 
-def _mended(path: Path, field: str, max_pixels: int | None) -> tuple[Image.Image, tuple[int, ...], str]:
-    """Decode a JPEG that ends too early as if it ended there; return it, what is missing, and a warning.
+def _repaired_jpeg(path: Path, field: str, max_pixels: int | None) -> tuple[Image.Image, tuple[int, ...], str]:
+    """Decode a truncated JPEG; return it, which pixels are missing, and a warning.
 
-    Raises RequestError where more is missing than `MISSING`, and what Pillow raises where it is not this that is wrong.
+    Raises RequestError if more than `MISSING` is missing, and Pillow's error if the file is damaged in another way.
     """
     data = path.read_bytes()
     image = Image.open(io.BytesIO(data + b"\xff\xd9"), formats=("JPEG", "MPO"))
@@ -226,8 +226,8 @@ def _mended(path: Path, field: str, max_pixels: int | None) -> tuple[Image.Image
         what = f"the JPEG ends too early: more than {MISSING:.0%} of its pixels are missing"
         raise RequestError(what, field=field, hint=hint, code="picture_unreadable")
     if not missing:
-        return image, (), "the JPEG ends too early, and all of its rows are there; it was taken as it is"
-    # Where colours are stored at half the size, grey reaches two pixels into what is there.
+        return image, (), "the JPEG ends too early, but all of its rows are complete; it is used as it is"
+    # If colours are stored at half size, grey extends two pixels into the pixels that exist.
     wide = (*missing, image.width, image.width)[: image.height - 1]
     missing = tuple(max(0, min(wide[max(0, row - 2) : row + 1]) - 2) for row in range(len(wide)))
     rows = f"{len(missing)} of its {image.height} rows are not complete and repeat what is above them"
@@ -235,44 +235,44 @@ def _mended(path: Path, field: str, max_pixels: int | None) -> tuple[Image.Image
 
 
 def _missing(image: Image.Image) -> tuple[int, ...]:
-    """Return for the rows at the bottom, from the last one upwards, from which column on libjpeg found no data.
+    """Return the first column without data, for the rows at the bottom, from the last one upwards.
 
-    It fills what is missing with zeros, which is middle grey in every mode; row by row, at the right end.
+    libjpeg fills missing data with zeros, which are middle grey in every mode, at the right end of each row.
     """
-    found: list[int] = []
+    first_columns: list[int] = []
     area, most = 0, MISSING * image.width * image.height + image.width
     for row in range(image.height - 1, -1, -1):
         pixels = np.asarray(image.crop((0, row, image.width, row + 1)), np.int16).reshape(image.width, -1)
-        given = np.flatnonzero((np.abs(pixels - 128) > 1).any(axis=1))
-        first = int(given[-1]) + 1 if given.size else 0
+        filled = np.flatnonzero((np.abs(pixels - 128) > 1).any(axis=1))
+        first = int(filled[-1]) + 1 if filled.size else 0
         if first == image.width or area > most:
             break
-        found.append(first)
+        first_columns.append(first)
         area += image.width - first
-    return tuple(found)
+    return tuple(first_columns)
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
-def _upright(found: _Found, colours: ToRgb | None, paper: int) -> npt.NDArray[np.uint8]:
+def _upright(decoded: _Decoded, colours: ToRgb | None, paper: int) -> npt.NDArray[np.uint8]:
     """Convert to uint8 (height, width, 3), or without `colours` to grey (height, width), strip by strip."""
-    image = found.image
-    shape = (found.size[1], found.size[0], 3) if colours else (found.size[1], found.size[0])
+    image = decoded.image
+    shape = (decoded.size[1], decoded.size[0], 3) if colours else (decoded.size[1], decoded.size[0])
     result = np.empty(shape, np.uint8)
-    stored = _stored(result, found.orientation)
+    stored = _stored(result, decoded.orientation)
     rows = max(1, _STRIP // image.width)
     for top in range(0, image.height, rows):
         bottom = min(image.height, top + rows)
         part = _flat(image.crop((0, top, image.width, bottom)), colours, paper)
         stored[top:bottom] = np.asarray(part if colours else part.convert("L"))
-    for row, first in enumerate(reversed(found.missing), start=image.height - len(found.missing)):
+    for row, first in enumerate(reversed(decoded.missing), start=image.height - len(decoded.missing)):
         stored[row, first:] = stored[row - 1, first:]
     return result
 
 
 def _stored(upright: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
-    """Return a view of an upright picture that has the pixels as a file of that EXIF orientation stores them."""
+    """Return a view of an upright picture with the pixels in the order of that EXIF orientation."""
     across = upright.swapaxes(0, 1)
     match orientation:
         case 2:
@@ -293,7 +293,7 @@ def _stored(upright: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.
 
 
 def _flat(part: Image.Image, colours: ToRgb | None, paper: int) -> Image.Image:
-    """Convert a strip to RGB: colours first, then what is transparent over the paper."""
+    """Convert a strip to RGB: first colours, then blend transparent pixels with the paper."""
     convert = colours or (lambda picture: picture.convert("RGB"))
     if part.mode.startswith("I;16") or part.mode == "I":
         values = np.asarray(part).astype(np.uint32)
@@ -305,7 +305,7 @@ def _flat(part: Image.Image, colours: ToRgb | None, paper: int) -> Image.Image:
         return grey
     if part.mode in _ALPHA or "transparency" in part.info:
         pixels = part.convert("RGBA")
-        shown = convert(part.convert("L") if part.mode == "LA" else pixels.convert("RGB"))
-        shown.putalpha(pixels.getchannel("A"))
-        return Image.alpha_composite(Image.new("RGBA", pixels.size, (paper,) * 3), shown).convert("RGB")
+        visible = convert(part.convert("L") if part.mode == "LA" else pixels.convert("RGB"))
+        visible.putalpha(pixels.getchannel("A"))
+        return Image.alpha_composite(Image.new("RGBA", pixels.size, (paper,) * 3), visible).convert("RGB")
     return convert(part if part.mode in ("L", "CMYK") else part.convert("RGB"))

@@ -1,4 +1,4 @@
-"""An audio track of a file -> its samples on the file's own clock, of the part that is wanted and no more."""
+"""Decode the needed part of a file's audio track, with positions on the file's own clock."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from engine.media.packets import facts_of, head_of, only, packet_seconds, packet
 Samples = npt.NDArray[np.float32]
 
 HINT = "give a WAV, MP3, FLAC, M4A, Ogg or video file with a voice in it"
-#: Above this share of damaged packets the sound is none.
+#: Above this share of damaged packets the sound is refused.
 MOST_DAMAGED = 0.5
-#: Seconds that are decoded before what is wanted, so that decoders have found into the stream.
+#: Seconds that are decoded before the needed part, so that decoders are in sync with the stream.
 _BEFORE = 1.0
-#: Larger samples are no sound; files of float samples in the scale of 32-bit integers are.
+#: Larger samples are refused; float samples in the scale of 32-bit integers are accepted.
 _LOUDEST = 1e10
-#: Packets that are decoded for that at least; a frame of MP3 may begin in the eighth before it.
+#: Least number of packets decoded for that; an MP3 frame's data may begin up to eight packets earlier.
 _WARMING = 8
-#: Samples that are handed on together.
+#: Samples in one block.
 _BLOCK = 1 << 15
-#: Seconds that are nothing, between sums of floating-point numbers.
+#: Tolerance in seconds when floating-point sums are compared.
 _TINY = 1e-9
-#: Damaged places that are kept for the warning.
+#: Most damaged places that are kept for the warning.
 _PLACES = 1_000
 
 
@@ -43,10 +43,10 @@ _PLACES = 1_000
 class Damage:
     """What could not be decoded."""
 
-    #: Packets that were decoded or not.
+    #: All packets, decoded or not.
     packets: int = 0
     bad: int = 0
-    #: Seconds of the file at which the bad ones stand; the first of them.
+    #: Positions of the first bad packets, seconds of the file.
     places: list[float] = field(default_factory=list)
 
     def note(self, place: float) -> None:
@@ -55,8 +55,8 @@ class Damage:
         if len(self.places) < _PLACES:
             self.places.append(place)
 
-    def told(self) -> list[str]:
-        """Return what to warn of."""
+    def warnings(self) -> list[str]:
+        """Return the warnings about damaged packets."""
         if not self.bad:
             return []
         if self.bad <= 3:
@@ -70,15 +70,15 @@ class Damage:
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of samples on the file's clock: float32 (samples, channels)."""
+    """Consecutive samples on the file's clock: float32 (samples, channels)."""
 
-    #: Seconds of the file at the first sample, and Hz.
+    #: Position of the first sample, seconds of the file, and sample rate in Hz.
     time: float
     rate: int
-    #: The channels as they are, and mixed to at most two.
+    #: All channels, and the channels mixed to at most two.
     raw: Samples
     mixed: Samples
-    #: Whether something is missing between it and the piece before.
+    #: Whether there is a gap between it and the piece before.
     apart: bool
 
 
@@ -92,10 +92,10 @@ def pieces(
     field: str,
     cancel: CancelToken | None = None,
 ) -> Iterator[Piece]:
-    """Decode the file's seconds from `start` to `until`, with a little more at both ends, in blocks.
+    """Decode the file from second `start` to `until`, with slightly more at both ends, in blocks.
 
-    What cannot be decoded is left out and noted in `damage`. Raises RequestError about `field` for more than
-    `MOST_DAMAGED` and for samples that are not finite, and Cancelled.
+    Packets that cannot be decoded are left out and recorded in `damage`. Raises RequestError about `field` if more than
+    `MOST_DAMAGED` are damaged and for samples that are not finite, and Cancelled.
     """
     several = len(links) > 1 or links[0].part[0] > 0
     with reading(path, field):
@@ -117,20 +117,20 @@ def pieces(
 
 @contextmanager
 def reading(path: Path, field: str) -> Iterator[None]:
-    """Turn what FFmpeg and the file system say about the sound in `path` into a RequestError about `field`."""
+    """Turn errors of FFmpeg and the file system about `path` into a RequestError about `field`."""
     try:
         if path.stat().st_size == 0:
             raise RequestError("the audio file is empty (0 bytes)", field=field, hint=HINT, code="audio_empty")
         yield
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or error
-        ended = isinstance(error, EOFError)
-        what = f"the audio cannot be decoded: {'it ends before any sound' if ended else reason}"
+        at_end = isinstance(error, EOFError)
+        what = f"the audio cannot be decoded: {'it ends before any sound' if at_end else reason}"
         raise RequestError(what, field=field, hint=HINT, code="audio_unreadable") from error
 
 
 def check(cancel: CancelToken | None) -> None:
-    """Raise Cancelled if the caller withdrew."""
+    """Raise Cancelled if the caller cancelled the request."""
     if cancel is not None and cancel.is_set():
         raise Cancelled("read")
 
@@ -162,7 +162,7 @@ class _Decoding:
         stream, clock = self._stream, self._clock
         only(self._container, stream)
         if stream.codec_context.name == "flac":
-            # Frames carry checksums, which FFmpeg looks at when told to.
+            # FLAC frames have checksums, which FFmpeg checks only on request.
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
         skipping = self._start > self._link.at + _BEFORE
         passed: deque[av.Packet[av.AudioStream]] = deque(maxlen=_WARMING)
@@ -189,27 +189,27 @@ class _Decoding:
                 return
 
     def _pass(self, packet: av.Packet[av.AudioStream], seconds: float, *, exact: bool) -> None:
-        """Place a packet that is not decoded, since gaps move the clock; what is before the file's begin is no part."""
+        """Move the clock past a packet that is not decoded, without samples from before the beginning of the file."""
         stamp, rate = float((packet.pts or 0) * packet.time_base), self._stream.rate or 1
         self._drop = max(self._drop, facts_of(packet).skip)
-        cut = min(self._drop / rate, seconds)
-        self._drop -= round(cut * rate)
-        if seconds - cut > _TINY:
-            self._clock.place(stamp + cut, seconds - cut, exact=exact)
+        dropped = min(self._drop / rate, seconds)
+        self._drop -= round(dropped * rate)
+        if seconds - dropped > _TINY:
+            self._clock.place(stamp + dropped, seconds - dropped, exact=exact)
 
     def _warm(self, passed: Iterable[av.Packet[av.AudioStream]]) -> None:
-        """Let the decoder find into the stream, also where a gap is before what is wanted."""
+        """Decode packets before the needed part, so that the decoder is in sync, even after a gap."""
         for packet in passed:
             with suppress(av.FFmpegError):
                 packet.decode()
 
     def _seconds(self, packet: av.Packet[av.AudioStream]) -> tuple[float, bool]:
-        """Return the seconds of a packet, and whether they are not rounded."""
+        """Return the seconds of a packet, and whether they are exact."""
         codec, rate = self._stream.codec_context, self._stream.rate or 1
-        known = packet_seconds(codec.codec.canonical_name, head_of(packet), rate) or self._link.packet
-        if not known and (size := pcm_bytes(codec)):
-            known = packet.size // size / rate
-        return known or float((packet.duration or 0) * packet.time_base), bool(known)
+        seconds = packet_seconds(codec.codec.canonical_name, head_of(packet), rate) or self._link.packet
+        if not seconds and (size := pcm_bytes(codec)):
+            seconds = packet.size // size / rate
+        return seconds or float((packet.duration or 0) * packet.time_base), bool(seconds)
 
     def _hurt(self, packet: av.Packet[av.AudioStream], seconds: float) -> None:
         if packet.size:
@@ -238,16 +238,16 @@ class _Decoding:
 
 
 class _Mixer:
-    """Turns frames of any format into float32 samples, as they are and mixed to at most two channels."""
+    """Converts frames of any format to float32 samples: all channels, and mixed to at most two."""
 
     def __init__(self) -> None:
         self._resamplers: dict[tuple[str, str, int, bool], av.AudioResampler] = {}
 
     def take(self, frame: av.AudioFrame) -> tuple[Samples, Samples]:
-        """Return (samples, channels) as they are and (samples, 1 or 2) mixed.
+        """Return all channels (samples, channels) and the mix (samples, 1 or 2).
 
-        A mono file stays mono: libswresample would lower it by 3 dB on its way to stereo. More than two channels are
-        mixed by its standard matrix.
+        A mono file stays mono: libswresample would lower it by 3 dB when converting to stereo. More than two channels
+        are mixed by its standard matrix.
         """
         raw = self._plain(frame)
         if raw.shape[1] <= 2:
@@ -255,7 +255,7 @@ class _Mixer:
         try:
             return raw, self._resampled(frame, "stereo", 2)
         except av.FFmpegError:
-            # It knows no such layout.
+            # libswresample does not know this layout.
             return raw, np.repeat(raw.mean(axis=1, dtype=np.float32, keepdims=True), 2, axis=1)
 
     def _plain(self, frame: av.AudioFrame) -> Samples:
@@ -270,7 +270,7 @@ class _Mixer:
         return (values.astype(np.float32) - np.float32(zero)) * np.float32(1 / scale)
 
     def _resampled(self, frame: av.AudioFrame, layout: str, channels: int) -> Samples:
-        # A new resampler wherever the format changes.
+        # A new resampler whenever the format changes.
         key = (frame.format.name, frame.layout.name, frame.sample_rate, layout == "stereo")
         if key not in self._resamplers:
             self._resamplers = {
@@ -282,7 +282,7 @@ class _Mixer:
         )
 
 
-#: Format of samples -> what is zero, and what is one.
+#: Sample format -> value of zero, and value of full scale.
 _SCALES = {
     **{
         name + end: (zero, scale)
@@ -293,11 +293,11 @@ _SCALES = {
 }
 
 
-def _batched(found: Iterator[Piece]) -> Iterator[Piece]:
-    """Join pieces that follow each other."""
+def _batched(blocks: Iterator[Piece]) -> Iterator[Piece]:
+    """Join consecutive pieces to larger blocks."""
     row: list[Piece] = []
     length = 0
-    for piece in found:
+    for piece in blocks:
         if row and (piece.apart or piece.rate != row[0].rate or piece.raw.shape[1] != row[0].raw.shape[1]):
             yield _joined(row)
             row, length = [], 0
@@ -318,8 +318,8 @@ def _joined(row: Sequence[Piece]) -> Piece:
     return replace(row[0], raw=raw, mixed=mixed)
 
 
-def _checked(found: Iterator[Piece], field: str) -> Iterator[Piece]:
-    for piece in found:
+def _checked(blocks: Iterator[Piece], field: str) -> Iterator[Piece]:
+    for piece in blocks:
         peak = float(np.abs(piece.raw).max(initial=0.0))
         if not peak <= _LOUDEST:
             what = "the audio holds samples that are not finite"

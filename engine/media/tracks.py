@@ -1,6 +1,6 @@
-"""An audio track of a file: which one it is, and how long, on the file's own clock.
+"""Choose the audio track of a file and measure its length on the file's own clock.
 
-Packets are looked at, and hardly any is decoded: a plan asks no more of an hour of sound.
+Packets are read but only the first ones are decoded, so that planning is fast even for an hour of sound.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from engine.data import Cut, Link
 from engine.errors import RequestError
 from engine.media.clock import SLACK, Clock, find_zero, kind_of
 from engine.media.containers import find_links, open_input
-from engine.media.packets import Facts, Lengths, facts_of, only, packets_of
+from engine.media.packets import PacketFacts, PacketLengths, facts_of, only, packets_of
 from engine.media.pieces import HINT, check, reading
 
-#: Packets that are tried for a first sound.
+#: Packets that are decoded to find the first sound.
 _TRIES = 64
-#: Seconds, and share of the whole, that may be missing of what a header says.
+#: Seconds, and share of the whole, that may be missing compared with the header.
 _SHORT, _SHORT_SHARE = 0.15, 0.01
-#: Bytes of a WAV whose writer did not know its size: it says about 2 or 4 GiB.
+#: A WAV header with a larger size was written without knowing it: about 2 or 4 GiB.
 _UNKNOWN = 2**31 - 2**16
 
 
 @dataclass(frozen=True)
-class Found:
-    """What `inspect` says: the cut, and sentences about what was understood otherwise than one might expect."""
+class Inspection:
+    """Result of `inspect`: the cut, and sentences about what one might not expect."""
 
     cut: Cut
-    told: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def inspect(
@@ -48,19 +48,19 @@ def inspect(
     max_seconds: float | None = None,
     fields: dict[str, str] | None = None,
     cancel: CancelToken | None = None,
-) -> Found:
-    """Find the audio track and the seconds that are taken of it, without decoding more than its first packets.
+) -> Inspection:
+    """Find the audio track and the part of it that is used, decoding only its first packets.
 
-    `track` and `channel` count from 1. The track is by default the one that FFmpeg and players take: the one flagged as
-    default, else the best. The file's seconds count gaps in its timestamps and the silence before a track that begins
-    later than its pictures. Raises RequestError about `field`, or what `fields` calls `start`, `track` and so on, and
-    Cancelled.
+    `track` and `channel` count from 1. The default track is the one that FFmpeg and players choose: the one flagged as
+    default, else the best. Seconds of the file include gaps in its timestamps and silence before a track that begins
+    later than its pictures. Raises RequestError about `field` (or the name in `fields` for `start`, `track` and so on),
+    and Cancelled.
     """
     names = dict.fromkeys(("start", "track", "channel"), field) | (fields or {})
     with reading(path, field):
         parts = find_links(path)
         links: list[Link] = []
-        told: list[str] = []
+        warnings: list[str] = []
         gaps: list[tuple[float, float]] = []
         damaged = 0
         until = None if duration is None else start + duration
@@ -71,7 +71,7 @@ def inspect(
             if until is not None and links and at >= until:
                 break
             with open_input(path, part if len(parts) > 1 else None) as container:
-                stream = _choose(container, track, field, names, told if not links else [])
+                stream = _choose(container, track, field, names, warnings if not links else [])
                 if channel is not None and not links and channel > stream.channels:
                     raise RequestError(
                         f"there is no channel {channel}: the track has {stream.channels}",
@@ -84,7 +84,7 @@ def inspect(
                     if until is not None and survey.clock.end > until:
                         break
                 else:
-                    told += survey.missing() if len(parts) == 1 else []
+                    warnings += survey.missing() if len(parts) == 1 else []
                 if survey.link is None:
                     if links:
                         continue
@@ -93,7 +93,9 @@ def inspect(
                 gaps += survey.clock.gaps
                 damaged += survey.damaged
                 if survey.offset and not start:
-                    told.append(f"the sound begins {survey.offset:.2f} s after the file does; silence is put before it")
+                    warnings.append(
+                        f"the sound begins {survey.offset:.2f} s after the file does; silence is put before it"
+                    )
         whole = links[-1].at + links[-1].seconds
     if start >= whole:
         raise RequestError(
@@ -111,18 +113,20 @@ def inspect(
             code="audio_too_long",
         )
     if duration is not None and seconds < duration - SLACK:
-        told.append(f"{duration:g} s are asked for from {start:g} s on, and the file ends {seconds:.2f} s later")
-    told += _gaps([(place, length) for place, length in gaps if start <= place < start + seconds])
+        warnings.append(f"{duration:g} s are asked for from {start:g} s on, and the file ends {seconds:.2f} s later")
+    warnings += _gaps([(place, length) for place, length in gaps if start <= place < start + seconds])
     if damaged:
-        told.append(f"the file is damaged: it cannot be read in {damaged} places, the last sound is at {whole:.2f} s")
-    return Found(Cut(start, seconds, channel, tuple(links)), tuple(told))
+        warnings.append(
+            f"the file is damaged: it cannot be read in {damaged} places, the last sound is at {whole:.2f} s"
+        )
+    return Inspection(Cut(start, seconds, channel, tuple(links)), tuple(warnings))
 
 
 # --- which track ------------------------------------------------------------------------------------------------------
 
 
 def _choose(
-    container: av.container.InputContainer, track: int | None, field: str, names: dict[str, str], told: list[str]
+    container: av.container.InputContainer, track: int | None, field: str, names: dict[str, str], warnings: list[str]
 ) -> av.AudioStream:
     streams = container.streams.audio
     if not streams:
@@ -137,18 +141,18 @@ def _choose(
                 code="bad_value",
             )
         return streams[track - 1]
-    # av_find_best_stream, which takes flags first, then the one with the most in it.
+    # av_find_best_stream, which prefers flags, then the stream with the most data.
     best = container.streams.best("audio")
-    chosen = best if isinstance(best, av.AudioStream) else streams[0]
-    number = next(index for index, stream in enumerate(streams, 1) if stream.index == chosen.index)
+    selected = best if isinstance(best, av.AudioStream) else streams[0]
+    number = next(index for index, stream in enumerate(streams, 1) if stream.index == selected.index)
     if len(streams) > 1:
-        flagged = ", flagged as default," if chosen.disposition & Disposition.default else ""
+        flagged = ", flagged as default," if selected.disposition & Disposition.default else ""
         other = 1 if number > 1 else 2
-        told.append(
+        warnings.append(
             f"the file has {len(streams)} audio tracks, and track {number}{flagged} is heard; "
             f"choose another with track, or #track={other} behind the file's name"
         )
-    return chosen
+    return selected
 
 
 def _gaps(gaps: Sequence[tuple[float, float]]) -> list[str]:
@@ -163,7 +167,7 @@ def _gaps(gaps: Sequence[tuple[float, float]]) -> list[str]:
 
 
 class _Survey:
-    """Walks through the packets of one link, decoding until the first sound."""
+    """Reads the packets of one link, decoding until the first sound."""
 
     def __init__(
         self,
@@ -175,23 +179,23 @@ class _Survey:
         *,
         first: bool,
     ) -> None:
-        #: Times that the container could not be read.
+        #: How often the container could not be read.
         self.damaged = 0
-        #: Seconds from the file's begin to the first sound.
+        #: Seconds from the beginning of the file to the first sound.
         self.offset = 0.0
         self.link: Link | None = None
         self.clock = Clock(at, 0.0, kind_of(container))
         self._path = path
         self._container, self._stream, self._part, self._at, self._first = container, stream, part, at, first
         self._error: Exception | None = None
-        #: Seconds that the header speaks of; 0 where it does not.
-        self._stated = 0.0
+        #: Seconds that the header states; 0 if it does not.
+        self._header_seconds = 0.0
 
     def walk(self, cancel: CancelToken | None) -> Iterator[None]:
         stream, before = self._stream, []
         only(self._container, stream)
         failures: list[av.FFmpegError] = []
-        lengths: Lengths | None = None
+        lengths: PacketLengths | None = None
         packets = packets_of(self._container, stream, failures)
         tries = 0
         for packet in packets:
@@ -207,7 +211,7 @@ class _Survey:
                     if tries >= _TRIES:
                         return
                     continue
-                lengths = Lengths(stream, before, frames[0], sound=self._error is None)
+                lengths = PacketLengths(stream, before, frames[0], sound=self._error is None)
                 self._begin(lengths)
                 for facts in before:
                     self._place(facts, lengths)
@@ -221,14 +225,14 @@ class _Survey:
             self._error = failures[-1]
 
     def missing(self) -> list[str]:
-        """Return what to warn of where the header speaks of more sound than there is."""
-        if self.link is None or not self._stated:
+        """Return a warning if the header states more sound than there is."""
+        if self.link is None or not self._header_seconds:
             return []
-        found = self.clock.end - self._at - self.offset
-        if found >= self._stated - max(_SHORT, _SHORT_SHARE * self._stated):
+        present = self.clock.end - self._at - self.offset
+        if present >= self._header_seconds - max(_SHORT, _SHORT_SHARE * self._header_seconds):
             return []
         return [
-            f"the file is cut off or damaged: its header speaks of {self._stated:.2f} s, and {found:.2f} s are there"
+            f"the file is cut off or damaged: its header states {self._header_seconds:.2f} s, it has {present:.2f} s"
         ]
 
     def nothing(self, field: str) -> RequestError:
@@ -237,20 +241,24 @@ class _Survey:
         reason = getattr(self._error, "strerror", None) or self._error
         return RequestError(f"the audio cannot be decoded: {reason}", field=field, hint=HINT, code="audio_unreadable")
 
-    def _begin(self, lengths: Lengths) -> None:
-        self._stated = self._says(lengths)
-        zero = find_zero(self._container, lengths.raw, lengths.kept) if self._first else lengths.kept
+    def _begin(self, lengths: PacketLengths) -> None:
+        self._header_seconds = self._seconds_in_header(lengths)
+        zero = (
+            find_zero(self._container, lengths.first_packet, lengths.first_sound)
+            if self._first
+            else lengths.first_sound
+        )
         self.clock = Clock(self._at, zero, kind_of(self._container))
-        if self._first and lengths.kept - zero > SLACK:
-            self.offset = lengths.kept - zero
+        if self._first and lengths.first_sound - zero > SLACK:
+            self.offset = lengths.first_sound - zero
         self.link = Link(self._part, self._stream.index, self._at, 0.0, zero, lengths.priming, lengths.even)
 
-    def _says(self, lengths: Lengths) -> float:
-        """Return the seconds that a header speaks of, 0 where FFmpeg reckons them from the file's size."""
+    def _seconds_in_header(self, lengths: PacketLengths) -> float:
+        """Return the seconds that a header states; 0 if FFmpeg computed them from the file's size."""
         kind, stream = kind_of(self._container), self._stream
         seconds = float((stream.duration or 0) * (stream.time_base or 0))
         if kind == "wav" and lengths.pcm:
-            # FFmpeg lowers it to what the file can hold.
+            # FFmpeg reduces the duration to what the file can hold.
             with self._path.open("rb") as file:
                 file.seek(self._part[0] + 4)
                 size = int.from_bytes(file.read(4), "little")
@@ -261,7 +269,7 @@ class _Survey:
             return max(0.0, (self._container.duration or 0) / av.time_base - max(0.0, begin))
         return seconds if kind in ("flac", "mov") or (kind == "mp3" and lengths.tagged) else 0.0
 
-    def _place(self, facts: Facts, lengths: Lengths) -> None:
+    def _place(self, facts: PacketFacts, lengths: PacketLengths) -> None:
         stamp, seconds = lengths.of(facts)
         if seconds > 0:
             self.clock.place(stamp, seconds, exact=lengths.exact)

@@ -29,9 +29,9 @@ def set_self_attention_backend(model: nn.Module, name: str) -> None:
     text and audio attentions too and change the default of the whole process. Raises UnknownComponent for a name
     diffusers does not have, ConfigError if what the backend needs is not installed.
     """
-    known = [backend.value for backend in AttentionBackendName]
-    if name not in known:
-        raise UnknownComponent("attention", name, known)
+    names = [backend.value for backend in AttentionBackendName]
+    if name not in names:
+        raise UnknownComponent("attention", name, names)
     backend = AttentionBackendName(name)
     try:
         check_attention_backend_requirements(backend)
@@ -43,7 +43,7 @@ def set_self_attention_backend(model: nn.Module, name: str) -> None:
 
 
 def add(own: Tensor, other: Tensor) -> Tensor:
-    """Return own + other; without gradients into `own`, which must be the caller's alone."""
+    """Return own + other; without gradients in place in `own`, which nothing else may use."""
     return own + other if torch.is_grad_enabled() else own.add_(other)
 
 
@@ -59,7 +59,7 @@ def wan_attention(dim: int, heads: int, eps: float, **kwargs: Any) -> WanAttenti
 class SelfAttentionProcessor:
     """Self-attention with 3-D rotary positions; also scores every token by speaker when two or more speak."""
 
-    # Not None: that would follow a default another model may have set for the whole process.
+    # Not None: that would use the process-wide default, which another model may have changed.
     _attention_backend = NATIVE
     _parallel_config = None
 
@@ -75,19 +75,19 @@ class SelfAttentionProcessor:
     ) -> tuple[Tensor, Tensor | None]:
         """Attend over (1, L, D); returns the output (1, L, D) and the class scores (C, L), None without `speakers`.
 
-        With a `shard` the L tokens are its own, and are attended to are those of all processes.
+        With a `shard` the L tokens are its own; they attend to the tokens of all processes.
         """
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
         key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
         value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
-        # The scores are wanted from unrounded queries and keys: a class changes hands by the last bits.
+        # Scores need unrounded queries and keys: the last bits can decide the class of a token.
         precise = value.dtype if speakers is None else torch.float32
         if rotary_emb is not None:
             query, key = rotate(query, rotary_emb, precise), rotate(key, rotary_emb, precise)
         scores = None
         if speakers is not None:
-            # Not from what attention exchanges: the keys of one frame are little, and a mean over heads in another
-            # order is not the same to the last bit.
+            # Not from the keys that attention exchanges: those of one frame are few, and a mean over heads in another
+            # order differs in the last bits.
             first = key if shard is None else shard.first(key.to(speakers.values.dtype), speakers.values.shape[1])
             scores = class_scores(query, first, speakers)
         query, key = query.to(value.dtype), key.to(value.dtype)
@@ -99,12 +99,12 @@ class SelfAttentionProcessor:
 
 
 def class_scores(query: Tensor, key: Tensor, speakers: Speakers) -> Tensor:
-    """Score how much each token looks at each class's part of the first latent frame: (C, L), float32.
+    """Score how much each token attends to each class's part of the first latent frame: (C, L), float32.
 
     Attention over the first frame's keys with the class masks as values gives, per head, the attention mass on every
     class; the mean over heads divided by the class's size is the reference's map, without its L x S matrix. Computed
-    in the dtype of `speakers.values`, and always by torch's own kernel: other backends may refuse or approximate
-    values that are masks.
+    in the dtype of `speakers.values`, and always with torch's own kernel: other backends may refuse masks as values, or
+    approximate them.
     """
     tokens, classes, dtype = speakers.values.shape[1], speakers.sums.shape[0], speakers.values.dtype
     values = speakers.values.expand(-1, -1, query.shape[2], -1)
@@ -115,8 +115,8 @@ def class_scores(query: Tensor, key: Tensor, speakers: Speakers) -> Tensor:
 class CrossAttentionProcessor:
     """Attention to image tokens and, added to it, to text tokens.
 
-    diffusers' own processor takes all but the last 512 tokens for image tokens, which is wrong for any other text
-    length; here the number of image tokens is given.
+    diffusers' own processor treats all except the last 512 tokens as image tokens, which is wrong for any other text
+    length; here the number of image tokens is an argument.
     """
 
     _attention_backend = NATIVE
@@ -148,7 +148,7 @@ class CrossAttentionProcessor:
 
 
 class AudioAttentionProcessor:
-    """Attention from the tokens of each latent frame to that frame's audio tokens, told apart by L-RoPE."""
+    """Attention from the tokens of each latent frame to that frame's audio tokens; L-RoPE separates the speakers."""
 
     _attention_backend = NATIVE
     _parallel_config = None
@@ -164,7 +164,7 @@ class AudioAttentionProcessor:
     ) -> Tensor:
         """Attend from (1, L, D) to audio tokens (T, K, audio_dim); `scores` (C, L) and `speakers` place the labels.
 
-        With a `shard` the T frames are those that the L tokens are of.
+        With a `shard` the T frames are those of the L tokens.
         """
         query = attn.to_q(hidden_states).unflatten(2, (attn.heads, -1))
         key, value = attn.to_kv(encoder_hidden_states).unflatten(2, (2, attn.heads, -1)).unbind(2)
@@ -179,8 +179,8 @@ class AudioAttentionProcessor:
         query = query.unflatten(1, (frames, -1))[0]
         output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         output = output.flatten(2, 3).flatten(0, 1)[None]
-        heard: Tensor = attn.to_out(output if shard is None else shard.cut_frames(output))
-        return heard
+        audio: Tensor = attn.to_out(output if shard is None else shard.cut_frames(output))
+        return audio
 
 
 class AudioAttention(nn.Module, AttentionModuleMixin):  # type: ignore[misc]

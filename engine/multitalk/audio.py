@@ -1,4 +1,4 @@
-"""Voice -> audio features, and the five-frame windows the network hears."""
+"""Voice -> audio features, and the five-frame windows that the network gets."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch.nn import functional as F
 from engine.data.cancel import CancelToken
 from engine.errors import Cancelled
 
-#: Samples a second of every voice.
+#: Samples per second of every voice.
 SAMPLE_RATE = 16_000
 #: Slots of one window; the middle one is the frame itself.
 WINDOW = 5
 
 
 def audio_frames(samples: int, fps: float) -> int:
-    """Return how many feature frames a voice of `samples` has at `fps`; at least one."""
-    # A frame that begins within the last microsecond is a rounding error of the length.
+    """Return how many feature frames a voice of `samples` samples has at `fps`; at least one."""
+    # A frame that begins within the last microsecond comes from a rounding error of the length.
     return max(1, int(samples * fps / SAMPLE_RATE + 1e-6))
 
 
 class AudioEncoder:
     """wav2vec 2.0 (transformers' Wav2Vec2Model) at the frame rate of the video; float32 on the CPU.
 
-    `chunk` is how many seconds of voice the convolutions see at once: in one go, each minute would take 1 GB. Longer
-    voices come out the same but for rounding.
+    `chunk` is how many seconds of voice the convolutions process at once: without chunks, each minute would take 1 GB.
+    Results of longer voices are equal except for rounding.
     """
 
     def __init__(self, model: Any, chunk: float = 10.0) -> None:
@@ -42,9 +42,9 @@ class AudioEncoder:
     def encode(self, voice: Tensor, frames: int, *, cancel: CancelToken | None = None) -> Tensor:
         """Return features of a voice, (samples,) float32 mono 16 kHz: (frames, layers, channels), float32.
 
-        The voice is brought to mean 0 and variance 1. The convolutions' output is interpolated to `frames` before the
-        encoder, so that positions and attention see video frames; then every layer's output is kept, without what
-        enters the first. Raises Cancelled between chunks and layers once `cancel` is set.
+        The voice is normalised to mean 0 and variance 1. The convolutions' output is interpolated to `frames` before
+        the encoder, so that positions and attention correspond to video frames; then every layer's output is kept,
+        without the input of the first. Raises Cancelled between chunks and layers once `cancel` is set.
         """
         if voice.shape[0] < self._field:
             voice = F.pad(voice, (0, self._field - voice.shape[0]))
@@ -72,7 +72,7 @@ class AudioEncoder:
             features: Tensor = extractor(voice)
             return features
         first, *others = extractor.conv_layers
-        # The one norm that looks at the whole voice is the first layer's, where there is one over groups.
+        # Only the first layer's norm needs the whole voice, if it is a group norm.
         statistics = (
             self._statistics(first, voice, cancel)
             if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm)
@@ -117,7 +117,7 @@ class AudioEncoder:
 
 
 class _Given(nn.Module):
-    """Stands in for the convolutions with what they gave."""
+    """Replaces the convolutions by their output."""
 
     def __init__(self, features: Tensor) -> None:
         super().__init__()
@@ -135,14 +135,14 @@ def _check(cancel: CancelToken | None) -> None:
 def audio_windows(features: Tensor, start: int, frames: int, fps: float, native_fps: float) -> Tensor:
     """Cut the windows of `frames` video frames from `start` on: (n, A, L, C) -> (n, frames, 5, L, C).
 
-    Frame i sits at i / fps seconds; its slots lie two native frames before to two after, each at its own time,
-    interpolated between neighbours where it falls between two and held at the ends of the voice.
+    Frame i is at i / fps seconds; its slots are two native frames before to two after, each at its own time,
+    interpolated between neighbours and clamped at the ends of the voice.
     """
     last = features.shape[1] - 1
     centre = (torch.arange(frames, dtype=torch.float64) + start) * (native_fps / fps)
     slots = torch.arange(WINDOW) - WINDOW // 2
     position = (centre[:, None] + slots).clamp(0, last)
-    # Times that are whole frames but for rounding are whole frames.
+    # Times that differ from whole frames only by rounding are whole frames.
     nearest = position.round()
     position = torch.where((position - nearest).abs() < 1e-6, nearest, position)
     below = position.floor()

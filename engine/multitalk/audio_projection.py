@@ -10,7 +10,7 @@ from engine.multitalk.compat import FP32LayerNorm
 
 
 def group_windows(windows: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Cut per-frame audio windows into what each latent frame hears.
+    """Group per-frame audio windows by latent frame.
 
     `windows` is (n, 1 + stride * (T - 1), W, layers, channels) with the frame itself in slot W // 2. Returns the first
     frame's window (n, 1, W, layers, channels) and, for the other latent frames, (n, T - 1, W + stride - 1, layers,

@@ -16,16 +16,16 @@ from engine.multitalk.compat import WanRMS_norm
 
 
 class LatentCodec(Protocol):
-    """Turns frames into normalised latents and back."""
+    """Converts frames to normalised latents and back."""
 
-    #: Pixels along one side, and frames (after the first), that one latent stands for.
+    #: Pixels along one side, and frames (after the first), per latent.
     spatial: int
     temporal: int
     #: Latent channels.
     channels: int
 
     def encode(self, pixels: Tensor, *, cancel: CancelToken | None = None) -> Tensor:
-        """Encode (3, F, H, W), float32 -1 .. 1, to (channels, T, h, w), float32 of mean 0 and deviation 1.
+        """Encode (3, F, H, W), float32 -1 .. 1, to (channels, T, h, w), float32 with mean 0 and standard deviation 1.
 
         F is 4n + 1. Raises Cancelled between chunks once `cancel` is set.
         """
@@ -39,28 +39,28 @@ class LatentCodec(Protocol):
 class WanCodec:
     """Wan's video autoencoder, in float32 as the public implementation runs it.
 
-    `vae` is diffusers' AutoencoderKLWan, which works through time in chunks and keeps what a chunk needs of the ones
-    before. Raises SourceError for one without statistics of its latents.
+    `vae` is diffusers' AutoencoderKLWan, which processes time in chunks and keeps what a chunk needs from the ones
+    before. Raises SourceError if it has no statistics of its latents.
     """
 
     def __init__(self, vae: Any) -> None:
         config = vae.config
         self.vae: Any = None
-        self.take(vae)
+        self.set_module(vae)
         self.spatial = int(config.scale_factor_spatial or 8)
         self.temporal = int(config.scale_factor_temporal or 4)
         self.channels = int(config.z_dim)
         if len(config.latents_mean) != self.channels or len(config.latents_std) != self.channels:
             raise SourceError(
-                f"vae/config.json gives {len(config.latents_mean)} means and {len(config.latents_std)} deviations "
-                f"for {self.channels} latent channels",
+                f"vae/config.json gives {len(config.latents_mean)} means and {len(config.latents_std)} "
+                f"standard deviations for {self.channels} latent channels",
                 field="weights",
             )
         self._mean = torch.tensor(config.latents_mean, dtype=torch.float32).view(-1, 1, 1, 1)
         self._std = torch.tensor(config.latents_std, dtype=torch.float32).view(-1, 1, 1, 1)
 
-    def take(self, vae: Any) -> None:
-        """Work with this autoencoder, of the same config, from now on; None: with none until one is taken."""
+    def set_module(self, vae: Any) -> None:
+        """Use this autoencoder (with the same config) from now on; None: none until the next call."""
         if vae is not None and vae is not self.vae:
             for module in vae.modules():
                 if isinstance(module, nn.Conv3d) and module.stride == (1, 1, 1):
@@ -71,11 +71,11 @@ class WanCodec:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, *, cancel: CancelToken | None = None) -> Tensor:
-        """Return the mean of the posterior, normalised; nothing is sampled."""
+        """Return the normalised mean of the posterior, without sampling."""
         frames, height, width = pixels.shape[1:]
         if frames % self.temporal != 1 % self.temporal or height % self.spatial or width % self.spatial:
             raise RequestError(
-                f"{frames} frames of {height} x {width} pixels do not divide into latents",
+                f"{frames} frames of {height} x {width} pixels cannot be divided into latents",
                 field="pixels",
                 hint=f"{self.temporal}n + 1 frames, sides a multiple of {self.spatial}",
             )
@@ -95,7 +95,7 @@ class WanCodec:
 
     @contextmanager
     def _tidied(self) -> Iterator[None]:
-        """Let go of what one chunk keeps for the next, also where the last one never comes."""
+        """Release what one chunk keeps for the next, even if the last chunk is never processed."""
         try:
             yield
         except BaseException:
@@ -108,24 +108,24 @@ class WanCodec:
         return parameter.device
 
 
-#: Below this size (samples x channels x frames x rows) torch 2.x convolves one sample on a CPU without oneDNN.
+#: Below this size (samples x channels x frames x rows) torch 2.x does not use oneDNN for one sample on a CPU.
 _SLOW_BELOW = 20480
 
 
 def _fold_time(layer: nn.Conv3d) -> None:
-    """Let `layer` convolve short pieces of small pictures as a batch of frames: the same sums, several times as fast.
+    """Make `layer` convolve short pieces of small pictures as a batch of frames: same sums, several times as fast.
 
-    One sample below `_SLOW_BELOW` takes torch's own convolution; its frames, each with its neighbours as channels,
-    are a batch, which oneDNN takes.
+    For one sample below `_SLOW_BELOW` torch uses its own slow convolution; its frames, each with its neighbours as
+    channels, are a batch, for which torch uses oneDNN.
     """
     usual: Callable[[Tensor, Tensor, Tensor | None], Tensor] = layer._conv_forward
 
-    def convolve(given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        samples, channels, frames, rows, columns = given.shape
-        if samples != 1 or given.device.type != "cpu" or given[:, :, :, :, 0].numel() > _SLOW_BELOW:
-            return usual(given, weight, bias)
+    def convolve(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        samples, channels, frames, rows, columns = inputs.shape
+        if samples != 1 or inputs.device.type != "cpu" or inputs[:, :, :, :, 0].numel() > _SLOW_BELOW:
+            return usual(inputs, weight, bias)
         taps = weight.shape[2]
-        windows = given[0].unfold(1, taps, 1).permute(1, 0, 4, 2, 3)
+        windows = inputs[0].unfold(1, taps, 1).permute(1, 0, 4, 2, 3)
         folded = windows.reshape(frames - taps + 1, channels * taps, rows, columns)
         return F.conv2d(folded, weight.flatten(1, 2), bias, padding=layer.padding[1:]).transpose(0, 1)[None]
 
@@ -133,9 +133,9 @@ def _fold_time(layer: nn.Conv3d) -> None:
 
 
 def _sum_squares(layer: WanRMS_norm) -> None:
-    """Let `layer` find the channels' norm by a sum of squares: the same number, on a CPU up to ten times as fast.
+    """Make `layer` compute the channels' norm from a sum of squares: same result, on a CPU up to ten times as fast.
 
-    torch's vector norm over a dimension that is not the last one reads it value by value.
+    torch's vector norm over a dimension other than the last reads value by value.
     """
     usual: Callable[[Tensor], Tensor] = layer.forward
 
@@ -151,7 +151,7 @@ def _sum_squares(layer: WanRMS_norm) -> None:
 
 @contextmanager
 def _watched(part: nn.Module, cancel: CancelToken | None, stage: str) -> Iterator[None]:
-    """Look at `cancel` before each chunk: `part` runs once a chunk."""
+    """Check `cancel` before each chunk: `part` runs once per chunk."""
     if cancel is None:
         yield
         return

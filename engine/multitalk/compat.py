@@ -1,6 +1,6 @@
-"""The one home of every import from diffusers that is not in its public face.
+"""The only place for imports from diffusers that are not in its public API.
 
-tests/multitalk/test_compat.py checks each name, so an upgrade of diffusers that moves one breaks here and nowhere else.
+tests/multitalk/test_compat.py checks each name, so an upgrade of diffusers that moves one breaks only here.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ __all__ = [
 
 
 def register_cached_block(block: type) -> None:
-    """Tell diffusers' step caches that `block` takes `hidden_states` first and returns one tensor.
+    """Register `block` for diffusers' step caches: it takes `hidden_states` first and returns one tensor.
 
-    The registry is looked up by exact class, so every block class is entered once, where it is defined.
+    The registry is looked up by exact class, so every block class is registered where it is defined.
     """
     TransformerBlockRegistry.register(
         block, TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None)

@@ -1,4 +1,4 @@
-"""Where and when: timestep sinusoid, rotary tables, and the time, text and image embedders under Wan's names."""
+"""Timestep sinusoid, rotary tables, and the time, text and image embedders, with Wan's names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROPE_THETA = 10000.0
 class Rotary(NamedTuple):
     """Rotary tables (1, L, 1, head_dim), float32, broadcastable against queries and keys (B, L, heads, head_dim).
 
-    For the pair (2j, 2j+1) turned by angle p: `cos` holds cos p at both places, `after` holds -sin p at 2j and 0 at
+    For the pair (2j, 2j+1) rotated by angle p: `cos` is cos p at both positions, `after` is -sin p at 2j and 0 at
     2j+1, `before` 0 at 2j and sin p at 2j+1: what the next and the previous channel contribute.
     """
 
@@ -27,7 +27,7 @@ class Rotary(NamedTuple):
 def timestep_sinusoid(timestep: Tensor, channels: int) -> Tensor:
     """Embed `timestep` (B,), 0..1000, as [cos, sin] of `channels` / 2 frequencies: (B, channels), float32.
 
-    float64 inside: at t near 1000 a float32 phase is 5e-5 off, which is most of the residual of a whole forward.
+    Computed in float64: at t near 1000 a float32 phase has an error of 5e-5, most of the error of a whole forward.
     Source: Wan 2.1, wan/modules/model.py, sinusoidal_embedding_1d.
     """
     half = channels // 2
@@ -44,8 +44,8 @@ def rotary_frequencies(dim: int) -> Tensor:
 def rotary_grid(frames: int, rows: int, columns: int, head_dim: int, device: torch.device) -> Rotary:
     """Build Wan's 3-D rotary table for tokens in (time, row, column) order.
 
-    A head's channels are split over time, height and width; height and width have 2 * (head_dim // 6) each and time
-    the rest. Angles are computed in float64.
+    A head's channels are split into time, height and width; height and width have 2 * (head_dim // 6) each, time the
+    rest. Angles are computed in float64.
     """
     side = 2 * (head_dim // 6)
     shape = (frames, rows, columns)
@@ -60,16 +60,16 @@ def rotary_grid(frames: int, rows: int, columns: int, head_dim: int, device: tor
 
 
 def rotary_tables(angles: Tensor) -> Rotary:
-    """Lay out angles (L, head_dim / 2) as tables; keeps their dtype."""
+    """Build tables from angles (L, head_dim / 2), in their dtype."""
     angles = angles.repeat_interleave(2, dim=-1)[None, :, None]
-    # Counted on the device: a constant from the host would be a copy that the host waits for, in every block.
+    # Created on the device: a constant from the host would be a blocking copy in every block.
     even = 1 - torch.arange(angles.shape[-1], device=angles.device).to(angles.dtype) % 2
     sin = angles.sin()
     return Rotary(angles.cos(), sin * -even, sin * (1 - even))
 
 
 def rotate(x: Tensor, rotary: Rotary, dtype: torch.dtype) -> Tensor:
-    """Turn the interleaved pairs (2j, 2j+1) of `x` (B, L, heads, head_dim) in float32 and return them in `dtype`."""
+    """Rotate the interleaved pairs (2j, 2j+1) of `x` (B, L, heads, head_dim) in float32; return them in `dtype`."""
     x = x.float()
     if torch.is_grad_enabled():
         first, second = x.unflatten(-1, (-1, 2)).unbind(-1)  # type: ignore[no-untyped-call]
@@ -83,20 +83,20 @@ def rotate(x: Tensor, rotary: Rotary, dtype: torch.dtype) -> Tensor:
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm over all channels that computes and returns float32, so that rotating follows without a rounding."""
+    """RMSNorm over all channels that computes and returns float32, so that values are not rounded before rotation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        # The norm as a reduction reads x once; torch's composite kernel writes the squares first.
+        # A norm as a reduction reads x once; torch's composite kernel writes the squares first.
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scaled = x * torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
         return scaled * self.weight if torch.is_grad_enabled() else scaled.mul_(self.weight)
 
 
 class TimeTextImageEmbedding(nn.Module):
-    """Wan's condition embedder with the time path kept in float32.
+    """Wan's condition embedder with the time path in float32.
 
-    Submodules and so parameter names are diffusers' (`time_embedder`, `time_proj`, `text_embedder`,
-    `image_embedder`); diffusers' own forward rounds the time embedding to the model's dtype.
+    Submodules and parameters have diffusers' names (`time_embedder`, `time_proj`, `text_embedder`, `image_embedder`);
+    diffusers' own forward rounds the time embedding to the model's dtype.
     """
 
     def __init__(self, dim: int, freq_dim: int, text_dim: int, image_dim: int) -> None:
@@ -123,7 +123,7 @@ class TimeTextImageEmbedding(nn.Module):
         return self.text_embedder(text), self.image_embedder(image)
 
     def _embed_time(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        # The weights' own dtype decides, so that a plain .to(bfloat16) of the model still runs.
+        # Uses the weights' dtype, so that the model still works after a plain .to(bfloat16).
         dtype = next(self.time_embedder.parameters()).dtype
         embedding = self.time_embedder(timestep_sinusoid(timestep, self.freq_dim).to(dtype)).float()
         dtype = next(self.time_proj.parameters()).dtype

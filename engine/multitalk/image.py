@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-#: Of CLIP's training pictures, 0 .. 1 (OpenAI CLIP, clip.py).
+#: Mean and standard deviation of CLIP's training pictures, 0 .. 1 (OpenAI CLIP, clip.py).
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def clip_pixels(pixels: Tensor, side: int) -> Tensor:
-    """Stretch (3, H, W), float32 -1 .. 1, to CLIP's normalised (1, 3, side, side).
+    """Resize (3, H, W), float32 -1 .. 1, to CLIP's normalised (1, 3, side, side).
 
-    Bicubic without antialiasing and without keeping the aspect, as the public implementation does; transformers' own
-    preprocessing crops.
+    Bicubic without antialiasing and without keeping the aspect ratio, as in the public implementation; transformers'
+    own preprocessing crops.
     """
     square = F.interpolate(pixels[None].float(), size=(side, side), mode="bicubic", align_corners=False)
     mean = torch.tensor(MEAN, device=pixels.device).view(3, 1, 1)
@@ -26,7 +26,7 @@ def clip_pixels(pixels: Tensor, side: int) -> Tensor:
 
 
 class ImageEncoder:
-    """CLIP's vision tower (transformers' CLIPVisionModel): all tokens after the last layer but one."""
+    """CLIP's vision tower (transformers' CLIPVisionModel): all tokens after the second last layer."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -36,6 +36,6 @@ class ImageEncoder:
     def encode(self, pixels: Tensor) -> Tensor:
         """Return the features of a picture (3, H, W), float32 -1 .. 1: (1, tokens, dim), in the model's dtype."""
         parameter = next(self.model.parameters())
-        given = clip_pixels(pixels.to(parameter.device), self.side).to(parameter.dtype)
-        features: Tensor = self.model(pixel_values=given, output_hidden_states=True).hidden_states[-2]
+        inputs = clip_pixels(pixels.to(parameter.device), self.side).to(parameter.dtype)
+        features: Tensor = self.model(pixel_values=inputs, output_hidden_states=True).hidden_states[-2]
         return features

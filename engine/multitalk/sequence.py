@@ -1,9 +1,9 @@
 """Sequence parallelism: every process has all weights and a part of each window's tokens.
 
-Ulysses (arXiv 2309.14509): for self-attention the parts are exchanged, so that each process has all tokens of some of
-the heads, and back. The exchange is diffusers'. Its hooks (`_cp_plan`) are not used: they split within the first
-block's call, inside the step caches, whose residuals would then be of another length than the blocks' output. Nor is
-its attention, which masks padding and so refuses the kernels that take no mask.
+Ulysses (arXiv 2309.14509): for self-attention the parts are exchanged, so that each process has all tokens of some
+heads, and exchanged back. The exchange is diffusers'. Its hooks (`_cp_plan`) are not used: they split inside the first
+block's call, within the step caches, whose residuals would then have another length than the blocks' output. Its
+attention is not used either: it masks padding, which excludes kernels without masks.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from engine.multitalk.compat import AttentionBackendName, SeqAllToAllDim, dispat
 
 @dataclass(frozen=True)
 class Shard:
-    """The part of a window's tokens that this process has: `length` of `total`, beginning with `start`.
+    """The part of a window's tokens that this process has: `length` of `total`, beginning at `start`.
 
-    All parts are equally long. Where the tokens do not divide, the last one is repeated at the end: repeated tokens
-    stay equal to it in every layer, so they move no minimum and no maximum. As keys, and in what is gathered, they are
-    left out. Methods raise ProcessLost where another process has ended.
+    All parts have the same length. If the tokens cannot be divided evenly, the last one is repeated at the end:
+    repeated tokens stay equal to it in every layer, so they change no minimum and no maximum. They are not used as
+    keys, and not gathered. Methods raise ProcessLost if another process has ended.
     """
 
     group: Any
@@ -45,34 +45,34 @@ class Shard:
 
     @property
     def start(self) -> int:
-        """The place of this process' first token among all."""
+        """The index of this process' first token among all tokens."""
         return self.rank * self.length
 
     @property
     def lead(self) -> int:
-        """Tokens of its first frame that lie before this process' part."""
+        """Tokens of its first frame that are before this process' part."""
         return self.start % self.frame
 
-    def take(self, tokens: Tensor) -> Tensor:
+    def select(self, tokens: Tensor) -> Tensor:
         """Return this process' part of all tokens (1, total, ...)."""
         if self.start + self.length <= self.total:
             return tokens.narrow(1, self.start, self.length)
         places = torch.arange(self.start, self.start + self.length, device=tokens.device)
         return tokens.index_select(1, places.clamp(max=self.total - 1))
 
-    def take_frames(self, frames: Tensor) -> Tensor:
-        """Return those of all latent frames (T, ...) that this process has tokens of."""
+    def select_frames(self, frames: Tensor) -> Tensor:
+        """Return the latent frames (T, ...) of which this process has tokens."""
         end = self.start + self.length
         places = torch.arange(self.start // self.frame, -(-end // self.frame), device=frames.device)
         return frames.index_select(0, places.clamp(max=len(frames) - 1))
 
     def fill_frames(self, tokens: Tensor, frames: int) -> Tensor:
-        """Return tokens (1, length, heads, D) with zeros around, so that they are `frames` whole frames."""
+        """Pad tokens (1, length, heads, D) with zeros on both sides to `frames` whole frames."""
         behind = frames * self.frame - self.lead - self.length
         return F.pad(tokens, (0, 0, 0, 0, self.lead, behind))
 
     def cut_frames(self, tokens: Tensor) -> Tensor:
-        """Take off what `fill_frames` put around: (1, frames * frame, ...) -> (1, length, ...)."""
+        """Remove the padding of `fill_frames`: (1, frames * frame, ...) -> (1, length, ...)."""
         return tokens.narrow(1, self.lead, self.length)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, backend: AttentionBackendName) -> Tensor:
@@ -96,7 +96,7 @@ class Shard:
         return torch.cat(parts, dim=1)
 
     def extent(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the least of all processes' `low` and the greatest of their `high`, tensors of one shape."""
+        """Return the minimum of all processes' `low` and the maximum of their `high`, tensors of one shape."""
         both = torch.stack([-low, high])
         with together():
             dist.all_reduce(both, op=dist.ReduceOp.MAX, group=self.group)
@@ -112,7 +112,7 @@ class Shard:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Raise ProcessLost where what all processes do together fails, which is when one of them has ended."""
+    """Raise ProcessLost if a collective operation fails, which happens when a process has ended."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -122,11 +122,11 @@ def together() -> Iterator[None]:
 
 
 def check_heads(heads: int, processes: int) -> None:
-    """Raise ConfigError where `heads` attention heads do not divide among `processes`."""
+    """Raise ConfigError if `heads` attention heads cannot be divided evenly among `processes`."""
     if heads % processes:
         fitting = [str(count) for count in range(2, heads + 1) if heads % count == 0]
         raise ConfigError(
-            f"{heads} attention heads do not divide among {processes} processes",
+            f"{heads} attention heads cannot be divided evenly among {processes} processes",
             field="parallel",
             hint=f"start {', '.join(fitting[:-1])} or {fitting[-1]}" if len(fitting) > 1 else f"start {heads}",
         )

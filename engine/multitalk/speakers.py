@@ -1,7 +1,7 @@
 """Who speaks where: speaker masks and attention scores -> positions on the label axis (L-RoPE).
 
 Tokens of a speaker's face and that speaker's audio tokens get rotary positions from the same label range, so that
-attention finds its voice by phase. Source: MultiTalk, arXiv:2505.22647, section 3.3.
+attention finds the voice by its phase. Source: MultiTalk, arXiv:2505.22647, section 3.3.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.multitalk.sequence import Shard
 
 
 class Speakers(NamedTuple):
-    """All that L-RoPE needs and that does not change within a window; C = speakers + 1, background last.
+    """The constants of L-RoPE for one window; C = speakers + 1, background last.
 
     `values`: token masks as attention values, (1, S, 1, head_dim), 0 or 1 in the first C channels, zero beyond.
     `sums`: tokens per class (C,), at least 1; `penalty`: (C,), -inf for a class without tokens, else 0.
@@ -36,18 +36,18 @@ class Speakers(NamedTuple):
 
 
 def label_ranges(speakers: int, class_range: int, class_interval: int) -> tuple[list[float], float]:
-    """Return the start of every speaker's label range and the background's label.
+    """Return the start of every speaker's label range, and the background's label.
 
-    Two speakers are the reference's: [0, 4] and [20, 24], background 12. Three and more are **experimental** (no
-    published weights were trained so): ranges of the same length start at even distances and the background sits
-    midway between the first two.
+    Two speakers have the reference's ranges: [0, 4] and [20, 24], background 12. Three and more are **experimental**
+    (no published weights were trained with them): ranges of the same length start at equal distances, and the
+    background is midway between the first two.
     """
     step = (class_range - class_interval) / (speakers - 1)
     return [step * index for index in range(speakers)], (class_interval + step) / 2
 
 
 def token_masks(masks: Tensor, rows: int, columns: int) -> Tensor:
-    """Resize masks (C, h, w), anything above 0 is inside, to tokens by nearest: bool (C, rows * columns)."""
+    """Resize masks (C, h, w), inside where above 0, to tokens by nearest neighbour: bool (C, rows * columns)."""
     resized = F.interpolate(masks[None].float(), size=(rows, columns), mode="nearest")[0]
     return (resized > 0).flatten(1)
 
@@ -63,10 +63,9 @@ def prepare_speakers(
 ) -> Speakers:
     """Turn token masks (C, S) of two or more speakers and the background into the constants of L-RoPE.
 
-    `audio_tokens` is the number of tokens of one speaker in one latent frame. `device` is where the constants are
-    wanted, None: where the masks are. Masks that are on the CPU cost no read of a device. An empty mask takes no token
-    at all; the reference divides 0 by 0 there and sends every token to the background. Raises RequestError if all are
-    empty.
+    `audio_tokens` is the number of tokens of one speaker in one latent frame. `device` is the device of the constants;
+    None: that of the masks. Masks on the CPU need no read from a device. An empty mask gets no token; the reference
+    divides 0 by 0 there, and assigns every token to the background. Raises RequestError if all are empty.
     """
     classes = masks.shape[0]
     if classes > head_dim:
@@ -86,14 +85,14 @@ def prepare_speakers(
     spans = torch.full((classes,), float(class_interval), device=device)
     spans[-1] = 0.0
     return Speakers(
-        # Padded to the head dimension, since fused kernels want values as wide as keys.
+        # Padded to the head dimension, because fused kernels need values as wide as keys.
         values=F.pad(masks.T, (0, head_dim - classes)).to(dtype)[None, :, None],
         sums=tokens.clamp(min=1).float(),
         penalty=torch.zeros(classes, device=device).masked_fill(tokens == 0, -torch.inf),
         starts=torch.tensor([*starts, background]).to(device),
         spans=spans,
         frequencies=frequencies,
-        # Repeated on the CPU: a device would have to say how long the result is.
+        # Repeated on the CPU: on a device the host would wait for the length of the result.
         keys=rotary_at(positions.repeat_interleave(audio_tokens).to(device), frequencies),
     )
 
@@ -106,8 +105,9 @@ def rotary_at(positions: Tensor, frequencies: Tensor) -> Rotary:
 def label_positions(scores: Tensor, speakers: Speakers, shard: Shard | None = None) -> Tensor:
     """Place every token on the label axis: (L,), float32.
 
-    `scores` (C, L) say how much a token attends to each class's part of the first frame. A token belongs to its best
-    class and sits in that class's range by its score, normalised over all tokens, those of other processes as well.
+    `scores` (C, L) are how much a token attends to each class's part of the first frame. A token belongs to its best
+    class, and its position in that class's range is its score, normalised over all tokens, including those of other
+    processes.
     """
     low, high = torch.aminmax(scores, dim=1, keepdim=True)
     if shard is not None:

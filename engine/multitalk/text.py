@@ -13,10 +13,10 @@ __all__ = ["TextEncoder", "clean_prompt"]
 
 
 class TextEncoder:
-    """umT5 over a tokenizer: the features of a prompt's own tokens, end token included.
+    """umT5 with its tokenizer: the features of a prompt's own tokens, including the end token.
 
-    Padding to `text_len` would add rows that are masked in the encoder and dropped after it, so none is made; longer
-    prompts are cut to `text_len` tokens, the last of them the end token.
+    There is no padding to `text_len`: padded rows would be masked in the encoder and dropped after it. Longer prompts
+    are cut to `text_len` tokens, the last of which is the end token.
     """
 
     def __init__(self, tokenizer: Any, model: Any, text_len: int) -> None:
@@ -46,9 +46,9 @@ class TextEncoder:
         if surely_whole(cleaned, self.text_len):
             return ""
         if not self.tokenizer.is_fast:
-            # It does not say where its tokens are: what is left is written out again.
+            # This tokenizer has no offsets: the remaining tokens are decoded instead.
             ids = self.tokenizer(cleaned, verbose=False).input_ids
-            left: str = self.tokenizer.decode(ids[self.text_len - 1 :], skip_special_tokens=True)
-            return left.strip() if len(ids) > self.text_len else ""
+            rest: str = self.tokenizer.decode(ids[self.text_len - 1 :], skip_special_tokens=True)
+            return rest.strip() if len(ids) > self.text_len else ""
         tokens = self.tokenizer(cleaned, return_offsets_mapping=True, truncation=False, verbose=False)
         return lost_words(cleaned, tokens.offset_mapping, self.text_len)

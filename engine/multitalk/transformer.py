@@ -35,18 +35,18 @@ from engine.multitalk.embeddings import Rotary, TimeTextImageEmbedding, rotary_g
 from engine.multitalk.sequence import Shard
 from engine.multitalk.speakers import Speakers, prepare_speakers, token_masks
 
-#: A module's attribute: functions that change its modulation table as it is read (`engine.loading.lora`).
+#: Attribute of a module: functions that change its modulation table when it is read (`engine.loading.lora`).
 TABLE_CHANGES = "_multitalk_table_changes"
 
 
 @dataclass(frozen=True)
 class TransformerConditions:
-    """What a forward needs beside latents and time; depends on conditions and size only, so made once per window.
+    """What a forward needs in addition to latents and time; depends only on conditions and size: once per window.
 
     `context`: image then text tokens, (1, image_tokens + text_len, D). `audio`: audio tokens of every latent frame,
     speakers one after the other, (T, n * audio_tokens, audio_output_dim). `rotary`: float32 table of the token grid.
-    `speakers`: None unless two or more speak. `latent_shape`: (T, h, w) these conditions were made for. `shard`: this
-    process' part of the tokens, where several share a forward; `audio` and `rotary` are then those of its part.
+    `speakers`: None unless two or more speak. `latent_shape`: (T, h, w) of these conditions. `shard`: this process'
+    part of the tokens, if several processes share a forward; `audio` and `rotary` are then those of its part.
     """
 
     context: Tensor
@@ -57,11 +57,11 @@ class TransformerConditions:
     shard: Shard | None = None
 
     def split(self, group: Any, rank: int, size: int) -> TransformerConditions:
-        """Return this process' part of undivided conditions: process `rank` of the `size` in a process group."""
+        """Return the part of undivided conditions for process `rank` of `size` in a process group."""
         total = self.rotary.cos.shape[1]
         shard = Shard(group, rank, size, total, total // self.audio.shape[0])
-        rotary = Rotary(*(shard.take(table) for table in self.rotary))
-        return replace(self, audio=shard.take_frames(self.audio), rotary=rotary, shard=shard)
+        rotary = Rotary(*(shard.select(table) for table in self.rotary))
+        return replace(self, audio=shard.select_frames(self.audio), rotary=rotary, shard=shard)
 
 
 class ModulatedLayerNorm(nn.Module):
@@ -74,7 +74,7 @@ class ModulatedLayerNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """Normalise (1, L, D) float32; `shift` and `scale` are float32 (D,)."""
-        # One sample has one time, so the modulation is the affine part of a LayerNorm: one fused kernel.
+        # One sample has one time, so the modulation is the affine part of a LayerNorm: a single fused kernel.
         return F.layer_norm(hidden_states, (self.dim,), 1 + scale, shift, self.eps)
 
 
@@ -114,8 +114,8 @@ class MultiTalkTransformerBlock(nn.Module):
     ) -> Tensor:
         """Transform tokens (1, L, D), float32; `temb` (1, 6, D), float32; the others as in TransformerConditions.
 
-        The layers compute in the conditions' dtype; the stream between them stays float32, which costs no cast more
-        than rounding it at every step and halves the error of a bfloat16 network.
+        The layers compute in the conditions' dtype; the residual stream stays float32, which needs no more casts than
+        rounding it in every layer and halves the error of a bfloat16 network.
         """
         dtype = encoder_hidden_states.dtype
         table = _modulation(self) + temb[0]
@@ -123,11 +123,13 @@ class MultiTalkTransformerBlock(nn.Module):
 
         normed = self.norm1(hidden_states, shift, scale).to(dtype)
         attended, scores = self.attn1(normed, rotary_emb=rotary_emb, speakers=speakers, shard=shard)
-        # Out of place: step caches and callers keep the tokens they put in.
+        # Out of place: step caches and callers keep their input tokens.
         tokens = torch.addcmul(hidden_states, attended, gate)
         tokens = add(tokens, self.attn2(self.norm2(tokens).to(dtype), encoder_hidden_states))
-        heard = self.norm_audio(tokens).to(dtype)
-        tokens = add(tokens, self.audio_attn(heard, audio_hidden_states, scores=scores, speakers=speakers, shard=shard))
+        normed_tokens = self.norm_audio(tokens).to(dtype)
+        tokens = add(
+            tokens, self.audio_attn(normed_tokens, audio_hidden_states, scores=scores, speakers=speakers, shard=shard)
+        )
         forwarded = self.ffn(self.norm3(tokens, ffn_shift, ffn_scale).to(dtype))
         return torch.addcmul(tokens, forwarded, ffn_gate)
 
@@ -136,11 +138,11 @@ register_cached_block(MultiTalkTransformerBlock)
 
 
 class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin, AttentionMixin):  # type: ignore[misc]
-    """A sibling of diffusers' WanTransformer3DModel that hears: same parts and names, plus audio.
+    """Like diffusers' WanTransformer3DModel, with the same parts and names, plus audio attention.
 
     The defaults are the 14B model. Audio parameters are `audio_proj.*`, `blocks.N.audio_attn.*` and
     `blocks.N.norm_audio.*`; everything else is named as in diffusers' Wan checkpoints. Raises ConfigError for
-    sizes that cannot be built.
+    unsupported sizes.
     """
 
     _supports_gradient_checkpointing = True
@@ -238,10 +240,10 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         audio_windows: Tensor | None = None,
         speaker_masks: Tensor | None = None,
     ) -> TransformerConditions:
-        """Embed one guidance branch's conditions for latents of shape (T, h, w), once per window.
+        """Embed the conditions of one guidance branch for latents of shape (T, h, w), once per window.
 
-        The other arguments are forward's. Goes through the module's own call, so that hooks on the root (offloading)
-        run as they do for a forward.
+        The other arguments are those of forward. Uses the module's own call, so that hooks on the root (offloading) run
+        as in a forward.
         """
         conditions: TransformerConditions = self(
             latent_shape=latent_shape,
@@ -270,14 +272,14 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
 
         Args:
             hidden_states: (1, in_channels, T, h, w): noisy latents, mask, condition latents along the channels.
-            timestep: (1,), 0..1000, float32 (an integer or bfloat16 timestep is another time).
+            timestep: (1,), 0..1000, float32 (an integer or bfloat16 timestep would be rounded).
             encoder_hidden_states: text features without padding, (1, at most text_len, text_dim).
             encoder_hidden_states_image: image features, (1, image_tokens, image_dim).
             audio_windows: (n, F, audio_window, audio_layers, audio_channels) for n speakers and
-                F = 1 + vae_scale_temporal * (T - 1) pixel frames; None is silence, heard as one speaker's zeros.
+                F = 1 + vae_scale_temporal * (T - 1) pixel frames; None is silence: zeros of one speaker.
             speaker_masks: (n + 1, h, w), inside where above 0, last row the background. Used when n is 2 or more;
-                None lets every token hear all speakers alike. On the CPU, whatever the network's device: they are
-                looked at, and what is made of them is moved.
+                None: every token attends to all speakers equally. On the CPU, whatever the network's device: only
+                what is computed from them is moved.
             conditions: result of `embed_conditions`, instead of the four arguments above.
             attention_kwargs: {"scale": s} scales LoRA adapters in this forward.
             return_dict: False returns a tuple of the sample.
@@ -287,14 +289,14 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
             `sample` (1, out_channels, T, h, w), float32.
 
         Raises:
-            RequestError: a tensor has the wrong shape, named by its argument.
+            RequestError: a tensor has the wrong shape; the argument is named.
         """
         if latent_shape is not None:
             return self._embed(
                 latent_shape, encoder_hidden_states, encoder_hidden_states_image, audio_windows, speaker_masks
             )
         if hidden_states is None or timestep is None:
-            raise RequestError("a forward needs latents and a time", field="hidden_states, timestep")
+            raise RequestError("a forward needs latents and a timestep", field="hidden_states, timestep")
         shape = self._check_latents(hidden_states, timestep)
         if conditions is None:
             conditions = self._embed(
@@ -310,7 +312,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         tokens = tokens.flatten(2).transpose(1, 2).float().contiguous()
         shard = conditions.shard
         if shard is not None:
-            tokens = shard.take(tokens)
+            tokens = shard.select(tokens)
         arguments = (conditions.context, time_proj, conditions.rotary, conditions.audio, conditions.speakers, shard)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -352,7 +354,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
             raise RequestError(
                 f"{text.shape[1]} text tokens", field="encoder_hidden_states", hint=f"at most {config.text_len}"
             )
-        # The reference pads before the projection and masks nothing: padding rows are attended to.
+        # The reference pads before the projection and masks nothing: tokens attend to padding rows.
         text = F.pad(text.to(dtype), (0, 0, 0, config.text_len - text.shape[1]))
         text_tokens, image_tokens = self.condition_embedder(text=text, image=image.to(dtype))
 
@@ -371,7 +373,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
                 config.attention_head_dim,
                 config.class_range,
                 config.class_interval,
-                # torch's CPU kernel is no slower in float32; on a GPU only halves have a fast one.
+                # torch's CPU kernel is as fast in float32; on a GPU only 16-bit dtypes have a fast kernel.
                 torch.float32 if device.type == "cpu" else dtype,
                 device,
             )
@@ -384,20 +386,20 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         )
 
     def _rotary_table(self, frames: int, rows: int, columns: int, device: torch.device) -> Rotary:
-        # All branches of a window, and mostly all windows, have one size: they share one table.
+        # All branches of a window, and usually all windows, have the same size and share one table.
         size = (frames, rows, columns, device)
         if self._rotary is None or self._rotary[0] != size:
-            # A later training step may use it, too.
+            # A later training step may also use it.
             with torch.inference_mode(False):
                 self._rotary = size, rotary_grid(frames, rows, columns, self.config.attention_head_dim, device)
         return self._rotary[1]
 
     def forget_tables(self) -> None:
-        """Let go of what forwards of one size share; the next one makes it anew."""
+        """Release the tables that forwards of one size share; the next forward creates them again."""
         self._rotary = None
 
     def _compute_dtype(self) -> torch.dtype:
-        # A layer that is neither kept in float32 nor stored in another dtype by layerwise casting or quantisation.
+        # A layer that is not in float32, and not stored in another dtype by layerwise casting or quantisation.
         dtype: torch.dtype = self.condition_embedder.text_embedder.linear_1.weight.dtype
         return dtype
 
@@ -410,7 +412,9 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
     def _check_grid(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         patch = self.config.patch_size
         if any(size < step or size % step for size, step in zip(shape, patch, strict=True)):
-            raise RequestError(f"latents of {shape} do not divide into patches of {tuple(patch)}", field="latent_shape")
+            raise RequestError(
+                f"latents of {shape} cannot be divided into patches of {tuple(patch)}", field="latent_shape"
+            )
         grid = (shape[0] // patch[0], shape[1] // patch[1], shape[2] // patch[2])
         if max(grid) > self.config.rope_max_seq_len:
             raise RequestError(
@@ -422,7 +426,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
 
 
 def _modulation(module: nn.Module) -> Tensor:
-    """Return the modulation table of a block (6, dim) or of the head (2, dim), float32, with what LoRAs add to it."""
+    """Return the modulation table of a block (6, dim) or of the head (2, dim), float32, including changes by LoRAs."""
     parameter: Any = module.scale_shift_table
     table: Tensor = parameter[0].float()
     for change in module.__dict__.get(TABLE_CHANGES, ()):
@@ -431,28 +435,28 @@ def _modulation(module: nn.Module) -> Tensor:
 
 
 def kept_in_float32(name: str) -> bool:
-    """Say whether `name` stays float32 whatever the model's dtype: patches, time path, norms, tables, head."""
+    """Return whether `name` stays float32 in any model dtype: patches, time path, norms, tables, head."""
     return not set(name.split(".")).isdisjoint(MultiTalkTransformer3DModel._keep_in_fp32_modules)
 
 
 def cast_model(model: MultiTalkTransformer3DModel, dtype: torch.dtype) -> MultiTalkTransformer3DModel:
-    """Cast a loaded model in place to `dtype` but for its float32 parts, as from_pretrained(torch_dtype=) does.
+    """Cast a loaded model in place to `dtype` except its float32 parts, as from_pretrained(torch_dtype=) does.
 
-    A plain `.to(dtype)` casts all of them; the model then runs too, only less exactly.
+    A plain `.to(dtype)` casts everything; the model then also works, but less exactly.
     """
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(torch.float32 if kept_in_float32(name) else dtype)
     return model
 
 
-def _check_shape(name: str, tensor: Tensor, wanted: tuple[int | None, ...]) -> None:
-    matches = tensor.ndim == len(wanted) and all(
-        want is None or size == want for size, want in zip(tensor.shape, wanted, strict=False)
+def _check_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...]) -> None:
+    matches = tensor.ndim == len(expected) and all(
+        want is None or size == want for size, want in zip(tensor.shape, expected, strict=False)
     )
     if not matches:
-        shown = ", ".join("any" if want is None else str(want) for want in wanted)
-        batch = " (one sample at a time: run guidance branches one after the other)" if wanted[0] == 1 else ""
-        raise RequestError(f"shape {tuple(tensor.shape)}", field=name, hint=f"must be ({shown}){batch}")
+        text = ", ".join("any" if want is None else str(want) for want in expected)
+        batch = " (one sample at a time: run guidance branches one after the other)" if expected[0] == 1 else ""
+        raise RequestError(f"shape {tuple(tensor.shape)}", field=name, hint=f"must be ({text}){batch}")
 
 
 def _check_config(
@@ -467,11 +471,11 @@ def _check_config(
     rules = (
         (len(patch_size) == 3 and patch_size[0] == 1, "patch_size", "must be (1, height, width)"),
         (head_dim % 2 == 0 and head_dim >= 6, "attention_head_dim", "must be even and at least 6"),
-        (qk_norm == "rms_norm_across_heads", "qk_norm", "only rms_norm_across_heads is built"),
-        (added_kv, "added_kv_proj_dim", "must be the model's width or left out"),
-        (pos_embed_seq_len is None, "pos_embed_seq_len", "image position embeddings are not built"),
-        (audio_window % 2 == 1, "audio_window", "must be odd, its middle is the frame itself"),
+        (qk_norm == "rms_norm_across_heads", "qk_norm", "only rms_norm_across_heads is supported"),
+        (added_kv, "added_kv_proj_dim", "must be the model's width or be left out"),
+        (pos_embed_seq_len is None, "pos_embed_seq_len", "image position embeddings are not supported"),
+        (audio_window % 2 == 1, "audio_window", "must be odd: the middle is the frame itself"),
     )
     for holds, field, hint in rules:
         if not holds:
-            raise ConfigError("the transformer cannot be built so", field=field, hint=hint)
+            raise ConfigError("the transformer cannot be built with this config", field=field, hint=hint)

@@ -1,6 +1,6 @@
-"""What the parts hold beside their weights while they work: the peak of temporary tensors, in bytes.
+"""Activation memory: the peak of temporary tensors of each part while it computes, in bytes, without weights.
 
-Each function follows the code it counts tensor by tensor and adds what is alive at the same time.
+Each function follows the code it counts, tensor by tensor, and adds the tensors that are alive at the same time.
 tests/planning/test_estimate.py checks them against torch's allocator, `multitalk bench plan` against whole processes.
 """
 
@@ -16,11 +16,12 @@ from engine.planning.parameters import width
 Config = Mapping[str, Any]
 #: Bytes of a float32.
 _EXACT = 4
-#: Frames that a causal convolution keeps of the chunk before.
+#: Frames of the previous chunk that a causal convolution keeps.
 _KEPT = 2
-#: Pixel frames that the autoencoder takes or makes at a time.
+#: Pixel frames that the autoencoder encodes or decodes at a time.
 _CHUNK = 4
-#: Convolutions of fewer values than this, without the last side, take another way on a CPU (engine.multitalk.codec).
+#: Convolutions with fewer values than this (without the last dimension) take another path on a CPU; see
+#: engine.multitalk.codec.
 SLOW_BELOW = 20480
 
 
@@ -35,13 +36,13 @@ def forward_bytes(
 ) -> int:
     """Return the peak of one forward (engine.multitalk.transformer) with values of `value` bytes.
 
-    `adapted`: LoRAs beside the weights are switched on.
+    `adapted`: attached LoRAs are switched on.
     """
     dim, ffn, length = width(config), config["ffn_dim"], tokens(config, latents)
     stream, thin, wide = length * dim * _EXACT, length * dim * value, length * ffn * value
-    # Feed-forward: the block's tokens before and after attention; what self-attention got and gave, what audio
-    # attention got, what the feed-forward gets; its inner values before and after the activation.
-    # A LoRA's part of a layer's output is there beside the output and their sum.
+    # Feed-forward: the block's tokens before and after attention; input and output of self-attention, inputs of audio
+    # attention and of the feed-forward; its inner values before and after the activation.
+    # With a LoRA also its part of a layer's output, in addition to the output and their sum.
     forwarding = 2 * stream + 4 * thin + (3 if adapted else 2) * wide
     # Self-attention while keys are rotated: tokens and their norm; queries and keys before and after; values.
     rotated = stream if speakers > 1 else thin
@@ -51,14 +52,14 @@ def forward_bytes(
     # rotated and cast, and the tables of every token's own position.
     labels = 4 * length * config["attention_head_dim"] * _EXACT
     labelling = 2 * stream + 4 * thin + (stream + cast if cast else 0) + stream + labels if speakers > 1 else 0
-    # Any attention as its output is projected: queries, output, the output laid out anew, and its projection.
+    # Any attention while its output is projected: queries, output, the output in another layout, and its projection.
     projecting = 2 * stream + 7 * thin
     worst: int = max(forwarding, attending, labelling, projecting)
     return worst + conditions_bytes(config, latents, value=value, speakers=speakers, passes=1)
 
 
 def conditions_bytes(config: Config, latents: tuple[int, int, int], *, value: int, speakers: int, passes: int) -> int:
-    """Return what the conditions of a window take: text, picture and voices of each branch, one rotary table of all."""
+    """Return the bytes of a window's conditions: text, picture and voices of each branch, one shared rotary table."""
     dim, length = width(config), tokens(config, latents)
     context = (config["image_tokens"] + config["text_len"]) * dim * value
     audio = latents[0] * speakers * config["audio_tokens"] * config["audio_output_dim"] * value
@@ -67,7 +68,7 @@ def conditions_bytes(config: Config, latents: tuple[int, int, int], *, value: in
 
 
 def cache_bytes(config: Config, latents: tuple[int, int, int], *, cache: StepCache | None, passes: int) -> int:
-    """Return what a step cache keeps from one evaluation of the network to the next; None: no cache."""
+    """Return the bytes a step cache keeps from one evaluation of the network to the next; None: no cache."""
     if cache is None:
         return 0
     length, channels = tokens(config, latents), width(config)
@@ -109,7 +110,7 @@ def decode_bytes(config: Config, frames: int, height: int, width: int, *, device
 
 
 def workspace_bytes(config: Config, side: str, frames: int, height: int, width: int, *, tile: int = 0) -> int:
-    """Return what cuDNN may take beside the tensors of encoding or decoding ("encoder", "decoder"): an assumption.
+    """Return cuDNN's workspace for encoding or decoding ("encoder", "decoder") in bytes: an assumption.
 
     Its kernels for tensor cores want another layout than torch's tensors have, so input and output of a convolution
     are there a second time.
@@ -137,7 +138,7 @@ def _encoding(config: Config, frames: int, height: int, width: int, device: str)
     walk.residual(channels, channels)
     walk.residual(channels, channels)
     walk.convolution(channels, 2 * config["z_dim"])
-    # The caller's pictures; patches are a copy of theirs.
+    # The caller's pictures; patches are a copy of them.
     return (2 if patch > 1 else 1) * pixels + walk.peak, walk.workspace
 
 
@@ -155,97 +156,104 @@ def _decoding(config: Config, frames: int, height: int, width: int, device: str)
         channels = base * before // (2 if index else 1)
         entered = walk.values(channels)
         for number in range(config["num_res_blocks"] + 1):
-            # What entered the stage is held by its caller.
+            # The caller still holds the input of the stage.
             walk.residual(channels, base * after, outer=entered if number else 0)
             channels = base * after
         if index != last:
             if upward[index] and frames > 1:
                 walk.keep(walk.values(channels, _KEPT))
-                # Twice the frames: the convolution's output, and its frames put in order.
+                # Twice the frames: the convolution's output, and a copy with its frames in order.
                 walk.moment(6 * walk.values(channels))
                 walk.time *= 2
             walk.grow(channels)
     walk.convolution(base * factors[-1], config["out_channels"])
-    # What is decoded so far is put together anew with each chunk, and clipped twice in the end.
-    return max(walk.peak + pixels, walk.kept * _EXACT + 3 * pixels), walk.workspace
+    # All decoded frames are concatenated again for each chunk, and clipped twice at the end.
+    return max(walk.peak + pixels, walk.cached * _EXACT + 3 * pixels), walk.workspace
 
 
 class _Walk:
-    """Counts float32 values alive at the worst moment; what convolutions keep for the next chunk adds up."""
+    """Counts float32 values that are alive at the peak; what convolutions keep for the next chunk is summed up."""
 
     def __init__(self, device: str, time: int, rows: int, columns: int) -> None:
         self.time, self.rows, self.columns = time, rows, columns
-        self.kept = 0
+        self.cached = 0
         self._cpu = device == "cpu"
         self._worst = self._layouts = 0
 
     @property
     def peak(self) -> int:
-        """Return the bytes of the worst moment, with all that is kept of the chunk before."""
-        return (self._worst + self.kept) * _EXACT
+        """Return the bytes of the peak, including everything kept from the previous chunk."""
+        return (self._worst + self.cached) * _EXACT
 
     @property
     def workspace(self) -> int:
-        """Return the most bytes that a library on CUDA may take beside them."""
+        """Return the most bytes that a CUDA library may need in addition."""
         return self._layouts * _EXACT
 
     def values(self, channels: int, time: int | None = None, border: int = 0) -> int:
-        """Return the values of a tensor here, with a border around its pictures."""
+        """Return the number of values of a tensor at this point, with a border around its pictures."""
         frames = self.time if time is None else time
         return channels * frames * (self.rows + border) * (self.columns + border)
 
     def keep(self, values: int) -> None:
-        self.kept += values
+        self.cached += values
 
     def moment(self, values: int) -> None:
         self._worst = max(self._worst, values)
 
-    def convolution(self, inputs: int, outputs: int, beside: int = 0) -> None:
+    def convolution(self, inputs: int, outputs: int, held: int = 0) -> None:
         """A causal convolution of 3 x 3 x 3 over a normed and activated input that its caller still holds."""
-        given, kept, made = self.values(inputs), self.values(inputs, _KEPT), self.values(outputs)
+        input_values, cached_values, output_values = (
+            self.values(inputs),
+            self.values(inputs, _KEPT),
+            self.values(outputs),
+        )
         padded = self.values(inputs, self.time + _KEPT, 2)
-        self.keep(kept)
-        # The input, and the frames of it that are kept; joined with those of the last chunk, and padded.
-        self.moment(beside + given + kept + given + kept + padded)
-        self.moment(beside + given + kept + padded + made + self._library(inputs, padded, made))
+        self.keep(cached_values)
+        # The input, and the frames kept from it; concatenated with those of the last chunk, and padded.
+        self.moment(held + input_values + cached_values + input_values + cached_values + padded)
+        self.moment(
+            held + input_values + cached_values + padded + output_values + self._library(inputs, padded, output_values)
+        )
 
-    def _library(self, inputs: int, padded: int, made: int) -> int:
-        """Return what convolving takes beside input and output on a CPU."""
+    def _library(self, inputs: int, padded: int, outputs: int) -> int:
+        """Return the values that a convolution needs on a CPU in addition to input and output."""
         if not self._cpu:
-            self._layouts = max(self._layouts, padded + made)
+            self._layouts = max(self._layouts, padded + outputs)
             return 0
         if inputs * (self.time + _KEPT) * (self.rows + 2) > SLOW_BELOW:
             return padded
-        # engine.multitalk.codec makes frames with their neighbours of a small input; oneDNN lays them out anew.
+        # engine.multitalk.codec turns a small input into frames with their neighbours; oneDNN copies them to its
+        # layout.
         return 2 * self.values(3 * inputs, border=2)
 
     def residual(self, inputs: int, outputs: int, outer: int = 0) -> None:
-        """Norm, activation and convolution twice, beside the block's input, its shortcut and what a caller holds."""
-        given, made = self.values(inputs), self.values(outputs)
-        beside = outer + given + (made if inputs != outputs else 0)
-        # Normed values times their weights, beside the values themselves.
-        self.moment(beside + 2 * given)
-        self.convolution(inputs, outputs, beside)
-        self.moment(beside + 3 * made)
-        self.convolution(outputs, outputs, beside)
+        """Norm, activation and convolution twice, with the block's input, its shortcut and the caller's tensors."""
+        input_values, output_values = self.values(inputs), self.values(outputs)
+        held = outer + input_values + (output_values if inputs != outputs else 0)
+        # Normed values times their weights, in addition to the values themselves.
+        self.moment(held + 2 * input_values)
+        self.convolution(inputs, outputs, held)
+        self.moment(held + 3 * output_values)
+        self.convolution(outputs, outputs, held)
 
     def shrink(self, channels: int) -> None:
-        """Halve the pictures: a padded copy, laid out anew, and the output."""
-        given = self.values(channels)
+        """Halve the pictures: a padded copy, a copy in another layout, and the output."""
+        input_values = self.values(channels)
         self.rows, self.columns = self.rows // 2, self.columns // 2
-        self.moment(3 * given + self.values(channels))
+        self.moment(3 * input_values + self.values(channels))
 
     def grow(self, channels: int) -> None:
-        """Double the pictures: a copy by frames, the larger one, laid out anew, and the output of half the channels."""
-        given = self.values(channels)
+        """Double the pictures: a copy by frames, two larger ones, and the output with half the channels."""
+        input_values = self.values(channels)
         self.rows, self.columns = 2 * self.rows, 2 * self.columns
-        self.moment(2 * given + 2 * self.values(channels) + self.values(channels) // 2)
+        self.moment(2 * input_values + 2 * self.values(channels) + self.values(channels) // 2)
 
 
 def text_bytes(config: Config, length: int, *, value: int) -> int:
     """Return the peak of encoding a prompt of `length` tokens (transformers' UMT5)."""
     heads, inner = config["num_heads"], config["num_heads"] * config["d_kv"]
-    # Scores, their softmax in float32 and its cast; the bias of positions.
+    # Scores, their softmax in float32 and its cast; the position bias.
     attending = heads * length**2 * (2 * value + 2 * _EXACT) + 5 * length * inner * value
     forwarding = 3 * length * config["d_ff"] * value
     return int(max(attending, forwarding) + 3 * length * config["d_model"] * value)
@@ -261,8 +269,8 @@ def image_bytes(config: Config, *, value: int) -> int:
 
 def audio_bytes(config: Config, seconds: float, rate: int = 16_000, chunk: float = 10.0) -> int:
     """Return the peak of encoding one voice (engine.multitalk.audio): convolutions by chunk, all layers' outputs."""
-    heard = min(seconds, chunk) * rate
-    first = heard / config["conv_stride"][0] * config["conv_dim"][0]
+    samples = min(seconds, chunk) * rate
+    first = samples / config["conv_stride"][0] * config["conv_dim"][0]
     frames = seconds * 25
     states = (config["num_hidden_layers"] * 2 + 1) * frames * config["hidden_size"]
     scores = config["num_attention_heads"] * frames**2

@@ -16,7 +16,7 @@ from engine.planning.memory import Load, Work
 from engine.planning.operations import codec_work, forward_work
 from engine.planning.parameters import PARTS, Count, Sizes, scales, width
 
-#: Free memory that nobody knows and that is taken to be enough.
+#: Stands for unknown free memory, which is assumed to be enough.
 _ENOUGH = sys.maxsize
 
 
@@ -29,39 +29,39 @@ def estimate(
     host_free: int = _ENOUGH,
     start_bytes: int | None = None,
 ) -> Estimates:
-    """Estimate what `plan` needs with weights kept as `load` says.
+    """Estimate the needs of `plan` with weights kept as `load` says.
 
-    `card` is the driver's name of this machine's GPU and `host_free` what of its memory is free, for memory=auto;
-    `start_bytes` the size of the files where they are there. The GPUs of the table are estimated in bfloat16 on CUDA
-    whatever `load` says of this machine, and with "auto" in the profile it would pick there, on a host with room.
-    Raises UnknownComponent for a memory profile or quantisation without arithmetic.
+    `card` is the driver's name of this machine's GPU, `host_free` its free host memory in bytes (for memory=auto),
+    `start_bytes` the size of the weight files, if they exist. The GPUs of the table are estimated in bfloat16 on CUDA,
+    whatever `load` says about this machine; memory=auto is resolved for each GPU, with enough host memory. Raises
+    UnknownComponent for a memory profile or quantisation that cannot be estimated.
     """
     load.check()
-    work, known = largest_work(plan, sizes), find_card(card or "")
-    device_free = None if load.device == "cpu" else _ENOUGH if known is None else free_of(known)
-    settled = settle(sizes, load, device_free, host_free)
-    stages = memory.stages(sizes, settled, work)
+    work, gpu = largest_work(plan, sizes), find_card(card or "")
+    device_free = None if load.device == "cpu" else _ENOUGH if gpu is None else free_of(gpu)
+    resolved = resolve_memory(sizes, load, device_free, host_free)
+    stages = memory.stages(sizes, resolved, work)
     on_cards = tuple(_on_card(one, plan, sizes, load, work) for one in cards())
-    here = next((one for one in on_cards if known is not None and one.card == known.name), None)
+    here = next((one for one in on_cards if gpu is not None and one.card == gpu.name), None)
     forward = forward_work(sizes.configs["transformer"], work.latents, value=2, speakers=work.speakers)
     source = prices()
     return Estimates(
         device=load.device,
         dtype=load.dtype,
-        card=known.name if known is not None else card,
+        card=gpu.name if gpu is not None else card,
         device_memory_bytes=memory.device_bytes(stages) if load.device == "cuda" else None,
         host_memory_bytes=memory.host_bytes(stages),
         seconds=here.seconds if here is not None else None,
         cost=here.cost if here is not None else None,
         parameters={part: sizes.counts[part].parameters for part in PARTS},
-        weights=memory.weights_bytes(sizes, settled),
+        weights=memory.weights_bytes(sizes, resolved),
         stages=stages,
         forward_flops=forward.operations,
         flops=sum(_operations(plan, sizes, window) for window in plan.windows),
         start_bytes=start_bytes if start_bytes is not None else _published(sizes, load.quant),
         cards=on_cards,
         prices=f"{source.currency}, {source.what}, {source.source}, {source.date}",
-        picked=settled.memory if load.memory == "auto" else "",
+        picked=resolved.memory if load.memory == "auto" else "",
     )
 
 
@@ -72,7 +72,7 @@ def latents_of(sizes: Sizes, frames: int, size: tuple[int, int]) -> tuple[int, i
 
 
 def largest_work(plan: Plan, sizes: Sizes) -> Work:
-    """Return the largest window of `plan` and what is heard in it."""
+    """Return the largest window of `plan` and the voices in it."""
     frames = max(window.frames for window in plan.windows)
     width, height = plan.canvas.target
     return Work(
@@ -109,23 +109,23 @@ def free_of(card: Card) -> int:
     return card.memory - memory.CONTEXT
 
 
-def settle(sizes: Sizes, load: Load, device_free: int | None, host_free: int) -> Load:
-    """Return `load` with what "auto" becomes when the weights are loaded; without a device on a CPU."""
+def resolve_memory(sizes: Sizes, load: Load, device_free: int | None, host_free: int) -> Load:
+    """Return `load` with "auto" resolved as when the weights are loaded; `device_free` None: on a CPU."""
     if "auto" not in (load.memory, load.resident):
         return load
     frames, height, across = load.window
     config = sizes.configs["transformer"]
     length = tokens(config, latents_of(sizes, frames, (across, height)))
     weights = memory.weights_bytes(sizes, replace(load, loras=0))
-    # It stays on the CPU, and is not asked for.
+    # It always stays on the CPU.
     del weights["audio_encoder"]
     allowed = allowance(length, width(config), memory.WIDTHS[load.dtype])
     if load.resident == "auto":
         load = replace(load, resident=_staying(sizes, load, room_for_blocks(allowed, device_free or 0)))
     if load.memory != "auto":
         return load
-    picked, _ = choose_profile(weights, allowed, device_free=device_free, host_free=host_free)
-    return replace(load, memory=picked)
+    name, _ = choose_profile(weights, allowed, device_free=device_free, host_free=host_free)
+    return replace(load, memory=name)
 
 
 def _staying(sizes: Sizes, load: Load, room: int) -> int:
@@ -139,8 +139,8 @@ def _staying(sizes: Sizes, load: Load, room: int) -> int:
     )
 
 
-def _on_card(card: Card, plan: Plan, sizes: Sizes, given: Load, work: Work) -> CardEstimate:
-    load = settle(sizes, replace(given, device="cuda", dtype="bfloat16"), free_of(card), _ENOUGH)
+def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) -> CardEstimate:
+    load = resolve_memory(sizes, replace(choices, device="cuda", dtype="bfloat16"), free_of(card), _ENOUGH)
     stages = memory.stages(sizes, load, work)
     needed, host = memory.device_bytes(stages), memory.host_bytes(stages)
     weights = memory.weights_bytes(sizes, load)
@@ -159,7 +159,7 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, given: Load, work: Work) -> C
         of_step = share * plan.passes * seconds.forward_seconds(card, forward, moved_weights=moved, unpacked=unpacked)
         step = max(step, of_step)
         total += plan.steps * of_step + seconds.codec_seconds(card, sum(_codec(plan, sizes, window, load.tile)))
-        # The decoded frames come to the host, and the last of them go back.
+        # The decoded frames are copied to the host, and the last of them back.
         pictures = 3 * 4 * width * height * (window.frames + window.motion)
         total += seconds.link_seconds(card, _brought_each(sizes, load, weights) + pictures)
         total += seconds.host_seconds(width * height * window.keep)
@@ -175,19 +175,19 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, given: Load, work: Work) -> C
         step_seconds=step,
         seconds=total,
         cost=total * card.price,
-        picked=load.memory if given.memory == "auto" else "",
+        picked=load.memory if choices.memory == "auto" else "",
     )
 
 
 def _brought_once(load: Load, weights: Mapping[str, int]) -> int:
-    """Return the bytes of weights that a request brings to the device before its windows."""
+    """Return the bytes of weights that a request copies to the device before its windows."""
     return 0 if load.memory == "none" else weights["text_encoder"]
 
 
 def _brought_each(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> int:
-    """Return the bytes of weights that come to the device for each window, but for streamed blocks; nothing goes back.
+    """Return the bytes of weights that are copied to the device for each window, without streamed blocks.
 
-    The autoencoder comes to encode and to decode.
+    The autoencoder is copied twice, to encode and to decode. Nothing is copied back.
     """
     if load.memory in ("none", "text-offload"):
         return 0
@@ -197,14 +197,16 @@ def _brought_each(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> int:
 
 def _published(sizes: Sizes, quant: str) -> int:
     """Return the bytes of the published files: float32, encoders of text and picture in 16 bits; or quantised."""
-    found = {part: count.parameters * 4 for part, count in sizes.counts.items()}
+    sizes_in_bytes = {part: count.parameters * 4 for part, count in sizes.counts.items()}
     text = sizes.configs["text_encoder"]
     table = text["vocab_size"] * text["d_model"]
-    found["text_encoder"] = sizes.counts["text_encoder"].parameters * 2
-    found["image_encoder"] = sizes.counts["image_encoder"].parameters * 2
-    kept = memory.QUANTS.get(quant)
-    if kept is not None and quant.endswith("-quanto"):
-        found["transformer"] = sizes.counts["transformer"].bytes(2, kept)
-        # The table of words stays whole.
-        found["text_encoder"] = Count(cast=table, linear=sizes.counts["text_encoder"].parameters - table).bytes(2, kept)
-    return sum(found.values())
+    sizes_in_bytes["text_encoder"] = sizes.counts["text_encoder"].parameters * 2
+    sizes_in_bytes["image_encoder"] = sizes.counts["image_encoder"].parameters * 2
+    scheme = memory.QUANTS.get(quant)
+    if scheme is not None and quant.endswith("-quanto"):
+        sizes_in_bytes["transformer"] = sizes.counts["transformer"].bytes(2, scheme)
+        # The token table is not quantised.
+        sizes_in_bytes["text_encoder"] = Count(
+            cast=table, linear=sizes.counts["text_encoder"].parameters - table
+        ).bytes(2, scheme)
+    return sum(sizes_in_bytes.values())

@@ -1,4 +1,4 @@
-"""Named GPUs: how much they hold, how fast they are by their data sheets, and what they cost by a dated table."""
+"""Named GPUs: memory and speed from their data sheets, and prices from a dated table."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Card:
-    """One GPU by its data sheet."""
+    """One GPU, from its data sheet."""
 
     name: str
-    #: What the driver calls it.
+    #: The driver's names for it.
     driver: str
     #: As nvidia-smi shows it, in MiB.
     memory_mib: int
     #: Compute capability, (major, minor).
     capability: tuple[int, int]
-    #: Dense tensor rates with float32 sums, in 10^12 operations a second.
+    #: Dense tensor core rates with float32 accumulation, 10^12 operations per second.
     bf16_tflops: float
     tf32_tflops: float
-    #: 10^9 bytes a second: its memory, and its link to the host in one direction.
+    #: 10^9 bytes per second: its memory, and its link to the host in one direction.
     bandwidth_gb: float
     link_gb: float
     #: Share of `bf16_tflops` that fused attention reaches; an assumption, see `engine.planning.seconds`.
     attention: float
-    #: Of a second, in the currency of `prices`.
+    #: Per second, in the currency of `prices`.
     price: float
-    #: 10^9 bytes of memory of the machines that are rented with it: the least that was seen, and what is listed; None:
-    #: no source was found.
+    #: 10^9 bytes of memory of the machines that are rented with it: the least that was observed, and what is listed;
+    #: None: no source was found.
     host_gb: float | None = None
     host_listed_gb: float | None = None
 
@@ -44,18 +44,18 @@ class Card:
 
     @property
     def host_memory(self) -> int | None:
-        """Return the least memory, in bytes, of a machine that is rented with it; None where that is unknown."""
+        """Return the least memory, in bytes, of a machine that is rented with it; None if unknown."""
         return None if self.host_gb is None else int(self.host_gb * 1e9)
 
     @property
     def host_listed(self) -> int | None:
-        """Return the memory, in bytes, that is listed for such a machine; None where that is unknown."""
+        """Return the memory, in bytes, that is listed for such a machine; None if unknown."""
         return None if self.host_listed_gb is None else int(self.host_listed_gb * 1e9)
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Where the prices come from."""
+    """Source of the prices."""
 
     currency: str
     what: str
@@ -75,12 +75,12 @@ def prices() -> Prices:
 
 
 def find_card(name: str) -> Card | None:
-    """Return the card of that name, its own or the driver's; None where it is not in the table."""
+    """Return the card with that name (ours or the driver's); None if it is not in the table."""
     return next((card for card in cards() if name in (card.name, card.driver)), None)
 
 
 def installed_cards(root: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ...]:
-    """Return the names by which the driver knows the GPUs of this machine; none without a driver. Asks no library."""
+    """Return the driver's names of this machine's GPUs; none without a driver. Loads no library."""
     return tuple(_models(root))
 
 

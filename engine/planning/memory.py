@@ -1,4 +1,4 @@
-"""Which weights are where in each stage, by the memory profile, and what the stage holds beside them."""
+"""Memory of each stage: where the memory profile puts the weights, and the stage's other tensors."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from engine.machine.profiles import PROFILES
 from engine.planning import activations
 from engine.planning.parameters import PARTS, Quant, Sizes, width
 
-#: Of files: rows have a scale in float32. The types of a GGUF file are its own.
+#: Of files: each row has a float32 scale. GGUF files have types of their own.
 QUANTS: Mapping[str, Quant | None] = {
     "none": None,
     "int8-quanto": Quant(1, 4),
     "fp8-quanto": Quant(1, 4),
 }
 WIDTHS = {"float32": 4, "bfloat16": 2}
-#: Of a GPU: CUDA's context and its libraries' own workspaces.
+#: Bytes on a GPU for CUDA's context and the libraries' workspaces.
 CONTEXT = 800 * 2**20
-#: Share of temporary tensors that is lost between them in a GPU's allocator; an assumption.
+#: Fragmentation: share of temporary tensors that is lost in a GPU's allocator; an assumption.
 FRAGMENTED = 0.1
 #: The same of the host, and what every process takes for compiled kernels and for encoding the video. Both were fitted
 #: to one run of `multitalk bench plan`, that of the case "base".
 HOST_FRAGMENTED = 0.3
 PROCESS = 40 * 10**6
-#: What reading weights takes beside them (engine.loading.safetensors_reader).
+#: Bytes that reading weights needs in addition to them (engine.loading.safetensors_reader).
 BUFFER = 16 * 2**20
-#: Weights that wait in the host's memory lie in pieces (engine.loading.pinned_memory): the share of these that is left
-#: over, and the piece that is there before what goes into it has left its own place. Both as the rehearsal counts.
+#: Weights in pinned host memory are in pieces (engine.loading.pinned_memory): the share of these that stays unused, and
+#: the piece that exists before its weights have left their old memory. Both as counted by the rehearsal.
 ARENA = 0.02
 PIECE = 2**31
 
@@ -39,33 +39,33 @@ _ON_DEVICE = ("transformer", "vae", "text_encoder", "image_encoder")
 
 @dataclass(frozen=True)
 class Load:
-    """How the weights are kept."""
+    """How the weights are kept in memory."""
 
     device: str
     dtype: str
     quant: str
     memory: str
-    #: group-offload and lowest: blocks that come while one computes.
+    #: group-offload and lowest: blocks that are copied while one computes.
     blocks: int
-    #: And those that stay; `engine.planning.estimate` finds what "auto" is on a card.
+    #: Blocks that stay on the device; `engine.planning.estimate` resolves "auto" for a card.
     resident: int | str = 0
-    #: How layers are kept where `quant` is made while loading; None: it is a file's.
+    #: How layers are kept if they are quantised while loading; None: `quant` is a file's.
     made: Quant | None = None
-    #: Bytes of LoRAs beside the weights.
+    #: Bytes of attached LoRAs.
     loras: int = 0
-    #: Whether any of these is switched on.
+    #: Whether any of them is switched on.
     adapted: bool = False
-    #: Frames, height and width of the largest window that memory=auto allows for.
+    #: Frames, height and width of the largest window, for memory=auto.
     window: tuple[int, int, int] = (81, 480, 832)
     #: Step cache, which keeps tensors from step to step; None: none.
     cache: StepCache | None = None
     #: Side of the VAE's tiles in pixels; 0: none.
     tile: int = 0
-    #: How windows continue: "infinitetalk" looks at the picture once a request, "multitalk" in each window.
+    #: How windows continue: "infinitetalk" encodes the picture once per request, "multitalk" in each window.
     continuation: str = "multitalk"
-    #: Files of another layout than ours: encoders and autoencoder become themselves in the host's memory.
+    #: Whether files have another layout than ours: encoders and autoencoder are then converted in host memory.
     converted: bool = False
-    #: Weights of few bits with scales beside them, which become dense in the host's memory.
+    #: Whether files have low-bit weights with separate scales, which become dense in host memory.
     scaled: bool = False
 
     @property
@@ -74,69 +74,69 @@ class Load:
         return self.made or QUANTS[self.quant]
 
     def check(self) -> None:
-        """Raise UnknownComponent where there is no arithmetic for a choice."""
-        for field, name, known in (
+        """Raise UnknownComponent for a choice that cannot be estimated."""
+        for field, name, choices in (
             ("device", self.device, ("cuda", "cpu")),
             ("dtype", self.dtype, tuple(WIDTHS)),
             ("memory", self.memory, (*PROFILES, "auto")),
             ("quant", self.quant, (*QUANTS, *([] if self.made is None else [self.quant]))),
         ):
-            if name not in known:
-                raise UnknownComponent(field, name, known)
+            if name not in choices:
+                raise UnknownComponent(field, name, choices)
 
 
 @dataclass(frozen=True)
 class Work:
-    """The largest window of a plan and what is heard in it."""
+    """The largest window of a plan and the voices in it."""
 
     latents: tuple[int, int, int]
     frames: int
     height: int
     width: int
     speakers: int
-    #: Guidance branches, whose conditions are kept side by side.
+    #: Guidance branches, whose conditions are in memory together.
     passes: int
-    #: Of the voices.
+    #: Seconds of the voices.
     seconds: float
     windows: int = 1
-    #: Frames that a window takes from the one before.
+    #: Frames that a window repeats from the previous one.
     motion: int = 0
 
 
 def weights_bytes(sizes: Sizes, load: Load) -> dict[str, int]:
     """Return the bytes of each component's weights, as they are kept."""
     value = WIDTHS[load.dtype]
-    found = {name: count.bytes(value) for name, count in sizes.counts.items()}
-    found["transformer"] = sizes.counts["transformer"].bytes(value, load.kept) + load.loras
-    return found
+    sizes_in_bytes = {name: count.bytes(value) for name, count in sizes.counts.items()}
+    sizes_in_bytes["transformer"] = sizes.counts["transformer"].bytes(value, load.kept) + load.loras
+    return sizes_in_bytes
 
 
 def stages(sizes: Sizes, load: Load, work: Work) -> tuple[StageMemory, ...]:
-    """Return what each stage needs, in the order of the walk."""
+    """Return the memory of each stage, in the order in which they run."""
     return tuple(_stages(sizes, load, work))
 
 
-def device_bytes(found: tuple[StageMemory, ...]) -> int:
-    """Return the peak of a GPU, with CUDA's own share and what is lost between tensors."""
+def device_bytes(stages: tuple[StageMemory, ...]) -> int:
+    """Return the peak on a GPU in bytes, with CUDA's context and fragmentation."""
     worst = max(
         sum(stage.weights.values()) + stage.temporaries * (1 + FRAGMENTED) + stage.workspace
-        for stage in found
+        for stage in stages
         if stage.device == "cuda"
     )
     return int(worst) + CONTEXT
 
 
-def host_bytes(found: tuple[StageMemory, ...]) -> int:
-    """Return the peak of the host, above what the process has once everything is imported."""
+def host_bytes(stages: tuple[StageMemory, ...]) -> int:
+    """Return the peak on the host in bytes, in addition to the process after all imports."""
     worst = max(
         sum(stage.weights.values()) + stage.temporaries * (1 + HOST_FRAGMENTED)
-        for stage in found
+        for stage in stages
         if stage.device == "cpu"
     )
     return int(worst) + PROCESS
 
 
-#: The stages that compute with a component, in the order of the walk.
+#: The stages that compute with a component, in the order in which they run.
 _PARTS = {
     "text": "text_encoder",
     "vae encode": "vae",
@@ -160,12 +160,12 @@ def _stages(sizes: Sizes, load: Load, work: Work) -> Iterator[StageMemory]:
         layouts = 0 if side is None else activations.workspace_bytes(vae, side, *size, tile=load.tile)
         yield StageMemory(stage, _resident(sizes, load, weights, part), temporaries[stage], "cuda", layouts)
     pixels = 3 * work.frames * work.height * work.width * 4
-    # The decoded window, its frames in another order, their colours matched, and what becomes bytes.
+    # The decoded window, its frames in another order, with matched colours, and before they become bytes.
     yield StageMemory("colors", _on_host(load, work, weights, "colors", "vae"), 4 * pixels, "cpu")
 
 
 def _temporaries(sizes: Sizes, load: Load, work: Work) -> dict[str, int]:
-    """Return what each stage that computes holds beside the weights."""
+    """Return the bytes of each computing stage in addition to the weights."""
     configs, value, device = sizes.configs, WIDTHS[load.dtype], load.device
     transformer, vae, size = configs["transformer"], configs["vae"], (work.frames, work.height, work.width)
     conditions = activations.conditions_bytes(
@@ -174,73 +174,73 @@ def _temporaries(sizes: Sizes, load: Load, work: Work) -> dict[str, int]:
     frames, rows, columns = work.latents
     # Of one channel.
     latent = frames * rows * columns * 4
-    held = conditions + (transformer["in_channels"] - transformer["out_channels"]) * latent
-    # Whose tensors are there until the window's own take their place; and the frames that it continues.
-    before = held + transformer["out_channels"] * latent if work.windows > 1 else 0
-    given = 3 * work.height * work.width * 4 * (1 + (work.motion if work.windows > 1 else 0))
+    persistent = conditions + (transformer["in_channels"] - transformer["out_channels"]) * latent
+    # The previous window's tensors exist until this window replaces them; and the frames that it continues.
+    before = persistent + transformer["out_channels"] * latent if work.windows > 1 else 0
+    pixels = 3 * work.height * work.width * 4 * (1 + (work.motion if work.windows > 1 else 0))
     return {
         "text": activations.text_bytes(configs["text_encoder"], transformer["text_len"], value=value),
-        "vae encode": activations.encode_bytes(vae, *size, device=device, tile=load.tile) + before + given,
+        "vae encode": activations.encode_bytes(vae, *size, device=device, tile=load.tile) + before + pixels,
         "image": activations.image_bytes(configs["image_encoder"], value=value)
-        + (0 if load.continuation == "infinitetalk" else before + given),
-        "denoise": _denoising(sizes, load, work, value) + held,
+        + (0 if load.continuation == "infinitetalk" else before + pixels),
+        "denoise": _denoising(sizes, load, work, value) + persistent,
         "vae decode": activations.decode_bytes(vae, *size, device=device, tile=load.tile)
-        + held
+        + persistent
         + 2 * transformer["out_channels"] * latent,
     }
 
 
 def _waiting(load: Load, weights: Mapping[str, int]) -> dict[str, int]:
-    """Return what each component takes of the host's memory while it waits there for its turn on the device."""
-    # On a CPU memory is taken as it is written to.
-    kept: tuple[str, ...] = ()
+    """Return the host memory of each component while it is not on the device."""
+    # On a CPU memory is allocated as it is written to.
+    on_host: tuple[str, ...] = ()
     if load.device == "cuda" and load.memory != "none":
-        kept = ("transformer",) if load.memory == "lowest" else _ON_DEVICE
-    return {name: int(size * (1 + ARENA)) if name in kept else size for name, size in weights.items()}
+        on_host = ("transformer",) if load.memory == "lowest" else _ON_DEVICE
+    return {name: int(size * (1 + ARENA)) if name in on_host else size for name, size in weights.items()}
 
 
 def _on_host(load: Load, work: Work, weights: Mapping[str, int], stage: str, part: str) -> dict[str, int]:
-    """Return what is in the host's memory in a stage, of which `part` was used last."""
-    there = {"audio_encoder"}
+    """Return the weights that are in host memory in a stage; `part` was used last."""
+    present = {"audio_encoder"}
     if load.memory == "lowest":
-        # From the first window's sampling on the transformer stays.
+        # The transformer stays from the first window's denoising on.
         stays = ("denoise", "vae decode", "colors", *(("vae encode", "image") if work.windows > 1 else ()))
-        there |= {"transformer"} if stage in stays else set()
-        there |= {part} if load.device == "cpu" else set()
+        present |= {"transformer"} if stage in stays else set()
+        present |= {part} if load.device == "cpu" else set()
     elif load.device == "cpu" or load.memory != "none":
-        # What leaves the device comes here.
-        there |= set(PARTS)
+        # Components that leave the device return to the host.
+        present |= set(PARTS)
     waiting = _waiting(load, weights)
-    return {name: waiting[name] for name in PARTS if name in there}
+    return {name: waiting[name] for name in PARTS if name in present}
 
 
 def _loading(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> StageMemory:
-    """Return the host's worst moment of reading: what is there already, and what is on its way through."""
+    """Return the host's peak while weights are read: those already there, and those passing through."""
     through: set[str] = set() if load.device == "cuda" and load.memory in ("none", "lowest") else set(PARTS)
     stays = set(through)
     order: tuple[str, ...] = ("transformer", "vae", "text_encoder", "image_encoder")
     if load.memory == "lowest":
         order, stays = ("text_encoder", "vae", "image_encoder", "transformer", "vae"), {"transformer"}
-    # The rest goes from its file to the device.
+    # All others go from their file to the device.
     through |= {"vae", "text_encoder", "image_encoder"} if load.converted else set()
     through |= {"transformer"} if load.quant != "none" or load.memory == "lowest" or load.scaled else set()
     arriving, temporaries = dict(weights), dict.fromkeys(PARTS, BUFFER)
     if load.scaled:
-        # The values of a layer and their product with the scale, both in float32.
+        # Values of a layer and their product with the scale, both in float32.
         temporaries["transformer"] = max(BUFFER, _largest_layer(sizes) * 8)
     if load.made is not None:
-        # Read whole, and quantised where it is, a layer in float32 at a time.
+        # Read completely, then quantised in place, one layer in float32 at a time.
         arriving["transformer"] = sizes.counts["transformer"].bytes(WIDTHS[load.dtype]) + load.loras
         temporaries["transformer"] = max(temporaries["transformer"], _largest_layer(sizes) * 4)
-    there = {"audio_encoder": weights["audio_encoder"]}
-    moments = [StageMemory("load", there, BUFFER, "cpu")]
+    present = {"audio_encoder": weights["audio_encoder"]}
+    moments = [StageMemory("load", present, BUFFER, "cpu")]
     for name in order:
         if name in through:
-            moments.append(StageMemory("load", {**there, name: arriving[name]}, temporaries[name], "cpu"))
+            moments.append(StageMemory("load", {**present, name: arriving[name]}, temporaries[name], "cpu"))
         if name in stays:
-            there = {**there, name: weights[name]}
+            present = {**present, name: weights[name]}
     if _waiting(load, weights) != weights:
-        # All are read before the first goes to the pieces in which it waits.
+        # All are read before the first is copied to pinned memory.
         moved = {name: weights[name] for name in PARTS if name in stays or name == "audio_encoder"}
         moments.append(StageMemory("load", moved, PIECE, "cpu"))
     return max(moments, key=lambda moment: moment.total)
@@ -258,31 +258,31 @@ def _resident(sizes: Sizes, load: Load, weights: Mapping[str, int], part: str) -
         return {name: weights[name] for name in _ON_DEVICE if name != "text_encoder"}
     if load.memory in ("group-offload", "lowest") and part == "transformer":
         value, quant = WIDTHS[load.dtype], load.kept
-        # The block that computes and those that come.
+        # The block that computes and those that are copied.
         layers = sizes.configs["transformer"]["num_layers"]
         blocks = min(1 + load.blocks + int(load.resident), layers)
-        # LoRAs lie beside the layers of blocks, and come with them.
+        # LoRAs are attached to the layers of blocks and are copied with them.
         loras = load.loras * blocks // layers
         return {part: sizes.root.bytes(value) + (sizes.block * blocks).bytes(value, quant) + loras}
     return {part: weights[part]}
 
 
 def _denoising(sizes: Sizes, load: Load, work: Work, value: int) -> int:
-    """Return what a forward and the steps between forwards hold, but for the conditions."""
+    """Return the bytes of a forward and of the steps between forwards, without the conditions."""
     config = sizes.configs["transformer"]
     one = activations.conditions_bytes(config, work.latents, value=value, speakers=work.speakers, passes=1)
     forward = activations.forward_bytes(config, work.latents, value=value, speakers=work.speakers, adapted=load.adapted)
     forward -= one
     if load.quant != "none":
-        # Weights that are quantised are written out a layer at a time, while one of the two wide tensors of the
-        # feed-forward is there.
+        # Quantised weights are expanded one layer at a time, while one of the two wide tensors of the feed-forward
+        # is in memory.
         wide = activations.tokens(config, work.latents) * config["ffn_dim"] * value
         forward += max(0, _largest_layer(sizes) * value - wide)
     frames, rows, columns = work.latents
-    # The network's input, the latents and what each branch predicts.
+    # The network's input, the latents and the prediction of each branch.
     latent = (config["in_channels"] + config["out_channels"] * (1 + work.passes)) * frames * rows * columns * 4
-    kept = activations.cache_bytes(config, work.latents, cache=load.cache, passes=work.passes)
-    return forward + int(latent) + kept
+    cached = activations.cache_bytes(config, work.latents, cache=load.cache, passes=work.passes)
+    return forward + int(latent) + cached
 
 
 def _hearing(sizes: Sizes, work: Work) -> int:

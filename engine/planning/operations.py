@@ -1,4 +1,4 @@
-"""How many operations the parts take: a multiplication and an addition are two."""
+"""How many operations each part needs; a multiplication and an addition count as two."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def forward_work(config: Config, latents: tuple[int, int, int], *, value: int, s
     dim, ffn, length = width(config), config["ffn_dim"], tokens(config, latents)
     frames, layers = latents[0] // config["patch_size"][0], config["num_layers"]
     context = config["text_len"] + config["image_tokens"]
-    heard = speakers * config["audio_tokens"]
+    audio_tokens = speakers * config["audio_tokens"]
     products = length * (8 * dim * dim + 2 * dim * ffn) + context * 2 * dim * dim
-    products += frames * heard * config["audio_output_dim"] * 2 * dim
-    keys = length + context + heard + (length // frames if speakers > 1 else 0)
+    products += frames * audio_tokens * config["audio_output_dim"] * 2 * dim
+    keys = length + context + audio_tokens + (length // frames if speakers > 1 else 0)
     ends = length * math.prod(config["patch_size"]) * (config["in_channels"] + config["out_channels"]) * dim
     passes = _PASSES + (_LABELLED if speakers > 1 else 0)
     moved = layers * (passes * 4 * length * dim + 2 * length * ffn * value)

@@ -1,4 +1,4 @@
-"""Configs of the parts of a model -> how many parameters each has, and in which width they are kept."""
+"""Count the parameters of each part of a model from its config, and in which width they are kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Quant:
-    """How quantised linear layers are kept: bytes of a value, and of what belongs to a row."""
+    """How quantised linear layers are kept: bytes per value, and additional bytes per row."""
 
     value: float
     row: int
@@ -28,11 +28,11 @@ class Quant:
 
 @dataclass(frozen=True)
 class Count:
-    """Parameters of one part by what becomes of them: cast to the model's dtype, kept in float32, or quantisable."""
+    """Parameters of one part by how they are kept: cast to the model's dtype, in float32, or quantisable."""
 
     cast: int = 0
     float32: int = 0
-    #: Weights of the blocks' linear layers and their output rows; the rows' scales come with quantisation.
+    #: Weights of the blocks' linear layers, and their output rows, which get scales when quantised.
     linear: int = 0
     rows: int = 0
 
@@ -52,7 +52,7 @@ class Count:
         return self.cast + self.float32 + self.linear
 
     def bytes(self, width: int, quant: Quant | None = None) -> int:
-        """Return the bytes where `width` is a value's of the model's dtype, and linear layers are kept as `quant`."""
+        """Return the bytes if a value of the model's dtype has `width` bytes and linear layers are kept as `quant`."""
         if quant is None:
             return (self.cast + self.linear) * width + self.float32 * 4
         return self.cast * width + self.float32 * 4 + int(self.linear * quant.value) + self.rows * quant.row
@@ -60,19 +60,19 @@ class Count:
 
 @dataclass(frozen=True)
 class Sizes:
-    """All that is to be known of a model without its weights."""
+    """Everything that is known about a model without its weights."""
 
     #: Of each of PARTS.
     configs: Mapping[str, Config]
-    #: Of each of PARTS; of the transformer all of it.
+    #: Of each of PARTS; for the transformer, of the whole.
     counts: Mapping[str, Count]
-    #: One block of the transformer, and what is outside of all blocks.
+    #: One block of the transformer, and everything outside the blocks.
     block: Count
     root: Count
 
 
 def read_sizes(folder: Path) -> Sizes:
-    """Read the sizes of the model in `folder` from its configs. Raises SourceError for one that cannot be read."""
+    """Read the sizes of the model in `folder` from its configs. Raises SourceError if one cannot be read."""
     configs = {}
     for part in PARTS:
         path = folder / part / "config.json"
@@ -99,7 +99,7 @@ def published_sizes(name: str) -> Sizes:
 
 
 def make_sizes(configs: Mapping[str, Config]) -> Sizes:
-    """Count the parameters of every part. Raises SourceError for a config whose network is not known here."""
+    """Count the parameters of every part. Raises SourceError for the config of an unknown network."""
     filled = {part: {**_DEFAULTS.get(part, {}), **configs[part]} for part in PARTS}
     try:
         block, root = _block(filled["transformer"]), _root(filled["transformer"])
@@ -111,7 +111,7 @@ def make_sizes(configs: Mapping[str, Config]) -> Sizes:
             "audio_encoder": Count(float32=_audio(filled["audio_encoder"])),
         }
     except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise SourceError(f"a config of the model lacks or misspells {error}", field="source") from error
+        raise SourceError(f"a config of the model has no valid {error}", field="source") from error
     return Sizes(filled, counts, block, root)
 
 
@@ -135,15 +135,15 @@ def _block(config: Config) -> Count:
 def _root(config: Config) -> Count:
     dim, patch = width(config), math.prod(config["patch_size"])
     image, hidden, out = config["image_dim"], config["audio_intermediate_dim"], config["audio_output_dim"]
-    heard = config["audio_layers"] * config["audio_channels"]
+    audio_width = config["audio_layers"] * config["audio_channels"]
     grouped = config["audio_window"] + config["vae_scale_temporal"] - 1
     cast = _linears(
         (config["text_dim"], dim),
         (dim, dim),
         (image, image),
         (image, dim),
-        (config["audio_window"] * heard, hidden),
-        (grouped * heard, hidden),
+        (config["audio_window"] * audio_width, hidden),
+        (grouped * audio_width, hidden),
         (hidden, hidden),
         (hidden, config["audio_tokens"] * out),
     )
@@ -205,16 +205,16 @@ def _audio(config: Config) -> int:
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution or norm of the autoencoder and where it works."""
+    """One convolution or norm of the autoencoder, and the size of its output."""
 
     #: "encoder" or "decoder".
     side: str
     inputs: int
-    #: 0 for a norm, which has a value for each input.
+    #: 0 for a norm, which has one value per input channel.
     outputs: int
-    #: Values of the kernel: 27 for 3 x 3 x 3.
+    #: Number of kernel values: 27 for 3 x 3 x 3.
     kernel: int = 1
-    #: Sides of the picture, and frames after the first, are divided by these where the layer's output is.
+    #: Sides of the picture, and frames after the first, are divided by these at the layer's output.
     space: int = 1
     time: int = 1
     bias: bool = True
@@ -238,7 +238,7 @@ def vae_layers(config: Config) -> Iterator[Layer]:
 
 
 def scales(config: Config) -> tuple[int, int]:
-    """Return the pixels along a side, and the frames after the first, that one latent stands for."""
+    """Return the pixels along a side, and the frames after the first, per latent."""
     return _patch(config) * 2 ** (len(config["dim_mult"]) - 1), 2 ** sum(map(bool, config["temperal_downsample"]))
 
 
@@ -306,7 +306,7 @@ def _middle(side: str, channels: int, space: int, time: int) -> Iterator[Layer]:
     yield from _residual(side, channels, channels, space, time)
 
 
-#: What the libraries fill in where a config.json leaves a key out.
+#: The libraries' defaults for keys that a config.json does not have.
 _DEFAULTS: Mapping[str, Config] = {
     "transformer": {
         "patch_size": (1, 2, 2),

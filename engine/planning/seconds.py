@@ -1,9 +1,9 @@
-"""Seconds on a named GPU by a roofline model: what is computed and moved, at a stated share of the data sheet's rates.
+"""Seconds on a named GPU by a roofline model: operations and bytes at a stated share of the data sheet's rates.
 
-The shares are assumptions: nothing has run on a GPU, and they are round numbers of what is commonly reported for large
-bfloat16 products and FlashAttention 2. `multitalk bench device` measures them. What the host does between windows is
-measured, on one processor; another one is faster or slower. Not counted: reading the weights, decoding the media, and
-whatever step caches save.
+The shares are assumptions: nothing has run on a GPU, and they are round numbers of commonly reported results for large
+bfloat16 matrix products and FlashAttention 2. `multitalk bench device` measures them. The host's work between windows
+is measured on one processor; others are faster or slower. Not counted: reading the weights, decoding the media, and
+savings by step caches.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from __future__ import annotations
 from engine.planning.gpus import Card
 from engine.planning.operations import Forward
 
-#: Of the card's dense bfloat16 rate, for matrix products of thousands of rows.
+#: Share of the card's dense bfloat16 rate, for matrix products with thousands of rows.
 PRODUCTS = 0.6
-#: Of the card's TF32 rate, for the autoencoder's float32 convolutions.
+#: Share of the card's TF32 rate, for the autoencoder's float32 convolutions.
 CONVOLUTIONS = 0.3
-#: Of the card's memory bandwidth.
+#: Share of the card's memory bandwidth.
 BANDWIDTH = 0.8
-#: Of the link's rate: weights are pinned once, when they are loaded.
+#: Share of the link's rate: weights are pinned once, when they are loaded.
 LINK = 0.8
-#: Of the host, seconds a pixel of a frame: matching its colours, and encoding it as H.264 with the default preset. Of
-#: processor time on one thread of an AMD EPYC with AVX-512, by `multitalk bench host`, 2026-11-30.
+#: Host seconds per pixel of a frame: matching its colours, and encoding it as H.264 with the default preset. Processor
+#: time on one thread of an AMD EPYC with AVX-512, measured by `multitalk bench host`, 2026-11-30.
 COLORS = 1.5e-7
 ENCODING = 7.5e-8
 
@@ -28,8 +28,8 @@ ENCODING = 7.5e-8
 def forward_seconds(card: Card, work: Forward, *, moved_weights: int = 0, unpacked: int = 0) -> float:
     """Return the seconds of one forward.
 
-    `moved_weights`: bytes that come from the host meanwhile, prefetched; the slower of both counts. `unpacked`: values
-    of quantised weights that are written out in bfloat16 for each product.
+    `moved_weights`: bytes copied from the host at the same time; the slower of the two counts. `unpacked`: values of
+    quantised weights that are expanded to bfloat16 for each product.
     """
     rate = card.bf16_tflops * 1e12
     computing = work.products / (rate * PRODUCTS) + work.attention / (rate * card.attention)
@@ -43,10 +43,10 @@ def codec_seconds(card: Card, operations: int) -> float:
 
 
 def link_seconds(card: Card, moved: int) -> float:
-    """Return the seconds in which `moved` bytes come from the host or go there."""
+    """Return the seconds to copy `moved` bytes from or to the host."""
     return moved / (card.link_gb * 1e9 * LINK)
 
 
 def host_seconds(pixels: int) -> float:
-    """Return the seconds in which the host matches colours of frames of so many pixels in all and encodes them."""
+    """Return the host's seconds to match colours of frames with so many pixels in total and to encode them."""
     return pixels * (COLORS + ENCODING)

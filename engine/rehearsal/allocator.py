@@ -1,4 +1,4 @@
-"""How torch's allocators hand out memory: the caching allocator of a CUDA device, and the one of pinned memory.
+"""Model torch's allocators: the caching allocator of a CUDA device, and the one of pinned memory.
 
 Source: torch's c10/cuda/CUDACachingAllocator.cpp, and of the installed torch c10/core/AllocatorConfig.h and
 ATen/core/CachingHostAllocator.h (read, and modelled here; tests/rehearsal/test_allocator.py holds the rules).
@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 #: Sizes are rounded up to this.
 ROUND = 512
 MIB = 2**20
-#: Up to this a block is cut from a small segment.
+#: Blocks up to this size are cut from a small segment.
 SMALL = MIB
-#: What is asked of the driver: for small blocks; for blocks under `LARGE`; a multiple of `STEP` beyond. The first two
-#: are the pages of expandable segments, too.
+#: Sizes requested from the driver: for small blocks; for blocks under `LARGE`; beyond, a multiple of `STEP`. The first
+#: two are also the pages of expandable segments.
 SMALL_SEGMENT = 2 * MIB
 LARGE_SEGMENT = 20 * MIB
 LARGE = 10 * MIB
 STEP = 2 * MIB
-#: Addresses that an expandable segment may reach; there is more of them than of memory.
+#: Size of an expandable segment's address range, which is larger than the memory.
 _ADDRESSES = 2**60
 
 
@@ -37,7 +37,7 @@ def pinned(size: int) -> int:
 
 @dataclass(eq=False)
 class Block:
-    """A stretch of a segment, handed out or free; `before` and `after` are its neighbours there."""
+    """A part of a segment, in use or free; `before` and `after` are its neighbours."""
 
     pool: Pool
     segment: int
@@ -51,7 +51,7 @@ class Block:
 
     @property
     def key(self) -> tuple[int, int, int]:
-        """Return what free blocks are ordered by: the smallest that is large enough is the best."""
+        """Return the sort key of free blocks: the smallest that is large enough is the best."""
         return self.size, self.segment, self.offset
 
     @property
@@ -62,7 +62,7 @@ class Block:
 
 @dataclass(eq=False)
 class Pool:
-    """The blocks of one stream that are small, or that are not."""
+    """The small blocks, or the large blocks, of one stream."""
 
     small: bool
     #: Free blocks by size, and addresses without memory by address.
@@ -71,18 +71,18 @@ class Pool:
 
     @property
     def page(self) -> int:
-        """Return what an expandable segment grows by."""
+        """Return by how many bytes an expandable segment grows."""
         return SMALL_SEGMENT if self.small else LARGE_SEGMENT
 
     def remember(self, block: Block) -> None:
-        """Note that a block is free."""
+        """Add a free block."""
         if block.mapped:
             insort(self.free, (block.key, block), key=lambda entry: entry[0])
         else:
             insort(self.unmapped, (block.offset, block), key=lambda entry: entry[0])
 
     def forget(self, block: Block) -> None:
-        """Take a free block out of what is free."""
+        """Remove a block from the free ones."""
         if block.mapped:
             del self.free[bisect_left(self.free, block.key, key=lambda entry: entry[0])]
         else:
@@ -90,46 +90,46 @@ class Pool:
 
 
 class CachingAllocator:
-    """Counts what the driver is asked for while blocks come and go.
+    """Counts the memory requested from the driver while blocks are allocated and freed.
 
-    Blocks are cut from segments, best fit, one pool for small and one for large blocks of each stream; a free block
-    joins its free neighbours. A segment that is free as a whole goes back to the driver by `empty_cache`, and when the
-    card is full. With expandable segments each pool is one range of addresses that grows by pages, and all pages that
-    are free as a whole can be given back. Blocks that another stream still uses are free at once here, as if it were
+    Blocks are cut from segments, best fit, with one pool for small and one for large blocks of each stream; a free
+    block is merged with its free neighbours. A completely free segment is returned to the driver by `empty_cache`, and
+    when the card is full. With expandable segments each pool is one address range that grows by pages, and completely
+    free pages can be returned. Blocks that another stream still uses are free at once here, as if that stream were
     done.
     """
 
     def __init__(self, limit: int, *, expandable: bool = False) -> None:
-        """`limit`: what the card has for tensors, in bytes."""
+        """`limit`: bytes of the card for tensors."""
         self.limit, self.expandable = limit, expandable
-        #: Bytes handed out, bytes held from the driver, and the most of both.
+        #: Bytes in use, bytes reserved from the driver, and the peaks of both.
         self.allocated = self.reserved = self.most_allocated = self.most_reserved = 0
-        #: Bytes by which the card was too small at the worst moment.
+        #: Bytes by which the card was too small at the peak.
         self.missing = 0
         self._pools: dict[tuple[int, bool], Pool] = {}
         self._segments = 0
 
     def allocate(self, size: int, stream: int = 0) -> Block:
-        """Hand out a block of at least `size` bytes to a stream."""
+        """Allocate a block of at least `size` bytes for a stream."""
         size = rounded(size)
         pool = self._pool(stream, size <= SMALL)
         block = self._best(pool, size)
         if block is None:
             block = self._grow(pool, size) if self.expandable else self._ask(pool, size)
-        self._cut(block, size)
+        self._trim(block, size)
         block.free = False
         self.allocated += block.size
         self.most_allocated = max(self.most_allocated, self.allocated)
         return block
 
     def free(self, block: Block) -> None:
-        """Take a block back."""
+        """Free a block."""
         self.allocated -= block.size
         block.free = True
         block.pool.remember(_joined(block))
 
     def empty_cache(self) -> None:
-        """Give back to the driver what it takes: free segments, or with expandable segments the free pages."""
+        """Return to the driver what is free: segments, or pages of expandable segments."""
         for pool in self._pools.values():
             for _, block in list(pool.free):
                 if self.expandable:
@@ -139,7 +139,7 @@ class CachingAllocator:
                     self.reserved -= block.size
 
     def reset_peak(self) -> None:
-        """Count the peaks anew from here on."""
+        """Reset the peaks."""
         self.most_allocated, self.most_reserved = self.allocated, self.reserved
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ class CachingAllocator:
         if index == len(pool.free):
             return None
         while index + 1 < len(pool.free) and pool.free[index + 1][1].reach < pool.free[index][1].reach:
-            # What can grow is kept for those that need it.
+            # Blocks that can grow are kept for requests that need it.
             index += 1
         return pool.free.pop(index)[1]
 
@@ -168,34 +168,34 @@ class CachingAllocator:
         self.missing = max(self.missing, self.reserved - self.limit)
 
     def _ask(self, pool: Pool, size: int) -> Block:
-        """Return a new segment, which is in no pool yet."""
-        wanted = SMALL_SEGMENT if pool.small else LARGE_SEGMENT if size < LARGE else -(-size // STEP) * STEP
-        if self.reserved + wanted > self.limit:
+        """Return a new segment that is in no pool yet."""
+        request = SMALL_SEGMENT if pool.small else LARGE_SEGMENT if size < LARGE else -(-size // STEP) * STEP
+        if self.reserved + request > self.limit:
             self.empty_cache()
-        self._take(wanted)
+        self._take(request)
         self._segments += 1
-        return Block(pool, self._segments, 0, wanted)
+        return Block(pool, self._segments, 0, request)
 
     def _grow(self, pool: Pool, size: int) -> Block:
-        """Put memory behind the lowest addresses where `size` bytes are free, and return that block, out of the pool.
+        """Map memory at the lowest addresses where `size` bytes are free, and return that block, removed from the pool.
 
-        Some of them may have memory already.
+        Some of it may be mapped already.
         """
-        chosen = _lowest(pool, size)
-        if self.reserved + _missing(chosen, size) > self.limit:
+        block = _lowest(pool, size)
+        if self.reserved + _missing(block, size) > self.limit:
             self.empty_cache()
-            chosen = _lowest(pool, size)
-        if not chosen.mapped:
-            chosen = self._map(chosen, min(chosen.size, size))
-        while chosen.size < size:
-            hole = chosen.after
+            block = _lowest(pool, size)
+        if not block.mapped:
+            block = self._map(block, min(block.size, size))
+        while block.size < size:
+            hole = block.after
             assert hole is not None
-            chosen = self._map(hole, min(size - chosen.size, hole.size))
-        pool.forget(chosen)
-        return chosen
+            block = self._map(hole, min(size - block.size, hole.size))
+        pool.forget(block)
+        return block
 
     def _map(self, block: Block, size: int) -> Block:
-        """Put memory behind the first `size` of addresses without, by pages; return what it became, in its pool."""
+        """Map the first `size` bytes of an unmapped block, by pages; return the mapped block, which is in its pool."""
         pool = block.pool
         size = -(-size // pool.page) * pool.page
         pool.forget(block)
@@ -208,7 +208,7 @@ class CachingAllocator:
         return block
 
     def _unmap(self, block: Block) -> None:
-        """Give the pages back that are free as a whole; what is left of the block on either side stays."""
+        """Return completely free pages to the driver; the rest of the block on both sides stays."""
         pool = block.pool
         first = -(-block.offset // pool.page) * pool.page
         last = (block.offset + block.size) // pool.page * pool.page
@@ -225,14 +225,14 @@ class CachingAllocator:
         self.reserved -= block.size
         pool.remember(_joined(block))
 
-    def _cut(self, block: Block, size: int) -> None:
-        left = block.size - size
-        if left >= ROUND if block.pool.small or self.expandable else left > SMALL:
+    def _trim(self, block: Block, size: int) -> None:
+        remainder = block.size - size
+        if remainder >= ROUND if block.pool.small or self.expandable else remainder > SMALL:
             block.pool.remember(_split(block, size))
 
 
 def _split(block: Block, size: int) -> Block:
-    """Cut a block, which is in no pool, after `size` bytes; return the rest."""
+    """Split a block that is in no pool after `size` bytes; return the rest."""
     rest = Block(block.pool, block.segment, block.offset + size, block.size - size, mapped=block.mapped)
     rest.before, rest.after = block, block.after
     if rest.after is not None:
@@ -242,7 +242,7 @@ def _split(block: Block, size: int) -> Block:
 
 
 def _joined(block: Block) -> Block:
-    """Return a block, which is in no pool, with its free neighbours of the same kind."""
+    """Merge a block that is in no pool with its free neighbours of the same kind, and return it."""
     before, after = block.before, block.after
     if before is not None and before.free and before.mapped == block.mapped:
         block.pool.forget(before)
@@ -274,16 +274,16 @@ def _lowest(pool: Pool, size: int) -> Block:
             total += block.size
             if total >= size:
                 return begin
-    raise AssertionError("addresses do not end")
+    raise AssertionError("the address range has no end")
 
 
 def _missing(block: Block, size: int) -> int:
-    """Return the bytes of memory that `size` bytes from the beginning of `block` lack."""
-    wanted, left = 0, size
+    """Return how many bytes must be mapped for `size` bytes from the beginning of `block`."""
+    pages, remaining = 0, size
     for one in _run(block):
-        if left <= 0:
+        if remaining <= 0:
             break
         if not one.mapped:
-            wanted += min(-(-left // one.pool.page) * one.pool.page, one.size)
-        left -= one.size
-    return wanted
+            pages += min(-(-remaining // one.pool.page) * one.pool.page, one.size)
+        remaining -= one.size
+    return pages

@@ -1,4 +1,4 @@
-"""Which kernel torch's scaled_dot_product_attention takes on a CUDA device, and what it makes for it.
+"""Which kernel torch's scaled_dot_product_attention uses on a CUDA device, and what it allocates.
 
 Source: torch's aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, sdp_utils_cpp.h and attention.cpp (read; for a
 build with CUDA 13 and cuDNN 9.16 or newer, as torch 2.13 from PyPI brings). Without gradients and dropout. What a
@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _HALVES = (torch.float16, torch.bfloat16)
-#: Bytes of a row's multiple that tensor cores take.
+#: Alignment of rows for tensor cores, bytes.
 _ROW = 16
-#: The multiple of a head that flash attention is given, and of a mask's rows that the efficient kernel is given.
+#: Multiples to which heads are padded for flash attention, and rows of a mask for the efficient kernel.
 _HEAD = _MASK = 8
 _aten: Any = torch.ops.aten
 
 
 class Call(NamedTuple):
-    """What is to be attended to: (B, H, L, D) tensors."""
+    """Arguments of an attention call: (B, H, L, D) tensors."""
 
     query: Tensor
     key: Tensor
@@ -45,24 +45,26 @@ def pick_kernel(call: Call, capability: tuple[int, int]) -> str:
 
 
 def attend(call: Call, kernel: str, scale: float | None) -> Tensor:
-    """Call the operator of `kernel`, whose rules for fake tensors torch has; each allocates as the real one does."""
+    """Call the operator of `kernel` on fake tensors; torch's rules for it allocate like the real one."""
     query, key, value, mask, causal = call
     width = value.shape[-1]
-    kept: dict[str, Any] = {} if scale is None else {"scale": scale}
+    options: dict[str, Any] = {} if scale is None else {"scale": scale}
     if mask is not None and mask.dtype == torch.bool and kernel != "flash":
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
     if kernel == "flash":
-        kept = {"scale": query.shape[-1] ** -0.5 if scale is None else scale}
+        options = {"scale": query.shape[-1] ** -0.5 if scale is None else scale}
         query, key, value = map(_whole_rows, (query, key, value))
-        found = _aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, **kept)
+        result = _aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, **options)
     elif kernel == "cudnn":
-        found = _aten._scaled_dot_product_cudnn_attention(query, key, value, mask, False, 0.0, causal, False, **kept)
+        result = _aten._scaled_dot_product_cudnn_attention(
+            query, key, value, mask, False, 0.0, causal, False, **options
+        )
     elif kernel == "efficient":
         mask = None if mask is None else _whole_mask(mask, query, key)
-        found = _aten._scaled_dot_product_efficient_attention(query, key, value, mask, False, 0.0, causal, **kept)
+        result = _aten._scaled_dot_product_efficient_attention(query, key, value, mask, False, 0.0, causal, **options)
     else:
-        found = _aten._scaled_dot_product_attention_math(query, key, value, mask, 0.0, causal, None, **kept)
-    output: Tensor = found[0]
+        result = _aten._scaled_dot_product_attention_math(query, key, value, mask, 0.0, causal, None, **options)
+    output: Tensor = result[0]
     return output[..., :width]
 
 
@@ -79,7 +81,7 @@ def _whole_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
 
 
 def _fused(call: Call, *, single: bool) -> bool:
-    """Say whether a kernel that is no sum of products takes these: rows one after the other, heads one by one.
+    """Return whether a fused kernel accepts these layouts: contiguous rows, heads in order.
 
     `single`: rows of one value may lie in any order.
     """
@@ -116,7 +118,7 @@ def _cudnn(call: Call, capability: tuple[int, int]) -> bool:
 def _efficient(call: Call, capability: tuple[int, int]) -> bool:
     query, key, value, *_ = call
     kinds = (*_HALVES, torch.float32) if capability[0] >= 8 else (torch.float16, torch.float32)
-    # Before 8.0 tensor cores take halves alone.
+    # Before capability 8.0 tensor cores support only 16-bit floats.
     aligned = _ROW // query.dtype.itemsize if capability[0] >= 8 or query.dtype in _HALVES else 1
     same = query.shape[-1] == key.shape[-1]
     heads = same and query.shape[-1] % aligned == 0 and value.shape[-1] % aligned == 0

@@ -27,17 +27,16 @@ from engine.rehearsal.ledger import Ledger
 from engine.rehearsal.places import where
 from engine.rehearsal.streams import Event, Stream
 
-#: Types of CUDA tensors that torch's errors call as Python does; the others are called as C++ does.
+#: CUDA tensor types with Python's names in torch's errors; the others have C++ names.
 _OLD_TYPES = ("Byte", "Char", "Double", "Float", "Int", "Long", "Short", "Half")
 _DEVICE = torch.device("cuda", 0)
 
 
 @contextmanager
 def pretended(card: Card, *, expandable: bool = False) -> Iterator[Ledger]:
-    """Have `card` as CUDA device 0 inside a `with`, where every new tensor is a fake one; yield what is counted.
+    """Have `card` as CUDA device 0 inside a `with`, where every new tensor is fake; yield the ledger that counts.
 
-    Of one process and one thread: torch.cuda itself is changed meanwhile. Raises ConfigError where this torch cannot
-    pretend.
+    For one process and one thread, because torch.cuda itself is patched. Raises ConfigError if this torch cannot do it.
     """
     provide_cuda_guard()
     ledger = Ledger(CachingAllocator(card.memory - CONTEXT, expandable=expandable))
@@ -57,13 +56,13 @@ def pretended(card: Card, *, expandable: bool = False) -> Iterator[Ledger]:
 
 
 def _cuda(ledger: Ledger, card: Card) -> dict[str, Any]:
-    """Return what torch.cuda is as long as the card is pretended."""
+    """Return the replacements for torch.cuda while the card is pretended."""
     memory = ledger.allocator
 
     @contextmanager
-    def stream(chosen: Stream | None) -> Iterator[None]:
+    def stream(selected: Stream | None) -> Iterator[None]:
         before = ledger.stream
-        ledger.stream = chosen or before
+        ledger.stream = selected or before
         try:
             yield
         finally:
@@ -74,7 +73,7 @@ def _cuda(ledger: Ledger, card: Card) -> dict[str, Any]:
         ledger.synchronise(*ledger.streams)
 
     def nothing() -> Callable[..., None]:
-        # One of its own for each name: torch._dynamo, which libraries import when they please, asks for that.
+        # A separate object for each name: torch._dynamo, which libraries may import at any time, needs this.
         return lambda *_, **__: None
 
     properties = SimpleNamespace(
@@ -115,7 +114,7 @@ def _cuda(ledger: Ledger, card: Card) -> dict[str, Any]:
 
 
 def _methods(ledger: Ledger) -> Iterator[tuple[type, str, Callable[..., Any]]]:
-    """Yield the methods that are no operations, or do not become any: class, name and what is done instead."""
+    """Yield the methods that do not dispatch operations: class, name and replacement."""
 
     def record_stream(tensor: Tensor, stream: Stream) -> None:
         for part in inner(tensor):
@@ -127,10 +126,10 @@ def _methods(ledger: Ledger) -> Iterator[tuple[type, str, Callable[..., Any]]]:
 
 
 def _apply(ledger: Ledger) -> Callable[..., nn.Module]:
-    """Return what a module does to move or cast its parameters: as torch does with real tensors.
+    """Return a replacement for Module._apply that moves or casts parameters as torch does with real tensors.
 
-    A parameter stays the same object and takes the new tensor's data; one that is taken apart into others is swapped.
-    torch swaps fake ones always, and refuses where anything has a weak reference to them.
+    A parameter stays the same object and gets the new tensor's data; one that consists of others is swapped. torch
+    always swaps fake ones, and refuses if there is a weak reference to them.
     """
 
     def apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -142,12 +141,12 @@ def _apply(ledger: Ledger) -> Callable[..., nn.Module]:
                 continue
             applied = fn(parameter)
             if _is_wrapper(applied):
-                made = nn.Parameter(applied, requires_grad=parameter.requires_grad)
-                torch.utils.swap_tensors(parameter, made)  # type: ignore[no-untyped-call]
+                moved = nn.Parameter(applied, requires_grad=parameter.requires_grad)
+                torch.utils.swap_tensors(parameter, moved)  # type: ignore[no-untyped-call]
             elif _is_fake(parameter) and _is_fake(applied):
                 _set_data(ledger, parameter, applied)
             else:
-                # It leaves the meta device, or was made before the card was there.
+                # It leaves the meta device, or was created before the card.
                 self._parameters[key] = nn.Parameter(applied, requires_grad=parameter.requires_grad)
         for key, buffer in self._buffers.items():
             if buffer is not None:
@@ -159,15 +158,15 @@ def _apply(ledger: Ledger) -> Callable[..., nn.Module]:
 
 @contextmanager
 def _packed_weights() -> Iterator[None]:
-    """Have diffusers' class for weights of a GGUF file give fake tensors that carry its attributes.
+    """Make diffusers' class for GGUF weights return fake tensors with its attributes.
 
-    It is a Python subclass, which a fake tensor cannot become. As with the class itself, whatever comes of a packed
-    tensor is one, until `as_tensor`.
+    It is a Python subclass, which a fake tensor cannot be. As with the class itself, results of operations on a packed
+    tensor are packed, until `as_tensor`.
     """
     try:
         from diffusers.quantizers.gguf import utils
     except ImportError:
-        # Without the package gguf no such file is read.
+        # Without the gguf package no such file is read.
         yield
         return
 
@@ -179,31 +178,31 @@ def _packed_weights() -> Iterator[None]:
         yield
 
 
-def _mark(made: Any, quant_type: Any) -> Any:
-    """Note on a tensor, or on those of a list, that it is packed as `quant_type`."""
-    if isinstance(made, (list, tuple)):
-        return type(made)(_mark(one, quant_type) for one in made)
-    if isinstance(made, FakeTensor):
+def _mark(packed: Any, quant_type: Any) -> Any:
+    """Mark a tensor, or those of a list, as packed with `quant_type`."""
+    if isinstance(packed, (list, tuple)):
+        return type(packed)(_mark(one, quant_type) for one in packed)
+    if isinstance(packed, FakeTensor):
         from diffusers.quantizers.gguf import utils
 
-        if hasattr(made, "quant_type"):
-            # Whatever is done to one, even nothing, gives another.
-            made = made.detach()
+        if hasattr(packed, "quant_type"):
+            # Every operation, even one without effect, returns another tensor.
+            packed = packed.detach()
         block, size = utils.GGML_QUANT_SIZES[quant_type]
-        made.quant_type = quant_type
-        made.quant_shape = utils._quant_shape_from_byte_shape(made.shape, size, block)
-        # Weakly: a tensor that holds itself would live until the garbage is collected.
-        made.as_tensor = partial(_plain, weakref.ref(made))
-    return made
+        packed.quant_type = quant_type
+        packed.quant_shape = utils._quant_shape_from_byte_shape(packed.shape, size, block)
+        # Weakly: a tensor that refers to itself would live until the next garbage collection.
+        packed.as_tensor = partial(_plain, weakref.ref(packed))
+    return packed
 
 
 def _plain(reference: Callable[[], Any]) -> Tensor:
     packed = reference()
-    kept = {name: packed.__dict__.pop(name) for name in ("quant_type", "quant_shape", "as_tensor")}
+    attributes = {name: packed.__dict__.pop(name) for name in ("quant_type", "quant_shape", "as_tensor")}
     try:
         plain: Tensor = packed.detach()
     finally:
-        packed.__dict__.update(kept)
+        packed.__dict__.update(attributes)
     return plain
 
 
@@ -225,7 +224,7 @@ def _set_data(ledger: Ledger, tensor: Tensor, data: Tensor) -> None:
 
 
 class _Calls(TorchFunctionMode):
-    """What torch does before an operation is dispatched, and a build without CUDA does otherwise."""
+    """Handles what torch does before it dispatches an operation, where a build without CUDA differs."""
 
     def __init__(self, ledger: Ledger, capability: tuple[int, int]) -> None:
         super().__init__()
@@ -252,11 +251,11 @@ class _Calls(TorchFunctionMode):
         if packed is not None:
             return _mark(func(*args, **kwargs), packed.quant_type)
         if kwargs.pop("pin_memory", False):
-            made = func(*args, **kwargs)
-            if made.device.type != "cpu":
+            result = func(*args, **kwargs)
+            if result.device.type != "cpu":
                 raise RuntimeError("Only dense CPU tensors can be pinned")
-            self._ledger.pin(made)
-            return made
+            self._ledger.pin(result)
+            return result
         return func(*args, **kwargs)
 
     def _attend(
@@ -302,17 +301,17 @@ class _Calls(TorchFunctionMode):
 
 
 def _values(ledger: Ledger, tensor: Tensor) -> Any:
-    """Return a host's tensor as numpy has it: its values where they are known."""
+    """Return a host tensor as a numpy array: with its values if they are known."""
     ledger.look(tensor)
-    known = getattr(tensor, "constant", None)
-    if known is not None:
-        return known.numpy()
-    # Zeros that take memory when they are looked at.
+    constant = getattr(tensor, "constant", None)
+    if constant is not None:
+        return constant.numpy()
+    # Zeros that need memory only when they are read.
     return np.zeros(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 def inner(tensor: Any) -> Iterator[Tensor]:
-    """Yield the plain tensors that a tensor is made of."""
+    """Yield the plain tensors that a tensor consists of."""
     if not _is_wrapper(tensor):
         yield tensor
         return
@@ -325,14 +324,14 @@ def _to_cuda(tensor: Tensor, device: Any = None, non_blocking: bool = False, **k
 
 
 def _type_name(dtype: torch.dtype) -> str:
-    """Return how an error of torch's calls a CUDA tensor's type (torch/csrc/Exceptions.cpp, processErrorMsg)."""
+    """Return the name of a CUDA tensor's type in torch's errors (torch/csrc/Exceptions.cpp, processErrorMsg)."""
     with torch._C.DisableTorchFunction():
         name = torch.empty(0, dtype=dtype, device="meta").type().rpartition(".")[2].removesuffix("Tensor")
     return f"torch.cuda.{name}Tensor" if name in _OLD_TYPES else f"CUDA{name}Type"
 
 
 def _indexed(device: Any) -> Any:
-    """Return "cuda" with its index, as a CUDA build resolves it, and what is an index alone with its type."""
+    """Return "cuda" with its index, as in a CUDA build, and a plain index with its device type."""
     if isinstance(device, int) and not isinstance(device, bool):
         return torch.device("cuda", device)
     if device == "cuda" or (isinstance(device, torch.device) and device.type == "cuda" and device.index is None):

@@ -1,4 +1,4 @@
-"""What is counted in a stage, and in a forward of the network."""
+"""The counts of a stage, and of a forward of the network."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ class Copy(NamedTuple):
 
     #: "up" is from the host to the device.
     direction: str
-    #: "pinned" or "pageable", of the host's side.
+    #: "pinned" or "pageable": the memory on the host.
     memory: str
     #: Whether the host waits until it is done.
     blocks: bool
-    #: Whether it is made inside a forward of the network.
+    #: Whether it happens inside a forward of the network.
     forward: bool
     where: str
 
 
 @dataclass
 class Counts:
-    """What was counted in one stage."""
+    """The counts of one stage."""
 
-    #: Of the device: most bytes at once, where, and what the caching allocator held then at most.
+    #: On the device: peak bytes, where, and the peak that the caching allocator reserved.
     peak: int = 0
     peak_where: str = ""
     held: int = 0
-    #: Most bytes on the device before what the stage works with had come, and was gone before.
+    #: Peak bytes on the device before the stage's component was there and after the previous one was gone.
     arrival: int = 0
-    #: Bytes on the device when the stage ended, and those of large tensors by the place where they were made.
+    #: Bytes on the device when the stage ended, and those of large tensors by the place where they were created.
     after: int = 0
     left: Counter[str] = field(default_factory=Counter)
     host_peak: int = 0
-    #: Bytes pinned anew, as asked for.
+    #: Newly pinned bytes, as requested.
     pinned: int = 0
     #: Copies and their bytes.
     copies: Counter[Copy] = field(default_factory=Counter)
     copied: Counter[Copy] = field(default_factory=Counter)
-    #: Waits of the host for the device, and values of the device that the host reads, by place; inside a forward alone
-    #: and in all.
+    #: Waits of the host for the device, and values of the device that the host reads, by place; inside forwards only
+    #: and in total.
     waits: Counter[str] = field(default_factory=Counter)
     reads: Counter[str] = field(default_factory=Counter)
     forward_waits: Counter[str] = field(default_factory=Counter)
@@ -54,13 +54,13 @@ class Counts:
     attention: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
 
-class Forward(NamedTuple):
-    """What one forward of the network took."""
+class ForwardCounts(NamedTuple):
+    """The counts of one forward of the network."""
 
     launches: int
     moved: int
     flops: int
-    #: Copies between host and device, and their bytes each way.
+    #: Copies between host and device, and their bytes in each direction.
     copies: int
     up: int
     down: int

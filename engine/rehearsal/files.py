@@ -1,4 +1,4 @@
-"""Folders of weights as they are published, with real headers and holes for data: 30 to 90 GB in a few megabytes."""
+"""Write weight folders like the published ones, with real headers and sparse data: 30 to 90 GB in some megabytes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from engine.rehearsal.published import Shapes
 Entry = tuple[str, tuple[int, ...]]
 
 _BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "F8_E4M3": 1}
-#: How a quantisation map calls what a file holds.
+#: Names in a quantisation map for dtypes in the file.
 _KINDS = {"I8": "qint8", "F8_E4M3": "qfloat8"}
 _SHARDS = 7
-#: Of the published FusionX LoRA: rank 32 beside each linear layer of a block, in 16 bits.
+#: The published FusionX LoRA: rank 32 for each linear layer of a block, in 16 bits.
 _RANK = 32
 _LORA_MODULES = (
     *(f"self_attn.{name}" for name in "qkvo"),
@@ -32,11 +32,12 @@ _LORA_MODULES = (
 def write_published(
     root: Path, architecture: Mapping[str, Mapping[str, Any]], *, quant: str, adapter: str, loras: Iterable[str] = ()
 ) -> None:
-    """Write below `root` the files that a published model consists of, of the sizes that `architecture` names.
+    """Write below `root` the files of a published model, with the sizes in `architecture`.
 
-    `architecture` holds configs by part, as engine/planning/architectures has them. `quant` is what is to be read:
-    "int8-quanto", "fp8-quanto" and "gguf" have a file of their own, others Wan's shards in float32. `adapter` is the
-    file of audio weights, `loras` are LoRAs of the network. Raises MissingExtra without gguf for a GGUF file.
+    `architecture` has configs by part, as in engine/planning/architectures. `quant` decides the transformer's files:
+    "int8-quanto", "fp8-quanto" and "gguf" have their own file, others use Wan's shards in float32. `adapter` is the
+    file of audio weights, `loras` are LoRAs of the network. Raises MissingExtra for a GGUF file without the gguf
+    package.
     """
     config = architecture["transformer"]
     dim, layers = config["num_attention_heads"] * config["attention_head_dim"], config["num_layers"]
@@ -52,12 +53,14 @@ def write_published(
         packed = root / "quant_models"
         _write_quanto(packed / f"dit_model_{quant}.safetensors", packed / f"dit_map_{quant}.json", wan | audio, kind)
         text = _text(architecture["text_encoder"])
-        # Made of weights in 16 bits, where the network's are in 32.
+        # These are in 16 bits, the network's in 32.
         _write_quanto(packed / f"t5_{quant}.safetensors", packed / f"t5_map_{quant}.json", text, kind, rest="BF16")
     else:
-        cut = [shapes for shapes in shards(wan, _SHARDS) if shapes]
-        for number, shapes in enumerate(cut, 1):
-            write_sparse(base / shard_name(number, len(cut)), {name: ("F32", shape) for name, shape in shapes.items()})
+        parts = [shapes for shapes in shards(wan, _SHARDS) if shapes]
+        for number, shapes in enumerate(parts, 1):
+            write_sparse(
+                base / shard_name(number, len(parts)), {name: ("F32", shape) for name, shape in shapes.items()}
+            )
     if quant not in QUANTISED or quant == "gguf":
         entries = {name: ("BF16" if ".norm_x." in name else "F32", shape) for name, shape in audio.items()}
         write_sparse(root / adapter, entries)
@@ -71,7 +74,7 @@ def write_sparse(path: Path, tensors: Mapping[str, Entry]) -> Path:
     """Write a safetensors file with a real header and no data: (dtype, shape) by name; reading it gives zeros."""
     header: dict[str, Any] = {}
     end = 0
-    # As the library orders them: wide dtypes first, then by name.
+    # In the library's order: wide dtypes first, then by name.
     for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: (-_BYTES[item[1][0]], item[0])):
         begin, end = end, end + math.prod(shape) * _BYTES[dtype]
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
@@ -85,7 +88,7 @@ def write_sparse(path: Path, tensors: Mapping[str, Entry]) -> Path:
 
 
 def write_sparse_archive(path: Path, shapes: Shapes, dtype: str) -> Path:
-    """Write what torch.save would, with a hole for the data of each tensor."""
+    """Write a file like torch.save, with sparse data for each tensor."""
     import torch
 
     with torch.serialization.skip_data():
@@ -94,14 +97,14 @@ def write_sparse_archive(path: Path, shapes: Shapes, dtype: str) -> Path:
 
 
 def shards(shapes: Shapes, count: int) -> list[Shapes]:
-    """Cut a list of tensors into `count` parts of about equal size, in order."""
+    """Split a list of tensors into `count` parts of about equal size, in order."""
     whole = sum(math.prod(shape) for shape in shapes.values())
-    cut: list[Shapes] = [{} for _ in range(count)]
-    done = 0
+    parts: list[Shapes] = [{} for _ in range(count)]
+    counted = 0
     for name, shape in shapes.items():
-        cut[min(done * count // whole, count - 1)][name] = shape
-        done += math.prod(shape)
-    return cut
+        parts[min(counted * count // whole, count - 1)][name] = shape
+        counted += math.prod(shape)
+    return parts
 
 
 def shard_name(number: int, count: int) -> str:
@@ -110,7 +113,7 @@ def shard_name(number: int, count: int) -> str:
 
 
 def _write_config(path: Path, config: Mapping[str, Any], dim: int) -> None:
-    told = {
+    entries = {
         "_class_name": "WanModel",
         "model_type": "i2v",
         "dim": dim,
@@ -123,7 +126,7 @@ def _write_config(path: Path, config: Mapping[str, Any], dim: int) -> None:
         "text_len": config["text_len"],
         "eps": 1e-6,
     }
-    path.write_text(json.dumps(told), "utf-8")
+    path.write_text(json.dumps(entries), "utf-8")
 
 
 def _text(config: Mapping[str, Any]) -> Shapes:
@@ -157,20 +160,20 @@ def _write_encoders(root: Path, architecture: Mapping[str, Mapping[str, Any]]) -
 
 
 def _write_quanto(path: Path, map_path: Path, shapes: Shapes, kind: str, *, rest: str = "F32") -> None:
-    """Pack each linear layer, as optimum-quanto does: its weight as `kind`, a scale a row as `rest`, like all else."""
+    """Pack each linear layer as optimum-quanto does: weights as `kind`, one scale per row and all others as `rest`."""
     entries: dict[str, Entry] = {}
-    told: dict[str, dict[str, str]] = {}
+    quantisation_map: dict[str, dict[str, str]] = {}
     for name, shape in shapes.items():
         module = name.removesuffix(".weight")
-        # Tables that are looked up stay as they are.
+        # Embedding tables are not packed.
         if module == name or len(shape) != 2 or module.endswith(("token_embedding", "pos_embedding.embedding")):
             entries[name] = (rest, shape)
             continue
         entries |= {f"{name}._data": (kind, shape), f"{name}._scale": (rest, (shape[0], 1))}
         entries |= {f"{module}.input_scale": ("F32", ()), f"{module}.output_scale": ("F32", ())}
-        told[module] = {"weights": _KINDS[kind], "activations": "none"}
+        quantisation_map[module] = {"weights": _KINDS[kind], "activations": "none"}
     write_sparse(path, entries)
-    map_path.write_text(json.dumps(told), "utf-8")
+    map_path.write_text(json.dumps(quantisation_map), "utf-8")
 
 
 def _write_gguf(path: Path, shapes: Shapes) -> None:
@@ -184,13 +187,13 @@ def _write_gguf(path: Path, shapes: Shapes) -> None:
     block, size = gguf.GGML_QUANT_SIZES[packed]
     writer = gguf.GGUFWriter(path, "wan")
     end = 0
-    for name, given in shapes.items():
-        shape = given
+    for name, full_shape in shapes.items():
+        shape = full_shape
         if len(shape) > 4:
-            # The format knows four dimensions; the others are noted beside it.
+            # The format has four dimensions; more are stored in a field.
             writer.add_array(f"comfy.gguf.orig_shape.{name}", list(shape))
             shape = (shape[0], math.prod(shape[1:]))
-        if len(given) == 2 and shape[1] % block == 0:
+        if len(full_shape) == 2 and shape[1] % block == 0:
             length = math.prod(shape) // block * size
             rows = (shape[0], shape[1] // block * size)
             writer.add_tensor_info(name, rows, np.dtype(np.uint8), length, raw_dtype=packed)

@@ -1,4 +1,4 @@
-"""Lets fake tensors stand on "cuda" in a torch that was built without CUDA."""
+"""Allow fake tensors on "cuda" in a torch that was built without CUDA."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _REGISTRY = "_ZN3c104impl26device_guard_impl_registryE"
 
 
 def provide_cuda_guard() -> None:
-    """Give "cuda" a device guard that does nothing, unless torch has one. Raises ConfigError where that cannot be.
+    """Give "cuda" a device guard that does nothing, unless torch has one. Raises ConfigError if this is impossible.
 
-    Each operation on a fake CUDA tensor asks torch's C++ core for the guard of that device type. A build with CUDA
-    has one, and FakeTensorMode replaces it where no GPU is found. A CPU build has none, and raises. The guard of the
-    meta device does nothing on any call, so its entry in the core's table is copied to the place of CUDA's. The table
-    is a plain array of pointers in libc10; nothing has to be compiled for that.
+    Each operation on a fake CUDA tensor asks torch's C++ core for the guard of that device type. A build with CUDA has
+    one, and FakeTensorMode replaces it if there is no GPU. A CPU build has none, and raises. The guard of the meta
+    device does nothing, so its entry in the core's table is copied to CUDA's entry. The table is a plain array of
+    pointers in libc10; nothing has to be compiled.
     """
     slots = _registry()
     if not slots[_CUDA]:
@@ -31,13 +31,13 @@ def provide_cuda_guard() -> None:
 
 
 def _registry() -> ctypes.Array[ctypes.c_void_p]:
-    found = sorted((Path(torch.__file__).parent / "lib").glob("libc10.*"))
-    for path in found:
+    libraries = sorted((Path(torch.__file__).parent / "lib").glob("libc10.*"))
+    for path in libraries:
         try:
             return (ctypes.c_void_p * _SLOTS).in_dll(ctypes.CDLL(str(path)), _REGISTRY)
         except (OSError, ValueError):
             continue
-    raise _unknown(f"{_REGISTRY} is in none of {[path.name for path in found]}")
+    raise _unknown(f"{_REGISTRY} is in none of {[path.name for path in libraries]}")
 
 
 def _unknown(why: str) -> ConfigError:

@@ -17,35 +17,35 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from engine.rehearsal.allocator import Block, CachingAllocator, pinned
-from engine.rehearsal.counts import Copy, Counts, Forward
+from engine.rehearsal.counts import Copy, Counts, ForwardCounts
 from engine.rehearsal.places import where
 from engine.rehearsal.streams import Stream, merge
 
 _aten: Any = torch.ops.aten
-#: Tensors of so many bytes are known by the place where they were made.
+#: For tensors of at least this many bytes, the place where they were created is recorded.
 _LARGE = 2**20
 _COPIES = (_aten._to_copy.default, _aten.copy_.default)
-#: These allocate, and launch nothing.
+#: These operators allocate, but launch no kernel.
 _EMPTY = (_aten.empty, _aten.empty_strided, _aten.empty_like, _aten.new_empty, _aten.new_empty_strided)
-#: Plain enough to look into; the others take themselves apart into these first.
+#: Plain tensors; other types first unpack themselves into these.
 _PLAIN = (Tensor, nn.Parameter, FakeTensor, nn.Buffer)
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operation on fake tensors and enters it in the current stage's counts."""
+    """Intercepts every operation on fake tensors and adds it to the current stage's counts."""
 
     def __init__(self, allocator: CachingAllocator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.allocator = allocator
         self.now = Counts()
-        #: Live bytes of the device and the host.
+        #: Live bytes on the device and on the host.
         self.live: Counter[str] = Counter()
-        #: Pinned bytes with what pinning rounds up: now, and at most.
+        #: Pinned bytes including rounding: now, and the peak.
         self.pinned_total = self.most_pinned = 0
-        #: Where an order was not kept: a tensor used before a stream that writes it was waited for.
+        #: Race conditions: places where a tensor is used without waiting for the stream that writes it.
         self.races: Counter[str] = Counter()
-        #: Those of the current stage.
-        self.forwards: list[Forward] = []
+        #: The counts of the current stage.
+        self.forwards: list[ForwardCounts] = []
         self.inside = False
         self.host_clock: dict[int, int] = {}
         self.streams: list[Stream] = []
@@ -53,18 +53,18 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._stored: dict[int, _Storage] = {}
 
     def begin(self) -> Counts:
-        """Count anew from here on; return the new counts."""
+        """Start new counts and return them."""
         self.now = Counts(peak=self.live["cuda"], host_peak=self.live["cpu"])
         self.forwards = []
         self.allocator.reset_peak()
         return self.now
 
     def arrived(self) -> None:
-        """Say that what the stage works with is on the device: its peak counts from here on."""
+        """Mark that the stage's component is on the device: its peak counts from here on."""
         self.now.arrival, self.now.peak, self.now.peak_where = self.now.peak, self.live["cuda"], ""
 
     def end(self) -> None:
-        """Note what is left."""
+        """Record what is still on the device."""
         self.now.after = self.live["cuda"]
         for entry in self._stored.values():
             if entry.where:
@@ -73,18 +73,18 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """Count what happens inside as one forward."""
+        """Count the block as one forward."""
         before, self.inside = self._sums(), True
         try:
             yield
         finally:
             self.inside = False
-            self.forwards.append(Forward(*(now - then for now, then in zip(self._sums(), before, strict=True))))
+            self.forwards.append(ForwardCounts(*(now - then for now, then in zip(self._sums(), before, strict=True))))
 
-    def _sums(self) -> Forward:
+    def _sums(self) -> ForwardCounts:
         now = self.now
         ways = {way: sum(size for copy, size in now.copied.items() if copy.direction == way) for way in ("up", "down")}
-        return Forward(
+        return ForwardCounts(
             now.launches.total(),
             now.moved.total(),
             now.flops.total(),
@@ -98,7 +98,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # --- memory -------------------------------------------------------------------------------------------------------
 
     def track(self, tensor: Tensor) -> None:
-        """Count a tensor's storage, once, as long as it lives."""
+        """Count a tensor's storage once, until it is freed."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._stored or not isinstance(tensor, FakeTensor):
@@ -106,18 +106,18 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         device = tensor.fake_device.type
         size = int(storage.nbytes())
         block = self.allocator.allocate(size, self.stream.number) if device == "cuda" and size else None
-        taken = block.size if block is not None else size
-        place = where() if block is not None and taken >= _LARGE else ""
-        entry = _Storage(device, taken, block, self.stream.number, place)
+        allocated = block.size if block is not None else size
+        place = where() if block is not None and allocated >= _LARGE else ""
+        entry = _Storage(device, allocated, block, self.stream.number, place)
         self._stored[key] = entry
-        self.live[device] += taken
+        self.live[device] += allocated
         if device == "cuda" and self.live["cuda"] > self.now.peak:
             self.now.peak, self.now.peak_where = self.live["cuda"], place or where()
         elif device == "cpu":
             self.now.host_peak = max(self.now.host_peak, self.live["cpu"])
-        weakref.finalize(storage, self._gone, key)
+        weakref.finalize(storage, self._freed, key)
 
-    def _gone(self, key: int) -> None:
+    def _freed(self, key: int) -> None:
         entry = self._stored.pop(key)
         self.live[entry.device] -= entry.size
         if entry.pinned:
@@ -128,7 +128,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.allocator.free(entry.block)
 
     def pin(self, tensor: Tensor) -> None:
-        """Note that a tensor of the host is pinned: torch's allocator takes a power of two for it."""
+        """Record that a host tensor is pinned: torch's allocator uses a power of two for it."""
         self.track(tensor)
         entry = self._stored[tensor.untyped_storage()._cdata]
         if not entry.pinned:
@@ -140,12 +140,12 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.now.host_peak = max(self.now.host_peak, self.live["cpu"])
 
     def is_pinned(self, tensor: Tensor) -> bool:
-        """Say whether a tensor lies in pinned memory."""
+        """Return whether a tensor is in pinned memory."""
         entry = self._entry(tensor)
         return entry is not None and entry.pinned > 0
 
     def record_stream(self, tensor: Tensor, stream: Stream) -> None:
-        """Note that a tensor's memory is not given to others before `stream` has done with it."""
+        """Record that a tensor's memory is not reused before `stream` has finished with it."""
         entry = self._entry(tensor)
         if entry is not None:
             entry.recorded.add(stream.number)
@@ -167,25 +167,25 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.look(args[0])
             return self._read(args[0])
         out = func(*args, **kwargs)
-        made = [tensor for tensor in _tensors((out,)) if isinstance(tensor, FakeTensor)]
-        for tensor in made:
+        outputs = [tensor for tensor in _tensors((out,)) if isinstance(tensor, FakeTensor)]
+        for tensor in outputs:
             self.track(tensor)
         on_card = any(tensor.device.type == "cuda" for tensor in inputs) or any(
-            tensor.device.type == "cuda" for tensor in made
+            tensor.device.type == "cuda" for tensor in outputs
         )
-        if not func._schema.is_mutable and _is_view(inputs, made):
+        if not func._schema.is_mutable and _is_view(inputs, outputs):
             return out
         if not on_card:
             self._on_host(func, args, kwargs, inputs)
         elif not (func in _COPIES and self._copy(func, args, kwargs, out)):
-            self._launch(func, args, kwargs, inputs, made, out)
+            self._launch(func, args, kwargs, inputs, outputs, out)
         return out
 
     def look(self, tensor: Tensor) -> None:
-        """Note that the host looks at a tensor's values."""
+        """Record that the host reads a tensor's values."""
         entry = self._entry(tensor)
         if tensor.device.type == "cpu" and entry is not None:
-            self._check(entry.written, self.host_clock, "read on the host before it has come")
+            self._check(entry.written, self.host_clock, "read on the host before its copy has finished")
 
     def _read(self, tensor: Tensor) -> bool | int | float:
         if tensor.device.type == "cuda":
@@ -195,9 +195,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.synchronise(self.stream)
         constant = getattr(tensor, "constant", None)
         if constant is not None:
-            known: bool | int | float = constant.item()
-            return known
-        # Nobody knows the value. These lead on: a mask has something in it, a change is not small.
+            value: bool | int | float = constant.item()
+            return value
+        # The value is unknown. These values let the code continue: a mask is not empty, a change is not small.
         return True if tensor.dtype == torch.bool else 1.0 if tensor.dtype.is_floating_point else 1
 
     def _copy(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> bool:
@@ -209,18 +209,18 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         up = out.device.type == "cuda"
         if func is _aten._to_copy.default and without_wait and not up:
-            # As torch has it: what is to come without a wait comes to pinned memory.
+            # As in torch: a copy to the host without waiting goes to pinned memory.
             self.pin(out)
-        # As copy_kernel_cuda has it: what a copy that nobody waits for converts, the device converts, else the host.
+        # As in copy_kernel_cuda: for a non-blocking copy the device converts dtypes, otherwise the host.
         crossing = source.dtype if without_wait == up else out.dtype
         size = out.numel() * crossing.itemsize
-        there, here = (out, source) if up else (source, out)
+        on_device, on_host = (out, source) if up else (source, out)
         straight = _alike(source, out)
-        if not straight and (crossing != there.dtype or not there.is_contiguous()):
+        if not straight and (crossing != on_device.dtype or not on_device.is_contiguous()):
             self._momentary(size)
-        as_it_is = straight or (crossing == here.dtype and here.is_contiguous() and here.shape == out.shape)
-        memory = "pinned" if as_it_is and self.is_pinned(here) else "pageable"
-        # The driver copies pageable memory by way of memory of its own, and the host waits for that.
+        as_it_is = straight or (crossing == on_host.dtype and on_host.is_contiguous() and on_host.shape == out.shape)
+        memory = "pinned" if as_it_is and self.is_pinned(on_host) else "pageable"
+        # The driver copies pageable memory through its own buffer, and the host waits for that.
         blocks = not (without_wait and memory == "pinned")
         place = where()
         copy = Copy("up" if up else "down", memory, blocks, self.inside, place)
@@ -233,7 +233,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return True
 
     def _momentary(self, size: int) -> None:
-        """Count memory of the device that a copy takes for itself."""
+        """Count temporary device memory of a copy."""
         if not size:
             return
         block = self.allocator.allocate(size, self.stream.number)
@@ -242,35 +242,35 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.allocator.free(block)
 
     def _launch(
-        self, func: Any, args: Any, kwargs: Any, inputs: Sequence[Tensor], made: Sequence[Tensor], out: Any
+        self, func: Any, args: Any, kwargs: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor], out: Any
     ) -> None:
         if func._overloadpacket in _EMPTY:
-            self._used((), made)
+            self._used((), outputs)
             return
         name = func._schema.name.removeprefix("aten::")
         self.now.launches[name] += 1
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
-            self.now.flops[name, str(made[0].dtype).removeprefix("torch.")] += count(*args, **kwargs, out_val=out)
+            self.now.flops[name, str(outputs[0].dtype).removeprefix("torch.")] += count(*args, **kwargs, out_val=out)
         self.now.moved[name] += sum(_touched(tensor) for tensor in inputs if tensor.device.type == "cuda")
-        self.now.moved[name] += sum(map(_touched, made))
-        self._used(inputs, (*made, *_written(func, args, kwargs)))
+        self.now.moved[name] += sum(map(_touched, outputs))
+        self._used(inputs, (*outputs, *_written(func, args, kwargs)))
 
     # --- order --------------------------------------------------------------------------------------------------------
 
     def wait(self, place: str) -> None:
-        """Note that the host waits for the device."""
+        """Record that the host waits for the device."""
         self.now.waits[place] += 1
         if self.inside:
             self.now.forward_waits[place] += 1
 
     def synchronise(self, *streams: Stream) -> None:
-        """Let the host know all that these streams have done."""
+        """Record that the host has waited for everything in these streams."""
         for stream in streams:
             merge(self.host_clock, stream.clock)
 
     def _used(self, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
-        """Enter a use of tensors by the current stream, and look whether it may be."""
+        """Record a use of tensors by the current stream, and check it for race conditions."""
         stream = self.stream
         merge(stream.clock, self.host_clock)
         stream.clock[stream.number] = moment = stream.clock.get(stream.number, 0) + 1
@@ -300,13 +300,13 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.races[f"{where()}: {what}"] += 1
 
     def _check_free(self, entry: _Storage) -> None:
-        """Memory is handed out again in the order of the stream it was allocated on."""
-        known = self.stream.clock if self.stream.number == entry.stream else {}
+        """Check that no other stream still uses memory that is reused in the order of its own stream."""
+        clock = self.stream.clock if self.stream.number == entry.stream else {}
         for uses in (entry.written, entry.reads):
             for stream, moment in uses.items():
                 if stream == entry.stream or stream in entry.recorded:
                     continue
-                if moment > max(known.get(stream, 0), self.host_clock.get(stream, 0)):
+                if moment > max(clock.get(stream, 0), self.host_clock.get(stream, 0)):
                     self.races[f"{where()}: freed while another stream uses it"] += 1
 
 
@@ -317,11 +317,11 @@ class _Storage:
     block: Block | None
     #: Number of the stream it was allocated on.
     stream: int
-    #: Where a large tensor of the device was made.
+    #: Where a large tensor on the device was created.
     where: str = ""
-    #: Bytes that pinning takes; 0 where it is not pinned.
+    #: Bytes that pinning needs; 0 if it is not pinned.
     pinned: int = 0
-    #: The last write and the reads since, by stream and moment.
+    #: The last write and the reads since then, by stream and time.
     written: dict[int, int] = field(default_factory=dict)
     reads: dict[int, int] = field(default_factory=dict)
     recorded: set[int] = field(default_factory=set)
@@ -344,7 +344,7 @@ def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator
 
 
 def _alike(source: Tensor, out: Tensor) -> bool:
-    """Say whether the bytes of one can be those of the other."""
+    """Return whether outputs may share memory with inputs."""
     if source.dtype != out.dtype or source.shape != out.shape:
         return False
     if source.is_contiguous() and out.is_contiguous():
@@ -352,13 +352,13 @@ def _alike(source: Tensor, out: Tensor) -> bool:
     return source.stride() == out.stride() and is_non_overlapping_and_dense_or_false(out)
 
 
-def _is_view(inputs: Sequence[Tensor], made: Sequence[Tensor]) -> bool:
-    given = {tensor.untyped_storage()._cdata for tensor in inputs}
-    return all(tensor.untyped_storage()._cdata in given for tensor in made)
+def _is_view(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+    storages = {tensor.untyped_storage()._cdata for tensor in inputs}
+    return all(tensor.untyped_storage()._cdata in storages for tensor in outputs)
 
 
 def _touched(tensor: Tensor) -> int:
-    """Return the bytes that are really read or written: a dimension without a stride is read once."""
+    """Return the bytes that are really read or written: a dimension with stride 0 is read once."""
     size = tensor.element_size()
     for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
         if stride:

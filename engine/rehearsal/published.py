@@ -1,4 +1,4 @@
-"""The tensors of the published checkpoints: names and shapes, at full size unless smaller sizes are given.
+"""Names and shapes of the tensors of the published checkpoints, at full size unless smaller sizes are given.
 
 Wan's and MultiTalk's own names, from the public implementations' constructors; wav2vec2 as transformers names it.
 """
@@ -77,9 +77,9 @@ def umt5(
     layers: int = 24,
     width: int | None = None,
 ) -> Shapes:
-    """Return models_t5_umt5-xxl-enc-bf16.pth; every layer has its own table of positions.
+    """Return models_t5_umt5-xxl-enc-bf16.pth; every layer has its own table of relative positions.
 
-    `width` is that of a head; None: all heads together are as wide as the network, as the published one's are.
+    `width` is the width of a head; None: all heads together are as wide as the network, as in the published model.
     """
     width = dim // heads if width is None else width
     block: Shapes = {"norm1.weight": (dim,), "norm2.weight": (dim,), "pos_embedding.embedding.weight": (32, heads)}
@@ -108,20 +108,20 @@ def vae(dim: int = 96, z: int = 16) -> Shapes:
     top = 4 * dim
     shapes: Shapes = {}
 
-    def conv(name: str, out: int, given: int, *kernel: int) -> None:
-        shapes[f"{name}.weight"] = (out, given, *kernel)
+    def conv(name: str, out: int, inputs: int, *kernel: int) -> None:
+        shapes[f"{name}.weight"] = (out, inputs, *kernel)
         shapes[f"{name}.bias"] = (out,)
 
-    def residual(name: str, given: int, out: int) -> None:
-        shapes[f"{name}.residual.0.gamma"] = (given, 1, 1, 1)
-        conv(f"{name}.residual.2", out, given, 3, 3, 3)
+    def residual(name: str, inputs: int, out: int) -> None:
+        shapes[f"{name}.residual.0.gamma"] = (inputs, 1, 1, 1)
+        conv(f"{name}.residual.2", out, inputs, 3, 3, 3)
         shapes[f"{name}.residual.3.gamma"] = (out, 1, 1, 1)
         conv(f"{name}.residual.6", out, out, 3, 3, 3)
-        if given != out:
-            conv(f"{name}.shortcut", out, given, 1, 1, 1)
+        if inputs != out:
+            conv(f"{name}.shortcut", out, inputs, 1, 1, 1)
 
-    def ends(name: str, given: int, first: int, last: int, out: int) -> None:
-        conv(f"{name}.conv1", first, given, 3, 3, 3)
+    def ends(name: str, inputs: int, first: int, last: int, out: int) -> None:
+        conv(f"{name}.conv1", first, inputs, 3, 3, 3)
         residual(f"{name}.middle.0", top, top)
         shapes[f"{name}.middle.1.norm.gamma"] = (top, 1, 1)
         conv(f"{name}.middle.1.to_qkv", 3 * top, top, 1, 1)
@@ -132,15 +132,15 @@ def vae(dim: int = 96, z: int = 16) -> Shapes:
 
     ends("encoder", 3, dim, top, 2 * z)
     ends("decoder", z, top, dim, 3)
-    for index, given, out in ((0, 1, 1), (1, 1, 1), (3, 1, 2), (4, 2, 2), (6, 2, 4), (7, 4, 4), (9, 4, 4), (10, 4, 4)):
-        residual(f"encoder.downsamples.{index}", given * dim, out * dim)
+    for index, inputs, out in ((0, 1, 1), (1, 1, 1), (3, 1, 2), (4, 2, 2), (6, 2, 4), (7, 4, 4), (9, 4, 4), (10, 4, 4)):
+        residual(f"encoder.downsamples.{index}", inputs * dim, out * dim)
     for index, times in ((2, 1), (5, 2), (8, 4)):
         conv(f"encoder.downsamples.{index}.resample.1", times * dim, times * dim, 3, 3)
     for index, times in ((5, 2), (8, 4)):
         conv(f"encoder.downsamples.{index}.time_conv", times * dim, times * dim, 3, 1, 1)
-    for start, given, out in ((0, 4, 4), (4, 2, 4), (8, 2, 2), (12, 1, 1)):
+    for start, inputs, out in ((0, 4, 4), (4, 2, 4), (8, 2, 2), (12, 1, 1)):
         for index in range(3):
-            residual(f"decoder.upsamples.{start + index}", (out if index else given) * dim, out * dim)
+            residual(f"decoder.upsamples.{start + index}", (out if index else inputs) * dim, out * dim)
     for index, times in ((3, 4), (7, 4), (11, 2)):
         conv(f"decoder.upsamples.{index}.resample.1", times * dim // 2, times * dim, 3, 3)
     for index, times in ((3, 4), (7, 4)):

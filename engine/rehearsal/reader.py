@@ -1,4 +1,4 @@
-"""A reader that brings tensors to their place without looking at their bytes."""
+"""A reader that puts tensors in place without reading their data."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class HeaderReader:
-    """Walks the files as engine.loading.safetensors_reader.AheadReader does, and reads no data."""
+    """Goes through the files like engine.loading.safetensors_reader.AheadReader, but reads no data."""
 
     def read(self, wanted: Sequence[Stored], into: Callable[[Stored], Tensor]) -> Iterator[tuple[Stored, Tensor]]:
-        """See `components.Reader`. On a CUDA device each piece goes by way of pinned memory, as with AheadReader."""
+        """See `components.Reader`. For a CUDA device each piece goes through pinned memory, as with AheadReader."""
         import torch
 
         room: Tensor | None = None
@@ -32,7 +32,7 @@ class HeaderReader:
                 if place.device.type == "cuda" and stored.size:
                     room = torch.empty(BUFFER, dtype=torch.uint8, pin_memory=True) if room is None else room
                     flat, size = place.view(-1), stored.dtype.itemsize
-                    # Fewer and larger pieces than AheadReader's, of the same bytes.
+                    # Fewer and larger pieces than AheadReader's, with the same total of bytes.
                     for begin in range(0, stored.size, BUFFER):
                         end = min(begin + BUFFER, stored.size)
                         values = room[: end - begin].view(stored.dtype)
@@ -42,7 +42,7 @@ class HeaderReader:
 
 @contextmanager
 def headers_only() -> Iterator[None]:
-    """Have safetensors files give fake tensors of what their headers say, inside a `with`."""
+    """Make safetensors files return fake tensors according to their headers, inside a `with`."""
     with (
         patch("safetensors.safe_open", _open),
         patch("safetensors.torch.load_file", lambda path, *_, **__: dict(_Opened(path).all())),
@@ -56,7 +56,7 @@ def _open(path: Any, framework: str = "pt", device: Any = "cpu") -> Any:
 
 
 class _Opened:
-    """Stands in for safetensors.safe_open: header and file are looked at as it does, and no data is read."""
+    """Replaces safetensors.safe_open: checks header and file as it does, but reads no data."""
 
     def __init__(self, path: Any) -> None:
         self._path = Path(path)

@@ -12,7 +12,7 @@ from engine.rehearsal.rehearse import default_card, rehearse
 from engine.rehearsal.walk import Scene
 
 RECIPES = ("card-24gb", "card-24gb-720p", "card-48gb", "card-48gb-720p", "card-80gb", "card-80gb-720p")
-#: Choices that no recipe makes, on a card of 80 GB, with few blocks: overrides and number of speakers.
+#: Choices that are in no recipe, on a card with 80 GB, with few blocks: overrides and number of speakers.
 OTHERS: tuple[tuple[tuple[str, ...], int], ...] = (
     (("memory=lowest", "quant=int8"), 3),
     (("memory=group-offload", "quant=fp8-quanto", "memory.blocks=2"), 2),
@@ -27,7 +27,7 @@ OTHERS: tuple[tuple[tuple[str, ...], int], ...] = (
     (("model=infinitetalk", "memory=group-offload", "quant=int8-quanto"), 2),
     (("sampler=turbo", "lora.mode=merged", "memory=none"), 2),
 )
-#: Blocks that are run of those.
+#: Number of blocks for these.
 _BLOCKS = 5
 
 
@@ -49,7 +49,7 @@ def reports(share: int, count: int) -> Iterator[dict[str, Any]]:
 
 
 def main(words: Sequence[str]) -> None:
-    """Print one JSON object a line."""
+    """Print one JSON object per line."""
     share, count = map(int, words)
     for report in reports(share, count):
         print(json.dumps(report), flush=True)

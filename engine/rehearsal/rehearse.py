@@ -15,10 +15,10 @@ from engine.rehearsal.walk import Scene, Walk, architecture_of, walk
 
 
 def rehearse(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool = True) -> Report:
-    """Walk through a generation with `overrides` on a pretended `card`; see docs/rehearsal.md.
+    """Run a generation with `overrides` on a pretended `card`; see docs/rehearsal.md.
 
-    `expandable`: torch's allocator uses expandable segments, as the engine has it. With `scene.blocks` that many blocks
-    of the transformer are run, and once more with one more, and the numbers for all of them are reckoned from both.
+    `expandable`: torch's allocator uses expandable segments, as in the engine. With `scene.blocks` the rehearsal runs
+    with that many blocks of the transformer, again with one more, and extrapolates the numbers for all blocks.
     Raises ConfigError for a config that cannot be rehearsed.
     """
     first = walk(overrides, card, scene, expandable=expandable)
@@ -35,40 +35,41 @@ def rehearse(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: 
 
 def default_card(overrides: Sequence[str]) -> Card:
     """Return the smallest known card of the size in the recipe's name, as in card-24gb; without one the largest."""
-    known = sorted(cards(), key=lambda card: card.memory)
+    by_memory = sorted(cards(), key=lambda card: card.memory)
     recipes = [word.partition("=")[2] for word in overrides if word.lstrip("+").startswith("recipe=")]
     sizes = [part.removesuffix("gb") for part in "".join(recipes[-1:]).split("-") if part.endswith("gb")]
-    # Their names hold what the maker says: "RTX 4090 24 GB".
-    return next((card for card in known if sizes and card.name.endswith(f" {sizes[0]} GB")), known[-1])
+    # Names have the maker's figure: "RTX 4090 24 GB".
+    return next((card for card in by_memory if sizes and card.name.endswith(f" {sizes[0]} GB")), by_memory[-1])
 
 
-def sizes_of(seen: Walk) -> Sizes:
-    model = seen.config.model
+def sizes_of(walk: Walk) -> Sizes:
+    model = walk.config.model
     if model.packaged:
         return read_sizes(_packaged(model.folder))
-    return make_sizes(architecture_of(seen.config, seen.scene))
+    return make_sizes(architecture_of(walk.config, walk.scene))
 
 
 def _packaged(folder: str) -> Path:
-    found = Path(str(files("engine") / "weights" / folder))
-    if not found.is_dir():
+    weights_folder = Path(str(files("engine") / "weights" / folder))
+    if not weights_folder.is_dir():
         raise ConfigError(f"the package has no weights in {folder}", field="model.folder")
-    return found
+    return weights_folder
 
 
 # --- for people -------------------------------------------------------------------------------------------------------
 
 
 def table(report: Report) -> Iterator[str]:
-    """Yield the lines of a report as a person reads it."""
-    said = report.settings
-    size = "" if said["size"] is None else f", {said['size'][0]} x {said['size'][1]}"
-    yield f"rehearsal of {said['model']} on a pretended {report.card}{size}, {said['frames']} frames a window"
+    """Yield the lines of a report for people."""
+    chosen = report.settings
+    size = "" if chosen["size"] is None else f", {chosen['size'][0]} x {chosen['size'][1]}"
+    yield f"rehearsal of {chosen['model']} on a pretended {report.card}{size}, {chosen['frames']} frames a window"
     yield (
-        f"quant {said['quant']}, memory {said['profile']}, {said['sampler']}, guidance {said['guidance']}, "
-        f"cache {said['cache']}, continuation {said['continuation']}"
+        f"quant {chosen['quant']}, memory {chosen['profile']}, {chosen['sampler']}, guidance {chosen['guidance']}, "
+        f"cache {chosen['cache']}, continuation {chosen['continuation']}"
     )
-    yield f"{said['speakers']} speakers, {said['windows']} windows of {said['steps']} steps, {said['blocks']} blocks"
+    speakers, windows = chosen["speakers"], chosen["windows"]
+    yield f"{speakers} speakers, {windows} windows of {chosen['steps']} steps, {chosen['blocks']} blocks"
     if report.reckoned:
         yield report.reckoned
     yield ""
@@ -91,10 +92,10 @@ def table(report: Report) -> Iterator[str]:
         yield _line(stage)
     yield ""
     yield from _forwards(report)
-    held = f", {report.held / 1e9:.2f} with what the allocator holds" if report.held else ""
+    reserved = f", {report.held / 1e9:.2f} with what the allocator holds" if report.held else ""
     verdict = "fits" if report.fits else "does not work"
     yield (
-        f"{verdict}: {report.needed / 1e9:.2f} GB needed{held}, of {report.memory / 1e9:.2f}; "
+        f"{verdict}: {report.needed / 1e9:.2f} GB needed{reserved}, of {report.memory / 1e9:.2f}; "
         f"host {report.host_peak / 1e9:.2f} GB at most, {report.pinned / 1e9:.2f} pinned"
     )
     for fault in report.faults:

@@ -1,4 +1,4 @@
-"""What was seen on the pretended card -> a report: stages in numbers, what the plan says of them, and faults."""
+"""Make a report of a run on the pretended card: stages in numbers, the plan's figures for them, and faults."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from engine.components import evaluations_of
 from engine.data.estimates import StageMemory
 from engine.machine.profiles import PROFILES
 from engine.planning import memory
-from engine.planning.estimate import free_of, largest_work, settle
+from engine.planning.estimate import free_of, largest_work, resolve_memory
 from engine.planning.memory import CONTEXT
 from engine.planning.parameters import Sizes
 from engine.plugin.manager import installed
-from engine.rehearsal.counts import Copy, Forward
-from engine.rehearsal.walk import Row, Walk
+from engine.rehearsal.counts import Copy, ForwardCounts
+from engine.rehearsal.walk import StageRow, Walk
 from engine.text.amounts import gigabytes
 
-#: Share by which a plan's stage may differ from the rehearsal.
+#: Share by which a stage of the plan may differ from the rehearsal.
 TOLERANCE = 0.03
-#: Bytes that may stay on the device without a name: rounding, tables, seeds.
+#: Bytes that may stay on the device without being a fault: rounding, tables, seeds.
 _CRUMBS = 32 * 10**6
 #: Profiles that keep the transformer on the device as a whole while it is used.
 _WHOLE = ("none", "text-offload", "model-offload")
-#: Where the places are made through which blocks come.
+#: Where the buffers for streamed blocks are created.
 _STREAMER = "engine/loading/streamer.py"
-#: Where diffusers' step caches read from the device whether they skip forwards; others do so in their own file.
+#: Where diffusers' step caches read from the device whether to skip forwards; others do so in their own file.
 _DECIDING = "diffusers/hooks/first_block_cache.py"
 
 Numbers = dict[str, Any]
@@ -36,11 +36,11 @@ Numbers = dict[str, Any]
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that would not work on the card, or not as it should."""
+    """Something that would fail on the card, or not work as intended."""
 
     #: "error", "order", "memory", "copies", "waits", "left" or "plan".
     kind: str
-    #: Stage and window, empty for the whole.
+    #: Stage and window; "" for the whole run.
     where: str
     what: str
 
@@ -55,37 +55,37 @@ class Report:
     card: str
     settings: Numbers
     stages: tuple[Numbers, ...]
-    #: With CUDA's own share: the most that was live, and what the caching allocator held then.
+    #: Including CUDA's own share: the peak of live bytes, and the peak that the caching allocator reserved.
     needed: int
     held: int
     memory: int
     fits: bool
     host_peak: int
-    #: What the plan says of that; None where it has no arithmetic.
+    #: The plan's figure for that; None if it has none.
     host_plan: int | None
     pinned: int
     faults: tuple[Fault, ...]
-    #: "" or how the numbers came about, where not all blocks were run.
+    #: How the numbers were computed if not all blocks were run, else "".
     reckoned: str
     seconds: float
 
     def as_json(self) -> Numbers:
-        """Return all of it as plain values."""
+        """Return the report as plain values."""
         return asdict(self)
 
 
 def make_report(walk: Walk, sizes: Sizes) -> Report:
-    """Return the report of one walk. `sizes` are those of the model that was walked."""
+    """Return the report of one run. `sizes` are those of its model."""
     planned, waiting = planned_stages(walk, sizes)
     stages = tuple(_stage(row, planned.get(row.stage)) for row in walk.rows)
     needed = max((max(row.counts.peak, row.counts.arrival) for row in walk.rows), default=0) + CONTEXT
-    held = max((row.counts.held for row in walk.rows), default=0) + CONTEXT
+    reserved = max((row.counts.held for row in walk.rows), default=0) + CONTEXT
     return Report(
         card=walk.card.name,
         settings=_settings(walk, sizes),
         stages=stages,
         needed=needed,
-        held=held,
+        held=reserved,
         memory=walk.card.memory,
         fits=not walk.missing and not walk.error,
         host_peak=max((row.counts.host_peak for row in walk.rows), default=0),
@@ -98,10 +98,10 @@ def make_report(walk: Walk, sizes: Sizes) -> Report:
 
 
 def reckon(fewer: Report, more: Report, blocks: int) -> Report:
-    """Return the report for `blocks` blocks from those of n and n + 1.
+    """Return the report for `blocks` blocks from the reports for n and n + 1 blocks.
 
-    Each number is a constant and a share for each block, so two of them give all others. What the allocator holds is
-    no such number, and left out.
+    Each number is a constant plus a part for each block, so two of them give all others. What the allocator reserves is
+    not linear, and is left out.
     """
     count = fewer.settings["blocks"]
     steps = blocks - count
@@ -114,8 +114,8 @@ def reckon(fewer: Report, more: Report, blocks: int) -> Report:
             return second
         if first is None and second is None:
             return None
-        grown = (first or 0) + steps * ((second or 0) - (first or 0))
-        return grown if isinstance(second or first, float) else int(grown)
+        extrapolated = (first or 0) + steps * ((second or 0) - (first or 0))
+        return extrapolated if isinstance(second or first, float) else int(extrapolated)
 
     if len(fewer.stages) != len(more.stages):
         return more
@@ -124,11 +124,11 @@ def reckon(fewer: Report, more: Report, blocks: int) -> Report:
         stage = number(one, other)
         stages.append(stage | {"window": one["window"], "held": None, "off": _off(stage["peak"], stage["plan"])})
     needed, limit = max(max(stage["peak"], stage["arrival"]) for stage in stages) + CONTEXT, more.memory
-    # Sizes differ with the number of blocks, and so does what the plan says of them.
+    # Sizes depend on the number of blocks, and so do the plan's figures.
     faults = [fault for fault in more.faults if fault.kind not in ("memory", "plan")]
     if needed > limit:
         faults.append(Fault("memory", "", f"{gigabytes(needed, 2)} are needed of a card of {gigabytes(limit, 2)}"))
-    # Pieces of pinned memory do not grow with each block, so the plan is not held to this.
+    # Pieces of pinned memory do not grow with each block, so the plan is not compared with this.
     host, waiting = max(stage["host_peak"] for stage in stages), number(fewer.host_plan, more.host_plan)
     planned = {stage["stage"]: stage["plan"] for stage in stages if stage["plan"] is not None}
     for name, peak in _worst((stage["stage"], stage["peak"]) for stage in stages).items():
@@ -173,9 +173,9 @@ def _settings(walk: Walk, sizes: Sizes) -> Numbers:
 
 
 def planned_stages(walk: Walk, sizes: Sizes) -> tuple[dict[str, StageMemory], int | None]:
-    """Return what the plan says of the same weights, profile and windows, by stage, and of weights on the host."""
+    """Return the plan's figures for the same weights, profile and windows, by stage, and for weights on the host."""
     if walk.plan is None or walk.memory not in PROFILES or walk.config.quant.name == "gguf":
-        # There is no arithmetic for the types of a GGUF file.
+        # Nothing computes sizes for the types of a GGUF file.
         return {}, None
     work = largest_work(walk.plan, sizes)
     load = make_load(
@@ -187,14 +187,14 @@ def planned_stages(walk: Walk, sizes: Sizes) -> tuple[dict[str, StageMemory], in
         loras=walk.loras,
         converted=not walk.config.model.packaged,
     )
-    settled = settle(sizes, load, free_of(walk.card), walk.scene.host)
+    settled = resolve_memory(sizes, load, free_of(walk.card), walk.scene.host)
     stages = memory.stages(sizes, settled, work)
-    # The audio encoder is a real one here, and arrays of frames are no tensors.
+    # The audio encoder is real here, and arrays of frames are not tensors.
     host = max(stage.tensors - stage.weights["audio_encoder"] for stage in stages if stage.stage == "load")
     return {stage.stage: stage for stage in stages if stage.device == "cuda"}, host
 
 
-def _stage(row: Row, planned: StageMemory | None) -> Numbers:
+def _stage(row: StageRow, planned: StageMemory | None) -> Numbers:
     counts = row.counts
     return {
         "stage": row.stage,
@@ -229,15 +229,15 @@ def _off(peak: int, planned: int | None) -> float | None:
     return None if planned is None or not peak else planned / peak - 1
 
 
-def _copies(row: Row, direction: str) -> Numbers:
-    chosen = [copy for copy in row.counts.copies if copy.direction == direction]
+def _copies(row: StageRow, direction: str) -> Numbers:
+    copies = [copy for copy in row.counts.copies if copy.direction == direction]
     copied, number = row.counts.copied, row.counts.copies
 
-    def total(counter: Counter[Copy], **wanted: Any) -> int:
-        return sum(counter[copy] for copy in chosen if all(getattr(copy, key) == wanted[key] for key in wanted))
+    def total(counter: Counter[Copy], **filters: Any) -> int:
+        return sum(counter[copy] for copy in copies if all(getattr(copy, key) == filters[key] for key in filters))
 
     by_place: Counter[str] = Counter()
-    for copy in chosen:
+    for copy in copies:
         by_place[copy.where] += copied[copy]
     return {
         "bytes": total(copied),
@@ -249,18 +249,19 @@ def _copies(row: Row, direction: str) -> Numbers:
     }
 
 
-def _forward(row: Row) -> Numbers | None:
+def _forward(row: StageRow) -> Numbers | None:
     if not row.forwards:
         return None
     count = len(row.forwards)
-    return {name: sum(getattr(one, name) for one in row.forwards) / count for name in Forward._fields}
+    return {name: sum(getattr(one, name) for one in row.forwards) / count for name in ForwardCounts._fields}
 
 
-# --- what must not be -------------------------------------------------------------------------------------------------
+# --- what must not happen
+# ----------------------------------------------------------------------------------------------
 
 
 def _faults(walk: Walk, planned: Mapping[str, StageMemory], waiting: int | None) -> Iterator[Fault]:
-    """Yield what a real card would not forgive, or what a plan promises otherwise."""
+    """Yield what would fail on a real card, or differs from the plan."""
     if walk.error:
         yield Fault("error", "", f"{walk.error} at {walk.error_where}")
     for what, count in walk.races.items():
@@ -269,12 +270,12 @@ def _faults(walk: Walk, planned: Mapping[str, StageMemory], waiting: int | None)
         yield Fault(
             "memory", "", f"the card is too small by {gigabytes(walk.missing, 2)}, with what its allocator holds"
         )
-    before: Row | None = None
+    before: StageRow | None = None
     for row in walk.rows:
-        name = _named(row.stage, row.window)
+        name = _summary(row.stage, row.window)
         yield from (Fault("copies", name, what) for what in _copy_faults(walk, row))
         yield from (Fault("waits", name, what) for what in _wait_faults(walk, row))
-        yield from (Fault("left", name, what) for what in _left(walk, row, before, planned.get(row.stage)))
+        yield from (Fault("left", name, what) for what in _residue(walk, row, before, planned.get(row.stage)))
         before = row
     yield from _plan_faults("memory of the host", max((row.counts.host_peak for row in walk.rows), default=0), waiting)
     for stage, peak in _worst([(row.stage, row.counts.peak) for row in walk.rows]).items():
@@ -283,14 +284,14 @@ def _faults(walk: Walk, planned: Mapping[str, StageMemory], waiting: int | None)
 
 
 def _worst(peaks: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Return the largest peak of each stage over all windows: a plan speaks of the largest window."""
-    found: dict[str, int] = {}
+    """Return the largest peak of each stage over all windows: a plan is for the largest window."""
+    longest: dict[str, int] = {}
     for stage, peak in peaks:
-        found[stage] = max(peak, found.get(stage, 0))
-    return found
+        longest[stage] = max(peak, longest.get(stage, 0))
+    return longest
 
 
-def _named(stage: str, window: int) -> str:
+def _summary(stage: str, window: int) -> str:
     return f"{stage} of window {window}" if window else stage
 
 
@@ -301,7 +302,7 @@ def _plan_faults(name: str, peak: int, planned: int | None) -> Iterator[Fault]:
         yield Fault("plan", name, what)
 
 
-def _copy_faults(walk: Walk, row: Row) -> Iterator[str]:
+def _copy_faults(walk: Walk, row: StageRow) -> Iterator[str]:
     counts, offloaded = row.counts, walk.memory not in _WHOLE
     returned = sum(size for copy, size in counts.copied.items() if copy.direction == "down" and not _frames(copy))
     if returned > _CRUMBS:
@@ -318,7 +319,7 @@ def _copy_faults(walk: Walk, row: Row) -> Iterator[str]:
             yield f"a forward brings {gigabytes(most, 2)}, more than the network's {whole / 1e9:.2f}"
 
 
-def _wait_faults(walk: Walk, row: Row) -> Iterator[str]:
+def _wait_faults(walk: Walk, row: StageRow) -> Iterator[str]:
     cache = installed().caches.config(walk.config.cache.name).__module__.replace(".", "/")
     for place, number in row.counts.forward_waits.items():
         if not place.startswith((_DECIDING, f"{cache}.py")):
@@ -328,24 +329,24 @@ def _wait_faults(walk: Walk, row: Row) -> Iterator[str]:
         yield f"{reads} values are read from the device, {allowed} may be; {', '.join(row.counts.reads)}"
 
 
-def _left(walk: Walk, row: Row, before: Row | None, planned: StageMemory | None) -> Iterator[str]:
+def _residue(walk: Walk, row: StageRow, before: StageRow | None, planned: StageMemory | None) -> Iterator[str]:
     if planned is None:
         return
-    for name, there in row.weights.items():
-        over = there - planned.weights.get(name, 0)
+    for name, count in row.weights.items():
+        over = count - planned.weights.get(name, 0)
         if over > max(_CRUMBS, 0.01 * planned.weights.get(name, 0)):
             yield f"{gigabytes(over, 2)} of the {name} are on the device, and should not be"
     if row.stage == "denoise" and before is not None:
-        # The places through which blocks come belong to the network as long as it is there.
-        grown = row.counts.left - before.counts.left
-        names = {place: size for place, size in grown.items() if not place.startswith(_STREAMER)}
+        # Buffers for streamed blocks belong to the network as long as it is there.
+        growth = row.counts.left - before.counts.left
+        names = {place: size for place, size in growth.items() if not place.startswith(_STREAMER)}
         if sum(names.values()) > _latents(walk) + _CRUMBS:
             places = ", ".join(sorted(names, key=names.__getitem__, reverse=True)[:3])
             yield f"{gigabytes(sum(names.values()), 2)} are left on the device, made at {places}"
 
 
 def _frames(copy: Copy) -> bool:
-    # The decoded frames, which go on to be encoded.
+    # The decoded frames, which are encoded on the host.
     return copy.where.startswith(("engine/stages/", "engine/multitalk/codec.py"))
 
 

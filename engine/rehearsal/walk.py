@@ -1,4 +1,4 @@
-"""Overrides -> what the engine itself does on a pretended card, stage by stage."""
+"""Run the engine itself on a pretended card and record what it does, stage by stage."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from engine.planning.gpus import Card
 from engine.planning.parameters import published_configs
 from engine.plugin.manager import Registry, installed
 from engine.rehearsal.card import pretended
-from engine.rehearsal.counts import Counts, Forward
+from engine.rehearsal.counts import Counts, ForwardCounts
 from engine.rehearsal.files import write_published
 from engine.rehearsal.ledger import Ledger
 from engine.rehearsal.reader import HeaderReader, headers_only
 
-#: What a stage of the engine does with a component, as plans call it.
+#: Component of the engine -> the name in plans of the stage that uses it.
 _NAMES = {
     ("listen", "text_encoder"): "text",
     ("encode", "vae"): "vae encode",
@@ -39,9 +39,9 @@ _NAMES = {
     ("denoise", "transformer"): "denoise",
     ("decode", "vae"): "vae decode",
 }
-#: What is done in a stage while no component is in use.
+#: Stages in which no component is used.
 _RESTS = {"listen": "audio", "encode": "inputs", "denoise": "noise", "decode": "colors"}
-#: The longest prompt that the text encoder takes.
+#: A prompt as long as the text encoder allows.
 _PROMPT = "a person talks " * 200
 _VOICES = ("left.flac", "right.flac", "one.flac")
 #: What a rehearsal changes of every config, and why: colours are matched on the host, frame by frame for seconds, and
@@ -51,49 +51,49 @@ _FIXED = ("device=cuda", "continuation.color_strength=0", "sink=disk", "sink.ove
 
 @dataclass(frozen=True)
 class Scene:
-    """What is made in a rehearsal."""
+    """What a rehearsal generates."""
 
     speakers: int = 2
     windows: int = 2
-    #: Of each window; None: the config's own number.
+    #: Steps of each window; None: the config's number.
     steps: int | None = 2
-    #: Of the transformer; None: the architecture's own number.
+    #: Blocks of the transformer; None: the architecture's number.
     blocks: int | None = None
-    #: Free bytes of the host.
+    #: Free bytes on the host.
     host: int = 2**40
 
 
 @dataclass
-class Row:
+class StageRow:
     """One stage, in one window (from 1) or before all of them (0)."""
 
     stage: str
     window: int
     counts: Counts = field(default_factory=Counts)
-    forwards: list[Forward] = field(default_factory=list)
+    forwards: list[ForwardCounts] = field(default_factory=list)
     #: Bytes on the device of each component's weights when the stage ended.
     weights: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class Walk:
-    """What was seen."""
+    """The record of a run."""
 
     config: Config
     card: Card
     scene: Scene
-    rows: list[Row] = field(default_factory=list)
+    rows: list[StageRow] = field(default_factory=list)
     plan: Plan | None = None
-    #: Bytes of LoRAs beside the weights.
+    #: Bytes of attached LoRAs.
     loras: int = 0
     #: The memory profile that was used, with what "auto" became.
     memory: str = ""
     #: Bytes of each component's weights, wherever they are.
     weights: Mapping[str, int] = field(default_factory=dict)
-    #: Most bytes that were pinned at once, with what pinning rounds up.
+    #: Peak of pinned bytes, including rounding.
     pinned: int = 0
     races: Mapping[str, int] = field(default_factory=dict)
-    #: Bytes by which the card was too small for the allocator at the worst moment.
+    #: Bytes by which the card was too small for the allocator at the peak.
     missing: int = 0
     #: The exception that ended it, and where it was raised.
     error: str = ""
@@ -104,71 +104,71 @@ class Walk:
 def walk(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool) -> Walk:
     """Generate a video with `overrides` on a pretended `card`; nothing is computed.
 
-    The weights are files of the published sizes without data, but for a model that comes in the package. Raises
-    ConfigError for a config that cannot be rehearsed; what goes wrong on the card is in the result.
+    The weights are files of the published sizes without data, except for a model in the package. Raises ConfigError for
+    a config that cannot be rehearsed; errors on the card are in the result.
     """
     steps = () if scene.steps is None else (f"sampler.steps={scene.steps}",)
-    asked = compose(overrides)
-    least = asked.memory.blocks + 3
+    composed = compose(overrides)
+    least = composed.memory.blocks + 3
     if scene.blocks is not None and scene.blocks < least:
-        # Fewer would all be on the device at once, where their own places are.
-        hint = f"give {least} or more, with memory.blocks={asked.memory.blocks}"
-        raise ConfigError(f"{scene.blocks} blocks are too few to reckon the rest from", field="--blocks", hint=hint)
-    found = Walk(asked, card, scene)
+        # With fewer, all blocks would be on the device at once.
+        hint = f"give {least} or more, with memory.blocks={composed.memory.blocks}"
+        raise ConfigError(f"{scene.blocks} blocks are too few to extrapolate the rest", field="--blocks", hint=hint)
+    result = Walk(composed, card, scene)
     began = time.monotonic()
     with scratch("rehearsal-") as folder:
-        source = _weights(asked, scene, folder)
+        source = _weights(composed, scene, folder)
         config = compose([*overrides, *_FIXED, *steps, f"sink.folder={folder / 'videos'}", *source])
-        found.loras = lora_bytes(config, folder / config.model.folder)
+        result.loras = lora_bytes(config, folder / config.model.folder)
         request = request_for(config, scene, folder)
         with (
             pretended(card, expandable=expandable) as ledger,
             headers_only(),
             _forwards(ledger),
-            # That of the machine that the card would be rented with.
+            # The memory of a machine with which the card is rented.
             patch("engine.loading.placement.free_on_host", lambda: scene.host),
         ):
-            _run(found, config, request, ledger, installed())
-    found.seconds = time.monotonic() - began
-    return found
+            _run(result, config, request, ledger, installed())
+    result.seconds = time.monotonic() - began
+    return result
 
 
-def _run(found: Walk, config: Config, request: Request, ledger: Ledger, registry: Registry) -> None:
+def _run(result: Walk, config: Config, request: Request, ledger: Ledger, registry: Registry) -> None:
     engine = Engine(config, registry)
     engine.reader = HeaderReader()
-    watch = _Watch(found, ledger)
+    watch = _Recorder(result, ledger)
     try:
         with patch.object(Model, "use", watch.using(Model.use)):
             delivery = engine.generate(request, progress=watch.progress)
-        found.plan = delivery.plan
-    except Exception as error:  # noqa: BLE001 - whatever would stop it on the card is what is looked for
-        found.error = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        found.error_where = _raised(error)
+        result.plan = delivery.plan
+    except Exception as error:  # noqa: BLE001 - any error on the card is a result
+        result.error = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        result.error_where = _raised(error)
     finally:
         watch.end()
-        found.memory = engine.memory
-        found.pinned, found.races = ledger.most_pinned, dict(ledger.races)
-        found.missing = ledger.allocator.missing
+        result.memory = engine.memory
+        result.pinned, result.races = ledger.most_pinned, dict(ledger.races)
+        result.missing = ledger.allocator.missing
         engine.close()
 
 
-class _Watch:
-    """Opens a row for each stage, and for each use of a component inside of one."""
+class _Recorder:
+    """Starts a row for each stage, and for each use of a component inside a stage."""
 
-    def __init__(self, found: Walk, ledger: Ledger) -> None:
-        self._found, self._ledger = found, ledger
-        self._row: Row | None = None
+    def __init__(self, walk: Walk, ledger: Ledger) -> None:
+        self._walk, self._ledger = walk, ledger
+        self._row: StageRow | None = None
         self._stage, self._window = "", 0
         self._model: Model | None = None
 
     def progress(self, now: Progress) -> None:
-        """Note that a stage begins."""
+        """Record that a stage begins."""
         if (now.stage, now.window) != (self._stage, self._window):
             self._stage, self._window = now.stage, now.window
             self._open(_RESTS.get(now.stage, now.stage))
 
     def using(self, use: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `Model.use` with a row of its own for what happens inside."""
+        """Return `Model.use` with a separate row for what happens inside."""
 
         @contextmanager
         def used(model: Model, name: str) -> Iterator[None]:
@@ -182,14 +182,14 @@ class _Watch:
         return used
 
     def end(self) -> None:
-        """Close the last row, and note the whole of the weights."""
+        """Close the last row, and record the sizes of all weights."""
         self._close()
         if self._model is not None:
-            self._found.weights = {name: _bytes(module, "") for name, module in _modules(self._model)}
+            self._walk.weights = {name: _bytes(module, "") for name, module in _modules(self._model)}
 
     def _open(self, stage: str) -> None:
         self._close()
-        self._row = Row(stage, self._window, self._ledger.begin())
+        self._row = StageRow(stage, self._window, self._ledger.begin())
 
     def _close(self) -> None:
         row, self._row = self._row, None
@@ -201,18 +201,18 @@ class _Watch:
         row.forwards = self._ledger.forwards
         if self._model is not None:
             row.weights = {name: _bytes(module, "cuda") for name, module in _modules(self._model)}
-        self._found.rows.append(row)
+        self._walk.rows.append(row)
 
-    def _idle(self, row: Row) -> bool:
-        """Say whether nothing happened: between two components, or before the first."""
-        counts, last = row.counts, self._found.rows[-1].counts if self._found.rows else None
+    def _idle(self, row: StageRow) -> bool:
+        """Return whether nothing happened: between two components, or before the first."""
+        counts, last = row.counts, self._walk.rows[-1].counts if self._walk.rows else None
         same = last is not None and counts.after == last.after and counts.peak == counts.after
         return row.stage != "load" and same and not counts.launches and not counts.copies and not counts.waits
 
 
 @contextmanager
 def _forwards(ledger: Ledger) -> Iterator[None]:
-    """Have the ledger know when it is inside a forward."""
+    """Tell the ledger when it is inside a forward."""
     usual = MultiTalkTransformer3DModel.__call__
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -230,7 +230,9 @@ def _weights(config: Config, scene: Scene, folder: Path) -> tuple[str, ...]:
     model = config.model
     if model.packaged:
         if scene.blocks is not None:
-            raise ConfigError("the packaged model has all of its blocks", field="--blocks", hint="leave it out")
+            raise ConfigError(
+                "the packaged model always runs with all of its blocks", field="--blocks", hint="leave it out"
+            )
         return ("source=packaged",)
     write_published(
         folder / model.folder,
@@ -243,15 +245,15 @@ def _weights(config: Config, scene: Scene, folder: Path) -> tuple[str, ...]:
 
 
 def architecture_of(config: Config, scene: Scene) -> dict[str, dict[str, Any]]:
-    """Return the configs by part of the published model that a config names, with the blocks of `scene`."""
-    found = published_configs(config.model.architecture)
+    """Return the configs of the published model, by part, with the number of blocks of `scene`."""
+    architecture = published_configs(config.model.architecture)
     if scene.blocks is not None:
-        found["transformer"]["num_layers"] = scene.blocks
-    return found
+        architecture["transformer"]["num_layers"] = scene.blocks
+    return architecture
 
 
 def request_for(config: Config, scene: Scene, folder: Path) -> Request:
-    """Return a request for the largest window of the config's resolution, over `scene.windows` whole windows."""
+    """Return a request for `scene.windows` whole windows of the largest size of the config's resolution."""
     from PIL import Image
 
     if not 1 <= scene.speakers <= len(_VOICES):
@@ -280,24 +282,24 @@ def _modules(model: Model) -> Iterator[tuple[str, Any]]:
 
 
 def _bytes(module: Any, device: str) -> int:
-    """Return the bytes of a network's weights on a device, each storage once; of all devices where none is named."""
+    """Return the bytes of a network's weights on a device, each storage once; None: on all devices."""
     from engine.rehearsal.card import inner
 
-    seen: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     for tensor in (*module.parameters(), *module.buffers()):
         for part in inner(tensor):
             if part.device.type in (device, "" if device else part.device.type):
                 storage = part.untyped_storage()
-                seen[storage._cdata] = int(storage.nbytes())
-    return sum(seen.values())
+                sizes[storage._cdata] = int(storage.nbytes())
+    return sum(sizes.values())
 
 
 def _raised(error: BaseException) -> str:
-    """Return file:line of the engine or a library where an exception was raised."""
+    """Return file:line in the engine or a library where an exception was raised."""
     from engine.rehearsal.places import place_of
 
-    trace, found = error.__traceback__, ""
+    trace, location = error.__traceback__, ""
     while trace is not None:
-        found = place_of(trace.tb_frame, trace.tb_lineno) or found
+        location = place_of(trace.tb_frame, trace.tb_lineno) or location
         trace = trace.tb_next
-    return found
+    return location

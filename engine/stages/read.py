@@ -145,7 +145,7 @@ def fetch(
                     fields=fields,
                     cancel=cancel,
                 )
-                inspected[key] = looked.cut, looked.told
+                inspected[key] = looked.cut, looked.warnings
             (cut, cut_warnings), delay = inspected[key], float(values["delay"] or 0)
             cut = replace(cut, asked=_asked(values))
             warnings += [f"speakers[{index}]: {text}" for text in cut_warnings]

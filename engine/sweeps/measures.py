@@ -19,7 +19,7 @@ from engine.assembly.plan_request import fetch_media
 from engine.data import Media, Plan, Request, Seat
 from engine.errors import EngineError
 from engine.evaluation.bars import likeness_bars
-from engine.evaluation.frames import read_film
+from engine.evaluation.frames import read_video
 from engine.evaluation.likeness import Drift, drift_of, window_looks, window_shares
 from engine.evaluation.metrics import Pictures, Row, lab_drift, mean, own_and_cross, seam_ratio, times
 from engine.evaluation.voices import LEVEL, Voice, levelled, mouth_of
@@ -59,7 +59,7 @@ def measure(path: Path | None, request: Request, plan: Plan, service: EngineServ
     """
     with tempfile.TemporaryFile() as file:
         # A long video has gigabytes of frames, of which few are looked at together.
-        shown = None if path is None else read_film(path, file)
+        shown = None if path is None else read_video(path, file)
         return _figures(shown, request, plan, service)
 
 

@@ -1,18 +1,18 @@
-"""Names that come from outside (a server, a manifest, an index) and are to become paths: which of them may."""
+"""Check names from outside (a server, a manifest, an index) that are going to be used as paths."""
 
 from __future__ import annotations
 
 from typing import Any
 
-#: Bytes of one part of a path, and of the whole, that file systems take.
+#: Limits of file systems: bytes of one part of a path, and of the whole path.
 _PART, _WHOLE = 255, 1024
 
 
 def is_inside(name: Any) -> bool:
-    """Say whether `name` is a relative path, with slashes, that stays below the folder it is joined to.
+    """Return whether `name` is a relative path, with slashes, that stays below the folder it is joined to.
 
-    False for what is no text, is absolute, has an empty part, "." or "..", a backslash, a control character, a lone
-    surrogate, or is longer than file systems take.
+    False for anything that is not text, is absolute, has an empty part, "." or "..", a backslash, a control character
+    or a lone surrogate, or is longer than file systems allow.
     """
     if not isinstance(name, str):
         return False
@@ -26,5 +26,5 @@ def is_inside(name: Any) -> bool:
 
 
 def is_plain(name: Any) -> bool:
-    """Say whether `name` is the name of one file or folder, without a folder before it."""
+    """Return whether `name` is the name of one file or folder, without a folder in front."""
     return is_inside(name) and "/" not in name

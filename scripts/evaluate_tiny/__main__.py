@@ -19,7 +19,7 @@ EVALUATIONS = {
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the evaluation that `words` name. Returns 0, or 2 for an error, which is printed in one line."""
+    """Run the evaluation named in `words`. Returns 0, or 2 for an error, which is printed in one line."""
     try:
         return run_bench(words, EVALUATIONS, "python -m scripts.evaluate_tiny")
     except EngineError as error:

@@ -1,4 +1,4 @@
-"""What the embedded model must reach."""
+"""The limits that the embedded model must keep."""
 
 from __future__ import annotations
 

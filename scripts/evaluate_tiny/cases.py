@@ -1,4 +1,4 @@
-"""Seeds and recordings -> cases: pictures and voices as files for an engine, and the truth about the mouths."""
+"""Make cases from seeds and recordings: pictures and voices as files for an engine, and the true mouth movement."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from engine.stages.write import Writer
 from scripts.train_tiny import clips, scene, speech
 from scripts.train_tiny import people as drawn_people
 
-#: Suffixes of the recordings that are looked for.
+#: Suffixes of recordings.
 SUFFIXES = (".flac", ".wav")
-#: Seeds that may be looked at for each case that is found.
+#: Most seeds that are tried for each case.
 _PATIENCE = 60
 #: Frame rate of the clips that are drawn.
 FPS = 25.0
@@ -39,7 +39,7 @@ class Curve(Protocol):
 
 @dataclass(frozen=True)
 class Case:
-    """What an engine is given, and what is right. People stand from left to right, n of them, frames are F."""
+    """Inputs for an engine, and the truth. There are n people, from left to right, and F frames."""
 
     seed: int
     prompt: str
@@ -49,7 +49,7 @@ class Case:
     silent: tuple[bool, ...]
     curves: tuple[Curve, ...]
     frames: int
-    #: The clip as MP4, at FPS, as far as it was drawn, and its mouths: (n, F).
+    #: The clip as MP4, at FPS, as far as it is drawn, and the openings of its mouths: (n, F).
     rendered: Path
     openings: Floats
     #: (n, F, 4) and (n, 4): x0, y0, x1, y1 in pixels of the picture.
@@ -58,13 +58,13 @@ class Case:
     skins: tuple[int, ...]
 
     def driving(self, frames: int, fps: float = FPS) -> Floats:
-        """Return (n, frames): how far each mouth is to be open."""
+        """Return (n, frames): how far each mouth should be open."""
         return np.stack([curve.opening(times(frames, fps)) for curve in self.curves])
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A piece of a recording: its voice as a file, its envelope, and how many frames it fills."""
+class Excerpt:
+    """An excerpt of a recording: its voice as a file, its envelope, and its number of frames."""
 
     recording: str
     start: float
@@ -89,17 +89,17 @@ def prepare(
     speak: Speak | None = None,
     drawn: int | None = None,
 ) -> Case | None:
-    """Draw the held-out clip of `seed` and write what an engine needs into `folder`; None where it is not as wanted.
+    """Draw the held-out clip of `seed` and write an engine's inputs into `folder`; None if it does not fit.
 
-    Wanted are `silent` people who say nothing while all others speak throughout, none in turns, and with `shut` a
-    picture whose mouths are shut. `speak` makes the voices (eSpeak NG). `drawn` draws no more than the first frames,
-    where nobody looks at the others. Raises EngineError without eSpeak NG.
+    It fits if `silent` people say nothing while all others speak all the time, nobody in turns, and with `shut` if the
+    mouths in the picture are shut. `speak` makes the voices (eSpeak NG). With `drawn` only that many first frames are
+    drawn. Raises EngineError without eSpeak NG.
     """
-    said: list[Any] = []
+    spoken_lines: list[Any] = []
 
     def listen(number: int, seconds: float, split: speech.Split) -> Any:
-        said.append((speak or speech.say)(number, seconds, split))
-        return said[-1]
+        spoken_lines.append((speak or speech.say)(number, seconds, split))
+        return spoken_lines[-1]
 
     try:
         clip = clips.make_clip(
@@ -111,8 +111,8 @@ def prepare(
         raise EngineError(
             "the voices need espeak-ng, which is not installed", field="evaluate_tiny", hint="apt-get install espeak-ng"
         ) from error
-    # A voice that takes turns is a new one, whose curve was not heard.
-    voices = [next((voice for voice in said if voice.samples is samples), None) for samples in clip.voices]
+    # A voice that takes turns is a changed copy, which has no curve of its own.
+    voices = [next((voice for voice in spoken_lines if voice.samples is samples), None) for samples in clip.voices]
     curves: list[Any] = [
         speech.silence(frames / FPS) if quiet else voice for voice, quiet in zip(voices, clip.silent, strict=True)
     ]
@@ -142,37 +142,37 @@ def find_cases(
 ) -> list[Case]:
     """Return the first `count` cases from the seed `first` on; see `prepare`.
 
-    `sizes`, and `people` where several are given, take turns from case to case. With `even` the first person's class
-    of skin is as often one as another. Raises EngineError where there are too few.
+    `sizes`, and `people` if there are several, alternate from case to case. With `even` all skin classes are equally
+    frequent for the first person. Raises EngineError if too few are found.
     """
     folder.mkdir(parents=True, exist_ok=True)
     numbers = (people,) if isinstance(people, int) else tuple(people)
     classes = len(drawn_people.SKINS)
-    found: list[Case] = []
+    cases: list[Case] = []
     for seed in range(first, first + _PATIENCE * count):
-        if len(found) == count:
+        if len(cases) == count:
             break
-        size, number = sizes[len(found) % len(sizes)], numbers[len(found) % len(numbers)]
+        size, number = sizes[len(cases) % len(sizes)], numbers[len(cases) % len(numbers)]
         if even:
             skin = scene.random_scene(seed, size, number, "held_out").people[0].skin
-            if sum(case.skins[0] == skin for case in found) > len(found) // classes:
+            if sum(case.skins[0] == skin for case in cases) > len(cases) // classes:
                 continue
-        wanted: dict[str, Any] = {"silent": silent, "shut": shut, "speak": speak, "drawn": drawn}
-        case = prepare(seed, folder, frames=frames, people=number, size=size, **wanted)
+        choices: dict[str, Any] = {"silent": silent, "shut": shut, "speak": speak, "drawn": drawn}
+        case = prepare(seed, folder, frames=frames, people=number, size=size, **choices)
         if case is not None:
-            found.append(case)
-    if len(found) < count:
-        raise EngineError(f"{len(found)} of {count} clips were found", field="evaluate_tiny", hint="try another --seed")
-    return found
+            cases.append(case)
+    if len(cases) < count:
+        raise EngineError(f"{len(cases)} of {count} clips were found", field="evaluate_tiny", hint="try another --seed")
+    return cases
 
 
-def find_pieces(folder: Path, into: Path, *, frames: int) -> list[Piece]:
-    """Cut the recordings in `folder` into pieces of at most `frames` frames in which somebody speaks.
+def find_pieces(folder: Path, into: Path, *, frames: int) -> list[Excerpt]:
+    """Cut the recordings in `folder` into excerpts of at most `frames` frames in which somebody speaks.
 
     Raises RequestError for a folder without recordings, or with recordings that cannot be read or say nothing.
     """
     into.mkdir(parents=True, exist_ok=True)
-    found = []
+    excerpts = []
     for path in recordings(folder):
         samples = decode(path, VOICE_RATE, "mono", field="--voices")
         voice = Voice(samples, *mouth_of(levelled(samples, LEVEL)))
@@ -186,14 +186,14 @@ def find_pieces(folder: Path, into: Path, *, frames: int) -> list[Piece]:
             piece = samples[round(start * VOICE_RATE) : round((start + length / FPS) * VOICE_RATE)]
             target = into / f"{path.stem}-{path.suffix[1:]}-{number}.wav"
             write_voice(target, piece)
-            found.append(Piece(path.name, start, target, curve, length))
-    if not found:
+            excerpts.append(Excerpt(path.name, start, target, curve, length))
+    if not excerpts:
         raise RequestError(f"nobody speaks for a second in {folder}", field="--voices", hint="give recorded speech")
-    return found
+    return excerpts
 
 
 def recordings(folder: Path) -> list[Path]:
-    """Return the recordings in `folder`. Raises RequestError where there are none."""
+    """Return the recordings in `folder`. Raises RequestError if there are none."""
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if not paths:
         what = "has no recordings" if folder.is_dir() else "is not a folder"

@@ -1,4 +1,4 @@
-"""Cases -> films: videos that the engine makes, read back from their MP4 files."""
+"""Generate videos of cases with the engine, and read them back from their MP4 files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from engine.components import ProgressCallback, Service
 from engine.data import Plan, Region, Request, Speaker, Timing
 from engine.errors import EngineError
-from engine.evaluation.frames import read_film
+from engine.evaluation.frames import read_video
 from engine.evaluation.metrics import Floats, Pictures, Row, own_and_cross
 from engine.evaluation.mouths import motion_energy
 from engine.media.audio import VOICE_RATE, decode
@@ -23,17 +23,17 @@ from scripts.evaluate_tiny.cases import Case
 
 
 @dataclass(frozen=True)
-class Film:
-    """A video as anybody sees it: frames uint8 (F, H, W, 3), with the plan it was made by and what it took."""
+class GeneratedVideo:
+    """A video read from its file: frames uint8 (F, H, W, 3), with its plan and the seconds it took."""
 
     frames: Pictures
     plan: Plan
     seconds: float
-    #: float32 mono, 16 kHz; None where it was not asked for.
+    #: float32 mono, 16 kHz; None if it was not requested.
     sound: Floats | None = None
 
 
-def film(
+def generate_video(
     service: Service,
     case: Case,
     *,
@@ -46,20 +46,20 @@ def film(
     progress: ProgressCallback | None = None,
     keep: Path | None = None,
     hear: bool = False,
-) -> Film:
-    """Have `service`, whose sink is a folder, make a video of `case`, and read it back.
+) -> GeneratedVideo:
+    """Generate a video of `case` with `service`, whose sink is a folder, and read it back.
 
-    `voices` are those of the people from left to right, the case's own unless given; `frames` and `fps` are the case's
-    and the model's. With `boxes` the speakers are named from right to left, each by a box around the face; without,
-    regions are automatic. `overrides` are of this request alone. `progress` is told how it goes; the file moves to the
-    folder `keep` where there is one, and is not kept otherwise; `hear` reads the sound as well. Raises EngineError.
+    `voices` are those of the people from left to right, by default the case's; `frames` and `fps` default to the case's
+    and the model's. With `boxes` the speakers are listed from right to left, each with a box around the face; otherwise
+    regions are automatic. `overrides` apply only to this request. `progress` receives the progress; the file is moved
+    to the folder `keep`, or deleted without it; `hear` also reads the sound. Raises EngineError.
     """
-    heard = [str(voice) for voice in (case.voices if voices is None else voices)]
-    speakers = [Speaker(voice) for voice in heard]
+    voice_files = [str(voice) for voice in (case.voices if voices is None else voices)]
+    speakers = [Speaker(voice) for voice in voice_files]
     if boxes:
-        speakers = [Speaker(voice, Region(_box(face))) for voice, face in zip(heard, apart(case.faces), strict=True)][
-            ::-1
-        ]
+        speakers = [
+            Speaker(voice, Region(_box(face))) for voice, face in zip(voice_files, apart(case.faces), strict=True)
+        ][::-1]
     request = Request(
         prompt=case.prompt,
         image=str(case.image),
@@ -76,41 +76,41 @@ def film(
     if delivery.address is None:
         raise EngineError("the sink keeps no file", field="sink", hint="leave it at sink=disk")
     path = Path(delivery.address)
-    shown = read_film(path)
+    pictures = read_video(path)
     sound = decode(path, VOICE_RATE, "mono") if hear else None
     if keep is None:
         path.unlink()
     else:
         keep.mkdir(parents=True, exist_ok=True)
         shutil.move(path, keep / f"{case.image.stem}.mp4")
-    return Film(shown, delivery.plan, seconds, sound)
+    return GeneratedVideo(pictures, delivery.plan, seconds, sound)
 
 
-def judge(shown: Pictures, case: Case, *, fps: float, swapped: bool = False) -> tuple[Row, ...]:
-    """Compare each mouth with the curve of its voice and the other's; `swapped`: the voices were exchanged."""
-    driving = case.driving(len(shown), fps)
+def mouth_rows(pictures: Pictures, case: Case, *, fps: float, swapped: bool = False) -> tuple[Row, ...]:
+    """Compare each mouth with the curves of its own voice and of the other; `swapped`: the voices were exchanged."""
+    driving = case.driving(len(pictures), fps)
     if swapped:
         driving = driving[::-1]
-    return own_and_cross(shown, regions(shown, case), driving, seed=case.seed, skins=case.skins)
+    return own_and_cross(pictures, regions(pictures, case), driving, seed=case.seed, skins=case.skins)
 
 
-def regions(shown: Pictures, case: Case) -> Floats:
-    """Return (n, 4): the boxes of the picture's mouths, in pixels of the video, which hold for all its frames."""
-    return _scaled(case.mouths[:, 0], shown, case)
+def regions(pictures: Pictures, case: Case) -> Floats:
+    """Return (n, 4): the boxes of the picture's mouths in pixels of the video, the same for all frames."""
+    return _scaled(case.mouths[:, 0], pictures, case)
 
 
-def liveliness(shown: Pictures, case: Case) -> float:
-    """Return how much heads and shoulders move without their mouths: the mean motion energy, frame 0 left out."""
-    return float(motion_energy(shown[1:], _scaled(case.faces, shown, case), regions(shown, case)).mean())
+def liveliness(pictures: Pictures, case: Case) -> float:
+    """Return how much heads and shoulders move, without mouths: the mean motion energy, without frame 0."""
+    return float(motion_energy(pictures[1:], _scaled(case.faces, pictures, case), regions(pictures, case)).mean())
 
 
 def apart(faces: npt.ArrayLike) -> Floats:
-    """Cut the boxes (n, 4) of neighbours, from left to right, in the middle of what both would have."""
-    found = np.array(faces, np.float32)
-    for left, right in pairwise(found):
+    """Separate overlapping boxes (n, 4) of neighbours, from left to right, in the middle of the overlap."""
+    boxes = np.array(faces, np.float32)
+    for left, right in pairwise(boxes):
         if left[2] > right[0]:
             left[2] = right[0] = (left[2] + right[0]) / 2
-    return found
+    return boxes
 
 
 def _box(face: Floats) -> tuple[float, float, float, float]:
@@ -118,12 +118,12 @@ def _box(face: Floats) -> tuple[float, float, float, float]:
     return x0, y0, x1, y1
 
 
-def _scaled(boxes: Floats, shown: Pictures, case: Case) -> Floats:
-    height, width = shown.shape[1:3]
+def _scaled(boxes: Floats, pictures: Pictures, case: Case) -> Floats:
+    height, width = pictures.shape[1:3]
     if width * case.size[1] != height * case.size[0]:
         raise EngineError(
             f"a picture of {case.size[0]} x {case.size[1]} became a video of {width} x {height}",
             field="resolution",
-            hint="choose --sizes that the model's resolution has the shape of",
+            hint="choose --sizes with the shape of the model's resolution",
         )
     return np.asarray(boxes * (width / case.size[0]), np.float32)

@@ -1,4 +1,4 @@
-"""The kinds of clip that `evaluate_tiny talk` judges: each is a function of a Studio that returns its figures."""
+"""The kinds of clip that `evaluate_tiny talk` measures: each is a function of a Studio that returns its figures."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 
 from engine.evaluation import metrics as measures
-from engine.evaluation.frames import read_film
+from engine.evaluation.frames import read_video
 from engine.evaluation.likeness import drift_of
 from engine.evaluation.metrics import Row, by_clip, by_size, by_skin, lag_share, least, mean, minus, ratio, times
 from engine.evaluation.mouths import correlation, mouth_openings
 from engine.media.audio import VOICE_RATE
 from scripts.evaluate_tiny.cases import FPS, Case, find_pieces, write_voice
-from scripts.evaluate_tiny.films import film, judge, regions
+from scripts.evaluate_tiny.films import generate_video, mouth_rows, regions
 from scripts.evaluate_tiny.long_voices import case_looks, long_voices, worst_of
 from scripts.evaluate_tiny.studio import FRAMES, Studio
 
 Figures = dict[str, Any]
 
-#: Overrides that choose the model's bundles; whoever hands others to the engine has them for `standard`.
+#: Overrides that choose the model's bundles; overrides of the command apply to `standard`.
 TURBO = ("sampler=turbo",)
-#: The frame rates that are tried: name, frames a second, frames of about five seconds, timing.
+#: The frame rates that are tried: name, frames per second, number of frames for about five seconds, timing.
 RATES = (("8_direct", 8.0, 41, "direct"), ("12.5_direct", 12.5, 65, "direct"), ("8_native", 8.0, 41, "native"))
 _FIVE_SECONDS = 130
 _TWENTY_SECONDS = 500
@@ -30,14 +30,16 @@ _SIX_SECONDS = 150
 
 
 def detector(studio: Studio) -> Figures:
-    """Hold the detector to the truth, on the clips as they were drawn."""
+    """Compare the detector with the truth, on the clips as they were drawn."""
     cases = studio.cases("detector", studio.clips, people=(1, 2))
     rows: list[Row] = []
     for case in studio.each("detector", cases):
-        shown = read_film(case.rendered)
-        found = measures.own_and_cross(shown, regions(shown, case), case.openings, seed=case.seed, skins=case.skins)
-        studio.note("detector", found)
-        rows += found
+        frames = read_video(case.rendered)
+        measured_rows = measures.own_and_cross(
+            frames, regions(frames, case), case.openings, seed=case.seed, skins=case.skins
+        )
+        studio.note("detector", measured_rows)
+        rows += measured_rows
     skins = by_skin(rows)
     return {
         "clips": len(cases),
@@ -63,11 +65,11 @@ def vae(studio: Studio) -> Figures:
     cases = studio.cases("vae", studio.clips, people=(1, 2), frames=33)
     errors: list[dict[str, float]] = []
     for case in studio.each("vae", cases):
-        # The clip as it was drawn, without the losses of its MP4.
-        given = studio.drawn(case)
-        pixels = torch.from_numpy(given.astype(np.float32) / 127.5 - 1).permute(3, 0, 1, 2).contiguous()
-        made = model.codec.decode(model.codec.encode(pixels)).permute(1, 2, 3, 0).numpy()
-        errors.append(measures.codec_errors(given, (made + 1) * 127.5, case.mouths))
+        # The clip as it was drawn, without the losses of an MP4.
+        original = studio.drawn(case)
+        pixels = torch.from_numpy(original.astype(np.float32) / 127.5 - 1).permute(3, 0, 1, 2).contiguous()
+        decoded = model.codec.decode(model.codec.encode(pixels)).permute(1, 2, 3, 0).numpy()
+        errors.append(measures.codec_errors(original, (decoded + 1) * 127.5, case.mouths))
         studio.details.setdefault("vae", []).append({"seed": case.seed, "size": list(case.size)} | errors[-1])
     model.close()
     return {
@@ -99,7 +101,7 @@ def two(studio: Studio) -> Figures:
     """Two people who both speak: does each follow the own voice and not the other's?"""
     group = studio.two
     skins = by_skin(group.rows)
-    return _bound(group.seen) | {
+    return _bound(group.rows_by_clip) | {
         "by_skin": skins,
         "skin_gap": measures.spread(skins),
         "by_size": by_size(group.rows),
@@ -110,17 +112,17 @@ def two(studio: Studio) -> Figures:
 
 def swapped(studio: Studio) -> Figures:
     """The clips of `two` with the voices exchanged."""
-    seen = []
+    rows = []
     for case in studio.each("swapped", studio.two.cases):
-        made = studio.film(case, voices=case.voices[::-1])
-        seen.append(judge(made.frames, case, fps=FPS, swapped=True))
-        studio.note("swapped", seen[-1])
-    return _bound(seen)
+        video = studio.generate(case, voices=case.voices[::-1])
+        rows.append(mouth_rows(video.frames, case, fps=FPS, swapped=True))
+        studio.note("swapped", rows[-1])
+    return _bound(rows)
 
 
 def silent(studio: Studio) -> Figures:
-    """Two people, one of whom says nothing: does that mouth stay still? `drawn` is what the detector sees of a truth
-    that does: the same clips as they were drawn.
+    """Two people, one of whom says nothing: does that mouth stay still? `drawn` are the detector's figures for the same
+    clips as they were drawn, where it does.
     """
     cases = studio.cases("silent", studio.clips, people=2, silent=1)
     still: list[float] = []
@@ -128,10 +130,12 @@ def silent(studio: Studio) -> Figures:
     drawn: dict[bool, list[float]] = {True: [], False: []}
     rows: list[Row] = []
     for case in studio.each("silent", cases):
-        seen = judge(studio.film(case).frames, case, fps=FPS)
-        studio.note("silent", seen)
-        rows += seen
-        for row, truth, quiet in zip(seen, judge(read_film(case.rendered), case, fps=FPS), case.silent, strict=True):
+        voice_rows = mouth_rows(studio.generate(case).frames, case, fps=FPS)
+        studio.note("silent", voice_rows)
+        rows += voice_rows
+        for row, truth, quiet in zip(
+            voice_rows, mouth_rows(read_video(case.rendered), case, fps=FPS), case.silent, strict=True
+        ):
             (still if quiet else moving).append(row.moved)
             drawn[quiet].append(truth.moved)
     return {
@@ -146,45 +150,45 @@ def silent(studio: Studio) -> Figures:
 
 
 def boxes(studio: Studio) -> Figures:
-    """The clips of `two` with the speakers named from right to left, each by a box around the face."""
-    seen = []
+    """The clips of `two` with the speakers listed from right to left, each with a box around the face."""
+    rows = []
     for case in studio.each("boxes", studio.two.cases):
-        seen.append(judge(studio.film(case, boxes=True).frames, case, fps=FPS))
-        studio.note("boxes", seen[-1])
-    return _bound(seen)
+        rows.append(mouth_rows(studio.generate(case, boxes=True).frames, case, fps=FPS))
+        studio.note("boxes", rows[-1])
+    return _bound(rows)
 
 
 def turbo(studio: Studio) -> Figures:
-    """The clips of `one` and `two` with the turbo bundle, against the standard one."""
+    """The clips of `one` and `two` with the turbo bundle, compared with the standard one."""
     figures: Figures = {"clips": 0}
     forwards = usual = 0
     for name, group in (("one", studio.one), ("two", studio.two)):
-        seen = []
+        few_step_rows = []
         for case in studio.each(f"turbo, {name}", group.cases):
-            made = studio.film(case, overrides=TURBO)
-            seen.append(judge(made.frames, case, fps=FPS))
-            forwards += made.plan.forwards
-            studio.note("turbo", seen[-1], of=name)
-        own = mean(row.own for rows in seen for row in rows)
+            video = studio.generate(case, overrides=TURBO)
+            few_step_rows.append(mouth_rows(video.frames, case, fps=FPS))
+            forwards += video.plan.forwards
+            studio.note("turbo", few_step_rows[-1], of=name)
+        own = mean(row.own for rows in few_step_rows for row in rows)
         usual += group.forwards
-        figures["clips"] += len(seen)
+        figures["clips"] += len(few_step_rows)
         figures[name] = {"mean": own, "less": minus(mean(row.own for row in group.rows), own)}
         if name == "two":
-            figures[name] |= _bound(seen)
+            figures[name] |= _bound(few_step_rows)
     return figures | {"forwards": ratio(forwards, usual)}
 
 
 def fps(studio: Studio) -> Figures:
-    """The same five seconds at other frame rates, against 25; one and two people in turn."""
+    """The same five seconds at other frame rates, compared with 25; one and two people in turn."""
     cases = studio.cases("fps", studio.clips, people=(1, 2), frames=_FIVE_SECONDS)
-    found: dict[str, list[Row]] = {name: [] for name in ("25", *(rate[0] for rate in RATES))}
+    rows_by_rate: dict[str, list[Row]] = {name: [] for name in ("25", *(rate[0] for rate in RATES))}
     for case in studio.each("fps", cases):
         for name, rate, frames, timing in (("25", FPS, _FIVE_SECONDS, "direct"), *RATES):
-            made = studio.film(case, fps=rate, frames=frames, timing=timing)
-            rows = judge(made.frames, case, fps=rate)
+            video = studio.generate(case, fps=rate, frames=frames, timing=timing)
+            rows = mouth_rows(video.frames, case, fps=rate)
             studio.note("fps", rows, rate=name)
-            found[name] += rows
-    own = {name: mean(row.own for row in rows) for name, rows in found.items()}
+            rows_by_rate[name] += rows
+    own = {name: mean(row.own for row in rows) for name, rows in rows_by_rate.items()}
     return {"clips": len(cases), "25": {"mean": own["25"]}} | {
         name: {"mean": own[name], "less": minus(own["25"], own[name])} for name, *_ in RATES
     }
@@ -198,17 +202,22 @@ def long(studio: Studio) -> Figures:
         windows: list[list[float]] = []
         drifts, seams, looks = [], [], []
         for case in studio.each(f"long, colour correction {name}", cases):
-            made = studio.film(case, overrides=(f"continuation.color_strength={strength}",))
-            area, driving = regions(made.frames, case), case.driving(len(made.frames))
-            here = measures.window_sync(made.frames, area, driving, made.plan.windows)
+            video = studio.generate(case, overrides=(f"continuation.color_strength={strength}",))
+            area, driving = regions(video.frames, case), case.driving(len(video.frames))
+            here = measures.window_sync(video.frames, area, driving, video.plan.windows)
             windows += [[] for _ in range(len(here) - len(windows))]
             for all_, some in zip(windows, here, strict=False):
                 all_ += some
-            drifts.append(measures.lab_drift(made.frames, made.plan.fps))
-            seams.append(measures.seam_ratio(made.frames, made.plan.windows))
-            looks.append(drift_of(case_looks(made.frames, case, made.plan)))
+            drifts.append(measures.lab_drift(video.frames, video.plan.fps))
+            seams.append(measures.seam_ratio(video.frames, video.plan.windows))
+            looks.append(drift_of(case_looks(video.frames, case, video.plan)))
             studio.note(
-                "long", judge(made.frames, case, fps=FPS), color=name, drift=drifts[-1], seam=seams[-1], windows=here
+                "long",
+                mouth_rows(video.frames, case, fps=FPS),
+                color=name,
+                drift=drifts[-1],
+                seam=seams[-1],
+                windows=here,
             )
         sync = [mean(window) for window in windows]
         figures[name] = {
@@ -251,7 +260,7 @@ def real(studio: Studio) -> Figures | None:
         cross.append(mean(others))
         still.append(float(quiet.std()))
         moving.append(float(spoken.std()))
-        # Where 0 is as shut as it gets while somebody speaks, and 1 as open.
+        # 0 is as shut as the mouth gets while somebody speaks, 1 as open.
         low, high = np.quantile(spoken, (0.05, 0.95))
         shut.append(float((quiet.mean() - low) / max(float(high - low), 1e-6)))
         studio.details.setdefault("real", []).append(
@@ -264,7 +273,7 @@ def real(studio: Studio) -> Figures | None:
         "pieces": len(pieces),
         "own_mean": mean(own),
         "own_worst": least(own),
-        "by_recording": {name: mean(found) for name, found in by_recording.items()},
+        "by_recording": {name: mean(values) for name, values in by_recording.items()},
         "cross_mean": mean(cross),
         "silent": ratio(mean(still), mean(moving)),
         "silent_opening": mean(shut),
@@ -279,7 +288,7 @@ def speed(studio: Studio) -> Figures:
     seconds = {}
     for name, case, overrides in (("standard_81_frames", clip, ()), ("turbo_6_seconds", talk, TURBO)):
         for _ in range(2):
-            seconds[name] = round(studio.film(case, overrides=overrides).seconds, 3)
+            seconds[name] = round(studio.generate(case, overrides=overrides).seconds, 3)
     return {"clips": 2} | seconds
 
 
@@ -297,12 +306,12 @@ def long_two(studio: Studio) -> Figures:
 KINDS: dict[str, Callable[[Studio], Figures | None]] = {
     kind.__name__: kind for kind in (detector, vae, one, two, swapped, silent, boxes, turbo, fps, long, real, speed)
 }
-#: Kinds of long voices, which take long: run where they are asked for.
+#: Kinds of long voices, which take long: run only on request.
 LONG_KINDS: dict[str, Callable[[Studio], Figures | None]] = {kind.__name__: kind for kind in (long_one, long_two)}
 
 
-def _bound(seen: Sequence[Iterable[Row]]) -> Figures:
-    clips = [tuple(rows) for rows in seen]
+def _bound(groups: Sequence[Iterable[Row]]) -> Figures:
+    clips = [tuple(rows) for rows in groups]
     rows = [row for clip in clips for row in clip]
     own, cross = mean(row.own for row in rows), mean(row.cross for row in rows)
     return {
@@ -316,6 +325,6 @@ def _bound(seen: Sequence[Iterable[Row]]) -> Figures:
 
 
 def _opening(studio: Studio, case: Case, **choices: Any) -> measures.Floats:
-    shown = film(studio.service, case, **choices).frames
-    opening: measures.Floats = mouth_openings(shown, regions(shown, case))[0, 1:]
+    pictures = generate_video(studio.service, case, **choices).frames
+    opening: measures.Floats = mouth_openings(pictures, regions(pictures, case))[0, 1:]
     return opening

@@ -1,4 +1,4 @@
-"""Long voices: is it the same person to the end, with the sound in step, and does a window cost what the first did?"""
+"""Long voices: is it the same person to the end, is the sound in sync, and does the cost per window stay the same?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ import numpy as np
 from PIL import Image
 
 from engine.data import Plan, Progress
-from engine.evaluation.likeness import Drift, Look, Pictures, colour_distance, drift_of, window_looks, window_shares
+from engine.evaluation.likeness import (
+    Drift,
+    Pictures,
+    WindowLook,
+    colour_distance,
+    drift_of,
+    window_looks,
+    window_shares,
+)
 from engine.evaluation.metrics import mean, minus, seam_ratio, window_sync
 from engine.evaluation.mouths import Floats
 from engine.media.audio import VOICE_RATE, decode
@@ -25,25 +33,25 @@ from scripts.evaluate_tiny.studio import Studio
 
 Figures = dict[str, Any]
 
-#: Seconds at the end of a video whose sound is compared with the voices, and the lag that is looked for.
+#: Seconds at the end of a video whose sound is compared with the voices, and the largest lag that is searched.
 _END, _LAG = 5.0, 0.5
-#: Windows at the start that do not count for time and memory: caches and allocators grow.
+#: First windows that do not count for time and memory, because caches and allocators grow.
 _WARM = 2
-#: Figures of Look that are given by window.
+#: Figures of WindowLook that are reported for each window.
 _BY_WINDOW = ("sharpness", "identity", "structure")
-#: Of several videos the worst: the least of these, and the most of all others of Drift.
+#: The worst of several videos: the least of these, and the largest of all other figures of Drift.
 _LEAST = ("sharpness_kept", "sharpness")
 
 
 class Pace:
-    """Listens to a generation's progress: seconds of this process's CPU, and resident memory, by window."""
+    """Measures during a generation, from its progress: CPU seconds and resident memory of this process, by window."""
 
     def __init__(self) -> None:
-        """Know nothing yet."""
+        """Start without measurements."""
         self._windows: list[tuple[float, int]] = []
 
     def __call__(self, progress: Progress) -> None:
-        """Take a reading where a window begins, and where the last one has ended."""
+        """Measure when a window begins, and when the last one has ended."""
         begun = progress.stage == "encode" and progress.window > len(self._windows)
         ended = progress.stage == "keep" and progress.windows == len(self._windows)
         if begun or ended:
@@ -53,12 +61,12 @@ class Pace:
         kib = 0
         with suppress(OSError):
             kib = status("VmRSS")
-        # Not the clock's: whatever else runs on the machine would count.
+        # CPU time, not wall-clock time: other load on the machine would count.
         self._windows.append((time.process_time(), kib))
 
     @property
     def seconds(self) -> list[float]:
-        """Seconds of CPU of each whole window; the last one, which may be short, is left out."""
+        """CPU seconds of each whole window, without the last one, which may be short."""
         at = [seconds for seconds, _ in self._windows]
         return [round(after - before, 3) for before, after in pairwise(at)][:-1]
 
@@ -91,8 +99,8 @@ def case_picture(case: Case, frames: Pictures) -> Pictures:
     return np.asarray(picture if picture.size == (width, height) else picture.resize((width, height)), np.uint8)
 
 
-def case_looks(frames: Pictures, case: Case, plan: Plan) -> tuple[Look, ...]:
-    """Return what each window of a case's video looks like beside its picture."""
+def case_looks(frames: Pictures, case: Case, plan: Plan) -> tuple[WindowLook, ...]:
+    """Compare each window of a case's video with its picture."""
     return window_looks(frames, case_picture(case, frames), regions(frames, case), window_shares(plan))
 
 
@@ -106,18 +114,18 @@ def sound_lag(sound: Floats, voices: Sequence[Floats], seconds: float) -> float:
     for voice in voices:
         mixed[: min(length, len(voice))] += voice[:length]
     reach, begin = round(_LAG * VOICE_RATE), max(0, length - round(_END * VOICE_RATE))
-    wanted = mixed[begin:]
-    around = np.zeros(len(wanted) + 2 * reach, np.float32)
-    there = sound[max(0, begin - reach) : length + reach]
+    reference = mixed[begin:]
+    around = np.zeros(len(reference) + 2 * reach, np.float32)
+    searched = sound[max(0, begin - reach) : length + reach]
     at = max(0, reach - begin)
-    around[at : at + len(there)] = there
-    size = len(around) + len(wanted)
-    spectrum = np.fft.rfft(around, size) * np.conj(np.fft.rfft(wanted, size))
+    around[at : at + len(searched)] = searched
+    size = len(around) + len(reference)
+    spectrum = np.fft.rfft(around, size) * np.conj(np.fft.rfft(reference, size))
     return (int(np.fft.irfft(spectrum, size)[: 2 * reach + 1].argmax()) - reach) / VOICE_RATE
 
 
 def long_voices(studio: Studio, people: int) -> Figures:
-    """Film `people` for `studio.long_voice` seconds each, and return how their windows hold."""
+    """Generate videos of `people` for `studio.long_voice` seconds each, and return the figures of their windows."""
     frames = round(studio.long_voice * FPS)
     name = f"long_voice_{people}"
     cases = studio.cases(name, studio.clips, people=people, frames=frames, even=people == 1, drawn=1)
@@ -136,22 +144,22 @@ def long_voices(studio: Studio, people: int) -> Figures:
 
 def _filmed(studio: Studio, case: Case, people: int) -> Figures:
     pace = Pace()
-    made = studio.film(case, progress=pace, keep=studio.keep, hear=True)
-    assert made.sound is not None
-    plan, shown = made.plan, made.frames
-    looks = case_looks(shown, case, plan)
-    sync = window_sync(shown, regions(shown, case), case.driving(len(shown)), plan.windows)
+    video = studio.generate(case, progress=pace, keep=studio.keep, hear=True)
+    assert video.sound is not None
+    plan, pictures = video.plan, video.frames
+    looks = case_looks(pictures, case, plan)
+    sync = window_sync(pictures, regions(pictures, case), case.driving(len(pictures)), plan.windows)
     voices = [decode(path, VOICE_RATE, "mono") for path in case.voices]
     return {
         "seed": case.seed,
         "people": people,
-        "size": f"{shown.shape[2]}x{shown.shape[1]}",
+        "size": f"{pictures.shape[2]}x{pictures.shape[1]}",
         "skins": list(case.skins),
-        "frames": len(shown),
-        "frames_off": len(shown) - case.frames,
-        "sound_off": round(len(made.sound) / VOICE_RATE - len(shown) / FPS, 4),
-        "sound_lag": round(sound_lag(made.sound, voices, len(shown) / FPS), 4),
-        "seam": seam_ratio(shown, plan.windows),
+        "frames": len(pictures),
+        "frames_off": len(pictures) - case.frames,
+        "sound_off": round(len(video.sound) / VOICE_RATE - len(pictures) / FPS, 4),
+        "sound_lag": round(sound_lag(video.sound, voices, len(pictures) / FPS), 4),
+        "seam": seam_ratio(pictures, plan.windows),
         "drift": asdict(drift_of(looks)),
         "windows": {
             **{figure: [round(getattr(look, figure), 4) for look in looks] for figure in _BY_WINDOW},
@@ -179,7 +187,7 @@ def _summary(rows: Sequence[Figures]) -> Figures:
 
     drifts = [Drift(**row["drift"]) for row in rows]
     sync = windows("sync")
-    heard = [value for value in sync if value is not None]
+    values = [value for value in sync if value is not None]
     paces = [row["pace"] for row in rows if row["pace"]]
     return {
         "clips": len(rows),
@@ -188,8 +196,8 @@ def _summary(rows: Sequence[Figures]) -> Figures:
         "worst": worst_of(drifts),
         "mean": {key: mean(getattr(drift, key) for drift in drifts) for key in Drift.__dataclass_fields__},
         "windows": {figure: windows(figure) for figure in (*_BY_WINDOW, "colour")} | {"sync": sync},
-        "sync": mean(heard),
-        "sync_below": minus(mean(heard), min(heard)) if heard else None,
+        "sync": mean(values),
+        "sync_below": minus(mean(values), min(values)) if values else None,
         "seam": mean(row["seam"] for row in rows),
         "frames_off": max(abs(row["frames_off"]) for row in rows),
         "sound_off": max(abs(row["sound_off"]) for row in rows),

@@ -1,4 +1,4 @@
-"""What quantised weights cost on a CPU: errors, lips and bytes of each scheme against the plain weights, as JSON."""
+"""Compare quantised weights with plain ones on a CPU: errors, lips and bytes of each scheme, as JSON."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Writer = Callable[[Path, State, Sequence[str]], None]
 
 @dataclass(frozen=True)
 class Scheme:
-    """A way to quantise: the engine's `quant`, and how the file that it reads is written, if it reads one."""
+    """A quantisation scheme: the engine's `quant`, and how to write the file that it reads, if it reads one."""
 
     quant: str
     write: Writer | None = None
@@ -56,7 +56,7 @@ def _gguf(kind: str) -> Writer:
     return write
 
 
-#: What a name stands for; any other is handed to the engine as its `quant`.
+#: Schemes by name; any other name is passed to the engine as its `quant`.
 SCHEMES = {
     "int8": Scheme("int8"),
     "int8-quanto": Scheme("int8-quanto", _quanto(torch.int8)),
@@ -64,7 +64,7 @@ SCHEMES = {
     "gguf-q8_0": Scheme("gguf", _gguf("Q8_0")),
     "gguf-q4_0": Scheme("gguf", _gguf("Q4_0")),
 }
-#: The page and the report that `python -m scripts.evaluate_tiny table` makes its table of.
+#: The page, and the report from which `python -m scripts.evaluate_tiny table` makes its table.
 PAGE, MEASURED = Path("docs/weights.md"), Path("docs/measured/quant.json")
 
 
@@ -75,25 +75,27 @@ def run(
     seed: int = 5_000_000,
     override: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Film the same held-out people with plain and with quantised weights, and compare.
+    """Generate videos of the same held-out people with plain and with quantised weights, and compare.
 
     `clips` of one person and as many of two, drawn as by `evaluate_tiny talk` from `seed` on; `schemes` are names of
-    SCHEMES. What a scheme's file would hold is written from the plain weights. A scheme that the engine refuses is
-    told with the engine's reason. `override` goes to every engine (Hydra's grammar). Needs a checkout and eSpeak NG,
-    as `evaluate_tiny talk` does. Raises EngineError.
+    SCHEMES. A scheme's file is written from the plain weights. If the engine refuses a scheme, its reason is reported.
+    `override` goes to every engine (Hydra's grammar). Needs a checkout and eSpeak NG, as `evaluate_tiny talk` does.
+    Raises EngineError.
     """
     names = [name.strip() for name in schemes.split(",") if name.strip()]
     if clips < 1 or not names:
         hint = f"1 clip or more, of {', '.join(SCHEMES)}"
         raise RequestError(f"{clips} clips, {len(names)} schemes", field="evaluate_tiny quant", hint=hint)
-    # A LoRA that waits beside the weights would be counted with them.
-    given = ("model=tiny", "device=cpu", "model.turbo.loras=[]", *override)
-    with opened(given, clips=clips, long=1, seed=seed, sizes=read_sizes(SIZES), name="evaluate_tiny quant") as studio:
+    # A LoRA that is attached would be counted with the weights.
+    overrides = ("model=tiny", "device=cpu", "model.turbo.loras=[]", *override)
+    with opened(
+        overrides, clips=clips, long=1, seed=seed, sizes=read_sizes(SIZES), name="evaluate_tiny quant"
+    ) as studio:
         weights = locate_weights(studio.service.config, installed())
-        plain, seen = _film(studio, "none")
+        plain, recorded = _film(studio, "none")
         report: dict[str, Any] = {
             "bench": "quant",
-            "settings": {"seed": seed, "clips": clips, "overrides": list(given), **machine(weights)},
+            "settings": {"seed": seed, "clips": clips, "overrides": list(overrides), **machine(weights)},
             "plain": plain,
             "schemes": {},
             "refused": {},
@@ -108,15 +110,15 @@ def run(
                 continue
             figures, others = _film(studio.again(quantised), scheme)
             quantised.close()
-            report["schemes"][scheme] = _against(plain, figures) | _errors(studio, seen, others)
+            report["schemes"][scheme] = _against(plain, figures) | _errors(studio, recorded, others)
     return report
 
 
 def prepare_scheme(scheme: str, weights: Path, folder: Path) -> tuple[str, ...]:
-    """Write a folder of weights for `scheme` and return what has an engine read it. Raises MissingExtra."""
-    chosen = SCHEMES.get(scheme, Scheme(scheme))
-    quant = quoted("quant", chosen.quant)
-    if chosen.write is None:
+    """Write a folder of weights for `scheme` and return the overrides to read it. Raises MissingExtra."""
+    selected = SCHEMES.get(scheme, Scheme(scheme))
+    quant = quoted("quant", selected.quant)
+    if selected.write is None:
         return (quant,)
     target = folder / scheme
     target.mkdir()
@@ -125,7 +127,7 @@ def prepare_scheme(scheme: str, weights: Path, folder: Path) -> tuple[str, ...]:
             (target / part.name).symlink_to(part.absolute())
     (target / "config.json").write_bytes((weights / "transformer" / "config.json").read_bytes())
     state, modules = _published(weights / "transformer")
-    chosen.write(target, state, modules)
+    selected.write(target, state, modules)
     return (quant, "source=volume", quoted("source.path", str(folder)), quoted("model.folder", scheme))
 
 
@@ -139,12 +141,12 @@ def _published(folder: Path) -> tuple[State, list[str]]:
     return state, modules
 
 
-# --- what is seen -----------------------------------------------------------------------------------------------------
+# --- recording --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Seen:
-    """What the network made of one clip: outputs of the first step's forwards, the final latents, the frames."""
+class Recorded:
+    """Results for one clip: outputs of the first step's forwards, the final latents, the frames."""
 
     outputs: list[Tensor]
     latents: Tensor
@@ -154,11 +156,11 @@ class Seen:
 
 @dataclass
 class _Watch:
-    """A codec that works as `codec` does, and keeps what `model` makes; each clip is one window."""
+    """A codec that works like `codec`, and records the results of `model`; each clip is one window."""
 
     codec: LatentCodec
     steps: int
-    seen: list[Seen] = field(default_factory=list)
+    recorded: list[Recorded] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -170,14 +172,14 @@ class _Watch:
     def decode(self, latents: Tensor, *, cancel: CancelToken | None = None) -> Tensor:
         pixels = self.codec.decode(latents, cancel=cancel)
         frames = ((pixels + 1) * 127.5).permute(1, 2, 3, 0).cpu().numpy()
-        # All of them see the same noise: what comes later is heard through what came before.
-        self.seen.append(Seen(self.outputs[: len(self.outputs) // self.steps], latents.clone(), frames))
+        # The first step has the same noise for all; later steps depend on earlier ones.
+        self.recorded.append(Recorded(self.outputs[: len(self.outputs) // self.steps], latents.clone(), frames))
         self.outputs.clear()
         return pixels
 
 
-def _film(studio: Studio, scheme: str) -> tuple[dict[str, Any], list[Seen]]:
-    """Film the clips of one and of two people; return the figures, and what the network made in that order."""
+def _film(studio: Studio, scheme: str) -> tuple[dict[str, Any], list[Recorded]]:
+    """Generate the clips of one and of two people; return the figures, and the network's results in that order."""
     model = studio.service.engine.load().model
     watch = _Watch(model.codec, studio.service.config.sampler.steps)
     model.codec = watch
@@ -190,29 +192,29 @@ def _film(studio: Studio, scheme: str) -> tuple[dict[str, Any], list[Seen]]:
         "seconds": round(perf_counter() - began, 1),
         "one": {name: one[name] for name in ("mean", "worst", "lag_share")},
         "two": {name: two[name] for name in ("own_mean", "own_worst", "cross_mean", "margin")},
-    }, watch.seen
+    }, watch.recorded
 
 
 def record_forwards(network: nn.Module, outputs: list[Tensor]) -> None:
-    """Have a transformer append to `outputs` what each of its forwards makes, as float32."""
+    """Make a transformer append the output of each of its forwards to `outputs`, as float32."""
 
-    def hear(_network: nn.Module, _given: Any, made: Any) -> None:
-        # The network embeds conditions as well.
-        if not isinstance(made, TransformerConditions):
-            outputs.append(made[0].float())
+    def hear(_network: nn.Module, _inputs: Any, output: Any) -> None:
+        # The network also embeds conditions.
+        if not isinstance(output, TransformerConditions):
+            outputs.append(output[0].float())
 
     network.register_forward_hook(hear)
 
 
 def weight_bytes(network: nn.Module) -> int:
-    """Return the bytes that a network's parameters take in memory, quantised ones with their scales."""
+    """Return the bytes of a network's parameters in memory, quantised ones with their scales."""
     return sum(map(_bytes, network.parameters()))
 
 
 def _bytes(tensor: Any) -> int:
     if not hasattr(tensor, "__tensor_flatten__"):
         return int(tensor.nbytes)
-    # What torchao keeps says nothing of itself: it is made of other tensors.
+    # torchao's tensors do not report their size: they consist of other tensors.
     parts, _ = tensor.__tensor_flatten__()
     return sum(_bytes(getattr(tensor, part)) for part in parts)
 
@@ -221,7 +223,7 @@ def _bytes(tensor: Any) -> int:
 
 
 def _against(plain: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the figures, and by how much they are below those of the plain weights."""
+    """Return the figures, and how much lower they are than those of the plain weights."""
     less = {
         "one": minus(plain["one"]["mean"], figures["one"]["mean"]),
         "two": minus(plain["two"]["own_mean"], figures["two"]["own_mean"]),
@@ -230,14 +232,14 @@ def _against(plain: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, 
     return {**figures, "share": round(figures["bytes"] / plain["bytes"], 4), "less": less}
 
 
-def _errors(studio: Studio, plain: Sequence[Seen], quantised: Sequence[Seen]) -> dict[str, Any]:
-    """Return relative errors of forwards and latents, and how far the frames are from the plain ones, in dB."""
+def _errors(studio: Studio, plain: Sequence[Recorded], quantised: Sequence[Recorded]) -> dict[str, Any]:
+    """Return relative errors of forwards and latents, and the frames' PSNR to the plain ones in dB."""
     rows = []
     for case, one, other in zip((*studio.one_cases, *studio.two_cases), plain, quantised, strict=True):
         forwards = [relative_error(*pair) for pair in zip(one.outputs, other.outputs, strict=True)]
-        # Frame 0 is the given picture, which the codec alone makes.
-        given = np.rint(one.frames[1:]).astype(np.uint8)
-        frames = codec_errors(given, other.frames[1:], case.mouths[:, 1:])
+        # Frame 0 is the source picture, which depends only on the codec.
+        original = np.rint(one.frames[1:]).astype(np.uint8)
+        frames = codec_errors(original, other.frames[1:], case.mouths[:, 1:])
         rows.append(
             {
                 "forward": mean(forwards),
@@ -249,9 +251,9 @@ def _errors(studio: Studio, plain: Sequence[Seen], quantised: Sequence[Seen]) ->
     return {"error": {name: mean(row[name] for row in rows) for name in rows[0]}}
 
 
-def relative_error(wanted: Tensor, given: Tensor) -> float:
-    """Return the norm of what differs in parts of the norm of what is wanted."""
-    return float((given - wanted).norm() / wanted.norm())
+def relative_error(expected: Tensor, actual: Tensor) -> float:
+    """Return the norm of the difference, relative to the norm of `expected`."""
+    return float((actual - expected).norm() / expected.norm())
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -266,10 +268,10 @@ def table(report: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
         f"| `none` | {plain['bytes'] / 1e6:.2f} | 1 | – | – | – | – | {one:.3f} | {two:.3f} | {bound:.3f} |",
     ]
-    for name, found in report["schemes"].items():
-        error, less = found["error"], found["less"]
+    for name, figures in report["schemes"].items():
+        error, less = figures["error"], figures["less"]
         rows.append(
-            f"| `{name}` | {found['bytes'] / 1e6:.2f} | {found['share']:.2f} | {error['forward']:.2%} "
+            f"| `{name}` | {figures['bytes'] / 1e6:.2f} | {figures['share']:.2f} | {error['forward']:.2%} "
             f"| {error['latents']:.2%} | {error['psnr']:.1f} | {error['psnr_mouth']:.1f} "
             f"| {-less['one']:+.4f} | {-less['two']:+.4f} | {-less['margin']:+.4f} |"
         )
@@ -277,9 +279,9 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def write_table(root: Path = Path()) -> None:
-    """Write the table of the measured report into the page, between its two marks."""
+    """Write the table of the measured report into the page, between its two markers."""
     page = root / PAGE
     begin, _, rest = page.read_text("utf-8").partition("<!-- quant -->\n")
     _, _, end = rest.partition("<!-- /quant -->")
-    told = table(json.loads((root / MEASURED).read_text("utf-8")))
-    page.write_text(f"{begin}<!-- quant -->\n{told}\n<!-- /quant -->{end}", "utf-8")
+    text = table(json.loads((root / MEASURED).read_text("utf-8")))
+    page.write_text(f"{begin}<!-- quant -->\n{text}\n<!-- /quant -->{end}", "utf-8")

@@ -1,4 +1,4 @@
-"""Plain tensors -> files as quantised transformers are published: optimum-quanto's with their map, and GGUF."""
+"""Write plain tensors as published quantised transformers: optimum-quanto's files with their map, and GGUF."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def as_quanto(state: Mapping[str, Tensor], modules: Iterable[str], dtype: torch.
     """Return a state dict as optimum-quanto stores it, with the weights of `modules` as int8 or float8_e4m3fn."""
     stored = dict(state)
     for module in modules:
-        kept = quantise(stored.pop(f"{module}.weight"), dtype)
-        stored |= {f"{module}.weight._data": kept.data, f"{module}.weight._scale": kept.scale}
+        quantised = quantise(stored.pop(f"{module}.weight"), dtype)
+        stored |= {f"{module}.weight._data": quantised.data, f"{module}.weight._scale": quantised.scale}
         stored |= {f"{module}.input_scale": torch.ones(()), f"{module}.output_scale": torch.ones(())}
     return stored
 
@@ -30,15 +30,15 @@ def as_quanto(state: Mapping[str, Tensor], modules: Iterable[str], dtype: torch.
 def write_quanto(folder: Path, state: Mapping[str, Tensor], modules: Iterable[str], dtype: torch.dtype) -> None:
     """Write a transformer and its quantisation map into `folder`, as `as_quanto` stores it."""
     kind, name = _KINDS[dtype]
-    listed = list(modules)
+    names = list(modules)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(as_quanto(state, listed, dtype), folder / f"dit_model_{name}.safetensors")
-    told = {module: {"weights": kind, "activations": "none"} for module in listed}
-    (folder / f"dit_model_map_{name}.json").write_text(json.dumps(told), "utf-8")
+    save_file(as_quanto(state, names, dtype), folder / f"dit_model_{name}.safetensors")
+    quantisation_map = {module: {"weights": kind, "activations": "none"} for module in names}
+    (folder / f"dit_model_map_{name}.json").write_text(json.dumps(quantisation_map), "utf-8")
 
 
 def write_gguf(path: Path, state: Mapping[str, Tensor], kind: str = "Q8_0") -> None:
-    """Write a GGUF file as converters of Wan's weights do: matrices packed as `kind` where their rows divide into it.
+    """Write a GGUF file as converters of Wan's weights do: matrices packed as `kind` if their rows are divisible.
 
     `state` is float32. Raises MissingExtra without gguf.
     """
@@ -52,7 +52,7 @@ def write_gguf(path: Path, state: Mapping[str, Tensor], kind: str = "Q8_0") -> N
     for name, tensor in state.items():
         values = tensor.numpy()
         if values.ndim > 4:
-            # The format knows four dimensions; the others are noted beside it.
+            # The format has four dimensions; more are stored in a field.
             writer.add_array(f"comfy.gguf.orig_shape.{name}", list(values.shape))
             values = values.reshape(values.shape[0], -1)
         elif values.ndim == 2 and values.shape[1] % block == 0:

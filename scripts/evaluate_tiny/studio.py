@@ -1,4 +1,4 @@
-"""What the kinds of a run of `evaluate_tiny talk` share: a service, clips, progress and raw figures."""
+"""What all kinds of a run of `evaluate_tiny talk` share: a service, clips, progress and raw figures."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from typing import Any
 from engine import EngineService
 from engine.assembly.escape import override as quoted
 from engine.errors import RequestError
-from engine.evaluation.frames import read_film
+from engine.evaluation.frames import read_video
 from engine.evaluation.metrics import Pictures, Row
 from engine.files.atomic import write
 from scripts.evaluate_tiny.cases import FPS, Case, find_cases
-from scripts.evaluate_tiny.films import Film, film, judge, liveliness
+from scripts.evaluate_tiny.films import GeneratedVideo, generate_video, liveliness, mouth_rows
 from scripts.train_tiny import clips
 
 #: Frames of a clip: one window of the embedded model.
 FRAMES = 81
-#: Seeds that a group of clips has to itself.
+#: Number of seeds reserved for a group of clips.
 _SEEDS = 100_000
 _GROUPS = ("one", "two", "silent", "fps", "long", "real", "vae", "detector", "speed", "long_voice_1", "long_voice_2")
-#: Cases between two lines of progress.
+#: Number of cases between two lines of progress.
 _LINE = 10
 
 
 @dataclass(frozen=True)
 class Group:
-    """Clips that were filmed as they are meant, and what was seen in each."""
+    """Clips with their own voices, and the measurements of each."""
 
     cases: list[Case]
-    seen: list[tuple[Row, ...]]
-    #: How much heads move in each film, and in what was drawn.
+    rows_by_clip: list[tuple[Row, ...]]
+    #: How much heads move in each video, and in the drawn clip.
     moves: list[float]
     drawn: list[float]
     forwards: int
 
     @property
     def rows(self) -> list[Row]:
-        """All mouths."""
-        return [row for rows in self.seen for row in rows]
+        """Measurements of all mouths."""
+        return [row for rows in self.rows_by_clip for row in rows]
 
 
 @dataclass
 class Studio:
-    """Films cases with one service, which was booted with `overrides`; `folder` is temporary."""
+    """Generates videos of cases with one service, started with `overrides`; `folder` is temporary."""
 
     service: EngineService
     folder: Path
@@ -64,7 +64,7 @@ class Studio:
     #: Seconds of a long voice, and the folder in which its videos are kept, if any.
     long_voice: int = 60
     keep: Path | None = None
-    #: What lines of progress begin with.
+    #: Prefix of progress lines.
     name: str = "evaluate_tiny"
     #: Raw figures by kind, and the file in which they are kept, if any.
     details_file: Path | None = None
@@ -75,16 +75,16 @@ class Studio:
     #: What the figures depend on.
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def cases(self, group: str, count: int, **wanted: Any) -> list[Case]:
-        """Return the first `count` cases of `group` that are as `wanted`; see `find_cases`."""
+    def cases(self, group: str, count: int, **choices: Any) -> list[Case]:
+        """Return the first `count` cases of `group` that fit `choices`; see `find_cases`."""
         first = self.seed + _SEEDS * _GROUPS.index(group)
         self.say(f"{group}: drawing, {count} in all")
-        settings: dict[str, Any] = {"sizes": self.sizes, "frames": FRAMES} | wanted
+        settings: dict[str, Any] = {"sizes": self.sizes, "frames": FRAMES} | choices
         return find_cases(first, count, self.folder / group, **settings)
 
     @cached_property
     def one_cases(self) -> list[Case]:
-        """One person each, every class of skin as often as another."""
+        """One person each, with all skin classes equally frequent."""
         return self.cases("one", self.clips, people=1, even=True)
 
     @cached_property
@@ -93,19 +93,19 @@ class Studio:
         return self.cases("two", self.clips, people=2)
 
     def again(self, service: EngineService) -> Studio:
-        """Return a studio that films the same `one_cases` and `two_cases` with another service."""
+        """Return a studio that uses the same `one_cases` and `two_cases` with another service."""
         other = replace(self, service=service, details={})
         other.one_cases, other.two_cases = self.one_cases, self.two_cases
         return other
 
     @cached_property
     def one(self) -> Group:
-        """The films of `one_cases`."""
+        """The measurements of `one_cases`."""
         return self._standard("one", self.one_cases)
 
     @cached_property
     def two(self) -> Group:
-        """The films of `two_cases`, with people in the default halves."""
+        """The measurements of `two_cases`, with people in the default halves."""
         return self._standard("two", self.two_cases)
 
     def drawn(self, case: Case) -> Pictures:
@@ -115,12 +115,12 @@ class Studio:
         ).frames
         return frames
 
-    def film(self, case: Case, **choices: Any) -> Film:
-        """See `talk_films.film`."""
-        return film(self.service, case, **choices)
+    def generate(self, case: Case, **choices: Any) -> GeneratedVideo:
+        """See `films.generate_video`."""
+        return generate_video(self.service, case, **choices)
 
     def each(self, kind: str, cases: Sequence[Case], *, line: int = _LINE) -> Iterator[Case]:
-        """Yield the cases and tell on stderr how far it is, every `line` of them."""
+        """Yield the cases and print progress to stderr after every `line` of them."""
         began = perf_counter()
         for number, case in enumerate(cases, 1):
             yield case
@@ -128,7 +128,7 @@ class Studio:
                 self.say(f"{kind}: {number} of {len(cases)} clips, {perf_counter() - began:.0f} s")
 
     def say(self, line: str) -> None:
-        """Tell how it goes."""
+        """Print a line of progress."""
         print(f"{self.name}: {line}", file=sys.stderr, flush=True)
 
     def is_over(self) -> bool:
@@ -160,24 +160,24 @@ class Studio:
             write(self.details_file, json.dumps({"settings": dict(self.settings), **self.details}).encode())
 
     def note(self, kind: str, rows: Iterable[Row], **more: Any) -> None:
-        """Keep raw figures."""
+        """Add raw figures."""
         self.details.setdefault(kind, []).extend(asdict(row) | more for row in rows)
 
     def _standard(self, kind: str, cases: list[Case]) -> Group:
-        seen, moves, drawn, forwards = [], [], [], 0
+        rows, moves, drawn, forwards = [], [], [], 0
         for case in self.each(kind, cases):
-            made = self.film(case)
-            seen.append(judge(made.frames, case, fps=FPS))
-            moves.append(liveliness(made.frames, case))
-            drawn.append(liveliness(read_film(case.rendered), case))
-            forwards += made.plan.forwards
-            self.note(kind, seen[-1], moves=moves[-1], drawn=drawn[-1])
-        return Group(cases, seen, moves, drawn, forwards)
+            video = self.generate(case)
+            rows.append(mouth_rows(video.frames, case, fps=FPS))
+            moves.append(liveliness(video.frames, case))
+            drawn.append(liveliness(read_video(case.rendered), case))
+            forwards += video.plan.forwards
+            self.note(kind, rows[-1], moves=moves[-1], drawn=drawn[-1])
+        return Group(cases, rows, moves, drawn, forwards)
 
 
 @contextmanager
 def opened(overrides: Sequence[str], **settings: Any) -> Iterator[Studio]:
-    """Open a studio with a service of these `overrides` and a disk for its films, in a temporary folder.
+    """Open a studio with a service with these `overrides`, which writes its videos to a temporary folder.
 
     `settings` are the other fields of Studio. Raises EngineError.
     """

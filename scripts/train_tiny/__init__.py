@@ -1,1 +1,1 @@
-"""Train the embedded model from nothing: its data, its trainings in order, its evaluation."""
+"""Train the embedded model from scratch: its data, its trainings in order, its evaluation."""

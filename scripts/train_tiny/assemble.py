@@ -4,8 +4,8 @@
     multitalk generate model=tiny source=volume source.path=OUT ...
 
 Transformer, tokenizer, text and image encoder come from the transformer's training; audio encoder and autoencoder are
-those its latents were encoded with, unless a decoder that was trained further is given. Everything is float16, in
-files of at most 8 MB; the folder is loaded by the engine before this says that it is done.
+those with which its latents were encoded, unless a decoder that was trained further is given. Everything is float16, in
+files of at most 8 MB; the engine loads the folder as a check at the end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LARGEST = 8 * 2**20 - 2**15
 
 
 def assemble(out: Path, *, run: Path, data: Path, vae: Path | None = None, loras: Path | None = None) -> int:
-    """Write `out` anew and return the size of its files in bytes.
+    """Write a new `out` and return the size of its files in bytes.
 
     `run` holds {transformer,text_encoder,image_encoder,tokenizer}, `data` {vae,audio_encoder}; `loras` is a folder of
     safetensors files. Raises ValueError for an autoencoder whose encoder has other weights than the one the
@@ -50,7 +50,7 @@ def assemble(out: Path, *, run: Path, data: Path, vae: Path | None = None, loras
         "audio_encoder": Wav2Vec2Model.from_pretrained(data / "audio_encoder"),
     }
     if out.exists():
-        # A file of an earlier shape (one shard more) would be shipped along.
+        # An old file (one more shard) would otherwise be shipped, too.
         if not (out / "model_index.json").is_file():
             raise ValueError(f"{out} is there and is not a model; choose another folder")
         shutil.rmtree(out)
@@ -69,24 +69,24 @@ def assemble(out: Path, *, run: Path, data: Path, vae: Path | None = None, loras
             shutil.copy(file, out / "loras" / file.name)
     _write_index(out / "model_index.json", {name: type(part).__name__ for name, part in parts.items()})
     for path in out.rglob("*.*"):
-        # safetensors keeps its files to their owner; these become part of a package.
+        # safetensors makes files readable only by their owner; these become part of a package.
         path.chmod(0o644)
     load_model(out, device="cpu", dtype="float32").close()
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 
-def _with_its_statistics(given: Any, trained_with: Any) -> Any:
+def _with_its_statistics(vae: Any, trained_with: Any) -> Any:
     """Return `given` with the statistics by which the training normalised: a new measurement differs in digits."""
     old = trained_with.state_dict()
-    for name, tensor in given.state_dict().items():
+    for name, tensor in vae.state_dict().items():
         if name.startswith(("encoder.", "quant_conv.")) and not torch.equal(tensor.half(), old[name].half()):
             raise ValueError(f"the autoencoder's {name} is not the one that the transformer's latents were made with")
-    given.register_to_config(latents_mean=trained_with.config.latents_mean, latents_std=trained_with.config.latents_std)
-    return given
+    vae.register_to_config(latents_mean=trained_with.config.latents_mean, latents_std=trained_with.config.latents_std)
+    return vae
 
 
 def _forget_origin(path: Path) -> None:
-    # diffusers notes the folder that a part was read from, which means nothing on another machine.
+    # diffusers stores the folder from which a part was read, which is meaningless on another machine.
     config = json.loads(path.read_text("utf-8"))
     config.pop("_name_or_path", None)
     path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
@@ -116,9 +116,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the clips it was trained on")
     parser.add_argument("--vae", type=Path, help="autoencoder with the same encoder and a better decoder")
     parser.add_argument("--loras", type=Path, help="folder of LoRA files")
-    given = parser.parse_args()
-    size = assemble(given.out, run=given.run, data=given.data, vae=given.vae, loras=given.loras)
-    print(f"{given.out}: {size / 2**20:.1f} MiB")
+    arguments = parser.parse_args()
+    size = assemble(arguments.out, run=arguments.run, data=arguments.data, vae=arguments.vae, loras=arguments.loras)
+    print(f"{arguments.out}: {size / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":

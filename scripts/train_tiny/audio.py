@@ -1,4 +1,4 @@
-"""Train the audio encoder: a small wav2vec 2.0 that regresses what a mouth does, so that its layers hold it.
+"""Train the audio encoder: a small wav2vec 2.0 that regresses the mouth's movement, so that its layers contain it.
 
     python -m scripts.train_tiny.audio --run FOLDER [--steps N]
 
@@ -44,13 +44,13 @@ CONFIG = Wav2Vec2Config(
     vocab_size=32,
 )
 FPS = 25
-#: Opening, width, level, and their change; the two first count most.
+#: Weights of opening, width, level, and their change; the first two count most.
 WEIGHTS = torch.tensor([4.0, 2.0, 1.0, 1.0])
 _POOL = 400
 
 
 class Regressor(nn.Module):
-    """The encoder with a linear reading of all its layers, as the transformer's audio projection will read them."""
+    """The encoder with a linear head on all its layers, like the transformer's audio projection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Regressor(nn.Module):
 
 
 def targets(voice: Voice, frames: int) -> npt.NDArray[np.float32]:
-    """Return (frames, 4): what a mouth does at each frame's time, and how loud it is."""
+    """Return (frames, 4): the mouth at each frame's time, and the loudness."""
     # The middle of a native frame's time, as the clips are drawn.
     at = np.arange(frames) / FPS + 0.5 / FPS
     opening = voice.opening(at)
@@ -88,14 +88,14 @@ def targets(voice: Voice, frames: int) -> npt.NDArray[np.float32]:
 def batch(voices: list[Voice], frames: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Cut one stretch of `frames` from each voice: normalised samples (B, S), targets (B, frames, 4)."""
     length = frames * SAMPLE_RATE // FPS
-    inputs, wanted = [], []
+    inputs, expected = [], []
     for voice in voices:
         start = int(rng.integers(0, (len(voice.samples) - length) // 640 + 1)) * 640
         samples = voice.samples[start : start + length]
         inputs.append((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7))
         whole = targets(voice, len(voice.samples) * FPS // SAMPLE_RATE)
-        wanted.append(whole[start // 640 : start // 640 + frames])
-    return torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(wanted))
+        expected.append(whole[start // 640 : start // 640 + frames])
+    return torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(expected))
 
 
 @torch.no_grad()
@@ -138,9 +138,9 @@ def train(run: Path, *, steps: int, seed: int, rate: float = 2e-3) -> None:
         for group in optimiser.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
         frames = int(rng.choice((33, 49, 81)))
-        chosen = [pool[int(rng.integers(len(pool)))] for _ in range(12)]
-        inputs, wanted = batch(chosen, frames, rng)
-        loss = ((model(inputs, frames) - wanted).square() * WEIGHTS).mean()
+        sample = [pool[int(rng.integers(len(pool)))] for _ in range(12)]
+        inputs, targets = batch(sample, frames, rng)
+        loss = ((model(inputs, frames) - targets).square() * WEIGHTS).mean()
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -169,9 +169,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    train(given.run, steps=given.steps, seed=given.seed)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    train(arguments.run, steps=arguments.steps, seed=arguments.seed)
 
 
 if __name__ == "__main__":

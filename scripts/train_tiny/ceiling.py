@@ -1,9 +1,9 @@
-"""Measure what the autoencoder alone leaves of mouths: clips drawn, coded and decoded, with no network between.
+"""Measure how well the autoencoder alone keeps mouths: clips are drawn, encoded and decoded, without the transformer.
 
     python -m scripts.train_tiny.ceiling --vae RUN/vae
 
-Prints one line of JSON a frame rate: the correlation of mouths with the truth as drawn and as decoded, by class of
-skin, and how much mouths move that are to be still. No generated video can follow a voice better than that.
+Prints one line of JSON per frame rate: the correlation of mouths with the truth, drawn and decoded, by skin class, and
+how much still mouths move. No generated video can follow a voice better than that.
 """
 
 from __future__ import annotations
@@ -45,13 +45,15 @@ def measure(codec: WanCodec, fps: float, clips: int) -> dict[str, Any]:
     for number in range(clips):
         size = SIZES[number % len(SIZES)]
         clip = make_clip(FIRST + number, frames=FRAMES, fps=fps, size=size, split="held_out")
-        given, made = (mouth_openings(frames, clip.mouth_boxes[:, 0]) for frames in (clip.frames, code(codec, clip)))
+        original, coded = (
+            mouth_openings(frames, clip.mouth_boxes[:, 0]) for frames in (clip.frames, code(codec, clip))
+        )
         for person, truth in enumerate(clip.openings[:, 1:]):
             if clip.silent[person]:
-                still.append((float(given[person].std()), float(made[person].std())))
+                still.append((float(original[person].std()), float(coded[person].std())))
             elif truth.std() > SPEAKS:
-                drawn.append(correlation(given[person, 1:], truth))
-                decoded[clip.skins[person]].append(correlation(made[person, 1:], truth))
+                drawn.append(correlation(original[person, 1:], truth))
+                decoded[clip.skins[person]].append(correlation(coded[person, 1:], truth))
     mouths = [value for values in decoded.values() for value in values]
     return {
         "fps": fps,
@@ -69,10 +71,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, required=True, help="finished autoencoder's folder")
     parser.add_argument("--clips", type=int, default=14)
-    given = parser.parse_args()
-    codec = WanCodec(AutoencoderKLWan.from_pretrained(given.vae, torch_dtype=torch.float32).train(False))
+    arguments = parser.parse_args()
+    codec = WanCodec(AutoencoderKLWan.from_pretrained(arguments.vae, torch_dtype=torch.float32).train(False))
     for fps in RATES:
-        print(json.dumps(measure(codec, fps, given.clips)), flush=True)
+        print(json.dumps(measure(codec, fps, arguments.clips)), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from engine.evaluation.voices import REST_WIDTH, Floats, Voice
 from scripts.train_tiny.people import Mouth
-from scripts.train_tiny.scene import MOOD_SECONDS, Scene, draw, prompt, random_scene
+from scripts.train_tiny.scene import MOOD_SECONDS, DrawnScene, draw, prompt, random_scene
 from scripts.train_tiny.speech import Speak, Split, say, silence
 
 #: A mouth is drawn as it is in the middle of a native frame's time (25 fps), at every frame rate: the engine's audio
@@ -38,7 +38,7 @@ class Clip:
     face_boxes: Floats
     skins: tuple[int, ...]
     prompt: str
-    scene: Scene
+    scene: DrawnScene
     shut_first: bool
     silent: tuple[bool, ...]
 
@@ -72,8 +72,8 @@ def make_clip(
     scene = random_scene(seed, size, people, split)
     count = len(scene.people)
     seconds = frames / fps
-    heard = np.arange(frames) / fps + SAMPLED_AT
-    voices = [_speaking(rng, seconds, heard, split, speak) for _ in range(count)]
+    seconds_shown = np.arange(frames) / fps + SAMPLED_AT
+    voices = [_speaking(rng, seconds, seconds_shown, split, speak) for _ in range(count)]
     manner = rng.random()
     silent = [False] * count
     if count == 1 and split == "train" and manner < ALONE_SILENT:
@@ -86,12 +86,12 @@ def make_clip(
         first = int(rng.integers(2))
         voices[first] = voices[first].during(-1, change)
         voices[1 - first] = voices[1 - first].during(change, seconds + 1)
-    openings = np.stack([voice.opening(heard) for voice in voices])
-    widths = np.stack([voice.width(heard) for voice in voices])
+    openings = np.stack([voice.opening(seconds_shown) for voice in voices])
+    widths = np.stack([voice.width(seconds_shown) for voice in voices])
     shut_first = bool(rng.random() < 0.4)
     if shut_first:
-        grown = np.clip(np.arange(frames) / fps / 0.08, 0, 1).astype(np.float32)
-        openings, widths = openings * grown, REST_WIDTH + (widths - REST_WIDTH) * grown
+        fade_in = np.clip(np.arange(frames) / fps / 0.08, 0, 1).astype(np.float32)
+        openings, widths = openings * fade_in, REST_WIDTH + (widths - REST_WIDTH) * fade_in
     start = 0.0 if rng.random() < 0.5 else float(rng.uniform(MOOD_SECONDS, 30))
     times = start + np.arange(frames) / fps
     pictures = [
@@ -118,11 +118,11 @@ def make_clip(
 
 
 def _speaking(
-    rng: np.random.Generator, seconds: float, heard: npt.NDArray[np.float64], split: Split, speak: Speak
+    rng: np.random.Generator, seconds: float, times: npt.NDArray[np.float64], split: Split, speak: Speak
 ) -> Voice:
     """Return a voice that says something in the clip: a clip of one pause teaches nothing."""
     for _ in range(5):
         voice = speak(int(rng.integers(1 << 31)), seconds, split)
-        if float(voice.opening(heard).std()) > 0.15:
+        if float(voice.opening(times).std()) > 0.15:
             break
     return voice

@@ -37,7 +37,7 @@ CELL = 8
 
 
 @dataclass(frozen=True)
-class Case:
+class ClipUse:
     """How a clip is used once: `length` latent frames of it, the first `known` of them given where it continues."""
 
     mode: Mode
@@ -85,7 +85,7 @@ def draw_shares(clips: Sequence[Facts]) -> npt.NDArray[np.float64]:
     return shares
 
 
-def draw_case(facts: Facts, mode: Mode, share: float, rng: np.random.Generator) -> Case:
+def draw_case(facts: Facts, mode: Mode, share: float, rng: np.random.Generator) -> ClipUse:
     """Draw how to use a clip when `share` of the training is done: at first mostly short pieces, many for the time."""
     whole = 1 + (facts.plan.frames - 1) // TEMPORAL
     limit = 5 if share < 0.5 and rng.random() < 0.7 else 9 if share < 0.75 else whole
@@ -97,7 +97,7 @@ def draw_case(facts: Facts, mode: Mode, share: float, rng: np.random.Generator) 
     known = 1 + (motion - 1) // TEMPORAL
     sigma = 1 / (1 + math.exp(-float(rng.standard_normal())))
     boxes = bool(rng.random() < 0.4)
-    return Case(
+    return ClipUse(
         mode=mode,
         length=min(whole, max(limit, known + 2)),
         known=known if mode != "first" else 0,
@@ -109,7 +109,7 @@ def draw_case(facts: Facts, mode: Mode, share: float, rng: np.random.Generator) 
     )
 
 
-def make_example(sample: Sample, case: Case, rng: np.random.Generator, generator: torch.Generator) -> Example:
+def make_example(sample: Sample, case: ClipUse, rng: np.random.Generator, generator: torch.Generator) -> Example:
     """Make what the engine's encode and denoise stages would give the network at this time of this window."""
     plan, clean = sample.facts.plan, sample.latents[:, : case.length]
     frames = 1 + TEMPORAL * (case.length - 1)
@@ -122,16 +122,16 @@ def make_example(sample: Sample, case: Case, rng: np.random.Generator, generator
         # The autoencoder is causal, so that history encoded alone has the latents the whole window begins with.
         noisy[:, : case.known] = clean[:, : case.known]
     continued = case.mode == "continued"
-    given = (sample.continued if continued else sample.reference)[:, : case.length]
+    condition = (sample.continued if continued else sample.reference)[:, : case.length]
     mask = frame_mask(plan.motion if continued else 1, frames, TEMPORAL)
-    mask = mask[:, :, None, None].expand(-1, -1, *given.shape[2:])
+    mask = mask[:, :, None, None].expand(-1, -1, *condition.shape[2:])
     voices, masks = sample.voices, None
     if case.audio and len(voices) > 1:
         order = [1, 0] if case.exchanged else [0, 1]
         voices = voices[order]
         masks = speaker_masks(plan.size, sample.boxes[order] if case.boxes else None, len(voices), rng)
     return Example(
-        inputs=torch.cat([noisy, mask, given])[None],
+        inputs=torch.cat([noisy, mask, condition])[None],
         timestep=torch.tensor([1000 * case.sigma]),
         windows=audio_windows(voices, plan.offset, frames, plan.fps, NATIVE_FPS) if case.audio else None,
         masks=masks,

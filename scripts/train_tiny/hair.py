@@ -17,7 +17,7 @@ EARS_HIDDEN = frozenset(("long", "bob", "scarf"))
 
 
 def mix(one: Colour, other: Colour, part: float) -> Colour:
-    """Return `one` with `part` (0 to 1) of `other`."""
+    """Return `one` blended with `part` (0 to 1) of `other`."""
     red, green, blue = (round(a + (b - a) * part) for a, b in zip(one, other, strict=True))
     return red, green, blue
 
@@ -28,7 +28,7 @@ def distance(one: Colour, other: Colour) -> float:
 
 
 def draw_behind(fill: Fill, disc: Disc, style: str, outline: Points, colours: Mapping[str, Colour]) -> None:
-    """Draw what lies behind head and shoulders."""
+    """Draw what is behind head and shoulders."""
     half = float(outline[:, 0].max())
     colour = colours["hair"]
     if style in ("long", "bob"):
@@ -54,7 +54,7 @@ def draw_behind(fill: Fill, disc: Disc, style: str, outline: Points, colours: Ma
 
 
 def draw_front(fill: Fill, disc: Disc, style: str, outline: Points, turn: float, colours: Mapping[str, Colour]) -> None:
-    """Draw what lies on the head; `turn` moves the hairline with the face."""
+    """Draw what is on the head; `turn` moves the hairline with the face."""
     half = float(outline[:, 0].max())
     colour = colours["hair"]
     across = np.linspace(-1, 1, 17)

@@ -2,9 +2,9 @@
 
     python -m scripts.train_tiny.latents --vae RUN/vae --audio RUN/audio_encoder --out LATENTS --seeds 0 800
 
-Shards of 20 clips, each a safetensors file and, written last, a JSON file of the same name. A shard that is there is
-skipped, so that a run resumes, and several processes can share the work by disjoint ranges of seeds. Autoencoder and
-audio encoder are given as finished folders or as checkpoints of their trainings (.pt) and kept in LATENTS.
+Shards have 20 clips each: a safetensors file and, written last, a JSON file of the same name. Existing shards are
+skipped, so that a run resumes, and several processes can share the work with disjoint ranges of seeds. Autoencoder and
+audio encoder are finished folders or checkpoints of their trainings (.pt), and are kept in LATENTS.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from scripts.train_tiny import audio, vae
 from scripts.train_tiny.clips import make_clip
 from scripts.train_tiny.speech import Speak, Split, say
 
-#: Frames a second at which voices become features, whatever the clip's own rate.
+#: Frame rate of voice features, independent of the clip's own rate.
 NATIVE_FPS = 25.0
 SHARD = 20
 #: Frames of history that a continued window begins with.
@@ -45,7 +45,7 @@ HELD_OUT = 800_000_000
 
 
 @dataclass(frozen=True)
-class Plan:
+class ClipShape:
     """The shape of a seed's clip: a window of `frames` frames that begins `offset` frames after the picture."""
 
     size: tuple[int, int]
@@ -57,18 +57,18 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """What the window costs: its latents, over the whole picture."""
+        """The cost of the window: its number of latents, over the whole picture."""
         width, height = self.size
         return (1 + (self.frames - 1) // 4) * width * height // 64
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a shard's JSON file says of a clip."""
+    """A clip's entry in a shard's JSON file."""
 
     seed: int
     split: Split
-    plan: Plan
+    plan: ClipShape
     prompt: str
     #: mood, energy, time of day, place, in the words of scene.py and places.py; and how many people there are.
     attributes: dict[str, str]
@@ -102,7 +102,7 @@ class Sample:
 _TENSORS = ("latents", "reference", "continued", "voices", "mouths", "boxes", "pictures", "openings")
 
 
-def plan(seed: int, split: Split = "train") -> Plan:
+def plan(seed: int, split: Split = "train") -> ClipShape:
     """Draw the shape of a seed's clip.
 
     Three of five are 33 frames long, most others 81; one of twelve is in the large bucket, of 17 frames (81 of them
@@ -117,14 +117,14 @@ def plan(seed: int, split: Split = "train") -> Plan:
     size = sizes[int(rng.integers(len(sizes)))]
     fps = float(rng.choice(vae.OTHER_FPS)) if rng.random() < vae.OTHER else NATIVE_FPS
     offset = 0 if rng.random() < 0.5 else int(rng.integers(1, max(2, int(2 * fps)) + 1))
-    # At least two latent frames are left to be made.
+    # At least two latent frames remain to be generated.
     motion = int(rng.choice([length for length in MOTIONS if length <= frames - 8]))
-    return Plan(size=size, frames=frames, fps=fps, offset=offset, motion=motion)
+    return ClipShape(size=size, frames=frames, fps=fps, offset=offset, motion=motion)
 
 
 @torch.no_grad()
 def encode_clip(
-    codec: WanCodec, hearing: AudioEncoder, seed: int, shape: Plan, split: Split, speak: Speak = say
+    codec: WanCodec, hearing: AudioEncoder, seed: int, shape: ClipShape, split: Split, speak: Speak = say
 ) -> tuple[Facts, dict[str, Tensor]]:
     """Make the clip of a seed and encode it: facts, and tensors as `Sample` has them with floats in float16."""
     clip = make_clip(seed, frames=shape.offset + shape.frames, fps=shape.fps, size=shape.size, split=split, speak=speak)
@@ -177,11 +177,11 @@ def write_shard(
     split: Split,
     *,
     speak: Speak = say,
-    shape_of: Callable[[int, Split], Plan] = plan,
+    shape_of: Callable[[int, Split], ClipShape] = plan,
 ) -> bool:
-    """Encode the clips of `seeds` into one shard of `out`; say whether there was anything to do.
+    """Encode the clips of `seeds` into one shard of `out`; return whether there was anything to do.
 
-    Raises ValueError where a shard that begins with the same seed has others.
+    Raises ValueError if a shard that begins with the same seed has other seeds.
     """
     name = f"{split}-{seeds[0]:09d}"
     listing = out / f"{name}.json"
@@ -204,7 +204,7 @@ def write_shard(
 
 
 class Samples:
-    """The encoded clips of a split in a folder; tensors are read when they are asked for."""
+    """The encoded clips of a split in a folder; tensors are read on access."""
 
     def __init__(self, folder: Path, split: Split) -> None:
         self.facts: list[Facts] = []
@@ -213,7 +213,7 @@ class Samples:
             file = safe_open(listing.with_suffix(".safetensors"), "pt")
             for row in json.loads(listing.read_text("utf-8")):
                 row["plan"]["size"] = tuple(row["plan"]["size"])
-                row |= {"plan": Plan(**row["plan"]), "silent": tuple(row["silent"]), "skins": tuple(row["skins"])}
+                row |= {"plan": ClipShape(**row["plan"]), "silent": tuple(row["silent"]), "skins": tuple(row["skins"])}
                 self.facts.append(Facts(**row))
                 self._files.append(file)
 
@@ -230,22 +230,22 @@ class Samples:
 
 
 def prepare(out: Path, vae_at: Path, audio_at: Path) -> tuple[WanCodec, AudioEncoder]:
-    """Put both encoders into `out` in the layout they ship in, and return them as the engine will run them.
+    """Copy both encoders to `out` in the layout in which they ship, and return them as the engine runs them.
 
     `vae_at` and `audio_at` are folders, or checkpoints of the trainings, whose latents are then measured. Once they
     are in `out` they stay: latents of two autoencoders must not mix. Raises ValueError for others than those there.
     """
     out.mkdir(parents=True, exist_ok=True)
     origin = out / "encoders.json"
-    # A decoder may be trained further: what latents mean is the encoder's alone.
-    given = {"vae": _fingerprint(vae_at, "encoder.", "quant_conv."), "audio_encoder": _fingerprint(audio_at)}
+    # A decoder may be trained further: only the encoder determines what latents mean.
+    fingerprints = {"vae": _fingerprint(vae_at, "encoder.", "quant_conv."), "audio_encoder": _fingerprint(audio_at)}
     if origin.exists():
-        if json.loads(origin.read_text("utf-8")) != given:
+        if json.loads(origin.read_text("utf-8")) != fingerprints:
             raise ValueError(f"{out} was encoded by other encoders; choose another folder")
     else:
         _finished_vae(vae_at, out / "vae")
         _finished_audio(audio_at, out / "audio_encoder")
-        origin.write_text(json.dumps(given, indent=1) + "\n", "utf-8")
+        origin.write_text(json.dumps(fingerprints, indent=1) + "\n", "utf-8")
     codec = WanCodec(AutoencoderKLWan.from_pretrained(out / "vae", torch_dtype=torch.float32).train(False))
     hearing = Wav2Vec2Model.from_pretrained(out / "audio_encoder", dtype=torch.float32).train(False)
     return codec, AudioEncoder(hearing)
@@ -277,20 +277,20 @@ def _fingerprint(at: Path, *parts: str) -> str:
     if not at.is_dir():
         digest.update(at.read_bytes())
         return digest.hexdigest()
-    # Keys with an underscore say where and by which version it was saved.
+    # Keys with an underscore state where and by which version the model was saved.
     config = json.loads((at / "config.json").read_text("utf-8"))
     digest.update(json.dumps({key: value for key, value in config.items() if key[0] != "_"}, sort_keys=True).encode())
     for file in sorted(at.glob("*.safetensors")):
         for name, tensor in sorted(load_file(file).items()):
             if name.startswith(parts or ("",)):
                 digest.update(name.encode())
-                # An average of weights that stay turns -0.0 into 0.0.
+                # Averaging constant weights turns -0.0 into 0.0.
                 digest.update((tensor + 0).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def _padded(given: Tensor, frames: int) -> Tensor:
-    return F.pad(given, (0, 0, 0, 0, 0, frames - given.shape[1]))
+def _padded(tensor: Tensor, frames: int) -> Tensor:
+    return F.pad(tensor, (0, 0, 0, 0, 0, frames - tensor.shape[1]))
 
 
 def main() -> None:
@@ -302,14 +302,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs=2, default=(0, 800), metavar=("FIRST", "END"))
     parser.add_argument("--split", choices=("train", "held_out"), default="train")
     parser.add_argument("--threads", type=int, default=1, help="rather start several processes")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    codec, hearing = prepare(given.out, given.vae, given.audio)
-    began, base = time.monotonic(), HELD_OUT if given.split == "held_out" else 0
-    start, end = given.seeds
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    codec, hearing = prepare(arguments.out, arguments.vae, arguments.audio)
+    began, base = time.monotonic(), HELD_OUT if arguments.split == "held_out" else 0
+    start, end = arguments.seeds
     for first in range(start, end, SHARD):
         seeds = [base + seed for seed in range(first, min(first + SHARD, end))]
-        if write_shard(given.out, codec, hearing, seeds, given.split):
+        if write_shard(arguments.out, codec, hearing, seeds, arguments.split):
             print(json.dumps({"until": seeds[-1] - base + 1, "seconds": time.monotonic() - began}), flush=True)
 
 

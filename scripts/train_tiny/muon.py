@@ -1,4 +1,4 @@
-"""Muon with AdamW beside it: an optimiser for trainings of few steps."""
+"""Muon combined with AdamW: an optimiser for trainings with few steps."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, module: nn.Module, lr: float, *, betas: tuple[float, float], weight_decay: float) -> None:
         layers = (part for part in module.modules() if isinstance(part, nn.Linear | nn.Conv2d | nn.Conv3d))
         matrices = list({id(layer.weight): layer.weight for layer in layers}.values())
-        chosen = {id(weight) for weight in matrices}
-        others = [parameter for parameter in module.parameters() if id(parameter) not in chosen]
+        ids = {id(weight) for weight in matrices}
+        others = [parameter for parameter in module.parameters() if id(parameter) not in ids]
         shared = {"lr": lr, "weight_decay": weight_decay}
         groups: list[dict[str, Any]] = [{"params": matrices, "matrix": True} | shared]
         groups.append({"params": others, "matrix": False, "betas": betas} | shared)
@@ -35,7 +35,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Take one step. `closure` is not supported."""
         if closure is not None:
-            raise ValueError("this optimiser takes no closure")
+            raise ValueError("this optimiser does not support a closure")
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             changes = self._orthogonal_steps(parameters) if group["matrix"] else self._adam_steps(parameters, group)
@@ -94,9 +94,9 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
         return x.T if tall else x
     # Each step multiplies x from the left by a polynomial of its Gram matrix: only that small matrix is iterated.
     first = x @ x.T
-    left = identity = torch.eye(len(x))
+    product = identity = torch.eye(len(x))
     for _ in range(steps):
-        gram = left @ first @ left.T
-        left = (a * identity + torch.addmm(gram, gram, gram, beta=b, alpha=c)) @ left
-    x = left @ x
+        gram = product @ first @ product.T
+        product = (a * identity + torch.addmm(gram, gram, gram, beta=b, alpha=c)) @ product
+    x = product @ x
     return x.T if tall else x

@@ -118,13 +118,13 @@ class Network(nn.Module):
 
     def look(self, pixels: Tensor) -> Tensor:
         """Return the features of a picture (3, H, W), -1 .. 1: (1, tokens, image_dim), as the engine takes them."""
-        given = clip_pixels(pixels, int(self.image_encoder.config.image_size))
-        features: Tensor = self.image_encoder(pixel_values=given, output_hidden_states=True).hidden_states[-2]
+        pixels_for_clip = clip_pixels(pixels, int(self.image_encoder.config.image_size))
+        features: Tensor = self.image_encoder(pixel_values=pixels_for_clip, output_hidden_states=True).hidden_states[-2]
         return features
 
 
 def initialise(transformer: Any, *, binding: bool) -> None:
-    """Start the transformer from nothing: Glorot's weights, zero biases, a head that says 0.
+    """Initialise the transformer: Glorot's weights, zero biases, a head that returns 0.
 
     `binding` makes faces find their voices from the first step on: keys of the self-attention begin as its queries,
     so that a token looks at what is like it and the map of who is where means something; and audio queries and keys
@@ -158,9 +158,9 @@ def initialise(transformer: Any, *, binding: bool) -> None:
 
 
 def hold_labels(transformer: Any) -> None:
-    """Let no gradient through the label positions: who a token belongs to is a decision, and half of the time."""
+    """Block gradients through the label positions, whose assignment is a decision; this saves half of the time."""
 
-    def detach(_module: nn.Module, _given: Any, output: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    def detach(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
         return output[0], None if output[1] is None else output[1].detach()
 
     for block in transformer.blocks:
@@ -168,7 +168,7 @@ def hold_labels(transformer: Any) -> None:
 
 
 def make_tokenizer(prompts: Iterable[str], vocabulary: int) -> Any:
-    """Return a byte-level BPE tokenizer trained on prompts and plain words: any text comes back from its tokens."""
+    """Return a byte-level BPE tokenizer trained on prompts and plain words: any text can be decoded from its tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 

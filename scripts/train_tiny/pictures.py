@@ -1,4 +1,4 @@
-"""Fit what drawn pictures have in common, by which the embedded model's plans recognise others.
+"""Fit what drawn pictures have in common, so that the embedded model's plans recognise other pictures.
 
     python -m scripts.train_tiny.pictures [--count 1500] [--measure FOLDER ...]
 
@@ -52,7 +52,7 @@ def drawn(count: int, first: int, split: Split) -> Iterator[Pixels]:
         yield pixels
 
 
-def strange(found: Familiar, folder: Path) -> tuple[int, int]:
+def strange(familiar: Familiar, folder: Path) -> tuple[int, int]:
     """Return how many pictures below `folder` are recognised as strange, and of how many (96 pixels a side or more)."""
     caught = count = 0
     for path in sorted(folder.rglob("*")):
@@ -62,12 +62,12 @@ def strange(found: Familiar, folder: Path) -> tuple[int, int]:
             with Image.open(path) as image:
                 if min(image.size) < 96:
                     continue
-                laid = Image.new("RGBA", image.size, "white")
-                laid.alpha_composite(image.convert("RGBA"))
+                opaque = Image.new("RGBA", image.size, "white")
+                opaque.alpha_composite(image.convert("RGBA"))
         except (OSError, ValueError, UnidentifiedImageError):
             continue
         count += 1
-        caught += not found.knows(np.asarray(laid.convert("RGB")))
+        caught += not familiar.knows(np.asarray(opaque.convert("RGB")))
     return caught, count
 
 
@@ -76,15 +76,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1500)
     parser.add_argument("--measure", type=Path, nargs="*", default=[])
-    chosen = parser.parse_args()
-    found = fit(list(drawn(chosen.count, FITTED, "train")), what=WHAT, instead=INSTEAD, share=SHARE)
-    (WEIGHTS / FILE).write_text(json.dumps(found.to_json(), indent=None) + "\n", "utf-8")
-    known = [found.knows(pixels) for pixels in drawn(chosen.count // 3, COUNTED, "held_out")]
-    counts = {str(folder): strange(found, folder) for folder in chosen.measure}
+    arguments = parser.parse_args()
+    familiar = fit(list(drawn(arguments.count, FITTED, "train")), what=WHAT, instead=INSTEAD, share=SHARE)
+    (WEIGHTS / FILE).write_text(json.dumps(familiar.to_json(), indent=None) + "\n", "utf-8")
+    recognised = [familiar.knows(pixels) for pixels in drawn(arguments.count // 3, COUNTED, "held_out")]
+    counts = {str(folder): strange(familiar, folder) for folder in arguments.measure}
     print(
         json.dumps(
             {
-                "drawn_recognised": [sum(known), len(known)],
+                "drawn_recognised": [sum(recognised), len(recognised)],
                 "others_caught": {folder: list(pair) for folder, pair in counts.items()},
             }
         )

@@ -35,7 +35,7 @@ MOOD_SECONDS = 0.8
 
 
 @dataclass(frozen=True)
-class Scene:
+class DrawnScene:
     """What a clip shows. `size` is (width, height) in pixels."""
 
     size: tuple[int, int]
@@ -51,7 +51,7 @@ class Scene:
     scale: int
 
 
-def random_scene(seed: int, size: tuple[int, int], people: int | None = None, split: Split = "train") -> Scene:
+def random_scene(seed: int, size: tuple[int, int], people: int | None = None, split: Split = "train") -> DrawnScene:
     """Return the scene of a seed, with one or two `people` (None: either). The splits share no face."""
     rng = np.random.default_rng((1, split == "held_out", seed))
     width, height = size
@@ -72,7 +72,7 @@ def random_scene(seed: int, size: tuple[int, int], people: int | None = None, sp
         faces.append(
             random_person(rng, x, y, radius, smile=MOODS[mood][0], energy=ENERGIES[energy][0], tint=light.on_people)
         )
-    return Scene(
+    return DrawnScene(
         size=size,
         people=tuple(faces),
         place=place,
@@ -85,7 +85,7 @@ def random_scene(seed: int, size: tuple[int, int], people: int | None = None, sp
     )
 
 
-def draw(scene: Scene, time: float, mouths: Sequence[Mouth] = ()) -> npt.NDArray[np.uint8]:
+def draw(scene: DrawnScene, time: float, mouths: Sequence[Mouth] = ()) -> npt.NDArray[np.uint8]:
     """Return the frame (height, width, 3) at `time` seconds; people without a mouth in `mouths` keep theirs shut."""
     canvas = scene.backdrop.copy()
     pen = ImageDraw.Draw(canvas)
@@ -98,7 +98,7 @@ def draw(scene: Scene, time: float, mouths: Sequence[Mouth] = ()) -> npt.NDArray
     return np.asarray(canvas.resize(scene.size, Image.Resampling.BILINEAR))
 
 
-def prompt(scene: Scene) -> str:
+def prompt(scene: DrawnScene) -> str:
     """Return an English sentence that says what the scene means, in one of several phrasings."""
     say, order, *picks = scene.words
     two = len(scene.people) == 2

@@ -40,9 +40,11 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=4)
     parser.add_argument("--rows", type=int, default=5)
     parser.add_argument("--zoom", type=int, default=3)
-    chosen = parser.parse_args()
-    width, height = (int(side) for side in chosen.size.split("x"))
-    sheet((width, height), chosen.people, chosen.seed, chosen.columns, chosen.rows, chosen.zoom).save(chosen.path)
+    arguments = parser.parse_args()
+    width, height = (int(side) for side in arguments.size.split("x"))
+    sheet((width, height), arguments.people, arguments.seed, arguments.columns, arguments.rows, arguments.zoom).save(
+        arguments.path
+    )
 
 
 if __name__ == "__main__":

@@ -127,17 +127,17 @@ def _sentence(split: Split, speaker: int, number: int, cache: Path | None) -> Fl
 
 def _espeak(command: tuple[str, ...]) -> npt.NDArray[np.int16]:
     """Return what eSpeak NG says, at 16 kHz, without the silence around it."""
-    said = subprocess.run(command, check=True, capture_output=True).stdout
-    with wave.open(io.BytesIO(said)) as file:
+    wav = subprocess.run(command, check=True, capture_output=True).stdout
+    with wave.open(io.BytesIO(wav)) as file:
         rate = file.getframerate()
-        heard = np.frombuffer(file.readframes(len(said)), np.int16)
-    resampled: npt.NDArray[np.int16] = soxr.resample(heard, rate, SAMPLE_RATE)
+        samples = np.frombuffer(file.readframes(len(wav)), np.int16)
+    resampled: npt.NDArray[np.int16] = soxr.resample(samples, rate, SAMPLE_RATE)
     loud = np.flatnonzero(np.abs(resampled.astype(np.int32)) > 200)
     return resampled[loud[0] : loud[-1] + 1] if len(loud) else resampled[:0]
 
 
-def _level(heard: npt.NDArray[np.int16]) -> Floats:
-    samples: Floats = heard.astype(np.float32) / np.float32(32768)
+def _level(pcm: npt.NDArray[np.int16]) -> Floats:
+    samples: Floats = pcm.astype(np.float32) / np.float32(32768)
     blocks = samples[: len(samples) // 320 * 320].reshape(-1, 320)
     powers = (blocks**2).mean(1)
     loud = powers[powers > 0.05 * powers.max(initial=0)]

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer
 from engine.assembly.compose import compose
 from plugins.samplers.euler import Euler, EulerConfig
 from scripts.train_tiny import vae
-from scripts.train_tiny.examples import Case, make_example
+from scripts.train_tiny.examples import ClipUse, make_example
 from scripts.train_tiny.latents import Sample, Samples
 from scripts.train_tiny.networks import CONFIGS, Network
 from scripts.train_tiny.transformer import load_parts
@@ -39,20 +39,20 @@ DEGREE = 2
 @contextmanager
 def watched(transformer: Any) -> Iterator[dict[str, Tensor]]:
     """Keep the last forward's time embedding, "signal", and what its blocks gave, "output"."""
-    seen: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen["signal"] = kwargs["temb"] if "temb" in kwargs else args[2]
+        inputs["signal"] = kwargs["temb"] if "temb" in kwargs else args[2]
 
     def after(_: Any, __: tuple[Any, ...], output: Tensor) -> None:
-        seen["output"] = output
+        inputs["output"] = output
 
     handles = [
         transformer.blocks[0].register_forward_pre_hook(before, with_kwargs=True),
         transformer.blocks[-1].register_forward_hook(after),
     ]
     try:
-        yield seen
+        yield inputs
     finally:
         for handle in handles:
             handle.remove()
@@ -62,21 +62,23 @@ def watched(transformer: Any) -> Iterator[dict[str, Tensor]]:
 def changes(teacher: Teacher, sample: Sample, steps: int, shift: float, seed: int) -> list[tuple[float, float]]:
     """Return the relative changes of embedding and output from step to step of a guided sampling of a first window."""
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    example = make_example(sample, Case("first", sample.latents.shape[1], 0, sigma=1.0), rng, generator)
+    example = make_example(sample, ClipUse("first", sample.latents.shape[1], 0, sigma=1.0), rng, generator)
     channels = example.target.shape[0]
-    latents, given = example.inputs[0, :channels], example.inputs[0, channels:]
+    latents, condition = example.inputs[0, :channels], example.inputs[0, channels:]
     conditions = {
         "drop_audio": teacher.conditions(example, audio=False),
         "cond": teacher.conditions(example, audio=True),
     }
     sigmas = [time / 1000 for time in Euler(EulerConfig(steps=steps, shift=shift)).schedule().timesteps]
-    found: list[tuple[Tensor, Tensor]] = []
+    pairs: list[tuple[Tensor, Tensor]] = []
     for now, then in pairwise(sigmas):
-        with watched(teacher.network.transformer) as seen:
-            said = {name: teacher.velocity(latents, given, now, embedded) for name, embedded in conditions.items()}
-        found.append((seen["signal"], seen["output"]))
-        latents = latents + (then - now) * teacher.guidance.combine(said)
-    return [(relative(a[0], b[0]), relative(a[1], b[1])) for a, b in pairwise(found)]
+        with watched(teacher.network.transformer) as inputs:
+            velocities = {
+                name: teacher.velocity(latents, condition, now, embedded) for name, embedded in conditions.items()
+            }
+        pairs.append((inputs["signal"], inputs["output"]))
+        latents = latents + (then - now) * teacher.guidance.combine(velocities)
+    return [(relative(a[0], b[0]), relative(a[1], b[1])) for a, b in pairwise(pairs)]
 
 
 def relative(before: Tensor, after: Tensor) -> float:
@@ -105,17 +107,19 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of the assembled model")
     parser.add_argument("--data", type=Path, required=True, help="folder of encoded clips")
     parser.add_argument("--clips", type=int, default=6, help="of each resolution, at most")
-    given = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(given.model / "tokenizer", local_files_only=True, trust_remote_code=False)
+    arguments = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(
+        arguments.model / "tokenizer", local_files_only=True, trust_remote_code=False
+    )
     network = Network(CONFIGS, binding=False, pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id)
-    load_parts(network, given.model)
-    teacher, held_out = Teacher(network.eval(), tokenizer), Samples(given.data, "held_out")
+    load_parts(network, arguments.model)
+    teacher, held_out = Teacher(network.eval(), tokenizer), Samples(arguments.data, "held_out")
     for name, sizes in (("small", vae.SIZES), ("large", vae.LARGE)):
-        chosen = [i for i, facts in enumerate(held_out.facts) if facts.plan.offset == 0 and facts.plan.size in sizes]
+        indices = [i for i, facts in enumerate(held_out.facts) if facts.plan.offset == 0 and facts.plan.size in sizes]
         shift = compose(["model=tiny", f"resolution={name}"]).sampler.shift
         pairs = [
             pair
-            for i in chosen[: given.clips]
+            for i in indices[: arguments.clips]
             for steps in STEPS
             for pair in changes(teacher, held_out[i], steps, shift, i)
         ]

@@ -5,8 +5,8 @@
     python -m scripts.train_tiny.transformer --run SETTLED --data LATENTS --start RUN --settle --steps 850 --rate 0.001
 
 The last is for finished weights whose colours drift over a long video: whole windows, most of them continued ones.
-Two processes share the clips of a step; on two cores that is twice as fast, two threads are not. Resumes from
-RUN/transformer.pt, exactly as if it had not stopped; writes RUN/transformer.jsonl, one line a report, and whenever it
+Two processes share the clips of a step; on two cores this is twice as fast, unlike two threads. Resumes from
+RUN/transformer.pt, exactly as if it had not stopped; writes RUN/transformer.jsonl, one line per report, and whenever it
 ends RUN/{transformer,text_encoder,image_encoder,tokenizer} in the layout they ship in.
 """
 
@@ -29,13 +29,13 @@ from torch.nn import functional as F
 
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
 from engine.stages.encode import to_pixels
-from scripts.train_tiny.examples import MODES, ON_MOUTH, Case, Example, Mode, draw_case, draw_shares, make_example
+from scripts.train_tiny.examples import MODES, ON_MOUTH, ClipUse, Example, Mode, draw_case, draw_shares, make_example
 from scripts.train_tiny.group import join_group, place, share_gradients
 from scripts.train_tiny.latents import Samples
 from scripts.train_tiny.muon import Muon
 from scripts.train_tiny.networks import CONFIGS, TOLD, Configs, Network, hold_labels, make_tokenizer, tokenize
 
-#: A training that starts from finished weights draws lengths as if this share of it were done.
+#: A training that starts from finished weights draws lengths as if this share of the steps were done.
 BEGUN = 0.25
 #: How heavy the error of a frame's mean is: hardly any of all errors, but what adds up from window to window.
 #: `ON_SETTLED` is for a training with `settle`, and `SETTLED` its shares of modes.
@@ -63,8 +63,8 @@ def losses(velocity: Tensor, example: Example) -> tuple[Tensor, Tensor, float]:
     errors = wrong.square().mean(dim=0)
     mouths = example.weights >= ON_MOUTH
     on_mouth = float(errors[mouths].mean().detach()) if bool(mouths.any()) else math.nan
-    made = example.weights.amax(dim=(1, 2)) > 0
-    colour = wrong[:, made].mean(dim=(2, 3)).square().mean()
+    new_frames = example.weights.amax(dim=(1, 2)) > 0
+    colour = wrong[:, new_frames].mean(dim=(2, 3)).square().mean()
     return (errors * example.weights).sum() / example.weights.sum(), colour, on_mouth
 
 
@@ -72,23 +72,23 @@ def attribute_loss(
     network: Network, tokenizer: Any, data: Samples, rng: np.random.Generator
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the cross-entropies of the encoders' readings on some prompts and pictures, and their accuracies."""
-    told = [data.facts[int(i)] for i in rng.integers(len(data), size=16)]
-    tokens = tokenize(tokenizer, [facts.prompt for facts in told])
+    facts_of_prompts = [data.facts[int(i)] for i in rng.integers(len(data), size=16)]
+    tokens = tokenize(tokenizer, [facts.prompt for facts in facts_of_prompts])
     mask = tokens.attention_mask[..., None].float()
     sentence = (network.read(tokens) * mask).sum(dim=1) / mask.sum(dim=1)
-    seen = [data[int(i)] for i in rng.integers(len(data), size=3)]
-    looks = torch.cat([network.look(to_pixels(sample.pictures[0].numpy())).mean(dim=1) for sample in seen])
+    samples = [data[int(i)] for i in rng.integers(len(data), size=3)]
+    looks = torch.cat([network.look(to_pixels(sample.pictures[0].numpy())).mean(dim=1) for sample in samples])
     total, right = torch.zeros(()), {}
     for kind, heads, features, facts in (
-        ("told", network.told, sentence, told),
-        ("shown", network.shown, looks, [sample.facts for sample in seen]),
+        ("told", network.told, sentence, facts_of_prompts),
+        ("shown", network.shown, looks, [sample.facts for sample in samples]),
     ):
         hits = []
         for name, head in heads.items():
-            wanted = torch.tensor([TOLD[name].index(one.attributes[name]) for one in facts])
+            targets = torch.tensor([TOLD[name].index(one.attributes[name]) for one in facts])
             guess = head(features)
-            total = total + F.cross_entropy(guess, wanted)
-            hits.append(float((guess.argmax(dim=1) == wanted).float().mean()))
+            total = total + F.cross_entropy(guess, targets)
+            hits.append(float((guess.argmax(dim=1) == targets).float().mean()))
         right[kind] = float(np.mean(hits))
     return total, right
 
@@ -98,29 +98,31 @@ def validate(network: Network, tokenizer: Any, held_out: Samples, count: int = 2
     """Return losses on held-out clips with fixed noise and times, by mode; on mouths also without audio, to be
     compared with `val_mouth`, and with two speakers' voices exchanged, to be compared with `val_mouth_both`.
     """
-    found: dict[str, list[float]] = defaultdict(list)
+    losses_by_name: dict[str, list[float]] = defaultdict(list)
     modes: tuple[Mode, ...] = tuple(MODES)
     for index in range(min(count, len(held_out))):
         sample = held_out[index]
         mode = modes[index % 3] if sample.facts.plan.offset == 0 else modes[1 + index % 2]
         rng = np.random.default_rng((7, index))
         case = draw_case(sample.facts, mode, 0.5, rng)
-        # Times spread evenly over the middle, where sound decides.
-        case = Case(mode, case.length, case.known, sigma=0.3 + 0.6 * (index * 0.618 % 1), boxes=case.boxes)
+        # Times spread evenly over the middle, where the sound matters.
+        case = ClipUse(mode, case.length, case.known, sigma=0.3 + 0.6 * (index * 0.618 % 1), boxes=case.boxes)
         both = len(sample.voices) > 1 and not any(sample.facts.silent)
         for kind in ("", "_silent", "_exchanged") if both else ("", "_silent"):
-            given = replace(sample, voices=sample.voices.flip(0)) if kind == "_exchanged" else sample
+            input_sample = replace(sample, voices=sample.voices.flip(0)) if kind == "_exchanged" else sample
             now = replace(case, audio=kind != "_silent")
-            example = make_example(given, now, np.random.default_rng(index), torch.Generator().manual_seed(index))
+            example = make_example(
+                input_sample, now, np.random.default_rng(index), torch.Generator().manual_seed(index)
+            )
             loss, colour, mouth = losses(predict(network, tokenizer, example), example)
-            found[f"val_mouth{kind}"].append(mouth)
+            losses_by_name[f"val_mouth{kind}"].append(mouth)
             if not kind:
-                found["val"].append(float(loss))
-                found["val_colour"].append(float(colour))
-                found[f"val_{mode}"].append(float(loss))
+                losses_by_name["val"].append(float(loss))
+                losses_by_name["val_colour"].append(float(colour))
+                losses_by_name[f"val_{mode}"].append(float(loss))
                 if both:
-                    found["val_mouth_both"].append(mouth)
-    return {name: float(np.nanmean(values)) for name, values in found.items()}
+                    losses_by_name["val_mouth_both"].append(mouth)
+    return {name: float(np.nanmean(values)) for name, values in losses_by_name.items()}
 
 
 def train(
@@ -162,7 +164,7 @@ def train(
         for index in indices:
             alike[mode, samples.facts[index].plan.tokens].append(index)
     shares = {key: draw_shares([samples.facts[index] for index in indices]) for key, indices in alike.items()}
-    # What short pieces teach is there already.
+    # The network has already learnt from short pieces.
     ahead = 1.0 if settle else BEGUN if start is not None else 0.0
     modes, on_colour = (SETTLED, ON_SETTLED) if settle else (MODES, ON_COLOUR)
     torch.manual_seed(seed)
@@ -174,7 +176,7 @@ def train(
     network = Network(configs, binding=binding, pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id)
     if start is not None:
         load_parts(network, start)
-    begun, average = copy.deepcopy(network), copy.deepcopy(network)
+    initial, average = copy.deepcopy(network), copy.deepcopy(network)
     hold_labels(network.transformer)
     optimiser = Muon(network, rate, betas=(0.9, 0.98), weight_decay=1e-3)
     checkpoint, step = run / "transformer.pt", 0
@@ -190,21 +192,26 @@ def train(
         generator = torch.Generator().manual_seed(seed * 10**8 + step + rank * 10**7)
         for group in optimiser.param_groups:
             group["lr"] = rate * _schedule(step, steps)
-        # What decides how long a forward takes is drawn alike by all processes: none waits for another.
+        # All processes draw the same size of clip, so that none waits for another.
         common = np.random.default_rng((9, seed, step))
         for _ in range(accumulate // world):
             mode = list(modes)[int(common.choice(len(modes), p=list(modes.values())))]
             work = samples.facts[int(common.choice(by_mode[mode]))].plan.tokens
             sample = samples[int(rng.choice(alike[mode, work], p=shares[mode, work]))]
-            done = ahead + (1 - ahead) * step / steps
-            case = draw_case(sample.facts, mode, done, common)
-            own = draw_case(sample.facts, mode, done, rng)
+            progress = ahead + (1 - ahead) * step / steps
+            case = draw_case(sample.facts, mode, progress, common)
+            own = draw_case(sample.facts, mode, progress, rng)
             case = replace(own, length=case.length, known=case.known)
             example = make_example(sample, case, rng, generator)
             loss, colour, mouth = losses(predict(network, tokenizer, example), example)
             torch.autograd.backward((loss + on_colour * colour) * world / accumulate)
-            told = float(loss.detach())
-            for name, value in (("loss", told), (mode, told), ("mouth", mouth), ("colour", float(colour.detach()))):
+            loss_value = float(loss.detach())
+            for name, value in (
+                ("loss", loss_value),
+                (mode, loss_value),
+                ("mouth", mouth),
+                ("colour", float(colour.detach())),
+            ):
                 recent[name].append(value)
         right: dict[str, float] = {}
         if step % 2 == 0:
@@ -236,8 +243,8 @@ def train(
     if rank == 0:
         if settle:
             # Half of the way holds what both ends know (WiSE-FT, arXiv 2109.01903).
-            _follow(begun, average, 0.5)
-        finish(begun if settle else average, run)
+            _follow(initial, average, 0.5)
+        finish(initial if settle else average, run)
 
 
 def finish(network: Network, folder: Path) -> None:
@@ -251,11 +258,13 @@ def _tokenizer(folder: Path, samples: Samples, vocabulary: int, start: Path | No
 
     if not folder.exists():
         if start is None:
-            made = make_tokenizer((facts.prompt for facts in samples.facts), vocabulary)
+            tokenizer = make_tokenizer((facts.prompt for facts in samples.facts), vocabulary)
         else:
-            # What the text encoder there has learnt means its own tokens.
-            made = AutoTokenizer.from_pretrained(start / "tokenizer", local_files_only=True, trust_remote_code=False)
-        made.save_pretrained(folder)
+            # The text encoder was trained with its own tokens.
+            tokenizer = AutoTokenizer.from_pretrained(
+                start / "tokenizer", local_files_only=True, trust_remote_code=False
+            )
+        tokenizer.save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
@@ -301,22 +310,22 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="model's folder to begin from, engine/weights/tiny for one")
     parser.add_argument("--settle", action="store_true", help="whole windows, most of them continued, colours heavier")
     parser.add_argument("--threads", type=int, default=1, help="more than one is slower beside another training")
-    given = parser.parse_args()
-    if given.settle and not given.start:
+    arguments = parser.parse_args()
+    if arguments.settle and not arguments.start:
         parser.error("--settle needs --start: it is for finished weights")
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(arguments.threads)
     join_group()
     train(
-        given.run,
-        given.data,
-        steps=given.steps,
-        minutes=given.minutes,
-        seed=given.seed,
-        rate=given.rate,
-        accumulate=given.accumulate,
-        binding=given.binding,
-        start=given.start,
-        settle=given.settle,
+        arguments.run,
+        arguments.data,
+        steps=arguments.steps,
+        minutes=arguments.minutes,
+        seed=arguments.seed,
+        rate=arguments.rate,
+        accumulate=arguments.accumulate,
+        binding=arguments.binding,
+        start=arguments.start,
+        settle=arguments.settle,
     )
 
 

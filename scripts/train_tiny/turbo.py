@@ -1,4 +1,4 @@
-"""Distil the turbo LoRA: few steps, one pass each, that arrive where guided small steps do.
+"""Distil the turbo LoRA: a few steps with one pass each that give the result of many guided steps.
 
     python -m scripts.train_tiny.turbo --run RUN --data LATENTS [--steps N] [--minutes M]
     torchrun --nproc-per-node 2 -m scripts.train_tiny.turbo -- --run RUN ...
@@ -29,7 +29,7 @@ from engine.assembly.compose import compose
 from engine.multitalk.transformer import TransformerConditions
 from plugins.guidance.cfg import CfgConfig, ClassifierFreeGuidance
 from plugins.samplers.euler import Euler, EulerConfig
-from scripts.train_tiny.examples import MODES, Case, Example, Mode, draw_case, make_example
+from scripts.train_tiny.examples import MODES, ClipUse, Example, Mode, draw_case, make_example
 from scripts.train_tiny.group import join_group, place, share_gradients
 from scripts.train_tiny.latents import Samples
 from scripts.train_tiny.networks import CONFIGS, Network, hold_labels, tokenize
@@ -40,7 +40,7 @@ STEPS, SHIFT = 5, 3.0
 #: The teacher: this many of its steps within one of the student's, with the guidance of the preset's standard bundle.
 SUBSTEPS = 3
 RANK = 16
-#: Layers that get a pair.
+#: Layers with a LoRA pair.
 LAYERS = r".*blocks\.\d+\.(attn[12]\.to_(q|k|v|out\.0)|audio_attn\.to_(q|kv|out)|ffn\.net\.(0\.proj|2))"
 
 
@@ -66,10 +66,10 @@ class Teacher:
         )
         return embedded
 
-    def velocity(self, latents: Tensor, given: Tensor, sigma: float, conditions: TransformerConditions) -> Tensor:
+    def velocity(self, latents: Tensor, condition: Tensor, sigma: float, conditions: TransformerConditions) -> Tensor:
         """Return the velocity (C, T, h, w) of one pass."""
         velocity: Tensor = self.network.transformer(
-            hidden_states=torch.cat([latents, given])[None],
+            hidden_states=torch.cat([latents, condition])[None],
             timestep=torch.tensor([1000 * sigma]),
             conditions=conditions,
             return_dict=False,
@@ -80,7 +80,7 @@ class Teacher:
     def walk(
         self,
         latents: Tensor,
-        given: Tensor,
+        condition: Tensor,
         start: float,
         end: float,
         conditions: Mapping[str, TransformerConditions],
@@ -89,8 +89,10 @@ class Teacher:
         """Go from one time to another by guided Euler steps, as the standard sampler does."""
         sigmas = np.linspace(start, end, SUBSTEPS + 1)
         for now, then in pairwise(sigmas):
-            said = {name: self.velocity(latents, given, float(now), embedded) for name, embedded in conditions.items()}
-            latents = hold(latents + float(then - now) * self.guidance.combine(said), float(then))
+            velocities = {
+                name: self.velocity(latents, condition, float(now), embedded) for name, embedded in conditions.items()
+            }
+            latents = hold(latents + float(then - now) * self.guidance.combine(velocities), float(then))
         return latents
 
 
@@ -101,18 +103,23 @@ def turbo_sigmas() -> list[float]:
 
 
 def distil_once(
-    teacher: Teacher, sample: Any, case: Case, sigmas: list[float], rng: np.random.Generator, generator: torch.Generator
+    teacher: Teacher,
+    sample: Any,
+    case: ClipUse,
+    sigmas: list[float],
+    rng: np.random.Generator,
+    generator: torch.Generator,
 ) -> Tensor:
     """Return the loss of one step of one clip: the student's velocity against where the teacher arrives."""
     transformer = teacher.network.transformer
-    # The last step begins where nothing is left to do.
+    # After the last step nothing is left to do.
     index = int(rng.integers(len(sigmas) - 2))
     sigma, then = sigmas[index], sigmas[index + 1]
     example = make_example(
-        sample, Case(**(vars(case) | {"sigma": sigma, "audio": True, "prompt": None})), rng, generator
+        sample, ClipUse(**(vars(case) | {"sigma": sigma, "audio": True, "prompt": None})), rng, generator
     )
     channels = example.target.shape[0]
-    latents, given = example.inputs[0, :channels], example.inputs[0, channels:]
+    latents, condition = example.inputs[0, :channels], example.inputs[0, channels:]
     clean = sample.latents[:, : case.length]
 
     def hold(latents: Tensor, time: float) -> Tensor:
@@ -130,18 +137,18 @@ def distil_once(
         with torch.no_grad():
             latents = hold(torch.randn(latents.shape, generator=generator), 1.0)
             for now, next_ in pairwise(sigmas[: index + 1]):
-                velocity = teacher.velocity(latents, given, now, student_sees["cond"])
+                velocity = teacher.velocity(latents, condition, now, student_sees["cond"])
                 latents = hold(latents + (next_ - now) * velocity, next_)
     transformer.disable_adapters()
-    arrived = teacher.walk(latents, given, sigma, then, teacher_sees, hold)
+    arrived = teacher.walk(latents, condition, sigma, then, teacher_sees, hold)
     transformer.enable_adapters()
     target = (latents - arrived) / (sigma - then)
-    errors = (teacher.velocity(latents, given, sigma, student_sees["cond"]) - target).square().mean(dim=0)
+    errors = (teacher.velocity(latents, condition, sigma, student_sees["cond"]) - target).square().mean(dim=0)
     return (errors * example.weights).sum() / example.weights.sum()
 
 
 def add_adapter(transformer: Any) -> None:
-    """Give the transformer a LoRA that begins as nothing, and freeze the rest."""
+    """Add a LoRA with no initial effect to the transformer, and freeze the rest."""
     transformer.requires_grad_(False)
     transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS), adapter_name="turbo")
 
@@ -220,17 +227,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--accumulate", type=int, default=4, help="clips a step")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     join_group()
     train(
-        given.run,
-        given.data,
-        steps=given.steps,
-        seed=given.seed,
-        rate=given.rate,
-        accumulate=given.accumulate,
-        minutes=given.minutes,
+        arguments.run,
+        arguments.data,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        rate=arguments.rate,
+        accumulate=arguments.accumulate,
+        minutes=arguments.minutes,
     )
 
 

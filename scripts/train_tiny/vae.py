@@ -58,9 +58,9 @@ FRAMES = 33
 OTHER_FPS = (8.0, 8.0, 8.0, 8.0, 10.0, 12.0, 12.5, 12.5, 15.0, 16.0, 20.0, 24.0, 30.0)
 #: Share of the clips that have one of them.
 OTHER = 0.6
-#: How heavy a mouth is by its class of skin: the darker, the less its edges stand out in absolute brightness.
+#: Loss weight of a mouth by skin class: on darker skin its edges have less contrast in absolute brightness.
 ON_SKIN = (1.0, 1.0, 1.0, 1.4, 2.8, 2.8)
-#: How heavy a mouth is beside the rest: what a person looks at is a hundredth of the picture.
+#: Loss weight of mouths: they matter most, and are a hundredth of the picture.
 ON_MOUTH = 15.0
 #: From one seed to the next where a clip is looked for that shows somebody with a certain skin.
 _FURTHER_ON = 100_000
@@ -80,7 +80,7 @@ class Phase:
     crop: int
 
 
-# Never one piece alone: torch's convolution of a single small clip takes a path five times as slow.
+# Never a single piece: torch's convolution of one small clip is five times as slow.
 PHASES = (
     Phase(0.50, (5,), 4, 64),
     Phase(0.70, (5, 9), 4, 64),
@@ -134,7 +134,7 @@ def _orthogonal(weight: Tensor, generator: torch.Generator) -> None:
     weight[:, :, -1] += plane
 
 
-class Pool:
+class ClipPool:
     """Rendered clips in memory; some are replaced as the training goes on, so that no face is learnt by heart.
 
     Every other clip shows somebody of the class `skin`, if there is one.
@@ -221,7 +221,7 @@ def loss_of(
     total = weights.sum() * pixels.shape[1]
     l1 = error.abs().sum() / total
     l2 = ((output - pixels).square() * weights).sum() / total
-    # Brightness that drifts from frame to frame is a small error everywhere, which L1 hardly sees.
+    # Brightness that drifts from frame to frame is a small error everywhere, which L1 hardly measures.
     drift = (output - pixels).mean(dim=(3, 4)).abs().mean()
     # Edges in the picture, and changes in time: a mouth that is still must not flicker.
     edges = sum(
@@ -232,7 +232,7 @@ def loss_of(
 
 
 def hold_encoder(vae: AutoencoderKLWan) -> None:
-    """Leave training to what decodes, so that every latent means what it meant."""
+    """Train only the decoder, so that latents keep their meaning."""
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
 
@@ -295,8 +295,8 @@ def train(
     if start is None:
         initialise(vae, torch.Generator().manual_seed(seed))
     else:
-        given = AutoencoderKLWan.from_pretrained(start, torch_dtype=torch.float32)
-        vae.load_state_dict(given.state_dict())
+        initial = AutoencoderKLWan.from_pretrained(start, torch_dtype=torch.float32)
+        vae.load_state_dict(initial.state_dict())
     if decoder:
         hold_encoder(vae)
     phases = PHASES if start is None else FURTHER
@@ -313,7 +313,7 @@ def train(
         step = int(state["step"])
     rng = np.random.default_rng((seed, step))
     generator = torch.Generator().manual_seed(seed + step)
-    pool = Pool(pool_size, seed=1_000_000 * (1 + seed) + 10 * step, skin=skin)
+    pool = ClipPool(pool_size, seed=1_000_000 * (1 + seed) + 10 * step, skin=skin)
     held_out = [make_clip(900_000_000 + i, frames=FRAMES, size=SIZES[i % 3], split="held_out") for i in range(6)]
     at_8_fps = [
         make_clip(910_000_000 + i, frames=FRAMES, fps=8.0, size=SIZES[i % 3], split="held_out") for i in range(3)
@@ -355,7 +355,7 @@ def train(
                 log.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
     if start is not None and decoder:
-        average.register_to_config(latents_mean=given.config.latents_mean, latents_std=given.config.latents_std)
+        average.register_to_config(latents_mean=initial.config.latents_mean, latents_std=initial.config.latents_std)
         average.to(torch.float16).save_pretrained(run / "vae")
     else:
         finish(average, pool.clips[:60], run / "vae")
@@ -388,21 +388,21 @@ def main() -> None:
     parser.add_argument("--decoder", action="store_true", help="train the decoder alone, from finished weights")
     parser.add_argument("--skin", type=int, help="class of skin, 0 to 5, that every other clip shows")
     parser.add_argument("--threads", type=int, default=1, help="more than one is slower beside another training")
-    given = parser.parse_args()
-    if given.decoder and not given.start:
-        parser.error("--decoder needs --start: a decoder of its own learns nothing from an encoder that knows nothing")
-    if given.skin is not None and given.skin not in range(len(SKINS)):
-        parser.error(f"--skin is {given.skin}; classes are 0 to {len(SKINS) - 1}")
-    torch.set_num_threads(given.threads)
+    arguments = parser.parse_args()
+    if arguments.decoder and not arguments.start:
+        parser.error("--decoder needs --start: a decoder alone cannot learn from an untrained encoder")
+    if arguments.skin is not None and arguments.skin not in range(len(SKINS)):
+        parser.error(f"--skin is {arguments.skin}; classes are 0 to {len(SKINS) - 1}")
+    torch.set_num_threads(arguments.threads)
     train(
-        given.run,
-        steps=given.steps or (3150 if given.start else 1300),
-        seed=given.seed,
-        pool_size=given.pool,
-        rate=given.rate or (2e-3 if given.start else 3e-3),
-        start=given.start,
-        decoder=given.decoder,
-        skin=given.skin,
+        arguments.run,
+        steps=arguments.steps or (3150 if arguments.start else 1300),
+        seed=arguments.seed,
+        pool_size=arguments.pool,
+        rate=arguments.rate or (2e-3 if arguments.start else 3e-3),
+        start=arguments.start,
+        decoder=arguments.decoder,
+        skin=arguments.skin,
     )
 
 

@@ -160,7 +160,7 @@ WRONG: dict[str, tuple[dict[str, Tensor], str, str]] = {
         "merged",
     ),
     "half a pair": ({f"{QUERY}.lora_A.weight": torch.ones(2, 2)}, "is half of a pair", "runtime"),
-    "of another kind": ({f"{QUERY}.dora_scale": torch.ones(2, 2)}, "is of another kind of adapter", "runtime"),
+    "of another kind": ({f"{QUERY}.dora_scale": torch.ones(2, 2)}, "is of an unsupported adapter", "runtime"),
     "for more than half another network": (
         {f"blocks.{index}.attn1.to_q.diff_b": torch.ones(160) for index in range(4, 8)},
         "3 of 4 entries match no tensor",
@@ -243,9 +243,9 @@ def test_plan_doctor_health_fitness_and_generation_report_the_same(
     report = service.check()
     assert (report["healthy"], report["failed"]) == (False, {"weights": line})
     (fitness,) = [one for one in checks(service) if one.__name__ == "multitalk_weights"]
-    with pytest.raises(UnfitError) as unfit:
+    with pytest.raises(UnfitError) as unusable_folder:
         fitness()
-    assert caught.value.hint in str(unfit.value)
+    assert caught.value.hint in str(unusable_folder.value)
     with pytest.raises(EngineError) as doctor:
         list(check_weights(Patient(given)))
     assert str(doctor.value) == line

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import EngineService, Request, Speaker
-from engine.loading.component_files import OnDisk
+from engine.loading.component_files import ComponentFiles
 from engine.loading.layout import part_in
 from engine.loading.model import _load_tokenizer
 from engine.loading.safetensors_reader import AheadReader
@@ -28,7 +28,7 @@ LONG = "a person talks to the camera in a bright room, " * 12 + "wearing a purpl
 
 @pytest.fixture(scope="module")
 def encoder() -> TextEncoder:
-    part = OnDisk(part_in(TINY / "text_encoder", "text_encoder"), "text_encoder", torch.float32)
+    part = ComponentFiles(part_in(TINY / "text_encoder", "text_encoder"), "text_encoder", torch.float32)
     return TextEncoder(_load_tokenizer(TINY / "tokenizer"), part.read(AheadReader(), "cpu"), 64)
 
 

@@ -20,8 +20,8 @@ from engine.bench.device import run as device_run
 from engine.bench.device.__main__ import main as print_corrections
 from engine.bench.device.kernels import Kernel, kind, longest_kernel, profiled, summary, synchronisations
 from engine.bench.device.machine import read_driver
-from engine.bench.device.measure import Bench, psnr
-from engine.bench.device.parts import PARTS, Part
+from engine.bench.device.measure import DeviceBench, psnr
+from engine.bench.device.parts import PARTS, BenchPart
 from engine.bench.device.shapes import FULL, REDUCED
 from engine.bench.device.shares import corrections, derive
 from engine.bench.device.supervisor import measure
@@ -46,19 +46,19 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def broken_parts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Part]]:
+def broken_parts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[BenchPart]]:
     """Name parts of tests/support/device_parts.py."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
 
-    def name(*names: str, budget: float = 30) -> list[Part]:
-        return [Part(name, f"device_parts:{name}", budget) for name in names]
+    def name(*names: str, budget: float = 30) -> list[BenchPart]:
+        return [BenchPart(name, f"device_parts:{name}", budget) for name in names]
 
     return name
 
 
 def rows(report: dict[str, Any], part: str) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = report["parts"][part]["rows"]
-    return found
+    result: dict[str, dict[str, Any]] = report["parts"][part]["rows"]
+    return result
 
 
 def gone(process: int) -> bool:
@@ -96,59 +96,59 @@ def test_the_file_is_the_report(report: dict[str, Any], folder: Path) -> None:
 
 
 def test_forced_kernels_agree_with_plain_arithmetic(report: dict[str, Any]) -> None:
-    found = rows(report, "attention")
-    assert found["96, native"]["largest_difference"] < 0.01
-    assert found["96, flash"]["largest_difference"] < 0.01
-    assert found["96, cudnn"] == {"skipped": "needs CUDA"}
+    result = rows(report, "attention")
+    assert result["96, native"]["largest_difference"] < 0.01
+    assert result["96, flash"]["largest_difference"] < 0.01
+    assert result["96, cudnn"] == {"skipped": "needs CUDA"}
     assert rows(report, "other_attention")["map of speakers, 480p, native"]["largest_difference"] < 1e-5
 
 
 def test_a_forward_says_what_ran_and_what_a_plan_counts(report: dict[str, Any]) -> None:
-    found = rows(report, "forward")
-    assert list(found) == ["480p, 1 speaker", "480p, 2 speakers", "720p, 2 speakers"]
-    figures = found["480p, 2 speakers"]
+    result = rows(report, "forward")
+    assert list(result) == ["480p, 1 speaker", "480p, 2 speakers", "720p, 2 speakers"]
+    figures = result["480p, 2 speakers"]
     assert {"products", "attention", "element-wise", "copies", "gaps"} <= set(figures["kernels"]["groups"])
     assert figures["work"]["products"] > figures["work"]["attention"] > 0
     assert figures["layers"] == 3
-    assert found["720p, 2 speakers"]["layers"] == 2
+    assert result["720p, 2 speakers"]["layers"] == 2
 
 
 def test_offloaded_blocks_give_the_same_and_their_bytes_are_counted(report: dict[str, Any]) -> None:
     pytest.importorskip("torchao")
-    found = rows(report, "offload")
-    assert found["bfloat16"]["largest_difference"] == found["int8"]["largest_difference"] == 0
-    assert 0.4 < found["int8"]["moved_bytes"] / found["bfloat16"]["moved_bytes"] < 0.7
+    result = rows(report, "offload")
+    assert result["bfloat16"]["largest_difference"] == result["int8"]["largest_difference"] == 0
+    assert 0.4 < result["int8"]["moved_bytes"] / result["bfloat16"]["moved_bytes"] < 0.7
 
 
 def test_narrow_products_have_an_error(report: dict[str, Any]) -> None:
     pytest.importorskip("torchao")
-    found = rows(report, "products")
-    error = {name: found[f"128 to 128, {name}"]["relative_error"] for name in ("bfloat16", "int8 rows, _int_mm")}
+    result = rows(report, "products")
+    error = {name: result[f"128 to 128, {name}"]["relative_error"] for name in ("bfloat16", "int8 rows, _int_mm")}
     assert 0 < error["bfloat16"] < error["int8 rows, _int_mm"] < 0.03
-    assert error["int8 rows, _int_mm"] < found["128 to 128, fp8 rows, _scaled_mm"]["relative_error"] < 0.06
+    assert error["int8 rows, _int_mm"] < result["128 to 128, fp8 rows, _scaled_mm"]["relative_error"] < 0.06
 
 
 def test_encoders_hold_what_a_plan_counts(report: dict[str, Any]) -> None:
     counts = make_sizes(REDUCED.configs).counts
-    found = rows(report, "encoders")
-    assert found["text"]["weight_bytes"] == counts["text_encoder"].bytes(2)
-    assert found["image"]["weight_bytes"] == counts["image_encoder"].bytes(2)
-    assert found["text"]["finite"]
-    assert found["image"]["finite"]
+    result = rows(report, "encoders")
+    assert result["text"]["weight_bytes"] == counts["text_encoder"].bytes(2)
+    assert result["image"]["weight_bytes"] == counts["image_encoder"].bytes(2)
+    assert result["text"]["finite"]
+    assert result["image"]["finite"]
 
 
 def test_the_autoencoder_in_bfloat16_is_near_float32(report: dict[str, Any]) -> None:
-    found = rows(report, "codec")
+    result = rows(report, "codec")
     # 8 bits of mantissa through some thirty layers.
-    assert 20 < found["bfloat16"]["psnr_to_strict_float32"] < 60
-    assert found["float32, strict"]["psnr_to_strict_float32"] is None
+    assert 20 < result["bfloat16"]["psnr_to_strict_float32"] < 60
+    assert result["float32, strict"]["psnr_to_strict_float32"] is None
 
 
 def test_a_second_size_makes_at_most_one_more_graph(report: dict[str, Any]) -> None:
-    found = rows(report, "compile")
-    assert found["first call"]["graphs"] == 1
-    assert found["second size"]["graphs"] == 2
-    assert found["compiled"]["largest_difference"] == found["second size"]["largest_difference"] == 0
+    result = rows(report, "compile")
+    assert result["first call"]["graphs"] == 1
+    assert result["second size"]["graphs"] == 2
+    assert result["compiled"]["largest_difference"] == result["second size"]["largest_difference"] == 0
 
 
 def test_the_engine_makes_a_video_and_the_doctor_looks(report: dict[str, Any]) -> None:
@@ -164,21 +164,21 @@ def test_the_engine_makes_a_video_and_the_doctor_looks(report: dict[str, Any]) -
 
 def test_small_sizes_give_no_shares(report: dict[str, Any]) -> None:
     assert report["shares"] == {}
-    assert any("nothing of it says anything about a card" in line for line in corrections([("file", report)]))
+    assert any("they say nothing about a card" in line for line in corrections([("file", report)]))
 
 
 # --- parts that go wrong ----------------------------------------------------------------------------------------------
 
 
-def test_failures_do_not_stop_the_others(broken_parts: Callable[..., list[Part]], tmp_path: Path) -> None:
+def test_failures_do_not_stop_the_others(broken_parts: Callable[..., list[BenchPart]], tmp_path: Path) -> None:
     parts = broken_parts("raises", "rows_fail", "infinite", "impossible", "dies", "environment", "fine")
     os.environ["S3_BUCKET"] = "bucket"
     try:
-        found = measure(parts, CPU, seconds=120, output=tmp_path / "found.json")
+        result = measure(parts, CPU, seconds=120, output=tmp_path / "found.json")
     finally:
         del os.environ["S3_BUCKET"]
 
-    states = {name: part["state"] for name, part in found["parts"].items()}
+    states = {name: part["state"] for name, part in result["parts"].items()}
     assert states == {
         "raises": "failed",
         "rows_fail": "done",
@@ -188,44 +188,46 @@ def test_failures_do_not_stop_the_others(broken_parts: Callable[..., list[Part]]
         "environment": "done",
         "fine": "done",
     }
-    assert found["parts"]["raises"]["why"] == "RuntimeError: a kernel refused"
-    assert found["parts"]["raises"]["where"][-1].endswith(" raises")
-    assert rows(found, "raises") == {"before": {"value": 1}}
-    assert rows(found, "rows_fail")["bad"]["failed"] == "MemoryError: no room"
-    assert rows(found, "rows_fail")["good"] == {"value": 2}
-    assert "failed" in rows(found, "infinite")["rate"]
-    assert rows(found, "infinite")["other"] == {"value": 3}
-    assert found["parts"]["impossible"]["why"] == "needs a card of another planet"
-    assert "SIGKILL" in found["parts"]["dies"]["why"]
-    assert rows(found, "dies") == {"before": {"value": 5}}
-    assert found["failed"] == ["raises", "dies", "rows_fail: bad", "infinite: rate"]
+    assert result["parts"]["raises"]["why"] == "RuntimeError: a kernel refused"
+    assert result["parts"]["raises"]["where"][-1].endswith(" raises")
+    assert rows(result, "raises") == {"before": {"value": 1}}
+    assert rows(result, "rows_fail")["bad"]["failed"] == "MemoryError: no room"
+    assert rows(result, "rows_fail")["good"] == {"value": 2}
+    assert "failed" in rows(result, "infinite")["rate"]
+    assert rows(result, "infinite")["other"] == {"value": 3}
+    assert result["parts"]["impossible"]["why"] == "needs a card of another planet"
+    assert "SIGKILL" in result["parts"]["dies"]["why"]
+    assert rows(result, "dies") == {"before": {"value": 5}}
+    assert result["failed"] == ["raises", "dies", "rows_fail: bad", "infinite: rate"]
     # A bucket in the environment takes nobody to the network.
-    assert rows(found, "environment")["network"] == {"S3_BUCKET": None, "HF_HUB_OFFLINE": "1"}
-    assert json.loads((tmp_path / "found.json").read_text("utf-8")) == json.loads(json.dumps(found))
+    assert rows(result, "environment")["network"] == {"S3_BUCKET": None, "HF_HUB_OFFLINE": "1"}
+    assert json.loads((tmp_path / "found.json").read_text("utf-8")) == json.loads(json.dumps(result))
 
 
 def test_a_part_that_hangs_is_ended_and_its_rows_stay(
-    broken_parts: Callable[..., list[Part]], monkeypatch: pytest.MonkeyPatch
+    broken_parts: Callable[..., list[BenchPart]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.bench.device.supervisor.GRACE", 1.0)
-    found = measure([*broken_parts("hangs", budget=1), *broken_parts("fine")], CPU, seconds=120, output=None)
-    assert found["parts"]["hangs"]["state"] == "failed"
-    assert found["parts"]["hangs"]["why"] == "ended after 2 s: it did not return"
-    assert gone(rows(found, "hangs")["before"]["process"])
-    assert found["parts"]["fine"]["state"] == "done"
+    result = measure([*broken_parts("hangs", budget=1), *broken_parts("fine")], CPU, seconds=120, output=None)
+    assert result["parts"]["hangs"]["state"] == "failed"
+    assert result["parts"]["hangs"]["why"] == "ended after 2 s: it did not return"
+    assert gone(rows(result, "hangs")["before"]["process"])
+    assert result["parts"]["fine"]["state"] == "done"
 
 
-def test_a_part_stops_in_time_and_one_that_does_not_fit_is_skipped(broken_parts: Callable[..., list[Part]]) -> None:
+def test_a_part_stops_in_time_and_one_that_does_not_fit_is_skipped(
+    broken_parts: Callable[..., list[BenchPart]],
+) -> None:
     parts = [*broken_parts("fine", budget=500), *broken_parts("slow", budget=0.5)]
-    found = measure(parts, CPU, seconds=60, output=None)["parts"]
-    assert found["fine"]["state"] == "skipped"
-    assert found["fine"]["why"].startswith("its 500 s do not fit into the ")
-    assert found["slow"]["state"] == "done"
-    assert "further rows are missing" in found["slow"]["why"]
-    assert 0 < len(found["slow"]["rows"]) < 50
+    result = measure(parts, CPU, seconds=60, output=None)["parts"]
+    assert result["fine"]["state"] == "skipped"
+    assert result["fine"]["why"].startswith("its 500 s do not fit into the ")
+    assert result["slow"]["state"] == "done"
+    assert "further rows are missing" in result["slow"]["why"]
+    assert 0 < len(result["slow"]["rows"]) < 50
 
 
-def start(parts: Sequence[Part], output: Path) -> subprocess.Popen[str]:
+def start(parts: Sequence[BenchPart], output: Path) -> subprocess.Popen[str]:
     """Run a bench in a process of its own."""
     names = [(part.name, part.place, part.budget) for part in parts]
     code = (
@@ -241,23 +243,25 @@ def wait_for_row(output: Path, part: str) -> dict[str, Any]:
     """Wait until the file has a row of `part`."""
     for _ in range(600):
         if output.exists():
-            found: dict[str, Any] = json.loads(output.read_text("utf-8"))
-            if rows(found, part):
-                return found
+            result: dict[str, Any] = json.loads(output.read_text("utf-8"))
+            if rows(result, part):
+                return result
         time.sleep(0.1)
     raise AssertionError(f"{part} has no row after a minute")
 
 
-def test_killed_half_way_the_file_holds_what_was_done(broken_parts: Callable[..., list[Part]], tmp_path: Path) -> None:
+def test_killed_half_way_the_file_holds_what_was_done(
+    broken_parts: Callable[..., list[BenchPart]], tmp_path: Path
+) -> None:
     output = tmp_path / "found.json"
     bench = start(broken_parts("fine", "hangs", "slow"), output)
-    found = wait_for_row(output, "hangs")
+    result = wait_for_row(output, "hangs")
     bench.kill()
     bench.communicate()
-    found = json.loads(output.read_text("utf-8"))
-    assert [part["state"] for part in found["parts"].values()] == ["done", "running", "not reached"]
-    assert rows(found, "fine")["sum"]["seconds"] > 0
-    worker = rows(found, "hangs")["before"]["process"]
+    result = json.loads(output.read_text("utf-8"))
+    assert [part["state"] for part in result["parts"].values()] == ["done", "running", "not reached"]
+    assert rows(result, "fine")["sum"]["seconds"] > 0
+    worker = rows(result, "hangs")["before"]["process"]
     for _ in range(50):
         if gone(worker):
             break
@@ -265,14 +269,14 @@ def test_killed_half_way_the_file_holds_what_was_done(broken_parts: Callable[...
     assert gone(worker)
 
 
-def test_asked_to_stop_it_prints_what_was_done(broken_parts: Callable[..., list[Part]], tmp_path: Path) -> None:
+def test_asked_to_stop_it_prints_what_was_done(broken_parts: Callable[..., list[BenchPart]], tmp_path: Path) -> None:
     bench = start(broken_parts("fine", "hangs", "slow"), tmp_path / "found.json")
     wait_for_row(tmp_path / "found.json", "hangs")
     bench.send_signal(signal.SIGTERM)
     printed, _ = bench.communicate(timeout=30)
-    found = json.loads(printed)
-    assert found["state"] == "stopped by SIGTERM"
-    assert [part["state"] for part in found["parts"].values()] == ["done", "failed", "skipped"]
+    result = json.loads(printed)
+    assert result["state"] == "stopped by SIGTERM"
+    assert [part["state"] for part in result["parts"].values()] == ["done", "failed", "skipped"]
 
 
 def test_a_device_that_is_not_here_is_refused() -> None:
@@ -339,7 +343,7 @@ def test_kernels_are_told_apart_by_name(name: str, wanted: str) -> None:
 
 
 def test_gaps_are_the_time_in_which_no_kernel_ran() -> None:
-    found = summary(
+    result = summary(
         [
             Kernel("nvjet_a", 0, 1_000_000),
             # On another stream, half of it beside the first.
@@ -347,9 +351,9 @@ def test_gaps_are_the_time_in_which_no_kernel_ran() -> None:
             Kernel("nvjet_a", 2_000_000, 3_000_000),
         ]
     )
-    assert found["groups"] == {"products": 2.0, "copies": 1.0, "gaps": 0.5}
-    assert (found["seconds"], found["launches"]) == (3.0, 3)
-    assert found["longest"][0] == {"name": "nvjet_a", "seconds": 2.0, "count": 2}
+    assert result["groups"] == {"products": 2.0, "copies": 1.0, "gaps": 0.5}
+    assert (result["seconds"], result["launches"]) == (3.0, 3)
+    assert result["longest"][0] == {"name": "nvjet_a", "seconds": 2.0, "count": 2}
 
 
 def test_a_profiler_that_sees_nothing_leaves_an_empty_table() -> None:
@@ -357,25 +361,25 @@ def test_a_profiler_that_sees_nothing_leaves_an_empty_table() -> None:
 
 
 def test_operators_of_a_cpu_are_profiled() -> None:
-    bench, x = Bench("cpu", 1), torch.randn(64, 64)
-    found = profiled(bench, lambda: x @ x)
-    assert found["groups"]["products"] > 0
+    bench, x = DeviceBench("cpu", 1), torch.randn(64, 64)
+    result = profiled(bench, lambda: x @ x)
+    assert result["groups"]["products"] > 0
     assert longest_kernel(bench, lambda: x @ x) is None
     assert synchronisations(bench, lambda: x @ x) is None
 
 
 def test_psnr_is_over_the_range_of_the_wanted_values() -> None:
-    wanted = torch.tensor([0.0, 2.0])
-    assert psnr(wanted, wanted) is None
+    expected = torch.tensor([0.0, 2.0])
+    assert psnr(expected, expected) is None
     # A mean square error of 0.02 over a range of 2.
-    assert psnr(wanted + torch.tensor([0.2, 0.0]), wanted) == pytest.approx(23.01, abs=0.01)
+    assert psnr(expected + torch.tensor([0.2, 0.0]), expected) == pytest.approx(23.01, abs=0.01)
 
 
 def test_what_the_driver_says_is_read() -> None:
     line = "NVIDIA H200, 580.95.05, P0, 345, 1980, 3201, 76.51, 700.00, 31, 5, 5, 16, 143771\n"
-    found = read_driver(line)
-    assert (found["name"], found["clocks.max.sm"], found["power.limit"]) == ("NVIDIA H200", 1980, 700)
-    assert (found["driver_version"], found["memory.total"]) == ("580.95.05", 143771)
+    result = read_driver(line)
+    assert (result["name"], result["clocks.max.sm"], result["power.limit"]) == ("NVIDIA H200", 1980, 700)
+    assert (result["driver_version"], result["memory.total"]) == ("580.95.05", 143771)
     assert read_driver(line.replace("76.51", "[N/A]"))["power.draw"] == "[N/A]"
 
 
@@ -417,11 +421,11 @@ def made_report(name: str = CARD.driver) -> dict[str, Any]:
 
 
 def test_shares_are_what_the_card_reached_of_its_data_sheet() -> None:
-    found = derive(made_report())
-    assert {name: share["measured"] for name, share in found.items()} == pytest.approx(REACHED)
-    assert found["PRODUCTS"]["assumed"] == assumed.PRODUCTS
-    assert found["attention"]["assumed"] == CARD.attention
-    assert found["PRODUCTS"]["from"] == "forward: 480p, 2 speakers"
+    result = derive(made_report())
+    assert {name: share["measured"] for name, share in result.items()} == pytest.approx(REACHED)
+    assert result["PRODUCTS"]["assumed"] == assumed.PRODUCTS
+    assert result["attention"]["assumed"] == CARD.attention
+    assert result["PRODUCTS"]["from"] == "forward: 480p, 2 speakers"
 
 
 def test_without_a_forward_single_kernels_say_the_shares() -> None:
@@ -430,10 +434,10 @@ def test_without_a_forward_single_kernels_say_the_shares() -> None:
     report["parts"]["attention"]["rows"]["75680, native"] = {"tflops": 3.0}
     report["parts"]["products"] = {"state": "done", "rows": {"a to b, bfloat16": {"tflops": 494.5}}}
     report["parts"]["link"] = {"state": "done", "rows": {"host to device, pinned": {"gb_per_second": 31.5}}}
-    found = derive(report)
-    assert found["attention"]["rate"] == 2.0
-    assert (found["PRODUCTS"]["measured"], found["LINK"]["measured"]) == (0.5, 0.5)
-    assert "BANDWIDTH" not in found
+    result = derive(report)
+    assert result["attention"]["rate"] == 2.0
+    assert (result["PRODUCTS"]["measured"], result["LINK"]["measured"]) == (0.5, 0.5)
+    assert "BANDWIDTH" not in result
 
 
 def test_corrections_name_the_constant_and_its_new_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,14 +10,14 @@ from engine.errors import RequestError
 
 @pytest.mark.slow
 def test_a_job_costs_the_engine_a_fraction_of_a_composition() -> None:
-    found = run(jobs=2)
+    result = run(jobs=2)
 
-    assert found["jobs"] == 2
+    assert result["jobs"] == 2
     for kind in ("same", "other"):
-        assert 0 < found[kind]["overhead"]["least"] <= found[kind]["overhead"]["most"]
+        assert 0 < result[kind]["overhead"]["least"] <= result[kind]["overhead"]["most"]
         # On a quiet machine of two cores 0.02 to 0.04 s; Hydra alone would take 0.2 s twice.
-        assert found[kind]["overhead"]["least"] < 0.4
-        assert found[kind]["read"]["median"] > 0
+        assert result[kind]["overhead"]["least"] < 0.4
+        assert result[kind]["read"]["median"] > 0
 
 
 def test_one_job_is_not_enough() -> None:

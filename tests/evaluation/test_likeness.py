@@ -18,8 +18,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from engine.data import Progress
-from engine.evaluation.bars import judge_bars, likeness_bars
-from engine.evaluation.likeness import Drift, Look, Pictures, drift_of, window_looks
+from engine.evaluation.bars import check_bars, likeness_bars
+from engine.evaluation.likeness import Drift, Pictures, WindowLook, drift_of, window_looks
 from engine.sweeps.runs import FIGURES
 from scripts.evaluate_tiny.bars import BARS, LONG_BARS
 from scripts.evaluate_tiny.long_voices import Pace, sound_lag
@@ -50,7 +50,7 @@ def drift(seed: int, damage: Damage | None = None, people: int = 1) -> Drift:
 
 def missed(found: Drift) -> set[str]:
     """The figures of a video that do not reach their bars."""
-    judged = judge_bars({"worst": asdict(found)}, likeness_bars("a video", "worst"))
+    judged = check_bars({"worst": asdict(found)}, likeness_bars("a video", "worst"))
     assert len(judged) == 6
     return {bar["figure"].partition("/")[2] for bar in judged if not bar["holds"]}
 
@@ -69,8 +69,8 @@ def blurred(frames: Pictures, _: int) -> Pictures:
 
 
 def tinted(frames: Pictures, _: int) -> Pictures:
-    found: Pictures = np.clip(frames * np.array([1.12, 1.0, 0.88]), 0, 255).astype(np.uint8)
-    return found
+    result: Pictures = np.clip(frames * np.array([1.12, 1.0, 0.88]), 0, 255).astype(np.uint8)
+    return result
 
 
 def exchanged(frames: Pictures, seed: int) -> Pictures:
@@ -78,10 +78,10 @@ def exchanged(frames: Pictures, seed: int) -> Pictures:
     here, there = face(seed), face(seed + 10)
     other = clip(seed + 10)[0][50:, *there]
     height, width = here[0].stop - here[0].start, here[1].stop - here[1].start
-    found = frames.copy()
+    result = frames.copy()
     for number, frame in enumerate(other):
-        found[number, *here] = np.asarray(Image.fromarray(frame).resize((width, height)))
-    return found
+        result[number, *here] = np.asarray(Image.fromarray(frame).resize((width, height)))
+    return result
 
 
 def melted(frames: Pictures, seed: int) -> Pictures:
@@ -92,12 +92,12 @@ def melted(frames: Pictures, seed: int) -> Pictures:
     flow = np.stack([gaussian_filter(rng.normal(size=(height, width)), width / 10) for _ in range(2)])
     flow *= 0.1 * width / flow.std()
     places = np.mgrid[:height, :width] + flow
-    found = frames.copy()
+    result = frames.copy()
     for number, frame in enumerate(frames):
         part = gaussian_filter(frame[here].astype(np.float32), (1.5, 1.5, 0))
         moved = [map_coordinates(part[..., c], places, order=1, mode="nearest") for c in range(3)]
-        found[number, *here] = np.stack(moved, -1).astype(np.uint8)
-    return found
+        result[number, *here] = np.stack(moved, -1).astype(np.uint8)
+    return result
 
 
 def smeared(frames: Pictures, seed: int) -> Pictures:
@@ -120,9 +120,9 @@ def test_two_people_who_talk_reach_every_bar() -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_blur_is_seen_by_the_sharpness(seed: int) -> None:
-    found = drift(seed, blurred)
-    assert missed(found) >= {"sharpness_kept"}
-    assert found.sharpness_kept < 0.7 * drift(seed).sharpness_kept
+    result = drift(seed, blurred)
+    assert missed(result) >= {"sharpness_kept"}
+    assert result.sharpness_kept < 0.7 * drift(seed).sharpness_kept
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -132,16 +132,16 @@ def test_a_tint_is_seen_by_the_colours(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_another_persons_face_is_seen_by_the_identity(seed: int) -> None:
-    found = drift(seed, exchanged)
-    assert missed(found) >= {"identity", "identity_grown"}
-    assert found.identity > 2.5 * drift(seed).identity
+    result = drift(seed, exchanged)
+    assert missed(result) >= {"identity", "identity_grown"}
+    assert result.identity > 2.5 * drift(seed).identity
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_melted_face_is_seen_by_the_identity(seed: int) -> None:
-    found = drift(seed, melted)
-    assert missed(found) >= {"identity_grown"}
-    assert found.identity_grown > 2.5 * drift(seed).identity_grown
+    result = drift(seed, melted)
+    assert missed(result) >= {"identity_grown"}
+    assert result.identity_grown > 2.5 * drift(seed).identity_grown
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -174,7 +174,7 @@ def test_the_old_default_misses_every_bar_and_the_new_one_none(style: str, secon
     seen = json.loads((Path(__file__).parent / "long_voices.json").read_text("utf-8"))[style]
     windows = 1 + (seconds * 25 - 81) // 56
     looks = [
-        Look(sharpness, identity, structure, np.array([[colour, 0, 0]], np.float32))
+        WindowLook(sharpness, identity, structure, np.array([[colour, 0, 0]], np.float32))
         for sharpness, identity, structure, colour in zip(
             seen["sharpness"], seen["identity"], seen["structure"], seen["colour"], strict=True
         )
@@ -182,8 +182,8 @@ def test_the_old_default_misses_every_bar_and_the_new_one_none(style: str, secon
     assert len(looks) >= windows
     everything = {bar.path.rpartition("/")[2] for bar in likeness_bars("", "")}
     # The picture is still as sharp as it must be; what it shows is another.
-    wanted = everything - {"sharpness"} if seconds == 15 else everything
-    assert missed(drift_of(looks[:windows])) == (wanted if style == "multitalk" else set())
+    expected = everything - {"sharpness"} if seconds == 15 else everything
+    assert missed(drift_of(looks[:windows])) == (expected if style == "multitalk" else set())
 
 
 def test_a_picture_of_another_size_is_refused() -> None:

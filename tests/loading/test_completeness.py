@@ -14,7 +14,7 @@ from original_folder import write_full_size
 from engine.data import Weights
 from engine.errors import SourceError
 from engine.loading.checkpoint import build_empty, convert_transformer, read_tensors
-from engine.loading.layout import Part, find_parts
+from engine.loading.layout import ComponentLayout, find_parts
 from engine.loading.model import COMPONENTS
 from engine.rehearsal import published
 from engine.rehearsal.files import write_sparse
@@ -30,14 +30,16 @@ SIZES = {
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Part]:
-    found, missing = find_parts(write_full_size(tmp_path_factory.mktemp("full")), WANTED)
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ComponentLayout]:
+    result, missing = find_parts(write_full_size(tmp_path_factory.mktemp("full")), WANTED)
     assert missing == ()
-    return found
+    return result
 
 
 @pytest.mark.parametrize("component", SIZES)
-def test_files_of_full_size_fit_the_network_that_their_config_builds(component: str, parts: dict[str, Part]) -> None:
+def test_files_of_full_size_fit_the_network_that_their_config_builds(
+    component: str, parts: dict[str, ComponentLayout]
+) -> None:
     # It raises unless both have the same names and shapes.
     model = build_empty(component, parts[component])
 
@@ -52,14 +54,16 @@ def test_an_outline_reads_no_data(tmp_path: Path) -> None:
     shapes = published.wan(layers=1)
     path = write_sparse(tmp_path / "wan.safetensors", {name: ("F32", shape) for name, shape in shapes.items()})
 
-    outline = dict(read_tensors(Part("original", tmp_path, (path,)), convert_transformer, outline=True))
+    headers_only = dict(
+        read_tensors(ComponentLayout("original", tmp_path, (path,)), convert_transformer, headers_only=True)
+    )
 
     told = subprocess.run(["fincore", "-bno", "RES", path], stdout=subprocess.PIPE, text=True, check=True)
-    assert len(outline) == len(shapes)
+    assert len(headers_only) == len(shapes)
     assert int(told.stdout) < 2**20
 
 
-def test_published_files_have_the_sizes_that_are_known(parts: dict[str, Part]) -> None:
+def test_published_files_have_the_sizes_that_are_known(parts: dict[str, ComponentLayout]) -> None:
     (audio,) = (path for path in parts["transformer"].files if path.name == "multitalk.safetensors")
     assert audio.stat().st_size == 9_947_889_040
     # But for what torch.save puts around the data.
@@ -88,4 +92,4 @@ def test_audio_weights_of_another_width_are_refused_before_anything_is_read(tmp_
     config.write_text(json.dumps({"num_layers": 2}))
 
     with pytest.raises(SourceError, match=r"another shape of audio_proj\.proj3\.bias"):
-        build_empty("transformer", Part("original", tmp_path, (path,), config))
+        build_empty("transformer", ComponentLayout("original", tmp_path, (path,), config))

@@ -21,10 +21,10 @@ from engine.assembly.estimates import _is_scaled, make_load
 from engine.data import Weights
 from engine.errors import SourceError
 from engine.loading.checkpoint import placed_size
-from engine.loading.component_files import OnDisk
+from engine.loading.component_files import ComponentFiles
 from engine.loading.file_kinds import what_is
 from engine.loading.key_map import TOOL_PREFIXES, engine_name, is_audio, to_engine
-from engine.loading.layout import find_parts, seen
+from engine.loading.layout import describe_unread, find_parts
 from engine.loading.model import COMPONENTS, load_model
 from engine.loading.safetensors_reader import AheadReader
 from engine.loading.scaled import Scaled, spread
@@ -71,10 +71,10 @@ def put(folder: Path, state: Mapping[str, Tensor], **metadata: str) -> Path:
 
 def transformer(folder: Path, *, dtype: torch.dtype = torch.float32, **more: Any) -> dict[str, Tensor]:
     """Read it as an engine does, and hold the size that was foretold to the one it has."""
-    wanted = Weights(**(vars(WANTED) | {"components": ("transformer",)} | more))
-    parts, missing = find_parts(folder, wanted)
+    expected = Weights(**(vars(WANTED) | {"components": ("transformer",)} | more))
+    parts, missing = find_parts(folder, expected)
     assert missing == ()
-    disk = OnDisk(parts["transformer"], "transformer", dtype)
+    disk = ComponentFiles(parts["transformer"], "transformer", dtype)
     module = disk.read(AheadReader(), "cpu")
     assert disk.size == sum(tensor.nbytes for tensor in module.parameters())
     state: dict[str, Tensor] = module.state_dict()
@@ -273,9 +273,9 @@ def test_a_scale_that_does_not_fit_is_named_before_anything_is_read(folder: Path
 
 def test_blocks_are_spread_to_their_rows_and_columns() -> None:
     scale = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    wanted = torch.tensor([[1.0, 1, 2], [1, 1, 2], [3, 3, 4]])
-    assert torch.equal(spread(scale, (3, 3)), wanted)
-    assert torch.equal(spread(scale[:, :, None], (3, 3)), wanted)
+    expected = torch.tensor([[1.0, 1, 2], [1, 1, 2], [3, 3, 4]])
+    assert torch.equal(spread(scale, (3, 3)), expected)
+    assert torch.equal(spread(scale[:, :, None], (3, 3)), expected)
 
 
 def note(**told: Any) -> Tensor:
@@ -288,7 +288,7 @@ def test_comfyuis_notes_are_heeded(folder: Path) -> None:
     hold_to(transformer(folder), meant | AUDIO)
     for told in ({"format": "nvfp4"}, {"format": "int8_tensorwise", "convrot": True}, {}):
         save(stored | {"blocks.0.ffn.0.comfy_quant": note(**told)}, path)
-        with pytest.raises(SourceError, match="which is not read"):
+        with pytest.raises(SourceError, match="which is not supported"):
             transformer(folder)
     layers = json.dumps({"layers": {"blocks.0.ffn.0": {"format": "mxfp8"}}})
     save(stored, path, _quantization_metadata=layers)
@@ -383,7 +383,7 @@ ENCODERS: dict[str, tuple[str, str, Callable[[Path], Mapping[str, Tensor]]]] = {
 def test_encoders_in_safetensors_are_those_of_wans_own_files(
     whole: Path, tmp_path: Path, component: str, name: str, make: Callable[[Path], Mapping[str, Tensor]]
 ) -> None:
-    wanted = as_transformers(whole, component)
+    expected = as_transformers(whole, component)
     folder = Path(shutil.copytree(whole, tmp_path / "multitalk"))
     (folder / WAN / FILES[component]).unlink()
     path = save(make(whole), folder / f"{name}.safetensors")
@@ -393,8 +393,8 @@ def test_encoders_in_safetensors_are_those_of_wans_own_files(
     assert parts[component].files == (path,)
     state = read_part(component, parts[component], torch.float32).state_dict()
 
-    assert state.keys() == wanted.keys()
-    assert all(torch.equal(state[key], wanted[key]) for key in wanted)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
     size = sum(tensor.nbytes for key, tensor in state.items() if key != "encoder.embed_tokens.weight")
     assert placed_size(component, parts[component], torch.float32) == size
 
@@ -405,11 +405,11 @@ def test_an_umt5_with_scales_is_the_products(whole: Path, tmp_path: Path) -> Non
     save(comfy_umt5_scaled(whole), folder / "text_encoders" / "umt5_xxl_fp8_e4m3fn_scaled.safetensors")
     model: Any = load_model(folder, device="cpu", dtype="float32", wanted=WANTED)
     name = "encoder.block.0.layer.0.SelfAttention.q.weight"
-    wanted = as_transformers(whole, "text_encoder")[name]
+    expected = as_transformers(whole, "text_encoder")[name]
     with model.use("text_encoder"):
-        given = model.text.model.state_dict()[name]
-    assert torch.equal(given, (wanted * 4).to(E4M3).float() / 4)
-    assert not torch.equal(given, wanted)
+        actual = model.text.model.state_dict()[name]
+    assert torch.equal(actual, (expected * 4).to(E4M3).float() / 4)
+    assert not torch.equal(actual, expected)
 
 
 def test_a_pickle_may_hold_the_network_beside_other_things(whole: Path, tmp_path: Path) -> None:
@@ -418,9 +418,9 @@ def test_a_pickle_may_hold_the_network_beside_other_things(whole: Path, tmp_path
     torch.save(
         {"step": 5, "state_dict": {f"module.{key}": one for key, one in original(whole, "text_encoder").items()}}, path
     )
-    wanted = as_transformers(whole, "text_encoder")
-    given = as_transformers(folder, "text_encoder")
-    assert all(torch.equal(given[key], wanted[key]) for key in wanted)
+    expected = as_transformers(whole, "text_encoder")
+    actual = as_transformers(folder, "text_encoder")
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
 # --- GGUF -------------------------------------------------------------------------------------------------------------
@@ -483,11 +483,11 @@ def test_a_gguf_file_may_have_a_prefix(packed: Path, prefix: str) -> None:
         state: dict[str, Tensor] = read_part("transformer", parts["transformer"], torch.float32).state_dict()
         return state
 
-    wanted = read()
+    expected = read()
     write_gguf(packed / "wan2.1-i2v-Q8_0.gguf", {prefix + name: tensor for name, tensor in WEIGHTS.items()})
-    given = read()
-    assert given.keys() == wanted.keys()
-    assert all(torch.equal(torch.as_tensor(given[key]), torch.as_tensor(wanted[key])) for key in wanted)
+    actual = read()
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(torch.as_tensor(actual[key]), torch.as_tensor(expected[key])) for key in expected)
 
 
 def test_bfloat16_in_a_gguf_file_is_read_as_numbers(packed: Path) -> None:
@@ -542,9 +542,9 @@ def test_what_is_no_file_of_weights_is_told_by_what_it_is(
         # Of the right kind, and damaged.
         expected, hint = "cannot be read", "get this file again"
     else:
-        found = what_is(folder / name)
-        assert found is not None
-        expected = found[0].partition(" (")[0]
+        result = what_is(folder / name)
+        assert result is not None
+        expected = result[0].partition(" (")[0]
     with pytest.raises(SourceError) as caught:
         load_model(folder, device="cpu", dtype="float32", wanted=WANTED)
     assert expected in caught.value.what
@@ -626,10 +626,10 @@ def test_other_files_are_described_where_something_is_missing(folder: Path) -> N
     torch.save({"model": {}}, hearing / "chinese-wav2vec2-base-fairseq-ckpt.pt")
     torch.save({"a": ZERO}, folder / "wan2.1.ckpt")
     (folder / "weights.zip").write_bytes(b"PK\x03\x04" + bytes(60))
-    told = "\n".join(seen(folder, WANTED))
-    assert "fairseq-ckpt.pt is fairseq's checkpoint of wav2vec2: take model.safetensors" in told
+    told = "\n".join(describe_unread(folder, WANTED))
+    assert "fairseq-ckpt.pt is fairseq's checkpoint of wav2vec2: use model.safetensors" in told
     assert "wav2vec2.safetensors is a wav2vec2 without its config.json" in told
-    assert "wan2.1.ckpt is a PyTorch file under a name that is not read" in told
+    assert "wan2.1.ckpt is a PyTorch file whose name is not supported" in told
     assert "weights.zip is a zip archive: unpack it" in told
     assert FILES["vae"] not in told
     assert "multitalk.safetensors" not in told

@@ -18,7 +18,7 @@ from whole_tensors import read_part
 from engine.data import Weights
 from engine.errors import SourceError
 from engine.loading.key_map import is_audio, to_engine
-from engine.loading.layout import Part, find_parts
+from engine.loading.layout import ComponentLayout, find_parts
 from engine.loading.model import COMPONENTS, load_model
 from engine.rehearsal.files import shard_name
 from plugins.sources.volume import Volume, VolumeConfig
@@ -38,7 +38,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "multitalk"))
 
 
-def find(folder: Path, **more: Any) -> dict[str, Part]:
+def find(folder: Path, **more: Any) -> dict[str, ComponentLayout]:
     parts, missing = find_parts(folder, Weights(**(vars(WANTED) | more)))
     assert missing == ()
     return parts
@@ -51,9 +51,9 @@ def transformer(folder: Path, **more: Any) -> dict[str, torch.Tensor]:
 
 
 def hold_to(state: dict[str, torch.Tensor]) -> None:
-    wanted = {to_engine(name): tensor for name, tensor in small_transformer().items()}
-    assert state.keys() == wanted.keys()
-    assert all(torch.equal(state[name], tensor) for name, tensor in wanted.items())
+    expected = {to_engine(name): tensor for name, tensor in small_transformer().items()}
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:
@@ -197,7 +197,7 @@ def test_a_config_that_builds_no_network_is_named(folder: Path) -> None:
     config = folder / WAN / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_heads": 5}))
 
-    with pytest.raises(SourceError, match=r"config\.json builds no transformer: a width of 24 does not divide"):
+    with pytest.raises(SourceError, match=r"config\.json builds no transformer: a width of 24 is not divisible"):
         transformer(folder)
 
 

@@ -123,7 +123,7 @@ def test_pair_without_alpha_is_taken_as_it_is() -> None:
     ],
 )
 def test_another_kind_of_adapter_is_refused_by_name(key: str, kind: str, lora: dict[str, Tensor]) -> None:
-    with pytest.raises(SourceError, match=f"{key} is of another kind of adapter: .*{kind}"):
+    with pytest.raises(SourceError, match=f"{key} is of an unsupported adapter: .*{kind}"):
         read_deltas(lora | {f"diffusion_model.blocks.0.self_attn.q.{key}": torch.ones(1)})
 
 

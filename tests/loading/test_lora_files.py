@@ -58,8 +58,8 @@ def settled(path: Path) -> Strengths:
 
 def scales(path: Path) -> list[float]:
     """Return the scales of query and value."""
-    found = settled(path).scales
-    return [found.get(f"blocks.{index}.attn1.to_{one}.weight", 1.0) for index, one in enumerate("qv")]
+    result = settled(path).scales
+    return [result.get(f"blocks.{index}.attn1.to_{one}.weight", 1.0) for index, one in enumerate("qv")]
 
 
 def adapter(**told: Any) -> dict[str, str]:

@@ -17,7 +17,7 @@ from tiny_folder import SIZES, write_folder
 from torch import Tensor, nn
 
 from engine.errors import RequestError, SourceError, UnknownComponent
-from engine.loading.component_files import OnDisk
+from engine.loading.component_files import ComponentFiles
 from engine.loading.layout import part_in
 from engine.loading.model import COMPONENTS, Model, load_model
 from engine.loading.placement import Profile
@@ -140,7 +140,7 @@ def test_parts_are_those_that_the_libraries_load(dtype: str, folder: Path) -> No
 
 @pytest.mark.parametrize("name", ["transformer", "vae", "text_encoder", "image_encoder"])
 def test_size_in_memory_is_known_before_anything_is_read(name: str, folder: Path) -> None:
-    part = OnDisk(part_in(folder / name, name), name, torch.bfloat16)
+    part = ComponentFiles(part_in(folder / name, name), name, torch.bfloat16)
     module = part.read(AheadReader(), "cpu")
 
     # A tensor of two names counts once.
@@ -149,7 +149,7 @@ def test_size_in_memory_is_known_before_anything_is_read(name: str, folder: Path
 
 def test_quantised_layers_count_as_they_are_kept(folder: Path) -> None:
     part = part_in(folder / "transformer", "transformer")
-    full, quantised = (OnDisk(part, "transformer", torch.bfloat16, kept=kept) for kept in (None, 1))
+    full, quantised = (ComponentFiles(part, "transformer", torch.bfloat16, kept=kept) for kept in (None, 1))
     linears = [module for name, module in full.read(AheadReader(), "cpu").named_modules() if "blocks." in name]
 
     saved = sum(module.weight.numel() for module in linears if isinstance(module, nn.Linear))
@@ -161,7 +161,7 @@ def test_auto_says_what_it_picked_and_why(folder: Path, caplog: pytest.LogCaptur
         model = load(folder, memory=Profile("auto"))
 
     assert model.memory == "none"
-    assert f"memory=auto picked none: {model.reason}" in caplog.text
+    assert f"memory=auto chose none: {model.reason}" in caplog.text
     assert "free in this machine's memory" in model.reason
 
 
@@ -273,7 +273,7 @@ def test_a_runtime_lora_works_on_every_kind_of_network(
 ) -> None:
     if quant == "int8":
         pytest.importorskip("torchao")
-    wanted = forward(load(folder, loras=[(full_lora, 0.7)], lora_mode="merged"))
+    expected = forward(load(folder, loras=[(full_lora, 0.7)], lora_mode="merged"))
     model = load(folder, quant=quant, memory=Profile(memory), dtype=dtype, loras=[(full_lora, 0.7)])
 
     outputs = []
@@ -283,8 +283,8 @@ def test_a_runtime_lora_works_on_every_kind_of_network(
             outputs.append(forward(model))
 
     assert torch.equal(outputs[0], outputs[2])
-    assert (outputs[1] - wanted).norm() / wanted.norm() < (0.02 if quant == "int8" or dtype == "bfloat16" else 1e-5)
-    assert (outputs[0] - wanted).norm() / wanted.norm() > 0.05
+    assert (outputs[1] - expected).norm() / expected.norm() < (0.02 if quant == "int8" or dtype == "bfloat16" else 1e-5)
+    assert (outputs[0] - expected).norm() / expected.norm() > 0.05
 
 
 def test_a_change_of_a_bias_costs_no_second_weight(folder: Path, full_lora: Path) -> None:
@@ -328,9 +328,9 @@ def test_merged_equals_runtime(scale: float, folder: Path, loras: list[Path]) ->
 def test_merged_loras_cannot_be_taken_back(folder: Path, loras: list[Path]) -> None:
     model = load(folder, loras=[(loras[0], 1.0)], lora_mode="merged")
 
-    for wanted in ([], [(loras[1], 1.0)], [(loras[0], 0.5)]):
+    for expected in ([], [(loras[1], 1.0)], [(loras[0], 0.5)]):
         with pytest.raises(RequestError, match=r"one.safetensors is merged"):
-            model.set_loras(wanted)
+            model.set_loras(expected)
 
 
 @pytest.mark.parametrize("mode", ["runtime", "merged"])

@@ -15,16 +15,16 @@ from whole_tensors import read_part
 
 from engine.errors import SourceError
 from engine.loading.checkpoint import build_empty
-from engine.loading.layout import Part
+from engine.loading.layout import ComponentLayout
 from engine.rehearsal import published
 
 State = dict[str, Tensor]
 TOLERANCE = 1e-5
 
 
-def save(state: dict[str, Any], path: Path) -> Part:
+def save(state: dict[str, Any], path: Path) -> ComponentLayout:
     torch.save(state, path)
-    return Part("original", path.parent, (path,))
+    return ComponentLayout("original", path.parent, (path,))
 
 
 def linear(state: State, name: str, given: Tensor) -> Tensor:
@@ -169,8 +169,8 @@ def test_vae_file_gives_what_its_formula_gives(tmp_path: Path) -> None:
 
     theirs = OneFrame(state).encode(pixels)
     torch.testing.assert_close(latents[:, :, 0], theirs, atol=TOLERANCE, rtol=TOLERANCE)
-    wanted = OneFrame(state).decode(theirs).clamp(-1, 1)
-    torch.testing.assert_close(decoded[:, :, 0], wanted, atol=TOLERANCE, rtol=TOLERANCE)
+    expected = OneFrame(state).decode(theirs).clamp(-1, 1)
+    torch.testing.assert_close(decoded[:, :, 0], expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 # --- what is wrong with a file ----------------------------------------------------------------------------------------
@@ -231,13 +231,13 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
     with pytest.raises(SourceError, match=r"models_t5\.pth cannot be read"):
-        build_empty("text_encoder", Part("original", tmp_path, (path,)))
+        build_empty("text_encoder", ComponentLayout("original", tmp_path, (path,)))
 
 
 def test_what_was_saved_before_torch_1_6_is_read(tmp_path: Path) -> None:
     path = tmp_path / "Wan2.1_VAE.pth"
     torch.save(random_state(published.vae(dim=4)), path, _use_new_zipfile_serialization=False)
 
-    model = read_part("vae", Part("original", tmp_path, (path,)), torch.float32)
+    model = read_part("vae", ComponentLayout("original", tmp_path, (path,)), torch.float32)
 
     assert not any(parameter.is_meta for parameter in model.parameters())

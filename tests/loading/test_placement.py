@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.errors import ConfigError, UnknownComponent
 from engine.loading.component import Component
 from engine.loading.mover import Mover
-from engine.loading.placement import Placement, Profile, activation_bytes, lighten, settle, stream_blocks
+from engine.loading.placement import Placement, Profile, activation_bytes, reduce_memory, resolve_profile, stream_blocks
 from engine.loading.placement import place as place_settled
 from engine.loading.quanto import quantise
 from engine.loading.slots import parts_of
@@ -47,7 +47,7 @@ class Part(nn.Module):
 
 def place(name: str, parts: dict[str, Any], *, device: str, **more: Any) -> Placement:
     """Place modules that are there already; reading one is moving it."""
-    profile, _ = settle(Profile(name, **more), {}, activations=0, device="cpu")
+    profile, _ = resolve_profile(Profile(name, **more), {}, activations=0, device="cpu")
     components = {part: Component(part, 0, module.to) for part, module in parts.items()}
     return place_settled(profile, components, device=device)
 
@@ -74,7 +74,7 @@ def test_closing_releases_every_component() -> None:
         kept: list[Any] = []
         parts = {part: nn.Linear(2, 2) for part in NAMES} | {"transformer": build_transformer()}
         components = {part: Component(part, 0, module.to, kept.append) for part, module in parts.items()}
-        profile, _ = settle(Profile(name), {}, activations=0, device="cpu")
+        profile, _ = resolve_profile(Profile(name), {}, activations=0, device="cpu")
         placement = place_settled(profile, components, device="cpu")
         with placement.use("vae"):
             pass
@@ -179,12 +179,12 @@ def test_weights_that_nobody_changed_are_not_copied_back() -> None:
     mover = Mover(encoder, "meta")
 
     with Crossings() as crossings:
-        mover.come()
+        mover.onload()
     assert all(value.is_meta for value in (*encoder.parameters(), *encoder.buffers()))
     assert tied.weight is encoder.get_input_embeddings().weight
     assert len(crossings.seen) == len({id(value) for value in (*encoder.parameters(), *encoder.buffers())})
     with Crossings() as crossings:
-        mover.go()
+        mover.offload()
 
     assert crossings.seen == []
     after = encoder.state_dict(keep_vars=True)
@@ -199,13 +199,13 @@ def test_what_was_changed_on_the_device_is_kept(monkeypatch: pytest.MonkeyPatch)
     module = nn.BatchNorm1d(3)
     running, weight, bias = module.running_mean, module.weight, module.bias
     mover = Mover(module, "cpu")
-    mover.come()
+    mover.onload()
     module(torch.rand(5, 3) + 1)
     module.bias = nn.Parameter(torch.full((3,), 7.0))
     with torch.no_grad():
         module.weight.mul_(2)
 
-    mover.go()
+    mover.offload()
 
     assert module.running_mean is running
     assert module.weight is weight
@@ -222,7 +222,7 @@ def test_a_quantised_weight_goes_and_comes_as_what_it_is(kind: str) -> None:
     layer.weight = quantised(kind, layer.weight)
     kept = layer.weight
     mover = Mover(layer, "meta")
-    mover.come()
+    mover.onload()
     there = layer.weight
 
     assert type(there) is type(kept)
@@ -230,7 +230,7 @@ def test_a_quantised_weight_goes_and_comes_as_what_it_is(kind: str) -> None:
     assert all(part.is_meta for part in parts_of(there))
     assert there.device.type == "meta"
     assert there.shape == kept.shape
-    mover.go()
+    mover.offload()
     assert layer.weight is kept
 
 
@@ -400,9 +400,9 @@ def test_slices_are_exact_and_tiles_are_not() -> None:
     latents = torch.randn(16, 2, 12, 12, generator=generator)
     plain = WanCodec(build_vae()).decode(latents)
     sliced, tiled, whole = build_vae(), build_vae(), build_vae()
-    lighten(sliced, Profile("lowest"))
-    lighten(tiled, Profile(tile=64))
-    lighten(whole, Profile(tile=128))
+    reduce_memory(sliced, Profile("lowest"))
+    reduce_memory(tiled, Profile(tile=64))
+    reduce_memory(whole, Profile(tile=128))
 
     assert torch.equal(WanCodec(sliced).decode(latents), plain)
     assert torch.equal(WanCodec(whole).decode(latents), plain)
@@ -428,14 +428,14 @@ def test_slices_are_exact_and_tiles_are_not() -> None:
 )
 def test_what_a_profile_cannot_mean_here_is_refused(profile: Profile, field: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        settle(profile, {}, activations=0, device="cpu")
+        resolve_profile(profile, {}, activations=0, device="cpu")
 
     assert caught.value.field == field
 
 
 def test_streams_are_for_cuda_and_left_out_on_a_cpu() -> None:
-    assert settle(Profile("lowest"), {}, activations=0, device="cpu")[0].streams is False
-    assert settle(Profile("lowest"), {}, activations=0, device="cuda")[0].streams is True
+    assert resolve_profile(Profile("lowest"), {}, activations=0, device="cpu")[0].streams is False
+    assert resolve_profile(Profile("lowest"), {}, activations=0, device="cuda")[0].streams is True
 
 
 @pytest.mark.parametrize(
@@ -453,19 +453,19 @@ def test_weights_are_pinned_where_there_is_room(
 ) -> None:
     monkeypatch.setattr("engine.loading.placement.free_on_host", lambda: free)
 
-    assert settle(profile, {"transformer": 90, "vae": 10}, activations=0, device="cuda")[0].pin is pinned
-    assert settle(profile, {"transformer": 90, "vae": 10}, activations=0, device="cpu")[0].pin is False
+    assert resolve_profile(profile, {"transformer": 90, "vae": 10}, activations=0, device="cuda")[0].pin is pinned
+    assert resolve_profile(profile, {"transformer": 90, "vae": 10}, activations=0, device="cpu")[0].pin is False
 
 
 @pytest.mark.parametrize(("free", "stay"), [(10**9, 3), (0, 0)])
 def test_as_many_blocks_stay_as_fit(free: int, stay: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.loading.placement.free_on_device", lambda: free)
-    profile, _ = settle(Profile("group-offload", resident="auto"), {}, activations=0, device="cuda")
+    profile, _ = resolve_profile(Profile("group-offload", resident="auto"), {}, activations=0, device="cuda")
 
     streamer = stream_blocks(build_transformer(), "meta", replace(profile, streams=False))
 
-    assert len(streamer.kept) == stay
-    assert streamer.turn == [index for index in range(3) if index not in streamer.kept]
+    assert len(streamer.stays) == stay
+    assert streamer.streamed == [index for index in range(3) if index not in streamer.stays]
 
 
 @pytest.mark.parametrize(("room", "stay"), [(0, 0), (37, 0), (38, 1), (99, 6), (114, 7), (115, 10), (999, 10)])
@@ -475,7 +475,7 @@ def test_blocks_that_stay_leave_room_to_those_that_come(room: int, stay: int) ->
 
 def test_unknown_profile_lists_the_known() -> None:
     with pytest.raises(UnknownComponent, match="text-offload, model-offload, group-offload, lowest, auto"):
-        settle(Profile("disk"), {}, activations=0, device="cpu")
+        resolve_profile(Profile("disk"), {}, activations=0, device="cpu")
 
 
 # --- auto -------------------------------------------------------------------------------------------------------------
@@ -519,8 +519,8 @@ def test_activations_of_480p_are_allowed_what_was_published() -> None:
 
 
 def test_auto_on_this_cpu_is_settled_with_its_reason() -> None:
-    small, reason = settle(Profile("auto"), {"transformer": 1000, "vae": 1000}, activations=0, device="cpu")
-    large, _ = settle(Profile("auto", blocks=3), {"transformer": 10**15}, activations=0, device="cpu")
+    small, reason = resolve_profile(Profile("auto"), {"transformer": 1000, "vae": 1000}, activations=0, device="cpu")
+    large, _ = resolve_profile(Profile("auto", blocks=3), {"transformer": 10**15}, activations=0, device="cpu")
 
     assert (small.name, large.name, large.blocks) == ("none", "lowest", 3)
     assert "this machine's memory" in reason

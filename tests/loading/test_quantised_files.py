@@ -87,8 +87,8 @@ def quanto(tmp_path_factory: pytest.TempPathFactory, home_recordings: Any) -> Pa
 def test_int8_file_gives_the_recorded_forward_and_stays_int8(quanto: Path, home_recordings: Any) -> None:
     model = read(quanto, "int8-quanto")
 
-    wanted = home_recordings.tensors("quant_int8_forward")["out"]
-    torch.testing.assert_close(forward(model, home_recordings), wanted, atol=1e-4, rtol=0)
+    expected = home_recordings.tensors("quant_int8_forward")["out"]
+    torch.testing.assert_close(forward(model, home_recordings), expected, atol=1e-4, rtol=0)
     assert model.blocks[0].attn1.to_q.weight.qdata.dtype == torch.int8
     assert type(model.condition_embedder.text_embedder.linear_1.weight.data) is Tensor
 
@@ -167,10 +167,10 @@ def test_a_whole_model_is_loaded_from_quantised_files(tmp_path: Path) -> None:
 
     model: Any = load_model(root, device="cpu", dtype="float32", quant="int8-quanto")
 
-    said, wanted = (loaded.text.encode("a person speaks") for loaded in (model, dense))
-    assert 0 < error(said, wanted) < 0.03
-    kept, wanted = (loaded.transformer.blocks[0].attn1.to_q.weight.data for loaded in (model, dense))
-    assert 0 < error(kept.dequantize(), wanted) < 0.02
+    said, expected = (loaded.text.encode("a person speaks") for loaded in (model, dense))
+    assert 0 < error(said, expected) < 0.03
+    kept, expected = (loaded.transformer.blocks[0].attn1.to_q.weight.data for loaded in (model, dense))
+    assert 0 < error(kept.dequantize(), expected) < 0.02
 
 
 # --- GGUF -------------------------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_a_lora_at_run_time_leaves_quantised_weights_alone(
 ) -> None:
     folder = packed if quant == "gguf" else quanto
     dense = home_recordings.model("model_A", state=unpacked(folder, quant))
-    wanted = forward(merged(dense, lora, 0.5), home_recordings)
+    expected = forward(merged(dense, lora, 0.5), home_recordings)
     model = read(folder, quant)
     bare = forward(model, home_recordings)
 
@@ -266,8 +266,8 @@ def test_a_lora_at_run_time_leaves_quantised_weights_alone(
         on = forward(model, home_recordings)
 
     assert torch.equal(off, bare)
-    assert error(on, wanted) < UNPACKED
-    assert error(bare, wanted) > 0.1
+    assert error(on, expected) < UNPACKED
+    assert error(bare, expected) > 0.1
 
 
 @pytest.mark.parametrize("quant", ["int8-quanto", "fp8-quanto"])
@@ -275,12 +275,12 @@ def test_a_lora_is_merged_into_quantised_weights(
     quant: str, quanto: Path, lora: dict[str, Tensor], home_recordings: Any
 ) -> None:
     dense = home_recordings.model("model_A", state=unpacked(quanto, quant))
-    wanted = forward(merged(dense, lora, 0.5), home_recordings)
+    expected = forward(merged(dense, lora, 0.5), home_recordings)
 
     model = merged(read(quanto, quant), lora, 0.5)
 
     # What was changed is rounded a second time.
-    assert error(forward(model, home_recordings), wanted) < (0.05 if quant == "fp8-quanto" else 0.02)
+    assert error(forward(model, home_recordings), expected) < (0.05 if quant == "fp8-quanto" else 0.02)
     assert hasattr(model.blocks[0].attn1.to_q.weight, "qdata")
 
 

@@ -41,7 +41,7 @@ def test_dense_tensors_take_the_dtype_asked_for() -> None:
         ({"layer.weight._data": torch.ones(2, 2, dtype=torch.int8)}, INT8, "lacks weights of 1"),
         ({}, INT8, "lacks weights of 1"),
         (layer(torch.ones(2, 2, dtype=torch.int8)), {}, "not in the map"),
-        (layer(torch.ones(2, 2)), INT8, "its map says qint8"),
+        (layer(torch.ones(2, 2)), INT8, "the map says qint8"),
         (layer(torch.ones(2, 2, dtype=torch.int8)), {"layer": {"weights": "qint4"}}, "qint4"),
         ({"layer.weight": torch.ones(2, 2)}, INT8, "is dense"),
     ],

@@ -89,15 +89,15 @@ def test_every_reader_brings_the_very_bytes(name: str, files: list[Path]) -> Non
     package = {"runai": "runai_model_streamer", "fastsafetensors": "fastsafetensors"}.get(name)
     if package and find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    given = content()
-    wanted = [stored for stored in found(files) if stored.name not in ("empty", "exact")]
+    actual = content()
+    expected = [stored for stored in found(files) if stored.name not in ("empty", "exact")]
 
-    read = {stored.name: tensor for stored, tensor in reader_named(name).read(wanted, as_stored)}
+    read = {stored.name: tensor for stored, tensor in reader_named(name).read(expected, as_stored)}
 
-    assert read.keys() == given.keys() - {"empty", "exact"}
+    assert read.keys() == actual.keys() - {"empty", "exact"}
     for key, tensor in read.items():
-        assert tensor.dtype == given[key].dtype
-        assert torch.equal(tensor.view(-1).view(torch.uint8), given[key].view(-1).view(torch.uint8)), key
+        assert tensor.dtype == actual[key].dtype
+        assert torch.equal(tensor.view(-1).view(torch.uint8), actual[key].view(-1).view(torch.uint8)), key
 
 
 @pytest.mark.parametrize("mapped", [True, False])
@@ -134,7 +134,7 @@ def test_what_cannot_be_left_in_its_file_is_read(
     def refuse(*_given: Any, **_named: Any) -> Any:
         raise OSError(errno.ENODEV, "no such thing on this file system")
 
-    wanted = staying(files)
+    expected = staying(files)
     if lacking == "mapping":
         monkeypatch.setattr(mmap, "mmap", refuse)
     elif lacking == "advice":
@@ -143,17 +143,17 @@ def test_what_cannot_be_left_in_its_file_is_read(
         raw = files[0].read_bytes()
         length = int.from_bytes(raw[:8], "little")
         files[0].write_bytes((length + 1).to_bytes(8, "little") + raw[8 : 8 + length] + b" " + raw[8 + length :])
-        wanted = staying(files)
+        expected = staying(files)
 
-    for stored, tensor in AheadReader().read(wanted, as_stored):
+    for stored, tensor in AheadReader().read(expected, as_stored):
         assert torch.equal(tensor.float(), content()[stored.name].float()), stored.name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_casting_on_the_way_is_casting_afterwards(dtype: torch.dtype, files: list[Path]) -> None:
-    wanted = [stored for stored in found(files) if stored.dtype.is_floating_point]
+    expected = [stored for stored in found(files) if stored.dtype.is_floating_point]
 
-    for stored, tensor in AheadReader().read(wanted, lambda stored: torch.empty(stored.shape, dtype=dtype)):
+    for stored, tensor in AheadReader().read(expected, lambda stored: torch.empty(stored.shape, dtype=dtype)):
         assert torch.equal(tensor, content()[stored.name].to(dtype)), stored.name
 
 
@@ -226,8 +226,8 @@ def test_who_stops_taking_ends_the_reading(files: list[Path]) -> None:
 
 def test_files_stay_open_until_the_last_thread_has_read(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     read, closing = module._Piece.read, threading.Event()
-    wanted = found(files)
-    first = min(wanted, key=lambda stored: (stored.file, stored.offset))
+    expected = found(files)
+    first = min(expected, key=lambda stored: (stored.file, stored.offset))
     ended: list[bool] = []
 
     def late(piece: Any) -> None:
@@ -237,7 +237,7 @@ def test_files_stay_open_until_the_last_thread_has_read(files: list[Path], monke
         ended.append(Path(f"/proc/self/fd/{piece.descriptor}").exists())
 
     monkeypatch.setattr(module._Piece, "read", late)
-    walk = AheadReader().read(wanted, as_stored)
+    walk = AheadReader().read(expected, as_stored)
     next(walk)
     before = len(ended)
 
@@ -271,11 +271,11 @@ def test_a_file_that_cannot_be_read_is_named(harm: Callable[[Path], None], told:
 
 @pytest.mark.parametrize("mapped", [True, False])
 def test_a_file_that_becomes_shorter_while_it_is_read_is_named(mapped: bool, files: list[Path]) -> None:
-    wanted = staying(files)
+    expected = staying(files)
     files[0].write_bytes(files[0].read_bytes()[:600])
 
     with pytest.raises(SourceError, match=r"two\.safetensors is damaged: it ends within"):
-        list(AheadReader(mapped=mapped).read(wanted, as_stored))
+        list(AheadReader(mapped=mapped).read(expected, as_stored))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what is asked is Linux' own")
@@ -284,24 +284,24 @@ def test_a_file_that_becomes_shorter_after_it_was_mapped_is_named(
 ) -> None:
     path = tmp_path / "large.safetensors"
     save_file({"large": torch.ones(2**16)}, path)
-    wanted, left = staying([path]), module._left
+    expected, mapped = staying([path]), module._mapped
 
     def then_cut(descriptor: int, stored: Stored) -> Tensor | None:
-        tensor = left(descriptor, stored)
+        tensor: Tensor | None = mapped(descriptor, stored)
         os.truncate(path, 2**12)
         return tensor
 
-    monkeypatch.setattr(module, "_left", then_cut)
+    monkeypatch.setattr(module, "_mapped", then_cut)
     with pytest.raises(SourceError, match=r"large\.safetensors is damaged: it ends within large"):
-        list(AheadReader().read(wanted, as_stored))
+        list(AheadReader().read(expected, as_stored))
 
 
 def test_a_file_that_is_gone_is_named(files: list[Path]) -> None:
-    wanted = found(files)
+    expected = found(files)
     files[0].unlink()
 
     with pytest.raises(SourceError, match=r"two\.safetensors is damaged: No such file"):
-        list(AheadReader().read(wanted, as_stored))
+        list(AheadReader().read(expected, as_stored))
 
 
 def test_what_goes_wrong_with_a_place_comes_out_where_tensors_are_taken(files: list[Path]) -> None:

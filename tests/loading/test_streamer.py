@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from engine.loading.fill import fill, find_stored
 from engine.loading.lora import load_runtime_lora
-from engine.loading.pinned_memory import STEP, Arena, rounded, settle
+from engine.loading.pinned_memory import STEP, Arena, copy_to_arena, rounded
 from engine.loading.quanto import quantise
 from engine.loading.safetensors_reader import AheadReader
 from engine.loading.slots import parts_of, size_of, weights_of
-from engine.loading.streamer import Place, Streamer
+from engine.loading.streamer import DeviceBuffer, Streamer
 from engine.multitalk.compat import gguf_parts
 from engine.multitalk.transformer import MultiTalkTransformer3DModel, kept_in_float32
 
@@ -38,18 +38,18 @@ class Late:
         self.busy: set[int] = set()
         self.sources: list[int] = []
 
-    def fill(self, place: Place, runs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def fill(self, place: DeviceBuffer, runs: Sequence[tuple[Tensor, Tensor]]) -> None:
         assert id(place) not in self.busy, "a block is still being computed here"
         place.memory.fill_(255)
         self.pending[id(place)] = runs
         self.sources.append(runs[0][1].data_ptr())
 
-    def wait(self, place: Place) -> None:
+    def wait(self, place: DeviceBuffer) -> None:
         self.busy.add(id(place))
         for to, source in self.pending.pop(id(place), ()):
             to.copy_(source)
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: DeviceBuffer) -> None:
         self.busy.remove(id(place))
 
     def fills(self, streamer: Streamer) -> list[int]:
@@ -103,14 +103,14 @@ def test_blocks_that_come_and_go_compute_the_same(ahead: int, resident: int, spe
     streamer = streamed(transformer, ahead=ahead, resident=resident, lane=lane)
 
     for _ in range(2):
-        streamer.come()
+        streamer.onload()
         outputs = run(transformer, embedded(transformer, speakers))
-        streamer.go()
+        streamer.offload()
 
     assert same(outputs, run(plain, embedded(plain, speakers)))
-    assert len(streamer.kept) == resident
+    assert len(streamer.stays) == resident
     # Once a forward; the first ones were on their way for a fourth when the third was the last.
-    stays = streamer.kept if ahead + 1 < LAYERS - resident else set(range(LAYERS))
+    stays = streamer.stays if ahead + 1 < LAYERS - resident else set(range(LAYERS))
     for index, fills in enumerate(lane.fills(streamer)):
         assert fills in ({2} if index in stays else {6, 8}), index
     assert sum(lane.fills(streamer)) <= 2 * len(stays) + 6 * (LAYERS - len(stays)) + 2 * (ahead + 1)
@@ -120,14 +120,14 @@ def test_between_forwards_the_hosts_weights_stand_in_their_places() -> None:
     transformer = build_transformer(num_layers=LAYERS)
     streamer = streamed(transformer)
     before = list(transformer.parameters())
-    streamer.come()
+    streamer.onload()
     run(transformer, embedded(transformer))
 
     assert all(now is then for now, then in zip(transformer.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "entered"),
+    ("name", "arguments", "copied_before"),
     [
         ("teacache", {"threshold": 1e9, "warmup": 1, "coefficients": (1.0, 0.0)}, LAYERS),
         # The second block is looked ahead to, once.
@@ -137,17 +137,17 @@ def test_between_forwards_the_hosts_weights_stand_in_their_places() -> None:
     ],
 )
 def test_blocks_that_a_step_cache_passes_over_are_not_copied(
-    name: str, arguments: dict[str, Any], entered: int
+    name: str, arguments: dict[str, Any], copied_before: int
 ) -> None:
     plain, transformer, lane = build_transformer(num_layers=LAYERS), build_transformer(num_layers=LAYERS), Late()
     streamer = streamed(transformer, lane=lane)
-    streamer.come()
+    streamer.onload()
 
     outputs = run(transformer, embedded(transformer), 4, make_cache(name, **arguments))
 
     assert same(outputs, run(plain, embedded(plain), 4, make_cache(name, **arguments)))
     # And the next one at the end, in vain.
-    assert len(lane.sources) == entered + 1
+    assert len(lane.sources) == copied_before + 1
 
 
 @pytest.mark.parametrize("failing", range(LAYERS))
@@ -155,7 +155,7 @@ def test_a_forward_that_fails_half_way_leaves_the_next_one_as_it_is(failing: int
     plain, transformer, lane = build_transformer(num_layers=LAYERS), build_transformer(num_layers=LAYERS), Late()
     streamer = streamed(transformer, lane=lane)
     before = list(transformer.parameters())
-    streamer.come()
+    streamer.onload()
 
     def fail(*_: Any) -> None:
         raise RuntimeError("out of memory")
@@ -174,7 +174,7 @@ def test_a_copy_that_fails_is_made_again() -> None:
     class Torn(Late):
         left = 3
 
-        def fill(self, place: Place, runs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        def fill(self, place: DeviceBuffer, runs: Sequence[tuple[Tensor, Tensor]]) -> None:
             self.left -= 1
             if self.left == 0:
                 raise RuntimeError("no such device")
@@ -182,7 +182,7 @@ def test_a_copy_that_fails_is_made_again() -> None:
 
     plain, transformer = build_transformer(num_layers=LAYERS), build_transformer(num_layers=LAYERS)
     streamer = streamed(transformer, lane=Torn())
-    streamer.come()
+    streamer.onload()
     with pytest.raises(RuntimeError, match="no such device"):
         run(transformer, embedded(transformer))
 
@@ -219,7 +219,7 @@ def test_quantised_blocks_compute_the_same(kind: str) -> None:
     smaller = sum(size_of(weight.tensor) for weight in weights_of(plain.blocks[0]))
     assert smaller < sum(size_of(weight.tensor) for weight in weights_of(build_transformer(**sizes).blocks[0])) / 1.5
     streamer = streamed(transformer, lane=Late())
-    streamer.come()
+    streamer.onload()
 
     assert same(run(transformer, embedded(transformer)), run(plain, embedded(plain)))
 
@@ -239,7 +239,7 @@ def test_a_lora_that_is_laid_beside_later_comes_with_its_blocks() -> None:
     plain, transformer = build_transformer(num_layers=LAYERS), build_transformer(num_layers=LAYERS)
     streamer = streamed(transformer, lane=Late())
     switches = [load_runtime_lora(network, lora, "late") for network in (plain, transformer)]
-    streamer.come()
+    streamer.onload()
 
     for scale in (None, 0.7, 0.3, None):
         for switch in switches:
@@ -251,9 +251,9 @@ def test_nothing_stays_on_the_device_and_nothing_is_copied_back() -> None:
     transformer = build_transformer(num_layers=LAYERS)
     streamer = streamed(transformer, "meta", room=2**20, resident=1)
     before = list(transformer.parameters())
-    root = [weight.tensor for weight in weights_of(transformer, apart=list(transformer.blocks))]
+    root = [weight.tensor for weight in weights_of(transformer, excluding=list(transformer.blocks))]
     with torch.no_grad(), Crossings() as coming:
-        streamer.come()
+        streamer.onload()
     assert len(coming.seen) == len(root)
     conditions = embedded(transformer, device="meta")
     latents, time = torch.zeros(1, 36, *SHAPE, device="meta"), torch.zeros(1, device="meta")
@@ -263,7 +263,7 @@ def test_nothing_stays_on_the_device_and_nothing_is_copied_back() -> None:
     with torch.no_grad(), Crossings() as forward:
         transformer(latents, time, conditions=conditions)
     with Crossings() as going:
-        streamer.go()
+        streamer.offload()
 
     # A block is one copy, and what is in none is there.
     assert forward.seen == ["aten.copy_.default"] * (LAYERS - 1)
@@ -296,7 +296,7 @@ def test_values_are_kept_and_tied_weights_stay_tied() -> None:
     both = nn.ModuleList([layer, other])
     before = {name: value.detach().clone() for name, value in both.state_dict().items()}
 
-    settle(weights_of(both), Arena(0, pinned=False))
+    copy_to_arena(weights_of(both), Arena(0, pinned=False))
 
     assert all(torch.equal(value, before[name]) for name, value in both.state_dict().items())
     assert layer.weight is other.weight
@@ -315,7 +315,7 @@ def test_the_pages_of_a_file_are_let_go_of_as_weights_leave_them(tmp_path: Path)
         return str(file) in Path("/proc/self/maps").read_text()
 
     assert mapped()
-    settle(weights_of(layer), Arena(2**22, pinned=False))
+    copy_to_arena(weights_of(layer), Arena(2**22, pinned=False))
 
     assert not mapped()
     assert torch.equal(layer.weight, before)

@@ -127,11 +127,11 @@ def test_what_the_package_writes_is_read_as_the_package_reads_it(tmp_path: Path)
     path = tmp_path / "x.gguf"
     state = {"blocks.0.ffn.0.weight": torch.randn(8, 64), "a.bias": torch.randn(5), "p": torch.randn(4, 3, 1, 2, 2)}
     write_gguf(path, state)
-    wanted = {
+    expected = {
         told.name: (int(told.tensor_type), tuple(int(side) for side in told.shape[::-1]))
         for told in gguf.GGUFReader(path).tensors
     }
-    assert {name: (packed.kind, packed.shape) for name, packed in read_header(path).items()} == wanted
+    assert {name: (packed.kind, packed.shape) for name, packed in read_header(path).items()} == expected
     whole = path.read_bytes()
     for size in range(0, len(whole), 37):
         path.write_bytes(whole[:size])

@@ -34,8 +34,8 @@ def two(folder: Path, *, most: str | int, used: int, high: str | int = "max", **
     write(folder / "memory.high", high)
     write(folder / "memory.current", used)
     zeros = dict.fromkeys(("anon", "file", "kernel", "file_mapped", "file_dirty", "inactive_anon", "active_anon"), 0)
-    found = zeros | {"inactive_file": 0, "active_file": 0, "unevictable": 0, "slab_reclaimable": 0} | stat
-    write(folder / "memory.stat", "\n".join(f"{name} {size}" for name, size in found.items()))
+    result = zeros | {"inactive_file": 0, "active_file": 0, "unevictable": 0, "slab_reclaimable": 0} | stat
+    write(folder / "memory.stat", "\n".join(f"{name} {size}" for name, size in result.items()))
 
 
 def one(folder: Path, *, most: int, used: int, above: int = UNLIMITED[0], **stat: int) -> None:
@@ -80,8 +80,8 @@ def test_nothing_is_known_without_proc(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_this_machine_says_something() -> None:
-    found = free_host_memory()
-    assert found is None or found > 10**7
+    result = free_host_memory()
+    assert result is None or result > 10**7
 
 
 def test_pages_of_files_that_were_just_read_are_free(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_cut_library_is_refused(tmp_path: Path) -> None:
     path = library(tmp_path / "a.so", "libcudart.so.12")
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="no complete ELF"):
+    with pytest.raises(ValueError, match="not a complete ELF"):
         needed(path)
 
 

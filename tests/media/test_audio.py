@@ -32,8 +32,8 @@ def measure_seconds(path: Path, *, max_seconds: float | None = None) -> float:
 
 def read(files: Sequence[Path | None], spans: Spans, seconds: float) -> tuple[tuple[Samples, ...], Samples]:
     cuts = [None if file is None else inspect(file, field=FIELD).cut for file in files]
-    found = read_sounds(files, cuts, spans, seconds)
-    return found.voices, found.track
+    result = read_sounds(files, cuts, spans, seconds)
+    return result.voices, result.track
 
 
 def read_voices(files: Sequence[Path | None], spans: Spans, seconds: float) -> tuple[Samples, ...]:

@@ -43,8 +43,8 @@ def masks_of(*regions: Region, canvas: Canvas | None = None) -> tuple[npt.NDArra
 def test_buckets_are_those_of_the_reference(resolution: str) -> None:
     table = buckets(f"{resolution}p")
     for row in ROWS:
-        wanted = (row[resolution]["target_w"], row[resolution]["target_h"])
-        assert choose_bucket((row["width"], row["height"]), table) == wanted
+        expected = (row[resolution]["target_w"], row[resolution]["target_h"])
+        assert choose_bucket((row["width"], row["height"]), table) == expected
 
 
 def test_first_of_equally_near_buckets_wins() -> None:

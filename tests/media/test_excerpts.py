@@ -50,8 +50,8 @@ def look(asked: Request, access: Access | None = None) -> Media:
 
 def heard(media: Media, seconds: float, audio_type: Any = "para") -> tuple[tuple[Samples, ...], Samples]:
     spans = voice_spans(media.seconds, audio_type, media.delays)
-    found = read_sounds(media.voices, media.cuts, spans, seconds)
-    return found.voices, found.track
+    result = read_sounds(media.voices, media.cuts, spans, seconds)
+    return result.voices, result.track
 
 
 def hertz(samples: Samples, rate: int = VOICE_RATE) -> int:
@@ -125,10 +125,10 @@ def test_a_part_that_is_shorter_than_asked_is_told(folder: Path) -> None:
 
 def test_a_voice_that_begins_behind_the_videos_end_is_told(folder: Path) -> None:
     media = look(request(folder, Speaker("a.wav", delay=2.0)))
-    found = read_sounds(media.voices, media.cuts, voice_spans(media.seconds, "para", media.delays), 1.0)
+    result = read_sounds(media.voices, media.cuts, voice_spans(media.seconds, "para", media.delays), 1.0)
 
-    assert found.warnings == ("speakers[0]: the voice begins at 2.00 s, when the video is over",)
-    assert not found.voices[0].any()
+    assert result.warnings == ("speakers[0]: the voice begins at 2.00 s, when the video is over",)
+    assert not result.voices[0].any()
 
 
 # --- tracks and channels ----------------------------------------------------------------------------------------------

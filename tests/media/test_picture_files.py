@@ -50,9 +50,9 @@ def stored(upright: npt.NDArray[np.uint8], orientation: int) -> Image.Image:
 
 
 def exif(orientation: int) -> Image.Exif:
-    found = Image.Exif()
-    found[0x0112] = orientation
-    return found
+    result = Image.Exif()
+    result[0x0112] = orientation
+    return result
 
 
 def xmp(orientation: int) -> bytes:
@@ -133,8 +133,8 @@ def test_size_pixels_and_masks_agree_in_each_format_and_orientation(
     assert pixels.shape == (HEIGHT, WIDTH, 3)
     assert mask.shape == (HEIGHT, WIDTH)
     # The middle of each quarter; lossy formats are near.
-    found = [pixels[y, x].astype(int) for y in (8, 24) for x in (12, 36)]
-    assert all(np.abs(color - wanted).max() < 24 for color, wanted in zip(found, CORNERS, strict=True))
+    result = [pixels[y, x].astype(int) for y in (8, 24) for x in (12, 36)]
+    assert all(np.abs(color - expected).max() < 24 for color, expected in zip(result, CORNERS, strict=True))
     assert mask[24, 36] > 200 > mask[8, 12]
 
 
@@ -212,10 +212,10 @@ def by_arithmetic(
     srgb = np.array(((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.7141))).T
     light = np.linalg.inv(srgb) @ np.array(columns).T @ (np.array(color) / 255) ** gamma
     light = light.clip(0, 1)
-    found: npt.NDArray[np.float64] = (
+    result: npt.NDArray[np.float64] = (
         np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055) * 255
     )
-    return found
+    return result
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF", "HEIF"])
@@ -229,14 +229,14 @@ def test_profile_of_each_format_is_converted_to_srgb(
     path = tmp_path / "a"
     Image.new("RGB", (32, 32), skin).save(path, kind, icc_profile=matrix_profile(2.2, columns), quality=95)
     with Image.open(path) as image:
-        given = image.convert("RGB").getpixel((16, 16))
-    assert isinstance(given, tuple)
+        actual = image.convert("RGB").getpixel((16, 16))
+    assert isinstance(actual, tuple)
 
-    found = read_picture(path, field=FIELD)[16, 16].astype(int)
+    result = read_picture(path, field=FIELD)[16, 16].astype(int)
 
-    wanted = by_arithmetic((int(given[0]), int(given[1]), int(given[2])), 2.2, columns)
-    assert np.abs(found - wanted).max() <= 1.5
-    assert np.abs(found - np.array(given)).max() >= 4
+    expected = by_arithmetic((int(actual[0]), int(actual[1]), int(actual[2])), 2.2, columns)
+    assert np.abs(result - expected).max() <= 1.5
+    assert np.abs(result - np.array(actual)).max() >= 4
     assert look_at(path, field=FIELD).warnings == ()
 
 
@@ -252,10 +252,10 @@ def test_profile_holds_for_each_mode_of_pixels(tmp_path: Path, mode: str) -> Non
         image = image.quantize(4) if mode == "P" else image.convert(mode)
     image.save(tmp_path / "a.png", icc_profile=profile)
 
-    found = read_picture(tmp_path / "a.png", field=FIELD)[2, 2].astype(float)
+    result = read_picture(tmp_path / "a.png", field=FIELD)[2, 2].astype(float)
 
     srgb = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.7141))
-    assert np.abs(found - by_arithmetic(color, 1.0, srgb if grey else P3)).max() <= 2
+    assert np.abs(result - by_arithmetic(color, 1.0, srgb if grey else P3)).max() <= 2
 
 
 def test_srgb_profile_changes_no_byte(tmp_path: Path) -> None:
@@ -292,11 +292,11 @@ def test_profile_is_applied_before_transparency_meets_white(tmp_path: Path) -> N
     image.putpixel((1, 0), (200, 150, 120, 0))
     image.save(tmp_path / "a.png", icc_profile=matrix_profile(2.2, P3))
 
-    found = read_picture(tmp_path / "a.png", field=FIELD)
+    result = read_picture(tmp_path / "a.png", field=FIELD)
 
     opaque = by_arithmetic((200, 150, 120), 2.2, P3)
-    assert np.abs(found[0, 0] - (opaque * 128 + 255 * 127) / 255).max() <= 2
-    assert found[0, 1].tolist() == [255, 255, 255]
+    assert np.abs(result[0, 0] - (opaque * 128 + 255 * 127) / 255).max() <= 2
+    assert result[0, 1].tolist() == [255, 255, 255]
 
 
 def test_mask_is_not_changed_by_its_profile(tmp_path: Path) -> None:
@@ -435,15 +435,15 @@ def test_jpeg_without_its_last_bytes_is_taken_with_a_warning(tmp_path: Path, siz
     data, _ = cut(tmp_path / "a.jpg", size, progressive=progressive)
 
     look = look_at(tmp_path / "a.jpg", field=FIELD)
-    found = read_picture(tmp_path / "a.jpg", field=FIELD)
+    result = read_picture(tmp_path / "a.jpg", field=FIELD)
 
     assert look.size == (320, 480)
     (warning,) = look.warnings
     assert "ends too early" in warning
     with Image.open(io.BytesIO(data)) as whole:
-        assert np.array_equal(found[:440], np.asarray(whole)[:440])
+        assert np.array_equal(result[:440], np.asarray(whole)[:440])
     # What is missing repeats what is above: no grey.
-    assert not (np.abs(found.astype(int) - 128) <= 1).all(axis=-1).any(axis=0).sum() > 40
+    assert not (np.abs(result.astype(int) - 128) <= 1).all(axis=-1).any(axis=0).sum() > 40
 
 
 def test_missing_rows_of_a_jpeg_are_counted_and_filled(tmp_path: Path) -> None:
@@ -452,11 +452,11 @@ def test_missing_rows_of_a_jpeg_are_counted_and_filled(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(data[: int(len(data) * 0.96)])
 
     (warning,) = look_at(tmp_path / "a.jpg", field=FIELD).warnings
-    found = read_picture(tmp_path / "a.jpg", field=FIELD)
+    result = read_picture(tmp_path / "a.jpg", field=FIELD)
 
     assert "of its 480 rows" in warning
-    assert (found[-1, -160:] == found[-2, -160:]).all()
-    assert abs(int(found[-1, :, 1].mean()) - int(found[440, :, 1].mean())) < 20
+    assert (result[-1, -160:] == result[-2, -160:]).all()
+    assert abs(int(result[-1, :, 1].mean()) - int(result[440, :, 1].mean())) < 20
 
 
 @pytest.mark.parametrize("orientation", [1, 6])

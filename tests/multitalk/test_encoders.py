@@ -203,8 +203,8 @@ def test_windows_at_another_rate_are_centred_on_the_frames_own_time(fps: float, 
 
     assert windows.shape == (2, 9, 5, 3, 4)
     for frame in range(9):
-        wanted = [min(max((start + frame) / fps * 25 + slot, 0), 99) for slot in (-2, -1, 0, 1, 2)]
-        assert windows[1, frame, :, 2, 3].tolist() == pytest.approx(wanted, abs=1e-4)
+        expected = [min(max((start + frame) / fps * 25 + slot, 0), 99) for slot in (-2, -1, 0, 1, 2)]
+        assert windows[1, frame, :, 2, 3].tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_windows_at_half_the_rate_are_every_second_native_one() -> None:
@@ -238,12 +238,12 @@ def test_decoding_takes_normalised_latents(codec: WanCodec) -> None:
     latents = torch.randn(16, 2, 2, 3, generator=torch.Generator().manual_seed(0))
     std, offset = (torch.tensor(codec.vae.config[key]).view(-1, 1, 1, 1) for key in ("latents_std", "latents_mean"))
     with torch.no_grad():
-        wanted = codec.vae.decode((latents * std + offset)[None]).sample[0]
+        expected = codec.vae.decode((latents * std + offset)[None]).sample[0]
 
     pixels = codec.decode(latents)
 
     assert pixels.shape == (3, 5, 16, 24)
-    assert torch.equal(pixels, wanted)
+    assert torch.equal(pixels, expected)
     assert pixels.abs().max() <= 1
 
 

@@ -173,7 +173,7 @@ def test_wrong_shape_is_an_error_that_names_the_argument(tiny: Any, name: str, s
 
 
 def test_missing_inputs_are_an_error(tiny: Any) -> None:
-    with pytest.raises(RequestError, match="latents and a time"):
+    with pytest.raises(RequestError, match="latents and a timestep"):
         tiny.model()(**tiny.conditions())
     with pytest.raises(RequestError, match="text and image"):
         tiny.model()(**tiny.latents())

@@ -14,7 +14,7 @@ from steering import make_quantiser
 
 from engine import EngineService, Request, Speaker
 from engine.assembly.estimates import advise
-from engine.bench.plan import CASES, FITTED, HELD_OUT, Case, request_of
+from engine.bench.plan import CASES, FITTED, HELD_OUT, PlanCase, request_of
 from engine.bench.plan import run as run_bench
 from engine.cli.main import main
 from engine.data.estimates import CardEstimate, Estimates
@@ -39,9 +39,9 @@ MADE = {"int8": Quant(1, 5)}
 
 
 def estimates(*overrides: str, request: Request = REQUEST) -> Estimates:
-    found = service(*overrides).plan(request).estimates
-    assert found is not None
-    return found
+    result = service(*overrides).plan(request).estimates
+    assert result is not None
+    return result
 
 
 def card(found: Estimates, name: str) -> CardEstimate:
@@ -68,10 +68,10 @@ def configs(model: str) -> dict[str, dict[str, Any]]:
     if model == "tiny":
         return {part: json.loads((TINY / part / "config.json").read_text("utf-8")) for part in PARTS}
     if model == "wan-14b":
-        found: dict[str, dict[str, Any]] = json.loads(
+        result: dict[str, dict[str, Any]] = json.loads(
             (ROOT / "engine" / "planning" / "architectures" / "wan-14b.json").read_text("utf-8")
         )
-        return found
+        return result
     return CASES[model].configs()
 
 
@@ -266,8 +266,8 @@ def test_lowest_holds_one_part_at_a_time_on_a_cpu() -> None:
     work = Work((21, 56, 112), 81, 448, 896, speakers=2, passes=3, seconds=3.24)
 
     def there(windows: int) -> dict[str, set[str]]:
-        found = memory.stages(sizes, Load("cpu", "bfloat16", "none", "lowest", 1), replace(work, windows=windows))
-        return {stage.stage: set(stage.weights) - {"audio_encoder"} for stage in found[1:]}
+        result = memory.stages(sizes, Load("cpu", "bfloat16", "none", "lowest", 1), replace(work, windows=windows))
+        return {stage.stage: set(stage.weights) - {"audio_encoder"} for stage in result[1:]}
 
     last = {"denoise": {"transformer"}, "vae decode": {"transformer", "vae"}, "colors": {"transformer", "vae"}}
     first = {"audio": set[str](), "text": {"text_encoder"}, "vae encode": {"vae"}, "image": {"image_encoder"}}
@@ -279,35 +279,35 @@ def test_lowest_holds_one_part_at_a_time_on_a_cpu() -> None:
 def test_auto_is_planned_as_the_loader_would_settle_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    from engine.loading.placement import Profile, activation_bytes, settle
+    from engine.loading.placement import Profile, activation_bytes, resolve_profile
 
     config = SimpleNamespace(**published_sizes("wan-14b").configs["transformer"])
-    found = estimates("model=multitalk", "memory=auto", "quant=int8-quanto")
+    result = estimates("model=multitalk", "memory=auto", "quant=int8-quanto")
     activations = activation_bytes((81, 448, 896), config, 8, 2)
-    weights = {part: size for part, size in found.weights.items() if part != "audio_encoder"}
-    assert found.dtype == "float32"
+    weights = {part: size for part, size in result.weights.items() if part != "audio_encoder"}
+    assert result.dtype == "float32"
     weights |= {part: weights[part] // 2 for part in ("text_encoder", "image_encoder")}
     weights["transformer"] = memory.weights_bytes(
         published_sizes("wan-14b"), Load("cuda", "bfloat16", "int8-quanto", "none", 1)
     )["transformer"]
     monkeypatch.setattr("engine.loading.placement.free_on_host", lambda: 10**12)
-    for one in found.cards:
+    for one in result.cards:
         monkeypatch.setattr(
             "engine.loading.placement.free_on_device", lambda size=one.memory_bytes: size - memory.CONTEXT
         )
-        settled, _ = settle(Profile("auto"), weights, activations=activations, device="cuda")
+        settled, _ = resolve_profile(Profile("auto"), weights, activations=activations, device="cuda")
         assert one.picked == settled.name
-    assert {one.picked for one in found.cards} == {"none", "text-offload", "group-offload"}
+    assert {one.picked for one in result.cards} == {"none", "text-offload", "group-offload"}
     named = estimates("model=multitalk", "memory=group-offload", "quant=int8-quanto")
-    assert replace(card(found, "L4 24 GB"), picked="") == card(named, "L4 24 GB")
+    assert replace(card(result, "L4 24 GB"), picked="") == card(named, "L4 24 GB")
 
 
 @pytest.mark.parametrize(("free", "picked"), [(10**12, "none"), (10**10, "lowest")])
 def test_auto_on_a_cpu_looks_at_the_free_memory(free: int, picked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.assembly.estimates.free_on_host", lambda: free)
-    found = estimates("model=multitalk", "memory=auto", "device=cpu")
-    assert found.picked == picked
-    assert found.stages == estimates("model=multitalk", f"memory={picked}", "device=cpu").stages
+    result = estimates("model=multitalk", "memory=auto", "device=cpu")
+    assert result.picked == picked
+    assert result.stages == estimates("model=multitalk", f"memory={picked}", "device=cpu").stages
 
 
 @pytest.mark.parametrize("quant", ["none", "int8"])
@@ -330,13 +330,13 @@ def test_memory_profiles_hold_less_and_less(quant: str) -> None:
 def test_a_plan_that_does_not_fit_names_changes_that_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as trying:
         trying.setattr("engine.service.advise", advise)
-        found = estimates("model=multitalk")
-    small = [one for one in found.cards if not one.fits]
+        result = estimates("model=multitalk")
+    small = [one for one in result.cards if not one.fits]
     assert [one.card for one in small] == ["L4 24 GB", "RTX 4090 24 GB", "A6000 48 GB", "L40S 48 GB"]
     for one in small:
         assert one.change
         assert card(estimates("model=multitalk", *one.change), one.card).fits
-    assert not any(one.change for one in found.cards if one.fits)
+    assert not any(one.change for one in result.cards if one.fits)
 
 
 def test_a_plan_for_a_cpu_has_no_device_and_one_for_cuda_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,23 +392,23 @@ def test_a_folder_without_configs_is_planned_by_the_published_sizes(tmp_path: Pa
     write_configs(CASES["base"], tmp_path)
     (tmp_path / "tiny").rename(folder)
     (folder / "vae" / "config.json").write_text('{"is_residual": true}')
-    found = estimates("model=multitalk", "source=volume", f"source.path={tmp_path}")
-    assert found.parameters["transformer"] == 16_394_878_784 + 2_487_168_000
+    result = estimates("model=multitalk", "source=volume", f"source.path={tmp_path}")
+    assert result.parameters["transformer"] == 16_394_878_784 + 2_487_168_000
 
 
 def test_prices_say_where_and_when_they_are_from() -> None:
     source = prices()
     assert source.source.startswith("https://")
     assert len(source.date.split("-")) == 3
-    found = estimates("model=tiny")
-    assert source.date in found.prices
-    for one, known in zip(found.cards, cards(), strict=True):
+    result = estimates("model=tiny")
+    assert source.date in result.prices
+    for one, known in zip(result.cards, cards(), strict=True):
         assert one.cost == pytest.approx(one.seconds * known.price)
 
 
 def test_a_card_says_whether_the_machine_that_is_rented_with_it_is_large_enough() -> None:
-    found = estimates("recipe=card-48gb")
-    for one, known in zip(found.cards, cards(), strict=True):
+    result = estimates("recipe=card-48gb")
+    for one, known in zip(result.cards, cards(), strict=True):
         assert (one.host_memory_bytes, one.host_listed_bytes) == (known.host_memory, known.host_listed)
         assert one.fits_host is (
             None if one.host_memory_bytes is None else one.host_needed_bytes <= one.host_memory_bytes
@@ -416,9 +416,9 @@ def test_a_card_says_whether_the_machine_that_is_rented_with_it_is_large_enough(
         if known.host_memory is not None and known.host_listed is not None:
             assert known.host_memory <= known.host_listed
     # 38 GB of weights wait on the host: more than an RTX 4090's machine has, and less than an H100's.
-    assert card(found, "RTX 4090 24 GB").fits_host is False
-    assert card(found, "H100 80 GB").fits_host is True
-    assert card(found, "H100 80 GB").host_needed_bytes == found.host_memory_bytes
+    assert card(result, "RTX 4090 24 GB").fits_host is False
+    assert card(result, "H100 80 GB").fits_host is True
+    assert card(result, "H100 80 GB").host_needed_bytes == result.host_memory_bytes
 
 
 def test_the_source_of_the_hosts_memory_is_named() -> None:
@@ -522,7 +522,7 @@ def test_a_recipe_fits_its_cards_with_two_speakers_in_the_largest_picture(
 # --- measured ---------------------------------------------------------------------------------------------------------
 
 
-def write_configs(case: Case, folder: Path) -> None:
+def write_configs(case: PlanCase, folder: Path) -> None:
     """Write what a plan reads of the case's weights."""
     for part, config in case.configs().items():
         (folder / "tiny" / part).mkdir(parents=True)
@@ -552,10 +552,10 @@ def test_todays_arithmetic_is_within_a_tenth_of_what_was_measured(run: dict[str,
     case = CASES[run["case"]]
     write_configs(case, tmp_path)
     overrides, request = request_of(case, tmp_path)
-    found = EngineService(overrides).plan(request).estimates
-    assert found is not None
-    assert dict(found.parameters) == run["parameters"]
-    assert found.host_memory_bytes == pytest.approx(run["measured_bytes"], rel=0.1)
+    result = EngineService(overrides).plan(request).estimates
+    assert result is not None
+    assert dict(result.parameters) == run["parameters"]
+    assert result.host_memory_bytes == pytest.approx(run["measured_bytes"], rel=0.1)
 
 
 def test_the_tables_of_the_page_are_todays() -> None:

@@ -41,9 +41,9 @@ def header(path: str) -> str:
     ],
 )
 def test_figures_are_those_of_the_installed_torch(pattern: str, figure: int) -> None:
-    found = re.search(pattern, header("c10/core/AllocatorConfig.h"))
-    assert found is not None, pattern
-    assert int(found[1]) == figure
+    result = re.search(pattern, header("c10/core/AllocatorConfig.h"))
+    assert result is not None, pattern
+    assert int(result[1]) == figure
 
 
 def test_pinned_memory_is_rounded_to_a_power_of_two_as_the_installed_torch_does() -> None:

@@ -107,9 +107,9 @@ def test_heads_that_are_looked_at_by_many_may_be_one_that_is_repeated() -> None:
 
 def test_the_order_without_cudnn_is_that_of_the_installed_torch() -> None:
     text = (Path(torch.__file__).parent / "include" / "ATen" / "Context.h").read_text("utf-8")
-    found = re.search(r"sdp_priority_order = \{([^}]*)\}", text)
-    assert found is not None
-    order = re.findall(r"SDPBackend::(\w+)", found[1])
+    result = re.search(r"sdp_priority_order = \{([^}]*)\}", text)
+    assert result is not None
+    order = re.findall(r"SDPBackend::(\w+)", result[1])
     names = [name.removesuffix("_attention") for name in order]
     assert tuple(name for name in names if name != "overrideable") == kernel_order(ADA)
     assert sorted(kernel_order(HOPPER)) == sorted(kernel_order(ADA))

@@ -210,7 +210,7 @@ IMPOSSIBLE = {(kind, "view") for kind in ("int8", "float8", "int8 parameter", "f
 
 def identities() -> dict[tuple[str, str], tuple[bool, bool, tuple[int, ...]]]:
     """Say of each expression whether it gives the same object and the same memory, and its strides."""
-    found = {}
+    result = {}
     for kind, make in kinds().items():
         for name, expression in EXPRESSIONS.items():
             if (kind, name) in IMPOSSIBLE:
@@ -218,8 +218,8 @@ def identities() -> dict[tuple[str, str], tuple[bool, bool, tuple[int, ...]]]:
             tensor = make()
             made = expression(tensor)
             same = first_part(made).untyped_storage()._cdata == first_part(tensor).untyped_storage()._cdata
-            found[kind, name] = (made is tensor, same, made.stride())
-    return found
+            result[kind, name] = (made is tensor, same, made.stride())
+    return result
 
 
 def test_expressions_give_the_same_object_and_memory_as_with_real_tensors() -> None:
@@ -246,7 +246,7 @@ def moves() -> dict[str, list[bool]]:
         "bfloat16": lambda one: one.bfloat16(),
         "from meta": lambda one: one.to_empty(device="cpu"),
     }
-    found = {}
+    result = {}
     for name, way in ways.items():
         one = module() if name != "from meta" else nn.Linear(6, 4, device="meta")
         before = {**dict(one.named_parameters()), **dict(one.named_buffers())}
@@ -254,10 +254,10 @@ def moves() -> dict[str, list[bool]]:
         way(one)
         after = {**dict(one.named_parameters()), **dict(one.named_buffers())}
         assert not any(parameter.requires_grad for parameter in one.parameters()) or name == "from meta"
-        found[name] = [after[key] is before[key] for key in before]
+        result[name] = [after[key] is before[key] for key in before]
         if name == "to cpu":
-            found[name] += [first_part(after[key]).untyped_storage()._cdata == memory[key] for key in before]
-    return found
+            result[name] += [first_part(after[key]).untyped_storage()._cdata == memory[key] for key in before]
+    return result
 
 
 def test_a_module_that_moves_keeps_the_parameters_that_it_keeps_for_real() -> None:
@@ -349,9 +349,9 @@ def test_torch_answers_as_the_card_would(card: Card) -> None:
 
 def copies(ledger: Ledger) -> list[tuple[str, str, bool, int]]:
     """Return the copies since the last call: direction, memory, whether the host waits, bytes."""
-    found = [(copy.direction, copy.memory, copy.blocks, size) for copy, size in ledger.now.copied.items()]
+    result = [(copy.direction, copy.memory, copy.blocks, size) for copy, size in ledger.now.copied.items()]
     ledger.begin()
-    return found
+    return result
 
 
 def test_a_copy_waits_unless_it_need_not_and_memory_is_pinned(ledger: Ledger) -> None:
@@ -470,7 +470,7 @@ def test_numpy_refuses_what_is_on_the_device(ledger: Ledger) -> None:
 # --- order ------------------------------------------------------------------------------------------------------------
 
 
-class Lane:
+class CopyLane:
     """A stream beside the current one, pinned memory and a place on the device."""
 
     def __init__(self) -> None:
@@ -486,12 +486,12 @@ class Lane:
 
 
 @pytest.fixture
-def lane(ledger: Ledger) -> Lane:
+def lane(ledger: Ledger) -> CopyLane:
     """A way up beside the stream that computes."""
-    return Lane()
+    return CopyLane()
 
 
-def test_a_copy_on_another_stream_is_waited_for_before_it_is_read(ledger: Ledger, lane: Lane) -> None:
+def test_a_copy_on_another_stream_is_waited_for_before_it_is_read(ledger: Ledger, lane: CopyLane) -> None:
     lane.up()
     called_from("engine/stages/made_up.py", "found = place + 1", place=lane.place)
     assert dict(ledger.races) == {"engine/stages/made_up.py:1 <module>: read before it is written": 1}
@@ -508,13 +508,15 @@ def test_a_copy_on_another_stream_is_waited_for_before_it_is_read(ledger: Ledger
         lambda lane, event: torch.cuda.synchronize(),
     ],
 )
-def test_who_waits_by_any_means_reads_in_order(ledger: Ledger, lane: Lane, wait: Callable[[Lane, Any], None]) -> None:
+def test_who_waits_by_any_means_reads_in_order(
+    ledger: Ledger, lane: CopyLane, wait: Callable[[CopyLane, Any], None]
+) -> None:
     wait(lane, lane.up())
     assert (lane.place + 1).device.type == "cuda"
     assert not ledger.races
 
 
-def test_an_event_covers_what_was_before_it_alone(ledger: Ledger, lane: Lane) -> None:
+def test_an_event_covers_what_was_before_it_alone(ledger: Ledger, lane: CopyLane) -> None:
     event = lane.up()
     lane.up()
     torch.cuda.current_stream().wait_event(event)
@@ -522,39 +524,39 @@ def test_an_event_covers_what_was_before_it_alone(ledger: Ledger, lane: Lane) ->
     assert list(ledger.races) == ["?: read before it is written"]
 
 
-def test_a_place_is_not_written_while_it_is_read(ledger: Ledger, lane: Lane) -> None:
+def test_a_place_is_not_written_while_it_is_read(ledger: Ledger, lane: CopyLane) -> None:
     torch.cuda.current_stream().wait_event(lane.up())
     lane.place + 1
     lane.up()
     assert list(ledger.races) == ["?: written while it is read"]
 
 
-def test_two_streams_do_not_write_to_one_place(ledger: Ledger, lane: Lane) -> None:
+def test_two_streams_do_not_write_to_one_place(ledger: Ledger, lane: CopyLane) -> None:
     lane.up()
     lane.place.zero_()
     assert "?: written while it is written" in ledger.races
 
 
-def test_memory_is_not_freed_while_another_stream_uses_it(ledger: Ledger, lane: Lane) -> None:
+def test_memory_is_not_freed_while_another_stream_uses_it(ledger: Ledger, lane: CopyLane) -> None:
     lane.up()
     del lane.place
     assert list(ledger.races) == ["?: freed while another stream uses it"]
 
 
-def test_a_stream_that_is_recorded_may_use_what_is_freed(ledger: Ledger, lane: Lane) -> None:
+def test_a_stream_that_is_recorded_may_use_what_is_freed(ledger: Ledger, lane: CopyLane) -> None:
     lane.up()
     lane.place.record_stream(lane.stream)
     del lane.place
     assert not ledger.races
 
 
-def test_memory_is_freed_once_its_stream_has_waited(ledger: Ledger, lane: Lane) -> None:
+def test_memory_is_freed_once_its_stream_has_waited(ledger: Ledger, lane: CopyLane) -> None:
     torch.cuda.current_stream().wait_event(lane.up())
     del lane.place
     assert not ledger.races
 
 
-def test_pinned_memory_is_left_alone_while_it_is_copied(ledger: Ledger, lane: Lane) -> None:
+def test_pinned_memory_is_left_alone_while_it_is_copied(ledger: Ledger, lane: CopyLane) -> None:
     event = lane.up()
     lane.host.zero_()
     assert list(ledger.races) == ["?: written on the host while it is copied"]
@@ -571,13 +573,13 @@ def test_the_host_does_not_read_what_has_not_come(ledger: Ledger, read: Callable
     came[:2].view(2, 1)
     assert not ledger.races
     read(came)
-    assert list(ledger.races) == ["?: read on the host before it has come"]
+    assert list(ledger.races) == ["?: read on the host before its copy has finished"]
     torch.cuda.synchronize()
     read(came)
     assert ledger.races.total() == 1
 
 
-def test_a_blocking_copy_orders_the_host_and_all_that_it_asks_for(ledger: Ledger, lane: Lane) -> None:
+def test_a_blocking_copy_orders_the_host_and_all_that_it_asks_for(ledger: Ledger, lane: CopyLane) -> None:
     with torch.cuda.stream(lane.stream):
         lane.place.copy_(lane.host)
     assert (lane.place + 1).cpu().numpy().shape == (4,)
@@ -612,9 +614,9 @@ def test_the_peak_is_named_by_its_place(ledger: Ledger) -> None:
 
 
 def test_large_tensors_that_are_left_are_named_by_their_place(ledger: Ledger) -> None:
-    found = called_from("engine/stages/made_up.py", "found = torch.ones(2**20, device='cuda')", torch=torch)
+    result = called_from("engine/stages/made_up.py", "found = torch.ones(2**20, device='cuda')", torch=torch)
     ledger.end()
-    assert ledger.now.left == {"engine/stages/made_up.py:1 <module>": found.nbytes}
+    assert ledger.now.left == {"engine/stages/made_up.py:1 <module>": result.nbytes}
 
 
 def small_forward(dtype: torch.dtype, speakers: int, ffn_dim: int, *, device: str = "cpu") -> Callable[[], Any]:

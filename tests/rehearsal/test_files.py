@@ -39,11 +39,11 @@ def manifest_sizes() -> dict[str, tuple[int, bool]]:
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders at full size by quant, which hold a few megabytes each."""
-    found = {}
+    result = {}
     for quant in QUANTS:
-        found[quant] = tmp_path_factory.mktemp(quant)
-        write_published(found[quant], PUBLISHED, quant=quant, adapter=ADAPTER, loras=(LORA,))
-    return found
+        result[quant] = tmp_path_factory.mktemp(quant)
+        write_published(result[quant], PUBLISHED, quant=quant, adapter=ADAPTER, loras=(LORA,))
+    return result
 
 
 @pytest.mark.parametrize("quant", QUANTS)

@@ -16,10 +16,10 @@ from torch import nn
 from engine.cli.main import main
 from engine.planning.gpus import cards, find_card
 from engine.rehearsal.card import pretended
-from engine.rehearsal.counts import Copy, Counts, Forward
+from engine.rehearsal.counts import Copy, Counts, ForwardCounts
 from engine.rehearsal.rehearse import default_card, sizes_of
 from engine.rehearsal.report import Report, make_report, reckon
-from engine.rehearsal.walk import Row, Scene, Walk, walk
+from engine.rehearsal.walk import Scene, StageRow, Walk, walk
 
 #: The model of the package, as short as a video can be: a few seconds of this machine's time.
 SHORT = ("model=tiny", "model.window=5", "continuation.frames=1", "continuation.blend=0", "memory=none")
@@ -159,7 +159,7 @@ def test_a_card_that_is_too_small_is_a_fault() -> None:
 
 
 def test_blocks_that_nobody_waits_for_are_out_of_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.loading.streamer.Beside.wait", lambda self, place: None)
+    monkeypatch.setattr("engine.loading.streamer.StreamLane.wait", lambda self, place: None)
     report = report_of((*SHORT, "memory=group-offload"), ONE)
     assert kinds(report) == {"order"}
     assert any("read before it is written" in str(fault) for fault in report.faults)
@@ -223,11 +223,11 @@ def seen() -> Walk:
     return Walk(compose(list(SHORT)), cards()[0], ONE, memory="none", weights={"transformer": 20 * GB})
 
 
-def row(stage: str = "denoise", *, forward: Forward | None = None, **counts: Any) -> Row:
+def row(stage: str = "denoise", *, forward: ForwardCounts | None = None, **counts: Any) -> StageRow:
     made = Counts()
     for name, value in counts.items():
         getattr(made, name).update(value)
-    return Row(stage, 1, made, [] if forward is None else [forward])
+    return StageRow(stage, 1, made, [] if forward is None else [forward])
 
 
 def copied(direction: str, size: int, **changed: Any) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def copied(direction: str, size: int, **changed: Any) -> dict[str, Any]:
     return {"copies": {copy: 1}, "copied": {copy: size}}
 
 
-FORWARD = Forward(launches=1, moved=1, flops=1, copies=1, up=20 * GB, down=0, waits=0, reads=0)
+FORWARD = ForwardCounts(launches=1, moved=1, flops=1, copies=1, up=20 * GB, down=0, waits=0, reads=0)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ FORWARD = Forward(launches=1, moved=1, flops=1, copies=1, up=20 * GB, down=0, wa
         ("none", row(forward=FORWARD, reads={"engine/stages/denoise.py:9 denoise": 1}), "waits"),
     ],
 )
-def test_a_row_is_a_fault_or_none(seen: Walk, memory: str, given: Row, kind: str | None) -> None:
+def test_a_row_is_a_fault_or_none(seen: Walk, memory: str, given: StageRow, kind: str | None) -> None:
     report = make_report(replace(seen, memory=memory, rows=[given]), sizes_of(seen))
     assert kinds(report) == ({kind} if kind else set()), [str(fault) for fault in report.faults]
 
@@ -328,7 +328,7 @@ def test_numbers_of_all_blocks_are_those_that_two_runs_give(memory: str, tmp_pat
     [
         (("--card", "GTX 970"), ("--card", "no card named 'GTX 970'", "L4 24 GB")),
         (("--blocks", "3", "recipe=card-24gb"), ("--blocks", "3 blocks are too few", "give 4 or more")),
-        (("--blocks", "4"), ("--blocks", "the packaged model has all of its blocks", "leave it out")),
+        (("--blocks", "4"), ("--blocks", "the packaged model always runs with all of its blocks", "leave it out")),
         (("--speakers", "4"), ("--speakers", "4 speakers", "1 to 3")),
         (("--speakers", "0"), ("--speakers", "0 speakers", "1 to 3")),
         (("--windows", "0"), ("--windows", "0 is too few", "1 or more")),

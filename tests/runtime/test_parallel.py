@@ -197,7 +197,7 @@ def test_heads_that_do_not_divide_are_refused_before_anything_is_read() -> None:
     with pytest.raises(ConfigError) as caught:
         load_model(TINY, device="cpu", dtype="float32", processes=3)
 
-    assert str(caught.value) == "parallel: 4 attention heads do not divide among 3 processes; start 2 or 4"
+    assert str(caught.value) == "parallel: 4 attention heads cannot be divided evenly among 3 processes; start 2 or 4"
     check_heads(40, 8)
 
 
@@ -228,7 +228,7 @@ def test_each_process_sees_a_device_of_its_own(visible: str | None, seen: str, m
 
 def test_parts_that_do_not_divide_repeat_the_last_token() -> None:
     tokens = torch.arange(7.0)[None, :, None]
-    parts = [Shard(None, rank, 3, 7, 2).take(tokens)[0, :, 0].tolist() for rank in range(3)]
+    parts = [Shard(None, rank, 3, 7, 2).select(tokens)[0, :, 0].tolist() for rank in range(3)]
 
     assert parts == [[0, 1, 2], [3, 4, 5], [6, 6, 6]]
 
@@ -237,6 +237,6 @@ def test_frames_of_a_part_are_whole() -> None:
     shard = Shard(None, 1, 3, 8, 4)  # tokens 3, 4, 5 of frames of 4
 
     filled = shard.fill_frames(torch.ones(1, 3, 1, 1), 2)
-    assert shard.take_frames(torch.tensor([10.0, 20.0])).tolist() == [10, 20]
+    assert shard.select_frames(torch.tensor([10.0, 20.0])).tolist() == [10, 20]
     assert filled[0, :, 0, 0].tolist() == [0, 0, 0, 1, 1, 1, 0, 0]
     assert shard.cut_frames(filled).sum() == 3

@@ -92,12 +92,12 @@ def test_command_tells_errors_lips_and_what_is_refused(
     assert report["settings"]["overrides"][-1] == "sampler.steps=2"
     assert report["refused"].keys() == {"fp8"}
     assert report["refused"]["fp8"].startswith("quant: no quant named 'fp8'; installed: ")
-    found, one = report["schemes"]["int8"], report["plain"]["one"]["mean"]
-    assert 0 < found["error"]["forward"] < found["error"]["latents"] < 0.05
-    assert found["error"]["psnr"] > 40
-    assert found["less"]["one"] == pytest.approx(one - found["one"]["mean"], abs=1e-4)
-    assert abs(found["less"]["two"]) < 0.02
-    assert found["share"] == pytest.approx(found["bytes"] / report["plain"]["bytes"], abs=1e-3)
+    result, one = report["schemes"]["int8"], report["plain"]["one"]["mean"]
+    assert 0 < result["error"]["forward"] < result["error"]["latents"] < 0.05
+    assert result["error"]["psnr"] > 40
+    assert result["less"]["one"] == pytest.approx(one - result["one"]["mean"], abs=1e-4)
+    assert abs(result["less"]["two"]) < 0.02
+    assert result["share"] == pytest.approx(result["bytes"] / report["plain"]["bytes"], abs=1e-3)
     assert table(report).count("\n") == 3
 
 

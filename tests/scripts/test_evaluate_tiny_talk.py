@@ -15,8 +15,8 @@ from PIL import Image
 
 from engine.data import Delivery, Plan, Request, Window
 from engine.errors import EngineError, RequestError
-from engine.evaluation.bars import judge_bars
-from engine.evaluation.frames import read_film
+from engine.evaluation.bars import check_bars
+from engine.evaluation.frames import read_video
 from engine.evaluation.metrics import (
     LEAD,
     Pictures,
@@ -34,7 +34,7 @@ from scripts.evaluate_tiny import cases, kinds, talk
 from scripts.evaluate_tiny.__main__ import main
 from scripts.evaluate_tiny.bars import BARS
 from scripts.evaluate_tiny.cases import Case, find_cases, find_pieces, prepare, write_film, write_voice
-from scripts.evaluate_tiny.films import apart, film, judge, liveliness, regions
+from scripts.evaluate_tiny.films import apart, generate_video, liveliness, mouth_rows, regions
 from scripts.evaluate_tiny.kinds import KINDS
 from scripts.evaluate_tiny.long_voices import long_voices
 from scripts.evaluate_tiny.studio import Studio
@@ -48,8 +48,8 @@ WINDOWS = (Window(0, 0, 33, 0, 33), Window(1, 24, 33, 9, 24))
 def case(folder: Path, seed: int = 0, **wanted: Any) -> Case:
     """The first case from `seed` on, with voices that need no eSpeak NG."""
     settings: dict[str, Any] = {"frames": 41, "people": 2, "sizes": [(160, 96)], "speak": synthetic} | wanted
-    (found,) = find_cases(seed, 1, folder, **settings)
-    return found
+    (result,) = find_cases(seed, 1, folder, **settings)
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def made(folder: Path) -> Case:
 
 @pytest.fixture(scope="module")
 def shown(made: Case) -> Pictures:
-    return read_film(made.rendered)
+    return read_video(made.rendered)
 
 
 @cache
@@ -101,7 +101,7 @@ def test_the_lead_is_the_one_that_clips_are_drawn_with() -> None:
 
 
 def test_drawn_mouths_follow_their_own_voice_and_not_the_others(made: Case, shown: Pictures) -> None:
-    rows = judge(shown, made, fps=25)
+    rows = mouth_rows(shown, made, fps=25)
     assert all(row.own is not None and row.own > 0.95 for row in rows)
     assert all(row.cross is not None and row.cross < 0.6 for row in rows)
     assert lag_share(rows) == 1
@@ -109,7 +109,7 @@ def test_drawn_mouths_follow_their_own_voice_and_not_the_others(made: Case, show
 
 
 def test_swapped_voices_do_not_fit_the_drawn_mouths(made: Case, shown: Pictures) -> None:
-    straight, swapped = judge(shown, made, fps=25), judge(shown, made, fps=25, swapped=True)
+    straight, swapped = mouth_rows(shown, made, fps=25), mouth_rows(shown, made, fps=25, swapped=True)
     assert [row.own for row in swapped] == [row.cross for row in straight]
     assert [row.cross for row in swapped] == [row.own for row in straight]
 
@@ -117,25 +117,25 @@ def test_swapped_voices_do_not_fit_the_drawn_mouths(made: Case, shown: Pictures)
 def test_a_lag_of_two_frames_is_found_with_its_sign(made: Case, shown: Pictures) -> None:
     late = np.concatenate([shown[:1], shown[:1], shown[:-2]])
     early = np.concatenate([shown[2:], shown[-1:], shown[-1:]])
-    assert [row.lag for row in judge(late, made, fps=25)] == [2, 2]
-    assert [row.lag for row in judge(early, made, fps=25)] == [-2, -2]
-    assert lag_share(judge(late, made, fps=25)) == 0
+    assert [row.lag for row in mouth_rows(late, made, fps=25)] == [2, 2]
+    assert [row.lag for row in mouth_rows(early, made, fps=25)] == [-2, -2]
+    assert lag_share(mouth_rows(late, made, fps=25)) == 0
 
 
 def test_the_given_picture_does_not_count(made: Case, shown: Pictures) -> None:
     black = shown.copy()
     for x0, y0, x1, y1 in regions(shown, made).round().astype(int):
         black[0, y0:y1, x0:x1] = 0
-    given, usual = judge(black, made, fps=25), judge(shown, made, fps=25)
+    given, usual = mouth_rows(black, made, fps=25), mouth_rows(shown, made, fps=25)
     assert [row.own for row in given] == pytest.approx([row.own for row in usual], abs=1e-3)
     assert [row.moved for row in given] == pytest.approx([row.moved for row in usual], abs=1e-3)
 
 
 def test_regions_grow_with_a_larger_video(made: Case, shown: Pictures) -> None:
     large = np.stack([np.asarray(Image.fromarray(frame).resize((320, 192))) for frame in shown])
-    assert min(row.own or 0 for row in judge(large, made, fps=25)) > 0.95
+    assert min(row.own or 0 for row in mouth_rows(large, made, fps=25)) > 0.95
     with pytest.raises(EngineError, match="160 x 96 became a video of 96 x 96"):
-        judge(shown[:, :, :96], made, fps=25)
+        mouth_rows(shown[:, :, :96], made, fps=25)
 
 
 def test_other_frame_rates_have_curves_of_their_own(made: Case) -> None:
@@ -144,7 +144,7 @@ def test_other_frame_rates_have_curves_of_their_own(made: Case) -> None:
 
 def test_somebody_silent_has_no_correlation_but_a_deviation(folder: Path) -> None:
     quiet = case(folder, 3, silent=1)
-    rows = judge(read_film(quiet.rendered), quiet, fps=25)
+    rows = mouth_rows(read_video(quiet.rendered), quiet, fps=25)
     still, speaking = (next(row for row in rows if (row.own is None) == silent) for silent in (True, False))
     assert quiet.silent[still.person]
     assert still.lag is None
@@ -171,9 +171,9 @@ def test_classes_of_skin_are_as_often_one_as_another(folder: Path, made: Case, m
         return replace(made, skins=(random_scene(seed, size, 1, "held_out").people[0].skin,))
 
     monkeypatch.setattr(cases, "prepare", prepared)
-    found = find_cases(0, 8, folder, frames=9, people=1, sizes=[(64, 64)], even=True)
-    assert sorted(made.skins[0] for made in found[:6]) == [0, 1, 2, 3, 4, 5]
-    assert found[6].skins != found[7].skins
+    result = find_cases(0, 8, folder, frames=9, people=1, sizes=[(64, 64)], even=True)
+    assert sorted(made.skins[0] for made in result[:6]) == [0, 1, 2, 3, 4, 5]
+    assert result[6].skins != result[7].skins
 
 
 def test_skin_classes_are_averaged_and_compared() -> None:
@@ -204,7 +204,7 @@ def test_a_growing_tint_is_a_drift() -> None:
 
 def test_sync_is_told_window_by_window(folder: Path) -> None:
     long = case(folder, frames=57)
-    frames = read_film(long.rendered)
+    frames = read_video(long.rendered)
     driving = long.driving(57)
     good = window_sync(frames, long.mouths[:, 0], driving, WINDOWS)
     lost = window_sync(np.concatenate([frames[:33], frames[56:32:-1]]), long.mouths[:, 0], driving, WINDOWS)
@@ -240,8 +240,8 @@ def test_films_go_through_the_service_and_boxes_name_people_from_right_to_left(
         return shown
 
     service: Any = Drawn(EngineService(["model=tiny"]), folder, drawn)
-    straight = film(service, made)
-    boxed = film(service, made, boxes=True, overrides=("sampler=turbo",))
+    straight = generate_video(service, made)
+    boxed = generate_video(service, made, boxes=True, overrides=("sampler=turbo",))
     assert straight.frames.shape == shown.shape
     assert [speaker.audio for speaker in requests[0].speakers] == [str(path) for path in made.voices]
     assert [speaker.audio for speaker in requests[1].speakers] == [str(path) for path in made.voices[::-1]]
@@ -280,7 +280,7 @@ def test_long_clips_are_resumed_where_an_earlier_run_ended(folder: Path, tmp_pat
 
     def drawn(request: Request) -> Pictures:
         filmed.append(request.seed)
-        return read_film(next(folder.rglob(f"{request.seed}-1-*-drawn.mp4")))
+        return read_video(next(folder.rglob(f"{request.seed}-1-*-drawn.mp4")))
 
     service: Any = Drawn(EngineService(["model=tiny"]), tmp_path, drawn)
     settings: dict[str, Any] = {"clips": 2, "long": 1, "seed": 0, "sizes": [(96, 96)], "long_voice": 2}
@@ -310,7 +310,7 @@ def test_long_clips_are_resumed_where_an_earlier_run_ended(folder: Path, tmp_pat
 
 
 def test_bars_say_what_holds_and_leave_out_what_was_not_measured() -> None:
-    judged = judge_bars(
+    judged = check_bars(
         {"one": {"mean": 0.9, "motion": 1.6}, "fps": {"12.5_direct": {"less": 0.05}}, "real": None}, BARS
     )
     assert [(bar["figure"], bar["bar"], bar["holds"]) for bar in judged] == [

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from engine import EngineService
-from engine.evaluation.bars import judge_bars, likeness_bars
+from engine.evaluation.bars import check_bars, likeness_bars
 from engine.evaluation.likeness import drift_of
 from engine.evaluation.metrics import Row
 from scripts.evaluate_tiny.cases import Case, find_cases
-from scripts.evaluate_tiny.films import Film, film, judge
+from scripts.evaluate_tiny.films import GeneratedVideo, generate_video, mouth_rows
 from scripts.evaluate_tiny.long_voices import case_looks
 
 pytestmark = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="eSpeak NG speaks the voices")
@@ -46,8 +46,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
 
 
 @pytest.fixture(scope="module")
-def standard(service: EngineService, cases: list[Case]) -> list[Film]:
-    return [film(service, case) for case in cases]
+def standard(service: EngineService, cases: list[Case]) -> list[GeneratedVideo]:
+    return [generate_video(service, case) for case in cases]
 
 
 def own(rows: Sequence[Row]) -> float:
@@ -58,19 +58,21 @@ def cross(rows: Sequence[Row]) -> float:
     return float(np.mean([row.cross for row in rows]))
 
 
-def rows_of(films: Sequence[Film], cases: Sequence[Case], *, fps: float = 25.0, swapped: bool = False) -> list[Row]:
+def rows_of(
+    films: Sequence[GeneratedVideo], cases: Sequence[Case], *, fps: float = 25.0, swapped: bool = False
+) -> list[Row]:
     pairs = zip(films, cases, strict=True)
-    return [row for made, case in pairs for row in judge(made.frames, case, fps=fps, swapped=swapped)]
+    return [row for made, case in pairs for row in mouth_rows(made.frames, case, fps=fps, swapped=swapped)]
 
 
-def test_each_person_speaks_the_own_voice(standard: list[Film], cases: list[Case]) -> None:
+def test_each_person_speaks_the_own_voice(standard: list[GeneratedVideo], cases: list[Case]) -> None:
     rows = rows_of(standard, cases)
     assert own(rows) > 0.84
     assert own(rows) - cross(rows) > 0.88
 
 
 def test_swapped_voices_swap_the_speakers(service: EngineService, cases: list[Case]) -> None:
-    films = [film(service, case, voices=case.voices[::-1]) for case in cases]
+    films = [generate_video(service, case, voices=case.voices[::-1]) for case in cases]
     rows = rows_of(films, cases, swapped=True)
     assert own(rows) > 0.78
     assert own(rows) - cross(rows) > 0.8
@@ -81,7 +83,7 @@ def test_a_silent_person_stays_still(service: EngineService, tmp_path: Path) -> 
     still: list[float] = []
     moving: list[float] = []
     for case in cases:
-        rows = judge(film(service, case).frames, case, fps=25.0)
+        rows = mouth_rows(generate_video(service, case).frames, case, fps=25.0)
         for row, quiet in zip(rows, case.silent, strict=True):
             (still if quiet else moving).append(row.moved)
     # About 0.03 of that is what the detector sees of drawn mouths that stay shut.
@@ -90,34 +92,36 @@ def test_a_silent_person_stays_still(service: EngineService, tmp_path: Path) -> 
 
 def test_boxes_decide_who_is_who(service: EngineService, cases: list[Case]) -> None:
     # Named from right to left, each with a box: the voices stay with the boxes, not with the order.
-    rows = rows_of([film(service, case, boxes=True) for case in cases], cases)
+    rows = rows_of([generate_video(service, case, boxes=True) for case in cases], cases)
     assert own(rows) - cross(rows) > 0.88
 
 
 def test_turbo_is_near_standard_at_a_quarter_of_its_forwards(
-    service: EngineService, standard: list[Film], cases: list[Case]
+    service: EngineService, standard: list[GeneratedVideo], cases: list[Case]
 ) -> None:
-    films = [film(service, case, overrides=("sampler=turbo",)) for case in cases]
+    films = [generate_video(service, case, overrides=("sampler=turbo",)) for case in cases]
     assert own(rows_of(films, cases)) > own(rows_of(standard, cases)) - 0.07
     assert 4 * films[0].plan.forwards <= standard[0].plan.forwards
 
 
 def test_lips_stay_in_step_at_another_frame_rate(service: EngineService, cases: list[Case]) -> None:
     # As many frames at half the rate need twice the voice; what there is of it is enough for half the frames.
-    shown = [film(service, case, fps=12.5, frames=FRAMES // 2) for case in cases]
+    shown = [generate_video(service, case, fps=12.5, frames=FRAMES // 2) for case in cases]
     assert own(rows_of(shown, cases, fps=12.5)) > 0.8
 
 
-def test_a_cache_changes_little(service: EngineService, standard: list[Film], cases: list[Case]) -> None:
-    cached = film(service, cases[0], overrides=("cache=teacache",)).frames.astype(np.float32)
+def test_a_cache_changes_little(service: EngineService, standard: list[GeneratedVideo], cases: list[Case]) -> None:
+    cached = generate_video(service, cases[0], overrides=("cache=teacache",)).frames.astype(np.float32)
     plain = standard[0].frames.astype(np.float32)
     assert 10 * np.log10(255**2 / np.square(cached - plain).mean()) > 30
 
 
-def test_another_seed_moves_the_head_otherwise(service: EngineService, standard: list[Film], cases: list[Case]) -> None:
-    again = film(service, cases[0])
+def test_another_seed_moves_the_head_otherwise(
+    service: EngineService, standard: list[GeneratedVideo], cases: list[Case]
+) -> None:
+    again = generate_video(service, cases[0])
     assert np.array_equal(again.frames, standard[0].frames)
-    other = film(service, replace(cases[0], seed=cases[0].seed + 1))
+    other = generate_video(service, replace(cases[0], seed=cases[0].seed + 1))
     assert not np.array_equal(other.frames, standard[0].frames)
 
 
@@ -126,17 +130,17 @@ def test_ten_seconds_keep_the_person_and_the_other_style_does_not(service: Engin
     (case,) = find_cases(7_200_000, 1, tmp_path, frames=250, people=1, sizes=((160, 96),), drawn=1)
 
     def missed(*overrides: str) -> set[str]:
-        made = film(service, case, overrides=("sampler=turbo", *overrides))
+        made = generate_video(service, case, overrides=("sampler=turbo", *overrides))
         worst = asdict(drift_of(case_looks(made.frames, case, made.plan)))
-        return {bar["figure"] for bar in judge_bars({"worst": worst}, likeness_bars("", "worst")) if not bar["holds"]}
+        return {bar["figure"] for bar in check_bars({"worst": worst}, likeness_bars("", "worst")) if not bar["holds"]}
 
     assert missed() == set()
     # Sharpness goes first; faces and structure miss their bars later (tests/evaluation/long_voices.json).
     assert missed("continuation.style=multitalk") >= {"worst/sharpness_kept"}
 
 
-def test_int8_weights_speak_as_well(standard: list[Film], cases: list[Case], tmp_path: Path) -> None:
+def test_int8_weights_speak_as_well(standard: list[GeneratedVideo], cases: list[Case], tmp_path: Path) -> None:
     quantised = EngineService(["model=tiny", "source=packaged", "quant=int8", "sink=disk", f"sink.folder={tmp_path}"])
-    films = [film(quantised, case) for case in cases[:2]]
+    films = [generate_video(quantised, case) for case in cases[:2]]
     quantised.close()
     assert own(rows_of(films, cases[:2])) > own(rows_of(standard[:2], cases[:2])) - 0.05

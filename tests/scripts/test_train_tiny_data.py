@@ -35,13 +35,13 @@ def blurred(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 def by_skin(*, blur: bool) -> dict[int, list[float]]:
     """Correlations with the truth, one fixed region a person: the mouth's box of frame 0."""
-    found: dict[int, list[float]] = {skin: [] for skin in range(len(SKINS))}
+    result: dict[int, list[float]] = {skin: [] for skin in range(len(SKINS))}
     for made in shown():
         measured = mouth_openings(blurred(made.frames) if blur else made.frames, made.mouth_boxes[:, 0])
         for person, skin in enumerate(made.skins):
             if made.openings[person].std() > 0.05:
-                found[skin].append(correlation(measured[person], made.openings[person]))
-    return found
+                result[skin].append(correlation(measured[person], made.openings[person]))
+    return result
 
 
 def test_a_clip_has_the_shapes_that_trainings_expect() -> None:
@@ -159,15 +159,15 @@ def test_nights_are_dark_and_lively_heads_move_more() -> None:
 
 
 def test_the_detector_agrees_with_the_truth_on_every_skin() -> None:
-    found = by_skin(blur=False)
-    assert np.mean([r for skin in found.values() for r in skin]) > 0.98
-    assert min(np.mean(skin) for skin in found.values()) > 0.95
+    result = by_skin(blur=False)
+    assert np.mean([r for skin in result.values() for r in skin]) > 0.98
+    assert min(np.mean(skin) for skin in result.values()) > 0.95
 
 
 def test_the_detector_stands_a_light_blur_on_every_skin() -> None:
-    found = by_skin(blur=True)
-    assert np.mean([r for skin in found.values() for r in skin]) > 0.96
-    assert min(np.mean(skin) for skin in found.values()) > 0.91
+    result = by_skin(blur=True)
+    assert np.mean([r for skin in result.values() for r in skin]) > 0.96
+    assert min(np.mean(skin) for skin in result.values()) > 0.91
 
 
 def test_the_detector_sees_a_shut_mouth_stay_still_on_a_moving_head() -> None:

@@ -23,14 +23,14 @@ from scripts.train_tiny.clips import make_clip
 from scripts.train_tiny.examples import (
     ON_MOUTH,
     ON_STILL,
-    Case,
+    ClipUse,
     Example,
     draw_case,
     draw_shares,
     loss_weights,
     make_example,
 )
-from scripts.train_tiny.latents import Plan, Sample, Samples, plan, prepare, write_shard
+from scripts.train_tiny.latents import ClipShape, Sample, Samples, plan, prepare, write_shard
 from scripts.train_tiny.muon import Muon
 from scripts.train_tiny.networks import (
     IMAGE,
@@ -71,10 +71,10 @@ TOY = Configs(
 )
 
 
-def shape(seed: int, _split: Split) -> Plan:
+def shape(seed: int, _split: Split) -> ClipShape:
     """17 frames; every second clip begins three frames after its picture, at another rate."""
     late = seed % 2
-    return Plan(size=SIZE, frames=17, fps=12.5 if late else 25.0, offset=3 * late, motion=9)
+    return ClipShape(size=SIZE, frames=17, fps=12.5 if late else 25.0, offset=3 * late, motion=9)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def two_people(data: Path) -> Sample:
     return next(sample for sample in Samples(data, "train") if len(sample.voices) == 2)
 
 
-def example_of(sample: Sample, case: Case) -> Example:
+def example_of(sample: Sample, case: ClipUse) -> Example:
     return make_example(sample, case, np.random.default_rng(0), torch.Generator().manual_seed(0))
 
 
@@ -166,7 +166,7 @@ def test_the_sign_of_a_zero_makes_no_other_encoder(data: Path, tmp_path: Path) -
 
 
 def test_every_other_clip_of_the_autoencoder_shows_a_certain_skin() -> None:
-    clips = vae.Pool(5, seed=1, skin=4, speak=synthetic).clips
+    clips = vae.ClipPool(5, seed=1, skin=4, speak=synthetic).clips
     assert all(4 in clip.skins for clip in clips[::2])
     assert not all(4 in clip.skins for clip in clips[1::2])
 
@@ -201,9 +201,9 @@ def test_still_mouths_weigh_most_and_faces_more_than_what_is_behind_them(data: P
 
 def test_history_is_given_as_the_engine_gives_it(data: Path) -> None:
     sample = two_people(data)
-    first = example_of(sample, Case("first", 5, 0, 0.5))
-    continued = example_of(sample, Case("continued", 5, 3, 0.5))
-    clean = example_of(sample, Case("clean", 5, 3, 0.5))
+    first = example_of(sample, ClipUse("first", 5, 0, 0.5))
+    continued = example_of(sample, ClipUse("continued", 5, 3, 0.5))
+    clean = example_of(sample, ClipUse("clean", 5, 3, 0.5))
     assert torch.equal(
         first.inputs, torch.cat([continued.inputs[:, : vae.CHANNELS], first.inputs[:, vae.CHANNELS :]], dim=1)
     )
@@ -222,7 +222,7 @@ def test_history_is_given_as_the_engine_gives_it(data: Path) -> None:
 
 def test_the_target_leads_from_the_noisy_to_the_true_latents(data: Path) -> None:
     sample = two_people(data)
-    example = example_of(sample, Case("first", 5, 0, 0.7))
+    example = example_of(sample, ClipUse("first", 5, 0, 0.7))
     torch.testing.assert_close(example.inputs[0, : vae.CHANNELS] - 0.7 * example.target, sample.latents)
     assert example.timestep.item() == pytest.approx(700)
 
@@ -230,7 +230,7 @@ def test_the_target_leads_from_the_noisy_to_the_true_latents(data: Path) -> None
 def test_exchanged_speakers_keep_their_boxes(data: Path) -> None:
     sample = two_people(data)
     there, back = (
-        example_of(sample, Case("first", 5, 0, 0.5, boxes=True, exchanged=exchanged)) for exchanged in (False, True)
+        example_of(sample, ClipUse("first", 5, 0, 0.5, boxes=True, exchanged=exchanged)) for exchanged in (False, True)
     )
     assert there.windows is not None
     assert back.windows is not None
@@ -272,7 +272,7 @@ def test_dark_slow_silent_and_lively_clips_are_drawn_more_often(data: Path) -> N
 
 
 def test_an_error_of_all_cells_is_one_of_colour_and_one_that_alternates_is_not(data: Path) -> None:
-    example = example_of(two_people(data), Case("continued", 5, 1, 0.5))
+    example = example_of(two_people(data), ClipUse("continued", 5, 1, 0.5))
     signs = torch.ones(example.weights.shape[1:])
     signs.view(-1)[::2] = -1
     alike, other = (losses(example.target + 0.1 * error, example) for error in (torch.ones(()), signs))
@@ -351,7 +351,7 @@ def test_the_assembled_folder_is_conditioned_as_in_training(trained: Path, data:
     model = load_model(tmp_path / "tiny", device="cpu", dtype="float32")
     sample = two_people(data)
     assert sample.facts.plan == shape(0, "train")
-    example = example_of(sample, Case("first", 5, 0, 0.5))
+    example = example_of(sample, ClipUse("first", 5, 0, 0.5))
     assert example.masks is not None
     picture = sample.pictures[0].numpy()
     colors = color_statistics(to_pixels(picture).permute(1, 2, 0).numpy())
@@ -399,10 +399,10 @@ def test_the_time_embedding_changes_alike_whatever_is_drawn(trained: Path, data:
 
 
 def test_the_step_caches_polynomial_is_found_again() -> None:
-    found = fit([(x, 2 * x * x + 0.5 * x + 0.01) for x in np.linspace(0.01, 0.3, 20)])
-    np.testing.assert_allclose(found["teacache"], [2, 0.5, 0.01], rtol=1e-4)
-    assert found["error"] < 1e-4
-    assert (found["from"], found["to"]) == (0.01, 0.3)
+    result = fit([(x, 2 * x * x + 0.5 * x + 0.01) for x in np.linspace(0.01, 0.3, 20)])
+    np.testing.assert_allclose(result["teacache"], [2, 0.5, 0.01], rtol=1e-4)
+    assert result["error"] < 1e-4
+    assert (result["from"], result["to"]) == (0.01, 0.3)
 
 
 def test_a_decoder_that_was_trained_further_keeps_the_statistics(trained: Path, data: Path, tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from engine.loading.checkpoint import build_empty, fill
-from engine.loading.layout import Part
+from engine.loading.layout import ComponentLayout
 from engine.loading.lora import Coverage, LoraMerger
 
 
-def read_part(component: str, part: Part, dtype: torch.dtype) -> Any:
-    """Return the network of a component, whatever `part` is written in."""
+def read_part(component: str, part: ComponentLayout, dtype: torch.dtype) -> Any:
+    """Return the network of a component, in any format of `part`."""
     model = build_empty(component, part)
     fill(model, component, part, dtype)
     return model.eval()

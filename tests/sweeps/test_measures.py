@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from engine import EngineService, Request, Speaker
 from engine.data import Plan, Window
-from engine.evaluation.frames import read_film
+from engine.evaluation.frames import read_video
 from engine.evaluation.mouths import correlation, mouth_openings
 from engine.sweeps.measures import find_mouths, measure
 from scripts.evaluate_tiny.cases import Case, find_cases, write_film
@@ -44,7 +44,7 @@ def planned(service: EngineService, request: Request, windows: tuple[Window, ...
 
 def test_mouths_are_found_without_hearing_a_voice(cases: list[Case]) -> None:
     for case in cases:
-        shown = read_film(case.rendered)
+        shown = read_video(case.rendered)
         middle = shown.shape[2] // 2
         halves = [(0, 0, middle, shown.shape[1]), (middle, 0, shown.shape[2], shown.shape[1])]
         seats = halves if len(case.voices) == 2 else [(0, 0, shown.shape[2], shown.shape[1])]
@@ -73,7 +73,7 @@ def test_seams_are_looked_for_where_windows_meet(cases: list[Case], service: Eng
     request = asked(case)
     windows = (Window(0, 0, 25, 0, 25), Window(1, 16, 33, 9, 24))
     told = measure(case.rendered, request, planned(service, request, windows), service)
-    differences = np.abs(np.diff(read_film(case.rendered).astype(np.float64), axis=0)).mean((1, 2, 3))
+    differences = np.abs(np.diff(read_video(case.rendered).astype(np.float64), axis=0)).mean((1, 2, 3))
     assert told["seam_ratio"]["value"] == pytest.approx(differences[24] / np.median(differences), abs=1e-3)
 
 
@@ -87,7 +87,7 @@ def test_a_face_that_is_lost_in_a_later_window_misses_its_bars(
     kept = measure(case.rendered, request, plan, service)
     names = ("sharpness_kept", "sharpness", "identity", "identity_grown", "structure_lost", "colour_drift")
     assert [kept[name]["holds"] for name in names] == [True] * 6
-    frames = read_film(case.rendered)
+    frames = read_video(case.rendered)
     frames[25:] = np.stack([gaussian_filter(frame, (4, 4, 0)) for frame in frames[25:]])
     write_film(tmp_path / "lost.mp4", frames, 25)
     lost = measure(tmp_path / "lost.mp4", request, plan, service)

@@ -1,4 +1,4 @@
-"""The first ten minutes on an unknown card: what it does with the 14B model's shapes, on random weights, as JSON."""
+"""Measure an unknown card in ten minutes with the 14B model's shapes on random weights, as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Print what of engine/planning differs from reports of the bench."""
+"""Print where engine/planning differs from reports of the bench."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.bench.device.shares import corrections
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Read the reports that are named and print a line for each assumption of a plan."""
+    """Read the named reports and print a line for each assumption of a plan."""
     parser = argparse.ArgumentParser(prog="python -m engine.bench.device", description=__doc__)
     parser.add_argument("file", nargs="+", type=Path, help="a report of multitalk bench device")
     reports = []

@@ -1,4 +1,4 @@
-"""Attention in the shapes of the network and the autoencoder: what torch chooses, and each kernel by force."""
+"""Attention in the shapes of the network and the autoencoder: torch's own choice, and each kernel forced."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine.bench.device.kernels import longest_kernel
-from engine.bench.device.measure import Bench, Row, Rows, largest_difference
+from engine.bench.device.measure import DeviceBench, Row, Rows, largest_difference
 from engine.multitalk.attention import class_scores
 from engine.multitalk.compat import AttentionBackendName, dispatch_attention_fn
 from engine.multitalk.speakers import prepare_speakers
 from engine.plugin.manager import installed
 
-#: "native" is torch's own choice. On a CPU torch has flash and the plain arithmetic alone.
+#: "native" is torch's own choice. On a CPU torch has only flash and the plain computation.
 FORCED = {
     "native": None,
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-#: Queries whose attention is computed in float32 step by step, to hold the kernels to.
+#: Queries whose attention is also computed in float32 step by step, to compare the kernels with.
 _EXACT = 64
 
 Call = Callable[[], Tensor]
 
 
-def attention(bench: Bench) -> Rows:
-    """Self-attention of the network by torch's kernels and by every backend that is installed."""
+def attention(bench: DeviceBench) -> Rows:
+    """Self-attention of the network with torch's kernels and with every installed backend."""
     shapes = bench.shapes
     backends = installed().attention
     for length in shapes.lengths:
-        given = tuple(bench.noise(1, length, shapes.heads, shapes.head_dim) for _ in range(3))
-        exact = _attend_exactly(*given)
+        inputs = tuple(bench.noise(1, length, shapes.heads, shapes.head_dim) for _ in range(3))
+        exact = _attend_exactly(*inputs)
         operations = 4 * length * length * shapes.dim
-        yield from _forced(bench, f"{length}", partial(_attend, "native", *given), operations, exact)
+        yield from _forced(bench, f"{length}", partial(_attend, "native", *inputs), operations, exact)
         for name in backends.names():
 
-            def measure(name: str = name, given: tuple[Tensor, ...] = given, exact: Tensor = exact) -> dict[str, Any]:
+            def measure(name: str = name, inputs: tuple[Tensor, ...] = inputs, exact: Tensor = exact) -> dict[str, Any]:
                 kernel = backends.build_default(name).resolve(bench.device)
-                found = _figures(
-                    bench, partial(_attend, kernel, *given), 4 * given[0].shape[1] ** 2 * shapes.dim, exact
+                figures = _figures(
+                    bench, partial(_attend, kernel, *inputs), 4 * inputs[0].shape[1] ** 2 * shapes.dim, exact
                 )
-                return {"resolved": kernel} | found
+                return {"resolved": kernel} | figures
 
-            yield f"{length}, attention={name}", bench.tried(measure)
+            yield f"{length}, attention={name}", bench.attempt(measure)
 
 
-def other_attention(bench: Bench) -> Rows:
-    """The map of who looks at whom, attention to text, picture and voices, and the autoencoder's."""
+def other_attention(bench: DeviceBench) -> Rows:
+    """The map of who attends to whom, attention to text, picture and voices, and the autoencoder's."""
     shapes = bench.shapes
     heads, head_dim = shapes.heads, shapes.head_dim
     name, (frames, rows, columns) = shapes.first
@@ -63,14 +63,14 @@ def other_attention(bench: Bench) -> Rows:
 
     yield from _class_scores(bench, name, tokens, per_frame)
     _, height, width = shapes.video
-    seen = (height // 8) * (width // 8)
+    picture_tokens = (height // 8) * (width // 8)
     vae_dim = shapes.configs["vae"]["base_dim"] * 4
-    heard = 2 * config["audio_tokens"]
+    audio_tokens = 2 * config["audio_tokens"]
     for row, batch, queries, keys, kind in (
         (f"picture, {config['image_tokens']} keys", 1, tokens, config["image_tokens"], (heads, head_dim, bench.dtype)),
         (f"text, {config['text_len']} keys", 1, tokens, config["text_len"], (heads, head_dim, bench.dtype)),
-        (f"voices, {heard} keys", frames, per_frame, heard, (heads, head_dim, bench.dtype)),
-        (f"autoencoder, {seen} keys", 1, seen, seen, (1, vae_dim, torch.float32)),
+        (f"voices, {audio_tokens} keys", frames, per_frame, audio_tokens, (heads, head_dim, bench.dtype)),
+        (f"autoencoder, {picture_tokens} keys", 1, picture_tokens, picture_tokens, (1, vae_dim, torch.float32)),
     ):
         count, channels, dtype = kind
         query = bench.noise(batch, queries, count, channels, dtype=dtype)
@@ -81,7 +81,7 @@ def other_attention(bench: Bench) -> Rows:
         )
 
 
-def _class_scores(bench: Bench, name: str, tokens: int, per_frame: int) -> Iterator[Row]:
+def _class_scores(bench: DeviceBench, name: str, tokens: int, per_frame: int) -> Iterator[Row]:
     shapes, config = bench.shapes, bench.shapes.configs["transformer"]
     query, key = (bench.noise(1, tokens, shapes.heads, shapes.head_dim, dtype=torch.float32) for _ in range(2))
     halves = torch.arange(per_frame, device=bench.device) * 2 // per_frame
@@ -100,21 +100,21 @@ def _class_scores(bench: Bench, name: str, tokens: int, per_frame: int) -> Itera
     yield from _forced(bench, f"map of speakers, {name}", call, operations, exact)
 
 
-def _forced(bench: Bench, name: str, call: Call, operations: int, exact: Tensor) -> Iterator[Row]:
+def _forced(bench: DeviceBench, name: str, call: Call, operations: int, exact: Tensor) -> Iterator[Row]:
     """Yield a row for torch's choice and for each kernel by force."""
     for forced, backend in FORCED.items():
 
         def measure(forced: str = forced, backend: SDPBackend | None = backend) -> dict[str, Any]:
             if forced in ("cudnn", "efficient"):
                 bench.need_cuda()
-            chosen: AbstractContextManager[Any] = nullcontext() if backend is None else sdpa_kernel(backend)
-            with chosen:
+            context: AbstractContextManager[Any] = nullcontext() if backend is None else sdpa_kernel(backend)
+            with context:
                 return _figures(bench, call, operations, exact)
 
-        yield f"{name}, {forced}", bench.tried(measure)
+        yield f"{name}, {forced}", bench.attempt(measure)
 
 
-def _figures(bench: Bench, call: Call, operations: int, exact: Tensor) -> dict[str, Any]:
+def _figures(bench: DeviceBench, call: Call, operations: int, exact: Tensor) -> dict[str, Any]:
     difference = largest_difference(call()[:, : exact.shape[1]], exact)
     seconds = bench.seconds(call)
     return {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.bench.device.kernels import profiled
-from engine.bench.device.measure import Bench, Rows, psnr
+from engine.bench.device.measure import DeviceBench, Rows, psnr
 from engine.bench.device.modules import autoencoder
 from engine.multitalk.codec import WanCodec
 from engine.planning.activations import decode_bytes
@@ -23,7 +23,7 @@ Setting = Callable[[], AbstractContextManager[Any]]
 ENGINE = "float32, TF32"
 
 
-def codec(bench: Bench) -> Rows:
+def codec(bench: DeviceBench) -> Rows:
     """Decode a few frames in each way, and hold all to float32 without TF32."""
     vae = autoencoder(bench)
     engine = WanCodec(vae)
@@ -35,35 +35,35 @@ def codec(bench: Bench) -> Rows:
             frames = decoded()
             if first:
                 truth.append(frames)
-            figures = bench.measured(decoded)
+            figures = bench.with_peak(decoded)
             against = psnr(frames, truth[0]) if truth else None
             return figures | _expected(bench, figures["seconds"]) | {"psnr_to_strict_float32": against}
 
-    yield "float32, strict", bench.tried(lambda: measure(strict, lambda: engine.decode(latents), first=True))
+    yield "float32, strict", bench.attempt(lambda: measure(strict, lambda: engine.decode(latents), first=True))
     yield (
         ENGINE,
-        bench.tried(lambda: measure(nullcontext, lambda: engine.decode(latents)) | _profile(bench, engine, latents)),
+        bench.attempt(lambda: measure(nullcontext, lambda: engine.decode(latents)) | _profile(bench, engine, latents)),
     )
-    yield "float32, TF32, cudnn.benchmark", bench.tried(lambda: measure(searching, lambda: engine.decode(latents)))
-    yield "bfloat16", bench.tried(lambda: measure(nullcontext, _half(vae, latents, bench)))
+    yield "float32, TF32, cudnn.benchmark", bench.attempt(lambda: measure(searching, lambda: engine.decode(latents)))
+    yield "bfloat16", bench.attempt(lambda: measure(nullcontext, _half(vae, latents, bench)))
     _lay_channels_last(vae)
-    yield "bfloat16, channels_last_3d", bench.tried(lambda: measure(nullcontext, _half(vae, latents, bench)))
+    yield "bfloat16, channels_last_3d", bench.attempt(lambda: measure(nullcontext, _half(vae, latents, bench)))
     both = "bfloat16, channels_last_3d, cudnn.benchmark"
-    yield both, bench.tried(lambda: measure(searching, _half(vae, latents, bench)))
+    yield both, bench.attempt(lambda: measure(searching, _half(vae, latents, bench)))
     _cast(vae, torch.float32)
-    yield "float32, TF32, channels_last_3d", bench.tried(lambda: measure(nullcontext, lambda: engine.decode(latents)))
+    yield "float32, TF32, channels_last_3d", bench.attempt(lambda: measure(nullcontext, lambda: engine.decode(latents)))
 
 
-def _half(vae: Any, latents: Tensor, bench: Bench) -> Callable[[], Tensor]:
+def _half(vae: Any, latents: Tensor, bench: DeviceBench) -> Callable[[], Tensor]:
     _cast(vae, bench.dtype)
     return partial(decode, vae, latents, bench.dtype)
 
 
-def _profile(bench: Bench, engine: WanCodec, latents: Tensor) -> dict[str, Any]:
+def _profile(bench: DeviceBench, engine: WanCodec, latents: Tensor) -> dict[str, Any]:
     return {"kernels": profiled(bench, lambda: engine.decode(latents))}
 
 
-def random_latents(bench: Bench) -> Tensor:
+def random_latents(bench: DeviceBench) -> Tensor:
     """Return normalised latents of the shapes' video."""
     frames, height, width = bench.shapes.video
     return bench.noise(
@@ -83,17 +83,17 @@ def decode(vae: Any, latents: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def strict() -> AbstractContextManager[Any]:
-    """Have cuDNN compute float32 as float32 inside."""
+    """Make cuDNN compute float32 exactly inside the block."""
     flags: Any = torch.backends.cudnn.flags
-    found: AbstractContextManager[Any] = flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False)
-    return found
+    context: AbstractContextManager[Any] = flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False)
+    return context
 
 
 def searching() -> AbstractContextManager[Any]:
-    """Have cuDNN try its kernels inside and keep the fastest for each shape."""
+    """Make cuDNN try its kernels inside the block and keep the fastest for each shape."""
     flags: Any = torch.backends.cudnn.flags
-    found: AbstractContextManager[Any] = flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True)
-    return found
+    context: AbstractContextManager[Any] = flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True)
+    return context
 
 
 def _cast(vae: Any, dtype: torch.dtype) -> None:
@@ -109,7 +109,7 @@ def _lay_channels_last(vae: Any) -> None:
             parameter.data = parameter.data.to(memory_format=torch.channels_last)
 
 
-def _expected(bench: Bench, seconds: float) -> dict[str, Any]:
+def _expected(bench: DeviceBench, seconds: float) -> dict[str, Any]:
     config, video = bench.shapes.configs["vae"], bench.shapes.video
     operations = codec_work(config, "decoder", *video)
     return {

@@ -1,4 +1,4 @@
-"""torch.compile: whether it can run here, what it takes once, and what it gives."""
+"""torch.compile: whether it can run here, how long it takes, and the speedup."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 
 from engine.bench.device.codec import decode, random_latents
 from engine.bench.device.machine import find_compiler
-from engine.bench.device.measure import Bench, Rows, Skipped, largest_difference
+from engine.bench.device.measure import DeviceBench, Rows, Skipped, largest_difference
 from engine.bench.device.modules import autoencoder, transformer
 from engine.bench.device.network import fitting_layers
 from engine.bench.transformer import build_inputs
 
-#: Seconds that compiling the autoencoder is given.
+#: Seconds for compiling the autoencoder.
 _AUTOENCODER = 40.0
 
 
-def compiled(bench: Bench) -> Rows:
+def compiled(bench: DeviceBench) -> Rows:
     """The blocks of the network, compiled as one graph each, at one size and at a second one; the autoencoder."""
     from torch._dynamo.utils import counters
 
@@ -37,11 +37,11 @@ def compiled(bench: Bench) -> Rows:
         return int(counters["stats"]["unique_graphs"])
 
     plain = [call(0), call(1)]
-    yield "eager", {"layers": len(model.blocks)} | bench.measured(lambda: call(0))
+    yield "eager", {"layers": len(model.blocks)} | bench.with_peak(lambda: call(0))
     model.compile_repeated_blocks(fullgraph=True, **options)
     first = bench.once(lambda: call(0))
     yield "first call", {"seconds": first, "graphs": graphs(), "backend": options.get("backend", "inductor")}
-    yield "compiled", bench.measured(lambda: call(0)) | {"largest_difference": largest_difference(call(0), plain[0])}
+    yield "compiled", bench.with_peak(lambda: call(0)) | {"largest_difference": largest_difference(call(0), plain[0])}
     again = bench.once(lambda: call(1))
     difference = largest_difference(call(1), plain[1])
     seconds = bench.seconds(lambda: call(1))
@@ -54,15 +54,15 @@ def compiled(bench: Bench) -> Rows:
             "largest_difference": difference,
         },
     )
-    # Makes room for the next.
+    # Frees memory for the next.
     model = None
     bench.free()
-    yield "autoencoder", bench.tried(lambda: _autoencoder(bench, options))
+    yield "autoencoder", bench.attempt(lambda: _autoencoder(bench, options))
 
 
-def _options(bench: Bench) -> dict[str, Any]:
+def _options(bench: DeviceBench) -> dict[str, Any]:
     if not bench.cuda:
-        # Graphs and numerics without generating code, which takes a CPU minutes.
+        # Graphs and numerics without generating code, which takes minutes on a CPU.
         return {"backend": "eager"}
     if find_spec("triton") is None:
         raise Skipped("Triton is not installed")
@@ -71,14 +71,14 @@ def _options(bench: Bench) -> dict[str, Any]:
     return {}
 
 
-def _autoencoder(bench: Bench, options: dict[str, Any]) -> dict[str, Any]:
-    # On a CPU it shows nothing that the blocks do not, and tracing it takes longer than all other parts.
+def _autoencoder(bench: DeviceBench, options: dict[str, Any]) -> dict[str, Any]:
+    # On a CPU it shows nothing new, and tracing it takes longer than all other parts.
     bench.need_cuda()
     bench.need(_AUTOENCODER)
     vae, latents = autoencoder(bench), random_latents(bench)
     plain = decode(vae, latents, torch.float32)
     vae.decoder.compile(**options)
     first = bench.once(lambda: decode(vae, latents, torch.float32))
-    figures = bench.measured(lambda: decode(vae, latents, torch.float32))
+    figures = bench.with_peak(lambda: decode(vae, latents, torch.float32))
     difference = largest_difference(decode(vae, latents, torch.float32), plain)
     return {"first_seconds": first, **figures, "largest_difference": difference}

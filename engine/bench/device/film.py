@@ -1,4 +1,4 @@
-"""A video of the embedded model: the engine's own code from request to file, on the card against the CPU."""
+"""A video of the embedded model: the engine's own code from request to file, on the card compared with the CPU."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ import torch
 
 from engine import EngineService, Request, Speaker
 from engine.assembly.escape import override as quoted
-from engine.bench.device.measure import Bench, Rows, Skipped, psnr
-from engine.evaluation.frames import read_film
+from engine.bench.device.measure import DeviceBench, Rows, Skipped, psnr
+from engine.evaluation.frames import read_video
 
 #: Frames of the video, and its steps.
 _FRAMES, _STEPS = 9, 2
 
 
-def generate(bench: Bench) -> Rows:
-    """Generate with `model=tiny` on the CPU, then on the card in float32 and in the dtype it has there."""
-    made: dict[str, torch.Tensor] = {}
+def generate(bench: DeviceBench) -> Rows:
+    """Generate with `model=tiny` on the CPU, then on the card in float32 and in its default dtype."""
+    videos: dict[str, torch.Tensor] = {}
     with tempfile.TemporaryDirectory(prefix="multitalk-bench-") as folder:
 
         def film(name: str, device: str, dtype: str) -> Callable[[], dict[str, Any]]:
-            return lambda: _film(bench, made, Path(folder) / name, name, device, dtype)
+            return lambda: _video(bench, videos, Path(folder) / name, name, device, dtype)
 
-        yield "cpu", bench.tried(film("cpu", "cpu", "float32"))
-        yield "cuda, float32", bench.tried(film("cuda, float32", "cuda", "float32"))
-        yield "cuda", bench.tried(film("cuda", "cuda", "auto"))
+        yield "cpu", bench.attempt(film("cpu", "cpu", "float32"))
+        yield "cuda, float32", bench.attempt(film("cuda, float32", "cuda", "float32"))
+        yield "cuda", bench.attempt(film("cuda", "cuda", "auto"))
 
 
-def _film(
-    bench: Bench, made: dict[str, torch.Tensor], folder: Path, name: str, device: str, dtype: str
+def _video(
+    bench: DeviceBench, videos: dict[str, torch.Tensor], folder: Path, name: str, device: str, dtype: str
 ) -> dict[str, Any]:
     if device == "cuda":
         bench.need_cuda()
@@ -53,6 +53,6 @@ def _film(
         service.close()
     if delivery.address is None:
         raise Skipped("the sink keeps no file")
-    made[name] = torch.from_numpy(read_film(Path(delivery.address)))
-    against = {} if name == "cpu" or "cpu" not in made else {"psnr_to_cpu": psnr(made[name], made["cpu"])}
-    return {"frames": len(made[name]), "load_seconds": loaded - began, "seconds": seconds, **against}
+    videos[name] = torch.from_numpy(read_video(Path(delivery.address)))
+    against = {} if name == "cpu" or "cpu" not in videos else {"psnr_to_cpu": psnr(videos[name], videos["cpu"])}
+    return {"frames": len(videos[name]), "load_seconds": loaded - began, "seconds": seconds, **against}

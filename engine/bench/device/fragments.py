@@ -1,4 +1,4 @@
-"""What torch's allocator keeps that nobody uses, after the stages of a window, with and without expandable segments."""
+"""Unused memory in torch's allocator after the stages of a window, with and without expandable segments."""
 
 from __future__ import annotations
 
@@ -11,74 +11,74 @@ from typing import Any
 
 import torch
 
-from engine.bench.device.measure import Bench, Rows
+from engine.bench.device.measure import DeviceBench, Rows
 from engine.bench.device.modules import autoencoder, image_encoder, text_encoder, transformer
 from engine.bench.transformer import build_inputs
 from engine.multitalk.codec import WanCodec
 from engine.multitalk.image import ImageEncoder
 
-#: Read by torch when its first tensor on a card is made, so each setting takes a process.
+#: torch reads this when its first tensor on a card is created, so each setting needs its own process.
 _VARIABLE = "PYTORCH_CUDA_ALLOC_CONF"
 
 
-def fragments(bench: Bench) -> Rows:
-    """Encode, denoise and decode in a process for each setting; on a CPU in one, which has no such allocator."""
+def fragments(bench: DeviceBench) -> Rows:
+    """Encode, denoise and decode in one process per setting; on a CPU in a single one, which has no such allocator."""
     for expandable in (False, True) if bench.cuda else (False,):
         name = f"expandable_segments:{expandable}"
-        yield name, bench.tried(partial(_child, bench, name))
+        yield name, bench.attempt(partial(_child, bench, name))
 
 
-def _child(bench: Bench, setting: str) -> dict[str, Any]:
+def _child(bench: DeviceBench, setting: str) -> dict[str, Any]:
     bench.need(10)
     bench.free()
     settings = {"device": bench.device, "reduced": bench.shapes.reduced}
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "engine.bench.device.fragments", json.dumps(settings)],
         env=os.environ | {_VARIABLE: setting},
         capture_output=True,
         text=True,
-        timeout=bench.left(),
+        timeout=bench.seconds_left(),
         check=False,
     )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+    if completed.returncode:
+        lines = completed.stderr.strip().splitlines() or [f"status {completed.returncode}"]
         raise RuntimeError(lines[-1])
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    report: dict[str, Any] = json.loads(completed.stdout.strip().splitlines()[-1])
+    return report
 
 
-def walk(bench: Bench) -> dict[str, Any]:
-    """Run the stages of a window one after the other; return what the allocator holds after each."""
+def walk(bench: DeviceBench) -> dict[str, Any]:
+    """Run the stages of a window one after the other; return what the allocator reserves after each."""
     random, (_, grid) = bench.random, bench.shapes.first
     frames, height, width = bench.shapes.video
     stages: dict[str, Any] = {}
     text = text_encoder(bench)
     tokens = torch.ones(1, bench.shapes.text_tokens, dtype=torch.long, device=bench.device)
     text(input_ids=tokens)
-    # As it leaves when the transformer comes.
+    # It leaves the device when the transformer is loaded.
     del text
     bench.free()
-    stages["text"] = _held(bench)
+    stages["text"] = _reserved(bench)
     codec, image = WanCodec(autoencoder(bench)), ImageEncoder(image_encoder(bench))
     model = transformer(bench, bench.shapes.few_layers)
     pixels = bench.noise(3, frames, height, width, dtype=torch.float32).clamp(-1, 1)
     latents = codec.encode(pixels)
     image.encode(pixels[:, 0])
-    stages["encode"] = _held(bench)
+    stages["encode"] = _reserved(bench)
     for speakers in (2, 1):
         inputs = build_inputs(model, grid, speakers, random)
         model(inputs[0], inputs[1], conditions=inputs[2])
-    stages["denoise"] = _held(bench)
+    stages["denoise"] = _reserved(bench)
     codec.decode(latents)
-    stages["decode"] = _held(bench)
+    stages["decode"] = _reserved(bench)
     return {"stages": stages, "expandable": _expandable(bench)}
 
 
-def _held(bench: Bench) -> dict[str, Any]:
+def _reserved(bench: DeviceBench) -> dict[str, Any]:
     if not bench.cuda:
         return {"reached": True}
     torch.cuda.synchronize()
-    known = torch.cuda.memory_stats()
+    stats = torch.cuda.memory_stats()
     allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
     return {
         "allocated_bytes": allocated,
@@ -86,24 +86,24 @@ def _held(bench: Bench) -> dict[str, Any]:
         "unused_bytes": reserved - allocated,
         "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
         "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
-        "retries": known.get("num_alloc_retries", 0),
+        "retries": stats.get("num_alloc_retries", 0),
     }
 
 
-def _expandable(bench: Bench) -> bool | None:
-    """Return what the allocator itself says, None where it does not."""
+def _expandable(bench: DeviceBench) -> bool | None:
+    """Return the allocator's own setting; None if it does not report it."""
     if not bench.cuda:
         return None
     snapshot: Any = torch.cuda.memory._snapshot()
-    found = snapshot.get("allocator_settings", {}).get("expandable_segments")
-    return None if found is None else bool(found)
+    setting = snapshot.get("allocator_settings", {}).get("expandable_segments")
+    return None if setting is None else bool(setting)
 
 
 def main(settings: str) -> int:
-    """Print the walk of one process as JSON."""
+    """Print the result of one process as JSON."""
     torch.manual_seed(0)
     with torch.no_grad():
-        print(json.dumps(walk(Bench(**json.loads(settings)))))
+        print(json.dumps(walk(DeviceBench(**json.loads(settings)))))
     return 0
 
 

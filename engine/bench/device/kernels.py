@@ -1,4 +1,4 @@
-"""What ran: the kernels of some work by kind, the gaps between them, and where the host waited for the device."""
+"""Profile some work: its kernels by kind, the gaps between them, and where the host waited for the device."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from engine.bench.device.measure import Bench
+from engine.bench.device.measure import DeviceBench
 
-#: Kinds of kernels in the order in which a name is tried; what none of them matches is element-wise. Names of kernels
-#: are those of PyTorch, cuBLAS, cuDNN and CUTLASS on a card, and of ATen's operators on a CPU.
+#: Kinds of kernels, tried in this order; all others are element-wise. Names of kernels are those of PyTorch, cuBLAS,
+#: cuDNN and CUTLASS on a card, and of ATen's operators on a CPU.
 _KINDS = (
     ("element-wise", r"^triton_(?!tem)"),
     ("copies", r"memcpy|memset|direct_copy|aten::(copy_|_to_copy|contiguous|clone)$"),
@@ -23,7 +23,7 @@ _KINDS = (
     ("convolutions", r"fprop|dgrad|wgrad|winograd|conv(?!ert)"),
     ("products", r"gemm|nvjet|cutlass|cublas|wgmma|xmma|triton_tem|aten::(addmm|mm|bmm|baddbmm|_int_mm|_scaled_mm)$"),
 )
-#: Kernels that are named in a report, those that took longest.
+#: How many kernels a report names, those that took longest.
 _NAMED = 12
 
 
@@ -37,19 +37,19 @@ class Kernel:
 
 
 def kind(name: str) -> str:
-    """Return "products", "attention", "convolutions", "copies" or "element-wise" by a kernel's name."""
+    """Return "products", "attention", "convolutions", "copies" or "element-wise" for a kernel's name."""
     lower = name.lower()
-    return next((found for found, pattern in _KINDS if re.search(pattern, lower)), "element-wise")
+    return next((name_of_kind for name_of_kind, pattern in _KINDS if re.search(pattern, lower)), "element-wise")
 
 
-def profiled(bench: Bench, work: Callable[[], Any]) -> dict[str, Any]:
-    """Run `work` once under torch's profiler; return the seconds of each kind, "gaps" among them, and the kernels.
+def profiled(bench: DeviceBench, work: Callable[[], Any]) -> dict[str, Any]:
+    """Run `work` once under torch's profiler; return the seconds of each kind, including "gaps", and the kernels.
 
-    On a card "gaps" is the time between the first and the last kernel in which none ran; on a CPU it is what no
-    operator accounts for.
+    On a card "gaps" is the time between the first and the last kernel in which none ran; on a CPU the time outside all
+    operators.
     """
     bench.wait()
-    # Not both: what it costs to record operators on the host would show as gaps between kernels.
+    # Not both: recording operators on the host takes time, which would appear as gaps between kernels.
     with profile(activities=[ProfilerActivity.CUDA if bench.cuda else ProfilerActivity.CPU]) as prof:
         seconds = bench.once(work)
     if bench.cuda:
@@ -65,15 +65,15 @@ def profiled(bench: Bench, work: Callable[[], Any]) -> dict[str, Any]:
 
 
 def summary(ran: Iterable[Kernel]) -> dict[str, Any]:
-    """Return the table of kernels that ran on a device, some of them maybe at the same time."""
+    """Return the table of kernels that ran on a device, some perhaps at the same time."""
     spent: dict[str, tuple[float, int]] = {}
-    first, last, busy, reached = float("inf"), 0.0, 0.0, 0.0
+    first, last, busy, latest = float("inf"), 0.0, 0.0, 0.0
     for kernel in sorted(ran, key=lambda kernel: kernel.start):
         took, count = spent.get(kernel.name, (0.0, 0))
         spent[kernel.name] = took + (kernel.end - kernel.start) / 1e6, count + 1
         first, last = min(first, kernel.start), max(last, kernel.end)
-        busy += max(0.0, kernel.end - max(kernel.start, reached))
-        reached = max(reached, kernel.end)
+        busy += max(0.0, kernel.end - max(kernel.start, latest))
+        latest = max(latest, kernel.end)
     return _table(spent, max(0.0, last - first) / 1e6, busy / 1e6)
 
 
@@ -91,23 +91,23 @@ def _table(spent: dict[str, tuple[float, int]], seconds: float, busy: float | No
     }
 
 
-def longest_kernel(bench: Bench, work: Callable[[], Any]) -> str | None:
-    """Return the name of the kernel that takes longest in `work`; None on a CPU, and where the profiler saw none."""
+def longest_kernel(bench: DeviceBench, work: Callable[[], Any]) -> str | None:
+    """Return the name of the kernel that takes longest in `work`; None on a CPU, or if the profiler saw none."""
     if not bench.cuda:
         return None
     longest = profiled(bench, work)["longest"]
     return str(longest[0]["name"]) if longest else None
 
 
-def synchronisations(bench: Bench, work: Callable[[], Any]) -> dict[str, Any] | None:
-    """Run `work` once and count where it made the host wait, as torch notices it: {"count", "places"}. None on a CPU.
+def synchronisations(bench: DeviceBench, work: Callable[[], Any]) -> dict[str, Any] | None:
+    """Run `work` once and count where the host waited, as reported by torch: {"count", "places"}. None on a CPU.
 
-    torch notices copies and reads of values that wait, not `synchronize` on a stream or an event.
+    torch reports copies and reads of values that wait, not `synchronize` on a stream or an event.
     """
     if not bench.cuda:
         return None
     bench.wait()
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as messages:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
@@ -115,6 +115,8 @@ def synchronisations(bench: Bench, work: Callable[[], Any]) -> dict[str, Any] | 
         finally:
             torch.cuda.set_sync_debug_mode("default")
     places = Counter(
-        f"{warning.filename}:{warning.lineno}" for warning in heard if "called a synchronizing" in str(warning.message)
+        f"{warning.filename}:{warning.lineno}"
+        for warning in messages
+        if "called a synchronizing" in str(warning.message)
     )
     return {"count": places.total(), "places": dict(places.most_common(_NAMED))}

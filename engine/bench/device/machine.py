@@ -1,4 +1,4 @@
-"""What the machine is: versions, flags, clocks and power, the link between host and card, and what the doctor finds."""
+"""The machine: versions, flags, clocks and power, the link between host and card, and the doctor's findings."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from engine.bench.device.measure import Bench, Rows, Skipped
+from engine.bench.device.measure import DeviceBench, Rows, Skipped
 from engine.errors import EngineError
 from engine.machine.profiles import free_on_host
 
-#: What nvidia-smi is asked for; clocks in MHz, power in W, memory in MiB.
+#: Fields of nvidia-smi's query; clocks in MHz, power in W, memory in MiB.
 _ASKED = (
     *("name", "driver_version", "pstate", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit"),
     *("temperature.gpu", "pcie.link.gen.current", "pcie.link.gen.max", "pcie.link.width.current", "memory.total"),
@@ -29,13 +29,13 @@ _PATIENCE = 300.0
 _OPTIONAL = ("torchao", "triton", "xformers", "flash_attn", "sageattention", "kernels", "gguf")
 
 
-def machine(bench: Bench) -> Rows:
+def machine(bench: DeviceBench) -> Rows:
     """Versions, the card, torch's flags, and the host."""
-    yield "versions", bench.tried(_versions)
-    yield "card", bench.tried(lambda: _card(bench))
-    yield "driver", bench.tried(ask_driver)
-    yield "flags", bench.tried(_flags)
-    yield "host", bench.tried(_host)
+    yield "versions", bench.attempt(_versions)
+    yield "card", bench.attempt(lambda: _card(bench))
+    yield "driver", bench.attempt(ask_driver)
+    yield "flags", bench.attempt(_flags)
+    yield "host", bench.attempt(_host)
 
 
 def _versions() -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _versions() -> dict[str, Any]:
     }
 
 
-def _card(bench: Bench) -> dict[str, Any]:
+def _card(bench: DeviceBench) -> dict[str, Any]:
     bench.need_cuda()
     properties = torch.cuda.get_device_properties(0)
     free, total = torch.cuda.mem_get_info()
@@ -67,19 +67,19 @@ def _card(bench: Bench) -> dict[str, Any]:
 
 
 def ask_driver() -> dict[str, Any]:
-    """Return what nvidia-smi says of the first card. Raises Skipped without nvidia-smi."""
+    """Return nvidia-smi's values for the first card. Raises Skipped without nvidia-smi."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         raise Skipped("no nvidia-smi")
     command = [tool, f"--query-gpu={','.join(_ASKED)}", "--format=csv,noheader,nounits", "--id=0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    if done.returncode:
-        raise Skipped(f"nvidia-smi: {(done.stderr or done.stdout).strip()[:200]}")
-    return read_driver(done.stdout)
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    if completed.returncode:
+        raise Skipped(f"nvidia-smi: {(completed.stderr or completed.stdout).strip()[:200]}")
+    return read_driver(completed.stdout)
 
 
 def read_driver(text: str) -> dict[str, Any]:
-    """Return nvidia-smi's line of values by name; numbers where they are numbers."""
+    """Return nvidia-smi's line of values by name, numbers as numbers."""
     return {name: _number(value.strip()) for name, value in zip(_ASKED, text.strip().split(","), strict=False)}
 
 
@@ -92,7 +92,7 @@ def _number(text: str) -> float | str:
 
 def _flags() -> dict[str, Any]:
     cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
-    asked: dict[str, Callable[[], Any]] = {
+    getters: dict[str, Callable[[], Any]] = {
         "flash_sdp": cuda.flash_sdp_enabled,
         "cudnn_sdp": cuda.cudnn_sdp_enabled,
         "mem_efficient_sdp": cuda.mem_efficient_sdp_enabled,
@@ -106,15 +106,15 @@ def _flags() -> dict[str, Any]:
         "float32_matmul_precision": torch.get_float32_matmul_precision,
         "threads": torch.get_num_threads,
     }
-    found = {}
-    for name, ask in asked.items():
+    flags = {}
+    for name, ask in getters.items():
         try:
-            found[name] = ask()
+            flags[name] = ask()
         except Exception as error:  # noqa: BLE001 - a version without one flag has the others
-            found[name] = f"{type(error).__name__}"
+            flags[name] = f"{type(error).__name__}"
     for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "CUDA_MODULE_LOADING", "NVIDIA_TF32_OVERRIDE"):
-        found[name] = os.environ.get(name)
-    return found
+        flags[name] = os.environ.get(name)
+    return flags
 
 
 def _host() -> dict[str, Any]:
@@ -128,45 +128,45 @@ def _host() -> dict[str, Any]:
 
 
 def find_compiler() -> str | None:
-    """Return the C compiler that Triton and torch.compile would use, None without one."""
+    """Return the C compiler that Triton and torch.compile would use; None if there is none."""
     return next(
-        (found for name in (os.environ.get("CC"), "gcc", "cc", "clang") if name and (found := shutil.which(name))), None
+        (path for name in (os.environ.get("CC"), "gcc", "cc", "clang") if name and (path := shutil.which(name))), None
     )
 
 
 # --- link -------------------------------------------------------------------------------------------------------------
 
 
-def link(bench: Bench) -> Rows:
-    """Copies of one size: within the host, to pinned memory, and both ways from pageable and from pinned memory."""
+def link(bench: DeviceBench) -> Rows:
+    """Copies of one size: within the host, to pinned memory, and in both directions with pageable and pinned memory."""
     size = bench.shapes.copied
-    yield "host to host", bench.tried(lambda: _host_copy(bench, size))
-    yield "allocate pinned", bench.tried(lambda: _allocate(bench, size))
-    yield "pin a copy", bench.tried(lambda: _pin(bench, size))
+    yield "host to host", bench.attempt(lambda: _host_copy(bench, size))
+    yield "allocate pinned", bench.attempt(lambda: _allocate(bench, size))
+    yield "pin a copy", bench.attempt(lambda: _pin(bench, size))
     for pinned in (False, True):
         for way in ("host to device", "device to host"):
             name = f"{way}, {'pinned' if pinned else 'pageable'}"
-            yield name, bench.tried(lambda: _across(bench, size, way, pinned))  # noqa: B023 - it has run before the next
+            yield name, bench.attempt(lambda: _across(bench, size, way, pinned))  # noqa: B023 - it has run before the next
 
 
-def _host_copy(bench: Bench, size: int) -> dict[str, Any]:
+def _host_copy(bench: DeviceBench, size: int) -> dict[str, Any]:
     source, target = _pages(size), _pages(size)
     return _speed(size, bench.seconds(lambda: target.copy_(source)))
 
 
-def _allocate(bench: Bench, size: int) -> dict[str, Any]:
+def _allocate(bench: DeviceBench, size: int) -> dict[str, Any]:
     bench.need_cuda()
-    # The size is a new one, so that torch's cache of pinned memory has none.
+    # A new size, so that it is not in torch's cache of pinned memory.
     return _speed(size, bench.once(lambda: torch.empty(size + 4096, dtype=torch.uint8, pin_memory=True)))
 
 
-def _pin(bench: Bench, size: int) -> dict[str, Any]:
+def _pin(bench: DeviceBench, size: int) -> dict[str, Any]:
     bench.need_cuda()
     source = _pages(size)
     return _speed(size, bench.seconds(source.pin_memory))
 
 
-def _across(bench: Bench, size: int, way: str, pinned: bool) -> dict[str, Any]:
+def _across(bench: DeviceBench, size: int, way: str, pinned: bool) -> dict[str, Any]:
     bench.need_cuda()
     host = _pages(size)
     if pinned:
@@ -177,7 +177,7 @@ def _across(bench: Bench, size: int, way: str, pinned: bool) -> dict[str, Any]:
 
 
 def _pages(size: int) -> torch.Tensor:
-    # Written once: memory that was never touched is no memory yet.
+    # Written once, because memory that was never touched is not allocated.
     return torch.ones(size, dtype=torch.uint8)
 
 
@@ -188,11 +188,13 @@ def _speed(size: int, seconds: float) -> dict[str, Any]:
 # --- doctor -----------------------------------------------------------------------------------------------------------
 
 
-def doctor(bench: Bench) -> Rows:
-    """Return what `multitalk doctor --json` says of the embedded model on this device."""
+def doctor(bench: DeviceBench) -> Rows:
+    """Run `multitalk doctor --json` for the embedded model on this device."""
     command = [sys.executable, "-m", "engine", "doctor", "--json", f"device={bench.device}"]
-    # In a process of its own, as anybody starts it.
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=min(bench.left(), _PATIENCE))
+    # In a separate process, as users start it.
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=min(bench.seconds_left(), _PATIENCE)
+    )
     try:
         findings = json.loads(done.stdout)["findings"]
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""One measuring process: its device, its clock, and rows that fail without stopping the others."""
+"""The measuring process: its device, its clock, and rows that may fail without stopping the others."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from engine.planning.gpus import Card, find_card
 Row = tuple[str, dict[str, Any]]
 Rows = Iterator[Row]
 
-#: Seconds after which a figure is not measured again.
+#: A figure is not measured again after this many seconds.
 _PATIENCE = 5.0
 #: Lines of a traceback that are kept.
 _TAIL = 4
 
 
 class Skipped(Exception):
-    """Not measured, for a reason that is no failure."""
+    """Not measured, for a reason that is not a failure."""
 
 
 class DeviceLost(Exception):
-    """The device answers no more in this process: an error of a kernel stays with its CUDA context."""
+    """The device cannot be used any more in this process: a kernel's error stays in its CUDA context."""
 
 
-class Bench:
-    """Measures on one device. Raises ConfigError for a device that is not here."""
+class DeviceBench:
+    """Measures on one device. Raises ConfigError if the device does not exist here."""
 
     def __init__(self, device: str = "auto", runs: int = 5, reduced: bool = False) -> None:
         cuda = torch.cuda.is_available()
@@ -57,37 +57,39 @@ class Bench:
         """Start the clock of a part."""
         self._ends = time.monotonic() + budget
 
-    def left(self) -> float:
-        """Return the seconds that the part has left."""
+    def seconds_left(self) -> float:
+        """Return the seconds that remain for the part."""
         return self._ends - time.monotonic()
 
     def need(self, seconds: float) -> None:
-        """Raise Skipped if the part has less than `seconds` left."""
-        if self.left() < seconds:
-            raise Skipped(f"takes up to {seconds:.0f} s, and {max(0.0, self.left()):.0f} s of the part are left")
+        """Raise Skipped if less than `seconds` remain for the part."""
+        if self.seconds_left() < seconds:
+            raise Skipped(
+                f"takes up to {seconds:.0f} s, and {max(0.0, self.seconds_left()):.0f} s of the part are left"
+            )
 
     def need_cuda(self) -> None:
         """Raise Skipped without CUDA."""
         if not self.cuda:
             raise Skipped("needs CUDA")
 
-    def tried(self, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return what `measure` returns, or why there is nothing.
+    def attempt(self, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return the result of `measure`, or why there is none.
 
-        {"skipped": why} for what is not installed or not possible here, {"failed": error, "where": [lines]} for
-        anything else. Memory of a failure is freed. Raises DeviceLost.
+        {"skipped": why} if something is not installed or not possible here, {"failed": error, "where": [lines]} for any
+        other error. Memory of a failure is freed. Raises DeviceLost.
         """
         try:
             return measure()
         except (Skipped, EngineError, ModuleNotFoundError) as error:
             return {"skipped": str(error)}
-        except Exception as error:  # noqa: BLE001 - a kernel may raise anything, and the other figures are wanted
+        except Exception as error:  # noqa: BLE001 - a kernel may raise anything, and the other figures must still be measured
             row = failure(error)
         self.free()
         return row
 
     def free(self) -> None:
-        """Return memory that nobody uses to the device. Raises DeviceLost."""
+        """Return unused memory to the device. Raises DeviceLost."""
         gc.collect()
         if self.cuda:
             try:
@@ -99,7 +101,7 @@ class Bench:
     # --- figures ------------------------------------------------------------------------------------------------------
 
     def wait(self) -> None:
-        """Wait until the device has done what it was given."""
+        """Wait until the device has finished."""
         if self.cuda:
             torch.cuda.synchronize()
 
@@ -112,15 +114,15 @@ class Bench:
         return time.perf_counter() - began
 
     def seconds(self, work: Callable[[], Any]) -> float:
-        """Return the median of the runs after one that does not count; fewer runs where one takes seconds."""
+        """Return the median of the runs after a warm-up; fewer runs if one takes seconds."""
         self.once(work)
         times = [self.once(work)]
         while len(times) < self.runs and sum(times) + times[-1] < _PATIENCE:
             times.append(self.once(work))
         return statistics.median(times)
 
-    def measured(self, work: Callable[[], Any]) -> dict[str, Any]:
-        """Return seconds, and on CUDA the peak of what was allocated for it and of what torch reserved in all."""
+    def with_peak(self, work: Callable[[], Any]) -> dict[str, Any]:
+        """Return seconds, and on CUDA the peak of allocated memory and of all memory that torch reserved."""
         if not self.cuda:
             return {"seconds": self.seconds(work), "peak_bytes": None, "reserved_bytes": None}
         self.free()
@@ -133,28 +135,28 @@ class Bench:
         }
 
     def allocated(self) -> int | None:
-        """Return the bytes of all tensors on the device, None on a CPU."""
+        """Return the bytes of all tensors on the device; None on a CPU."""
         return torch.cuda.memory_allocated() if self.cuda else None
 
     def rate(self, operations: float, seconds: float) -> dict[str, Any]:
-        """Return 10^12 operations a second, and their share of the card's bfloat16 rate where that is known."""
+        """Return 10^12 operations per second, and their share of the card's bfloat16 rate, if known."""
         tflops = operations / seconds / 1e12
         return {"tflops": tflops, "share": None if self.card is None else tflops / self.card.bf16_tflops}
 
     def noise(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Return normal values on the device."""
+        """Return normally distributed values on the device."""
         return torch.randn(shape, device=self.device, dtype=torch.float32).to(dtype or self.dtype)
 
 
-def largest_difference(found: Tensor, wanted: Tensor) -> float:
+def largest_difference(actual: Tensor, expected: Tensor) -> float:
     """Return the largest difference as a share of the largest value."""
-    return float((found.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+    return float((actual.float() - expected.float()).abs().max() / expected.float().abs().max())
 
 
-def psnr(found: Tensor, wanted: Tensor) -> float | None:
-    """Return the peak signal to noise ratio in dB over the range of `wanted`, None where both are equal."""
-    error = float((found.double() - wanted.double()).square().mean())
-    reach = float(wanted.double().max() - wanted.double().min())
+def psnr(actual: Tensor, expected: Tensor) -> float | None:
+    """Return the peak signal-to-noise ratio in dB over the range of `expected`; None if both are equal."""
+    error = float((actual.double() - expected.double()).square().mean())
+    reach = float(expected.double().max() - expected.double().min())
     return None if error == 0 else 10 * float(torch.log10(torch.tensor(reach**2 / error, dtype=torch.float64)))
 
 
@@ -166,5 +168,5 @@ def failure(error: BaseException) -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return an error in one line of at most 300 characters."""
+    """Return an error as one line of at most 300 characters."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"

@@ -1,4 +1,4 @@
-"""The real classes with random weights, made where they will run: nothing is read and nothing large passes the host."""
+"""The real classes with random weights, created on their device: nothing is read, nothing large is on the host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.bench.device.measure import Bench
+from engine.bench.device.measure import DeviceBench
 from engine.loading import placement
 from engine.loading.placement import Profile
 from engine.multitalk.transformer import MultiTalkTransformer3DModel, kept_in_float32
@@ -17,45 +17,45 @@ from engine.multitalk.transformer import MultiTalkTransformer3DModel, kept_in_fl
 Config = Mapping[str, Any]
 
 
-def transformer(bench: Bench, layers: int) -> MultiTalkTransformer3DModel:
-    """Build the transformer with `layers` blocks in the bench's dtype, but for what stays float32."""
+def transformer(bench: DeviceBench, layers: int) -> MultiTalkTransformer3DModel:
+    """Build the transformer with `layers` blocks in the bench's dtype, except its float32 parts."""
     config = dict(bench.shapes.configs["transformer"]) | {"num_layers": layers}
 
     def dtype(name: str) -> torch.dtype:
         return torch.float32 if kept_in_float32(name) else bench.dtype
 
-    built: MultiTalkTransformer3DModel = build(lambda: MultiTalkTransformer3DModel(**config), bench.device, dtype)
-    return built
+    model: MultiTalkTransformer3DModel = build(lambda: MultiTalkTransformer3DModel(**config), bench.device, dtype)
+    return model
 
 
-def autoencoder(bench: Bench) -> Any:
+def autoencoder(bench: DeviceBench) -> Any:
     """Build the video autoencoder in float32."""
     from diffusers import AutoencoderKLWan
 
-    # diffusers adds lists to its lists.
+    # diffusers concatenates these lists with its own lists.
     config = {key: list(value) if isinstance(value, tuple) else value for key, value in vae_config(bench).items()}
     return build(lambda: AutoencoderKLWan(**config), bench.device, lambda _: torch.float32)
 
 
-def vae_config(bench: Bench) -> Config:
+def vae_config(bench: DeviceBench) -> Config:
     """Return the config of the video autoencoder."""
     return bench.shapes.configs["vae"]
 
 
-def text_encoder(bench: Bench) -> Any:
+def text_encoder(bench: DeviceBench) -> Any:
     """Build the text encoder in the bench's dtype."""
     from transformers import UMT5Config, UMT5EncoderModel
 
     def make() -> Any:
         model: Any = UMT5EncoderModel(UMT5Config(**bench.shapes.configs["text_encoder"]))
-        # Built without weights it has two tables of tokens; its files have one.
+        # Built without weights it has two token tables; its files have one.
         model.set_input_embeddings(model.get_input_embeddings())
         return model
 
     return build(make, bench.device, lambda _: bench.dtype)
 
 
-def image_encoder(bench: Bench) -> Any:
+def image_encoder(bench: DeviceBench) -> Any:
     """Build the image encoder in the bench's dtype."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -67,7 +67,7 @@ def build(make: Callable[[], Any], device: str, dtype: Callable[[str], torch.dty
     """Build a module without weights, and give every parameter random values of `dtype(name)` on `device`."""
     from accelerate import init_empty_weights
 
-    # As the engine builds: buffers that no file holds are made for real.
+    # As in the engine: buffers are in no file, so they are computed.
     with init_empty_weights(include_buffers=False):
         module = make()
     empty = list(module.named_parameters(remove_duplicate=False))
@@ -82,22 +82,24 @@ def build(make: Callable[[], Any], device: str, dtype: Callable[[str], torch.dty
 
 
 def _fill(values: Tensor, name: str) -> Tensor:
-    """Values that keep the size of what passes through: norms of one, weights by their inputs."""
+    """Return values that keep the magnitude of activations: norms of one, weights scaled by their inputs."""
     if values.numel() == values.shape[0]:
         return values.zero_() if name.endswith("bias") else values.fill_(1)
     return values.normal_(std=1 / math.sqrt(math.prod(values.shape[1:])))
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Return the bytes of all parameters, of quantised ones as they are kept."""
-    return sum(kept.nbytes for value in module.parameters() for kept in _kept(value))
+    """Return the bytes of all parameters, quantised ones as they are stored."""
+    return sum(tensor.nbytes for value in module.parameters() for tensor in _plain_tensors(value))
 
 
-def _kept(value: Any) -> list[Tensor]:
-    # A tensor of torchao's looks as large as what it stands for.
+def _plain_tensors(value: Any) -> list[Tensor]:
+    # A torchao tensor reports the size of the dense weight.
     return [value.qdata, value.scale] if hasattr(value, "qdata") else [value]
 
 
 def stream_blocks(model: MultiTalkTransformer3DModel, device: str) -> None:
-    """Place the blocks as `memory=group-offload` does; the one place that knows what the engine calls it."""
-    placement.stream_blocks(model, device, Profile("group-offload", streams=torch.device(device).type == "cuda")).come()
+    """Place the blocks as `memory=group-offload` does; the only place that uses the engine's names for this."""
+    placement.stream_blocks(
+        model, device, Profile("group-offload", streams=torch.device(device).type == "cuda")
+    ).onload()

@@ -1,4 +1,4 @@
-"""The sizes of what is measured: the published 14B model's, or small ones that only show that the bench runs."""
+"""The sizes that are measured: the published 14B model's, or small ones that only show that the bench works."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Shapes:
-    """What is measured. `reduced`: too small to show anything about a GPU."""
+    """The measured sizes. `reduced`: too small to show anything about a GPU."""
 
     reduced: bool
-    #: Of each part of the model, as `engine.planning.parameters` fills it in.
+    #: Config of each part of the model, with defaults from `engine.planning.parameters`.
     configs: Mapping[str, Mapping[str, Any]]
     #: Tokens in (time, rows, columns) of 81 frames, by resolution.
     grids: Mapping[str, Grid]
-    #: Those of another picture shape, for which nothing was compiled yet.
+    #: Tokens of another picture shape, for which nothing was compiled yet.
     second: Grid
     #: Tokens of plain self-attention.
     lengths: tuple[int, ...]
-    #: Blocks of the network that is offloaded, and of the network at the second resolution.
+    #: Number of blocks of the offloaded network, and of the network at the second resolution.
     few_layers: int
     #: Frames, height and width in pixels that the autoencoder decodes.
     video: tuple[int, int, int]

@@ -1,4 +1,4 @@
-"""A report of the bench -> the shares of the data sheet that plans assume, as this card showed them."""
+"""Compute from a report of the bench the shares of the data sheet's rates that plans assume."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.planning.gpus import Card, find_card
 Report = Mapping[str, Any]
 Figures = Mapping[str, Any]
 
-#: Where each share stands.
+#: Where each share is defined.
 PLACES = {
     "PRODUCTS": "engine/planning/seconds.py",
     "CONVOLUTIONS": "engine/planning/seconds.py",
@@ -20,15 +20,15 @@ PLACES = {
     "LINK": "engine/planning/seconds.py",
     "attention": "engine/planning/gpus.json",
 }
-#: Change of a share, and of a count of bytes, that is worth a line: 3 %.
+#: Smallest change of a share, or of a number of bytes, that is reported: 3 %.
 _SAME = 0.03
 
 
 def derive(report: Report) -> dict[str, Any]:
-    """Return each share that the report has figures for: {name: {"assumed", "measured", "rate", "unit", "from"}}.
+    """Return each share for which the report has figures: {name: {"assumed", "measured", "rate", "unit", "from"}}.
 
-    `rate` is what was reached, in 10^12 operations or 10^9 bytes a second; `assumed` and `measured` are null for a card
-    without a data sheet in engine/planning/gpus.json. A reduced report has none.
+    `rate` is the measured rate, in 10^12 operations or 10^9 bytes per second; `assumed` and `measured` are null for a
+    card without a data sheet in engine/planning/gpus.json. A reduced report has no shares.
     """
     if report.get("reduced", True):
         return {}
@@ -37,17 +37,17 @@ def derive(report: Report) -> dict[str, Any]:
 
 
 def driver_name(report: Report) -> str | None:
-    """Return what the driver calls the card."""
+    """Return the driver's name of the card."""
     name = _row(report, "machine", "card").get("name")
     return None if name is None else str(name)
 
 
 def _share(name: str, rate: float, card: Card | None, origin: str) -> dict[str, Any]:
-    found = {"rate": rate, "unit": "GB/s" if name in ("BANDWIDTH", "LINK") else "TFLOP/s", "from": origin}
+    share = {"rate": rate, "unit": "GB/s" if name in ("BANDWIDTH", "LINK") else "TFLOP/s", "from": origin}
     if card is None:
-        return found | {"assumed": None, "measured": None}
+        return share | {"assumed": None, "measured": None}
     assumed = card.attention if name == "attention" else getattr(seconds, name)
-    return found | {"assumed": assumed, "measured": rate / _data_sheet(name, card)}
+    return share | {"assumed": assumed, "measured": rate / _data_sheet(name, card)}
 
 
 def _data_sheet(name: str, card: Card) -> float:
@@ -56,7 +56,7 @@ def _data_sheet(name: str, card: Card) -> float:
 
 
 def _rates(report: Report) -> Iterator[tuple[str, float, str]]:
-    """Yield (name, rate, where it is from); what a whole forward shows goes before what one kernel does alone."""
+    """Yield (name, rate, its source); a whole forward counts before a single kernel."""
     for name, sources in (
         ("PRODUCTS", (_forward(report, "products"), _single(report, "products", "bfloat16", "tflops"))),
         ("attention", (_forward(report, "attention"), _single(report, "attention", "native", "tflops"))),
@@ -70,12 +70,12 @@ def _rates(report: Report) -> Iterator[tuple[str, float, str]]:
             ),
         ),
     ):
-        first = next((found for source in sources for found in source), None)
+        first = next((figure for source in sources for figure in source), None)
         if first is not None:
             yield (name, *first)
 
 
-#: What of a forward's work is done by which kinds of kernel, and in which unit.
+#: Parts of a forward's work, the kinds of kernel that do them, and their unit.
 _DONE_BY = {
     "products": (("products", "convolutions"), 1e12),
     "attention": (("attention",), 1e12),
@@ -86,7 +86,7 @@ _DONE_BY = {
 def _forward(report: Report, work: str) -> Iterator[tuple[float, str]]:
     kinds, unit = _DONE_BY[work]
     rows = report.get("parts", {}).get("forward", {}).get("rows", {})
-    # Two speakers last: they are what a plan is made for.
+    # Two speakers last: plans are made for them.
     for name, figures in reversed(list(rows.items())):
         if name.startswith("720p") or "kernels" not in figures:
             continue
@@ -96,27 +96,27 @@ def _forward(report: Report, work: str) -> Iterator[tuple[float, str]]:
 
 
 def _single(report: Report, part: str, row: str, key: str) -> Iterator[tuple[float, str]]:
-    """Yield the figure of the row of that name, or the median of the rows that end with it."""
+    """Yield the figure of the row with that name, or the median of the rows whose names end with it."""
     rows = report.get("parts", {}).get(part, {}).get("rows", {})
-    found = [figures[key] for name, figures in rows.items() if _named(name, row) and figures.get(key)]
-    if found:
-        yield median(found), f"{part}: {row}"
+    values = [figures[key] for name, figures in rows.items() if _matches(name, row) and figures.get(key)]
+    if values:
+        yield median(values), f"{part}: {row}"
 
 
-def _named(name: str, row: str) -> bool:
+def _matches(name: str, row: str) -> bool:
     return name == row or name.endswith(f", {row}")
 
 
 def _row(report: Report, part: str, row: str) -> Figures:
-    found: Figures = report.get("parts", {}).get(part, {}).get("rows", {}).get(row, {})
-    return found
+    figures: Figures = report.get("parts", {}).get(part, {}).get("rows", {}).get(row, {})
+    return figures
 
 
 # --- what to change ---------------------------------------------------------------------------------------------------
 
 
 def corrections(reports: Sequence[tuple[str, Report]]) -> list[str]:
-    """Return lines that say where engine/planning differs from the reports, which are (name of a file, report)."""
+    """Return lines about differences between engine/planning and the reports, which are (file name, report)."""
     lines: list[str] = []
     for name, report in reports:
         lines += [*_about(name, report), *(f"  {line}" for line in (*_shares(report), *_predictions(report))), ""]
@@ -129,36 +129,36 @@ def _about(name: str, report: Report) -> Iterator[str]:
         yield f"{name}: not a report of multitalk bench device"
         return
     yield f"{name}: {driver or report.get('device', 'no device')}, {report.get('date', 'no date')}, {report['state']}"
-    for part, found in report["parts"].items():
-        if found["state"] != "done":
-            yield f"  {part}: {found['state']}: {found.get('why', '')}"
+    for part, results in report["parts"].items():
+        if results["state"] != "done":
+            yield f"  {part}: {results['state']}: {results.get('why', '')}"
     if report.get("reduced", True):
-        yield "  reduced sizes: nothing of it says anything about a card"
+        yield "  reduced sizes: they say nothing about a card"
     elif find_card(driver or "") is None:
         yield f'  no card in engine/planning/gpus.json has "driver": "{driver}"'
         yield "  add one from its data sheet, then run this again"
 
 
 def _shares(report: Report) -> Iterator[str]:
-    for name, found in derive(report).items():
-        place, rate = f"{PLACES[name]}: {name}", f"{found['rate']:.4g} {found['unit']}, {found['from']}"
-        if found["measured"] is None:
+    for name, share in derive(report).items():
+        place, rate = f"{PLACES[name]}: {name}", f"{share['rate']:.4g} {share['unit']}, {share['from']}"
+        if share["measured"] is None:
             yield f"{place}: reached {rate}"
-        elif abs(found["measured"] / found["assumed"] - 1) <= _SAME:
-            yield f"{place} = {found['assumed']:g} holds ({rate})"
+        elif abs(share["measured"] / share["assumed"] - 1) <= _SAME:
+            yield f"{place} = {share['assumed']:g} holds ({rate})"
         else:
-            yield f"{place} = {found['assumed']:g} -> {found['measured']:.2f} ({rate})"
+            yield f"{place} = {share['assumed']:g} -> {share['measured']:.2f} ({rate})"
 
 
 def _predictions(report: Report) -> Iterator[str]:
-    """Seconds and bytes that a plan counts, beside those that were measured."""
+    """Yield lines that compare a plan's seconds and bytes with measured ones."""
     for part in ("forward", "codec", "encoders"):
         for row, figures in report.get("parts", {}).get(part, {}).get("rows", {}).items():
             for unit, measured, planned in (
                 ("s", figures.get("seconds"), figures.get("predicted_seconds")),
                 ("GB", figures.get("peak_bytes"), figures.get("predicted_bytes")),
             ):
-                # Plans know of the decoder as the engine runs it alone.
+                # Plans know only the decoder as the engine runs it.
                 if measured and planned and (part != "codec" or row == "float32, TF32"):
                     scale = 1e9 if unit == "GB" else 1.0
                     yield (

@@ -1,4 +1,4 @@
-"""Runs the parts in a process of their own and keeps what they found, whatever becomes of them. Imports no torch."""
+"""Run the parts in a separate process and keep their results even if it fails. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from engine.bench.device.parts import GRACE, PARTS, Part
+from engine.bench.device.parts import GRACE, PARTS, BenchPart
 from engine.bench.device.shares import derive
 from engine.errors import ConfigError
 from engine.files.atomic import write
 
-#: Most seconds until a new process has imported torch and found its device.
+#: Most seconds in which a new process must import torch and open its device.
 _START = 180.0
 
 Message = dict[str, Any]
 
 
 class _Ended(Exception):
-    """The process that measures is gone."""
+    """The measuring process has ended."""
 
 
 class _Stopped(Exception):
-    """Somebody stopped this process."""
+    """This process was stopped by a signal."""
 
 
 def run(
@@ -53,32 +53,32 @@ def run(
     ConfigError.
     """
     names = [name.strip() for name in parts.split(",") if name.strip()]
-    known = {part.name: part for part in PARTS}
+    parts_by_name = {part.name: part for part in PARTS}
     for name in names:
-        if name not in known:
-            raise ConfigError(f"no part named {name!r}", field="bench device --parts", hint=", ".join(known))
-    chosen = [known[name] for name in names] or list(PARTS)
+        if name not in parts_by_name:
+            raise ConfigError(f"no part named {name!r}", field="bench device --parts", hint=", ".join(parts_by_name))
+    selected = [parts_by_name[name] for name in names] or list(PARTS)
     settings = {"device": device, "runs": runs, "reduced": reduced}
-    return measure(chosen, settings, seconds=seconds, output=Path(output) if output else None)
+    return measure(selected, settings, seconds=seconds, output=Path(output) if output else None)
 
 
-def measure(parts: Sequence[Part], settings: Mapping[str, Any], *, seconds: float, output: Path | None) -> Message:
+def measure(parts: Sequence[BenchPart], settings: Mapping[str, Any], *, seconds: float, output: Path | None) -> Message:
     """Measure `parts` in their order; see `run`. `settings` are the arguments of Bench. Raises ConfigError."""
     report = _Report(parts, seconds, output)
     worker: _Worker | None = None
     try:
         with _stoppable():
             worker = _Worker(settings)
-            report.about(worker.begin(report.left()))
+            report.about(worker.begin(report.seconds_left()))
             for part in parts:
-                if report.left() < part.budget:
-                    why = f"its {part.budget:.0f} s do not fit into the {max(0.0, report.left()):.0f} s that are left"
+                if (left := report.seconds_left()) < part.budget:
+                    why = f"its {part.budget:.0f} s do not fit into the {max(0.0, left):.0f} s that are left"
                     report.end(part, {"state": "skipped", "why": why})
                     continue
                 try:
                     if worker is None:
                         worker = _Worker(settings)
-                        worker.begin(report.left())
+                        worker.begin(report.seconds_left())
                     _follow(report, worker, part)
                 except _Ended as ended:
                     report.end(part, {"state": "failed", "why": str(ended)})
@@ -93,14 +93,14 @@ def measure(parts: Sequence[Part], settings: Mapping[str, Any], *, seconds: floa
     return report.finish()
 
 
-def _follow(report: _Report, worker: _Worker, part: Part) -> None:
-    """Have `part` measured. Raises _Ended where the process is of no more use."""
-    limit = min(part.budget + GRACE, report.left())
+def _follow(report: _Report, worker: _Worker, part: BenchPart) -> None:
+    """Measure `part` in the process. Raises _Ended if the process cannot be used any more."""
+    limit = min(part.budget + GRACE, report.seconds_left())
     report.begin(part)
     worker.ask(part)
     until = time.monotonic() + limit
     while True:
-        message = worker.hear(until - time.monotonic(), f"ended after {limit:.0f} s: it did not return")
+        message = worker.receive(until - time.monotonic(), f"ended after {limit:.0f} s: it did not return")
         if "end" in message:
             report.end(part, message["end"])
             return
@@ -115,35 +115,35 @@ class _Worker:
         self._pipe, other = Pipe()
         handle = other.fileno()
         command = [sys.executable, "-m", "engine.bench.device.worker", json.dumps(dict(settings)), str(handle)]
-        # A session of its own, to end its children with it; what libraries print must not enter the report.
+        # A separate session, so that its children end with it; output of libraries must not enter the report.
         self._process = subprocess.Popen(
             command,
             pass_fds=(handle,),
             stdin=subprocess.DEVNULL,
             stdout=2,
             start_new_session=True,
-            # The profiler's own words would stand between the lines of progress.
+            # The profiler's own messages would appear between the lines of progress.
             env={"KINETO_LOG_LEVEL": "99"} | os.environ,
         )
         other.close()
 
-    def begin(self, left: float) -> Message:
-        """Return what it says of its device. Raises ConfigError where it refuses, and _Ended."""
-        hello = self.hear(min(_START, left), "the process did not start in time")
+    def begin(self, seconds: float) -> Message:
+        """Start the process and return its device's data. Raises ConfigError if it refuses, and _Ended."""
+        hello = self.receive(min(_START, seconds), "the process did not start in time")
         if "refused" in hello:
             what, field, hint = hello["refused"]
             raise ConfigError(what, field=field, hint=hint)
         return hello
 
-    def ask(self, part: Part) -> None:
-        with _gone(self._process):
+    def ask(self, part: BenchPart) -> None:
+        with _worker_ended(self._process):
             self._pipe.send_bytes(json.dumps({"place": part.place, "budget": part.budget}).encode())
 
-    def hear(self, seconds: float, late: str) -> Message:
-        """Return the next message. Raises _Ended where none comes in time, and where the process is gone."""
-        with _gone(self._process):
+    def receive(self, seconds: float, timeout_message: str) -> Message:
+        """Return the next message. Raises _Ended if none arrives in time, or if the process has ended."""
+        with _worker_ended(self._process):
             if not self._pipe.poll(max(0.0, seconds)):
-                raise _Ended(late)
+                raise _Ended(timeout_message)
             message: Message = json.loads(self._pipe.recv_bytes())
             return message
 
@@ -155,7 +155,7 @@ class _Worker:
 
 
 @contextmanager
-def _gone(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def _worker_ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
     try:
         yield
     except (EOFError, OSError) as error:
@@ -166,7 +166,7 @@ def _gone(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Raise _Stopped inside where the process is asked to end, so that what was found is not lost."""
+    """Raise _Stopped inside the block when the process is asked to stop, so that results are not lost."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         raise _Stopped(signal.Signals(number).name)
@@ -187,13 +187,13 @@ def _stoppable() -> Iterator[None]:
 
 
 class _Report:
-    def __init__(self, parts: Sequence[Part], seconds: float, output: Path | None) -> None:
+    def __init__(self, parts: Sequence[BenchPart], seconds: float, output: Path | None) -> None:
         self._began = self._part_began = time.monotonic()
         self._seconds, self._output = seconds, output
         self._parts: dict[str, Message] = {
             part.name: {"state": "not reached", "budget": part.budget, "rows": {}} for part in parts
         }
-        self._found: Message = {
+        self._report: Message = {
             "bench": "device",
             "state": "running",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -201,25 +201,25 @@ class _Report:
         }
         self._write()
 
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         return self._seconds - (time.monotonic() - self._began)
 
     def about(self, hello: Message) -> None:
-        self._found |= hello
+        self._report |= hello
         self._write()
 
-    def begin(self, part: Part) -> None:
+    def begin(self, part: BenchPart) -> None:
         self._part_began = time.monotonic()
         self._parts[part.name]["state"] = "running"
         self._write()
-        _say(f"{part.name}, at most {part.budget:.0f} s; {self.left():.0f} s are left")
+        _say(f"{part.name}, at most {part.budget:.0f} s; {self.seconds_left():.0f} s are left")
 
-    def row(self, part: Part, name: str, figures: Message) -> None:
+    def row(self, part: BenchPart, name: str, figures: Message) -> None:
         self._parts[part.name]["rows"][name] = figures
         self._write()
         _say(f"{part.name}: {name}: {_short(figures)}")
 
-    def end(self, part: Part, end: Message) -> None:
+    def end(self, part: BenchPart, end: Message) -> None:
         mine = self._parts[part.name]
         rows = mine["rows"].values()
         failed = [row for row in rows if "failed" in row]
@@ -235,17 +235,17 @@ class _Report:
         for part in self._parts.values():
             if part["state"] in ("running", "not reached"):
                 part |= {"state": "failed" if part["state"] == "running" else "skipped", "why": f"stopped by {why}"}
-        self._found["state"] = f"stopped by {why}"
+        self._report["state"] = f"stopped by {why}"
 
     def finish(self) -> Message:
-        if self._found["state"] == "running":
-            self._found["state"] = "complete"
-        self._found["seconds"] = time.monotonic() - self._began
+        if self._report["state"] == "running":
+            self._report["state"] = "complete"
+        self._report["seconds"] = time.monotonic() - self._began
         self._write()
         return self._whole()
 
     def _whole(self) -> Message:
-        found = self._found | {"parts": self._parts}
+        report = self._report | {"parts": self._parts}
         failed = [name for name, part in self._parts.items() if part["state"] == "failed"]
         rows = [
             f"{name}: {row}"
@@ -253,7 +253,7 @@ class _Report:
             for row, figures in part["rows"].items()
             if "failed" in figures
         ]
-        return found | {"failed": failed + rows, "shares": derive(found)}
+        return report | {"failed": failed + rows, "shares": derive(report)}
 
     def _write(self) -> None:
         if self._output is None:

@@ -1,4 +1,4 @@
-"""The process that measures. It is told one part at a time and reports each row at once."""
+"""The measuring process. It receives one part at a time and reports each row at once."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from engine.bench.device.measure import Bench, DeviceLost, Rows, Skipped, failure, first_line
+from engine.bench.device.measure import DeviceBench, DeviceLost, Rows, Skipped, failure, first_line
 from engine.errors import EngineError
 
-#: Variables that would take a part to the network.
+#: Environment variables that would make a part use the network.
 _NETWORK = ("S3_BUCKET", "BUCKET_ENDPOINT_URL")
 _DIE_WITH_PARENT = 1
 
@@ -25,14 +25,14 @@ def main(settings: str, handle: str) -> int:
     import torch
 
     if sys.platform == "linux":
-        # Of a parent that was killed nothing must stay on the device.
+        # If the parent is killed, nothing must stay on the device.
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     for name in _NETWORK:
         os.environ.pop(name, None)
     os.environ["HF_HUB_OFFLINE"] = "1"
     parent = Connection(int(handle))
     try:
-        bench = Bench(**json.loads(settings))
+        bench = DeviceBench(**json.loads(settings))
     except EngineError as error:
         _send(parent, {"refused": [error.what, error.field, error.hint]})
         return 2
@@ -48,17 +48,17 @@ def main(settings: str, handle: str) -> int:
                 return 1
 
 
-def _serve(parent: Connection, bench: Bench, part: dict[str, Any]) -> bool:
-    """Measure a part; say whether the process is still of use."""
+def _serve(parent: Connection, bench: DeviceBench, part: dict[str, Any]) -> bool:
+    """Measure a part; return whether the process can still be used."""
     bench.begin(part["budget"])
     end: dict[str, Any] = {"state": "done"}
     usable = True
     try:
         module, _, name = part["place"].partition(":")
-        measure: Callable[[Bench], Rows] = getattr(importlib.import_module(module), name)
+        measure: Callable[[DeviceBench], Rows] = getattr(importlib.import_module(module), name)
         for row, figures in measure(bench):
             _send(parent, {"row": row, "figures": figures})
-            if bench.left() <= 0:
+            if bench.seconds_left() <= 0:
                 end["why"] = f"stopped after {part['budget']:.0f} s; further rows are missing"
                 break
         bench.free()
@@ -66,7 +66,7 @@ def _serve(parent: Connection, bench: Bench, part: dict[str, Any]) -> bool:
         end = {"state": "skipped", "why": str(error)}
     except DeviceLost as error:
         end, usable = {"state": "failed", "why": f"the device is lost: {error}"}, False
-    except Exception as error:  # noqa: BLE001 - the next parts are wanted
+    except Exception as error:  # noqa: BLE001 - the next parts must still be measured
         row_ = failure(error)
         end = {"state": "failed", "why": row_["failed"], "where": row_["where"]}
     if usable and end["state"] == "failed":

@@ -110,7 +110,7 @@ def test_a_worker_answers_makes_stops_and_leaves_nothing(platform: Platform, tmp
 
 def test_an_idle_worker_ends_at_once(platform: Platform, tmp_path: Path) -> None:
     with working(platform, ["model=tiny"], log=tmp_path / "log") as process:
-        assert platform.asked.wait(PATIENCE)
+        assert platform.first_poll.wait(PATIENCE)
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         ended(process, platform)
@@ -128,7 +128,7 @@ def test_missing_weights_end_the_worker_with_the_command_that_fetches_them(platf
         assert complaint["check"] == ["multitalk_weights"]
         assert "multitalk models pull --preset multitalk-int8 " in complaint["reason"][0]
         ended(process, platform)
-    assert not platform.asked.is_set()
+    assert not platform.first_poll.is_set()
 
 
 def test_one_job_is_done_without_a_platform(tmp_path: Path) -> None:
