@@ -13,18 +13,18 @@ from engine.errors import Cancelled
 
 T = TypeVar("T")
 
-#: Seconds between two looks at a token: it can be asked and not waited for, since it may stand for several others.
+#: Seconds between two checks of a token. A token has no way to wait for it, because it may combine several others.
 LOOK = 0.1
 
 
 def check(cancel: CancelToken | None, stage: str) -> None:
-    """Raise Cancelled if the caller withdrew."""
+    """Raise Cancelled if the caller cancelled."""
     if cancel is not None and cancel.is_set():
         raise Cancelled(stage)
 
 
 def pause(seconds: float, cancel: CancelToken | None, stage: str) -> None:
-    """Wait so many seconds. Raises Cancelled within `LOOK` seconds once `cancel` is set."""
+    """Wait `seconds`. Raises Cancelled within `LOOK` seconds once `cancel` is set."""
     until = time.monotonic() + seconds
     never = threading.Event()
     while True:
@@ -36,7 +36,7 @@ def pause(seconds: float, cancel: CancelToken | None, stage: str) -> None:
 
 
 def acquire(lock: threading.Lock, cancel: CancelToken | None, stage: str) -> None:
-    """Take a lock. Raises Cancelled, and has not taken it, once `cancel` is set."""
+    """Acquire a lock. Once `cancel` is set, raises Cancelled without acquiring it."""
     if cancel is None:
         lock.acquire()
         return
@@ -46,11 +46,11 @@ def acquire(lock: threading.Lock, cancel: CancelToken | None, stage: str) -> Non
 
 
 def apart(call: Callable[[], T], cancel: CancelToken | None, stage: str, *, grace: float = 0.0) -> T:
-    """Return what `call` returns; raise Cancelled within `LOOK` seconds once `cancel` is set, and leave it to itself.
+    """Return the result of `call`; once `cancel` is set, raise Cancelled within `LOOK` seconds and abandon the call.
 
-    For calls into libraries that cannot be interrupted. The call then goes on until it ends by itself, in a thread that
-    nobody waits for: it must need no device, and harm nothing. One that looks at the token as well has `grace` seconds
-    to tidy up. Without a token it runs in the caller's own thread.
+    For calls into libraries that cannot be interrupted. An abandoned call continues in a background thread until it
+    ends, so it must not need the device or change shared state. A call that checks the token itself has `grace` seconds
+    to clean up. Without a token the call runs in the caller's thread.
     """
     if cancel is None:
         return call()
@@ -60,7 +60,7 @@ def apart(call: Callable[[], T], cancel: CancelToken | None, stage: str, *, grac
     def run() -> None:
         try:
             result = call()
-        except BaseException as error:  # noqa: BLE001 - it is raised where the result is waited for
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is awaited
             done.set_exception(error)
         else:
             done.set_result(result)
@@ -71,7 +71,7 @@ def apart(call: Callable[[], T], cancel: CancelToken | None, stage: str, *, grac
             return done.result(timeout=LOOK)
         except TimeoutError:
             if done.done():
-                # The call's own.
+                # Raised by the call itself.
                 raise
             if cancel.is_set():
                 wait([done], timeout=grace)

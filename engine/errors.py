@@ -23,9 +23,9 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-#: The joiners are within words of Persian and Hindi, and within emoji; they move nothing.
+#: Joiners occur in words of Persian and Hindi, and in emoji; they are harmless on a terminal.
 _HARMLESS = "\u200c\u200d"
-#: All that is not a printable ASCII character is looked at.
+#: Characters that are not printable ASCII are examined.
 _OTHERS = re.compile(r"[^ -~]")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
@@ -33,18 +33,18 @@ _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 class EngineError(Exception):
     """Base of every error the engine raises on purpose.
 
-    `what` says in one line what is wrong, `field` names the input it is about (`request.frames`, `sampler`, ...)
-    and `hint` what would work. An entrypoint shows the three as one line and keeps no traceback. `code` is a word that
-    stays the same from release to release, for programs (docs/errors.md); the class says which where none is given.
+    `what` says in one line what is wrong, `field` names the input (`request.frames`, `sampler`, ...), and `hint` says
+    what would work. An entrypoint shows the three as one line, without a traceback. `code` is stable between releases,
+    for programs (docs/errors.md); by default it is the class's `CODE`.
     """
 
-    #: The code of an error that brings none of its own.
+    #: The code of an error that was raised without one.
     CODE = "engine_error"
 
     def __init__(self, what: str, *, field: str = "", hint: str = "", code: str = "") -> None:
-        # Names and texts of strangers' files stand in both: a terminal, a log and a page only show them.
+        # The texts may quote names and contents of untrusted files, so control characters are escaped.
         self.what = plain(" ".join(what.split()))
-        # A caller may name a field as they like; it stays one line.
+        # A caller may choose any name for a field.
         self.field = plain(field)
         self.hint = plain(" ".join(hint.split()))
         self.code = code or self.CODE
@@ -55,16 +55,16 @@ class EngineError(Exception):
         return f"{line}; {self.hint}" if self.hint else line
 
     def report(self) -> tuple[str, tuple[str, ...]]:
-        """Return what is wrong, and what does not fit into one line with it, in lines of their own."""
+        """Return what is wrong, and further lines with details that do not fit into one line."""
         return f"{self.field}: {self.what}" if self.field else self.what, ()
 
     def lines(self) -> list[str]:
-        """Return it for a terminal: one line, or more where `report` has more."""
+        """Return the error as lines for a terminal: one line, or more if `report` has details."""
         what, more = self.report()
         return [what, *(f"  {line}" for line in more)] if more else [str(self)]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As it is, to another process: the arguments of a class' own __init__ are not in `args`.
+        # For another process: subclasses have other arguments of __init__ than those in `args`.
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
@@ -75,7 +75,7 @@ class ConfigError(EngineError):
 
 
 class UnknownComponent(ConfigError):
-    """No installed plugin or preset offers what the config names."""
+    """No installed plugin or preset has the name that the config asks for."""
 
     CODE = "unknown_component"
 
@@ -88,7 +88,7 @@ class UnknownComponent(ConfigError):
 
 
 class MissingExtra(ConfigError):
-    """A component was chosen whose optional package is not installed."""
+    """The chosen component needs an optional package that is not installed."""
 
     CODE = "missing_package"
 
@@ -110,10 +110,10 @@ class SourceError(EngineError):
 class MissingWeights(SourceError):
     """Weights are absent or incomplete.
 
-    In one line like every error; `lines` tells the same over several, for a terminal.
+    Its text is one line, like that of every error; `lines` returns the same as several lines for a terminal.
     """
 
-    #: Missing files that are named; the others are counted.
+    #: Number of missing files that are named; the others are counted.
     SHOWN = 5
 
     def __init__(
@@ -127,23 +127,23 @@ class MissingWeights(SourceError):
         hint: str = "",
         seen: Sequence[str] = (),
     ) -> None:
-        """`brief` says whose and where, `commands` are what gets them, each with what it brings.
+        """`brief` names the weights and their place; `commands` download them, each with a note on what it downloads.
 
-        `instead` is what would work with what is there; `hint` helps where there is neither. `seen` are files that lie
-        there in a format that is not read, each with what it is.
+        `instead` is a choice that works with the existing files; `hint` is used if there is neither. `seen` are
+        existing files in an unsupported format, each with its format. `looked` are the places that were searched.
         """
         self.brief, self.missing, self.looked, self.commands = brief, tuple(missing), tuple(looked), tuple(commands)
         self.instead, self.seen = instead, tuple(seen)
         what = brief + (f", missing: {', '.join(self._named())}" if missing else "")
         what += f"; looked in {'; '.join(looked)}" if looked else ""
         what += f"; there and not read: {'; '.join(seen)}" if seen else ""
-        told = [f"{command} ({note})" if note else command for command, note in self.commands]
-        get = f"get them with: {', or '.join(told)}" if told else ""
+        lines = [f"{command} ({note})" if note else command for command, note in self.commands]
+        get = f"get them with: {', or '.join(lines)}" if lines else ""
         hint = ", or ".join(filter(None, (instead, get))) or hint
         super().__init__(what, field="source", hint=hint)
 
     def report(self) -> tuple[str, tuple[str, ...]]:
-        """Return what is missing, where was looked, and each command with what it brings, in lines of their own."""
+        """Return the missing files, the searched places and the commands, each in lines of its own."""
         blocks = [("missing", self._named()), ("looked in", list(self.looked))]
         blocks += [("not read", list(self.seen))] if self.seen else []
         blocks += [("instead", [self.instead])] if self.instead else []
@@ -166,16 +166,16 @@ class RequestError(EngineError):
 
 
 class SinkError(EngineError):
-    """The finished video cannot be kept where it should go."""
+    """The finished video cannot be stored where it should go."""
 
     CODE = "sink_failed"
 
 
 class NotDelivered(SinkError):
-    """The video is made and waits on this machine, since the place where it should go refuses it.
+    """The video is made, but its destination rejects it, so it is kept on this machine.
 
-    `job` is the name under which the sink finds it again. `path` says where it waits: for this machine's log, not for a
-    remote caller, which is why no text of the error has it.
+    `job` is the name under which the sink finds it again. `path` is its place, for this machine's log only: a remote
+    caller must not see it, so no text of the error contains it.
     """
 
     def __init__(self, what: str, *, job: str, path: str, field: str = "", hint: str = "", code: str = "") -> None:
@@ -185,23 +185,23 @@ class NotDelivered(SinkError):
 
 
 class WorkerLost(EngineError):
-    """A process of a batch ended while something was asked of it: it was killed, or a library took it down."""
+    """A worker process of a batch ended during a call: it was killed, or a library crashed it."""
 
     CODE = "worker_died"
 
     def __init__(self, how: str) -> None:
-        super().__init__(f"the process that worked on it ended ({how})", hint="was the machine's memory used up?")
+        super().__init__(f"the worker process ended ({how})", hint="did the machine run out of memory?")
 
 
 class ProcessLost(EngineError):
-    """Another of the processes that work on one job has ended, and the job with it."""
+    """Another process of the same job has ended, so the job has failed."""
 
     def __init__(self) -> None:
         super().__init__("another process of this job ended", field="parallel", hint="torchrun's report says how")
 
 
 class Cancelled(EngineError):
-    """The caller withdrew the request while it ran."""
+    """The caller cancelled the request while it ran."""
 
     CODE = "cancelled"
 
@@ -210,21 +210,21 @@ class Cancelled(EngineError):
 
 
 def plain(text: str) -> str:
-    """Return `text` in one line, with every character that a terminal or a reader acts on written as its escape.
+    """Return `text` as one line, with each character that could control a terminal or mislead a reader escaped.
 
-    These are control characters (C0, DEL, C1), formats such as those that turn the direction of writing, breaks of
-    lines and paragraphs, and halves of characters (surrogates).
+    These are control characters (C0, DEL, C1), format characters such as those that change the writing direction, line
+    and paragraph separators, and surrogates.
     """
-    return _OTHERS.sub(lambda match: _shown(match[0]), text)
+    return _OTHERS.sub(lambda found: _escape(found[0]), text)
 
 
 def plain_json(value: Any) -> str:
-    """Return `value` as JSON in one line of ASCII without control characters. Raises ValueError for NaN."""
-    # The one control character that JSON leaves as it is.
+    """Return `value` as one line of ASCII JSON without control characters. Raises ValueError for NaN."""
+    # The only control character that json.dumps does not escape.
     return json.dumps(value, default=str, allow_nan=False).replace("\x7f", "\\u007f")
 
 
-def _shown(letter: str) -> str:
-    if unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Zl", "Zp") or letter in _HARMLESS:
-        return letter
-    return _SHORT.get(letter) or letter.encode("unicode_escape", "surrogatepass").decode("ascii")
+def _escape(character: str) -> str:
+    if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp") or character in _HARMLESS:
+        return character
+    return _SHORT.get(character) or character.encode("unicode_escape", "surrogatepass").decode("ascii")

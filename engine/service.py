@@ -168,9 +168,9 @@ class EngineService:
             # Without them a plan can be made, and no video.
             yield False
             return
-        from engine.runtime.parallel import joined
+        from engine.runtime.parallel import join_group
 
-        with joined(parallel, self.config.device) as self._ranks:
+        with join_group(parallel, self.config.device) as self._ranks:
             yield self._ranks.rank > 0
 
     def follow(self) -> int:

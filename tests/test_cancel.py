@@ -28,7 +28,7 @@ from engine.errors import Cancelled, EngineError, RequestError
 from engine.net.guard import connect, dial, parse_url
 from engine.net.retry import patiently
 from engine.serving.worker.handler import Handler, Terms
-from engine.serving.worker.warm_engine import Keeper
+from engine.serving.worker.warm_engine import WarmEngine
 from engine.stages.plan import plan_walk
 from engine.stages.read import fetch
 from engine.stages.windows import plan_windows
@@ -364,8 +364,8 @@ def test_an_encoding_for_the_answer_is_let_go(tmp_path: Path) -> None:
 def test_a_cancelled_job_gives_its_worker_back_within_a_second(action: str) -> None:
     with serving(trickle(reply(length=10_000_000), b"x")) as server:
         access = Access(schemes=("http", "data"), private_hosts=("127.0.0.1",))
-        keeper = Keeper(EngineService(["sink=base64"], access=access))
-        handler = Handler(keeper, Terms())
+        warm_engine = WarmEngine(EngineService(["sink=base64"], access=access))
+        handler = Handler(warm_engine, Terms())
         job = {
             "action": action,
             "prompt": "hi",
@@ -388,4 +388,4 @@ def test_a_cancelled_job_gives_its_worker_back_within_a_second(action: str) -> N
         try:
             assert asyncio.run(asyncio.wait_for(cancelled(), 60)) < 1
         finally:
-            keeper.close()
+            warm_engine.close()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from browser import CHROMIUM, Browser, opened
-from running_endpoint import Running, running
+from running_endpoint import RunningEndpoint, running
 from worker_fakes import ask
 
 from engine import EngineService, Request, Speaker
@@ -25,11 +25,11 @@ from engine.cli.main import main
 from engine.client import Client, talk
 from engine.config import RequestConfig
 from engine.data.budget import Budget
-from engine.serving.endpoint.limits import Limits as EndpointLimits
-from engine.serving.jobs.defaults import Habits, defaults
-from engine.serving.jobs.schema import Limits
+from engine.serving.endpoint.limits import EndpointLimits
+from engine.serving.jobs.defaults import JobDefaults, input_defaults
+from engine.serving.jobs.schema import JobLimits
 from engine.serving.worker.handler import Handler, Terms
-from engine.serving.worker.warm_engine import Keeper
+from engine.serving.worker.warm_engine import WarmEngine
 from engine.stages.write import read_recipe
 from plugins.entrypoints.batch import BatchConfig
 from plugins.entrypoints.runpod import RunpodConfig
@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def house(folder: Path) -> Iterator[Running]:
+def house(folder: Path) -> Iterator[RunningEndpoint]:
     """An endpoint with a real worker of the embedded model."""
     command = [sys.executable, "-m", "engine", "runpod", "model=tiny", "device=cpu"]
     limits = EndpointLimits(execution_timeout=PATIENCE, start_timeout=PATIENCE)
@@ -105,11 +105,11 @@ def test_python_makes_what_the_command_line_makes(folder: Path, wanted: bytes) -
 
 def test_a_job_makes_what_the_command_line_makes(folder: Path, wanted: bytes) -> None:
     service = EngineService(["model=tiny", "device=cpu", "sink=base64", "access.schemes=[data]"])
-    handler = Handler(Keeper(service), Terms())
+    handler = Handler(WarmEngine(service), Terms())
     try:
         answer = ask(handler, {**talk("one.png", "one.flac", prompt=PROMPT), **ASKED})
     finally:
-        handler.keeper.close()
+        handler.warm_engine.close()
     assert told(answer) == wanted
 
 
@@ -120,7 +120,7 @@ def test_a_batch_makes_what_the_command_line_makes(folder: Path, wanted: bytes) 
     assert (folder / "films" / "one.mp4").read_bytes() == wanted
 
 
-def test_the_client_makes_what_the_command_line_makes(folder: Path, wanted: bytes, house: Running) -> None:
+def test_the_client_makes_what_the_command_line_makes(folder: Path, wanted: bytes, house: RunningEndpoint) -> None:
     with Client(house.endpoint.endpoint_id, api_key="any", base_url=house.endpoint.base_url) as client:
         sent = client.submit(talk("one.png", "one.flac", prompt=PROMPT, **ASKED))
         house.until(lambda: house.job(sent.id).final, PATIENCE)
@@ -128,7 +128,7 @@ def test_the_client_makes_what_the_command_line_makes(folder: Path, wanted: byte
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_the_page_makes_what_the_command_line_makes(folder: Path, wanted: bytes, house: Running) -> None:
+def test_the_page_makes_what_the_command_line_makes(folder: Path, wanted: bytes, house: RunningEndpoint) -> None:
     async def use(tab: Browser) -> dict[str, Any]:
         await tab.until(
             "document.readyState === 'complete' && document.getElementById('health').innerText.includes('of')"
@@ -180,7 +180,7 @@ def column(found: Mapping[str, Any] | None, budget: Budget) -> list[str]:
     asked = {"num_frames": "auto", "seed": RequestConfig().seed} if found is None else found
     rate = of_model(lambda model: number(model.fps))
     if "fps" in asked:
-        assert "fps" not in defaults(given={"num_frames": "auto"})
+        assert "fps" not in input_defaults(inputs={"num_frames": "auto"})
         rate = f"{asked['fps']}; the model's with the length of the voices"
     turbo = of_model(lambda model: f"{model.turbo.steps}, {model.turbo.text_scale:g}, {model.turbo.audio_scale:g}")
     standard = {
@@ -201,20 +201,20 @@ def column(found: Mapping[str, Any] | None, budget: Budget) -> list[str]:
 def test_the_table_of_defaults_is_what_the_code_takes() -> None:
     assert (Request("a", "b", ()).frames, Request("a", "b", ()).fps) == (RequestConfig().frames, RequestConfig().fps)
     assert Request("a", "b", ()).seed == RequestConfig().seed
-    worker = Limits()
+    worker = JobLimits()
     for config in (RunpodConfig(), BatchConfig()):
-        assert worker == Limits(config.max_frames, config.max_steps, config.max_seconds, config.max_forwards)
-        assert Habits(config.num_frames) == Habits()
+        assert worker == JobLimits(config.max_frames, config.max_steps, config.max_seconds, config.max_forwards)
+        assert JobDefaults(config.num_frames) == JobDefaults()
     helper = talk("data:,", "data:,", prompt=PROMPT)
     page = (ROOT / "engine" / "serving" / "endpoint" / "page.html").read_text("utf-8")
     shown = dict(re.findall(r'<input id="(\w+)" type="number"[^>]* value="([^"]*)"', page))
-    assert shown == {"seed": str(defaults()["seed"])}
+    assert shown == {"seed": str(input_defaults()["seed"])}
     narrow = Budget(**dataclasses.asdict(worker))
     columns = [
         column(None, Budget()),
-        column(defaults(), narrow),
-        column({**defaults(given=helper), "num_frames": helper["num_frames"]}, narrow),
-        column(defaults(habits=Habits(of="model")), narrow),
+        column(input_defaults(), narrow),
+        column({**input_defaults(inputs=helper), "num_frames": helper["num_frames"]}, narrow),
+        column(input_defaults(job_defaults=JobDefaults(source="model")), narrow),
     ]
     text = (ROOT / "docs" / "defaults.md").read_text("utf-8")
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]

@@ -12,7 +12,7 @@ import pytest
 
 import engine
 import plugins
-from engine.doctor.checks import Patient, check_imports
+from engine.doctor.checks import CheckContext, check_imports
 
 ROOT = Path(__file__).parent.parent
 NAMES = {"engine", "plugins"}
@@ -43,7 +43,7 @@ def test_nothing_that_is_installed_here_has_either_name() -> None:
 
 
 def test_the_doctor_finds_both_names_well() -> None:
-    (found,) = check_imports(Patient(["model=tiny", "device=cpu"]))
+    (found,) = check_imports(CheckContext(["model=tiny", "device=cpu"]))
     assert found.state == "ok"
     assert set(found.details) == NAMES
 
@@ -56,7 +56,7 @@ def test_the_doctor_names_another_distribution_that_installs_one(
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: wardrobe\nVersion: 1.0\n", "utf-8")
     (information / "top_level.txt").write_text("plugins\n", "utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    (found,) = check_imports(Patient(["model=tiny", "device=cpu"]))
+    (found,) = check_imports(CheckContext(["model=tiny", "device=cpu"]))
     assert found.state == "broken"
     assert "wardrobe" in found.what
     assert "environment of its own" in found.hint
@@ -65,11 +65,11 @@ def test_the_doctor_names_another_distribution_that_installs_one(
 def test_the_doctor_names_a_folder_that_hides_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "__init__.py").touch()
-    patient = Patient(["model=tiny", "device=cpu"])
+    context = CheckContext(["model=tiny", "device=cpu"])
     for name in [name for name in sys.modules if name.partition(".")[0] == "plugins"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (found,) = check_imports(patient)
+    (found,) = check_imports(context)
     assert found.state == "broken"
     assert str(tmp_path / "plugins") in found.what
     assert "PYTHONPATH" in found.hint

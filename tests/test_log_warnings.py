@@ -24,9 +24,11 @@ REASONS: dict[str, dict[str, str]] = {
     },
     "engine/loading/pinned_memory.py": {"weights are not pinned": "a matter of speed: the frames are the same"},
     "engine/loading/model.py": {"": "in the answer as well, by engine.assembly.compatibility.tell_loras"},
-    "engine/serving/worker/handler.py": {"job is refused": "the answer is that error"},
-    "engine/serving/worker/warm_engine.py": {"the device's memory ran out": "in the answer as well, by Handler._made"},
-    "engine/serving/worker/progress_sender.py": {"progress could not be sent": "the answer comes by another way"},
+    "engine/serving/worker/handler.py": {"job failed": "the answer is that error"},
+    "engine/serving/worker/warm_engine.py": {"the device's memory ran out": "in the answer as well, by Handler._make"},
+    "engine/serving/worker/progress_sender.py": {
+        "a progress update could not be sent": "the answer comes by another way"
+    },
     "engine/files/undelivered.py": {
         "%s is uploaded and cannot be removed": "of the worker's disk; the caller has the video"
     },

@@ -17,7 +17,7 @@ from engine.data import Conditions
 from engine.errors import Cancelled, ProcessLost
 from engine.loading.model import Model
 from engine.plugin.manager import Registry
-from engine.runtime.parallel import Denoise, Load, Ranks, expected
+from engine.runtime.parallel import DenoiseWindow, LoadWeights, Ranks, require_ranks
 from engine.stages.denoise import denoise, draw_noise
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class ProcessGroup:
     def __init__(self, config: Config, registry: Registry, ranks: Ranks | None) -> None:
         """Raises ConfigError where `config` asks for several processes and there is one."""
         self._registry = registry
-        self._ranks = expected(config.parallel, ranks)
+        self._ranks = require_ranks(config.parallel, ranks)
         #: Processes in the group, this one included.
         self.size = 1 if ranks is None else ranks.size
 
@@ -52,8 +52,8 @@ class ProcessGroup:
             yield
             return
         if self._ranks.rank == 0:
-            self._ranks.tell(Load())
-        with self._ranks.alike():
+            self._ranks.broadcast(LoadWeights())
+        with self._ranks.synchronised():
             yield
 
     def denoise(
@@ -74,16 +74,16 @@ class ProcessGroup:
         noise = draw_noise((model.codec.channels, *conditions.latents.shape[1:]), generator)
         if self._ranks is None:
             return _denoise(model, conditions, noise, sampling, generator, on_step, cancel)
-        self._ranks.tell(Denoise(config, conditions, noise, generator.get_state()))
+        self._ranks.broadcast(DenoiseWindow(config, conditions, noise, generator.get_state()))
         with self._ranks.denoising(cancel) as agreed:
             return _denoise(model, self._ranks.part_of(conditions), noise, sampling, generator, on_step, agreed)
 
     def follow(self, load: Callable[[], LoadedModel], device: str) -> None:
         """Do as rank 0 says until it has done: load, and denoise along. Raises ProcessLost."""
         assert self._ranks is not None
-        while (word := self._ranks.hear(device)) is not None:
-            if isinstance(word, Denoise):
-                self._denoise_along(self._ranks, word, load())
+        while (message := self._ranks.receive(device)) is not None:
+            if isinstance(message, DenoiseWindow):
+                self._denoise_along(self._ranks, message, load())
                 continue
             try:
                 load()
@@ -93,13 +93,13 @@ class ProcessGroup:
                 # Rank 0 knows of it, and raises it.
                 logger.debug("cannot load", exc_info=True)
 
-    def _denoise_along(self, ranks: Ranks, word: Denoise, loaded: LoadedModel) -> None:
-        sampling = self.build_sampling(word.config)
-        model = loaded.set_loras(word.config)
+    def _denoise_along(self, ranks: Ranks, message: DenoiseWindow, loaded: LoadedModel) -> None:
+        sampling = self.build_sampling(message.config)
+        model = loaded.set_loras(message.config)
         generator = torch.Generator()
-        generator.set_state(word.generator.cpu())
+        generator.set_state(message.generator.cpu())
         with ranks.denoising(None) as cancel, suppress(Cancelled):
-            _denoise(model, ranks.part_of(word.conditions), word.noise, sampling, generator, None, cancel)
+            _denoise(model, ranks.part_of(message.conditions), message.noise, sampling, generator, None, cancel)
 
 
 def _denoise(

@@ -1,4 +1,4 @@
-"""Time a part of the engine and print the figures as JSON."""
+"""`multitalk bench`: measures a part of the engine and prints the figures as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.errors import ConfigError
 
 @dataclass(frozen=True)
 class Bench:
-    """A bench: what it measures in one sentence, and what returns its function, which is imported only then."""
+    """A benchmark: what it measures, in one sentence, and a loader of its function, which is imported only on use."""
 
     about: str
     load: Callable[[], Callable[..., dict[str, Any] | None]]
@@ -87,14 +87,14 @@ BENCHES = {
 }
 
 
-def bench(words: Sequence[str]) -> int:
-    """Run the bench that `words` name; each of its settings is a flag. Raises ConfigError and RequestError."""
-    return run_bench(words, BENCHES, "multitalk bench")
+def bench(arguments: Sequence[str]) -> int:
+    """Run the bench named by the first argument; its settings are flags. Raises ConfigError and RequestError."""
+    return run_bench(arguments, BENCHES, "multitalk bench")
 
 
-def run_bench(words: Sequence[str], benches: Mapping[str, Bench], prog: str) -> int:
-    """Run the one of `benches` that `words` name and print what it returns as JSON. Raises EngineError."""
-    name = words[0] if words else ""
+def run_bench(arguments: Sequence[str], benches: Mapping[str, Bench], prog: str) -> int:
+    """Run the bench of `benches` named by the first argument and print its report as JSON. Raises EngineError."""
+    name = arguments[0] if arguments else ""
     parser = Parser(
         prog=prog,
         usage=f"{prog} {name if name in benches else '|'.join(benches)} [flags]",
@@ -104,7 +104,7 @@ def run_bench(words: Sequence[str], benches: Mapping[str, Bench], prog: str) -> 
     )
     if name not in benches:
         if name.startswith("-"):
-            parser.read(words)
+            parser.read(arguments)
         hint = nearest(name, tuple(benches), parser.prog) if name else f"{prog} {' or '.join(benches)}"
         raise ConfigError(f"no bench named {name!r}" if name else "no bench named", field="command line", hint=hint)
     run = benches[name].load()
@@ -126,10 +126,10 @@ def run_bench(words: Sequence[str], benches: Mapping[str, Bench], prog: str) -> 
             metavar=_word(default),
             help=f"{_text(default) or 'none'} unless given",
         )
-    values, rest = parser.read(words)
+    values, rest = parser.read(arguments)
     parser.one(rest, "the name of a bench")
-    given = {name: tuple(value or ()) if settings[name] == () else value for name, value in vars(values).items()}
-    report = run(**given)
+    options = {name: tuple(value or ()) if settings[name] == () else value for name, value in vars(values).items()}
+    report = run(**options)
     if report is not None:
         print(json.dumps(report))
     return 0

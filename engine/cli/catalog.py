@@ -1,4 +1,4 @@
-"""What is installed: every component and preset, by group, with the package it came from."""
+"""The installed components and presets by group, with the package of each."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Choice:
 def choices(registry: Registry | None = None) -> list[Choice]:
     """Return everything that can be chosen, sorted by group and name."""
     registry = registry or installed()
-    found = [*_components(registry), *_presets(CONF, OURS)]
+    choices_found = [*_components(registry), *_presets(CONF, OURS)]
     for package in registry.presets.packages:
-        found += _presets(package, _distribution(package))
-    return sorted(found, key=lambda choice: (choice.group, choice.name))
+        choices_found += _presets(package, _distribution(package))
+    return sorted(choices_found, key=lambda choice: (choice.group, choice.name))
 
 
 def groups(registry: Registry | None = None) -> dict[str, list[str]]:
-    """Return the names that each group offers."""
+    """Return the names in each group."""
     named: dict[str, list[str]] = {}
     for choice in choices(registry):
         named.setdefault(choice.group, []).append(choice.name)
@@ -50,31 +50,31 @@ def groups(registry: Registry | None = None) -> dict[str, list[str]]:
 
 
 def resolutions() -> dict[str, list[str]]:
-    """Return the resolutions of each model preset, the model's default first; a preset that cannot be read has none."""
-    found: dict[str, list[str]] = {}
+    """Return the resolutions of each model preset, the default first; empty for a preset that cannot be composed."""
+    sizes: dict[str, list[str]] = {}
     for name in groups()["model"]:
         try:
             model = compose([f"model={name}"]).model
         except EngineError:
-            found[name] = []
+            sizes[name] = []
             continue
-        found[name] = sorted(model.resolutions, key=lambda key: (key != model.resolution, key))
-    return found
+        sizes[name] = sorted(model.resolutions, key=lambda key: (key != model.resolution, key))
+    return sizes
 
 
 def print_catalog(*, as_json: bool) -> int:
-    """Print what is installed, to read or as one JSON object."""
+    """Print what is installed, as text or as one JSON object."""
     registry = installed()
-    found, sizes = choices(registry), resolutions()
+    entries, sizes = choices(registry), resolutions()
     if as_json:
-        answer = {"choices": [asdict(choice) for choice in found], "resolutions": sizes, "broken": registry.broken}
+        answer = {"choices": [asdict(choice) for choice in entries], "resolutions": sizes, "broken": registry.broken}
         print(json.dumps(answer))
         return 0
-    width = max(len(choice.name) for choice in found)
-    package = max(len(choice.package) for choice in found)
-    for group in dict.fromkeys(choice.group for choice in found):
+    width = max(len(choice.name) for choice in entries)
+    package = max(len(choice.package) for choice in entries)
+    for group in dict.fromkeys(choice.group for choice in entries):
         print(group)
-        for choice in (choice for choice in found if choice.group == group):
+        for choice in (choice for choice in entries if choice.group == group):
             print(f"  {choice.name:<{width}}  {choice.kind:<9}  {choice.package:<{package}}  {choice.about}".rstrip())
     print("resolution")
     for model, names in sizes.items():
@@ -85,7 +85,7 @@ def print_catalog(*, as_json: bool) -> int:
 
 
 def _components(registry: Registry) -> Iterator[Choice]:
-    # A plugin's components come from its own distribution, whatever module of it holds the config.
+    # A plugin's components belong to its distribution, in whichever of its modules the config is.
     packages = sorted(registry.packages.items(), key=lambda item: -len(item[0]))
     repo = ConfigStore.instance().repo
     for group, nodes in repo.items():
@@ -103,7 +103,7 @@ def _components(registry: Registry) -> Iterator[Choice]:
 
 def _about(config: type | None) -> str:
     text = inspect.getdoc(config) or ""
-    # dataclasses write the signature where there is no docstring.
+    # A dataclass without a docstring gets its signature as docstring.
     return "" if config and text.startswith(f"{config.__name__}(") else text.partition("\n")[0]
 
 

@@ -1,4 +1,4 @@
-"""The videos of a sweep side by side: one HTML page in its folder."""
+"""`multitalk compare`: writes an HTML page with the videos of a sweep side by side."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from engine.sweeps.runs import read_runs
 
 
 def compare(folder: Path) -> int:
-    """Write index.html about the runs in `folder`, and print its path. Raises RequestError and SinkError."""
+    """Write index.html for the runs in `folder` and print its path. Raises RequestError and SinkError."""
     print(write_page(folder, read_runs(folder)))
     return 0

@@ -1,4 +1,4 @@
-"""`multitalk config`: the composed config with where each value comes from, or what one key means."""
+"""`multitalk config`: prints the composed config with the origin of each value, or the meaning of single keys."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from engine.config_keys.reference import Key, keys
 from engine.errors import ConfigError, plain
 from engine.plugin.manager import installed
 
-#: Column at which comments begin, unless the line is longer.
+#: Column of the comments, unless a line is longer.
 _COMMENT = 50
 
 
-def config(words: Sequence[str]) -> int:
-    """Print the config that `words` compose, or what is known of the keys among them. Raises ConfigError."""
+def config(arguments: Sequence[str]) -> int:
+    """Print the config composed from the overrides in `arguments`, or the keys among them. Raises ConfigError."""
     from engine.cli.parser import Parser
 
     parser = Parser(
@@ -29,12 +29,12 @@ def config(words: Sequence[str]) -> int:
         "With entrypoint=runpod it is that of a worker, with MULTITALK_OVERRIDES and MULTITALK_RECIPE.",
     )
     parser.flag("--json", action="store_true", help="print one JSON object")
-    values, rest = parser.read(words)
-    overrides = [word for word in rest if "=" in word or word.startswith("~")]
-    wanted = [word for word in rest if word not in overrides]
-    composed = trace(_booted(overrides))
-    if wanted:
-        return _print_keys(wanted, composed, as_json=values.json)
+    values, rest = parser.read(arguments)
+    overrides = [argument for argument in rest if "=" in argument or argument.startswith("~")]
+    key_names = [argument for argument in rest if argument not in overrides]
+    composed = trace(_with_origins(overrides))
+    if key_names:
+        return _print_keys(key_names, composed, as_json=values.json)
     if values.json:
         answer = {
             "choices": {group: {"choice": name, **by.as_json()} for group, (name, by) in composed.choices.items()},
@@ -47,32 +47,35 @@ def config(words: Sequence[str]) -> int:
     return 0
 
 
-def _booted(asked: Sequence[str]) -> list[tuple[str, Origin]]:
-    """Return what an engine is booted with that is asked for with `asked`, each word with where it comes from."""
+def _with_origins(arguments: Sequence[str]) -> list[tuple[str, Origin]]:
+    """Return the overrides of an engine that is started with `arguments`, each with its origin."""
     from engine.serving.worker.defaults import environment_overrides, environment_recipe
 
-    mine = [(word, Origin("command line")) for word in asked]
-    named = [word.partition("=")[2] for word in asked if word.startswith("entrypoint=")]
+    own = [(override, Origin("command line")) for override in arguments]
+    named = [override.partition("=")[2] for override in arguments if override.startswith("entrypoint=")]
     if not named or named[-1] not in installed().entrypoints.names():
-        return mine
+        return own
     kind = installed().entrypoints.config(named[-1])
     if not issubclass(kind, EntrypointConfig):
-        return mine
-    booted = kind.boot(asked)
-    # What an entrypoint adds comes first, so that what is asked for wins.
-    added = booted[: len(booted) - len(asked)]
-    if booted[len(added) :] != list(asked):
-        return [(word, Origin("command line" if word in asked else "entrypoint", named[-1])) for word in booted]
+        return own
+    booted = kind.boot(arguments)
+    # The entrypoint's own overrides come first, so that the arguments win.
+    added = booted[: len(booted) - len(arguments)]
+    if booted[len(added) :] != list(arguments):
+        return [
+            (override, Origin("command line" if override in arguments else "entrypoint", named[-1]))
+            for override in booted
+        ]
     environment, recipe = environment_overrides(), environment_recipe()
-    found = []
-    for word in added:
+    result = []
+    for override in added:
         origin = Origin("entrypoint", named[-1])
-        if word in environment:
+        if override in environment:
             origin = Origin("MULTITALK_OVERRIDES")
-        elif recipe and word == f"recipe={recipe}":
+        elif recipe and override == f"recipe={recipe}":
             origin = Origin("MULTITALK_RECIPE")
-        found.append((word, origin))
-    return [*found, *mine]
+        result.append((override, origin))
+    return [*result, *own]
 
 
 def _yaml(composed: Composed) -> Iterator[str]:
@@ -92,14 +95,14 @@ def _yaml(composed: Composed) -> Iterator[str]:
 
 def _scalar(value: Any) -> str:
     if _odd(value):
-        # JSON is YAML: on one line, with escapes for what a terminal must not get.
+        # JSON is valid YAML: one line, with control characters escaped.
         return plain(json.dumps(value, ensure_ascii=False))
     text: str = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...").rstrip()
 
 
 def _odd(value: Any) -> bool:
-    """Say whether YAML would take several lines for a value, or pass on control characters."""
+    """Return whether YAML would print a value over several lines, or with control characters."""
     if isinstance(value, Mapping):
         return any(_odd(part) for part in value.values())
     if isinstance(value, list):
@@ -107,36 +110,35 @@ def _odd(value: Any) -> bool:
     return isinstance(value, str) and ("\n" in value or plain(value) != value)
 
 
-def _found(name: str, composed: Composed) -> list[Key]:
-    key = key_of(name, composed.tree())
-    found = [key] if key is not None else [known for known in keys() if known.name == name]
-    if not found:
+def _find_keys(name: str, composed: Composed) -> list[Key]:
+    entry = key_of(name, composed.tree())
+    matches = [entry] if entry is not None else [entry for entry in keys() if entry.name == name]
+    if not matches:
         from engine.cli.parser import nearest
 
-        known = sorted({known.name for known in keys()})
-        raise ConfigError(
-            f"there is no {name!r} in the config", field=name, hint=nearest(name, known, "multitalk config")
-        )
-    return found
+        names = sorted({entry.name for entry in keys()})
+        hint = nearest(name, names, "multitalk config")
+        raise ConfigError(f"there is no key {name!r} in the config", field=name, hint=hint)
+    return matches
 
 
 def _print_keys(names: Sequence[str], composed: Composed, *, as_json: bool) -> int:
-    told = [_about(name, key, composed) for name in names for key in _found(name, composed)]
+    reports = [_about(name, key, composed) for name in names for key in _find_keys(name, composed)]
     if as_json:
-        print(json.dumps(told))
+        print(json.dumps(reports))
         return 0
-    for facts in told:
-        print(facts.pop("key"))
-        if "value" in facts:
-            facts["value"] = _scalar(facts["value"])
-        for name, value in facts.items():
+    for report in reports:
+        print(report.pop("key"))
+        if "value" in report:
+            report["value"] = _scalar(report["value"])
+        for name, value in report.items():
             if value:
                 print(f"  {name + ':':<9} {plain(str(value)).replace('`', '')}")
     return 0
 
 
 def _about(name: str, key: Key, composed: Composed) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         "key": name,
         "choice": key.choice,
         "meaning": key.meaning,
@@ -145,5 +147,5 @@ def _about(name: str, key: Key, composed: Composed) -> dict[str, Any]:
         "default": key.default_text,
     }
     if name in composed.values:
-        told |= {"value": composed.values[name], "from": str(composed.origins[name])}
-    return told
+        report |= {"value": composed.values[name], "from": str(composed.origins[name])}
+    return report

@@ -1,4 +1,4 @@
-"""`multitalk doctor`: one screen that says what is wrong here and what to do."""
+"""`multitalk doctor`: prints the problems of this machine and what to do about them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from engine.cli.parser import Parser
 _MARKS = {"ok": "ok", "note": "note", "broken": "BROKEN"}
 
 
-def doctor(words: Sequence[str]) -> int:
-    """Examine this machine for the config that `words` override; return 1 where something is broken.
+def doctor(arguments: Sequence[str]) -> int:
+    """Check this machine for the config of the overrides in `arguments`; return 1 if something is broken.
 
     Raises ConfigError for overrides that cannot be composed.
     """
@@ -22,22 +22,22 @@ def doctor(words: Sequence[str]) -> int:
         description="Look at Python, torch, driver, memory, attention, weights, disks, sink and RunPod's variables.",
     )
     parser.flag("--json", action="store_true", help="print one JSON object")
-    values, rest = parser.read(words)
+    values, rest = parser.read(arguments)
     from engine.doctor.checks import examine
     from engine.errors import plain
 
-    found = examine(rest)
-    broken = [finding for finding in found if finding.state == "broken"]
+    results = examine(rest)
+    broken = [result for result in results if result.state == "broken"]
     if values.json:
-        kept = [{key: value for key, value in asdict(finding).items() if key != "more"} for finding in found]
-        print(json.dumps({"healthy": not broken, "findings": kept}))
+        fields = [{key: value for key, value in asdict(result).items() if key != "more"} for result in results]
+        print(json.dumps({"healthy": not broken, "findings": fields}))
         return 1 if broken else 0
-    width = max(len(finding.name) for finding in found)
-    for finding in found:
-        print(f"{_MARKS[finding.state]:<7}{finding.name:<{width}}  {plain(finding.what)}")
-        for line in finding.more:
+    width = max(len(result.name) for result in results)
+    for result in results:
+        print(f"{_MARKS[result.state]:<7}{result.name:<{width}}  {plain(result.what)}")
+        for line in result.more:
             print(f"{'':<7}{'':<{width}}  {plain(line)}")
-        if finding.hint and not finding.more:
-            print(f"{'':<7}{'':<{width}}  -> {plain(finding.hint)}")
+        if result.hint and not result.more:
+            print(f"{'':<7}{'':<{width}}  -> {plain(result.hint)}")
     print(f"\n{len(broken)} broken" if broken else "\nnothing is broken")
     return 1 if broken else 0

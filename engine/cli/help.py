@@ -45,7 +45,7 @@ def manual() -> str:
     """Return what the command does, its commands, flags, examples and the groups to choose from."""
     entrypoints = installed().entrypoints
     about = {name: (entrypoints.config(name).__doc__ or "").partition("\n")[0] for name in entrypoints.names()}
-    flags = {f"{flag.name} {flag.word}": flag.help for flag in REQUEST}
+    flags = {f"{flag.name} {flag.metavar}": flag.help for flag in REQUEST}
     flags["--output FILE"] = (
         "folder and name of the video; existing files are only overwritten with sink.overwrite=true"
     )

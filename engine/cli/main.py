@@ -1,4 +1,4 @@
-"""`multitalk COMMAND ...`: understand the words, run what they name, tell errors in one line."""
+"""`multitalk COMMAND ...`: parses the arguments, runs the command and prints errors as one line."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from importlib.metadata import version
 from pathlib import Path
 
 from engine.errors import Cancelled, ConfigError, EngineError, plain
-from engine.runtime.quiet import hush
+from engine.runtime.quiet import silence_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit status.
 
-    0: done; 2: an error the caller can mend, told in one line or a few; 130: interrupted. Anything else that goes
-    wrong is a bug and keeps its traceback.
+    0: done; 2: an error that the user can fix, printed in one line or a few; 130: interrupted. Any other error is a
+    bug and keeps its traceback.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A path need not be text in the terminal's encoding; it is printed as the bytes it is.
+        # A path may not be valid text in the terminal's encoding; its bytes are printed unchanged.
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
         with warnings.catch_warnings():
-            hush()
-            status = _dispatch(words)
+            silence_libraries()
+            status = _dispatch(arguments)
             if sys.stdout is not None:  # None: the caller closed it
                 sys.stdout.flush()
             return status
@@ -36,34 +36,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"multitalk: {error}", file=sys.stderr)
         return 130
     except EngineError as error:
-        if not _led():
+        if not _is_follower():
             print("multitalk: error: " + "\n".join(map(plain, error.lines())), file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"multitalk: {error if error.args else 'cancelled'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader (head, less) has seen enough; what is left must not be flushed into the closed pipe at exit.
+        # The reader (head, less) has closed the pipe; nothing more must be flushed into it at exit.
         _forget_stdout()
         return 141
     except OSError as error:
-        # The stages name the file they could not write; what is left is a full disk below stdout or TMPDIR.
+        # The stages report files that they cannot write; here the disk of stdout or TMPDIR is full.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _forget_stdout()
         where = f" for {error.filename}" if error.filename else ""
-        hint = "make room where TMPDIR and the output are"
+        hint = "free space where TMPDIR and the output are"
         print(f"multitalk: error: disk: {error.strerror}{where}; {hint}", file=sys.stderr)
         return 2
     except SystemExit as end:
-        # argparse ends --help this way.
+        # argparse raises it after --help.
         return end.code if isinstance(end.code, int) else 0
 
 
-def _led() -> bool:
-    """Say whether torchrun started this process beside another one that says the same of this command line.
+def _is_follower() -> bool:
+    """Return whether torchrun started this process as a rank other than 0, which does not print errors.
 
-    What is wrong with one process alone is told by engine.runtime.parallel.
+    Every rank finds the same errors in the command line, and rank 0 prints them. Errors of a single process are
+    reported by engine.runtime.parallel.
     """
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
 
@@ -73,10 +74,10 @@ def _forget_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _dispatch(words: list[str]) -> int:
-    if not words:
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments:
         raise ConfigError("no command", field="command line", hint="try multitalk --help")
-    name, rest = words[0], words[1:]
+    name, rest = arguments[0], arguments[1:]
     if name in ("-h", "--help", "help"):
         from engine.cli.help import manual
 
@@ -94,8 +95,10 @@ def _dispatch(words: list[str]) -> int:
     if name in entrypoints:
         return _entrypoint(name, rest)
     if "=" in name and not name.startswith("-"):
-        chosen = [word.partition("=")[2] for word in words if word.startswith("entrypoint=")]
-        return _entrypoint(chosen[-1] if chosen else "generate", [w for w in words if not w.startswith("entrypoint=")])
+        chosen = [word.partition("=")[2] for word in arguments if word.startswith("entrypoint=")]
+        return _entrypoint(
+            chosen[-1] if chosen else "generate", [w for w in arguments if not w.startswith("entrypoint=")]
+        )
     kind = "flag" if name.startswith("-") else "command"
     raise ConfigError(
         f"unknown {kind} {name!r}",
@@ -104,18 +107,18 @@ def _dispatch(words: list[str]) -> int:
     )
 
 
-def _entrypoint(name: str, words: Sequence[str], *extra: str, shown: str = "", about: str = "") -> int:
+def _entrypoint(name: str, arguments: Sequence[str], *extra: str, prog: str = "", about: str = "") -> int:
     from engine.cli.parser import entrypoint_parser, read_entrypoint
     from engine.plugin.manager import installed
 
     config = installed().entrypoints.config(name)
-    found = read_entrypoint(name, entrypoint_parser(shown or name, config, about or config.__doc__ or ""), words)
+    parsed = read_entrypoint(name, entrypoint_parser(prog or name, config, about or config.__doc__ or ""), arguments)
     from engine.config import EntrypointConfig
 
-    overrides = [*found.overrides, *extra]
+    overrides = [*parsed.overrides, *extra]
     if issubclass(config, EntrypointConfig):
         overrides = config.boot(overrides)
-    if found.multirun:
+    if parsed.multirun:
         from engine.sweeps.sweep import sweep
 
         return sweep(overrides)
@@ -124,16 +127,16 @@ def _entrypoint(name: str, words: Sequence[str], *extra: str, shown: str = "", a
     return launch(overrides)
 
 
-def _plan(words: Sequence[str]) -> int:
-    about = "Shows what generate would do with the same words: loads nothing, makes nothing."
-    return _entrypoint("generate", words, "entrypoint.dry_run=true", shown="plan", about=about)
+def _plan(arguments: Sequence[str]) -> int:
+    about = "Shows what generate would do with the same arguments: loads and makes nothing."
+    return _entrypoint("generate", arguments, "entrypoint.dry_run=true", prog="plan", about=about)
 
 
-def _plugins(words: Sequence[str]) -> int:
-    if words[:1] == ["new"]:
+def _plugins(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["new"]:
         from engine.cli.new_plugin import new_plugin
 
-        return new_plugin(words[1:])
+        return new_plugin(arguments[1:])
     from engine.cli.catalog import print_catalog
     from engine.cli.parser import Parser
 
@@ -143,18 +146,18 @@ def _plugins(words: Sequence[str]) -> int:
         description="List every component and preset by group; `new` writes a package with a component that works.",
     )
     parser.flag("--json", action="store_true", help="print one JSON object")
-    values, rest = parser.read(words)
+    values, rest = parser.read(arguments)
     parser.none(rest)
     return print_catalog(as_json=values.json)
 
 
-def _config(words: Sequence[str]) -> int:
+def _config(arguments: Sequence[str]) -> int:
     from engine.cli.config import config
 
-    return config(words)
+    return config(arguments)
 
 
-def _show(words: Sequence[str]) -> int:
+def _show(arguments: Sequence[str]) -> int:
     from engine.cli.parser import Parser
     from engine.cli.provenance import show
 
@@ -162,17 +165,17 @@ def _show(words: Sequence[str]) -> int:
         prog="multitalk show", usage="multitalk show FILE.mp4 [--json]", description="Print the recipe of a video."
     )
     parser.flag("--json", action="store_true", help="print one JSON object")
-    values, rest = parser.read(words)
+    values, rest = parser.read(arguments)
     return show(Path(parser.one(rest, "FILE.mp4")), as_json=values.json)
 
 
-def _again(words: Sequence[str]) -> int:
+def _again(arguments: Sequence[str]) -> int:
     from engine.cli.provenance import again
 
-    return again(words)
+    return again(arguments)
 
 
-def _compare(words: Sequence[str]) -> int:
+def _compare(arguments: Sequence[str]) -> int:
     from engine.cli.compare import compare
     from engine.cli.parser import Parser
 
@@ -181,33 +184,33 @@ def _compare(words: Sequence[str]) -> int:
         usage="multitalk compare DIR",
         description="Write one page with the videos of a sweep's runs side by side, and a table of their figures.",
     )
-    _, rest = parser.read(words)
+    _, rest = parser.read(arguments)
     return compare(Path(parser.one(rest, "DIR")))
 
 
-def _bench(words: Sequence[str]) -> int:
+def _bench(arguments: Sequence[str]) -> int:
     from engine.cli.bench import bench
 
-    return bench(words)
+    return bench(arguments)
 
 
-def _doctor(words: Sequence[str]) -> int:
+def _doctor(arguments: Sequence[str]) -> int:
     from engine.cli.doctor import doctor
 
-    return doctor(words)
+    return doctor(arguments)
 
 
-def _rehearse(words: Sequence[str]) -> int:
+def _rehearse(arguments: Sequence[str]) -> int:
     from engine.cli.rehearse import rehearse
 
-    return rehearse(words)
+    return rehearse(arguments)
 
 
-def _models(words: Sequence[str]) -> int:
-    # Not where this module is loaded: the hub's library is no part of a quick start.
+def _models(arguments: Sequence[str]) -> int:
+    # Imported here only, because the hub's library is slow to import.
     from engine.cli.models import run
 
-    return run(words, "multitalk models")
+    return run(arguments, "multitalk models")
 
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

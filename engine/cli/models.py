@@ -1,4 +1,4 @@
-"""`multitalk models …` and `scripts/download_models.py`: words -> work, and what a person or a program reads of it."""
+"""`multitalk models` and `scripts/download_models.py`: parses the arguments, does the work and prints the result."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from engine.hub.record import records
 from engine.text.amounts import amount
 
 ABOUT = {
-    "pull": "download a preset, or go on with it; what is complete is left alone",
-    "verify": "read what was downloaded and name files that are missing, damaged, swapped or not ours",
-    "list": "the presets, what they take on disk and which are there",
-    "prune": "remove what no preset in use needs",
+    "pull": "download a preset, or resume its download; complete files are kept",
+    "verify": "read the downloaded files and list those that are missing, damaged, swapped or foreign",
+    "list": "the presets, their size on disk and their state",
+    "prune": "remove files that no preset in use needs",
 }
 
 
-def run(words: Sequence[str], prog: str) -> int:
-    """Do one of `pull`, `verify`, `list` and `prune`; return 0, or 1 where `verify` finds something wrong.
+def run(arguments: Sequence[str], prog: str) -> int:
+    """Run one of `pull`, `verify`, `list` and `prune`; return 0, or 1 if `verify` finds a problem.
 
     Raises EngineError.
     """
-    if not words or words[0] not in ABOUT:
+    if not arguments or arguments[0] not in ABOUT:
         table = "\n".join(f"  {name:<7} {about}" for name, about in ABOUT.items())
-        if words and words[0] in ("-h", "--help"):
+        if arguments and arguments[0] in ("-h", "--help"):
             print(f"usage: {prog} COMMAND [flags]\n\n{table}\n\n'{prog} COMMAND --help' tells more")
             return 0
-        told = f"no command named {words[0]!r}" if words else "no command"
-        raise ConfigError(told, field="command line", hint=f"{prog} {'|'.join(ABOUT)}")
-    return {"pull": download, "verify": _verify, "list": _list, "prune": _prune}[words[0]](
-        words[1:], f"{prog} {words[0]}"
+        what = f"no command named {arguments[0]!r}" if arguments else "no command"
+        raise ConfigError(what, field="command line", hint=f"{prog} {'|'.join(ABOUT)}")
+    return {"pull": download, "verify": _verify, "list": _list, "prune": _prune}[arguments[0]](
+        arguments[1:], f"{prog} {arguments[0]}"
     )
 
 
@@ -63,7 +63,7 @@ def _parser(prog: str, about: str) -> BaseParser:
 
 
 def pull_parser(prog: str) -> BaseParser:
-    """Return what reads the words of `pull`."""
+    """Return the parser of the arguments of `pull`."""
     parser = _parser(prog, "Download a preset's files, verify them and mark the preset complete.")
     parser.add_argument("--preset", metavar="NAME", help="a preset of `multitalk models list` (the default one)")
     parser.add_argument("--with", dest="extra", action="append", default=[], metavar="PART", help="add a part")
@@ -74,52 +74,64 @@ def pull_parser(prog: str) -> BaseParser:
     return parser
 
 
-def download(words: Sequence[str], prog: str) -> int:
-    """Do `pull`, which is all that the script does. Raises EngineError."""
-    given = pull_parser(prog).parse_args(list(words))
-    manifest = read_manifest(given.manifest)
-    if given.workers < 1:
-        raise ConfigError(f"{given.workers} workers", field="--workers", hint="give 1 or more")
-    preset = manifest.preset(given.preset or manifest.default, extra=given.extra, without=given.without)
-    options = Options(workers=given.workers, repair=given.repair)
-    if not given.quiet:
-        options.out, options.say = sys.stderr, _say
+def download(arguments: Sequence[str], prog: str) -> int:
+    """Run `pull`; the script has no other command. Raises EngineError."""
+    options = pull_parser(prog).parse_args(list(arguments))
+    manifest = read_manifest(options.manifest)
+    if options.workers < 1:
+        raise ConfigError(f"{options.workers} workers", field="--workers", hint="give 1 or more")
+    preset = manifest.preset(options.preset or manifest.default, extra=options.extra, without=options.without)
+    pull_options = Options(workers=options.workers, repair=options.repair)
+    if not options.quiet:
+        pull_options.out, pull_options.say = sys.stderr, _say
         rough = "" if preset.exact else "about "
-        _say(f"{preset.name}: {rough}{amount(preset.size)} on disk when complete; nothing lies there twice meanwhile")
-    folder = pull(preset, given.model_path, options)
-    if not given.quiet:
+        _say(f"{preset.name}: {rough}{amount(preset.size)} on disk when complete; no file is stored twice meanwhile")
+    folder = pull(preset, options.model_path, pull_options)
+    if not options.quiet:
         _say(f"complete; use it with: {preset.use}")
     print(folder)
     return 0
 
 
-def _verify(words: Sequence[str], prog: str) -> int:
-    parser = _parser(prog, "Read every byte of what was downloaded; exit with 1 if anything but a stranger is found.")
+def _verify(arguments: Sequence[str], prog: str) -> int:
+    parser = _parser(prog, "Read all downloaded files; exit with 1 if a file is missing, damaged or swapped.")
     parser.add_argument(
         "--preset", action="append", metavar="NAME", help="preset to check (all that are marked complete)"
     )
     parser.add_argument("--quick", action="store_true", help="only compare sizes and times")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    given = parser.parse_args(list(words))
-    manifest = read_manifest(given.manifest)
-    known = records(given.model_path)
-    names = given.preset or [name for record in known for name in record.complete if name in manifest.names()]
+    options = parser.parse_args(list(arguments))
+    manifest = read_manifest(options.manifest)
+    pulled = records(options.model_path)
+    names = options.preset or [name for record in pulled for name in record.complete if name in manifest.names()]
     presets = [manifest.preset(name) for name in names]
-    folders = dict.fromkeys([*(given.model_path / preset.folder for preset in presets), *(r.folder for r in known)])
+    folders = dict.fromkeys([*(options.model_path / preset.folder for preset in presets), *(r.folder for r in pulled)])
     if not folders:
-        raise ConfigError(f"nothing was downloaded to {given.model_path}", field="--model-path", hint=f"{prog} --help")
-    found: dict[str, list[Finding]] = {}
+        raise ConfigError(
+            f"nothing was downloaded to {options.model_path}", field="--model-path", hint=f"{prog} --help"
+        )
+    findings_by_folder: dict[str, list[Finding]] = {}
     for folder in folders:
         mine = [_as_pulled(manifest, folder, preset.name) for preset in presets if preset.folder == folder.name]
-        found[str(folder)] = verify(mine, folder, quick=given.quick, say=(lambda _: None) if given.json else _say)
-    wrong = sum(finding.kind != "foreign" for findings in found.values() for finding in findings)
-    if given.json:
-        print(json.dumps({"folders": {folder: list(map(asdict, findings)) for folder, findings in found.items()}}))
+        findings_by_folder[str(folder)] = verify(
+            mine, folder, quick=options.quick, say=(lambda _: None) if options.json else _say
+        )
+    wrong = sum(finding.kind != "foreign" for findings in findings_by_folder.values() for finding in findings)
+    if options.json:
+        print(
+            json.dumps(
+                {"folders": {folder: list(map(asdict, findings)) for folder, findings in findings_by_folder.items()}}
+            )
+        )
     else:
-        for folder, findings in found.items():
+        for folder, findings in findings_by_folder.items():
             for finding in findings:
                 print(plain(f"{finding.kind:<10} {folder}/{finding.file}: {finding.detail}"))
-        print(f"{wrong} wrong" if wrong else f"all is well in {len(found)} folder{'s' * (len(found) != 1)}")
+        print(
+            f"{wrong} wrong"
+            if wrong
+            else f"all is well in {len(findings_by_folder)} folder{'s' * (len(findings_by_folder) != 1)}"
+        )
         if wrong:
             print("get them again with: multitalk models pull --repair --preset NAME")
     return 1 if wrong else 0
@@ -134,20 +146,20 @@ def _as_pulled(manifest: Manifest, folder: Path, name: str) -> Preset:
     return replace(preset, files=tuple(file for file in preset.files if file.to in places))
 
 
-def _list(words: Sequence[str], prog: str) -> int:
+def _list(arguments: Sequence[str], prog: str) -> int:
     parser = _parser(prog, "List the presets, what each takes on disk, and which are there.")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    given = parser.parse_args(list(words))
-    manifest = read_manifest(given.manifest)
-    found = states(manifest, given.model_path)
-    if given.json:
+    options = parser.parse_args(list(arguments))
+    manifest = read_manifest(options.manifest)
+    presets = states(manifest, options.model_path)
+    if options.json:
         print(
             json.dumps(
-                {"path": str(given.model_path), "default": manifest.default, "presets": list(map(asdict, found))}
+                {"path": str(options.model_path), "default": manifest.default, "presets": list(map(asdict, presets))}
             )
         )
         return 0
-    for state in found:
+    for state in presets:
         print(_line(state, default=state.preset == manifest.default))
     return 0
 
@@ -160,28 +172,28 @@ def _line(state: State, *, default: bool) -> str:
     return "\n    ".join(lines)
 
 
-def _prune(words: Sequence[str], prog: str) -> int:
-    parser = _parser(prog, "Remove downloaded files that no preset in use needs, and what is left of unfinished ones.")
+def _prune(arguments: Sequence[str], prog: str) -> int:
+    parser = _parser(prog, "Remove downloaded files that no preset in use needs, and parts of unfinished downloads.")
     parser.add_argument(
         "--keep", action="append", default=[], metavar="NAME", help="preset to keep (all that are marked complete)"
     )
     parser.add_argument("--foreign", action="store_true", help="also remove files that `pull` did not download")
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    given = parser.parse_args(list(words))
-    manifest = read_manifest(given.manifest)
-    found = removable(manifest, given.model_path, given.keep, foreign=given.foreign)
-    for item in found:
+    options = parser.parse_args(list(arguments))
+    manifest = read_manifest(options.manifest)
+    items = removable(manifest, options.model_path, options.keep, foreign=options.foreign)
+    for item in items:
         print(plain(f"{item.why:<10} {amount(item.size):>9}  {item.path}"))
-    if not found:
+    if not items:
         print("nothing to remove")
         return 0
-    if not given.yes:
+    if not options.yes:
         if not sys.stdin.isatty():
-            raise ConfigError("nobody is here to ask", field="--yes", hint="give --yes to remove these files")
-        if input(f"remove these {len(found)} files? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise ConfigError("stdin is not a terminal", field="--yes", hint="give --yes to remove these files")
+        if input(f"remove these {len(items)} files? [y/N] ").strip().lower() not in ("y", "yes"):
             print("nothing removed")
             return 0
-    print(f"removed {amount(remove(found, given.model_path))}")
+    print(f"removed {amount(remove(items, options.model_path))}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Words of the command line -> overrides of the config."""
+"""Parses command-line arguments into overrides of the config."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from engine.text.similar import similar
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag that ends as `request.<key>`."""
+    """A flag that sets `request.<key>`."""
 
     key: str
-    word: str
+    metavar: str
     help: str
     many: bool = False
 
@@ -32,7 +32,7 @@ class Flag:
         return "--" + self.key.replace("_", "-")
 
 
-#: One for each field of RequestConfig that has a word to show, in its order.
+#: One flag for each field of RequestConfig whose metadata has a "word", in the order of the fields.
 REQUEST = tuple(
     Flag(field.name, field.metadata["word"], field.metadata["help"], many=field.name == "audio")
     for field in dataclasses.fields(RequestConfig)
@@ -41,81 +41,81 @@ REQUEST = tuple(
 
 
 @dataclass(frozen=True)
-class Words:
-    """A command line, understood: overrides in Hydra's grammar, and whether they are a sweep."""
+class ParsedArguments:
+    """A parsed command line: overrides in Hydra's grammar, and whether they are a sweep."""
 
     overrides: list[str]
     multirun: bool = False
 
 
 class Parser(BaseParser):
-    """argparse with our errors: one line, with the nearest known flag."""
+    """argparse with errors as one line that suggests the nearest known flag."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=False, **arguments
         )
-        self._valued: set[str] = set()
-        self._known: set[str] = {"--help", "-h"}
-        #: Key of the config that a word which is neither flag nor override sets; "" where there is none.
+        self._flags_with_value: set[str] = set()
+        self._known_flags: set[str] = {"--help", "-h"}
+        #: Config key that is set by an argument which is neither a flag nor an override; "": none.
         self.bare = ""
         self.add_argument("-h", "--help", action="help", help="show this help")
 
     def flag(self, name: str, group: Any = None, **arguments: Any) -> None:
-        """Add the flag `name` (or several names, separated by blanks)."""
+        """Add the flag `name` (or several names, separated by spaces)."""
         names = name.split()
         (group or self).add_argument(*names, **arguments)
-        self._known.update(names)
+        self._known_flags.update(names)
         if arguments.get("action") in (None, "append"):
-            self._valued.update(names)
+            self._flags_with_value.update(names)
 
     def read(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Return the flags and all other words in order. Raises ConfigError for an unknown flag."""
-        values, rest = self.parse_known_args(self._glued(argv))
-        for word in rest:
-            if word.startswith("-") and word != "--":
-                name = word.partition("=")[0]
+        """Return the flags, and all other arguments in order. Raises ConfigError for an unknown flag."""
+        values, rest = self.parse_known_args(self._join_values(argv))
+        for argument in rest:
+            if argument.startswith("-") and argument != "--":
+                name = argument.partition("=")[0]
                 raise ConfigError(
-                    f"unknown flag {name}", field="command line", hint=nearest(name, self._known, self.prog)
+                    f"unknown flag {name}", field="command line", hint=nearest(name, self._known_flags, self.prog)
                 )
-        return values, [word for word in rest if word != "--"]
+        return values, [argument for argument in rest if argument != "--"]
 
     def one(self, rest: Sequence[str], what: str) -> str:
-        """Return the single word of `rest`. Raises ConfigError that asks for `what`."""
+        """Return the only argument in `rest`. Raises ConfigError if `what` is missing or there are more arguments."""
         if not rest:
             raise ConfigError(f"{what} is missing", field="command line", hint=f"see {self.prog} --help")
         self.none(rest[1:])
         return rest[0]
 
     def none(self, rest: Sequence[str]) -> None:
-        """Raise ConfigError if `rest` has words."""
+        """Raise ConfigError if `rest` has arguments."""
         if rest:
-            raise ConfigError(f"{rest[0]!r} is too much", field="command line", hint=f"see {self.prog} --help")
+            raise ConfigError(f"unexpected {rest[0]!r}", field="command line", hint=f"see {self.prog} --help")
 
-    def _glued(self, argv: Sequence[str]) -> list[str]:
-        # "--prompt -5" and "--prompt -x" are values, not flags, unless the next word is a flag we know.
+    def _join_values(self, argv: Sequence[str]) -> list[str]:
+        # In "--prompt -5" and "--prompt -x" the second argument is a value, unless it is a known flag.
         glued: list[str] = []
-        words = iter(argv)
-        for word in words:
-            if word == "--":
-                return [*glued, word, *words]
-            if word not in self._valued or (value := next(words, None)) is None:
-                glued.append(word)
-            elif value.partition("=")[0] in self._known:
-                raise ConfigError(f"{word} needs a value", field="command line", hint=f"see {self.prog} --help")
+        arguments = iter(argv)
+        for argument in arguments:
+            if argument == "--":
+                return [*glued, argument, *arguments]
+            if argument not in self._flags_with_value or (value := next(arguments, None)) is None:
+                glued.append(argument)
+            elif value.partition("=")[0] in self._known_flags:
+                raise ConfigError(f"{argument} needs a value", field="command line", hint=f"see {self.prog} --help")
             else:
-                glued += [f"{word}={value}"] if word.startswith("--") else [word, value]
+                glued += [f"{argument}={value}"] if argument.startswith("--") else [argument, value]
         return glued
 
 
 def nearest(name: str, known: Sequence[str] | set[str], command: str) -> str:
-    """Return a hint with the known name that is most like `name`, or where to read on."""
+    """Return a hint with the known name that is most similar to `name`, or else the command for help."""
     near = similar(name, sorted(known))
     return f"did you mean {near[0]}?" if near else f"see {command} --help"
 
 
 def entrypoint_parser(name: str, config: type[ComponentConfig], description: str) -> Parser:
-    """Return the parser of a sub-command: flags of the request if the entrypoint takes one, and its own."""
+    """Return the parser of a sub-command: its own flags, and those of the request if the entrypoint takes one."""
     bare = "".join(f" {field.metadata['word']}" for field in dataclasses.fields(config) if field.metadata.get("bare"))
     parser = Parser(
         prog=f"multitalk {name}",
@@ -132,18 +132,18 @@ def entrypoint_parser(name: str, config: type[ComponentConfig], description: str
 
 
 def add_request_flags(parser: Parser, flags: Sequence[Flag]) -> None:
-    """Give `parser` flags of the request, and --output."""
+    """Add the `flags` of the request, and --output, to `parser`."""
     group = parser.add_argument_group("the request")
     for flag in flags:
         action = {"action": "append"} if flag.many else {}
-        parser.flag(flag.name, group, dest=flag.key, metavar=flag.word, help=flag.help, **action)
+        parser.flag(flag.name, group, dest=flag.key, metavar=flag.metavar, help=flag.help, **action)
     parser.flag("--output", group, metavar="FILE", help="folder and name of the video (folders: only with sink=disk)")
 
 
 def add_own_flags(parser: Parser, config: type[ComponentConfig]) -> None:
-    """Give `parser` a flag for each field of an entrypoint's config; `help` and `word` come from its metadata.
+    """Add a flag to `parser` for each field of an entrypoint's config; `help` and `metavar` come from its metadata.
 
-    A field that is `bare` there takes a word without a flag as well; one whose `flag` is False has none.
+    A field with `bare` in its metadata also takes an argument without a flag; a field with `flag` False has no flag.
     """
     group = parser.add_argument_group("this command")
     hints = typing.get_type_hints(config)
@@ -160,20 +160,20 @@ def add_own_flags(parser: Parser, config: type[ComponentConfig]) -> None:
             parser.flag(name, group, dest=dest, metavar=field.metadata.get("word", "VALUE"), help=text)
 
 
-def read_entrypoint(name: str, parser: Parser, argv: Sequence[str]) -> Words:
-    """Return the overrides that a sub-command's words stand for. Raises ConfigError."""
+def read_entrypoint(name: str, parser: Parser, argv: Sequence[str]) -> ParsedArguments:
+    """Return the overrides for the arguments of a sub-command. Raises ConfigError."""
     values, rest = parser.read(argv)
-    return read_words(name, parser, values, rest)
+    return read_arguments(name, parser, values, rest)
 
 
-def read_words(name: str, parser: Parser, values: argparse.Namespace, rest: Sequence[str]) -> Words:
-    """Return the overrides that flags and other words of the sub-command `name` stand for. Raises ConfigError."""
-    found: dict[str, Any] = {key: value for key, value in vars(values).items() if value not in (None, False)}
-    multirun = bool(found.pop("multirun", False))
-    output = found.pop("output", None)
+def read_arguments(name: str, parser: Parser, values: argparse.Namespace, rest: Sequence[str]) -> ParsedArguments:
+    """Return the overrides for the flags and other arguments of the sub-command `name`. Raises ConfigError."""
+    options: dict[str, Any] = {key: value for key, value in vars(values).items() if value not in (None, False)}
+    multirun = bool(options.pop("multirun", False))
+    output = options.pop("output", None)
     overrides = [f"entrypoint={name}"]
     for flag in REQUEST:
-        value = found.pop(flag.key, None)
+        value = options.pop(flag.key, None)
         if value is None:
             continue
         if flag.many:
@@ -182,29 +182,31 @@ def read_words(name: str, parser: Parser, values: argparse.Namespace, rest: Sequ
         if multirun and flag.key in ("frames", "fps", "seed") and "," in value:
             hint = f"to sweep, write request.{flag.key}={value}"
             raise ConfigError(f"{flag.name} takes one value", field=f"request.{flag.key}", hint=hint)
-        # The one key that takes a number or a word: in quotes a number would stay a word.
+        # The only key that takes a number or a word: in quotes a number would be read as a word.
         number = flag.key == "frames" and value.isascii() and value.isdigit()
         overrides.append(f"request.{flag.key}={value}" if number else override(f"request.{flag.key}", value))
-    for key, value in found.items():
+    for key, value in options.items():
         overrides.append(f"{key}=true" if value is True else override(key, value))
     if output is not None:
         overrides += _output(output, rest, multirun)
-    if parser.bare and (bare := next((word for word in rest if "=" not in word and word[0] != "~"), "")):
+    if parser.bare and (
+        bare := next((argument for argument in rest if "=" not in argument and argument[0] != "~"), "")
+    ):
         overrides.append(override(parser.bare, bare))
-        rest = [word for word in rest if word is not bare]
-    return Words([*overrides, *plain(rest, parser.prog)], multirun)
+        rest = [argument for argument in rest if argument is not bare]
+    return ParsedArguments([*overrides, *plain(rest, parser.prog)], multirun)
 
 
-def plain(words: Sequence[str], command: str) -> list[str]:
-    """Return `words` if each is an override. Raises ConfigError."""
-    for word in words:
-        if "=" not in word and not word.startswith("~"):
+def plain(arguments: Sequence[str], command: str) -> list[str]:
+    """Return `arguments` if all are overrides. Raises ConfigError."""
+    for argument in arguments:
+        if "=" not in argument and not argument.startswith("~"):
             raise ConfigError(
-                f"{word!r} is neither a flag nor group=name nor key=value",
+                f"{argument!r} is neither a flag nor group=name nor key=value",
                 field="command line",
-                hint=f"put texts with blanks in quotes; see {command} --help",
+                hint=f"put texts with spaces in quotes; see {command} --help",
             )
-    return list(words)
+    return list(arguments)
 
 
 def _output(text: str, rest: Sequence[str], multirun: bool) -> list[str]:
@@ -212,11 +214,11 @@ def _output(text: str, rest: Sequence[str], multirun: bool) -> list[str]:
     if not path.name or text.endswith("/"):
         raise ConfigError(f"{text!r} names no file", field="--output", hint="such as --output films/talk.mp4")
     overrides = [override("request.filename", path.name)]
-    sinks = [word.partition("=")[2] for word in rest if word.startswith("sink=")]
+    sinks = [argument.partition("=")[2] for argument in rest if argument.startswith("sink=")]
     if not sinks or sinks[-1] == "disk":
-        # Each run of a sweep has a folder of its own, below this one.
+        # Each run of a sweep has its own folder below this one.
         folder = "hydra.sweep.dir" if multirun else "sink.folder"
         overrides.append(override(folder, str(path.parent)))
     elif str(path.parent) != ".":
-        raise ConfigError("only the disk sink has folders", field="--output", hint=f"give {path.name} alone")
+        raise ConfigError("only the disk sink has folders", field="--output", hint=f"give only {path.name}")
     return overrides

@@ -1,4 +1,4 @@
-"""The recipe that a video carries: print it, make the video again from it."""
+"""`multitalk show` and `multitalk again`: print the recipe in a video, and make the video again from it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from engine.assembly.escape import override, quoted
 from engine.assembly.location import locate_weights
 from engine.assembly.plan_request import fetch_media
 from engine.assembly.provenance import DECISIVE, FORMAT, input_hashes, versions, weights_hash
-from engine.cli.parser import REQUEST, Flag, Parser, add_own_flags, add_request_flags, read_words
-from engine.cli.provenance_check import check_form, is_deep, worth_a_look
+from engine.cli.parser import REQUEST, Flag, Parser, add_own_flags, add_request_flags, read_arguments
+from engine.cli.provenance_check import check_form, is_deep, suspicious_values
 from engine.cli.run import launch
 from engine.data import Region, Request, Speaker
 from engine.errors import RequestError, plain
@@ -29,17 +29,17 @@ _MEDIA = (
     *(flag for flag in REQUEST if flag.key in ("image", "audio")),
     Flag("mask", "FILE", "a mask picture, once for each person who had one", many=True),
 )
-#: Columns of keys; a key that is longer stands before its value.
+#: Largest width of the column of keys.
 _WIDEST = 60
 
 
 def show(path: Path, *, as_json: bool) -> int:
-    """Print the recipe in the MP4 at `path`. Raises RequestError where there is none."""
+    """Print the recipe in the MP4 at `path`. Raises RequestError if there is none."""
     recipe = load(path)
     if as_json:
         print(json.dumps(recipe).replace("\x7f", "\\u007f"))
         return 0
-    # Whoever made the video wrote keys and values.
+    # Keys and values are untrusted text.
     rows = [(plain(key), plain(value)) for key, value in _rows(recipe, "")]
     width = min(_WIDEST, max(len(key) for key, _ in rows))
     print("\n".join(f"{key:<{width}}  {value}" for key, value in rows))
@@ -47,7 +47,7 @@ def show(path: Path, *, as_json: bool) -> int:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return the recipe in the MP4 at `path`. Raises RequestError where there is none that can be read."""
+    """Return the recipe in the MP4 at `path`. Raises RequestError if there is none that can be read."""
     from engine.stages.write import read_recipe
 
     if not path.is_file():
@@ -55,7 +55,7 @@ def load(path: Path) -> dict[str, Any]:
     recipe = dict(read_recipe(path))
     if is_deep(recipe):
         raise RequestError(
-            f"the recipe in {str(path)!r} is nested too deep, or too long",
+            f"the recipe in {str(path)!r} is nested too deeply, or too long",
             field="FILE.mp4",
             hint="give a video as the engine wrote it",
         )
@@ -68,32 +68,32 @@ def load(path: Path) -> dict[str, Any]:
     return recipe
 
 
-def again(words: Sequence[str]) -> int:
-    """Make a video again: `words` are its file, the media that the recipe does not hold, flags and overrides."""
+def again(arguments: Sequence[str]) -> int:
+    """Make a video again. `arguments`: its file, the media (which the recipe does not contain), flags and overrides."""
     parser = Parser(
         prog="multitalk again",
         usage="multitalk again FILE.mp4 --image FILE --audio FILE ... [flags] key=value ...",
-        description="Make a video again from the recipe it carries.\n"
-        "The bytes are the same where media, weights, versions and threads are; a warning says what differs.",
+        description="Make a video again from its recipe.\n"
+        "The bytes are the same if media, weights, versions and threads are; a warning says what differs.",
     )
     add_request_flags(parser, _MEDIA)
     add_own_flags(parser, installed().entrypoints.config("generate"))
-    values, rest = parser.read(words)
+    values, rest = parser.read(arguments)
     if not rest or "=" in rest[0]:
         raise RequestError("no video", field="FILE.mp4", hint=f"see {parser.prog} --help")
     recipe = load(Path(rest[0]))
     media = {flag.key: getattr(values, flag.key) for flag in _MEDIA}
     for key in media:
         setattr(values, key, None)
-    told = ("model", "recipe", "experiment", "parallel", "request", "dtype", *DECISIVE)
-    for word in rest[1:]:
-        if word.lstrip("+~").partition("=")[0].partition(".")[0] in told:
+    fixed_groups = ("model", "recipe", "experiment", "parallel", "request", "dtype", *DECISIVE)
+    for argument in rest[1:]:
+        if argument.lstrip("+~").partition("=")[0].partition(".")[0] in fixed_groups:
             raise RequestError(
-                f"{word!r} would change what the recipe says",
+                f"{argument!r} would change what the recipe says",
                 field="command line",
                 hint="choose only sink, source, attention, memory and device here, or use generate",
             )
-    own = read_words("generate", parser, values, rest[1:])
+    own = read_arguments("generate", parser, values, rest[1:])
     try:
         check_form(recipe)
         request = _request(recipe, media["image"], media["audio"] or [], media["mask"] or [])
@@ -104,8 +104,8 @@ def again(words: Sequence[str]) -> int:
             field="FILE.mp4",
             hint="give a video as the engine wrote it",
         ) from error
-    # Before anything of it is looked for, read or computed.
-    for warning in worth_a_look(recipe):
+    # Before any file that the recipe names is opened.
+    for warning in suspicious_values(recipe):
         print(f"multitalk: warning: {plain(warning)}", file=sys.stderr)
     for warning in differences(recipe, overrides, request):
         print(f"multitalk: warning: {plain(warning)}", file=sys.stderr)
@@ -113,19 +113,19 @@ def again(words: Sequence[str]) -> int:
 
 
 def recipe_overrides(recipe: Mapping[str, Any], request: Request) -> list[str]:
-    """Return the overrides that compose the config of `recipe` and ask for `request`."""
-    found = [f"model={quoted('model', recipe['model'])}"]
+    """Return the overrides for the config of `recipe` and for `request`."""
+    overrides = [f"model={quoted('model', recipe['model'])}"]
     for group in (*DECISIVE, "dtype"):
         value = recipe[group]
         if value is None:
             raise ValueError(f"{group} is empty")
         if not isinstance(value, Mapping):
-            found.append(f"{group}={_value(group, value)}")
+            overrides.append(f"{group}={_value(group, value)}")
             continue
         if "name" in value:
-            found.append(f"{group}={quoted(group, value['name'])}")
-        found += [f"{group}.{_word(key)}={_value(group, part)}" for key, part in value.items() if key != "name"]
-    found.append(f"memory.tile={int(recipe.get('tile', 0))}")
+            overrides.append(f"{group}={quoted(group, value['name'])}")
+        overrides += [f"{group}.{_key(key)}={_value(group, part)}" for key, part in value.items() if key != "name"]
+    overrides.append(f"memory.tile={int(recipe.get('tile', 0))}")
     speakers = [
         {
             **({"silence": True} if speaker.audio is None else {"audio": speaker.audio}),
@@ -135,16 +135,16 @@ def recipe_overrides(recipe: Mapping[str, Any], request: Request) -> list[str]:
         }
         for speaker in request.speakers
     ]
-    found.append(override("request.image", request.image))
-    found.append(override("request.speakers", json.dumps({"speakers": speakers})))
+    overrides.append(override("request.image", request.image))
+    overrides.append(override("request.speakers", json.dumps({"speakers": speakers})))
     for key in ("prompt", "negative_prompt", "seed", "frames", "fps", "audio_type", "timing", "fit"):
         if (value := getattr(request, key)) is not None:
-            found.append(override(f"request.{key}", str(value)))
-    return found
+            overrides.append(override(f"request.{key}", str(value)))
+    return overrides
 
 
 def differences(recipe: Mapping[str, Any], overrides: Sequence[str], request: Request) -> list[str]:
-    """Return in words what is not as it was when the video was made. Raises EngineError."""
+    """Return warnings about everything that differs from when the video was made. Raises EngineError."""
     import torch
 
     from engine.pipeline import Engine
@@ -153,35 +153,35 @@ def differences(recipe: Mapping[str, Any], overrides: Sequence[str], request: Re
     registry = installed()
     with scratch() as folder:
         now = input_hashes(fetch_media(request, registry, service.access, folder))
-    then, told = recipe["inputs"], []
+    then, lines = recipe["inputs"], []
     if then["image"] != now["image"]:
-        told.append(f"{redact(request.image)} is not the picture that the video was made from")
+        lines.append(f"{redact(request.image)} is not the picture that the video was made from")
     for key, what in (("voices", "voice"), ("masks", "mask")):
         for index, (one, other) in enumerate(zip(then[key], now[key], strict=True)):
             if one != other:
-                told.append(f"the {what} of speaker {index + 1} is not the one that the video was made from")
+                lines.append(f"the {what} of speaker {index + 1} is not the one that the video was made from")
     if recipe["weights"] != weights_hash(locate_weights(service.config, registry)):
-        told.append("the weights are not those that the video was made with")
+        lines.append("the weights are not those that the video was made with")
     installed_now = versions()
     for package, version in recipe["versions"].items():
         if installed_now.get(package) != version:
-            told.append(f"{package} was {version} and is {installed_now.get(package, 'absent')}")
+            lines.append(f"{package} was {version} and is {installed_now.get(package, 'absent')}")
     if recipe["threads"] != torch.get_num_threads():
-        told.append(f"it was made with {recipe['threads']} threads, now there are {torch.get_num_threads()}")
+        lines.append(f"it was made with {recipe['threads']} threads, now there are {torch.get_num_threads()}")
     if recipe.get("processes", 1) != 1:
-        told.append(f"it was made by {recipe['processes']} processes, now there is one")
+        lines.append(f"it was made by {recipe['processes']} processes, now there is one")
     engine = Engine(service.config, registry)
     for key, value in (("device", engine.runtime.device), ("attention", engine.runtime.attention)):
         if recipe[key] != value:
-            told.append(f"its {key} was {recipe[key]!r}, now it is {value!r}")
-    return told
+            lines.append(f"its {key} was {recipe[key]!r}, now it is {value!r}")
+    return lines
 
 
 def _request(recipe: Mapping[str, Any], image: str | None, audio: Sequence[str], masks: Sequence[str]) -> Request:
-    asked = recipe["request"]
+    recorded = recipe["request"]
     voices = [address for address in audio if address != SILENCE]
-    speaking = sum(not speaker["silence"] for speaker in asked["speakers"])
-    masked = sum(speaker["mask"] for speaker in asked["speakers"])
+    speaking = sum(not speaker["silence"] for speaker in recorded["speakers"])
+    masked = sum(speaker["mask"] for speaker in recorded["speakers"])
     if image is None:
         raise RequestError("no picture", field="request.image", hint="give the picture again with --image FILE")
     if len(voices) != speaking:
@@ -204,11 +204,11 @@ def _request(recipe: Mapping[str, Any], image: str | None, audio: Sequence[str],
             ),
             **{key: speaker[key] for key in KEYS if key in speaker},
         )
-        for speaker in asked["speakers"]
+        for speaker in recorded["speakers"]
     )
-    known = {key: asked[key] for key in ("prompt", "negative_prompt", "seed", "frames", "fps")}
-    ways = {key: asked[key] for key in ("audio_type", "timing", "fit")}
-    return Request(image=image, speakers=speakers, **known, **ways)
+    texts = {key: recorded[key] for key in ("prompt", "negative_prompt", "seed", "frames", "fps")}
+    ways = {key: recorded[key] for key in ("audio_type", "timing", "fit")}
+    return Request(image=image, speakers=speakers, **texts, **ways)
 
 
 def _value(key: str, value: Any) -> str:
@@ -217,13 +217,13 @@ def _value(key: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{','.join(_value(key, part) for part in value)}]"
     if isinstance(value, Mapping):
-        return f"{{{','.join(f'{_word(name)}:{_value(key, part)}' for name, part in value.items())}}}"
+        return f"{{{','.join(f'{_key(name)}:{_value(key, part)}' for name, part in value.items())}}}"
     return json.dumps(value)
 
 
-def _word(key: str) -> str:
+def _key(key: str) -> str:
     if not re.fullmatch(r"\w+", key):
-        raise ValueError(f"{key!r} is no key")
+        raise ValueError(f"{key!r} is not a key")
     return key
 
 

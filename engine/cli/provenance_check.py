@@ -1,4 +1,4 @@
-"""Recipes of strangers' videos: whether one has the form that the engine writes, and what in it is worth a look."""
+"""Checks of untrusted recipes: whether a recipe has the form that the engine writes, and its suspicious values."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 from engine.assembly.provenance import DECISIVE
 
-#: Deeper than any recipe that the engine writes.
+#: Largest nesting depth; recipes of the engine are less deep.
 MOST_DEEP = 16
-#: Values of one recipe; a config has about a hundred.
+#: Most values of a recipe; a config has about a hundred.
 MOST_VALUES = 20_000
 
 _OUTSIDE = re.compile(r"^(?:[/\\~]|[A-Za-z]:[/\\]|[A-Za-z][A-Za-z0-9+.-]*://)|(?:^|[/\\])\.\.(?:[/\\]|$)")
-#: Of a request, what is text of the user's own and names no file.
+#: Fields of a request with free text, which are not file names.
 _TEXTS = ("request.prompt", "request.negative_prompt")
-#: Place -> the range that the engine's own doors give or advise.
+#: Place -> the usual range of the value.
 _USUAL: Mapping[str, tuple[float, float]] = {
     "request.frames": (1, 9_000),
     "request.fps": (1, 60),
@@ -35,7 +35,7 @@ _SLOW_PRESETS = ("slower", "veryslow", "placebo")
 
 
 def is_deep(value: Any) -> bool:
-    """Say whether a value read from JSON is nested deeper, or has more parts, than a recipe has. Never recurses."""
+    """Return whether a JSON value is nested deeper, or has more parts, than a recipe has. Does not recurse."""
     level, parts = [value], 0
     for _ in range(MOST_DEEP):
         below = [
@@ -54,43 +54,43 @@ def is_deep(value: Any) -> bool:
 
 
 def check_form(recipe: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the place, where a recipe does not have the form that `assembly.provenance` gives it."""
+    """Raise ValueError with the place if a recipe does not have the form that `assembly.provenance` writes."""
     for place, text in _strings(recipe, ""):
         if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise ValueError(f"{place} holds half a character")
+            raise ValueError(f"{place} contains a surrogate (half a character)")
         if "\0" in text:
-            raise ValueError(f"{place} holds a zero byte")
-    _want(recipe, "model", _is_text)
-    _want(recipe, "dtype", _is_text)
+            raise ValueError(f"{place} contains a zero byte")
+    _require(recipe, "model", _is_text)
+    _require(recipe, "dtype", _is_text)
     for group in DECISIVE:
-        _want(recipe, group, lambda value: _is_text(value) or isinstance(value, Mapping))
+        _require(recipe, group, lambda value: _is_text(value) or isinstance(value, Mapping))
     request = _part(recipe, "request")
     for key, fits in _REQUEST.items():
-        _want(request, key, fits, "request.")
+        _require(request, key, fits, "request.")
     speakers = request["speakers"]
     for index, speaker in enumerate(speakers):
         place = f"request.speakers[{index}]."
         for key, fits in _SPEAKER.items():
-            _want(speaker, key, fits, place)
+            _require(speaker, key, fits, place)
     inputs = _part(recipe, "inputs")
-    _want(inputs, "image", _is_text, "inputs.")
+    _require(inputs, "image", _is_text, "inputs.")
     for key in ("voices", "masks"):
-        _want(inputs, key, lambda value: _is_list(value, _is_text_or_none, len(speakers)), "inputs.")
-    _want(recipe, "weights", _is_text)
-    _want(recipe, "device", _is_text)
-    _want(recipe, "attention", _is_text)
-    _want(recipe, "threads", _is_whole)
+        _require(inputs, key, lambda value: _is_list(value, _is_text_or_none, len(speakers)), "inputs.")
+    _require(recipe, "weights", _is_text)
+    _require(recipe, "device", _is_text)
+    _require(recipe, "attention", _is_text)
+    _require(recipe, "threads", _is_whole)
     versions = _part(recipe, "versions")
     for key in versions:
-        _want(versions, key, _is_text, "versions.")
+        _require(versions, key, _is_text, "versions.")
     for key in ("tile", "processes"):
         if key in recipe:
-            _want(recipe, key, _is_whole)
+            _require(recipe, key, _is_whole)
 
 
-def worth_a_look(recipe: Mapping[str, Any]) -> list[str]:
-    """Return in words what of a recipe reaches beyond the weights' folder, and which numbers are far from the usual."""
-    told = [
+def suspicious_values(recipe: Mapping[str, Any]) -> list[str]:
+    """Return warnings about paths outside of the weights' folder and about unusual numbers in a recipe."""
+    warnings = [
         f"the recipe names a file or folder outside the folder of the weights: {text!r} ({place})"
         for place, text in _strings(recipe, "")
         if place not in _TEXTS and _OUTSIDE.search(text)
@@ -99,28 +99,28 @@ def worth_a_look(recipe: Mapping[str, Any]) -> list[str]:
         low, high = _USUAL.get(place, (-1e9, 1e9))
         if not low <= value <= high:
             usual = f", usual is {low:g} to {high:g}" if place in _USUAL else ""
-            told.append(f"the recipe asks for {place}={value:g}{usual}")
+            warnings.append(f"the recipe asks for {place}={value:g}{usual}")
     video = recipe.get("video")
     preset = video.get("preset") if isinstance(video, Mapping) else None
     if preset in _SLOW_PRESETS:
-        told.append(f"the recipe asks for video.preset={preset}, which encodes many times more slowly")
-    return told
+        warnings.append(f"the recipe asks for video.preset={preset}, which encodes many times more slowly")
+    return warnings
 
 
-def _part(told: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = told.get(key)
+def _part(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = values.get(key)
     if not isinstance(value, Mapping):
-        raise ValueError(f"{key} is no group of values")
+        raise ValueError(f"{key} is not a group of values")
     return value
 
 
-def _want(told: Mapping[str, Any], key: str, fits: Callable[[Any], bool], place: str = "") -> None:
-    if not isinstance(told, Mapping):
-        raise ValueError(f"{place.rstrip('.')} is no group of values")
-    if key not in told:
+def _require(values: Mapping[str, Any], key: str, fits: Callable[[Any], bool], place: str = "") -> None:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{place.rstrip('.')} is not a group of values")
+    if key not in values:
         raise ValueError(f"{place}{key} is missing")
-    if not fits(told[key]):
-        raise ValueError(f"{place}{key} is {str(told[key])[:40]!r}")
+    if not fits(values[key]):
+        raise ValueError(f"{place}{key} is {str(values[key])[:40]!r}")
 
 
 def _is_text(value: Any) -> bool:
@@ -167,7 +167,7 @@ _SPEAKER: Mapping[str, Callable[[Any], bool]] = {
 
 
 def _strings(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Yield every text of a recipe with its place, keys among them."""
+    """Yield each text of a recipe, including keys, with its place."""
     if isinstance(value, str):
         yield place, value
     elif isinstance(value, Mapping):

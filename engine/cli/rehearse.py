@@ -1,4 +1,4 @@
-"""The command `rehearse`: the real code path at the published sizes on a pretended card."""
+"""`multitalk rehearse`: runs the real code path at the published sizes on a simulated card."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from engine.errors import ConfigError
 from engine.planning.gpus import Card, cards, find_card
 
 
-def rehearse(words: Sequence[str]) -> int:
-    """Rehearse what `words` ask for; exit status 1 where something would not work. Raises ConfigError."""
+def rehearse(arguments: Sequence[str]) -> int:
+    """Rehearse the config in `arguments`; return 1 if something would not work. Raises ConfigError."""
     parser = Parser(
         prog="multitalk rehearse",
         usage="multitalk rehearse [overrides] [--card NAME] [--json]",
-        description="Run the real code path at the published sizes on a pretended card: needs no GPU and no weights.",
+        description="Run the real code path at the published sizes on a simulated card: needs no GPU and no weights.",
     )
     parser.flag("--card", help="name of a card as `multitalk plan` shows it; default: the recipe's card")
     parser.flag("--speakers", type=int, default=2, help="number of speakers, 1 to 3 (2)")
@@ -23,7 +23,7 @@ def rehearse(words: Sequence[str]) -> int:
     parser.flag("--steps", type=int, default=2, help="steps of each window (2); 0: the config's own number")
     parser.flag("--blocks", type=int, help="run this many blocks of the network and extrapolate the rest")
     parser.flag("--json", action="store_true", help="print one JSON object")
-    values, overrides = parser.read(words)
+    values, overrides = parser.read(arguments)
 
     from engine.rehearsal.rehearse import default_card, rehearse, table
     from engine.rehearsal.walk import Scene
@@ -38,7 +38,7 @@ def rehearse(words: Sequence[str]) -> int:
 
 
 def _card(name: str) -> Card:
-    found = find_card(name) or next((card for card in cards() if card.name.lower().startswith(name.lower())), None)
-    if found is None:
+    card = find_card(name) or next((card for card in cards() if card.name.lower().startswith(name.lower())), None)
+    if card is None:
         raise ConfigError(f"no card named {name!r}", field="--card", hint=", ".join(card.name for card in cards()))
-    return found
+    return card

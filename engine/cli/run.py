@@ -1,4 +1,4 @@
-"""Overrides -> the entrypoint at work."""
+"""Starts the engine and runs the chosen entrypoint."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from engine.service import EngineService
 
 
 def launch(overrides: Sequence[str]) -> int:
-    """Boot the engine with `overrides` and hand it to the entrypoint they name; return its exit status.
+    """Start the engine with `overrides` and run the entrypoint that they choose; return its exit status.
 
-    A single run composes without hydra.main: the config is the same, our errors arrive as they are raised, and
-    nothing is written beside the video.
+    A single run does not use hydra.main: the config is the same, but errors keep their type, and no files are written
+    except the video.
     """
     service = EngineService(overrides)
     try:
-        with service.joined() as led:
-            if led:
+        with service.joined() as follower:
+            if follower:
                 return follow(service)
             return installed().entrypoints.build(service.config.entrypoint).run(service)
     finally:
@@ -26,7 +26,7 @@ def launch(overrides: Sequence[str]) -> int:
 
 
 def follow(service: EngineService) -> int:
-    """Work for the process that leads. Interrupts are its to answer: it gets them, too, and says when to stop."""
+    """Work for rank 0. Interrupts are ignored here: rank 0 gets them, too, and decides when to stop."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     return service.follow()

@@ -1,4 +1,4 @@
-"""What an endpoint answers, as values and as one kind of error."""
+"""The answers of an endpoint as values, and its errors as one class."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
 
 
 class ClientError(EngineError):
-    """A job, or a call about it, did not work out.
+    """A job failed, or a call to the endpoint failed.
 
-    `code` is the worker's own where it told one (docs/api.md), else one of docs/client.md. `status` is the HTTP status
-    if it was a call that failed; `job` the last known state of the job if it was the job.
+    `code` is the worker's error code if there is one (docs/api.md), else one of docs/client.md. `status` is the HTTP
+    status if a call failed; `job` is the last known state of the job if the job failed.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class ClientError(EngineError):
         self.code, self.status, self.job = code, status, job
 
     def __str__(self) -> str:
-        # A worker's line holds its field and hint already.
+        # The worker's message already contains field and hint.
         if self.job is not None and self.job.error:
             return self.what
         return super().__str__()
@@ -45,39 +45,39 @@ class ClientError(EngineError):
 
 @dataclass(frozen=True)
 class Status:
-    """What /status says of a job."""
+    """The state of a job, as /status answers it."""
 
     id: str
     state: str
-    #: The result of a job that is over, the progress of one that runs.
+    #: The result of a job that has ended, or the progress of a running one.
     output: Any = None
     error: Any = None
-    #: Seconds in the queue and at work.
+    #: Seconds in the queue, and seconds of work.
     delay: float | None = None
     execution: float | None = None
     worker: str | None = None
-    #: The answer itself.
+    #: The unchanged answer.
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def final(self) -> bool:
-        """Whether the job is over."""
+        """Whether the job has ended."""
         return self.state in FINAL
 
     @property
     def progress(self) -> Any:
-        """What the worker last said of its progress, while the job runs."""
+        """The latest progress update of a running job."""
         return None if self.final else self.output
 
     @property
-    def seen(self) -> tuple[str, str]:
-        """What has to differ for two answers to be worth telling apart: the times always do."""
+    def fingerprint(self) -> tuple[str, str]:
+        """What two answers are compared by; the times are left out because they always differ."""
         return self.state, json.dumps(self.output, sort_keys=True)
 
 
 @dataclass(frozen=True)
 class Download:
-    """A video that was fetched."""
+    """A downloaded video."""
 
     path: Path
     sha256: str
@@ -85,14 +85,14 @@ class Download:
 
 
 def read_json(response: httpx2.Response) -> dict[str, Any]:
-    """Return the answer's object. Raises ClientError for an answer that is an error or no JSON."""
+    """Return the JSON object of an answer. Raises ClientError if it is an error or not a JSON object."""
     try:
-        told = response.json()
+        answer = response.json()
     except ValueError:
-        told = None
-    if response.is_success and isinstance(told, dict):
-        return told
-    text = str(told.get("error") or "") if isinstance(told, dict) else ""
+        answer = None
+    if response.is_success and isinstance(answer, dict):
+        return answer
+    text = str(answer.get("error") or "") if isinstance(answer, dict) else ""
     status = response.status_code
     code, hint = _CODES.get(status, ("server_error" if status >= 500 else "refused", ""))
     raise ClientError(
@@ -100,65 +100,65 @@ def read_json(response: httpx2.Response) -> dict[str, Any]:
     )
 
 
-def read_status(told: Mapping[str, Any]) -> Status:
-    """Return what an answer of /run, /status, /cancel or /retry says. Raises ClientError if it says nothing."""
-    if not isinstance(told.get("id"), str) or not isinstance(told.get("status"), str):
-        raise ClientError("the endpoint's answer names no job and no state", code="server_error")
+def read_status(answer: Mapping[str, Any]) -> Status:
+    """Return the status in an answer of /run, /status, /cancel or /retry. Raises ClientError if there is none."""
+    if not isinstance(answer.get("id"), str) or not isinstance(answer.get("status"), str):
+        raise ClientError("the endpoint's answer has no job id and no status", code="server_error")
     return Status(
-        id=told["id"],
-        state=told["status"],
-        output=told.get("output"),
-        error=told.get("error"),
-        delay=_seconds(told.get("delayTime")),
-        execution=_seconds(told.get("executionTime")),
-        worker=told.get("workerId"),
-        raw=told,
+        id=answer["id"],
+        state=answer["status"],
+        output=answer.get("output"),
+        error=answer.get("error"),
+        delay=_seconds(answer.get("delayTime")),
+        execution=_seconds(answer.get("executionTime")),
+        worker=answer.get("workerId"),
+        raw=answer,
     )
 
 
 def result(status: Status) -> Any:
-    """Return the output of a job that is over. Raises ClientError unless it completed."""
+    """Return the output of a job that has ended. Raises ClientError unless it completed."""
     if status.state == "COMPLETED":
         return status.output
-    told: dict[str, Any] = dict(status.output) if isinstance(status.output, dict) else {}
+    details: dict[str, Any] = dict(status.output) if isinstance(status.output, dict) else {}
     error = status.error
     if isinstance(error, str) and error.startswith("{"):
-        # An exception that the handler let through: the SDK sends it as JSON, with the traceback.
+        # An exception that the handler did not catch: the SDK sends it as JSON with the traceback.
         with contextlib.suppress(ValueError):
             error = json.loads(error).get("error_message", error)
     if isinstance(error, dict):
-        told, error = {**error, **told}, error.get("error")
+        details, error = {**error, **details}, error.get("error")
     what, code = _ENDS.get(status.state, (f"the job is {status.state}", "job_failed"))
     raise ClientError(
         str(error or what),
-        code=str(told.get("error_code") or code),
-        field=str(told.get("field") or ""),
-        hint=str(told.get("hint") or ""),
+        code=str(details.get("error_code") or code),
+        field=str(details.get("field") or ""),
+        hint=str(details.get("hint") or ""),
         job=status,
     )
 
 
-def unreachable(error: httpx2.TransportError) -> ClientError:
-    """Return what a connection that failed means to the caller."""
+def connection_error(error: httpx2.TransportError) -> ClientError:
+    """Return the error for a failed connection."""
     text = str(error) or type(error).__name__
     return ClientError(
         f"no answer: {text}", code="unreachable", hint="is the endpoint's address right, and is it running?"
     )
 
 
-def refused(response: httpx2.Response) -> ClientError:
-    """Return the error for a video that its host does not give."""
+def download_error(response: httpx2.Response) -> ClientError:
+    """Return the error for a failed download of a video."""
     status = response.status_code
-    hint = "its URL may have run out: ask for the job's status, or retry the job" if status in (403, 404) else ""
+    hint = "its URL may have expired: ask for the job's status, or retry the job" if status in (403, 404) else ""
     # Not the URL: a presigned one is a key.
     return ClientError(f"the video's host answered {status}", code="download_failed", hint=hint, status=status)
 
 
 def length(response: httpx2.Response) -> int | None:
-    """Return how many bytes the body has, if the answer tells."""
-    told = response.headers.get("Content-Length", "")
-    # Of a compressed body this is another number.
-    return int(told) if told.isdigit() and "Content-Encoding" not in response.headers else None
+    """Return the size of the body in bytes, if the answer states it."""
+    text = response.headers.get("Content-Length", "")
+    # Of a compressed body it is the compressed size.
+    return int(text) if text.isdigit() and "Content-Encoding" not in response.headers else None
 
 
 _CODES = {

@@ -1,4 +1,4 @@
-"""How often a call is tried, and how long a job is left alone between two looks."""
+"""Retries of calls, the poll interval of jobs, and addresses of an endpoint."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from urllib.parse import quote
 
 import httpx2
 
-from engine.client.answers import ClientError, unreachable
+from engine.client.answers import ClientError, connection_error
 from engine.client.media import MB
 
 BASE_URL = "https://api.runpod.ai/v2"
-#: What the platform takes in /run.
+#: Largest body that the platform accepts in /run.
 RUN_BYTES = 10 * MB
 TIMEOUT = httpx2.Timeout(60, connect=10)
 _FIRST, _LONGEST = 0.5, 30.0
-#: A server that asks for more patience than this is told of in place of waiting.
-_PATIENCE = 120.0
+#: Longest Retry-After in seconds that is waited for; a longer one is reported as an error.
+_MAX_RETRY_AFTER = 120.0
 
 
 class Attempts:
-    """The tries of one call. `safe`: the call may be made twice without harm, even if the first one arrived."""
+    """The attempts of one call. `safe`: the call may be repeated even if the first attempt arrived."""
 
     def __init__(self, tries: int, *, safe: bool) -> None:
         self._left = tries - 1
@@ -35,21 +35,21 @@ class Attempts:
         self._safe = safe
 
     def failed(self, error: httpx2.TransportError) -> float:
-        """Return the seconds to wait after a connection that failed. Raises ClientError if that was the last try."""
-        # Without a connection nothing arrived.
+        """Return the seconds to wait after a failed connection. Raises ClientError after the last attempt."""
+        # Without a connection the call cannot have arrived.
         before = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
         if self._left <= 0 or not (self._safe or before):
-            raise unreachable(error) from error
+            raise connection_error(error) from error
         return self._next()
 
     def answered(self, response: httpx2.Response) -> float | None:
-        """Return the seconds to wait after an answer, or None if it is to be taken as it is."""
+        """Return the seconds to wait before the next attempt, or None if the answer is final."""
         status = response.status_code
-        # 429 says that nothing was done. After 5xx nobody knows.
+        # 429 means that nothing was done. After 5xx it is unknown.
         if self._left <= 0 or not (status == 429 or (self._safe and status >= 500)):
             return None
         asked = retry_after(response)
-        if asked is not None and asked > _PATIENCE:
+        if asked is not None and asked > _MAX_RETRY_AFTER:
             return None
         return max(self._next(), asked or 0.0)
 
@@ -57,12 +57,12 @@ class Attempts:
         self._left -= 1
         longest = min(_LONGEST, _FIRST * 2.0**self._made)
         self._made += 1
-        # Spread, so that many clients that were refused together do not come back together.
+        # Random, so that many clients do not retry at the same moment.
         return longest * random.uniform(0.5, 1)
 
 
-class Looks:
-    """How long to wait before the next look at a job: longer and longer while nothing changes."""
+class PollInterval:
+    """The seconds between two status calls: they grow while nothing changes."""
 
     def __init__(self, shortest: float, longest: float) -> None:
         self._shortest, self._longest = shortest, longest
@@ -76,34 +76,35 @@ class Looks:
 
 @dataclass(frozen=True)
 class Address:
-    """Where an endpoint is, and how it knows us."""
+    """The address of an endpoint, and the API key for it."""
 
     endpoint_id: str
     api_key: str | None
     base_url: str
 
     def url(self, path: str) -> str:
-        """Return the URL of a verb."""
+        """Return the URL of an operation."""
         return f"{self.base_url.rstrip('/')}/{self.endpoint_id}/{path}"
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers of a call; never of a download, whose host is another."""
+        """Headers of a call; not for downloads, which go to another host."""
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
 
 def job_path(verb: str, job_id: str) -> str:
-    """Return the path of a verb on a job. Raises ClientError for an id that is no name: a server chose it.
+    """Return the path of an operation on a job. Raises ClientError for an id that is not usable in a path.
 
-    It stays one part of the path, so that no id has the key sent to another verb or endpoint of the host.
+    The id comes from a server. It is quoted as one part of the path, so that it cannot send the API key to another
+    operation or endpoint of the host.
     """
     if not job_id or job_id in (".", ".."):
-        raise ClientError("the job has no id that could be one", code="server_error")
+        raise ClientError("the job has no valid id", code="server_error")
     return f"{verb}/{quote(job_id, safe='')}"
 
 
 def hide_queries() -> None:
-    """Keep what follows a URL's path out of the line that httpx2 logs of each request: a presigned URL is a key."""
+    """Remove the query of URLs from the request log of httpx2, because a presigned URL is a key."""
     logger = logging.getLogger("httpx2")
     if _without_queries not in logger.filters:
         logger.addFilter(_without_queries)
@@ -118,7 +119,7 @@ def _without_queries(record: logging.LogRecord) -> bool:
 
 
 def retry_after(response: httpx2.Response) -> float | None:
-    """Return the seconds that the answer asks to wait, which it may give as a date."""
+    """Return the seconds of the Retry-After header, which may also be a date; None if there is none."""
     text = response.headers.get("Retry-After", "").strip()
     if not text:
         return None
@@ -131,17 +132,17 @@ def retry_after(response: httpx2.Response) -> float | None:
 
 
 def submission(
-    given: Mapping[str, Any],
+    job_input: Mapping[str, Any],
     policy: Mapping[str, Any] | None,
     webhook: str | None,
     s3_config: Mapping[str, Any] | None,
 ) -> bytes:
-    """Return the body of /run. Raises ClientError if it is larger than the platform takes."""
-    told = {"input": given, "policy": policy, "webhook": webhook, "s3Config": s3_config}
-    body = json.dumps({key: value for key, value in told.items() if value is not None}, allow_nan=False).encode()
+    """Return the body of /run. Raises ClientError if it is larger than the platform accepts."""
+    fields = {"input": job_input, "policy": policy, "webhook": webhook, "s3Config": s3_config}
+    body = json.dumps({key: value for key, value in fields.items() if value is not None}, allow_nan=False).encode()
     if len(body) > RUN_BYTES:
         raise ClientError(
-            f"the job has {len(body) / MB:.1f} MB, and 10 MB is the most",
+            f"the job has {len(body) / MB:.1f} MB, more than the limit of 10 MB",
             code="too_large",
             field="input",
             hint="send large media as URLs",

@@ -1,4 +1,4 @@
-"""Local files into a job, and a job's video into a local file."""
+"""Puts local files into a job, and a job's video into a local file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.client.answers import ClientError, Download
 from engine.files.atomic import Part, part_in, sweep
 
 MB = 1_000_000
-#: A job of 10 MB holds three quarters of that as base64, and needs room for its other fields.
+#: Base64 in a job of 10 MB holds three quarters of that, less the space for its other fields.
 FILE_BYTES = 7 * MB
 
 
@@ -27,9 +27,9 @@ def file(path: str | os.PathLike[str], *, most: int = FILE_BYTES) -> str:
         size = path.stat().st_size
         if size > most:
             raise ClientError(
-                f"{path} has {size / MB:.1f} MB, and {most / MB:g} MB fit into a job",
+                f"{path} has {size / MB:.1f} MB, but a job has room for {most / MB:g} MB",
                 code="too_large",
-                hint="put it where the worker can fetch it, and send its URL",
+                hint="upload it to a place that the worker can reach, and send its URL",
             )
         content = path.read_bytes()
     except OSError as error:
@@ -42,75 +42,77 @@ def file(path: str | os.PathLike[str], *, most: int = FILE_BYTES) -> str:
 def talk(
     image: str | os.PathLike[str], *voices: str | os.PathLike[str] | None, prompt: str, **fields: Any
 ) -> dict[str, Any]:
-    """Return the input of a job: a picture, a voice for each person from left to right, as long as the voices last.
+    """Return the input of a job for a video of a picture and one voice per person, from left to right.
 
-    Each is a local file, or an address that the worker opens (`https://`, `s3://`, `data:`); None is a person who says
-    nothing. `fields` are further ones of the job API, among them another `num_frames`. Raises ClientError as `file`
-    does, and without a voice.
+    Each is a local file or an address that the worker opens (`https://`, `s3://`, `data:`); None is a silent person.
+    The video is as long as its voices, unless `fields`, further fields of the job API, set `num_frames`. Raises
+    ClientError as `file` does, and if there is no voice.
     """
     if not any(voice is not None for voice in voices):
-        raise ClientError("there is no voice", code="no_voice", hint="give a sound file for each person who speaks")
-    asked: dict[str, Any] = {"reference_image": _sent(image), "prompt": prompt, "num_frames": "auto"}
+        raise ClientError("there is no voice", code="no_voice", hint="give an audio file for each speaking person")
+    job_input: dict[str, Any] = {"reference_image": _address(image), "prompt": prompt, "num_frames": "auto"}
     if len(voices) <= 2 and None not in voices:
-        asked |= {f"audio_{index}": _sent(voice) for index, voice in enumerate(voices, start=1) if voice is not None}
+        job_input |= {
+            f"audio_{index}": _address(voice) for index, voice in enumerate(voices, start=1) if voice is not None
+        }
     else:
-        asked["speakers"] = [{"silence": True} if voice is None else {"audio": _sent(voice)} for voice in voices]
-    return asked | fields
+        job_input["speakers"] = [{"silence": True} if voice is None else {"audio": _address(voice)} for voice in voices]
+    return job_input | fields
 
 
-def _sent(media: str | os.PathLike[str]) -> str:
+def _address(media: str | os.PathLike[str]) -> str:
     address = isinstance(media, str) and (media.startswith("data:") or "://" in media)
     return str(media) if address else file(media)
 
 
 def address_of(output: Any) -> str | None:
     """Return the URL of a finished job's video, or None if the answer holds the video. Raises ClientError."""
-    told = output if isinstance(output, dict) else {}
-    if isinstance(url := told.get("video_url"), str):
+    fields = output if isinstance(output, dict) else {}
+    if isinstance(url := fields.get("video_url"), str):
         return url
-    if isinstance(told.get("video_base64"), str):
+    if isinstance(fields.get("video_base64"), str):
         return None
-    if path := told.get("video_path"):
-        hint = "fetch it from there, or ask for another sink (output.sink)"
+    if path := fields.get("video_path"):
+        hint = "copy it from there, or ask for another sink (output.sink)"
         raise ClientError(f"the video is on the worker's volume, as {path}", code="no_video", hint=hint)
     raise ClientError("the job's answer holds no video", code="no_video")
 
 
 def content_of(output: Mapping[str, Any]) -> bytes:
-    """Return the video that the answer holds. Raises ClientError for text that is cut off."""
+    """Return the video inside the answer. Raises ClientError if its base64 text is damaged."""
     try:
         return base64.b64decode(output["video_base64"], validate=True)
     except binascii.Error as error:
         raise ClientError(f"the video in the answer is damaged: {error}", code="damaged") from error
 
 
-class Writer(Protocol):
-    """Takes a video piece by piece."""
+class VideoWriter(Protocol):
+    """Writes a video in pieces."""
 
     def write(self, piece: bytes, /) -> None:
-        """Take the next piece."""
+        """Write the next piece."""
         ...
 
     def done(self, length: int | None = None) -> Download:
-        """Check what was written, put it in its place and say what it is. Raises ClientError."""
+        """Check the video, move it to its path and return it. Raises ClientError."""
         ...
 
 
 @contextmanager
-def saving(path: str | os.PathLike[str], output: Mapping[str, Any]) -> Iterator[Writer]:
-    """Write a video beside `path` and move it there when it is whole; nothing is left if it never is."""
+def save_video(path: str | os.PathLike[str], output: Mapping[str, Any]) -> Iterator[VideoWriter]:
+    """Write a video to a temporary file beside `path` and move it there when it is complete."""
     target = Path(path)
     try:
-        # What a download that was killed here left behind.
+        # Remove temporary files of downloads that were killed.
         sweep(target.parent, target.name)
         with part_in(target.parent, target.name) as part:
-            yield _Writer(part, target, output)
+            yield _VideoWriter(part, target, output)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ClientError(f"cannot write {target}: {reason}", code="bad_file") from error
 
 
-class _Writer:
+class _VideoWriter:
     def __init__(self, part: Part, target: Path, output: Mapping[str, Any]) -> None:
         self._part, self._target, self._output = part, target, output
         self._hash = hashlib.sha256()
@@ -122,15 +124,17 @@ class _Writer:
         self._part.file.write(piece)
 
     def done(self, length: int | None = None) -> Download:
-        digest, told = self._hash.hexdigest(), self._output.get("sha256")
-        if isinstance(told, str) and told.lower() != digest:
+        digest, expected_digest = self._hash.hexdigest(), self._output.get("sha256")
+        if isinstance(expected_digest, str) and expected_digest.lower() != digest:
             raise ClientError(
-                f"the video's SHA-256 is {digest}, and the worker told {told}", code="damaged", hint="fetch it again"
+                f"the video's SHA-256 is {digest}, but the worker's answer has {expected_digest}",
+                code="damaged",
+                hint="download it again",
             )
         for expected in (length, self._output.get("bytes")):
             if isinstance(expected, int) and expected != self._size:
                 raise ClientError(
-                    f"{self._size} of {expected} bytes of the video came", code="damaged", hint="fetch it again"
+                    f"received {self._size} of {expected} bytes of the video", code="damaged", hint="download it again"
                 )
         self._part.name(self._target, replace=True)
         return Download(self._target, digest, self._size)

@@ -1,4 +1,4 @@
-"""The client that waits in its own thread."""
+"""The client for programs without asyncio: its methods block."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import httpx2
 
-from engine.client.answers import ClientError, Download, Status, length, read_json, read_status, refused, result
-from engine.client.calls import BASE_URL, TIMEOUT, Address, Attempts, Looks, hide_queries, job_path, submission
-from engine.client.media import address_of, content_of, saving
+from engine.client.answers import ClientError, Download, Status, download_error, length, read_json, read_status, result
+from engine.client.calls import BASE_URL, TIMEOUT, Address, Attempts, PollInterval, hide_queries, job_path, submission
+from engine.client.media import address_of, content_of, save_video
 
 
 class Client:
-    """Speaks to one endpoint. Close it, or use it with `with`."""
+    """A client of one endpoint. Close it, or use it with `with`."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Client:
         tries: int = 6,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        """`tries` bounds how often a call is made in all; `transport` replaces the network."""
+        """`tries` is the total number of attempts of a call; `transport` replaces the network."""
         self._address = Address(endpoint_id, api_key, base_url)
         self._tries = tries
         hide_queries()
@@ -55,17 +55,17 @@ class Client:
     ) -> Job:
         """Send a job (docs/api.md has its fields). Raises ClientError.
 
-        It is sent again only where the first one cannot have arrived: a job that runs twice costs twice.
+        It is sent again only if the first attempt cannot have arrived: a job that runs twice costs twice.
         """
         body = submission(input, policy, webhook, s3_config)
         return Job(self, read_status(self._call("POST", "run", body, safe=False)).id)
 
     def job(self, job_id: str) -> Job:
-        """Return the job of that id, submitted by whomever; nothing is asked yet."""
+        """Return the job with that id, without a call."""
         return Job(self, job_id)
 
     def health(self) -> dict[str, Any]:
-        """Return the numbers of jobs and workers. Raises ClientError."""
+        """Return the counts of jobs and workers. Raises ClientError."""
         return self._call("GET", "health")
 
     def _call(self, method: str, path: str, body: bytes | None = None, *, safe: bool = True) -> dict[str, Any]:
@@ -87,14 +87,14 @@ class Client:
         attempts = Attempts(self._tries, safe=True)
         while True:
             try:
-                # Without our key: the video's host is another, and a presigned URL allows no second authorisation.
+                # Without the API key: it is another host, and a presigned URL allows no second authorisation.
                 with self._http.stream("GET", url, follow_redirects=True) as response:
                     pause = attempts.answered(response)
                     if pause is None:
                         if not response.is_success:
                             response.read()
-                            raise refused(response)
-                        with saving(path, output) as file:
+                            raise download_error(response)
+                        with save_video(path, output) as file:
                             for piece in response.iter_bytes():
                                 file.write(piece)
                             return file.done(length(response))
@@ -112,43 +112,43 @@ class Job:
         self._client = client
 
     def status(self) -> Status:
-        """Return how the job is. Raises ClientError, with code `not_found` for one that is no longer kept."""
+        """Return the status of the job. Raises ClientError, with code `not_found` if it is no longer kept."""
         return read_status(self._client._call("GET", job_path("status", self.id)))
 
     def follow(self, *, shortest: float = 0.5, longest: float = 10.0) -> Iterator[Status]:
-        """Yield how the job is whenever that has changed, last of all how it ended. Raises ClientError.
+        """Yield the status whenever it changes, until the job has ended. Raises ClientError.
 
-        It is looked at after `shortest` seconds if something changed, else after longer and longer ones.
+        The interval is `shortest` seconds after a change, then grows up to `longest`.
         """
-        looks, before = Looks(shortest, longest), None
+        interval, before = PollInterval(shortest, longest), None
         while True:
             status = self.status()
-            changed = status.seen != before
-            before = status.seen
+            changed = status.fingerprint != before
+            before = status.fingerprint
             if changed:
                 yield status
             if status.final:
                 return
-            time.sleep(looks.next(changed=changed))
+            time.sleep(interval.next(changed=changed))
 
     def wait(self, timeout: float | None = None) -> Any:
         """Return the finished job's output. Raises ClientError if it did not complete.
 
-        After `timeout` seconds the code is `timeout`, and the job goes on.
+        After `timeout` seconds the error's code is `timeout`, and the job continues.
         """
         end = None if timeout is None else time.monotonic() + timeout
-        looks = Looks(0.5, 5.0)
+        interval = PollInterval(0.5, 5.0)
         while not (status := self.status()).final:
-            pause = looks.next(changed=False)
+            pause = interval.next(changed=False)
             if end is not None and (pause := min(pause, end - time.monotonic())) <= 0:
                 raise ClientError(
-                    f"the job is {status.state} after {timeout:g} s", code="timeout", hint="it goes on", job=status
+                    f"the job is {status.state} after {timeout:g} s", code="timeout", hint="it continues", job=status
                 )
             time.sleep(pause)
         return result(status)
 
     def cancel(self) -> Status:
-        """Withdraw the job; one that is over stays as it is. Raises ClientError."""
+        """Cancel the job; one that has ended does not change. Raises ClientError."""
         return read_status(self._client._call("POST", job_path("cancel", self.id)))
 
     def retry(self) -> Status:
@@ -156,15 +156,15 @@ class Job:
         return read_status(self._client._call("POST", job_path("retry", self.id), safe=False))
 
     def download(self, path: str | os.PathLike[str], *, timeout: float | None = None) -> Download:
-        """Wait for the job and write its video to `path`, whole or not at all. Raises ClientError.
+        """Wait for the job and write its video to `path`, completely or not at all. Raises ClientError.
 
-        The video is checked against the SHA-256 that the answer tells, else by its length.
+        The video is checked with the SHA-256 of the answer if there is one, and with its length.
         """
         output = self.wait(timeout)
         url = address_of(output)
         if url is not None:
             return self._client._fetch(url, path, output)
         content = content_of(output)
-        with saving(path, output) as file:
+        with save_video(path, output) as file:
             file.write(content)
             return file.done()

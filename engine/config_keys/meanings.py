@@ -1,4 +1,4 @@
-"""What the fields of a config's dataclass mean: the `#:` comment above a field, or the help text of its flag."""
+"""The meaning of each field of a config dataclass: the `#:` comment above it, or the help text of its flag."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from functools import lru_cache
 
 
 def meanings(config: type) -> dict[str, str]:
-    """Return the meaning of each field of a dataclass, in one paragraph; "" where it has none.
+    """Return the meaning of each field of a dataclass as one paragraph; "" if it has none.
 
     A field's meaning is its metadata's `help` (the text of an entrypoint's flag), then the `#:` comment above it, in
-    the class itself or in the nearest base that has one. Where a class has no source, only `help` is known.
+    the class itself or in the nearest base class that has one. For a class without source code only `help` is known.
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for field in fields(config):
         comments = (_comments(base).get(field.name, "") for base in config.__mro__)
         parts = (field.metadata.get("help", ""), next(filter(None, comments), ""))
-        found[field.name] = " ".join(map(_sentence, filter(None, parts)))
-    return found
+        texts[field.name] = " ".join(map(_sentence, filter(None, parts)))
+    return texts
 
 
 def about(config: type) -> str:
-    """Return the first paragraph of a class's docstring as one line; "" where it has none of its own."""
+    """Return the first paragraph of a class's docstring as one line; "" if it has none of its own."""
     text = inspect.getdoc(config) or ""
-    # dataclasses write the signature where there is no docstring.
+    # A dataclass without a docstring gets its signature as docstring.
     return "" if text.startswith(f"{config.__name__}(") else " ".join(text.partition("\n\n")[0].split())
 
 
@@ -39,7 +39,7 @@ def _comments(config: type) -> Mapping[str, str]:
         return {}
     lines = source.splitlines()
     (body,) = ast.parse(source).body
-    found = {}
+    comments = {}
     for node in body.body if isinstance(body, ast.ClassDef) else ():
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             above: list[str] = []
@@ -47,11 +47,11 @@ def _comments(config: type) -> Mapping[str, str]:
             while line >= 0 and (text := lines[line].strip()).startswith("#:"):
                 above.insert(0, text.removeprefix("#:").strip())
                 line -= 1
-            found[node.target.id] = " ".join(above)
-    return found
+            comments[node.target.id] = " ".join(above)
+    return comments
 
 
 def _sentence(text: str) -> str:
-    if text.partition(" ")[0].isalpha():  # not what stands for a value: "para: all voices ..."
+    if text.partition(" ")[0].isalpha():  # not a value, as in "para: all voices ..."
         text = text[:1].upper() + text[1:]
     return text if text.endswith((".", "?", "!")) else f"{text}."

@@ -26,38 +26,38 @@ from engine.redaction import named_secret
 class Key:
     """One key of the config, as `multitalk config` and docs/config.md show it."""
 
-    #: Such as "sampler.steps". NAME stands for any name of a table, [] for any place in a list.
+    #: Such as "sampler.steps". NAME is any name in a table, [] any entry of a list.
     name: str
-    #: Choice that brings the key, such as "sink=s3"; "": every config of the group has it.
+    #: Choice that adds the key, such as "sink=s3"; "": every config of the group has it.
     choice: str
-    #: Its type, as it is written in Python, without dataclasses' names.
+    #: Type of the value in words.
     type: str
-    #: The schema's default, unresolved; omegaconf.MISSING where a preset or the user gives the value.
+    #: The schema's default, unresolved; omegaconf.MISSING if a preset or the user must set the value.
     default: Any = dataclass_field(hash=False)
-    #: Least and greatest number that is allowed; None: nothing is declared.
+    #: Smallest and largest allowed number; None: no range is declared.
     within: tuple[float, float] | None
-    #: Words that are allowed; empty: any text.
+    #: Allowed words; empty: any text.
     words: tuple[str, ...]
     meaning: str
     secret: bool = False
-    #: Whether other keys lie below this one: a group, a table or a list of groups.
+    #: Whether the key has keys below it: a group, or a table or list of groups.
     group: bool = False
 
     @property
     def allowed(self) -> str:
-        """What the value may be, beyond its type; "" where nothing is declared."""
+        """The allowed values in words; "" if nothing is declared."""
         numbers = f"{_number(self.within[0])} to {_number(self.within[1])}" if self.within else ""
         return " or ".join(filter(None, (numbers, ", ".join(f'"{word}"' for word in self.words))))
 
     @property
     def default_text(self) -> str:
-        """The default in words: a value, a reference to another key, or a variable of the environment."""
+        """The default in words: a value, a reference to another key, or an environment variable."""
         return "" if self.group else _default(self.default)
 
 
 @cache
 def keys() -> tuple[Key, ...]:
-    """Return every key: the schema's in its order, and after each group's own those that a choice of it brings."""
+    """Return all keys in the order of the schema; the keys of a group's components follow its own keys."""
     return tuple(_all())
 
 
@@ -65,11 +65,11 @@ def choices_of(group: str) -> dict[str, type]:
     """Return the config class of each component that can be chosen in a group, by the component's name."""
     installed()
     nodes = ConfigStore.instance().repo.get(group, {})
-    found = {}
+    kinds = {}
     for entry, node in sorted(nodes.items()):
         if isinstance(node, ConfigNode) and entry != "schema.yaml":
-            found[entry.removesuffix(".yaml")] = OmegaConf.get_type(node.node)
-    return {name: kind for name, kind in found.items() if kind is not None and is_dataclass(kind)}
+            kinds[entry.removesuffix(".yaml")] = OmegaConf.get_type(node.node)
+    return {name: kind for name, kind in kinds.items() if kind is not None and is_dataclass(kind)}
 
 
 def provider_of(group: str, name: str) -> str:
@@ -96,14 +96,14 @@ def _all() -> Iterator[Key]:
 
 
 def _below(kind: Any, prefix: str, choice: str, leave_out: typing.Collection[str] = ()) -> Iterator[Key]:
-    hints, told = typing.get_type_hints(kind), meanings(kind)
+    hints, texts = typing.get_type_hints(kind), meanings(kind)
     for field in fields(kind):
         if field.name in leave_out:
             continue
         name, hint = f"{prefix}.{field.name}", hints[field.name]
-        yield _key(field, name, choice, hint, told[field.name])
+        yield _key(field, name, choice, hint, texts[field.name])
         below = _dataclass_in(hint)
-        # An entrypoint names other parts of the config, which stand under their own names.
+        # An entrypoint refers to other parts of the config, which are listed under their own names.
         if below is not None and not prefix.startswith("entrypoint"):
             origin = typing.get_origin(hint)
             step = {list: "[]", dict: ".NAME"}.get(origin, "") if origin else ""
@@ -130,7 +130,7 @@ def _key(field: Field[Any], name: str, choice: str, hint: Any, meaning: str) -> 
 
 
 def _dataclass_in(hint: Any) -> Any:
-    """Return the dataclass that a field holds, itself or in a list or table; None where it holds none."""
+    """Return the dataclass in a type hint, alone or in a list or table; None if there is none."""
     parts = [hint, *typing.get_args(hint)]
     return next((part for part in parts if isinstance(part, type) and is_dataclass(part)), None)
 
@@ -151,9 +151,9 @@ def _type(hint: Any) -> str:
 def _default(value: Any) -> str:
     if value == MISSING and isinstance(value, str):
         return "none: it must be given"
-    if isinstance(value, str) and (found := re.fullmatch(r"\$\{oc\.env:(\w+),(.*)\}", value)):
-        other = found[2].strip("'\"")
-        return f"`${found[1]}`, else {f'`{other}`' if other else 'empty'}"
+    if isinstance(value, str) and (match := re.fullmatch(r"\$\{oc\.env:(\w+),(.*)\}", value)):
+        other = match[2].strip("'\"")
+        return f"`${match[1]}`, else {f'`{other}`' if other else 'empty'}"
     if isinstance(value, str) and "${" in value:
         return f"`{value}`"
     if isinstance(value, list) and any("${" in str(part) for part in value):

@@ -1,4 +1,4 @@
-"""What is wrong with this machine for the config it is to run, and what to do about it."""
+"""Checks of this machine for a config: what is wrong, and what to do about it."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from engine.machine.host_memory import free_host_memory
 from engine.planning.gpus import installed_cards
 from engine.plugin.manager import Registry, installed
 from engine.service import EngineService
-from engine.serving.worker.fitness import UnfitError, check_room
+from engine.serving.worker.fitness import UnfitError, check_disk_space
 from engine.text.amounts import gigabytes
 
 State = Literal["ok", "note", "broken"]
 
 _MIB, _GB = 2**20, 1e9
-#: Most bytes and seconds of the probe of a folder, each way.
-_PROBE, _PATIENCE = 64 * _MIB, 3.0
-#: Bytes a second below which the start of a worker is a matter of minutes.
+#: Most bytes and seconds of the speed test of a folder, for reading and for writing.
+_PROBE, _MAX_SECONDS = 64 * _MIB, 3.0
+#: Bytes per second below which a worker takes minutes to start.
 _SLOW = 100e6
-#: Share of the largest value by which attention in bfloat16, or in 8 bits, may be off.
+#: Largest error of attention in bfloat16 or 8 bits, as a share of the largest value.
 _WRONG = 0.1
-#: What the distribution installs; common words, so another one may install them, too.
+#: Import names of this distribution; they are common words, so another distribution may install them, too.
 _PACKAGES = ("engine", "plugins")
-#: What RunPod and the docs of this project know; values are never shown.
+#: Variables of RunPod and of this project's docs; only their names are printed.
 _VARIABLES = (
     *("RUNPOD_POD_ID", "RUNPOD_ENDPOINT_ID", "RUNPOD_INIT_TIMEOUT", "RUNPOD_LOG_LEVEL"),
     *("MODEL_PATH", "S3_BUCKET", "BUCKET_ENDPOINT_URL", "HF_TOKEN"),
@@ -48,25 +48,25 @@ _VARIABLES = (
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
+class CheckResult:
+    """The result of one check."""
 
     name: str
-    #: "broken": this config cannot work here. "note": it works, and there is something to know.
+    #: "broken": this config cannot work here. "note": it works, but with a remark.
     state: State
     what: str
-    #: What to do; empty where nothing is to be done.
+    #: What to do; "": nothing.
     hint: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
-    #: For a terminal, in place of the hint: where it was looked for, and commands, in lines of their own.
+    #: For a terminal, instead of the hint: the searched places and the commands, in lines of their own.
     more: tuple[str, ...] = ()
 
 
-Check = Callable[["Patient"], Iterator[Finding]]
+Check = Callable[["CheckContext"], Iterator[CheckResult]]
 
 
-class Patient:
-    """A config and what several checks want to know of it."""
+class CheckContext:
+    """The config that is checked, and facts that several checks need."""
 
     def __init__(self, overrides: Sequence[str]) -> None:
         """Compose `overrides`. Raises ConfigError."""
@@ -92,139 +92,141 @@ class Patient:
         return service.plan(request).estimates
 
 
-def examine(overrides: Sequence[str] = ()) -> list[Finding]:
-    """Look at everything and return what was found, in the order to read it. Raises ConfigError for the overrides."""
-    patient = Patient(overrides)
-    found: list[Finding] = []
+def examine(overrides: Sequence[str] = ()) -> list[CheckResult]:
+    """Run all checks and return their results, in the order to print them. Raises ConfigError for the overrides."""
+    context = CheckContext(overrides)
+    results: list[CheckResult] = []
     for check in CHECKS:
         name = check.__name__.removeprefix("check_")
         try:
-            found += check(patient)
+            results += check(context)
         except EngineError as error:
             what, more = error.report()
-            found.append(Finding(name, "broken", what, error.hint, more=more))
-        except Exception as error:  # noqa: BLE001 - a check that fails must not hide what the others find
-            # The text of a foreign error may hold anything, an address with a key in it too.
-            found.append(Finding(name, "broken", f"could not be looked at ({type(error).__name__})"))
-    return found
+            results.append(CheckResult(name, "broken", what, error.hint, more=more))
+        except Exception as error:  # noqa: BLE001 - a check that fails must not hide the results of the others
+            # Not the text of the error: it may contain anything, even an address with a key.
+            results.append(CheckResult(name, "broken", f"the check failed ({type(error).__name__})"))
+    return results
 
 
 # --- the checks -------------------------------------------------------------------------------------------------------
 
 
-def check_versions(patient: Patient) -> Iterator[Finding]:
+def check_versions(context: CheckContext) -> Iterator[CheckResult]:
     """Python, the engine, and its libraries."""
     from engine.assembly.provenance import versions
 
-    known = versions()
+    packages = versions()
     python = platform.python_version()
-    text = f"Python {python}, " + ", ".join(f"{name} {version}" for name, version in known.items())
+    text = f"Python {python}, " + ", ".join(f"{name} {version}" for name, version in packages.items())
     old = sys.version_info < (3, 11)
-    yield Finding("versions", "broken" if old else "ok", text, "use Python 3.11 or later" if old else "", known)
-    for name in patient.registry.broken:
-        yield Finding("plugins", "note", f"the plugin {name} could not be loaded", "multitalk plugins says why")
+    yield CheckResult("versions", "broken" if old else "ok", text, "use Python 3.11 or later" if old else "", packages)
+    for name in context.registry.broken:
+        yield CheckResult("plugins", "note", f"the plugin {name} could not be loaded", "multitalk plugins says why")
 
 
-def check_imports(patient: Patient) -> Iterator[Finding]:
-    """Whether `engine` and `plugins` are this distribution's, and no other's beside it (docs/decisions/017)."""
-    found = {name: spec.origin for name in _PACKAGES if (spec := find_spec(name)) is not None and spec.origin}
+def check_imports(context: CheckContext) -> Iterator[CheckResult]:
+    """Whether `engine` and `plugins` belong to this distribution only (docs/decisions/017)."""
+    origins = {name: spec.origin for name in _PACKAGES if (spec := find_spec(name)) is not None and spec.origin}
     owners = packages_distributions()
     others = sorted({owner for name in _PACKAGES for owner in owners.get(name, ()) if owner != "multitalk-engine"})
-    places = {Path(origin).parent.parent for origin in found.values()}
-    text = " and ".join(f"{name} is {origin}" for name, origin in found.items())
+    places = {Path(origin).parent.parent for origin in origins.values()}
+    text = " and ".join(f"{name} is {origin}" for name, origin in origins.items())
     if others:
         hint = "install multitalk-engine into an environment of its own"
-        what = f"a package called engine or plugins is installed by {', '.join(others)}, too"
-        yield Finding("imports", "broken", what, hint, found)
-    elif len(found) < len(_PACKAGES) or len(places) > 1:
-        hint = "start Python where no folder is called engine or plugins, and look at PYTHONPATH"
-        yield Finding("imports", "broken", f"{text}, which are not of one package", hint, found)
+        what = f"{', '.join(others)} also installs a package called engine or plugins"
+        yield CheckResult("imports", "broken", what, hint, origins)
+    elif len(origins) < len(_PACKAGES) or len(places) > 1:
+        hint = "start Python in a folder without folders called engine or plugins, and check PYTHONPATH"
+        yield CheckResult("imports", "broken", f"{text}, which are not of one package", hint, origins)
     else:
-        yield Finding("imports", "ok", text, "", found)
+        yield CheckResult("imports", "ok", text, "", origins)
 
 
-def check_device(patient: Patient) -> Iterator[Finding]:
-    """torch's build against the driver."""
+def check_device(context: CheckContext) -> Iterator[CheckResult]:
+    """torch's build and the driver."""
     import torch
 
     build, driver = torch.version.cuda, _driver() or ("unknown" if torch.cuda.is_available() else None)
-    built = f"torch {torch.__version__}, built for " + (f"CUDA {build}" if build else "CPUs alone")
-    details = {"torch": torch.__version__, "cuda_build": build, "driver": driver, "cards": list(patient.cards)}
-    wanted = patient.config.device == "cuda"
+    built = f"torch {torch.__version__}, built for " + (f"CUDA {build}" if build else "CPUs only")
+    details = {"torch": torch.__version__, "cuda_build": build, "driver": driver, "cards": list(context.cards)}
+    required = context.config.device == "cuda"
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         name = f"{properties.name}, compute capability {properties.major}.{properties.minor}"
-        yield Finding("device", "ok", f"{built}; driver {driver}; {name}", "", details)
+        yield CheckResult("device", "ok", f"{built}; driver {driver}; {name}", "", details)
     elif driver is None:
-        hint = "choose a machine with a GPU, start the container with --gpus all, or use device=cpu" if wanted else ""
-        yield Finding("device", "broken" if wanted else "ok", f"{built}; no NVIDIA driver, so the CPU", hint, details)
+        hint = "choose a machine with a GPU, start the container with --gpus all, or use device=cpu" if required else ""
+        yield CheckResult(
+            "device", "broken" if required else "ok", f"{built}; no NVIDIA driver, so the CPU", hint, details
+        )
     elif not build:
         hint = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
-        yield Finding("device", "broken", f"{built}, but driver {driver} and a GPU are here", hint, details)
+        yield CheckResult("device", "broken", f"{built}, but driver {driver} and a GPU are here", hint, details)
     else:
         hint = f"update the driver to one for CUDA {build}, or install a torch built for an older CUDA"
-        yield Finding("device", "broken", f"{built}; driver {driver} does not serve it", hint, details)
+        yield CheckResult("device", "broken", f"{built}; driver {driver} does not serve it", hint, details)
 
 
-def check_memory(patient: Patient) -> Iterator[Finding]:
-    """What a plan needs against what there is."""
+def check_memory(context: CheckContext) -> Iterator[CheckResult]:
+    """The memory that a plan needs, and the free memory."""
     import torch
 
-    found, host = patient.estimates(), free_host_memory()
-    if patient.device == "cuda" and torch.cuda.is_available():
+    estimates, host = context.estimates(), free_host_memory()
+    if context.device == "cuda" and torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        needed = None if found is None else found.device_memory_bytes
+        needed = None if estimates is None else estimates.device_memory_bytes
         text = f"{free / _GB:.1f} of {gigabytes(total)} are free on the card"
-        yield _room("device memory", needed, free, text, found)
+        yield _compare_memory("device memory", needed, free, text, estimates)
     if host is not None:
-        needed = None if found is None else found.host_memory_bytes
-        yield _room("host memory", needed, host, f"{gigabytes(host)} are free", found)
+        needed = None if estimates is None else estimates.host_memory_bytes
+        yield _compare_memory("host memory", needed, host, f"{gigabytes(host)} are free", estimates)
 
 
-def check_attention(patient: Patient) -> Iterator[Finding]:
-    """Each backend, run once on the device against torch's plain arithmetic."""
+def check_attention(context: CheckContext) -> Iterator[CheckResult]:
+    """Each attention backend, run once on the device and compared with torch's plain operations."""
     import torch
 
-    device = patient.device
+    device = context.device
     if device == "cuda" and not torch.cuda.is_available():
-        # Said already.
+        # Already reported.
         return
-    for name in patient.registry.attention.names():
-        chosen = name == patient.config.attention.name
+    for name in context.registry.attention.names():
+        chosen = name == context.config.attention.name
         bad: State = "broken" if chosen else "note"
         try:
-            backends = patient.registry.attention
-            backend = backends.build(patient.config.attention) if chosen else backends.build_default(name)
+            backends = context.registry.attention
+            backend = backends.build(context.config.attention) if chosen else backends.build_default(name)
             kernel = backend.resolve(device)
             error = try_attention(kernel, device)
         except EngineError as problem:
-            yield Finding(f"attention={name}", bad, problem.what, problem.hint if chosen else "")
+            yield CheckResult(f"attention={name}", bad, problem.what, problem.hint if chosen else "")
             continue
         except Exception as problem:  # noqa: BLE001 - a kernel may raise anything
             what = f"its kernel fails ({type(problem).__name__})"
-            yield Finding(f"attention={name}", bad, what, "choose attention=sdpa" if chosen else "")
+            yield CheckResult(f"attention={name}", bad, what, "choose attention=sdpa" if chosen else "")
             continue
         what = f"runs as {kernel}, {error:.1e} from plain arithmetic"
         right = error < _WRONG
         hint = "" if right else "its result is wrong: choose another"
-        yield Finding(f"attention={name}", "ok" if right else bad, what, hint)
+        yield CheckResult(f"attention={name}", "ok" if right else bad, what, hint)
 
 
-def check_weights(patient: Patient) -> Iterator[Finding]:
-    """What the chosen source finds, and whether quantisation and LoRAs go with it."""
-    folder = locate_weights(patient.config, patient.registry)
-    check_suited(patient.config, folder, patient.registry)
+def check_weights(context: CheckContext) -> Iterator[CheckResult]:
+    """The weights of the chosen source, and whether quantisation and LoRAs are compatible with them."""
+    folder = locate_weights(context.config, context.registry)
+    check_suited(context.config, folder, context.registry)
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    text = f"{patient.config.model.name}: complete in {folder}, {gigabytes(size, 2)}"
-    yield Finding("weights", "ok", text, "", {"folder": str(folder), "bytes": size})
+    text = f"{context.config.model.name}: complete in {folder}, {gigabytes(size, 2)}"
+    yield CheckResult("weights", "ok", text, "", {"folder": str(folder), "bytes": size})
 
 
-def check_volume(patient: Patient) -> Iterator[Finding]:
-    """How fast weights come from where they are, and whether a folder beside them can be written to."""
+def check_volume(context: CheckContext) -> Iterator[CheckResult]:
+    """The read speed of the volume with the weights, and its write speed if it is writable."""
     try:
-        folder = locate_weights(patient.config, patient.registry)
+        folder = locate_weights(context.config, context.registry)
     except EngineError:
-        # Said already.
+        # Already reported.
         return
     largest = max(folder.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
     reading = read_speed(largest)
@@ -237,51 +239,51 @@ def check_volume(patient: Patient) -> Iterator[Finding]:
     total = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     slow = reading < _SLOW and total > _GB
     hint = f"reading the weights takes {total / reading / 60:.0f} minutes: use a faster volume" if slow else ""
-    yield Finding("volume", "note" if slow else "ok", text, hint, details)
+    yield CheckResult("volume", "note" if slow else "ok", text, hint, details)
 
 
-def check_disk(patient: Patient) -> Iterator[Finding]:
-    """Room for a job's files."""
+def check_disk(context: CheckContext) -> Iterator[CheckResult]:
+    """Disk space for a job's files."""
     folder = Path(tempfile.gettempdir())
     try:
-        check_room(folder)
+        check_disk_space(folder)
     except UnfitError as error:
         what, _, hint = str(error).partition("; ")
-        yield Finding("disk", "broken", what, hint)
+        yield CheckResult("disk", "broken", what, hint)
         return
     free = os.statvfs(folder)
-    yield Finding("disk", "ok", f"{gigabytes(free.f_bavail * free.f_frsize)} are free for temporary files")
+    yield CheckResult("disk", "ok", f"{gigabytes(free.f_bavail * free.f_frsize)} are free for temporary files")
 
 
-def check_sink(patient: Patient) -> Iterator[Finding]:
-    """Where videos go; a bucket gets an object, which is taken away again."""
-    registry = patient.registry
-    sinks = {patient.config.sink.name: registry.sinks.build(patient.config.sink)}
-    given = any(os.environ.get(name) for name in ("S3_BUCKET", "BUCKET_ENDPOINT_URL"))
-    if given and "s3" in registry.sinks.names() and "s3" not in sinks:
-        # A job may ask for it, whatever the config's own sink is.
-        sinks["s3"] = registry.sinks.build(EngineService([*patient.service.overrides, "sink=s3"]).config.sink)
+def check_sink(context: CheckContext) -> Iterator[CheckResult]:
+    """The sink of videos; in a bucket a test object is written and removed."""
+    registry = context.registry
+    sinks = {context.config.sink.name: registry.sinks.build(context.config.sink)}
+    configured = any(os.environ.get(name) for name in ("S3_BUCKET", "BUCKET_ENDPOINT_URL"))
+    if configured and "s3" in registry.sinks.names() and "s3" not in sinks:
+        # A job may ask for it, even if the config has another sink.
+        sinks["s3"] = registry.sinks.build(EngineService([*context.service.overrides, "sink=s3"]).config.sink)
     for name, sink in sinks.items():
         if isinstance(sink, RehearsingSink):
             sink.rehearse()
-            yield Finding("sink", "ok", f"{name}: an object was written, read and removed")
+            yield CheckResult("sink", "ok", f"{name}: an object was written, read and removed")
         else:
             sink.check(None)
-            yield Finding("sink", "ok", f"{name}: ready")
+            yield CheckResult("sink", "ok", f"{name}: ready")
 
 
-def check_runpod(patient: Patient) -> Iterator[Finding]:
-    """The variables of a worker, by name alone."""
-    given = [name for name in _VARIABLES if os.environ.get(name)]
+def check_runpod(context: CheckContext) -> Iterator[CheckResult]:
+    """The names of the variables of a worker that are set."""
+    names = [name for name in _VARIABLES if os.environ.get(name)]
     if not (os.environ.get("RUNPOD_POD_ID") or os.environ.get("RUNPOD_ENDPOINT_ID")):
-        yield Finding("runpod", "ok", "not on RunPod", "", {"set": given})
+        yield CheckResult("runpod", "ok", "not on RunPod", "", {"set": names})
         return
-    text = f"on RunPod; set: {', '.join(given)}"
+    text = f"on RunPod; set: {', '.join(names)}"
     if os.environ.get("RUNPOD_LOG_LEVEL", "DEBUG").upper() == "DEBUG":
         hint = "set RUNPOD_LOG_LEVEL=INFO: at DEBUG the SDK logs answers, and links to videos with them"
-        yield Finding("runpod", "note", text, hint, {"set": given})
+        yield CheckResult("runpod", "note", text, hint, {"set": names})
     else:
-        yield Finding("runpod", "ok", text, "", {"set": given})
+        yield CheckResult("runpod", "ok", text, "", {"set": names})
 
 
 CHECKS: tuple[Check, ...] = (
@@ -302,7 +304,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def try_attention(kernel: str, device: str) -> float:
-    """Run a backend of diffusers' once; return how far it is from plain arithmetic, as a share of its largest value."""
+    """Run an attention backend once; return its largest error, as a share of the largest exact value."""
     import torch
 
     from engine.multitalk.compat import AttentionBackendName, dispatch_attention_fn
@@ -311,20 +313,20 @@ def try_attention(kernel: str, device: str) -> float:
     random = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, 256, 4, 128, generator=random).to(device, dtype) for _ in range(3))
     with torch.no_grad():
-        given = dispatch_attention_fn(query, key, value, backend=AttentionBackendName(kernel)).float()
+        result = dispatch_attention_fn(query, key, value, backend=AttentionBackendName(kernel)).float()
         scores = torch.einsum("blhd,bmhd->bhlm", query.float(), key.float()) / 128**0.5
         plain = torch.einsum("bhlm,bmhd->blhd", scores.softmax(-1), value.float())
-    return float((given - plain).abs().max() / plain.abs().max())
+    return float((result - plain).abs().max() / plain.abs().max())
 
 
 def read_speed(path: Path) -> float:
-    """Return bytes a second at which the beginning of a file is read, what the cache has of it dropped before."""
+    """Return the bytes per second at which the beginning of a file is read, after dropping it from the page cache."""
     handle = os.open(path, os.O_RDONLY)
     try:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(handle, 0, _PROBE, os.POSIX_FADV_DONTNEED)
         began, done = time.monotonic(), 0
-        while done < _PROBE and time.monotonic() - began < _PATIENCE:
+        while done < _PROBE and time.monotonic() - began < _MAX_SECONDS:
             part = os.read(handle, 4 * _MIB)
             if not part:
                 break
@@ -335,12 +337,12 @@ def read_speed(path: Path) -> float:
 
 
 def write_speed(folder: Path) -> float | None:
-    """Return bytes a second at which a file is written and synchronised in `folder`, None where that fails."""
+    """Return the bytes per second at which a file is written and synced in `folder`; None if that fails."""
     block = os.urandom(4 * _MIB)
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".multitalk-doctor-") as file:
             began, done = time.monotonic(), 0
-            while done < _PROBE and time.monotonic() - began < _PATIENCE:
+            while done < _PROBE and time.monotonic() - began < _MAX_SECONDS:
                 file.write(block)
                 done += len(block)
             file.flush()
@@ -358,13 +360,17 @@ def _driver() -> str | None:
     return next((word for word in line.split() if word[:1].isdigit() and "." in word), "unknown")
 
 
-def _room(name: str, needed: int | None, free: int, text: str, found: Estimates | None) -> Finding:
+def _compare_memory(name: str, needed: int | None, free: int, text: str, estimates: Estimates | None) -> CheckResult:
     details = {"free_bytes": free, "needed_bytes": needed}
     if needed is None:
-        return Finding(name, "note", f"{text}; what the model needs is not known", "", details)
+        return CheckResult(name, "note", f"{text}; what the model needs is not known", "", details)
     text = f"{text}; a window needs {gigabytes(needed)}"
     if needed <= free:
-        return Finding(name, "ok", text, "", details)
-    change = next((one.change for one in found.cards if found and one.card == found.card), ()) if found else ()
+        return CheckResult(name, "ok", text, "", details)
+    change = (
+        next((one.change for one in estimates.cards if estimates and one.card == estimates.card), ())
+        if estimates
+        else ()
+    )
     hint = f"try {' '.join(change)}" if change else "multitalk plan says what would fit: memory=, quant=, resolution="
-    return Finding(name, "broken", text, hint, details)
+    return CheckResult(name, "broken", text, hint, details)

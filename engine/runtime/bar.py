@@ -1,4 +1,4 @@
-"""Progress on a terminal: a bar that also moves between two reports, with the time that passed and is left."""
+"""A progress bar on a terminal, with elapsed and remaining time, that also moves between two progress updates."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from engine.data import Progress
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: What is shown until the first report, which needs torch.
+#: Text until the first progress update, which needs torch.
 LOADING = "loading libraries"
-#: Seconds for a piece of which nothing is known.
+#: Assumed seconds of a piece of work that was not measured yet.
 _UNKNOWN = 20.0
-#: Share of a piece up to which the bar trusts what it should take; behind it, it only comes nearer and nearer.
+#: Share of a piece's expected time after which the bar slows down and only approaches the piece's end.
 _TRUSTED = 0.8
-#: Pictures a second.
+#: Refreshes per second.
 _RATE = 5
 
 
 @dataclass(frozen=True)
-class Sign(Progress):
-    """A report of progress that says how far away the next one is."""
+class TimedProgress(Progress):
+    """A progress update with an estimate of the next one."""
 
-    #: Share of the whole that the piece of work is which has begun: a step, an encoding or decoding of a window.
+    #: Share of the whole of the piece of work that has just begun: a step, or encoding or decoding a window.
     ahead: float = 0.0
-    #: Seconds that it should take; None while nothing is known.
+    #: Expected seconds of that piece; None if nothing was measured yet.
     expected: float | None = None
 
 
-def moved(progress: Progress, seconds: float) -> Progress:
-    """Return where a generation should stand `seconds` after its last report; never past its next one."""
-    if not isinstance(progress, Sign):
+def extrapolate(progress: Progress, seconds: float) -> Progress:
+    """Return the expected progress `seconds` after the last update, never beyond the next one."""
+    if not isinstance(progress, TimedProgress):
         return progress
     expected = progress.expected or _UNKNOWN
     share = seconds / expected
@@ -45,14 +45,14 @@ def moved(progress: Progress, seconds: float) -> Progress:
         share = 1 - (1 - _TRUSTED) * math.exp(-(share - _TRUSTED) / (1 - _TRUSTED))
     remaining = progress.remaining
     if remaining is not None:
-        # A piece that takes longer than it should leaves the time of the others.
+        # If a piece takes longer than expected, the time of the other pieces still remains.
         remaining = max(remaining - seconds, remaining - (progress.expected or 0.0), 0.0)
     return replace(progress, fraction=min(1.0, progress.fraction + progress.ahead * share), remaining=remaining)
 
 
 @contextmanager
 def bar(console: Console, describe: Callable[[Progress], str]) -> Iterator[ProgressCallback]:
-    """Draw the bar while the block runs, several times a second, and take it away again; `describe` is its text."""
+    """Draw the bar while the block runs and remove it at the end; `describe` returns its text."""
     from rich.live import Live
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -60,30 +60,30 @@ def bar(console: Console, describe: Callable[[Progress], str]) -> Iterator[Progr
     began = time.monotonic()
     last, since = Progress(LOADING), began
 
-    def tell(progress: Progress) -> None:
+    def report(progress: Progress) -> None:
         nonlocal last, since
         last, since = progress, time.monotonic()
 
     def draw() -> Table:
         now = time.monotonic()
-        shown = moved(last, now - since)
+        current = extrapolate(last, now - since)
         row = Table.grid(padding=(0, 1))
         row.add_row(
-            # Pulses while nothing can be said.
-            ProgressBar(1.0, shown.fraction, width=30, pulse=not shown.fraction, animation_time=now),
-            f"{shown.fraction:4.0%}",
+            # Pulses until there is progress.
+            ProgressBar(1.0, current.fraction, width=30, pulse=not current.fraction, animation_time=now),
+            f"{current.fraction:4.0%}",
             elapsed(now - began),
-            describe(shown),
+            describe(current),
         )
         return row
 
-    # From a thread of its own: one piece may take minutes.
+    # Drawn in a separate thread, because one piece may take minutes.
     with Live(console=console, transient=True, refresh_per_second=_RATE, get_renderable=draw):
-        yield tell
+        yield report
 
 
 def elapsed(seconds: float) -> str:
-    """Return seconds as minutes and seconds, with hours where there are any."""
+    """Return seconds as m:ss, or h:mm:ss from one hour on."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""What "auto" means for device and dtype on this machine."""
+"""Resolves "auto" for device and dtype on this machine."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from engine.errors import ConfigError
 from engine.machine.device import resolve_device, resolve_dtype
 
-#: What torch reads when its allocator of CUDA memory starts: the name of today, and that of torch before 2.9.
+#: Environment variables of torch's CUDA allocator: the current name, and the one before torch 2.9.
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 def pick_device(name: str) -> str:
-    """Return the device that `name` means here: "cpu" or "cuda". Raises ConfigError.
+    """Return "cpu" or "cuda" for `name`, which may be "auto". Raises ConfigError.
 
-    Where it is CUDA, torch's allocator is told how to work, unless the user's environment does so.
+    For CUDA it also configures torch's allocator, unless the user's environment does.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"no device named {name!r}", field="device", hint="auto, cpu or cuda")
@@ -30,10 +30,10 @@ def pick_device(name: str) -> str:
 
 
 def _let_segments_grow() -> None:
-    """Have the allocator extend its segments, before it starts.
+    """Enable expandable segments of the allocator, before it starts.
 
-    What comes and goes here is of very unlike sizes (weights, activations of a window, a decoded film): between
-    segments of fixed sizes, room is lost that a card with little of it needs.
+    Allocations differ much in size (weights, activations of a window, decoded frames). Segments of fixed sizes would
+    fragment the memory of small cards.
     """
     if not any(variable in os.environ for variable in ALLOCATOR):
         version = tuple(int(part) for part in torch.__version__.split(".")[:2])
@@ -41,7 +41,7 @@ def _let_segments_grow() -> None:
 
 
 def pick_dtype(name: str, device: str) -> str:
-    """Return "bfloat16" or "float32", whichever `name` means on `device`. Raises ConfigError."""
+    """Return "bfloat16" or "float32" for `name`, which may be "auto", on `device`. Raises ConfigError."""
     if name not in ("auto", "bfloat16", "float32"):
         raise ConfigError(f"no dtype named {name!r}", field="dtype", hint="auto, bfloat16 or float32")
     return resolve_dtype(name, device)

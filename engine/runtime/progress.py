@@ -1,4 +1,4 @@
-"""Signs of life: where a generation stands, what each stage took, how long the rest will take."""
+"""Progress updates of a generation: its position, the time of each stage, and the remaining time."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from engine.components import CancelToken, ProgressCallback
 from engine.data import Progress
 from engine.errors import Cancelled
-from engine.runtime.bar import Sign
+from engine.runtime.bar import TimedProgress
 from engine.runtime.memory import Peaks
 
-#: The pieces of work of each window. Until one of a kind was measured, its time is a multiple of that of another kind.
-#: Decoding takes twice as long as encoding (measured with the embedded model: 1.7 to 2.4 times as long). How a step
-#: compares with an encoding depends on the model, and is known after the first step.
+#: The pieces of work of each window. Until a kind is measured, its time is estimated as a multiple of another kind.
+#: Decoding takes about twice as long as encoding (measured with the embedded model: 1.7 to 2.4 times). The ratio of a
+#: step to an encoding depends on the model, and is known after the first step.
 _PIECES = {"encode": (1.0, ""), "step": (1.0, "encode"), "decode": (2.0, "encode"), "write": (0.1, "decode")}
 
 
 class Meter:
-    """Counts the pieces of one generation, measures its stages and asks the cancel token between them."""
+    """Counts the pieces of one generation, measures its stages and checks the cancel token between them."""
 
     def __init__(
         self,
@@ -35,23 +35,23 @@ class Meter:
         self._steps = self._windows = self._window = 0
         #: Evaluations of the network in each step.
         self._sizes: tuple[int, ...] = ()
-        #: Of each kind of piece how many are done, and the seconds that those took.
+        #: Kind of piece -> number of finished pieces, and their seconds.
         self._done = dict.fromkeys(_PIECES, 0)
         self._took = dict.fromkeys(_PIECES, 0.0)
-        #: The kind of the piece at work, and since when.
+        #: The kind of the current piece, and its start.
         self._piece = ""
         self._size = 1
         self._since = 0.0
         self._fraction = 0.0
         self._warnings: tuple[str, ...] = ()
-        #: Seconds by stage.
+        #: Stage -> seconds.
         self.timings: dict[str, float] = {}
         #: Memory by stage.
         self.peaks = Peaks(device)
-        self.last: Progress = Sign("start")
+        self.last: Progress = TimedProgress("start")
 
     def expect(self, windows: int, steps: int, evaluations: Sequence[int] = ()) -> None:
-        """Say how much there is to do: `windows` windows of `steps` steps.
+        """Set the amount of work: `windows` windows of `steps` steps.
 
         `evaluations` are those of the network in each step, of which one takes as long as another; empty: one a step.
         """
@@ -59,19 +59,19 @@ class Meter:
         self._sizes = tuple(evaluations) or (1,) * steps
 
     def warn(self, warnings: Sequence[str]) -> None:
-        """Report what is known before the work; all progress from here on carries it."""
+        """Add `warnings` to all progress updates from now on."""
         self._warnings = tuple(warnings)
         if self._warnings:
-            self._tell(self.last.stage, step=0)
+            self._report(self.last.stage, step=0)
 
     @contextmanager
     def stage(self, name: str, *, window: int = 0) -> Iterator[None]:
-        """Measure what happens inside as stage `name`. Raises Cancelled at its begin if the caller withdrew."""
+        """Measure the block as stage `name`. Raises Cancelled at its begin if the caller cancelled."""
         self.check(name)
         self._window = window
         piece = "step" if name == "denoise" else name
         self._begin(piece if window and piece in _PIECES else "")
-        self._tell(name, step=0)
+        self._report(name, step=0)
         began = self._clock()
         try:
             yield
@@ -86,22 +86,22 @@ class Meter:
         """Note that step `number` (from 1) of the current window is done."""
         self._end()
         self._begin("step" if number < self._steps else "", number)
-        self._tell("denoise", step=number)
+        self._report("denoise", step=number)
         return self.last
 
     def window_done(self) -> None:
-        """Note that all of the current window is done."""
-        # Whoever skips a stage has done with it, too.
+        """Note that the current window is done."""
+        # Skipped pieces count as done.
         for piece in _PIECES:
             self._done[piece] = max(self._done[piece], self._window * self._units(piece))
-        self._tell("write", step=0)
+        self._report("write", step=0)
 
     def is_set(self) -> bool:
-        """Whether the caller withdrew: a meter is a cancel token itself."""
+        """Return whether the caller cancelled: a meter is a cancel token, too."""
         return self._cancel is not None and self._cancel.is_set()
 
     def check(self, stage: str) -> None:
-        """Raise Cancelled if the caller withdrew."""
+        """Raise Cancelled if the caller cancelled."""
         if self.is_set():
             raise Cancelled(stage)
 
@@ -120,34 +120,34 @@ class Meter:
             self._piece = ""
 
     def _cost(self, piece: str) -> float:
-        """Return what a piece takes: seconds as soon as one of any kind was measured."""
+        """Return the cost of a piece: seconds, once a piece of any kind was measured."""
         if self._took[piece]:
             return self._took[piece] / max(1, self._done[piece])
         share, of = _PIECES[piece]
         if of:
             return share * self._cost(of)
-        # No encoding was measured: the model of a window without one.
+        # No encoding was measured: use the time of a step.
         return share * (self._took["step"] / max(1, self._done["step"]) or 1.0)
 
-    def _tell(self, stage: str, *, step: int) -> None:
+    def _report(self, stage: str, *, step: int) -> None:
         costs = {piece: self._cost(piece) for piece in _PIECES}
         counts = {piece: self._windows * self._units(piece) for piece in _PIECES}
         total = sum(counts[piece] * costs[piece] for piece in _PIECES)
         left = sum(max(0, counts[piece] - self._done[piece]) * costs[piece] for piece in _PIECES)
-        known = any(self._took.values())
-        # What was learnt meanwhile may make the rest longer; what is done does not become less by it.
+        measured = any(self._took.values())
+        # New measurements may make the rest longer, but the progress never decreases.
         self._fraction = max(self._fraction, 1 - left / total if total else 0.0)
         cost = costs.get(self._piece, 0.0) * self._size
-        self.last = Sign(
+        self.last = TimedProgress(
             stage=stage,
             window=self._window,
             windows=self._windows,
             step=step,
             steps=self._steps,
             fraction=self._fraction,
-            remaining=left if known and total else None,
+            remaining=left if measured and total else None,
             ahead=min(cost / total, 1 - self._fraction) if total else 0.0,
-            expected=cost if known and self._piece else None,
+            expected=cost if measured and self._piece else None,
             warnings=self._warnings,
         )
         if self._callback is not None:

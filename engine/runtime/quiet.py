@@ -1,4 +1,4 @@
-"""Libraries speak to programmers; our errors and warnings speak to users."""
+"""Silences libraries on stderr, where only the engine's own errors and warnings are printed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import warnings
 from pathlib import Path
 
 
-def hush() -> None:
-    """Keep the libraries' warnings, logs and bars from stderr; -W or PYTHONWARNINGS bring the warnings back.
+def silence_libraries() -> None:
+    """Keep warnings, logs and progress bars of libraries off stderr; -W or PYTHONWARNINGS enable warnings again.
 
-    Has to be called before torch is imported. What the environment already says stays.
+    Must be called before torch is imported. Variables that are already set are not changed.
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
@@ -21,11 +21,11 @@ def hush() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TORCH_LOGS", "-all")
-    # PyTorch makes a folder for compiled kernels as soon as it is imported: not among the temporary files.
+    # At its import PyTorch creates a folder for compiled kernels, by default among the temporary files.
     cache = Path("~/.cache").expanduser()
     if os.access(cache if cache.exists() else cache.parent, os.W_OK | os.X_OK):
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "multitalk-engine" / "torchinductor"))
     root = logging.getLogger()
     if not root.handlers:
-        # Without any handler Python prints warnings of every logger.
+        # Without any handler Python prints the warnings of every logger.
         root.addHandler(logging.NullHandler())

@@ -29,7 +29,7 @@ from engine.data import Delivery, Request, Speaker
 from engine.errors import Cancelled, ConfigError, EngineError, RequestError, plain
 from engine.plugin.manager import installed
 from engine.plugin.spec import hookimpl
-from engine.runtime.quiet import hush
+from engine.runtime.quiet import silence_libraries
 from engine.service import EngineService
 from engine.stages.read import check_request
 from engine.sweeps.run_folder import RunFolder
@@ -89,7 +89,7 @@ def run_job(composed: DictConfig, *, swept: Sequence[str] = ()) -> int:
 
     The weights of the run before in this process are used again if they are the same.
     """
-    hush()
+    silence_libraries()
     installed()
     hydra = HydraConfig.get()
     # Taken unresolved: resolving would unescape a prompt's "${" once too often.

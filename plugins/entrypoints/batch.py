@@ -1,4 +1,4 @@
-"""Many jobs from a file, and what came of each into another."""
+"""`multitalk batch`: does many jobs from a file and writes their results to another file."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from engine.plugin.register import Register
 from engine.serving.worker.limits import JobsConfig
 
 if TYPE_CHECKING:
-    from engine.serving.batch.check import Checked
-    from engine.serving.batch.jobs import Jobs, Line
+    from engine.serving.batch.check import CheckReport
+    from engine.serving.batch.jobs import JobFile, Line
     from engine.serving.batch.results import Results
     from engine.serving.worker.handler import Terms
 
 INTERRUPTED = 130
-#: Status of a batch some of whose jobs have failed; 2 is told where nothing was begun.
+#: Exit status of a batch with failed jobs; 2 means that no job was started.
 SOME_FAILED = 3
 
 
@@ -72,7 +72,7 @@ class BatchConfig(JobsConfig):
 
     @classmethod
     def boot(cls, overrides: Sequence[str]) -> list[str]:
-        """Let jobs name their media as anywhere: by paths, as on the command line, and by URLs, as on a worker."""
+        """Allow media of jobs both as paths, as on the command line, and as URLs, as on a worker."""
         if any(override.lstrip("+~").startswith("access.schemes=") for override in overrides):
             return list(overrides)
         return ["access.schemes=[path,data,http,https,s3]", *overrides]
@@ -82,75 +82,77 @@ class Batch:
     """Entrypoint for a file of jobs. Prints the path of the results on stdout and everything else on stderr."""
 
     def __init__(self, config: BatchConfig, launcher: Launcher) -> None:
-        """Raise ConfigError for limits that cannot be meant, and where no file of jobs is named."""
+        """Raise ConfigError for limits that are out of range, and if there is no file of jobs."""
         if not config.jobs:
             raise ConfigError("no file of jobs", field="entrypoint.jobs", hint="multitalk batch JOBS.jsonl")
         self.config = config
         self._launcher = launcher
         self._jobs = Path(config.jobs)
         self._folder = None if config.folder is None else Path(config.folder)
-        self._terms = config.terms(defaults_of=config.defaults_of, own=True, folder=self._jobs.absolute().parent)
+        self._terms = config.terms(
+            defaults_of=config.defaults_of, local_caller=True, folder=self._jobs.absolute().parent
+        )
 
     def run(self, service: Service) -> int:
-        """Do what has no result yet. Raises EngineError for what concerns all jobs, before or after those done."""
+        """Do the jobs without a result. Raises EngineError for errors that concern all jobs."""
         from engine.serving.batch.check import check
-        from engine.serving.batch.jobs import Jobs
-        from engine.serving.batch.results import keeping
-        from engine.serving.batch.run import Run, interruptible
+        from engine.serving.batch.jobs import JobFile
+        from engine.serving.batch.results import open_results
+        from engine.serving.batch.run import BatchRun, interruptible
         from engine.serving.batch.worker import EngineWorker
 
         began, say = time.monotonic(), self._say
-        jobs = Jobs(self._jobs, sink=self.config.sink, folder=self._folder is not None)
+        jobs = JobFile(self._jobs, sink=self.config.sink, in_folder=self._folder is not None)
         name = self.config.results or (self._folder or Path()) / f"{self._jobs.stem}.results.jsonl"
         make = functools.partial(EngineWorker, functools.partial(EngineService, tuple(service.overrides)), self._terms)
-        say(f"jobs that do not say {taken(self._terms)}")
+        say(f"by default jobs {describe_defaults(self._terms)}")
         if self.config.check:
             return self._checked(check(jobs, jobs.lines, self._terms, service, whole=True), say)
-        with keeping(Path(name).absolute(), self._folder) as results:
+        with open_results(Path(name).absolute(), self._folder) as results:
             pending = self._pending(jobs, results)
             checked = check(jobs, pending, self._terms, service, whole=False)
             for text in checked.lines() if pending else ():
                 say(text)
-            for line, answer in checked.wrong:
+            for line, answer in checked.invalid:
                 results.add(line, answer, 0.0)
-            run = Run(jobs, results, checked.sound, say, _warn)
-            if checked.sound:
+            run = BatchRun(jobs, results, checked.valid, say, _warn)
+            if checked.valid:
                 with (
-                    self._launcher.launch(make, len(checked.sound)) as workers,
+                    self._launcher.launch(make, len(checked.valid)) as workers,
                     interruptible(run, self.config.grace, say),
                 ):
-                    run.through(workers)
+                    run.process(workers)
             statuses = Counter(results.status(line) or "left" for line in jobs.lines)
-            told = {
+            summary = {
                 "jobs": len(jobs.lines),
                 **{status: statuses[status] for status in ("done", "failed", "left")},
                 "skipped": len(jobs.lines) - len(pending),
                 "seconds": round(time.monotonic() - began, 3),
                 "results": str(results.path),
             }
-        say("{jobs} jobs: {done} done, {failed} failed, {left} left; {skipped} were known before".format(**told))
-        print(json.dumps(told) if self.config.json else told["results"])
-        if run.interrupted and told["left"]:
+        say("{jobs} jobs: {done} done, {failed} failed, {left} left; {skipped} had a result before".format(**summary))
+        print(json.dumps(summary) if self.config.json else summary["results"])
+        if run.interrupted and summary["left"]:
             return INTERRUPTED
-        return SOME_FAILED if told["failed"] else 0
+        return SOME_FAILED if summary["failed"] else 0
 
-    def _checked(self, checked: Checked, say: Callable[[str], None]) -> int:
+    def _checked(self, checked: CheckReport, say: Callable[[str], None]) -> int:
         for text in checked.lines():
             say(text)
-        jobs = len(checked.sound) + len(checked.wrong)
+        jobs = len(checked.valid) + len(checked.invalid)
         cards = {name: {"seconds": round(took), "cost": round(cost, 4)} for name, (took, cost) in checked.cards.items()}
-        told = {
+        summary = {
             "jobs": jobs,
             "videos": checked.videos,
             "frames": checked.frames,
             "seconds": round(checked.seconds, 3),
             "cards": cards,
-            "wrong": [{"id": line.id, "line": line.number, **answer} for line, answer in checked.wrong],
+            "wrong": [{"id": line.id, "line": line.number, **answer} for line, answer in checked.invalid],
         }
-        print(json.dumps(told) if self.config.json else f"{checked.videos} of {jobs}")
-        return SOME_FAILED if checked.wrong else 0
+        print(json.dumps(summary) if self.config.json else f"{checked.videos} of {jobs}")
+        return SOME_FAILED if checked.invalid else 0
 
-    def _pending(self, jobs: Jobs, results: Results) -> list[Line]:
+    def _pending(self, jobs: JobFile, results: Results) -> list[Line]:
         pending = []
         for line in jobs.lines:
             match results.status(line):
@@ -160,7 +162,7 @@ class Batch:
                     pending.append(line)
                 case "done" if results.changed(line):
                     what = f"the job {line.id!r} in line {line.number} was changed since it was done"
-                    _warn(f"{what}; to have it done, give it another id")
+                    _warn(f"{what}; to do it again, give it another id")
         return pending
 
     def _say(self, text: str) -> None:
@@ -168,17 +170,17 @@ class Batch:
             _write(text)
 
 
-def taken(terms: Terms) -> str:
-    """Say in words what jobs take that name no length, rate, steps, scale and seed."""
-    from engine.serving.jobs.defaults import defaults
+def describe_defaults(terms: Terms) -> str:
+    """Describe the defaults of length, frame rate, steps, scale and seed in words."""
+    from engine.serving.jobs.defaults import input_defaults
 
-    found = defaults(terms.limits, terms.habits)
-    frames, rate = found["num_frames"], found.get("fps")
+    values = input_defaults(terms.limits, terms.job_defaults)
+    frames, rate = values["num_frames"], values.get("fps")
     length = "are as long as their voices" if frames == "auto" else f"have {frames} frames"
     pace = "at the model's own rate" if rate is None else f"at {rate:g} a second"
-    steps, scale = found.get("sampling_steps"), found.get("guidance_scale")
+    steps, scale = values.get("sampling_steps"), values.get("guidance_scale")
     work = "the model's steps and text scale" if steps is None else f"{steps} steps, a text scale of {scale:g}"
-    return f"{length} {pace}, {work}, seed {found['seed']} (--defaults-of {terms.habits.of})"
+    return f"{length} {pace}, {work}, seed {values['seed']} (--defaults-of {terms.job_defaults.source})"
 
 
 def _warn(text: str) -> None:
@@ -186,7 +188,7 @@ def _warn(text: str) -> None:
 
 
 def _write(text: str) -> None:
-    # At one stroke: the threads of several workers speak.
+    # In one call, because threads of several workers write.
     sys.stderr.write(f"multitalk: {plain(text)}\n")
     sys.stderr.flush()
 

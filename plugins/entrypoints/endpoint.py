@@ -16,7 +16,7 @@ from engine.components import Entrypoint, Service
 from engine.config import SECRET, ComponentConfig, within
 from engine.errors import MissingExtra
 from engine.plugin.register import Register
-from engine.serving.endpoint.limits import Limits
+from engine.serving.endpoint.limits import EndpointLimits
 
 if TYPE_CHECKING:
     from engine.serving.endpoint.server import LocalEndpoint
@@ -31,7 +31,7 @@ def _number(default: int, about: str, least: int = 0) -> int:
     return field(default=default, metadata={"help": f"{about} ({default})", "word": "N"} | within(least, 10**12))
 
 
-_LIMITS = Limits()
+_LIMITS = EndpointLimits()
 
 
 @dataclass
@@ -47,7 +47,7 @@ class EndpointConfig(ComponentConfig):
         default=None,
         metadata={"help": "command of a worker (multitalk runpod, with the overrides given here)", "word": "COMMAND"},
     )
-    api_key: str | None = field(default=None, metadata={"help": "key that callers need (none)", "word": "KEY"} | SECRET)
+    api_key: str | None = field(default=None, metadata={"help": "API key for callers (none)", "word": "KEY"} | SECRET)
     allowed_host: str | None = field(
         default=None,
         metadata={"help": "host names that callers may use besides localhost, comma-separated (none)", "word": "NAMES"},
@@ -70,7 +70,7 @@ class EndpointConfig(ComponentConfig):
 
 
 class Endpoint:
-    """Entrypoint for whoever sends jobs over HTTP. Prints its address on stdout, everything else on stderr."""
+    """Entrypoint of a local endpoint. Prints its URL on stdout, everything else on stderr."""
 
     def __init__(self, config: EndpointConfig) -> None:
         self.config = config
@@ -95,7 +95,7 @@ class Endpoint:
         from engine.serving.endpoint.server import LocalEndpoint
 
         config = self.config
-        names = {field.name for field in fields(Limits)} & {field.name for field in fields(config)}
+        names = {field.name for field in fields(EndpointLimits)} & {field.name for field in fields(config)}
         return LocalEndpoint(
             shlex.split(config.worker) if config.worker is not None else worker_command(overrides),
             endpoint_id=config.endpoint_id,
@@ -104,14 +104,15 @@ class Endpoint:
             workers=config.workers,
             api_key=config.api_key,
             allowed_hosts=[name.strip() for name in (config.allowed_host or "").split(",") if name.strip()],
-            limits=Limits(**{name: getattr(config, name) for name in names}),
+            limits=EndpointLimits(**{name: getattr(config, name) for name in names}),
         )
 
 
 def worker_command(overrides: Sequence[str]) -> list[str]:
-    """Return the words that start a worker booted with `overrides`, but for those about the entrypoint."""
-    kept = [word for word in overrides if not word.lstrip("+~").startswith(("entrypoint=", "entrypoint."))]
-    return [sys.executable, "-m", "engine", "runpod", *kept]
+    """Return the command of a worker with `overrides`, without those about the entrypoint."""
+    own = ("entrypoint=", "entrypoint.")
+    arguments = [override for override in overrides if not override.lstrip("+~").startswith(own)]
+    return [sys.executable, "-m", "engine", "runpod", *arguments]
 
 
 async def _serve(endpoint: LocalEndpoint) -> None:
@@ -119,9 +120,9 @@ async def _serve(endpoint: LocalEndpoint) -> None:
 
     def interrupt() -> None:
         if stop.is_set():
-            # Asked for twice: no time of grace any more.
-            for worker in list(endpoint.crew.workers):
-                endpoint.crew.kill(worker)
+            # A second signal: no grace period.
+            for worker in list(endpoint.pool.workers):
+                endpoint.pool.kill(worker)
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,4 +1,4 @@
-"""One request from the command line: plan it, show it, make it."""
+"""`multitalk generate`: plans or makes the video of one request from the command line."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from engine.runtime.bar import bar, elapsed
 if TYPE_CHECKING:
     from engine.data import AudioType, Canvas, CardEstimate, Estimates, Fit, LoraUse, Seat, Timing, Window
 
-#: Characters of the column of a plan's table that says what a card's machine needs.
+#: Width of the column of a plan's table with the host memory of a card's machine.
 _HOST = len("host 100.0 GB of 100 to 100 GB, some too small")
 
-#: Fields of a speaker that say what is taken of the file; `delay` shows in the times.
+#: Fields of a speaker that select a part of the file; `delay` is visible in the times.
 _TAKEN = ("start", "duration", "track", "channel")
 
 
@@ -67,7 +67,7 @@ class Generate:
             print(to_json(plan) if config.json else describe(plan, request))
             return 0
         warnings = _Warnings()
-        with interruptible() as cancel, shown(quiet=config.quiet) as show:
+        with interruptible() as cancel, progress_display(quiet=config.quiet) as show:
             delivery = service.generate(request, progress=warnings.of(show), cancel=cancel)
         warnings.print(delivery.warnings)
         if config.json:
@@ -80,7 +80,7 @@ class Generate:
 
 
 def make_request(config: RequestConfig) -> Request:
-    """Put the request together. Raises RequestError for what is missing; values are the engine's to judge."""
+    """Build the request. Raises RequestError for missing inputs; the engine checks the values."""
     if not config.image:
         raise RequestError("no picture", field="request.image", hint="give --image FILE")
     if config.prompt is None:
@@ -101,13 +101,13 @@ def make_request(config: RequestConfig) -> Request:
 
 
 def describe(plan: Plan, request: Request) -> str:
-    """Return the plan as lines to read."""
+    """Return the plan as text."""
     passes = "1 pass" if plan.passes == 1 else f"{plan.passes} passes"
     evaluations = plan.forwards // (len(plan.windows) * plan.passes)
     each = "a step" if evaluations == plan.steps else f"in each of {evaluations} evaluations a window"
     sampling = f"{plan.sampler}, {plan.steps} steps, guidance {plan.guidance}, {passes} {each}"
     lines = [
-        # Clause by clause: what is wrong with weights has many.
+        # One clause per line: warnings about weights have many clauses.
         *(
             ("" if index else "warning", line)
             for warning in plan.warnings
@@ -128,13 +128,13 @@ def describe(plan: Plan, request: Request) -> str:
 
 
 def to_json(answer: Plan | Delivery) -> str:
-    """Return the answer as one line of JSON; the keys are those of the dataclass, paths are text."""
+    """Return the answer as one line of JSON; the keys are the fields of the dataclass, paths are text."""
     return plain_json(asdict(answer))
 
 
 @contextmanager
 def interruptible() -> Iterator[CancelToken]:
-    """Turn the first interrupt (Ctrl-C, SIGTERM) into a set token; a second one interrupts at once."""
+    """Let the first interrupt (Ctrl-C, SIGTERM) set the yielded token; a second one interrupts at once."""
     cancel = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield cancel
@@ -154,7 +154,7 @@ def interruptible() -> Iterator[CancelToken]:
 
 
 class _Warnings:
-    """Prints each warning on stderr once, as soon as it is known; above a live bar, which rich draws anew."""
+    """Prints each warning on stderr once, as soon as it is known; rich redraws a live bar below it."""
 
     def __init__(self) -> None:
         self._printed: set[str] = set()
@@ -166,17 +166,17 @@ class _Warnings:
                 print(f"multitalk: warning: {plain(warning)}", file=sys.stderr, flush=True)
 
     def of(self, show: ProgressCallback | None) -> ProgressCallback:
-        def tell(progress: Progress) -> None:
+        def report(progress: Progress) -> None:
             self.print(progress.warnings)
             if show is not None:
                 show(progress)
 
-        return tell
+        return report
 
 
 @contextmanager
-def shown(*, quiet: bool) -> Iterator[ProgressCallback | None]:
-    """Show progress on stderr: a live bar on a terminal, a line every tenth elsewhere, nothing if `quiet`."""
+def progress_display(*, quiet: bool) -> Iterator[ProgressCallback | None]:
+    """Show progress on stderr: a live bar on a terminal, a line for each tenth elsewhere, nothing if `quiet`."""
     if quiet:
         yield None
         return
@@ -186,30 +186,30 @@ def shown(*, quiet: bool) -> Iterator[ProgressCallback | None]:
     if not console.is_terminal:
         yield lines(lambda text: print(f"multitalk: {text}", file=sys.stderr, flush=True))
         return
-    with bar(console, state) as tell:
-        yield tell
+    with bar(console, state) as report:
+        yield report
 
 
 def lines(write: Callable[[str], None]) -> ProgressCallback:
-    """Return a callback that writes a line whenever another tenth is done, and once the request has been read.
+    """Return a callback that writes a line for each tenth, but none while the request is read.
 
-    Not earlier: what is wrong with a request shows while it is read, and is to be one line.
+    Errors in a request are found while it is read, and their message must be the only line.
     """
-    told = -1
+    last = -1
 
-    def tell(progress: Progress) -> None:
-        nonlocal told
+    def report(progress: Progress) -> None:
+        nonlocal last
         if progress.stage == "read":
             return
-        if (tenth := int(progress.fraction * 10 + 1e-9)) > told:
-            told = tenth
+        if (tenth := int(progress.fraction * 10 + 1e-9)) > last:
+            last = tenth
             write(f"{progress.fraction:4.0%}  {state(progress)}")
 
-    return tell
+    return report
 
 
 def state(progress: Progress) -> str:
-    """Say where a generation stands: stage, window, step, time left."""
+    """Return the position of a generation as text: stage, window, step, remaining time."""
     parts = [progress.stage]
     if progress.window:
         parts.append(f"window {progress.window}/{progress.windows}")
@@ -255,14 +255,14 @@ def _lora(lora: LoraUse) -> str:
 
 
 def _seat(seat: Seat, request: Request) -> str:
-    # A presigned URL is a key, and a data: URL the file itself: neither belongs on a terminal.
+    # A presigned URL is a key, and a data: URL is the file itself, so neither is printed.
     audio = redact(request.speakers[seat.speaker].audio or "")
     voice = "silent" if seat.silent else f"{audio}, {seat.begins:.2f} s to "
     if not seat.silent:
         voice += f"{seat.begins + seat.seconds:.2f} s"
         speaker = request.speakers[seat.speaker]
-        taken = [f"{key} {value}" for key in _TAKEN if (value := getattr(speaker, key)) is not None]
-        voice += f" ({', '.join(taken)} of the file)" if taken else ""
+        excerpt = [f"{key} {value}" for key in _TAKEN if (value := getattr(speaker, key)) is not None]
+        voice += f" ({', '.join(excerpt)} of the file)" if excerpt else ""
     return f"{seat.speaker + 1}: in {list(seat.box)} ({seat.kind}), {voice}"
 
 
@@ -271,31 +271,33 @@ def _native(plan: Plan) -> tuple[str, str]:
 
 
 def _windows(windows: Sequence[Window]) -> list[str]:
-    told = [
+    lines = [
         f"{window.index + 1}: frames {window.start} to {window.start + window.frames - 1}"
         + (f", {window.motion} of them given" if window.motion else "")
         + f", {window.keep} kept"
         for window in windows
     ]
-    return told if len(told) <= 6 else [*told[:4], f"... {len(told) - 5} more ...", told[-1]]
+    return lines if len(lines) <= 6 else [*lines[:4], f"... {len(lines) - 5} more ...", lines[-1]]
 
 
-def _estimates(found: Estimates) -> list[tuple[str, str]]:
-    where = f"{found.device}, {found.dtype}" + (f", memory=auto picks {found.picked}" if found.picked else "")
+def _estimates(estimates: Estimates) -> list[tuple[str, str]]:
+    where = f"{estimates.device}, {estimates.dtype}" + (
+        f", memory=auto picks {estimates.picked}" if estimates.picked else ""
+    )
     worst = max(
-        (stage for stage in found.stages if stage.device == found.device),
+        (stage for stage in estimates.stages if stage.device == estimates.device),
         key=lambda stage: stage.total,
     )
-    peak = found.host_memory_bytes if found.device_memory_bytes is None else found.device_memory_bytes
-    host = "" if found.device_memory_bytes is None else f", and {_giga(found.host_memory_bytes)} of the host's"
-    weights = ", ".join(f"{name} {_giga(size)}" for name, size in found.weights.items())
-    work = f"{_operations(found.forward_flops)} operations a forward, {_operations(found.flops)} in all"
+    peak = estimates.host_memory_bytes if estimates.device_memory_bytes is None else estimates.device_memory_bytes
+    host = "" if estimates.device_memory_bytes is None else f", and {_giga(estimates.host_memory_bytes)} of the host's"
+    weights = ", ".join(f"{name} {_giga(size)}" for name, size in estimates.weights.items())
+    work = f"{_operations(estimates.forward_flops)} operations a forward, {_operations(estimates.flops)} in all"
     return [
         ("memory", f"{_giga(peak)} ({where}), most of all in {worst.stage}{host}"),
         ("kept", weights),
-        ("work", f"{work}; {_giga(found.start_bytes)} of weights read at the start"),
-        *(("cards" if index == 0 else "", _card(card)) for index, card in enumerate(found.cards)),
-        ("", f"host: of machines that RunPod rents with the card (docs/plan.md); {found.prices}"),
+        ("work", f"{work}; {_giga(estimates.start_bytes)} of weights read at the start"),
+        *(("cards" if index == 0 else "", _card(card)) for index, card in enumerate(estimates.cards)),
+        ("", f"host: of machines that RunPod rents with the card (docs/plan.md); {estimates.prices}"),
         ("", "bfloat16, by a model that has not met a GPU yet (docs/plan.md)"),
     ]
 
@@ -310,7 +312,7 @@ def _card(card: CardEstimate) -> str:
 
 
 def _host(card: CardEstimate) -> str:
-    """Return the column for the machine's own memory: what is needed, what such machines have, and whether it fits."""
+    """Return the column of host memory: what is needed, what such machines have, and whether it is enough."""
     needed, least = card.host_needed_bytes, card.host_memory_bytes
     if least is None:
         return f"host {_giga(needed)} of unknown".ljust(_HOST)
@@ -333,7 +335,7 @@ def _minutes(seconds: float) -> str:
 
 
 def _frames(value: int | str | None) -> int | Literal["auto"] | None:
-    # A flag's value arrives as text; what is no number is the engine's to refuse.
+    # A flag's value is text; the engine reports text that is not a number.
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,30}", value):
         return int(value)
     return cast('int | Literal["auto"] | None', value)

@@ -1,4 +1,4 @@
-"""Jobs of a RunPod serverless endpoint, one after the other."""
+"""`multitalk runpod`: does the jobs of a RunPod serverless endpoint, one after the other."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ class RunpodConfig(JobsConfig):
 
     @classmethod
     def boot(cls, overrides: Sequence[str]) -> list[str]:
-        """Return the worker's defaults and what its environment says, before `overrides`. Raises ConfigError."""
+        """Return `overrides` after the worker's defaults and those of its environment. Raises ConfigError."""
         return boot(overrides)
 
 
 class Runpod:
-    """Entrypoint of a serverless worker: the heartbeat first, then weights and checks, then jobs."""
+    """Entrypoint of a serverless worker: starts the heartbeat, loads the weights, runs the checks, takes jobs."""
 
     def __init__(self, config: RunpodConfig) -> None:
-        """Raise ConfigError for limits that cannot be meant."""
-        # The worker's modules import asyncio: only a worker pays for it.
+        """Raise ConfigError for limits that are out of range."""
+        # The worker's modules import asyncio, so they are imported only here.
         from engine.serving.worker.serve import check_terms
 
         self.config = config
@@ -58,7 +58,7 @@ class Runpod:
         check_terms(self._terms)
 
     def run(self, service: Service) -> int:
-        """Take jobs until told to end. Raises MissingExtra and ConfigError."""
+        """Take jobs until the worker is stopped. Raises MissingExtra and ConfigError."""
         from engine.serving.worker.serve import serve
 
         config = self.config

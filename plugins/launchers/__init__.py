@@ -1,1 +1,1 @@
-"""Machines and devices for the workers of a batch."""
+"""Launchers: start the workers of a batch on machines and devices."""

@@ -1,4 +1,4 @@
-"""One process a device, on this machine."""
+"""`launcher=local`: one process per device on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.errors import Cancelled, ConfigError, EngineError, WorkerLost
 from engine.files.scratch import scratch
 from engine.plugin.register import Register
 
-#: Seconds that a process has to end by itself.
+#: Seconds that a process has to end before it is killed.
 _PATIENCE = 10.0
 
 
@@ -38,10 +38,10 @@ class LocalConfig(ComponentConfig):
 
 
 class Local:
-    """Starts processes of its own."""
+    """Starts worker processes on this machine."""
 
     def __init__(self, config: LocalConfig) -> None:
-        """Raise ConfigError for a number of workers that cannot be meant."""
+        """Raise ConfigError if the number of workers is out of range."""
         if config.workers is not None and config.workers < 1:
             raise ConfigError(f"{config.workers} workers", field="launcher.workers", hint="give 1 or more")
         self.config = config
@@ -51,10 +51,10 @@ class Local:
         """See `components.Launcher`."""
         devices = _cuda_devices() if self.config.device != "cpu" else []
         count = min(most, self.config.workers or len(devices) or 1)
-        # What a process that is killed leaves behind goes with it.
+        # The temporary files of a process that is killed are removed with the folder.
         with scratch("batch-") as folder:
             places = [_environment(number, count, devices) | {"TMPDIR": str(folder)} for number in range(count)]
-            workers = [_Process(make, place) for place in places]
+            workers = [_WorkerProxy(make, place) for place in places]
             try:
                 yield workers
             finally:
@@ -63,7 +63,7 @@ class Local:
 
 
 def _cuda_devices() -> list[str]:
-    """Return the devices that torch would use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    """Return torch's CUDA devices, named as in CUDA_VISIBLE_DEVICES."""
     import torch
 
     count = torch.cuda.device_count()
@@ -75,13 +75,13 @@ def _environment(number: int, count: int, devices: Sequence[str]) -> dict[str, s
     if devices:
         return {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]}
     if count > 1 and "OMP_NUM_THREADS" not in os.environ:
-        # Several times all cores would be slower than one.
+        # If each process used all cores, they would slow each other down.
         return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))}
     return {}
 
 
-class _Process:
-    """Stands in for a worker in a process of its own; a pipe carries what is asked and answered."""
+class _WorkerProxy:
+    """Proxy of a worker in another process; calls and answers go through a pipe."""
 
     def __init__(self, make: Callable[[], JobWorker], environment: Mapping[str, str]) -> None:
         self._make, self._environment = make, environment
@@ -110,7 +110,7 @@ class _Process:
         self._send("stop")
 
     def close(self) -> None:
-        # Held here: two threads may close it at a time.
+        # Local references, because two threads may close it at the same time.
         process, pipe = self._process, self._pipe
         if process is None or pipe is None:
             return
@@ -123,7 +123,7 @@ class _Process:
         self._process = self._pipe = None
 
     def _send(self, message: object) -> None:
-        # To nobody, if it is gone: whoever waits for its answer finds out.
+        # Errors are ignored if the process has ended: the thread that waits for its answer notices.
         with self._sending, suppress(OSError):
             if self._pipe is not None:
                 self._pipe.send(message)
@@ -135,18 +135,18 @@ class _Process:
         self._send(call)
         while True:
             try:
-                kind, found = pipe.recv()
+                kind, value = pipe.recv()
             except (EOFError, OSError):
                 process.join(_PATIENCE)
-                raise WorkerLost(_told(process.exitcode)) from None
+                raise WorkerLost(_describe_exit(process.exitcode)) from None
             if kind == "raised":
-                raise found
+                raise value
             if kind == "returned":
-                return found
-            tell(found)
+                return value
+            tell(value)
 
 
-def _told(status: int | None) -> str:
+def _describe_exit(status: int | None) -> str:
     if status is None:
         return "it no longer answers"
     return f"status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
@@ -156,11 +156,11 @@ def _told(status: int | None) -> str:
 
 
 def _serve(pipe: Connection, make: Callable[[], JobWorker], environment: Mapping[str, str]) -> None:
-    """Do what is asked for through the pipe until it says "end", or closes with the process at its other end."""
+    """Serve calls from the pipe until "end" arrives, or until the pipe closes because the other process ended."""
     # Before torch is imported.
     os.environ.update(environment)
     for number in (signal.SIGINT, signal.SIGTERM):
-        # A terminal sends them to all of its processes: the one at the other end decides.
+        # A terminal sends them to all processes, but the parent process decides when to stop.
         signal.signal(number, signal.SIG_IGN)
     calls: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
     try:
@@ -170,7 +170,7 @@ def _serve(pipe: Connection, make: Callable[[], JobWorker], environment: Mapping
             pipe.send(_done(worker, call, pipe))
         worker.close()
     except EngineError as error:
-        # Of `make`, in place of an answer to the first call.
+        # Raised by `make`; sent as the answer to the first call.
         pipe.send(("raised", error))
     except BrokenPipeError:
         pass

@@ -1,4 +1,4 @@
-"""One actor a device, on a Ray cluster."""
+"""`launcher=ray`: one actor per device on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from engine.config import ComponentConfig, within
 from engine.errors import Cancelled, ConfigError, EngineError, MissingExtra, WorkerLost
 from engine.plugin.register import Register
 
-#: Bytes of a local cluster's object store; Ray would take a third of the memory, and jobs are small.
+#: Bytes of a local cluster's object store; Ray's default is a third of the memory, but jobs are small.
 _STORE = 128 * 2**20
 
-#: Seconds in which a cluster has to answer.
+#: Timeout in seconds for connecting to a cluster.
 _PATIENCE = 10.0
 
 
@@ -47,10 +47,10 @@ class RayConfig(ComponentConfig):
 
 
 class Ray:
-    """Starts actors on a cluster that is there, or on one of its own."""
+    """Starts actors on an existing cluster, or on a local one that it starts."""
 
     def __init__(self, config: RayConfig) -> None:
-        """Raise ConfigError for numbers that cannot be meant."""
+        """Raise ConfigError for numbers that are out of range."""
         for name, number in (("workers", config.workers), ("cpus", config.cpus)):
             if number is not None and number <= 0:
                 raise ConfigError(f"{number:g} {name}", field=f"launcher.{name}", hint="give more than 0")
@@ -58,8 +58,8 @@ class Ray:
 
     @contextmanager
     def launch(self, make: Callable[[], JobWorker], most: int) -> Iterator[Sequence[JobWorker]]:
-        """See `components.Launcher`. Raises MissingExtra without Ray, and ConfigError where no cluster is."""
-        # Ray says what happens to its processes, and what they say, on stdout: that is the entrypoint's.
+        """See `components.Launcher`. Raises MissingExtra without Ray, and ConfigError if there is no cluster."""
+        # Ray prints messages and the output of its processes on stdout, which belongs to the entrypoint.
         with redirect_stdout(sys.stderr), _connected(self.config) as ray:
             gpus = 0 if self.config.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
             machines = sum(node["Alive"] for node in ray.nodes())
@@ -67,7 +67,7 @@ class Ray:
                 num_cpus=self.config.cpus, num_gpus=1 if gpus else 0, max_concurrency=2, scheduling_strategy="SPREAD"
             )
             count = min(most, self.config.workers or gpus or machines)
-            workers = [_StandIn(ray, actor, make) for _ in range(count)]
+            workers = [_ActorProxy(ray, actor, make) for _ in range(count)]
             try:
                 yield workers
             finally:
@@ -78,12 +78,12 @@ class Ray:
 @contextmanager
 def _connected(config: RayConfig) -> Iterator[Any]:
     local = config.address == "local"
-    # Nobody was asked whether they may be counted.
+    # No usage statistics without the user's consent.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if local:
-        # Ray's name for "nothing of this cluster leaves the machine": it listens at loopback alone.
+        # With this variable the local cluster listens only on the loopback interface.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        # And lets in nobody else. Without a token Ray would leave one in the home folder, which changes later clusters.
+        # And accepts no other user. Without a token Ray would write one to the home folder, for all later clusters.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
@@ -93,7 +93,7 @@ def _connected(config: RayConfig) -> Iterator[Any]:
     own = {
         "_node_ip_address": "127.0.0.1",
         "object_store_memory": _STORE,
-        # As many as were asked for, whatever the machine has: Ray would wait for more to come.
+        # At least as many as the actors need: otherwise Ray would wait for more CPUs.
         "num_cpus": max(os.cpu_count() or 1, math.ceil((config.workers or 1) * config.cpus)),
     }
     try:
@@ -108,7 +108,7 @@ def _connected(config: RayConfig) -> Iterator[Any]:
         raise ConfigError(
             f"no Ray cluster at {config.address!r}: {error}",
             field="launcher.address",
-            hint="host:port of a cluster, auto, or local; one with tokens wants RAY_AUTH_MODE=token",
+            hint="give host:port of a cluster, auto, or local; a cluster with tokens needs RAY_AUTH_MODE=token",
         ) from error
     try:
         yield ray
@@ -117,14 +117,14 @@ def _connected(config: RayConfig) -> Iterator[Any]:
 
 
 def _reach(address: str) -> None:
-    """Raise OSError where nobody listens: Ray would find that out after minutes."""
+    """Raise OSError if nothing listens at `address`: Ray would notice it only after minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "://" not in address:
         socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
 
 
-class _StandIn:
-    """Stands in for a worker in an actor."""
+class _ActorProxy:
+    """Proxy of a worker in an actor."""
 
     def __init__(self, ray: Any, actor: Any, make: Callable[[], JobWorker]) -> None:
         self._ray, self._class, self._make = ray, actor, make
@@ -135,21 +135,21 @@ class _StandIn:
         if self._stopped:
             raise Cancelled
         self._actor = self._class.remote()
-        with self._told():
+        with self._engine_errors():
             self._ray.get(self._actor.start.remote(self._make, str(Path.cwd())))
 
     def work(self, job: Mapping[str, Any], tell: Callable[[Mapping[str, Any]], None]) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = {}
-        with self._told():
-            for said in self._actor.work.options(num_returns="streaming").remote(dict(job)):
-                last, found = self._ray.get(said)
+        payload: Mapping[str, Any] = {}
+        with self._engine_errors():
+            for update in self._actor.work.options(num_returns="streaming").remote(dict(job)):
+                last, payload = self._ray.get(update)
                 if not last:
-                    tell(found)
-        return found
+                    tell(payload)
+        return payload
 
     def stop(self) -> None:
         self._stopped = True
-        # Held here: another thread may close it meanwhile.
+        # A local reference, because another thread may close it.
         if (actor := self._actor) is not None:
             actor.stop.remote()
 
@@ -159,7 +159,7 @@ class _StandIn:
             self._ray.kill(actor)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _engine_errors(self) -> Iterator[None]:
         try:
             yield
         except self._ray.exceptions.RayTaskError as error:
@@ -171,10 +171,10 @@ class _StandIn:
 
 
 class _Actor:
-    """The worker's end."""
+    """The actor, which runs the worker."""
 
     def start(self, make: Callable[[], JobWorker], folder: str) -> None:
-        """Make the worker as if it were started where the batch was, and load its weights."""
+        """Create the worker in the batch's working directory, and load its weights."""
         try:
             os.chdir(folder)
         except OSError as error:
@@ -187,17 +187,17 @@ class _Actor:
         self._worker.start()
 
     def work(self, job: Mapping[str, Any]) -> Iterator[tuple[bool, Mapping[str, Any]]]:
-        """Yield progress, and at last (True, the answer)."""
-        said: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
+        """Yield (False, progress update) repeatedly, and at the end (True, the answer)."""
+        updates: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
         with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(self._worker.work, job, said.put)
-            answer.add_done_callback(lambda _: said.put(None))
-            while (progress := said.get()) is not None:
+            answer = pool.submit(self._worker.work, job, updates.put)
+            answer.add_done_callback(lambda _: updates.put(None))
+            while (progress := updates.get()) is not None:
                 yield False, progress
             yield True, answer.result()
 
     def stop(self) -> None:
-        """Withdraw the job at work."""
+        """Cancel the running job."""
         self._worker.stop()
 
 

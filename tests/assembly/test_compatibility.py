@@ -21,7 +21,7 @@ from engine import EngineService, Request, Speaker
 from engine.assembly.compatibility import check_suited
 from engine.assembly.compose import compose
 from engine.cli.main import main
-from engine.doctor.checks import Patient, check_weights
+from engine.doctor.checks import CheckContext, check_weights
 from engine.errors import ConfigError, EngineError, MissingExtra, MissingWeights, SourceError
 from engine.loading.model import load_model
 from engine.plugin.manager import installed
@@ -247,7 +247,7 @@ def test_plan_doctor_health_fitness_and_generation_report_the_same(
         fitness()
     assert caught.value.hint in str(unusable_folder.value)
     with pytest.raises(EngineError) as doctor:
-        list(check_weights(Patient(given)))
+        list(check_weights(CheckContext(given)))
     assert str(doctor.value) == line
 
     words = ["--image", PICTURE, "--audio", VOICE, "--prompt", "x", *given]

@@ -18,7 +18,7 @@ from engine.client import talk
 from engine.data import Weights
 from engine.plugin.manager import installed
 from engine.serving.worker.handler import Handler, Terms
-from engine.serving.worker.warm_engine import Keeper
+from engine.serving.worker.warm_engine import WarmEngine
 from plugins.sources.packaged import Packaged
 
 
@@ -76,12 +76,12 @@ def test_a_plan_and_a_preview_look_for_the_weights_once(asked: list[Weights], tm
 @pytest.mark.usefixtures("cold")
 @pytest.mark.parametrize("action", ["generate", "plan"])
 def test_a_job_of_a_worker_looks_for_the_weights_once(asked: list[Weights], action: str) -> None:
-    handler = Handler(Keeper(EngineService(["sink=base64", "access.schemes=[data]"])), Terms())
+    handler = Handler(WarmEngine(EngineService(["sink=base64", "access.schemes=[data]"])), Terms())
     media = talk(str(EXAMPLES / "one.png"), str(EXAMPLES / "one.flac"), prompt="a person talks")
     try:
         answer = ask(handler, {**media, "action": action, "num_frames": 5, "sampling_steps": 2})
     finally:
-        handler.keeper.close()
+        handler.warm_engine.close()
     assert "error" not in answer, answer
     assert len(asked) == 1
 

@@ -140,7 +140,7 @@ def test_a_key_of_components_that_are_not_chosen_is_explained_for_each(capsys: p
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["video.cfr"], "video.cfr: there is no 'video.cfr' in the config; did you mean video.crf?"),
+        (["video.cfr"], "video.cfr: there is no key 'video.cfr' in the config; did you mean video.crf?"),
         (["video.crf=52"], "video.crf: 52 is out of range; 0 to 51"),
         (["sampler=nothing"], "sampler"),
         (["--yaml"], "command line: unknown flag --yaml"),

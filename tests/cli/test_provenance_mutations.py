@@ -16,7 +16,7 @@ from hostile_text import HOSTILE, acts
 
 from engine.cli.main import main
 from engine.cli.provenance import _request, recipe_overrides
-from engine.cli.provenance_check import check_form, is_deep, worth_a_look
+from engine.cli.provenance_check import check_form, is_deep, suspicious_values
 from engine.errors import EngineError
 from engine.stages.write import read_recipe
 
@@ -130,7 +130,7 @@ def test_a_mutated_recipe_is_shown_plain_and_judged_before_use(
             continue
         passed += 1
         assert all(isinstance(override, str) for override in overrides)
-        assert all(isinstance(line, str) for line in worth_a_look(carried))
+        assert all(isinstance(line, str) for line in suspicious_values(carried))
     assert refused > 100
     assert passed > 50
 
@@ -208,5 +208,5 @@ def test_what_a_recipe_reaches_for_is_told_before_it_is_used(
 
 def test_a_recipe_of_the_engine_is_worth_no_look(recipe: dict[str, Any]) -> None:
     check_form(recipe)
-    assert worth_a_look(recipe) == []
+    assert suspicious_values(recipe) == []
     assert not is_deep(recipe)

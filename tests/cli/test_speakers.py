@@ -48,14 +48,14 @@ def test_json_with_tabs_is_read_and_inline_json_keeps_its_paths(tmp_path: Path) 
         ([{"silence": "yes"}], r"speakers\[0\]\.silence: 'yes' is neither true nor false"),
         ([{"audio": 3}], r"speakers\[0\]\.audio: 3 is not an address"),
         ([{"audoi": "a"}], r"speakers\[0\]: unknown key 'audoi'; did you mean audio"),
-        ([{"audio": "a", "region": "left"}], r"speakers\[0\]\.region: 'left' is no region; auto"),
+        ([{"audio": "a", "region": "left"}], r"speakers\[0\]\.region: 'left' is not a region; auto"),
         ([{"audio": "a", "region": {"box": [0, 0, 1, 1], "mask": "m"}}], r"speakers\[0\]\.region: "),
         ([{"audio": "a", "region": {"bx": 1}}], r"speakers\[0\]\.region: unknown key 'bx'; did you mean box"),
         ([{"audio": "a", "region": {"box": [0, 0, 1]}}], r"speakers\[0\]\.region\.box: .*not four numbers"),
         ([{"audio": "a", "region": {"box": [0, 0, float("nan"), 1]}}], r"speakers\[0\]\.region\.box\[2\]: nan"),
         ([{"audio": "a", "region": {"box": [0, "0", 1, 1]}}], r"speakers\[0\]\.region\.box\[1\]: '0' is not a number"),
         ([{"audio": "a", "region": {"box": [0, 0, True, 1]}}], r"speakers\[0\]\.region\.box\[2\]: True"),
-        ([{"audio": "a", "region": {"box": [0.5, 0, 0.5, 1]}}], r"speakers\[0\]\.region\.box: .*encloses nothing"),
+        ([{"audio": "a", "region": {"box": [0.5, 0, 0.5, 1]}}], r"speakers\[0\]\.region\.box: .*is empty"),
     ],
 )
 def test_a_wrong_entry_is_named(entries: Any, message: str) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.assembly.compose import compose
 from engine.assembly.escape import override, override_list
-from engine.cli.parser import Words, entrypoint_parser, read_entrypoint
+from engine.cli.parser import ParsedArguments, entrypoint_parser, read_entrypoint
 from engine.errors import ConfigError
 from engine.plugin.manager import installed
 
@@ -47,7 +47,7 @@ NASTY = [
 ]
 
 
-def read(*words: str) -> Words:
+def read(*words: str) -> ParsedArguments:
     config = installed().entrypoints.config("generate")
     return read_entrypoint("generate", entrypoint_parser("generate", config, ""), words)
 

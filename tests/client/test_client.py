@@ -17,7 +17,7 @@ import pytest
 
 import engine
 from engine.client import AsyncClient, Client, ClientError, Status, file, talk
-from engine.client.calls import Attempts, Looks, retry_after
+from engine.client.calls import Attempts, PollInterval, retry_after
 
 VIDEO = b"\x00\x00\x00\x18ftypmp42" * 1000
 SHA256 = hashlib.sha256(VIDEO).hexdigest()
@@ -108,10 +108,10 @@ def test_follow_yields_each_change_once_and_ends_with_the_end() -> None:
 
 
 def test_a_job_is_looked_at_less_and_less_often_while_nothing_changes() -> None:
-    looks = Looks(0.5, 2)
-    waits = [looks.next(changed=False) for _ in range(5)]
+    interval = PollInterval(0.5, 2)
+    waits = [interval.next(changed=False) for _ in range(5)]
     assert waits == [0.75, 1.125, 1.6875, 2, 2]
-    assert looks.next(changed=True) == 0.5
+    assert interval.next(changed=True) == 0.5
 
 
 def test_wait_returns_the_output() -> None:

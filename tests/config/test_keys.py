@@ -23,7 +23,7 @@ from engine.config_keys.meanings import meanings
 from engine.config_keys.reference import Key, choices_of, keys, provider_of
 from engine.errors import ConfigError
 from engine.plugin.manager import installed
-from engine.serving.endpoint.limits import Limits
+from engine.serving.endpoint.limits import EndpointLimits
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "config.md").read_text("utf-8")
@@ -241,7 +241,7 @@ SHARED = {"sampler": "plugins/samplers", "guidance": "plugins/guidance"}
 OTHERWISE = {
     "parallel.local_rank": ("engine/runtime/parallel.py", "config"),
     # Copied by name into the endpoint's Limits.
-    **{f"entrypoint.{field.name}": ("engine/serving/endpoint", "limits") for field in fields(Limits)},
+    **{f"entrypoint.{field.name}": ("engine/serving/endpoint", "limits") for field in fields(EndpointLimits)},
 }
 
 

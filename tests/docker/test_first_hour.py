@@ -28,7 +28,7 @@ from engine.hub.manifest import Manifest, read_manifest
 from engine.service import EngineService
 from engine.serving.worker.defaults import boot
 from engine.serving.worker.fitness import checks
-from engine.serving.worker.warm_engine import Keeper
+from engine.serving.worker.warm_engine import WarmEngine
 
 README = (ROOT / "README.md").read_text("utf-8")
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text("utf-8")
@@ -185,18 +185,18 @@ def test_a_preset_starts_from_what_the_hub_gives(
     monkeypatch.setenv("MODEL_PATH", str(home))
     published.rate = 2_000_000
     service = EngineService(boot(["entrypoint=runpod", "device=cpu"], variables))
-    keeper = Keeper(service)
+    warm_engine = WarmEngine(service)
     try:
         # As `multitalk runpod` does: the weights are loaded while the checks run, which wait for the same download.
-        keeper.warm()
+        warm_engine.warm()
         for check in checks(service):
             check()
-        keeper.ready(threading.Event())
-        assert keeper.failure is None
-        assert keeper.state == "ready"
+        warm_engine.wait_until_ready(threading.Event())
+        assert warm_engine.error is None
+        assert warm_engine.state == "ready"
     finally:
         published.rate = 0
-        keeper.close()
+        warm_engine.close()
     if weights(preset):
         (folder,) = home.iterdir()
         assert (folder / "download_complete.txt").read_text().split()

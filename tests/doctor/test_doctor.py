@@ -10,7 +10,7 @@ import pytest
 
 from engine.cli.main import main
 from engine.doctor import checks
-from engine.doctor.checks import Finding, Patient, examine
+from engine.doctor.checks import CheckContext, CheckResult, examine
 
 SECRETS = {
     "BUCKET_ACCESS_KEY_ID": "SENTINEL0KEY0ID",
@@ -29,12 +29,12 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MODEL_PATH", str(tmp_path / "models"))
 
 
-def by_name(found: list[Finding]) -> dict[str, Finding]:
+def by_name(found: list[CheckResult]) -> dict[str, CheckResult]:
     return {finding.name: finding for finding in found}
 
 
-def one(check: checks.Check, *overrides: str) -> Finding:
-    (found,) = check(Patient(overrides))
+def one(check: checks.Check, *overrides: str) -> CheckResult:
+    (found,) = check(CheckContext(overrides))
     return found
 
 
@@ -88,7 +88,7 @@ def test_a_build_for_cpus_beside_a_driver_is_broken(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_chosen_backend_that_cannot_run_is_broken_and_others_are_notes() -> None:
-    found = by_name(list(checks.check_attention(Patient([*TINY, "attention=flash"]))))
+    found = by_name(list(checks.check_attention(CheckContext([*TINY, "attention=flash"]))))
     assert found["attention=flash"].state == "broken"
     assert "attention=sdpa" in found["attention=flash"].hint
     assert found["attention=sage"].state == "note"
@@ -97,7 +97,7 @@ def test_a_chosen_backend_that_cannot_run_is_broken_and_others_are_notes() -> No
 
 def test_a_backend_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "try_attention", lambda kernel, device: 0.5)
-    found = by_name(list(checks.check_attention(Patient([*TINY, "attention=sdpa"]))))
+    found = by_name(list(checks.check_attention(CheckContext([*TINY, "attention=sdpa"]))))
     assert found["attention=sdpa"].state == "broken"
     assert found["attention=auto"].state == "note"
 
@@ -144,7 +144,7 @@ def test_a_store_that_is_away_is_broken_and_no_secret_is_told(
 
 
 def test_a_check_that_fails_hides_nothing_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    def check_stars(_: Patient) -> Any:
+    def check_stars(_: CheckContext) -> Any:
         raise ValueError("https://user:sentinel0secret0key@example.org")
 
     monkeypatch.setattr(checks, "CHECKS", (check_stars, checks.check_runpod))

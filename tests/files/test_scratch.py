@@ -205,12 +205,12 @@ import asyncio, base64, io, json, os, sys
 from PIL import Image
 from engine import Access, EngineService
 from engine.serving.worker.handler import Handler, Terms
-from engine.serving.worker.warm_engine import Keeper
+from engine.serving.worker.warm_engine import WarmEngine
 picture = io.BytesIO()
 Image.effect_noise((600, 600), 90).save(picture, "PNG")
 address = "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()
 job = {"id": "a", "input": {"action": "plan", "reference_image": address, "audio_1": address, "prompt": "x"}}
-handler = Handler(Keeper(EngineService(["model=tiny", "sink=base64"], access=Access(schemes=("data",)))), Terms())
+handler = Handler(WarmEngine(EngineService(["model=tiny", "sink=base64"], access=Access(schemes=("data",)))), Terms())
 told = [asyncio.run(handler.handle(job))["error_code"]]
 print(json.dumps(told), os.listdir(sys.argv[1]))
 """,

@@ -30,7 +30,7 @@ from engine.loading.lora_alpha import Strengths, strengths
 from engine.loading.lora_file import read_lora_header
 from engine.loading.lora_names import sort_entries
 from engine.serving.worker.handler import Handler, Terms
-from engine.serving.worker.warm_engine import Keeper
+from engine.serving.worker.warm_engine import WarmEngine
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "engine" / "weights" / "tiny"
@@ -434,7 +434,7 @@ def test_command_line_and_worker_answer_with_what_matched_nothing(
         key: f"data:application/octet-stream;base64,{base64.b64encode(Path(file).read_bytes()).decode()}"
         for key, file in (("reference_image", PICTURE), ("audio_1", VOICE))
     }
-    answer = ask(Handler(Keeper(service), Terms()), {"prompt": "talks", "num_frames": 1, **data})
+    answer = ask(Handler(WarmEngine(service), Terms()), {"prompt": "talks", "num_frames": 1, **data})
     assert warning in answer["warnings"]
     assert answer["loras"] == [
         {"file": path.name, "scale": 1.0, "entries": 131, "unmatched": 1, "alpha": "no alpha (scale 1)"}

@@ -102,7 +102,7 @@ def test_placement_plan_fitness_and_doctor_go_by_one_rule(tmp_path: Path, monkey
         file.truncate(31_400_000_001)
     with pytest.raises(UnfitError):
         check_memory(tmp_path)
-    (host,) = [one for one in checks.check_memory(checks.Patient(["model=tiny"])) if one.name == "host memory"]
+    (host,) = [one for one in checks.check_memory(checks.CheckContext(["model=tiny"])) if one.name == "host memory"]
     assert host.details["free_bytes"] == 31_400_000_000
     for module in ("engine.assembly.estimates", "engine.loading.placement"):
         assert vars(importlib.import_module(module))["free_on_host"] is free_on_host

@@ -13,23 +13,23 @@ from pathlib import Path
 
 import pytest
 
-from engine.runtime.bar import Sign, elapsed, moved
+from engine.runtime.bar import TimedProgress, elapsed, extrapolate
 
-STEP = Sign("denoise", 1, 2, 3, 10, fraction=0.2, remaining=80.0, ahead=0.1, expected=10.0)
+STEP = TimedProgress("denoise", 1, 2, 3, 10, fraction=0.2, remaining=80.0, ahead=0.1, expected=10.0)
 
 #: Like a generation: nothing for a while, then one long step, then the end.
 SCRIPT = textwrap.dedent(
     """
     import time
 
-    from engine.runtime.bar import Sign
-    from plugins.entrypoints.generate import shown
+    from engine.runtime.bar import TimedProgress
+    from plugins.entrypoints.generate import progress_display
 
-    with shown(quiet=False) as tell:
+    with progress_display(quiet=False) as tell:
         time.sleep(2.5)
-        tell(Sign("denoise", 1, 1, 1, 10, fraction=0.2, remaining=30.0, ahead=0.5, expected=15.0))
+        tell(TimedProgress("denoise", 1, 1, 1, 10, fraction=0.2, remaining=30.0, ahead=0.5, expected=15.0))
         time.sleep(3)
-        tell(Sign("decode", 1, 1, fraction=0.8, remaining=6.0, ahead=0.2, expected=6.0))
+        tell(TimedProgress("decode", 1, 1, fraction=0.8, remaining=6.0, ahead=0.2, expected=6.0))
         time.sleep(0.5)
     print("films/talk.mp4", flush=True)
     """
@@ -91,18 +91,18 @@ def test_bar_is_gone_in_the_end_and_the_address_stays(seen: list[tuple[float, st
 
 @pytest.mark.parametrize("seconds", [0.0, 1.0, 5.0, 10.0, 100.0, 1e6])
 def test_bar_never_passes_the_next_sign_of_life(seconds: float) -> None:
-    shown = moved(STEP, seconds)
+    shown = extrapolate(STEP, seconds)
     assert 0.2 <= shown.fraction < 0.3001
     assert shown.remaining is not None
     assert 70.0 <= shown.remaining <= 80.0
-    later = moved(STEP, seconds + 1)
+    later = extrapolate(STEP, seconds + 1)
     assert later.fraction >= shown.fraction
 
 
 def test_piece_of_which_nothing_is_known_moves_slowly() -> None:
-    first = Sign("encode", 1, 1, fraction=0.0, ahead=0.2)
-    assert [moved(first, seconds).fraction > 0 for seconds in (0.0, 1.0)] == [False, True]
-    assert moved(first, 1.0).remaining is None
+    first = TimedProgress("encode", 1, 1, fraction=0.0, ahead=0.2)
+    assert [extrapolate(first, seconds).fraction > 0 for seconds in (0.0, 1.0)] == [False, True]
+    assert extrapolate(first, 1.0).remaining is None
 
 
 def test_long_times_have_hours() -> None:

@@ -24,7 +24,7 @@ from engine.data import Motion
 from engine.errors import ConfigError
 from engine.loading.model import load_model
 from engine.multitalk.sequence import Shard, check_heads
-from engine.runtime.parallel import Load, nouns, take_device
+from engine.runtime.parallel import LoadWeights, message_classes, take_device
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "engine" / "weights" / "tiny"
@@ -136,7 +136,7 @@ class Evil:
 def test_a_word_between_processes_holds_our_own_nouns_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for word, is_ours in (
-        (Load(), True),
+        (LoadWeights(), True),
         (Motion(torch.ones(2), clean=True), True),
         (Evil(), False),
         (Path("x"), False),
@@ -144,7 +144,7 @@ def test_a_word_between_processes_holds_our_own_nouns_alone(tmp_path: Path, monk
         buffer = io.BytesIO()
         torch.save(word, buffer)
         buffer.seek(0)
-        with torch.serialization.safe_globals(nouns()):
+        with torch.serialization.safe_globals(message_classes()):
             if is_ours:
                 assert type(torch.load(buffer, weights_only=True)) is type(word)
             else:
@@ -222,7 +222,7 @@ def test_each_process_sees_a_device_of_its_own(visible: str | None, seen: str, m
     take_device("auto", 1)
 
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
-    with pytest.raises(ConfigError, match="no device for it"):
+    with pytest.raises(ConfigError, match="no device for this process"):
         take_device("cuda", 3)
 
 

@@ -13,7 +13,7 @@ import torch
 from engine.data import Peak, Progress
 from engine.errors import Cancelled
 from engine.runtime import memory
-from engine.runtime.bar import Sign
+from engine.runtime.bar import TimedProgress
 from engine.runtime.progress import Meter
 
 #: Bytes that the kernel counts by; a touched one is in memory.
@@ -101,7 +101,7 @@ def test_steps_are_counted_from_one_in_each_window() -> None:
 def test_each_sign_says_how_far_the_next_one_is() -> None:
     signs: list[Progress] = []
     generate(signs, 2, 3, TOOK["steps count"][0])
-    seen = [sign for sign in signs if isinstance(sign, Sign)]
+    seen = [sign for sign in signs if isinstance(sign, TimedProgress)]
     later = [(one, other) for one, other in pairwise(seen) if one.window == 2 and one.expected]
     assert len(later) == 6
     for one, other in later:

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from engine.serving.endpoint.jobs import Job
-from engine.serving.endpoint.limits import Limits
+from engine.serving.endpoint.jobs import EndpointJob
+from engine.serving.endpoint.limits import EndpointLimits
 from engine.serving.endpoint.server import LocalEndpoint
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ PATIENCE = 120.0
 NO_CHECKS = {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true", "RUNPOD_SKIP_GPU_CHECK": "true"}
 
 
-class Running:
+class RunningEndpoint:
     """A running endpoint, with the loop it runs on."""
 
     def __init__(self, endpoint: LocalEndpoint, loop: asyncio.AbstractEventLoop) -> None:
@@ -30,10 +30,10 @@ class Running:
 
     def until(self, ready: Callable[[], Any], patience: float = PATIENCE) -> None:
         """Wait until `ready()`, which is asked on the endpoint's loop whenever a job or worker changes."""
-        waiting = asyncio.run_coroutine_threadsafe(
-            self.endpoint.jobs.bell.until(lambda: bool(ready()), patience), self.loop
+        future = asyncio.run_coroutine_threadsafe(
+            self.endpoint.jobs.changed.wait_for(lambda: bool(ready()), patience), self.loop
         )
-        assert waiting.result(), "it never came to be"
+        assert future.result(), "it never came to be"
 
     def ask(self, question: Callable[[], T]) -> T:
         """Return what `question` answers on the endpoint's loop."""
@@ -43,7 +43,7 @@ class Running:
 
         return asyncio.run_coroutine_threadsafe(asked(), self.loop).result()
 
-    def job(self, job_id: str) -> Job:
+    def job(self, job_id: str) -> EndpointJob:
         job = self.endpoint.jobs.find(job_id)
         assert job is not None
         return job
@@ -56,13 +56,13 @@ class Running:
 def running(
     *words: str,
     workers: int = 1,
-    limits: Limits | None = None,
+    limits: EndpointLimits | None = None,
     api_key: str | None = None,
     allowed_hosts: Sequence[str] = (),
     host: str = "127.0.0.1",
     worker: Sequence[str] | None = None,
     environment: Mapping[str, str] | None = None,
-) -> Iterator[Running]:
+) -> Iterator[RunningEndpoint]:
     """Run an endpoint whose workers are `worker`, or `endpoint_worker.py` with `words`."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -79,7 +79,7 @@ def running(
         )
         asyncio.run_coroutine_threadsafe(endpoint.__aenter__(), loop).result()
         try:
-            yield Running(endpoint, loop)
+            yield RunningEndpoint(endpoint, loop)
         finally:
             asyncio.run_coroutine_threadsafe(endpoint.close(), loop).result()
     finally:

@@ -14,7 +14,7 @@ from engine.components import CancelToken, ProgressCallback
 from engine.data import Canvas, Delivery, Plan, Progress, Request, Resumed
 from engine.errors import Cancelled
 from engine.serving.worker.handler import Handler, Terms
-from engine.serving.worker.warm_engine import Keeper
+from engine.serving.worker.warm_engine import WarmEngine
 
 GOOD: dict[str, Any] = {
     "reference_image": "https://example.com/anna.png",
@@ -170,7 +170,7 @@ def steps(
 
 def worker(service: FakeService, terms: Terms | None = None, sent: Sent | None = None) -> Handler:
     """Return a handler around the service, not warmed up."""
-    return Handler(Keeper(service), terms or Terms(), poster=sent)
+    return Handler(WarmEngine(service), terms or Terms(), poster=sent)
 
 
 def ask(handler: Handler, given: Mapping[str, Any] | None = None, **job: Any) -> dict[str, Any]:

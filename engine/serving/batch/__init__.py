@@ -1,1 +1,1 @@
-"""Many jobs from a file: read them, hand them to workers, keep what came of each."""
+"""Many jobs from a file: reads them, hands them to workers and records their results."""

@@ -1,4 +1,4 @@
-"""A file of jobs, one JSON object a line -> what is known of each line, and each job when its turn comes."""
+"""Reads a file of jobs, one JSON object per line: an index of its lines, and each job when it is needed."""
 
 from __future__ import annotations
 
@@ -13,55 +13,55 @@ from typing import IO, Any
 
 from engine.errors import ConfigError, RequestError
 from engine.serving.jobs.document_bounds import MOST_BYTES, parse_json, reason
-from engine.serving.jobs.schema import SECRET, job_schema, shown
+from engine.serving.jobs.schema import SECRET, job_schema, quote_value
 
 _FIELD = "entrypoint.jobs"
-#: Letters of a job's hash in a name, and most letters of its id before them.
-_HASH, _MOST = 12, 100
+#: Characters of a job's hash in its name, and most characters of its id before them.
+_HASH_LENGTH, _MAX_ID = 12, 100
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the file. The job itself stays there: it may hold megabytes of media."""
+    """A line of the file, without the job itself, which may hold megabytes of media."""
 
-    #: The job's own, else one that its content makes.
+    #: The job's own id, else one that is made from its content.
     id: str
-    #: Counted from 1, as editors do.
+    #: Line number, from 1, as in editors.
     number: int
-    #: SHA-256 of what the job asks for, without its name and its keys.
+    #: SHA-256 of the job without its id and its keys.
     sha256: str
-    #: Name that the engine's sinks know it by: one that no other job has, nor this one once it was changed.
+    #: Unique name of the job for the engine's sinks; a changed job gets another name.
     job: str
-    #: Name under which the sink's folder will hold the video; None: it has no such name, or goes elsewhere.
+    #: File name of the video in the sink's folder; None: it has no such name, or goes to another sink.
     filename: str | None
-    #: Bytes of the file before it.
+    #: Offset of the line in the file, in bytes.
     offset: int
 
 
-class Jobs:
-    """The jobs of a file, which is read line by line and never held as a whole."""
+class JobFile:
+    """The jobs of a file, which is read line by line and never as a whole."""
 
-    def __init__(self, path: Path, *, sink: str, folder: bool) -> None:
-        """Read the file once. `sink` keeps the videos, in a `folder` by file names or otherwise.
+    def __init__(self, path: Path, *, sink: str, in_folder: bool) -> None:
+        """Read the file once. `sink` keeps the videos; with `in_folder`, as files in a folder.
 
-        What is wrong with a single job shows when it is done. Raises ConfigError for a file that cannot be read, for
-        one without a job, and for two jobs of one name, naming both lines.
+        Errors in a single job are reported when it runs. Raises ConfigError for a file that cannot be read, for a file
+        without jobs, and for two jobs with the same name, with both line numbers.
         """
         self.path = path
         self._sink = sink
-        self._folder = folder
+        self._in_folder = in_folder
         try:
             self.lines = tuple(self._index())
         except OSError as error:
-            hint = "give a file with a job in each line"
+            hint = "give a file with one job per line"
             raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}", field=_FIELD, hint=hint) from error
         if not self.lines:
-            raise ConfigError(f"there is no job in {str(path)!r}", field=_FIELD, hint="write one JSON object a line")
+            raise ConfigError(f"there is no job in {str(path)!r}", field=_FIELD, hint="write one JSON object per line")
         _check_once(self.lines, lambda line: line.id, "the id")
         _check_once(self.lines, lambda line: line.filename, "the file name")
 
     def job(self, line: Line) -> dict[str, Any]:
-        """Return the job of a line, with its id, and with a name for its video if it has none.
+        """Return the job of a line, with its id and a file name for its video.
 
         Raises RequestError for a line that is not a JSON object.
         """
@@ -78,10 +78,10 @@ class Jobs:
                 f"this is not JSON: {reason(error)}", field=where, hint="write each job as one object on one line"
             ) from error
         if sha256 != line.sha256:
-            raise RequestError("the file was changed meanwhile", field=where, hint="start the batch again")
+            raise RequestError("the file was changed during the batch", field=where, hint="start the batch again")
         if not isinstance(job, dict):
             raise RequestError(
-                f"the job is {shown(job)}, not an object",
+                f"the job is {quote_value(job)}, not an object",
                 field=where,
                 hint='write {"input": {...}}',
                 code="wrong_type",
@@ -93,12 +93,12 @@ class Jobs:
         return job
 
     def _index(self) -> Iterator[Line]:
-        named = re.compile(job_schema()["properties"]["id"]["pattern"])
+        id_pattern = re.compile(job_schema()["properties"]["id"]["pattern"])
         seen: Counter[str] = Counter()
         offset = 0
         with self.path.open("rb") as file:
             for number, (raw, length) in enumerate(_lines(file), start=1):
-                begins, offset = offset, offset + length
+                line_offset, offset = offset, offset + length
                 if not raw.strip():
                     continue
                 try:
@@ -107,32 +107,32 @@ class Jobs:
                 except (ValueError, RecursionError):
                     job, sha256 = None, hashlib.sha256(raw).hexdigest()
                 name = job.get("id") if isinstance(job, dict) else None
-                if isinstance(name, str) and named.match(name):
-                    key = f"{name[:_MOST]}-{sha256[:_HASH]}"
+                if isinstance(name, str) and id_pattern.match(name):
+                    key = f"{name[:_MAX_ID]}-{sha256[:_HASH_LENGTH]}"
                 else:
-                    # Made of the content, so that lines may be added and moved; equal lines are told apart by order.
+                    # From the content, so that lines can be added and moved; identical lines are numbered.
                     seen[sha256] += 1
-                    name = key = f"job-{sha256[:_HASH]}" + (f"-{seen[sha256]}" if seen[sha256] > 1 else "")
-                yield Line(name, number, sha256, key, self._filename(job, name), begins)
+                    name = key = f"job-{sha256[:_HASH_LENGTH]}" + (f"-{seen[sha256]}" if seen[sha256] > 1 else "")
+                yield Line(name, number, sha256, key, self._filename(job, name), line_offset)
 
     def _filename(self, job: Any, name: str) -> str | None:
-        asked = job.get("input") if isinstance(job, dict) else None
-        if not self._folder or not isinstance(asked, dict):
+        inputs = job.get("input") if isinstance(job, dict) else None
+        if not self._in_folder or not isinstance(inputs, dict):
             return None
-        output = asked.get("output") or {}
+        output = inputs.get("output") or {}
         if not isinstance(output, dict) or output.get("sink") not in (None, self._sink):
             return None
-        if asked.get("action") not in (None, "generate") or asked.get("health_check"):
+        if inputs.get("action") not in (None, "generate") or inputs.get("health_check"):
             return None
         filename = output.get("filename")
         if filename is None:
             return f"{name}.mp4"
-        # Of another type, or with a folder in it: the job will be refused.
+        # A name of another type, or with a folder in it, fails when the job is parsed.
         return filename if isinstance(filename, str) and not re.search(r"[/\\\0]", filename) else None
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Yield each line and its bytes; of one that is too long to be a job, as much as shows that."""
+    """Yield each line and its length in bytes; a line that is too long for a job is truncated."""
     while raw := file.readline(MOST_BYTES + 1):
         length = len(raw)
         while not raw.endswith(b"\n") and (more := file.readline(2**20)):
@@ -156,7 +156,7 @@ def _check_once(lines: Iterable[Line], key: Callable[[Line], str | None], what: 
             continue
         if name in first:
             raise ConfigError(
-                f"lines {first[name]} and {line.number} both bear {what} {name!r}",
+                f"lines {first[name]} and {line.number} both have {what} {name!r}",
                 field=_FIELD,
                 hint="rename one of them, or leave it out",
             )

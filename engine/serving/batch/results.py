@@ -1,4 +1,4 @@
-"""The file of results: a line for each job that was done or has failed, there as soon as it is known."""
+"""The file of results: one line for each job that is done or failed, written at once."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from engine.text.names import is_plain
 Status = Literal["done", "failed"]
 
 _FIELD = "entrypoint.results"
-#: Seconds without a sign of life after which the lock of a batch on another machine counts as left behind.
-_LEASE = 60.0
+#: Seconds without a heartbeat after which the lock of a batch on another machine counts as abandoned.
+_LEASE_SECONDS = 60.0
 
 
 class Results:
-    """What is known of the jobs of a batch. Its methods may be called from any thread.
+    """The results of a batch. Its methods are thread-safe.
 
-    A line is complete when it is on the disk, so that whoever is killed loses no more than the jobs at work. Their
-    names stand in a second, hidden file: a video that lies there under the name of one of them, without a result, is
-    what a killed batch made last, and makes room for the same job.
+    Each line is on the disk before the next job begins, so a batch that is killed loses only the running jobs. The
+    names of running jobs are in a second, hidden file: a video of one of them that has no result is a leftover of a
+    killed batch. It is removed, so that the job can be done again.
     """
 
-    def __init__(self, path: Path, folder: Path | None, taken: threading.Event) -> None:
-        """Read what is there. `folder` has the videos, if they have one. Raises ConfigError and OSError.
+    def __init__(self, path: Path, folder: Path | None, lease_lost: threading.Event) -> None:
+        """Read existing results. `folder` is the folder of the videos, if any. Raises ConfigError and OSError.
 
-        `taken` is set when somebody else has got hold of the file.
+        `lease_lost` is set when another process has taken over the file.
         """
         self.path = path
-        self._taken = taken
+        self._lease_lost = lease_lost
         self._folder = folder
         self._lock = threading.Lock()
-        #: Of each id the last status, and the hash of the job that it is about. Answers may hold whole videos.
+        #: Id -> its last status and the hash of the job. Answers are not kept, because they may hold whole videos.
         self._last: dict[str, tuple[Status, str]] = {}
         self._count: Counter[str] = Counter()
         for record in _records(path):
@@ -50,42 +50,42 @@ class Results:
         self._begun: set[str] = set()
         self._file: IO[bytes] = path.open("ab")
         self._begun_file: IO[bytes] = self._begun_path.open("wb")
-        # A line that is on the disk is nothing to be found by while the file's name is not.
+        # Lines on the disk can be found only if the file's name is on the disk, too.
         sync_folder(path.parent)
 
     def status(self, line: Line) -> Status | None:
-        """Return what came of a job, None where nothing did, or where its line has failed and was changed since."""
+        """Return the status of a job; None if it has no result, or failed and its line was changed since."""
         status, _ = self._last.get(line.id, (None, ""))
         return None if status == "failed" and self.changed(line) else status
 
     def changed(self, line: Line) -> bool:
-        """Whether the job asks for something else than the one of its name whose result is there."""
+        """Return whether the job differs from the one with the same id that has a result."""
         return self._last[line.id][1] != line.sha256
 
     def begin(self, line: Line) -> None:
-        """Note that a job begins. Raises SinkError where the file is no longer this process' own."""
+        """Note that a job begins. Raises SinkError if this process no longer holds the lease of the file."""
         with self._lock:
             self._check()
             if self._folder is None or line.filename is None or (self._folder / line.filename).exists():
-                # What is there already is somebody else's: the sink will say so.
+                # An existing file is not ours: the sink will report it.
                 return
             self._begun.add(line.id)
             begun = {"id": line.id, "filename": line.filename, "results": self._count[line.id]}
             _append(self._begun_file, begun)
 
-    def withdraw(self, line: Line) -> None:
-        """Take away what may be left of a job that was begun and came to no end."""
+    def discard(self, line: Line) -> None:
+        """Remove what a job that did not finish may have left."""
         with self._lock:
             if self._folder is not None and line.filename is not None and line.id in self._begun:
                 (self._folder / line.filename).unlink(missing_ok=True)
                 self._begun.remove(line.id)
 
     def add(self, line: Line, answer: Mapping[str, Any], seconds: float) -> Status:
-        """Keep the answer of a job. Raises SinkError where the file is no longer this process' own."""
+        """Record the answer of a job. Raises SinkError if this process no longer holds the lease of the file."""
         status: Status = "failed" if "error" in answer else "done"
         head = {"id": line.id, "line": line.number, "status": status, "seconds": round(seconds, 3)}
-        told = dict(answer) if status == "failed" else {"output": dict(answer)}
-        record = head | told | {"sha256": line.sha256}
+        result = dict(answer) if status == "failed" else {"output": dict(answer)}
+        record = head | result | {"sha256": line.sha256}
         with self._lock:
             self._check()
             _append(self._file, record)
@@ -94,18 +94,18 @@ class Results:
         return status
 
     def close(self) -> None:
-        """Leave the file of results alone behind, unless jobs were begun and nothing came of them."""
+        """Close the files; remove the hidden one unless jobs have begun and have no result."""
         self._file.close()
         self._begun_file.close()
         if not self._begun:
             self._begun_path.unlink(missing_ok=True)
 
     def _check(self) -> None:
-        if self._taken.is_set():
+        if self._lease_lost.is_set():
             raise SinkError(
-                f"another batch has taken {str(self.path)!r} over",
+                f"another batch has taken over {str(self.path)!r}",
                 field=_FIELD,
-                hint="let one batch write to it at a time; does the volume hang at times?",
+                hint="let only one batch write to it at a time; does the volume hang sometimes?",
             )
 
     def _note(self, record: Mapping[str, Any]) -> None:
@@ -119,9 +119,9 @@ class Results:
             try:
                 begun = json.loads(line)
             except ValueError:
-                # Half a line: that job had not begun.
+                # An incomplete line: that job had not begun.
                 continue
-            # The file lies where others may write: nothing beyond the folder is removed because of it.
+            # Others may write to this file, so nothing outside of the folder is removed because of it.
             if not is_plain(begun["filename"]):
                 continue
             if self._count[begun["id"]] == begun["results"]:
@@ -129,29 +129,29 @@ class Results:
 
 
 @contextmanager
-def keeping(path: Path, folder: Path | None) -> Iterator[Results]:
-    """Open the results at `path` for this process alone, on all machines that share the folder.
+def open_results(path: Path, folder: Path | None) -> Iterator[Results]:
+    """Open the results at `path` with a lock that holds on all machines that share the folder.
 
-    Raises ConfigError where another batch has them, and SinkError where they cannot be written.
+    Raises ConfigError if another batch holds the lock, and SinkError if the file cannot be written.
     """
     from filelock import SoftFileLease, Timeout
 
-    taken = threading.Event()
+    lease_lost = threading.Event()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A lease, since on many network volumes the kernel's locks hold on one machine alone.
+        # A lease, because on many network volumes the kernel's locks work on one machine only.
         name = path.with_name(f".{path.name}.lock")
-        lock = SoftFileLease(name, lease_duration=_LEASE, on_compromise=lambda _: taken.set())
+        lock = SoftFileLease(name, lease_duration=_LEASE_SECONDS, on_compromise=lambda _: lease_lost.set())
         lock.acquire(timeout=0)
     except Timeout as error:
         raise ConfigError(
-            f"another batch writes to {str(path)!r}", field=_FIELD, hint="wait for it, or name another file"
+            f"another batch writes to {str(path)!r}", field=_FIELD, hint="wait for it, or choose another file"
         ) from error
     except OSError as error:
         raise _unwritable(path, error) from error
     try:
         try:
-            results = Results(path, folder, taken)
+            results = Results(path, folder, lease_lost)
         except OSError as error:
             raise _unwritable(path, error) from error
         try:
@@ -163,7 +163,7 @@ def keeping(path: Path, folder: Path | None) -> Iterator[Results]:
 
 
 def _records(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Yield what stands in the file; what a killed process left of its last line is cut off."""
+    """Yield the records of the file; an incomplete last line, left by a killed process, is removed."""
     if not path.exists():
         return
     with path.open("rb+") as file:
@@ -175,20 +175,20 @@ def _records(path: Path) -> Iterator[Mapping[str, Any]]:
             complete += len(raw)
             try:
                 record = json.loads(raw)
-                known = isinstance(record["id"], str) and record["status"] in ("done", "failed") and record["sha256"]
+                valid = isinstance(record["id"], str) and record["status"] in ("done", "failed") and record["sha256"]
             except (ValueError, TypeError, KeyError):
-                known = False
-            if not known:
+                valid = False
+            if not valid:
                 raise ConfigError(
-                    f"line {number} of {str(path)!r} is no result of a batch",
+                    f"line {number} of {str(path)!r} is not a result of a batch",
                     field=_FIELD,
-                    hint="take that line out, or name another file",
+                    hint="remove that line, or choose another file",
                 )
             yield record
 
 
 def _append(file: IO[bytes], record: Mapping[str, Any]) -> None:
-    # In ASCII, which takes bytes of a file name that are no text.
+    # As ASCII, with escapes for bytes of a file name that are not valid text.
     file.write(json.dumps(record).encode() + b"\n")
     file.flush()
     os.fsync(file.fileno())
@@ -196,4 +196,4 @@ def _append(file: IO[bytes], record: Mapping[str, Any]) -> None:
 
 def _unwritable(path: Path, error: OSError) -> SinkError:
     reason = error.strerror or str(error)
-    return SinkError(f"cannot write {str(path)!r}: {reason}", field=_FIELD, hint="name a file that can be written")
+    return SinkError(f"cannot write {str(path)!r}: {reason}", field=_FIELD, hint="choose a file that can be written")

@@ -1,4 +1,4 @@
-"""Jobs to workers, answers to the results: one queue, and a thread a worker."""
+"""Hands jobs to workers and records their answers: one queue, and one thread per worker."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from typing import Any
 
 from engine.components import JobWorker
 from engine.errors import Cancelled, EngineError, RequestError, WorkerLost
-from engine.serving.batch.jobs import Jobs, Line
+from engine.serving.batch.jobs import JobFile, Line
 from engine.serving.batch.results import Results
 from engine.serving.jobs.answers import error_answer
 
-#: Processes that a job may take down with it before it counts as failed.
-_LIVES = 2
+#: Number of worker processes that may end during a job before the job fails.
+_MAX_DEATHS = 2
 
 Say = Callable[[str], None]
 
 
-class Run:
-    """The jobs that are to be done now."""
+class BatchRun:
+    """One run over the pending jobs of a file."""
 
-    def __init__(self, jobs: Jobs, results: Results, pending: Sequence[Line], say: Say, warn: Say) -> None:
-        """`say` and `warn` are told in a line what goes on, and what goes wrong with workers, from any thread."""
-        #: How many jobs came to which end.
+    def __init__(self, jobs: JobFile, results: Results, pending: Sequence[Line], say: Say, warn: Say) -> None:
+        """`say` gets lines about progress, `warn` lines about problems of workers; both from any thread."""
+        #: Status -> number of jobs.
         self.counts: Counter[str] = Counter()
-        #: How many failed with which code.
+        #: Error code -> number of jobs.
         self.codes: Counter[str] = Counter()
         self._began = time.monotonic()
-        #: It was told to end before all was done.
+        #: The run was stopped before all jobs were done.
         self.interrupted = False
         self._jobs, self._results, self._say, self._warn = jobs, results, say, warn
         self._total = len(pending)
@@ -41,37 +41,37 @@ class Run:
         self._deaths: Counter[str] = Counter()
         self._workers: Sequence[JobWorker] = ()
         self._lock = threading.Lock()
-        self._troubles: list[BaseException] = []
+        self._errors: list[BaseException] = []
 
     @property
     def left(self) -> int:
         """Jobs without a result."""
         return self._total - self.counts.total()
 
-    def through(self, workers: Sequence[JobWorker]) -> None:
-        """Do the jobs; return when all are done, or those at work are after `drain`.
+    def process(self, workers: Sequence[JobWorker]) -> None:
+        """Do the jobs; return when all are done, or, after `drain`, when the running ones are.
 
-        A worker that cannot go on leaves its jobs to the others. Raises its error if jobs are left for that reason, and
-        at once what is no job's and no worker's fault: a full disk, a bug.
+        If a worker fails, the others do its jobs; its error is raised only if jobs are left. An error that is caused by
+        neither a job nor a worker, such as a full disk or a bug, stops the run and is raised.
         """
         self._workers = workers
         threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in workers]
         for thread in threads:
             thread.start()
         for thread in threads:
-            # In pieces: Python takes a signal between two of them.
+            # With a timeout, because Python handles signals only between the calls.
             while thread.is_alive():
                 thread.join(0.2)
-        for trouble in self._troubles:
-            if not isinstance(trouble, EngineError) or (self.left and not self.interrupted):
-                raise trouble
+        for error in self._errors:
+            if not isinstance(error, EngineError) or (self.left and not self.interrupted):
+                raise error
 
     def drain(self) -> None:
-        """Begin no more jobs."""
+        """Start no more jobs."""
         self.interrupted = True
 
     def stop(self) -> None:
-        """End the jobs at work at their next check; nothing is kept of them."""
+        """Stop the running jobs at their next check; they get no result."""
         self.drain()
         for worker in self._workers:
             worker.stop()
@@ -85,13 +85,13 @@ class Run:
             finally:
                 worker.close()
         except Cancelled:
-            # As it was told to.
+            # The run was stopped.
             pass
         except EngineError as error:
-            self._troubles.append(error)
-            self._warn(f"a worker cannot go on: {error}")
+            self._errors.append(error)
+            self._warn(f"a worker failed: {error}")
         except BaseException as error:  # noqa: BLE001 - raised in the main thread
-            self._troubles.append(error)
+            self._errors.append(error)
             self.stop()
 
     def _next(self) -> Line | None:
@@ -99,22 +99,22 @@ class Run:
             return self._waiting.popleft() if self._waiting and not self.interrupted else None
 
     def _do(self, worker: JobWorker, line: Line, *, fresh: bool) -> bool:
-        """Do a job with a worker that is as good as new if it is `fresh`; say whether it still is."""
+        """Do a job; a worker that is not `fresh` is restarted first. Return whether it is fresh afterwards."""
         began = time.monotonic()
         try:
             job = self._jobs.job(line)
         except RequestError as error:
-            self._keep(line, error_answer(error, own=True), began)
+            self._record(line, error_answer(error, local_caller=True), began)
             return fresh
         if not fresh:
             try:
-                _renew(worker)
+                _restart(worker)
             except BaseException:
-                # Not the job's fault: another worker may do it.
+                # Not caused by the job: another worker may do it.
                 self._waiting.appendleft(line)
                 raise
             if self.interrupted:
-                # A start may take minutes.
+                # The start may have taken minutes.
                 self._waiting.appendleft(line)
                 return True
         self._results.begin(line)
@@ -122,27 +122,27 @@ class Run:
         try:
             answer = dict(worker.work(job, _tenths(lambda text: self._say(f"{line.id}: {text}"))))
         except WorkerLost as error:
-            self._lose(line, error, began)
+            self._handle_lost(line, error, began)
             return False
         if answer.get("error_code") == "worker_stopped":
-            # It has not failed: the next start does it.
-            self._results.withdraw(line)
+            # The job has not failed: the next batch does it.
+            self._results.discard(line)
             return False
         fresh = not answer.pop("refresh_worker", False)
-        self._keep(line, answer, began)
+        self._record(line, answer, began)
         return fresh
 
-    def _lose(self, line: Line, error: WorkerLost, began: float) -> None:
-        """Let the job be done again; it has failed if it was the second process that ended with it."""
+    def _handle_lost(self, line: Line, error: WorkerLost, began: float) -> None:
+        """Queue the job again, or record it as failed if a second process ended during it."""
         self._warn(f"{line.id}: {error}")
-        self._results.withdraw(line)
+        self._results.discard(line)
         self._deaths[line.id] += 1
-        if self._deaths[line.id] < _LIVES or self.interrupted:
+        if self._deaths[line.id] < _MAX_DEATHS or self.interrupted:
             self._waiting.appendleft(line)
         else:
-            self._keep(line, error_answer(error, own=True), began)
+            self._record(line, error_answer(error, local_caller=True), began)
 
-    def _keep(self, line: Line, answer: Mapping[str, Any], began: float) -> None:
+    def _record(self, line: Line, answer: Mapping[str, Any], began: float) -> None:
         took = time.monotonic() - began
         status = self._results.add(line, answer, took)
         with self._lock:
@@ -156,7 +156,7 @@ class Run:
         self._say(f"{line.id}: {status} after {took:.1f} s, {where}{about}")
 
     def _remaining(self, count: int) -> str:
-        """Say how long the rest takes if it goes on as it went; nothing where nothing is left."""
+        """Return text with the remaining time at the current pace; "" if nothing is left."""
         if count >= self._total:
             return ""
         minutes, seconds = divmod(round((time.monotonic() - self._began) / count * (self._total - count)), 60)
@@ -164,26 +164,26 @@ class Run:
 
 
 @contextmanager
-def interruptible(run: Run, grace: float, say: Say) -> Iterator[None]:
-    """Let the first interrupt (Ctrl-C, SIGTERM) begin no more jobs and end those at work after `grace` seconds.
+def interruptible(run: BatchRun, grace: float, say: Say) -> Iterator[None]:
+    """On the first interrupt (Ctrl-C, SIGTERM) start no more jobs, and stop the running ones after `grace` seconds.
 
-    The second one ends them at their next check, a third one at once.
+    A second interrupt stops them at their next check, a third one at once.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     timer = threading.Timer(grace, run.stop)
     timer.daemon = True
-    asked = 0
+    signals = 0
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked += 1
-        if asked == 1:
+        nonlocal signals
+        signals += 1
+        if signals == 1:
             run.drain()
             timer.start()
-            say(f"told to end: jobs at work have {grace:g} s")
-        elif asked == 2:
+            say(f"stopping: running jobs have {grace:g} s to finish")
+        elif signals == 2:
             run.stop()
         else:
             raise KeyboardInterrupt
@@ -197,27 +197,27 @@ def interruptible(run: Run, grace: float, say: Say) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _renew(worker: JobWorker) -> None:
-    """Start a worker, in the place of the process before if there was one."""
+def _restart(worker: JobWorker) -> None:
+    """Start a worker, after ending its previous process if there is one."""
     worker.close()
     try:
         worker.start()
     except WorkerLost:
-        # Once is chance.
+        # Try once more.
         worker.close()
         worker.start()
 
 
 def _tenths(write: Say) -> Callable[[Mapping[str, Any]], None]:
-    """Return what writes a line of a job's progress whenever another tenth of it is done."""
-    told = 0
+    """Return a function that writes a line of a job's progress for each tenth of it."""
+    last = 0
 
-    def tell(progress: Mapping[str, Any]) -> None:
-        nonlocal told
-        if (tenth := progress["percent"] // 10) > told:
-            told = tenth
+    def report(progress: Mapping[str, Any]) -> None:
+        nonlocal last
+        if (tenth := progress["percent"] // 10) > last:
+            last = tenth
             left = progress["seconds_left"]
             more = "" if left is None else f", {left // 60}:{left % 60:02d} left"
             write(f"{progress['percent']:3d}%  {progress['stage']}{more}")
 
-    return tell
+    return report

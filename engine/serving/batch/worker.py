@@ -1,4 +1,4 @@
-"""The engine of a batch's process: what a RunPod worker does for a job, without a platform."""
+"""The engine in a worker process of a batch: does a job as a RunPod worker does, without a platform."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from typing import Any
 
 from engine.components import Service
 from engine.errors import EngineError, SinkError
-from engine.runtime.quiet import hush
+from engine.runtime.quiet import silence_libraries
 from engine.serving.worker.handler import Handler, Terms
-from engine.serving.worker.logs import Lines, install
-from engine.serving.worker.warm_engine import Keeper
+from engine.serving.worker.logs import LogContext, install
+from engine.serving.worker.warm_engine import WarmEngine
 
 
 class EngineWorker:
     """Implements `components.JobWorker` in this process."""
 
     def __init__(self, open_service: Callable[[], Service], terms: Terms) -> None:
-        """Open the service; load nothing. From now on this process logs bugs alone. Raises ConfigError."""
-        # A launcher may have started it on a machine where nobody did before.
-        hush()
-        lines = Lines()
-        install("ERROR", lines)
-        self._keeper = Keeper(open_service())
-        self._handler = Handler(self._keeper, terms, poster=lambda _: self._tell, lines=lines)
+        """Open the service without loading weights; this process then logs only bugs. Raises ConfigError."""
+        # The launcher may have started this process on another machine, where this was not done yet.
+        silence_libraries()
+        context = LogContext()
+        install("ERROR", context)
+        self._warm_engine = WarmEngine(open_service())
+        self._handler = Handler(self._warm_engine, terms, poster=lambda _: self._tell, context=context)
         self._tell: Callable[[Mapping[str, Any]], None] = lambda _: None
 
     def start(self) -> None:
         """See `components.JobWorker`."""
-        self._keeper.warm()
-        service = self._keeper.ready(self._handler.stopped)
-        # Anything else, such as a device that is full, is for the first job to meet: it may be mended there.
-        if isinstance(self._keeper.failure, EngineError):
-            raise self._keeper.failure
+        self._warm_engine.warm()
+        service = self._warm_engine.wait_until_ready(self._handler.stopped)
+        # Other errors, such as a full device, are left to the first job, which may recover from them.
+        if isinstance(self._warm_engine.error, EngineError):
+            raise self._warm_engine.error
         if sink := service.check()["failed"].get("sink"):
             raise SinkError(str(sink))
 
     def work(self, job: Mapping[str, Any], tell: Callable[[Mapping[str, Any]], None]) -> Mapping[str, Any]:
-        """See `components.JobWorker`; its process is never lost."""
+        """See `components.JobWorker`; it never raises WorkerLost."""
         self._tell = tell
         return asyncio.run(self._handler.handle(job))
 
@@ -47,5 +47,5 @@ class EngineWorker:
         self._handler.stopped.set()
 
     def close(self) -> None:
-        """See `components.JobWorker`; the process is the caller's."""
-        self._keeper.close()
+        """See `components.JobWorker`; the process itself belongs to the caller."""
+        self._warm_engine.close()

@@ -1,1 +1,1 @@
-"""A RunPod serverless endpoint on this machine: real verbs, real worker processes, no torch."""
+"""A RunPod serverless endpoint on this machine: the real HTTP API, real worker processes, no torch."""

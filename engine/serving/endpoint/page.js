@@ -15,9 +15,9 @@ async function call(method, path, body) {
   const headers = { "Content-Type": "application/json" };
   if ($("key").value) headers.Authorization = `Bearer ${$("key").value}`;
   const response = await fetch(root + path, { method, headers, body });
-  const told = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(told.error || `the endpoint answered ${response.status}`);
-  return told;
+  const report = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(report.error || `the endpoint answered ${response.status}`);
+  return report;
 }
 
 function data(file) {
@@ -70,10 +70,10 @@ function warn(warnings) {
 }
 
 function progress(output) {
-  const known = typeof output === "object" && output !== null;
-  const percent = known && Number.isFinite(output.percent) ? output.percent : null;
+  const isObject = typeof output === "object" && output !== null;
+  const percent = isObject && Number.isFinite(output.percent) ? output.percent : null;
   if (percent === null) $("bar").removeAttribute("value"); else $("bar").value = percent;
-  if (!known) { $("detail").textContent = output === undefined ? "" : String(output); return; }
+  if (!isObject) { $("detail").textContent = output === undefined ? "" : String(output); return; }
   const parts = percent === null ? [] : [`${Math.round(percent)} %`];
   for (const [key, value] of Object.entries(output)) {
     if (key !== "percent" && ["string", "number"].includes(typeof value)) parts.push(`${key.replaceAll("_", " ")} ${value}`);
@@ -82,11 +82,11 @@ function progress(output) {
   if (Array.isArray(output.warnings)) warn(output.warnings);
 }
 
-async function finish(told) {
-  const output = told.output || {};
-  $("failure").textContent = told.status === "COMPLETED" ? "" : (told.error || "");
+async function finish(report) {
+  const output = report.output || {};
+  $("failure").textContent = report.status === "COMPLETED" ? "" : (report.error || "");
   $("bar").hidden = true;
-  if (told.status !== "COMPLETED") { $("detail").textContent = ""; return; }
+  if (report.status !== "COMPLETED") { $("detail").textContent = ""; return; }
   if (output.video_base64) {
     const bytes = Uint8Array.from(atob(output.video_base64), (letter) => letter.charCodeAt(0));
     blob = URL.createObjectURL(new Blob([bytes], { type: "video/mp4" }));
@@ -98,18 +98,18 @@ async function finish(told) {
   }
   const { video_base64: _, video_url: __, warnings, ...rest } = output;
   $("detail").textContent = output.seconds
-    ? `${output.seconds} s of video, ${output.frames} frames, seed ${output.seed}, made in ${(told.executionTime / 1000).toFixed(1)} s`
+    ? `${output.seconds} s of video, ${output.frames} frames, seed ${output.seed}, made in ${(report.executionTime / 1000).toFixed(1)} s`
     : JSON.stringify(rest);
   warn(warnings);
 }
 
-function show(told) {
-  $("state").textContent = WORDS[told.status] || told.status;
-  const final = FINAL.includes(told.status);
+function show(report) {
+  $("state").textContent = WORDS[report.status] || report.status;
+  const final = FINAL.includes(report.status);
   $("cancel").hidden = final;
-  $("retry").hidden = !["FAILED", "TIMED_OUT"].includes(told.status);
+  $("retry").hidden = !["FAILED", "TIMED_OUT"].includes(report.status);
   $("send").disabled = !final;
-  if (!final) progress(told.output);
+  if (!final) progress(report.output);
   return final;
 }
 
@@ -122,9 +122,9 @@ async function follow(id) {
   let missed = 0;
   while (job === id) {
     try {
-      const told = await call("GET", `/status/${id}`);
+      const report = await call("GET", `/status/${id}`);
       missed = 0;
-      if (show(told)) { await finish(told); return; }
+      if (show(report)) { await finish(report); return; }
     } catch (error) {
       if (++missed > 5) { $("failure").textContent = error.message; $("send").disabled = false; return; }
     }

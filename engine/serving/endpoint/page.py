@@ -1,4 +1,4 @@
-"""The page at /: a form for a job, its progress and its video, from three files in this folder."""
+"""The web page at /: a form for a job, its progress and its video. It is made from three files in this folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiohttp import web
 from engine.text.pages import read_template
 
 _TYPES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
-#: Nothing from elsewhere is loaded; a finished video may come from a bucket.
+#: Nothing is loaded from other hosts, except a finished video, which may come from a bucket.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob: https: http:; base-uri 'none'; form-action 'none'; "
@@ -19,7 +19,7 @@ _POLICY = (
 
 
 def routes(endpoint_id: str) -> list[web.RouteDef]:
-    """Return the routes of the page; its script learns the endpoint's id from it."""
+    """Return the routes of the page, which passes the endpoint's id to its script."""
     return [
         web.get("/", _file("page.html", endpoint_id)),
         web.get("/page.css", _file("page.css", endpoint_id)),

@@ -1,8 +1,8 @@
-"""Outlives an endpoint that was killed, to end the worker processes it can no longer end itself.
+"""Kills the worker processes of an endpoint that was itself killed and can no longer stop them.
 
-Run as a script, alone. The first line of stdin is a word that stands in the environment of all that is to be ended, the
-second a folder with their temporary files; the line `done` says that nothing is. If stdin closes without it, they are
-killed and the folder is removed. Linux only: elsewhere there is no /proc.
+Runs as a separate script. The first line of stdin is a marker: the workers have it in their environment. The second
+line is the folder of their temporary files. The line `done` means that the workers have stopped. If stdin closes
+without it, the workers are killed and the folder is removed. Linux only, because it reads /proc.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import sys
 import time
 from pathlib import Path
 
-#: A process that was just being made bears the word a moment later.
+#: A process that is just starting has the marker only a moment later, so the search is repeated.
 _ROUNDS, _PAUSE = 5, 0.2
 
 
 def main() -> None:
-    """Wait for stdin to close, and end what is left."""
+    """Wait for stdin to close, then kill the workers that are left."""
     mark = sys.stdin.readline().strip().encode()
     disks = sys.stdin.readline().rstrip("\n")
     if not mark or "done" in sys.stdin.read():
         return
     for _ in range(_ROUNDS):
         for folder in Path("/proc").glob("[0-9]*"):
-            # It may be gone meanwhile, or somebody else's.
+            # The process may have ended, or belong to another user.
             with contextlib.suppress(OSError):
                 if mark in (folder / "environ").read_bytes():
                     os.kill(int(folder.name), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The other side of an endpoint, which the SDK's worker loop speaks: jobs out, results in, stop signals, heartbeats."""
+"""The API for workers, as the SDK's worker loop calls it: take jobs, post results, stop signals, heartbeats."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any
 
 from aiohttp import web
 
-from engine.serving.endpoint.jobs import Job
-from engine.serving.endpoint.web import HOUSE, House, Refused, megabytes, parse, read
+from engine.serving.endpoint.jobs import EndpointJob
+from engine.serving.endpoint.web import APP_STATE, ApiError, AppState, megabytes, parse_json, read_body
 
 _LOG = logging.getLogger(__name__)
 
 
 def routes(endpoint_id: str) -> list[web.RouteDef]:
-    """Return the routes that `environment` tells a worker."""
+    """Return the routes whose addresses `environment` gives to a worker."""
     root = f"/v2/{endpoint_id}"
     return [
-        web.get(f"{root}/job-take/{{worker}}", _guarded(_take), allow_head=False),
-        web.get(f"{root}/job-take-batch/{{worker}}", _guarded(_take), allow_head=False),
+        web.get(f"{root}/job-take/{{worker}}", _authorized(_take), allow_head=False),
+        web.get(f"{root}/job-take-batch/{{worker}}", _authorized(_take), allow_head=False),
         # The SDK derives this one from job-take.
-        web.get(f"{root}/job-stop/{{worker}}", _guarded(_stops), allow_head=False),
-        web.post(f"{root}/job-done/{{worker}}/{{job}}", _guarded(_done)),
-        web.post(f"{root}/job-stream/{{worker}}/{{job}}", _guarded(_pieces)),
-        web.get(f"{root}/ping/{{worker}}", _guarded(_ping), allow_head=False),
+        web.get(f"{root}/job-stop/{{worker}}", _authorized(_stops), allow_head=False),
+        web.post(f"{root}/job-done/{{worker}}/{{job}}", _authorized(_done)),
+        web.post(f"{root}/job-stream/{{worker}}/{{job}}", _authorized(_stream)),
+        web.get(f"{root}/ping/{{worker}}", _authorized(_ping), allow_head=False),
     ]
 
 
 def environment(url: str, endpoint_id: str, worker: str, token: str) -> dict[str, str]:
-    """Return what the platform gives a worker's process; `$ID` and `$RUNPOD_POD_ID` are the SDK's to fill in."""
+    """Return the variables that the platform sets for a worker; the SDK replaces `$ID` and `$RUNPOD_POD_ID`."""
     root = f"{url}/v2/{endpoint_id}"
-    # The SDK adds parameters with "&": there has to be one before.
+    # The SDK appends parameters with "&", so there must be a first one.
     key = f"?token={token}"
     return {
         "RUNPOD_WEBHOOK_GET_JOB": f"{root}/job-take/$ID{key}",
@@ -48,96 +48,96 @@ def environment(url: str, endpoint_id: str, worker: str, token: str) -> dict[str
     }
 
 
-async def _take(request: web.Request, house: House) -> web.Response:
+async def _take(request: web.Request, state: AppState) -> web.Response:
     worker = request.match_info["worker"]
-    if house.crew.asked(worker) is None:
-        return _nothing()
+    if state.pool.note_poll(worker) is None:
+        return _no_content()
     if request.query.get("job_in_progress") == "0":
-        house.jobs.idle(worker)
+        state.jobs.worker_idle(worker)
     batch = "/job-take-batch/" in request.path
     count = max(1, int(request.query.get("batch_size", "1"))) if batch else 1
-    given: list[Job] = []
+    taken: list[EndpointJob] = []
 
     def ready() -> bool:
-        if house.crew.asked(worker) is None:
+        if state.pool.note_poll(worker) is None:
             return True
-        given.extend(house.jobs.take(worker, count))
-        return bool(given)
+        taken.extend(state.jobs.take(worker, count))
+        return bool(taken)
 
-    await house.jobs.bell.until(ready, house.limits.poll)
-    if not given:
-        return _nothing()
-    told = [{"id": job.id, **job.given} for job in given]
-    return web.json_response(told if batch else told[0])
+    await state.jobs.changed.wait_for(ready, state.limits.poll)
+    if not taken:
+        return _no_content()
+    payloads = [{"id": job.id, **job.payload} for job in taken]
+    return web.json_response(payloads if batch else payloads[0])
 
 
-async def _stops(request: web.Request, house: House) -> web.Response:
+async def _stops(request: web.Request, state: AppState) -> web.Response:
     worker = request.match_info["worker"]
     ids: list[str] = []
 
     def ready() -> bool:
-        ids.extend(house.jobs.stop_signals(worker))
-        known = house.crew.workers.get(worker)
-        return bool(ids) or known is None or known.retired
+        ids.extend(state.jobs.stop_signals(worker))
+        process = state.pool.workers.get(worker)
+        return bool(ids) or process is None or process.retired
 
-    await house.jobs.bell.until(ready, house.limits.poll)
-    return web.json_response({"jobsToStop": ids}) if ids else _nothing()
+    await state.jobs.changed.wait_for(ready, state.limits.poll)
+    return web.json_response({"jobsToStop": ids}) if ids else _no_content()
 
 
-async def _done(request: web.Request, house: House) -> web.Response:
-    known = house.jobs.find(request.match_info["job"])
-    most = house.limits.sync_bytes if known is not None and known.sync else house.limits.run_bytes
-    body = await read(request, most)
-    job = _running(house, request)
+async def _done(request: web.Request, state: AppState) -> web.Response:
+    job = state.jobs.find(request.match_info["job"])
+    most = state.limits.sync_bytes if job is not None and job.sync else state.limits.run_bytes
+    body = await read_body(request, most)
+    job = _running(state, request)
     if body is None:
         if job is not None:
-            text = f"the result is larger than {megabytes(most)}, and the platform would have lost it; use S3"
-            house.jobs.fail(job, text)
-        raise Refused(413, "too large")
-    result = parse(body)
+            text = f"the result is larger than {megabytes(most)}; the platform would have lost it; use S3"
+            state.jobs.fail(job, text)
+        raise ApiError(413, "too large")
+    result = parse_json(body)
     if not isinstance(result, dict):
-        raise Refused(400, "not an object")
+        raise ApiError(400, "not an object")
     if job is None:
-        _too_late(known, result)
+        _warn_if_late(job, result)
     elif result.get("status") == "IN_PROGRESS":
-        house.jobs.progress(job, result.get("output"))
+        state.jobs.progress(job, result.get("output"))
     else:
-        house.jobs.finish(job, result)
+        state.jobs.finish(job, result)
     if result.get("stopPod"):
-        house.crew.retire(request.match_info["worker"])
-        house.jobs.bell.ring()
+        state.pool.retire(request.match_info["worker"])
+        state.jobs.changed.notify_all()
     return web.json_response({})
 
 
-async def _pieces(request: web.Request, house: House) -> web.Response:
-    body = await read(request, house.limits.sync_bytes)
+async def _stream(request: web.Request, state: AppState) -> web.Response:
+    body = await read_body(request, state.limits.sync_bytes)
     if body is None:
-        raise Refused(413, "too large")
-    result = parse(body)
-    job = _running(house, request)
+        raise ApiError(413, "too large")
+    result = parse_json(body)
+    job = _running(state, request)
     if job is not None and isinstance(result, dict) and "output" in result:
-        house.jobs.stream(job, _split(result["output"], house.limits.chunk_bytes))
+        state.jobs.stream(job, _split(result["output"], state.limits.chunk_bytes))
     return web.json_response({})
 
 
-async def _ping(request: web.Request, house: House) -> web.Response:
-    worker = house.crew.workers.get(request.match_info["worker"])
+async def _ping(request: web.Request, state: AppState) -> web.Response:
+    worker = state.pool.workers.get(request.match_info["worker"])
     if worker is not None and request.query.get("status") == "unhealthy":
-        worker.complaint = f"{request.query.get('check', '')}: {request.query.get('reason', '')}"
+        worker.problem = f"{request.query.get('check', '')}: {request.query.get('reason', '')}"
     return web.json_response({})
 
 
-def _running(house: House, request: web.Request) -> Job | None:
-    # Of a job that was stopped, or given to another worker since, nothing counts that comes from the old one.
-    job = house.jobs.find(request.match_info["job"])
+def _running(state: AppState, request: web.Request) -> EndpointJob | None:
+    # If a job was stopped or handed to another worker, messages of the previous worker are ignored.
+    job = state.jobs.find(request.match_info["job"])
     mine = job is not None and job.state == "IN_PROGRESS" and job.worker == request.match_info["worker"]
     return job if mine else None
 
 
-def _too_late(job: Job | None, result: dict[str, Any]) -> None:
+def _warn_if_late(job: EndpointJob | None, result: dict[str, Any]) -> None:
     if job is not None and job.state == "COMPLETED" and result.get("status") == "IN_PROGRESS":
         _LOG.warning(
-            "job %s: progress came after the result and is dropped; the platform may take it for the newer state",
+            "job %s: a progress update arrived after the result and is dropped; the platform may show it as the state",
             job.id,
         )
 
@@ -150,17 +150,17 @@ def _split(output: Any, most: int) -> list[Any]:
     return [text[start : start + most // 4] for start in range(0, len(text), most // 4)]
 
 
-def _nothing() -> web.Response:
+def _no_content() -> web.Response:
     return web.Response(status=204)
 
 
-def _guarded(
-    handler: Callable[[web.Request, House], Awaitable[web.Response]],
+def _authorized(
+    handler: Callable[[web.Request, AppState], Awaitable[web.Response]],
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
-    async def guarded(request: web.Request) -> web.Response:
-        house = request.app[HOUSE]
-        if not hmac.compare_digest(request.query.get("token", "").encode(), house.token.encode()):
-            raise Refused(401, "only this endpoint's own workers come in here")
-        return await handler(request, house)
+    async def authorized(request: web.Request) -> web.Response:
+        state = request.app[APP_STATE]
+        if not hmac.compare_digest(request.query.get("token", "").encode(), state.token.encode()):
+            raise ApiError(401, "only this endpoint's own workers may call this")
+        return await handler(request, state)
 
-    return guarded
+    return authorized

@@ -1,1 +1,1 @@
-"""The job API: JSON in, JSON out."""
+"""The job API: a job as JSON is parsed and checked, its result is returned as JSON."""

@@ -1,6 +1,6 @@
-"""What other workers and tools call the things of a job -> what they are called here.
+"""Field names of other workers and tools, and the fields of this API that they mean, for hints in errors.
 
-Names are compared without case, dashes, underscores and blanks: `imageUrl` is `image_url`. They were collected from the
+Names are compared without case, dashes, underscores and spaces: `imageUrl` is `image_url`. They were collected from the
 public inputs of RunPod workers and hosted APIs, of ComfyUI nodes and of the command lines of MultiTalk, InfiniteTalk,
 Wan and diffusers.
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-#: Fields here, of which an object has one -> their names there.
-_SAID: dict[tuple[str, ...], str] = {
+#: Fields of this API (an object has one of each tuple) -> their names elsewhere.
+_ALIASES: dict[tuple[str, ...], str] = {
     ("reference_image",): (
         "image img picture photo pic portrait face faceimage avatar character reference refimage refimg "
         "conditionimage condimage condvideo firstframe startimage startframe initimage inputimage sourceimage "
@@ -60,17 +60,17 @@ _SAID: dict[tuple[str, ...], str] = {
     ("endpointUrl",): "endpoint s3endpoint host url",
     ("region",): "regionname awsregion",
 }
-_FIELDS = {name: fields for fields, names in _SAID.items() for name in names.split()}
+_FIELDS = {name: fields for fields, names in _ALIASES.items() for name in names.split()}
 
-#: What does it here, where that is no field of its own -> names there. For fields of `input` alone.
-_INSTEAD: dict[str, str] = {
-    "did you mean resolution? It is a name (action: capabilities lists them); the shape follows the picture's": (
+#: Advice on names that have no field of their own in this API -> those names. Only for fields of `input`.
+_ADVICE: dict[str, str] = {
+    "did you mean resolution? It is a name (action: capabilities lists them); the aspect ratio is the picture's": (
         "width height w h aspectratio ratio bucket"
     ),
-    "did you mean num_frames? It is the seconds times fps": (
+    "did you mean num_frames? It is the seconds multiplied by fps": (
         "duration seconds durationseconds videoduration audioduration maxduration lengthseconds time"
     ),
-    "the worker is started with it (MULTITALK_OVERRIDES); a job cannot change it": (
+    "it is set when the worker starts (MULTITALK_OVERRIDES); a job cannot change it": (
         "model modelname modelid modeltype checkpoint ckpt lora loras loraname lorascale quant quantization "
         "precision dtype device attention attentionmode offload forceoffload blockswap blockstoswap vae "
         "modelpath"
@@ -83,48 +83,48 @@ _INSTEAD: dict[str, str] = {
     'overrides: ["cache.threshold=NUMBER"]': "teacachethresh teacachethreshold",
     'overrides: ["guidance=apg"]': "apg useapg",
     'overrides: ["continuation.frames=NUMBER"]': "motionframe motionframes overlap overlapframes motionframelatents",
-    "a job makes one video; send a job for each": "batchsize numvideos numoutputs numimages nsamples n",
-    "it stands beside input, not in it": "webhook webhookurl policy",
-    "reference_image takes a picture; no video is taken": "video videourl inputvideo sourcevideo drivingvideo",
-    'output: {"sink": "disk"}, where the worker allows it': "networkvolume savetovolume usenetworkvolume",
-    "this is no ComfyUI worker; docs/api.md has the fields": "workflow graph",
-    "leave it out: the video is an MP4 (H.264)": "outputformat format videoformat codec",
-    "leave it out: each voice is a person, and speakers names more": (
+    "a job makes one video; send one job for each video": "batchsize numvideos numoutputs numimages nsamples n",
+    "it belongs beside input, not in it": "webhook webhookurl policy",
+    "reference_image takes a picture; a video is not accepted": "video videourl inputvideo sourcevideo drivingvideo",
+    'output: {"sink": "disk"}, if the worker allows it': "networkvolume savetovolume usenetworkvolume",
+    "this is not a ComfyUI worker; docs/api.md lists the fields": "workflow graph",
+    "leave it out: the video is always an MP4 (H.264)": "outputformat format videoformat codec",
+    "leave it out: each voice is one person; speakers takes more of them": (
         "personcount numpersons numpeople numspeakers inputtype"
     ),
-    "leave it out: length decides": "streamingmode clip clipframes windowsize framewindowsize",
+    "leave it out: it follows from the length": "streamingmode clip clipframes windowsize framewindowsize",
 }
-_OTHERWISE = {name: instead for instead, names in _INSTEAD.items() for name in names.split()}
+_ADVICE_FOR = {name: instead for instead, names in _ADVICE.items() for name in names.split()}
 
-#: What is written around the name of a medium to say how it is given.
-_GIVEN = re.compile(
+#: Prefixes and suffixes that only say how a file is passed: `inputImageUrl` is `image`.
+_AFFIXES = re.compile(
     r"(?:input|source|src|ref|reference)?(.+?)(?:url|uri|link|href|base64|b64|path|file|filepath|data|src|bytes)*"
 )
 
 
-def meant(name: str, known: Iterable[str]) -> tuple[str, str]:
-    """Return the field of `known` that another tool's `name` means, else "", and what does it otherwise, else ""."""
-    known = tuple(known)
+def find_alias(name: str, known_names: Iterable[str]) -> tuple[str, str]:
+    """Return the field of `known_names` that `name` means (or ""), and advice for a name without a field (or "")."""
+    known_names = tuple(known_names)
     plain = re.sub(r"[\s_.-]", "", name[:64].lower())
     for form in _forms(plain):
         for field in _FIELDS.get(form, ()):
-            if field in known:
+            if field in known_names:
                 return field, ""
-    if "prompt" in known:
+    if "prompt" in known_names:
         for form in _forms(plain):
-            if form in _OTHERWISE:
-                return "", _OTHERWISE[form]
+            if form in _ADVICE_FOR:
+                return "", _ADVICE_FOR[form]
     return "", ""
 
 
 def _forms(plain: str) -> list[str]:
-    """Return a name as it is, and without what says how a medium is given; a number that counts people stays."""
+    """Return a name, and the name without prefixes and suffixes; a digit that numbers a person is kept."""
     forms = [plain]
     number = re.fullmatch(r"(.*?)([12])(.*)", plain)
     counted = [(number[1] + number[3], number[2])] if number else []
     for base, digit in [(plain, ""), *counted]:
-        found = _GIVEN.fullmatch(base)
-        core = found[1] if found else base
-        # The first of two is the one that is meant without a number.
+        match = _AFFIXES.fullmatch(base)
+        core = match[1] if match else base
+        # A name without a digit means the first person, so a 1 is dropped.
         forms += [core + digit] if digit == "2" else [core]
     return forms

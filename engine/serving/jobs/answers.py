@@ -1,4 +1,4 @@
-"""Delivery or exception -> the JSON that the caller of a job gets."""
+"""Turns a delivery or an exception into the JSON that the caller of a job gets."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 from engine.data import Delivery, Resumed
 from engine.errors import EngineError, SinkError
 from engine.redaction import scrub
-from engine.serving.jobs.job import FIELDS, Job, spell
+from engine.serving.jobs.job import FIELDS, ParsedJob, caller_field
 
 _LOG = logging.getLogger(__name__)
-#: Errors of a disk that takes no more, wherever they come from.
+#: Errors of a disk that is full or read-only, wherever they are raised.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-def answer(job: Job, delivery: Delivery | Resumed, *, own: bool = False) -> dict[str, Any]:
-    """Return what a finished job answers: where the video is, or the video itself, and how it was made.
+def answer(job: ParsedJob, delivery: Delivery | Resumed, *, local_caller: bool = False) -> dict[str, Any]:
+    """Return the answer of a finished job: the video or its address, and how it was made.
 
-    One of `video_url`, `video_base64` and `video_path` is in it. Warnings have paths for a caller whose `own` machine
-    it is. Raises SinkError for a delivery that holds no video.
+    It has one of `video_url`, `video_base64` and `video_path`. Only a caller on this machine (`local_caller`) gets
+    paths in warnings. Raises SinkError for a delivery without a video.
     """
     return {
         **_video(delivery),
@@ -38,28 +38,31 @@ def answer(job: Job, delivery: Delivery | Resumed, *, own: bool = False) -> dict
         **_memory(delivery),
         **_loras(delivery),
         "engine_version": engine_version(),
-        "warnings": [scrub(warning, _secrets(job), own=own) for warning in delivery.warnings],
+        "warnings": [scrub(warning, _secrets(job), local_caller=local_caller) for warning in delivery.warnings],
     }
 
 
-def error_answer(error: BaseException, job: Job | None = None, *, own: bool = False) -> dict[str, str]:
-    """Return what a failed job answers: one line, a code, the job's field and what would work.
+def error_answer(error: BaseException, job: ParsedJob | None = None, *, local_caller: bool = False) -> dict[str, str]:
+    """Return the answer of a failed job: one line, a code, the field and a hint.
 
-    An error that the engine did not raise on purpose is a bug: the caller reads a reference, and the log has it beside
-    the traceback. Nothing of the text of such an error is answered.
+    Any error that is not an EngineError is a bug: the caller gets only a reference, which the log has beside the
+    traceback. The text of such an error is never sent.
     """
     if isinstance(error, OSError) and error.errno in _FULL:
-        _LOG.error("the disk takes no more", exc_info=error)
+        _LOG.error("the disk cannot be written", exc_info=error)
         error = EngineError(
             f"a file cannot be written: {os.strerror(error.errno or 0)}",
-            hint="free the machine's disk, or send the job to another worker",
+            hint="free space on the machine's disk, or send the job to another worker",
             code="disk_unwritable",
         )
     if not isinstance(error, EngineError):
         return _internal(error)
     hidden = _secrets(job)
-    field = scrub(spell(error.field, job.fields if job else FIELDS), hidden)
-    what, hint = scrub(error.what, hidden, own=own), scrub(error.hint, hidden, own=own)
+    field = scrub(caller_field(error.field, job.fields if job else FIELDS), hidden)
+    what, hint = (
+        scrub(error.what, hidden, local_caller=local_caller),
+        scrub(error.hint, hidden, local_caller=local_caller),
+    )
     line = f"{field}: {what}" if field else what
     return {
         "error": f"{line}; {hint}" if hint else line,
@@ -70,7 +73,7 @@ def error_answer(error: BaseException, job: Job | None = None, *, own: bool = Fa
 
 
 def engine_version() -> str:
-    """Return the version of the engine that is installed."""
+    """Return the installed version of the engine, or "unknown"."""
     try:
         return version("multitalk-engine")
     except PackageNotFoundError:
@@ -81,12 +84,12 @@ def _video(delivery: Delivery | Resumed) -> dict[str, str]:
     if delivery.content is not None:
         return {"video_base64": delivery.content}
     if delivery.address is None:
-        raise SinkError("the sink kept no video", field="output.sink", hint="choose another sink")
+        raise SinkError("the sink returned no video", field="output.sink", hint="choose another sink")
     return {"video_url" if "://" in delivery.address else "video_path": delivery.address}
 
 
 def _memory(delivery: Delivery | Resumed) -> dict[str, Any]:
-    # Nothing was made anew of a video that is resumed.
+    # A resumed video was not made again, so nothing was measured.
     if isinstance(delivery, Resumed) or not delivery.peaks:
         return {}
     return {"memory": {where: asdict(peak) for where, peak in delivery.peaks.items()}}
@@ -106,5 +109,5 @@ def _internal(error: BaseException) -> dict[str, str]:
     return {"error": f"{what}; {hint}", "error_code": "internal_error", "field": "", "hint": hint}
 
 
-def _secrets(job: Job | None) -> tuple[str, ...]:
+def _secrets(job: ParsedJob | None) -> tuple[str, ...]:
     return job.credentials.secrets() if job is not None and job.credentials is not None else ()

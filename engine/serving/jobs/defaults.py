@@ -1,4 +1,4 @@
-"""What a worker takes for jobs that do not say: frames, rate, steps and scale."""
+"""The defaults of a job's fields: frames, frame rate, steps and scale."""
 
 from __future__ import annotations
 
@@ -7,53 +7,56 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from engine.errors import ConfigError
-from engine.serving.jobs.schema import LIMITS, Limits, job_schema, shown
+from engine.serving.jobs.schema import DEFAULT_LIMITS, JobLimits, job_schema, quote_value
 
 
 @dataclass(frozen=True)
-class Habits:
-    """What a worker takes for jobs that do not say."""
+class JobDefaults:
+    """A worker's defaults for fields that a job leaves out."""
 
-    #: Frames, or "auto"; a flag of the command line gives a number as text.
+    #: Number of frames, or "auto"; a command-line flag passes the number as text.
     frames: int | str = 100
-    #: "job": the API's own rate, steps and scale; "model": the model's, and as many frames as the voices last, as the
-    #: command line does.
-    of: str = "job"
+    #: "job": the API's own frame rate, steps and scale. "model": those of the model, and as many frames as the voices
+    #: last, as on the command line.
+    source: str = "job"
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for what no job could say."""
-        if self.of not in ("job", "model"):
-            raise ConfigError(f"{self.of!r} is unknown", field="entrypoint.defaults_of", hint="choose job or model")
-        if self.frames != "auto" and not self._whole() >= 1:
+        """Raise ConfigError for values that no job could have."""
+        if self.source not in ("job", "model"):
+            raise ConfigError(f"{self.source!r} is unknown", field="entrypoint.defaults_of", hint="choose job or model")
+        if self.frames != "auto" and not self._count() >= 1:
             hint = "give a whole number, 1 or more, or auto"
-            raise ConfigError(f"{shown(self.frames)} frames", field="entrypoint.num_frames", hint=hint)
+            what = f"{quote_value(self.frames)} is not a number of frames"
+            raise ConfigError(what, field="entrypoint.num_frames", hint=hint)
 
-    def _whole(self) -> int:
+    def _count(self) -> int:
         text = "" if isinstance(self.frames, bool) else str(self.frames)
         return int(text) if text.isascii() and text.isdigit() and len(text) <= 30 else 0
 
-    def num_frames(self, limits: Limits) -> int | Literal["auto"]:
-        """Return what a job is given that does not say, within `limits`."""
-        return "auto" if self.frames == "auto" or self.of == "model" else min(self._whole(), limits.frames)
+    def num_frames(self, limits: JobLimits) -> int | Literal["auto"]:
+        """Return the default of `num_frames`, at most what `limits` allow."""
+        return "auto" if self.frames == "auto" or self.source == "model" else min(self._count(), limits.frames)
 
 
-#: Of a worker that was told nothing.
-HABITS = Habits()
+#: The defaults of a worker without options.
+JOB_DEFAULTS = JobDefaults()
 
 
-def defaults(
-    limits: Limits = LIMITS, habits: Habits = HABITS, given: Mapping[str, Any] | None = None
+def input_defaults(
+    limits: JobLimits = DEFAULT_LIMITS,
+    job_defaults: JobDefaults = JOB_DEFAULTS,
+    inputs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the defaults of the fields of `input` that have one, for a job that names the fields of `given`.
+    """Return the defaults of the fields of `input` for a job that sets the fields `inputs`.
 
-    A video as long as its voices has the model's rate, and no default of its own.
+    A video as long as its voices has no default of `fps`: it gets the model's frame rate.
     """
     fields = job_schema(limits)["$defs"]["input"]["properties"]
-    found = {name: field["default"] for name, field in fields.items() if "default" in field}
-    found["num_frames"] = habits.num_frames(limits)
-    if habits.of == "model":
+    values = {name: field["default"] for name, field in fields.items() if "default" in field}
+    values["num_frames"] = job_defaults.num_frames(limits)
+    if job_defaults.source == "model":
         for name in ("fps", "sampling_steps", "guidance_scale"):
-            del found[name]
-    if {**found, **(given or {})}["num_frames"] == "auto":
-        found.pop("fps", None)
-    return found
+            del values[name]
+    if {**values, **(inputs or {})}["num_frames"] == "auto":
+        values.pop("fps", None)
+    return values

@@ -1,4 +1,4 @@
-"""The schema -> docs/api.md: `python -m engine.serving.jobs.document > docs/api.md`."""
+"""Writes docs/api.md from the schema: `python -m engine.serving.jobs.document > docs/api.md`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engine.serving.jobs.schema import job_schema, wanted
+from engine.serving.jobs.schema import describe_accepted, job_schema
 
 _HEAD = """\
 # The job API
@@ -126,14 +126,14 @@ def _fields(part: Mapping[str, Any], parts: Mapping[str, Any], leave_out: tuple[
         shared = parts[own["$ref"].rpartition("/")[2]] if "$ref" in own else {}
         field = {**shared, **own}
         default = f"`{_plain(field['default'])}`" if "default" in field else _absent(name, part)
-        rows.append(f"| `{name}` | {_cell(wanted(field))} | {default} | {_cell(field['description'])} |")
+        rows.append(f"| `{name}` | {_cell(describe_accepted(field))} | {default} | {_cell(field['description'])} |")
     return "\n".join(rows)
 
 
 def _absent(name: str, part: Mapping[str, Any]) -> str:
     needed = {*part.get("required", ()), *part.get("else", {}).get("required", ())}
     for rule in part.get("allOf", ()):
-        # What is needed in the ordinary case: no health check, no speakers.
+        # The fields that an ordinary job needs: no health check, no speakers.
         needed |= {*rule.get("else", {}).get("required", ()), *rule.get("else", {}).get("else", {}).get("required", ())}
     return "required" if name in needed else ""
 
@@ -141,7 +141,7 @@ def _absent(name: str, part: Mapping[str, Any]) -> str:
 def _answer_fields(part: Mapping[str, Any]) -> str:
     rows = ["| field | value | meaning |", "|---|---|---|"]
     for name, field in part["properties"].items():
-        rows.append(f"| `{name}` | {_cell(wanted(field))} | {_cell(field['description'])} |")
+        rows.append(f"| `{name}` | {_cell(describe_accepted(field))} | {_cell(field['description'])} |")
     return "\n".join(rows)
 
 
@@ -160,7 +160,7 @@ def _plain(value: Any) -> str:
 
 
 def _json(value: Any, indent: str = "") -> str:
-    """Return `value` as JSON with an entry a line, and on one line what fits there."""
+    """Return `value` as JSON with one entry per line; what fits is kept on one line."""
     flat = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, dict | list) or not value or (len(indent) + len(flat) <= 100 and indent):
         return flat

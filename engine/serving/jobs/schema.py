@@ -1,4 +1,4 @@
-"""The JSON Schema of a job: read it, bound it, hold a job against it."""
+"""The JSON Schema of a job: reads it, applies the worker's limits and checks jobs against it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ConfigError, RequestError
-from engine.serving.jobs.aliases import meant
+from engine.serving.jobs.aliases import find_alias
 from engine.serving.jobs.document_bounds import MOST_ENTRIES
 from engine.text.similar import similar
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
     from jsonschema.protocols import Validator
 
-#: Where a job's own keys stand; nothing below it is ever quoted.
+#: Field with a job's own keys; nothing in it is ever quoted.
 SECRET = "s3Config"
-#: Errors that are looked at: a hostile job may hold a million, and one is told.
+#: Most errors that are read: a hostile job may have a million, and one is reported.
 _MOST = 100
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a worker lets a job ask for at most; a default of the schema that is larger is lowered with it."""
+class JobLimits:
+    """The most that a worker allows a job to ask for; a larger default of the schema is lowered to it."""
 
     #: Frames of a video: 1 or more.
     frames: int = 201
@@ -38,11 +38,11 @@ class Limits:
     steps: int = 100
     #: Seconds of a video that is as long as its voices: 1 or more.
     seconds: float = 600.0
-    #: Forwards of the network in all, windows x steps x guidance passes: 1 or more.
+    #: Forward passes of the network, windows x steps x guidance passes: 1 or more.
     forwards: int = 50_000
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a limit that lets nothing through."""
+        """Raise ConfigError for a limit that allows no job."""
         for name, least in (("frames", 1), ("steps", 2), ("forwards", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -53,12 +53,12 @@ class Limits:
             raise ConfigError(f"a limit of {self.seconds!r} seconds", field="limits.seconds", hint="give 1 or more")
 
 
-#: The limits of a worker that was told of no others.
-LIMITS = Limits()
+#: The limits of a worker without options.
+DEFAULT_LIMITS = JobLimits()
 
 
-def job_schema(limits: Limits = LIMITS) -> dict[str, Any]:
-    """Return the schema (draft 2020-12) with the bounds that `limits` sets; the caller may keep and change it."""
+def job_schema(limits: JobLimits = DEFAULT_LIMITS) -> dict[str, Any]:
+    """Return a copy of the schema (draft 2020-12) with the bounds of `limits`."""
     return deepcopy(_bounded(limits))
 
 
@@ -67,20 +67,20 @@ def input_fields() -> tuple[str, ...]:
     return tuple(_source()["$defs"]["input"]["properties"])
 
 
-def validate(job: Mapping[str, Any], limits: Limits = LIMITS) -> None:
-    """Raise RequestError for the first thing that is wrong with `job`; its last words name the other fields at fault.
+def validate(job: Mapping[str, Any], limits: JobLimits = DEFAULT_LIMITS) -> None:
+    """Raise RequestError for the first problem of `job`; its message also lists the other fields that are wrong.
 
-    The field is spelled as the caller wrote it, from `input` on: `num_frames`, `speakers[0].region.box`.
+    The field is the caller's name, without `input`: `num_frames`, `speakers[0].region.box`.
     """
-    # The errors of jsonschema hold the whole job, keys included: none of them is raised or chained.
-    found = islice(_validator(limits).iter_errors(job), _MOST)
-    wrong = [told for error in found for told in _translate(error)]
-    # A misspelt name explains why another is missing, so it comes first.
-    wrong.sort(key=lambda error: error.code != "unknown_field")
-    if not wrong:
+    # The errors of jsonschema contain the whole job with its keys, so none of them is raised or chained.
+    errors = islice(_validator(limits).iter_errors(job), _MOST)
+    problems = [problem for error in errors for problem in _translate(error)]
+    # A misspelled name explains why another field is missing, so it comes first.
+    problems.sort(key=lambda error: error.code != "unknown_field")
+    if not problems:
         return
-    first = wrong[0]
-    others = [field for field in dict.fromkeys(error.field for error in wrong) if field != first.field]
+    first = problems[0]
+    others = [field for field in dict.fromkeys(error.field for error in problems) if field != first.field]
     if others:
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         first = RequestError(
@@ -92,17 +92,17 @@ def validate(job: Mapping[str, Any], limits: Limits = LIMITS) -> None:
     raise first
 
 
-def unknown(name: str, known: Iterable[str], *, field: str, hint: str = "") -> RequestError:
-    """Return the error that there is no field `name`; the hint is the nearest known one unless another is given."""
-    known = tuple(known)
-    other, otherwise = meant(name, known)
-    near = [other] if other else [] if otherwise else _nearest(name, known)
-    hint = hint or otherwise or (f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}")
-    return RequestError(f"there is no field {shown(name)}", field=field, hint=hint, code="unknown_field")
+def unknown_field(name: str, known_names: Iterable[str], *, field: str, hint: str = "") -> RequestError:
+    """Return the error for an unknown field `name`; without `hint` it suggests the nearest known name."""
+    known_names = tuple(known_names)
+    alias, advice = find_alias(name, known_names)
+    near = [alias] if alias else [] if advice else _nearest(name, known_names)
+    hint = hint or advice or (f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known_names)}")
+    return RequestError(f"there is no field {quote_value(name)}", field=field, hint=hint, code="unknown_field")
 
 
-def wanted(schema: Mapping[str, Any]) -> str:
-    """Say in a few words what a part of the schema accepts."""
+def describe_accepted(schema: Mapping[str, Any]) -> str:
+    """Describe in a few words what a part of the schema accepts."""
     if "title" in schema:
         return str(schema["title"])
     if "enum" in schema:
@@ -113,21 +113,21 @@ def wanted(schema: Mapping[str, Any]) -> str:
         return f"{kind} above {schema['exclusiveMinimum']}, at most {schema['maximum']}"
     if "minimum" in schema:
         return f"{kind} from {schema['minimum']} to {schema['maximum']}"
-    for shortest, longest, unit in (("minLength", "maxLength", "letters"), ("minItems", "maxItems", "entries")):
+    for shortest, longest, unit in (("minLength", "maxLength", "characters"), ("minItems", "maxItems", "entries")):
         if longest in schema:
             span = f"{schema[shortest]} to" if shortest in schema else "at most"
             return f"{kind} of {span} {schema[longest]} {unit}"
     return kind
 
 
-def shown(value: Any) -> str:
-    """Quote a value of the caller's, or say what it is where it is too long to be read."""
+def quote_value(value: Any) -> str:
+    """Quote a value of the caller, or describe it if it is too long."""
     if isinstance(value, str):
-        return repr(value) if len(value) <= 40 else f"a text of {len(value)} letters"
+        return repr(value) if len(value) <= 40 else f"a text of {len(value)} characters"
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, int | float):
-        # Python refuses to write out a number of more than 4300 digits.
+        # Python refuses to print a number of more than 4300 digits.
         return repr(value) if isinstance(value, float) or abs(value) < 10**40 else "a number of more than 40 digits"
     return "a list" if isinstance(value, list | tuple) else "an object"
 
@@ -149,7 +149,7 @@ def _source() -> dict[str, Any]:
 
 
 @cache
-def _bounded(limits: Limits) -> dict[str, Any]:
+def _bounded(limits: JobLimits) -> dict[str, Any]:
     schema = deepcopy(_source())
     fields = schema["$defs"]["input"]["properties"]
     frames, steps = fields["num_frames"], fields["sampling_steps"]
@@ -161,60 +161,58 @@ def _bounded(limits: Limits) -> dict[str, Any]:
 
 
 @cache
-def _validator(limits: Limits) -> Validator:
-    # Only those who take jobs pay for the import.
+def _validator(limits: JobLimits) -> Validator:
+    # Imported only by processes that take jobs.
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 
-    # JSON has no infinity and no NaN, but Python reads both, and no bound refuses a NaN.
-    finite = Draft202012Validator.TYPE_CHECKER.redefine_many({"number": _is_number, "integer": _is_whole})
+    # JSON has neither infinity nor NaN, but Python reads both, and a NaN passes every bound.
+    finite = Draft202012Validator.TYPE_CHECKER.redefine_many({"number": _is_number, "integer": _is_integer})
     validator: Validator = extend(Draft202012Validator, _rules(), type_checker=finite)(_bounded(limits))
     return validator
 
 
 def _rules() -> dict[str, Any]:
-    """Return jsonschema's keywords as this schema uses them, at a cost that does not grow with what is sent.
+    """Return the keywords of this schema, at a cost that does not grow with the size of the values.
 
-    jsonschema's own write the value into each message, megabytes of it; nobody reads those messages: `_translate` makes
-    its own. A list is judged by its length before its items, a text before its pattern.
+    jsonschema's own keywords write the value, which may have megabytes, into a message that nobody reads: `_translate`
+    writes its own messages. The length of a list is checked before its items, that of a text before its pattern.
     """
     from jsonschema.exceptions import ValidationError
 
     def rule(broken: Callable[[Validator, Any, Any, Mapping[str, Any]], bool]) -> Any:
-        def check(
-            validator: Validator, wanted: Any, value: Any, schema: Mapping[str, Any]
-        ) -> Iterator[ValidationError]:
-            if broken(validator, wanted, value, schema):
+        def check(validator: Validator, bound: Any, value: Any, schema: Mapping[str, Any]) -> Iterator[ValidationError]:
+            if broken(validator, bound, value, schema):
                 yield ValidationError("")
 
         return check
 
     def of(kind: str, broken: Callable[[Any, Any], bool]) -> Any:
-        return rule(lambda validator, wanted, value, _: validator.is_type(value, kind) and broken(wanted, value))
+        return rule(lambda validator, bound, value, _: validator.is_type(value, kind) and broken(bound, value))
 
-    def items(validator: Validator, wanted: Any, value: Any, schema: Mapping[str, Any]) -> Iterator[ValidationError]:
+    def items(validator: Validator, bound: Any, value: Any, schema: Mapping[str, Any]) -> Iterator[ValidationError]:
         if validator.is_type(value, "array") and len(value) <= schema.get("maxItems", MOST_ENTRIES):
             for index, item in enumerate(value):
-                yield from validator.descend(item, wanted, path=index)
+                yield from validator.descend(item, bound, path=index)
 
-    def pattern(_: Validator, wanted: Any, value: Any, schema: Mapping[str, Any]) -> bool:
+    def pattern(_: Validator, bound: Any, value: Any, schema: Mapping[str, Any]) -> bool:
         if not isinstance(value, str) or len(value) > schema.get("maxLength", len(value)):
             return False
-        # `search` would try an anchored pattern at each place of a long text.
-        found = re.match(wanted, value) if wanted.startswith("^") else re.search(wanted, value)
-        return found is None
+        # `search` would try an anchored pattern at each position of a long text.
+        match = re.match(bound, value) if bound.startswith("^") else re.search(bound, value)
+        return match is None
 
-    def any_of(validator: Validator, wanted: Any, value: Any, _: Any) -> Iterator[ValidationError]:
+    def any_of(validator: Validator, bound: Any, value: Any, _: Any) -> Iterator[ValidationError]:
         why: list[ValidationError] = []
-        for index, part in enumerate(wanted):
+        for index, part in enumerate(bound):
             wrong = list(islice(validator.descend(value, part, schema_path=index), _MOST))
             if not wrong:
                 return
             why += wrong
         yield ValidationError("", context=why)
 
-    def none_of(validator: Validator, wanted: Any, value: Any, _: Any) -> bool:
-        return bool(validator.evolve(schema=wanted).is_valid(value))
+    def none_of(validator: Validator, bound: Any, value: Any, _: Any) -> bool:
+        return bool(validator.evolve(schema=bound).is_valid(value))
 
     def same(one: Any, other: Any) -> bool:
         # True is 1 in Python, and not in JSON.
@@ -222,25 +220,25 @@ def _rules() -> dict[str, Any]:
 
     return {
         "type": rule(
-            lambda validator, wanted, value, _: (
-                not any(validator.is_type(value, kind) for kind in ([wanted] if isinstance(wanted, str) else wanted))
+            lambda validator, bound, value, _: (
+                not any(validator.is_type(value, kind) for kind in ([bound] if isinstance(bound, str) else bound))
             )
         ),
-        "enum": rule(lambda _, wanted, value, __: not any(same(value, choice) for choice in wanted)),
-        "const": rule(lambda _, wanted, value, __: not same(value, wanted)),
+        "enum": rule(lambda _, bound, value, __: not any(same(value, choice) for choice in bound)),
+        "const": rule(lambda _, bound, value, __: not same(value, bound)),
         "pattern": rule(pattern),
         "items": items,
         "not": rule(none_of),
         "anyOf": any_of,
         "required": rule(
-            lambda validator, wanted, value, _: (
-                validator.is_type(value, "object") and any(name not in value for name in wanted)
+            lambda validator, bound, value, _: (
+                validator.is_type(value, "object") and any(name not in value for name in bound)
             )
         ),
         "dependentRequired": rule(
-            lambda validator, wanted, value, _: (
+            lambda validator, bound, value, _: (
                 validator.is_type(value, "object")
-                and any(name in value and other not in value for name, others in wanted.items() for other in others)
+                and any(name in value and other not in value for name, others in bound.items() for other in others)
             )
         ),
         "additionalProperties": rule(
@@ -266,19 +264,20 @@ def _is_number(_: Any, value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_whole(checker: Any, value: object) -> bool:
+def _is_integer(checker: Any, value: object) -> bool:
     return _is_number(checker, value) and (isinstance(value, int) or (isinstance(value, float) and value.is_integer()))
 
 
-# --- jsonschema's errors in the house's words -------------------------------------------------------------------------
+# --- jsonschema's errors as RequestError ------------------------------------------------------------------------------
 
 
 def _translate(error: ValidationError) -> Iterator[RequestError]:
     path = list(error.absolute_path)
     keyword, schema, value = str(error.validator), error.schema, error.instance
-    field = _spell(path)
-    hint = f"give {wanted(schema)}"
-    quoted = "the value" if path[:1] == [SECRET] else shown(value)
+    field = _field_path(path)
+    accepted = describe_accepted(schema)
+    hint = f"give {accepted}"
+    quoted = "the value" if path[:1] == [SECRET] else quote_value(value)
     match keyword:
         case "additionalProperties":
             known = tuple(schema["properties"])
@@ -294,25 +293,26 @@ def _translate(error: ValidationError) -> Iterator[RequestError]:
                     if name in value and other not in value:
                         yield RequestError(
                             f"there is no {other} for it",
-                            field=_spell([*path, name]),
-                            hint=f"give {other} too; a person who is silent is written in speakers",
+                            field=_field_path([*path, name]),
+                            hint=f"give {other} too; a silent person needs an entry in speakers",
                             code="missing_field",
                         )
         case "not" | "const":
-            yield RequestError(schema["description"], field=field, hint=f"give {wanted(schema)}", code="conflict")
+            yield RequestError(schema["description"], field=field, hint=hint, code="conflict")
         case "type":
             what = f"{quoted} is not {_kind(schema)}"
-            if path[:1] != [SECRET] and isinstance(value, str) and _is_written(value, str(schema["type"])):
-                what = f"{'JSON text' if value.lstrip()[:1] in ('{', '[') else quoted} is not {_kind(schema)}"
+            if path[:1] != [SECRET] and isinstance(value, str) and _is_json_of(value, str(schema["type"])):
+                is_json = value.lstrip()[:1] in ("{", "[")
+                what = f"{'a string that holds JSON' if is_json else quoted} is not {_kind(schema)}"
                 hint += ": the value itself, without quotes around it"
             yield RequestError(what, field=field, hint=hint, code="wrong_type")
         case "enum":
-            said = value if isinstance(value, str) else shown(value)
-            near = similar(said, [str(choice) for choice in error.validator_value])
-            hint = f"did you mean {near[0]}? Choose {wanted(schema)}" if near else f"choose {wanted(schema)}"
+            text = value if isinstance(value, str) else quote_value(value)
+            near = similar(text, [str(choice) for choice in error.validator_value])
+            hint = f"did you mean {near[0]}? Choose {accepted}" if near else f"choose {accepted}"
             yield RequestError(f"{quoted} is unknown", field=field, hint=hint, code="unknown_choice")
         case "pattern" | "minProperties" | "maxProperties":
-            yield RequestError(f"{quoted} does not fit", field=field, hint=hint, code="bad_value")
+            yield RequestError(f"{quoted} is not valid", field=field, hint=hint, code="bad_value")
         case _:
             bound = error.validator_value
             empty = keyword in ("minLength", "minItems") and bound == 1
@@ -324,24 +324,24 @@ _BOUNDS = {
     "minimum": "less than {}",
     "exclusiveMinimum": "not above {}",
     "maximum": "more than {}",
-    "minLength": "shorter than {} letters",
-    "maxLength": "longer than {} letters",
+    "minLength": "shorter than {} characters",
+    "maxLength": "longer than {} characters",
     "minItems": "shorter than {} entries",
     "maxItems": "longer than {} entries",
 }
 
 
 def _unknown(name: str, known: tuple[str, ...], path: list[str | int]) -> RequestError:
-    if path[:1] == [SECRET] and not _nearest(name, known) and not meant(name, known)[0]:
-        # Somebody may have pasted a key where its name belongs.
+    if path[:1] == [SECRET] and not _nearest(name, known) and not find_alias(name, known)[0]:
+        # The caller may have pasted a key in the place of a name.
         return RequestError(
             "there is an unknown field", field=SECRET, hint=f"known: {', '.join(known)}", code="unknown_field"
         )
     short = name if len(name) <= 40 else f"{name[:40]}..."
-    hint = f"{SECRET} stands beside input, not in it" if path == ["input"] and _same(name, SECRET) else ""
+    hint = f"{SECRET} belongs beside input, not in it" if path == ["input"] and _same(name, SECRET) else ""
     if path == ["input"] and name == "input":
-        hint = 'there is one input too many: put its fields into the first, {"input": {"prompt": ...}}'
-    return unknown(short, known, field=_spell([*path, short]), hint=hint)
+        hint = 'input is nested in input: put its fields into the outer one, {"input": {"prompt": ...}}'
+    return unknown_field(short, known, field=_field_path([*path, short]), hint=hint)
 
 
 def _missing(name: str, path: list[str | int]) -> RequestError:
@@ -352,20 +352,20 @@ def _missing(name: str, path: list[str | int]) -> RequestError:
     if "$ref" in about:
         about = {**_source()["$defs"][str(about["$ref"]).rpartition("/")[2]], **about}
     other = {"audio_1": ", or speakers", "audio": ", or silence: true"}.get(name, "")
-    hint = f"give {wanted(about)}{other}"
-    return RequestError("it is missing", field=_spell([*path, name]), hint=hint, code="missing_field")
+    hint = f"give {describe_accepted(about)}{other}"
+    return RequestError("it is missing", field=_field_path([*path, name]), hint=hint, code="missing_field")
 
 
 def _kind(schema: Mapping[str, Any]) -> str:
     return _KINDS[str(schema["type"])]
 
 
-def _is_written(text: str, kind: str) -> bool:
-    """Return whether `text` is the JSON of a value of the kind that is wanted."""
+def _is_json_of(text: str, kind: str) -> bool:
+    """Return whether `text` is the JSON of a value of type `kind`."""
     text = text.strip()
     first = {"object": "{", "array": "["}.get(kind)
     if first is not None:
-        # It may be megabytes long, and cut off.
+        # It may be megabytes long, and truncated.
         return text.startswith(first)
     try:
         value = json.loads(text) if len(text) <= 40 else None
@@ -376,7 +376,7 @@ def _is_written(text: str, kind: str) -> bool:
     return kind in ("integer", "number") and isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _spell(path: list[str | int]) -> str:
+def _field_path(path: list[str | int]) -> str:
     steps = path[1:] if path[:1] == ["input"] and len(path) > 1 else path
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
 
@@ -385,7 +385,7 @@ def _nearest(name: str, known: Iterable[str]) -> list[str]:
     plain = {_plain(other): other for other in known}
     name = name[:64]
     near = similar(_plain(name), plain, most=2, cutoff=0.7)
-    # `steps` is far from `sampling_steps` by letters, and what was meant all the same.
+    # `steps` is not similar to `sampling_steps` by its characters, but clearly means it.
     near = near or [other for other in plain if len(name) >= 4 and _plain(name) in other]
     return [plain[other] for other in near[:3]]
 

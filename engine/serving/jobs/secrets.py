@@ -1,4 +1,4 @@
-"""A job's own keys, shut away from every repr, log, copy and file."""
+"""A job's own bucket and keys, kept out of every repr, log, copy and file."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any, NoReturn
 from engine.data import Credentials, Store
 
 
-class Sealed:
-    """Holds a job's own bucket and keys; `open` alone gives them out.
+class SecretStore:
+    """Holds a job's own bucket and keys; only `open` and `secrets` return them.
 
-    Not a dataclass: `asdict`, which turns whole answers into JSON, would go through it.
+    It is not a dataclass, because `asdict`, which turns whole answers into JSON, would copy the keys.
     """
 
     __slots__ = ("_open",)
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """Take what the schema accepts as s3Config."""
+        """`config` is the job's s3Config, already checked against the schema."""
         store = Store(
             bucket=config["bucketName"],
             credentials=Credentials(
@@ -28,24 +28,24 @@ class Sealed:
                 region=config.get("region"),
             ),
         )
-        # In a function, so that not even a debugger's view of the attributes shows a key.
+        # In a closure, so that not even a debugger's list of attributes shows a key.
         self._open: Callable[[], Store] = lambda: store
 
     def open(self) -> Store:
-        """Return bucket and keys, for the one call that needs them."""
+        """Return bucket and keys, for the call that needs them."""
         return self._open()
 
     def secrets(self) -> tuple[str, ...]:
-        """Return the texts that no answer may hold."""
+        """Return the texts that must not appear in any answer."""
         keys = self._open().credentials
-        found = (keys.access_key, keys.secret_key, keys.session_token, keys.endpoint)
-        return tuple(text for text in found if text)
+        texts = (keys.access_key, keys.secret_key, keys.session_token, keys.endpoint)
+        return tuple(text for text in texts if text)
 
     def __repr__(self) -> str:
-        return "Sealed(...)"
+        return "SecretStore(...)"
 
-    def __deepcopy__(self, memo: Any) -> Sealed:
+    def __deepcopy__(self, memo: Any) -> SecretStore:
         return self
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a job's keys are not written down")
+        raise TypeError("a job's keys cannot be pickled")

@@ -17,11 +17,11 @@ from engine.media.excerpts import KEYS, check_values
 from engine.serving.jobs.document_bounds import MOST_BYTES, check_bounds
 from engine.text.similar import similar
 
-#: The word that stands for a voice where somebody says nothing.
+#: The word in place of a voice for a silent person.
 SILENCE = "silence"
 
 _FIELD = "request.speakers"
-#: Bytes of a file that is no JSON: YAML is read far more slowly.
+#: Most bytes of a YAML file, which is read far more slowly than JSON.
 _MOST_YAML = 2**20
 _EXAMPLE = "such as speakers: [{audio: anna.wav, region: {box: [0, 0, 0.5, 1]}}, {silence: true}]"
 
@@ -29,7 +29,7 @@ _EXAMPLE = "such as speakers: [{audio: anna.wav, region: {box: [0, 0, 0.5, 1]}},
 def read_speakers(source: str) -> tuple[Speaker, ...]:
     """Read `speakers` from a YAML or JSON file, or from `source` itself if it is a JSON object.
 
-    Relative paths in a file count from its folder. Raises RequestError that names the entry and key at fault.
+    Relative paths in a file are relative to its folder. Raises RequestError with the entry and key that are wrong.
     """
     if source.lstrip().startswith("{"):
         return _parse(source, "the text", None)
@@ -48,9 +48,9 @@ def read_speakers(source: str) -> tuple[Speaker, ...]:
 
 
 def parse_speakers(entries: Any, *, folder: Path | None = None) -> tuple[Speaker, ...]:
-    """Turn plain values into speakers; relative paths count from `folder`, or stay as they are.
+    """Turn plain values into speakers; relative paths are relative to `folder`, or unchanged without one.
 
-    Raises RequestError that names the entry and key at fault.
+    Raises RequestError with the entry and key that are wrong.
     """
     if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
         raise RequestError("not a list with at least one entry", field="speakers", hint=_EXAMPLE)
@@ -80,7 +80,7 @@ def _region(value: Any, where: str, folder: Path | None) -> Region:
         return Region()
     if not isinstance(value, Mapping) or len(value) != 1:
         raise RequestError(
-            f"{_shown(value)} is no region", field=where, hint="auto, {box: [x0, y0, x1, y1]} or {mask: FILE}"
+            f"{_shown(value)} is not a region", field=where, hint="auto, {box: [x0, y0, x1, y1]} or {mask: FILE}"
         )
     _only(value, ("box", "mask"), where)
     if "mask" in value:
@@ -97,7 +97,7 @@ def _box(value: Any, where: str) -> tuple[float, float, float, float]:
             raise RequestError(f"{_shown(number)} is not a number", field=f"{where}[{index}]", hint=hint)
     x0, y0, x1, y1 = (float(number) for number in value)
     if x0 >= x1 or y0 >= y1:
-        raise RequestError(f"{list(value)} encloses nothing", field=where, hint=hint)
+        raise RequestError(f"the box {list(value)} is empty", field=where, hint=hint)
     return x0, y0, x1, y1
 
 
@@ -125,7 +125,7 @@ def _parse(text: str, name: str, folder: Path | None) -> tuple[Speaker, ...]:
         data = _yaml(text, name)
     except RecursionError:
         raise _nested(name) from None
-    # YAML's aliases can make a value of a few lines that no memory holds once it is printed.
+    # With YAML aliases a few lines can become a value that is too large to print.
     check_bounds(data, field=_FIELD)
     if not isinstance(data, Mapping) or "speakers" not in data:
         raise RequestError(f"{name} has no list 'speakers'", field=_FIELD, hint=_EXAMPLE)
@@ -135,7 +135,7 @@ def _parse(text: str, name: str, folder: Path | None) -> tuple[Speaker, ...]:
 
 def _yaml(text: str, name: str) -> Any:
     if len(text) > _MOST_YAML:
-        what = f"{name} is no JSON, and too long to be read as YAML ({len(text)} characters)"
+        what = f"{name} is not JSON, and too long to be read as YAML ({len(text)} characters)"
         raise RequestError(what, field=_FIELD, hint=_EXAMPLE)
     try:
         return yaml.safe_load(text)
@@ -149,7 +149,7 @@ def _yaml(text: str, name: str) -> Any:
 
 
 def _nested(name: str) -> RequestError:
-    return RequestError(f"{name} is nested too deep", field=_FIELD, hint=_EXAMPLE)
+    return RequestError(f"{name} is nested too deeply", field=_FIELD, hint=_EXAMPLE)
 
 
 def _shown(value: Any) -> str:

@@ -1,1 +1,1 @@
-"""The worker: jobs of a queue, one at a time, through one engine that stays loaded."""
+"""The worker: takes jobs from a queue and makes them one at a time with one engine that stays loaded."""

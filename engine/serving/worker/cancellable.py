@@ -1,4 +1,4 @@
-"""A job's work in a thread of its own, which its caller can withdraw."""
+"""Runs a job in a separate thread, so that it can be cancelled."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from engine.components import CancelToken
 T = TypeVar("T")
 
 
-class Token:
-    """Set for one job, or for all of them when the worker stops."""
+class JobCancelToken:
+    """A cancel token that is set for one job, or for all jobs when the worker stops."""
 
     def __init__(self, stopped: threading.Event) -> None:
         self._own = threading.Event()
         self._stopped = stopped
 
     def is_set(self) -> bool:
-        """Whether the job is to end at its next check."""
+        """Whether the job must end at its next check."""
         return self._own.is_set() or self._stopped.is_set()
 
     def set(self) -> None:
-        """Withdraw this job."""
+        """Cancel this job."""
         self._own.set()
 
 
 async def in_thread(work: Callable[[CancelToken], T], stopped: threading.Event) -> T:
-    """Run `work` in a new thread and return what it returns.
+    """Run `work` in a new thread and return its result.
 
-    A cancelled caller sets the token and is held until the thread has ended, since the next job needs its device; then
-    the cancellation goes on.
+    If the caller is cancelled, the token is set, and the caller waits until the thread has ended, because the next job
+    needs the device. Then CancelledError is raised.
     """
-    token = Token(stopped)
+    token = JobCancelToken(stopped)
     done: Future[T] = Future()
 
     def run() -> None:
         try:
             result = work(token)
-        except BaseException as error:  # noqa: BLE001 - it is raised where the result is waited for
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is awaited
             done.set_exception(error)
         else:
             done.set_result(result)
 
-    # On the event loop the SDK could not even hear that the job is to stop.
+    # On the event loop itself the SDK could not receive a signal to stop the job.
     threading.Thread(target=run, name="multitalk-job").start()
     ended = asyncio.wrap_future(done)
     try:
@@ -57,9 +57,9 @@ async def in_thread(work: Callable[[CancelToken], T], stopped: threading.Event) 
             try:
                 await asyncio.wait([ended])
             except asyncio.CancelledError:
-                # Asked twice: the thread is still the one thing to wait for.
+                # Cancelled a second time: the thread must still end first.
                 continue
         if not ended.cancelled():
-            # Nobody reads it any more, and asyncio would complain.
+            # Nobody reads the exception; without this call asyncio would log a warning.
             ended.exception()
         raise

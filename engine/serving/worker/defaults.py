@@ -1,4 +1,4 @@
-"""What a worker boots with before anybody says anything, and what its environment says."""
+"""The overrides that a worker boots with: its defaults and those of its environment."""
 
 from __future__ import annotations
 
@@ -11,42 +11,41 @@ from engine.hub.manifest import read_manifest
 
 _RECIPE = "MULTITALK_RECIPE"
 _OVERRIDES = "MULTITALK_OVERRIDES"
-#: Without a choice of model and recipe.
+#: Default model.
 MODEL = "multitalk"
-#: For cards of 24 GB and more.
+#: Default recipe, for cards with 24 GB and more.
 RECIPE = "card-24gb"
-#: Of `RECIPE`: it reads the published file of this kind.
+#: Quantisation that `RECIPE` uses: it reads the published file of this kind.
 QUANT = "int8-quanto"
 
 
-def boot(asked: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the overrides of a worker that is asked for with `asked`: its defaults, its environment's, and those.
+def boot(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the overrides of a worker: its defaults, then those of its environment, then `arguments`.
 
-    What comes later wins. The one place where code reads the environment in a config's stead: an override cannot stand
-    in a config. Raises ConfigError.
+    Later ones win. Raises ConfigError. Only here does code read the environment itself; everywhere else a config does,
+    but a config cannot contain overrides.
     """
-    told = [*environment_overrides(environment), *asked]
-    named = {override.lstrip("+~").partition("=")[0] for override in told}
-    chosen = [override.partition("=")[2].strip("'\"") for override in told if override.startswith("model=")]
-    recipe = environment_recipe(environment) or _fitting(chosen[-1] if chosen else MODEL)
-    return [*_defaults(named, environment, recipe=recipe), *told]
+    overrides = [*environment_overrides(environment), *arguments]
+    named = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    chosen = [override.partition("=")[2].strip("'\"") for override in overrides if override.startswith("model=")]
+    recipe = environment_recipe(environment) or _default_recipe(chosen[-1] if chosen else MODEL)
+    return [*_defaults(named, environment, recipe=recipe), *overrides]
 
 
 def environment_overrides(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the overrides that MULTITALK_OVERRIDES has. Raises ConfigError if it cannot be split into words."""
+    """Return the overrides in MULTITALK_OVERRIDES. Raises ConfigError if it cannot be split into overrides."""
     return _split(environment.get(_OVERRIDES, ""))
 
 
 def environment_recipe(environment: Mapping[str, str] = os.environ) -> str:
-    """Return the recipe that MULTITALK_RECIPE names; "": none."""
+    """Return the recipe that MULTITALK_RECIPE names, or ""."""
     return environment.get(_RECIPE, "").strip()
 
 
-def _fitting(model: str) -> str:
-    """Return the default recipe where `model` is published as that recipe reads it, else "".
+def _default_recipe(model: str) -> str:
+    """Return the default recipe if `model` is published in the form that the recipe reads, else "".
 
-    So the embedded model, or one of a plugin's, is not asked for files that it does not have; whoever names a recipe
-    gets it, whatever the model.
+    The embedded model and models of plugins do not have those files. A recipe that the user names is always used.
     """
     preset = read_manifest().preset_of(model, QUANT)
     return RECIPE if preset is not None and f"quant={QUANT}" in preset.use.split() else ""
@@ -54,12 +53,12 @@ def _fitting(model: str) -> str:
 
 def _defaults(named: set[str], environment: Mapping[str, str], *, recipe: str) -> Iterator[str]:
     if "model" not in named:
-        # Whoever pays for a GPU gets the tiny model by asking for it alone.
+        # Not the tiny model: a user who pays for a GPU gets it only on request.
         yield f"model={MODEL}"
     if "recipe" not in named and recipe:
         yield f"recipe={recipe}"
     if "access.schemes" not in named:
-        # No paths: a job comes from anywhere.
+        # No paths: jobs are untrusted.
         yield "access.schemes=[data,http,https,s3]"
     if "sink" not in named:
         if environment.get("S3_BUCKET") or environment.get("BUCKET_ENDPOINT_URL"):
@@ -72,30 +71,30 @@ def _defaults(named: set[str], environment: Mapping[str, str], *, recipe: str) -
 
 def _split(text: str) -> list[str]:
     try:
-        words = shlex.split(text)
+        overrides = shlex.split(text)
     except ValueError as error:
-        # An apostrophe alone, as in a folder's name: it quotes nothing.
-        words = text.split()
-        quoted = any(word.partition("=")[2][:1] in ("'", '"') for word in words if "=" in word[:-1])
-        if quoted or any("=" not in word and not word.startswith("~") for word in words):
+        # A single apostrophe, as in the name of a folder, is not a quote.
+        overrides = text.split()
+        quoted = any(override.partition("=")[2][:1] in ("'", '"') for override in overrides if "=" in override[:-1])
+        if quoted or any("=" not in override and not override.startswith("~") for override in overrides):
             raise ConfigError(
-                f"it cannot be split into words: {error}",
+                f"it cannot be split into overrides: {error}",
                 field=_OVERRIDES,
-                hint=f"quote as in a shell, such as {_quoted(words)}",
+                hint=f"use quotes as in a shell, such as {_quoted(overrides)}",
             ) from error
-    for word in words:
-        if "=" not in word and not word.startswith("~"):
-            hint = "write group=name or key=value, separated by blanks; quote blanks as in a shell"
-            raise ConfigError(f"{word!r} is no override", field=_OVERRIDES, hint=hint)
-    return words
+    for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            hint = "write group=name or key=value, separated by spaces; quote values with spaces as in a shell"
+            raise ConfigError(f"{override!r} is not an override", field=_OVERRIDES, hint=hint)
+    return overrides
 
 
-def _quoted(words: Sequence[str]) -> str:
-    """Return words that were split at their blanks as they would be written: those without a key belong to the last."""
+def _quoted(parts: Sequence[str]) -> str:
+    """Return a correctly quoted line for parts that were split at spaces: a part without a key continues the last."""
     joined: list[str] = []
-    for word in words:
-        if joined and "=" not in word and not word.startswith("~"):
-            joined[-1] += f" {word}"
+    for part in parts:
+        if joined and "=" not in part and not part.startswith("~"):
+            joined[-1] += f" {part}"
         else:
-            joined.append(word)
+            joined.append(part)
     return shlex.join(joined)

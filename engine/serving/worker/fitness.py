@@ -1,4 +1,4 @@
-"""What a worker needs before it takes jobs, and what to do where it is missing."""
+"""Checks of a worker before it takes jobs; each failure says what to do."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from engine.machine.host_memory import free_host_memory
 Check = Callable[[], None]
 
 _GIB = 2**30
-#: Seconds; nvidia-smi takes a moment where no driver is loaded yet.
-_PATIENCE = 30.0
-#: Bytes of the temporary folder that a job's media and video may take.
+#: Seconds; nvidia-smi is slow if the driver is not loaded yet.
+_TIMEOUT = 30.0
+#: Bytes of the temporary folder that a job's media and video may need.
 _ROOM = _GIB
 
 
 class UnfitError(Exception):
-    """The worker cannot work here; the text says what to do. The SDK reports it and ends the process."""
+    """The worker cannot run here; the text says what to do. The SDK reports it and ends the process."""
 
 
 def checks(service: Service) -> list[Check]:
-    """Return the checks, by the names under which the SDK reports them. None of them imports torch."""
-    # Once for all of them, and only on the platform, which alone runs them: it may speak to S3.
+    """Return the checks; the SDK reports each by its function's name. None of them imports torch."""
+    # Called once for all checks, and only on the platform, because it may connect to S3.
     report = cache(service.check)
 
     def multitalk_device() -> None:
@@ -38,10 +38,10 @@ def checks(service: Service) -> list[Check]:
         check_memory(None if weights is None else Path(str(weights)))
 
     def multitalk_room() -> None:
-        check_room(Path(tempfile.gettempdir()))
+        check_disk_space(Path(tempfile.gettempdir()))
 
     def multitalk_weights() -> None:
-        # The engine's own line: it names what is missing, where, and the command that fetches it.
+        # The engine's own message: it names what is missing, where, and the command that downloads it.
         _raise(report()["failed"].get("weights"))
 
     def multitalk_sink() -> None:
@@ -51,48 +51,48 @@ def checks(service: Service) -> list[Check]:
 
 
 def check_device(device: str, command: tuple[str, ...] = ("nvidia-smi", "--list-gpus")) -> None:
-    """Raise UnfitError where `device` needs a GPU and the driver shows none."""
+    """Raise UnfitError if `device` needs a GPU and the driver has none."""
     if device != "cuda":
         return
-    # Through the driver's own tool: to ask torch takes seconds, and the heartbeat is not forked from CUDA.
+    # With the driver's own tool: torch takes seconds, and must not initialise CUDA before the heartbeat is forked.
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
-        shown = done.returncode == 0 and "GPU" in done.stdout
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        has_gpu = done.returncode == 0 and "GPU" in done.stdout
     except (OSError, subprocess.TimeoutExpired):
-        shown = False
-    if not shown:
+        has_gpu = False
+    if not has_gpu:
         raise UnfitError(
             f"{command[0]} shows no GPU; "
-            "choose a GPU for the endpoint and `--gpus all` for docker, or boot with device=cpu"
+            "choose a GPU for the endpoint and `--gpus all` for docker, or start with device=cpu"
         )
 
 
 def check_memory(weights: Path | None, available: Callable[[], int | None] | None = None) -> None:
-    """Raise UnfitError where this machine's memory does not hold the largest file of weights."""
+    """Raise UnfitError if the largest file of weights does not fit into this machine's free memory."""
     if weights is None:
         return
-    need = max((path.stat().st_size for path in weights.rglob("*.safetensors")), default=0)
-    have = (available or free_host_memory)()
-    if have is not None and have < need:
+    needed = max((path.stat().st_size for path in weights.rglob("*.safetensors")), default=0)
+    free = (available or free_host_memory)()
+    if free is not None and free < needed:
         raise UnfitError(
-            f"{have / _GIB:.1f} GiB of memory are free and one file of weights has {need / _GIB:.1f}; "
+            f"{free / _GIB:.1f} GiB of memory are free, but one file of weights has {needed / _GIB:.1f} GiB; "
             "choose a machine with more memory, or smaller weights"
         )
 
 
-def check_room(folder: Path, room: int = _ROOM) -> None:
-    """Raise UnfitError where the folder of temporary files cannot hold a job's media."""
-    found = os.statvfs(folder)
-    free = found.f_bavail * found.f_frsize
-    if free < room or not os.access(folder, os.W_OK | os.X_OK):
+def check_disk_space(folder: Path, needed: int = _ROOM) -> None:
+    """Raise UnfitError if the folder of temporary files has no space for a job's media."""
+    stats = os.statvfs(folder)
+    free = stats.f_bavail * stats.f_frsize
+    if free < needed or not os.access(folder, os.W_OK | os.X_OK):
         raise UnfitError(
-            f"{folder} has {free / _GIB:.1f} GiB free and a job needs {room / _GIB:.1f}; "
+            f"{folder} has {free / _GIB:.1f} GiB free, but a job needs {needed / _GIB:.1f} GiB; "
             "give the endpoint a larger container disk, or set TMPDIR"
         )
 
 
 def _raise(problem: str | None) -> None:
     if problem is not None:
-        # What to do comes first: the platform keeps 256 letters.
+        # The hint comes first, because the platform keeps only 256 characters.
         what, _, hint = problem.rpartition("; ")
         raise UnfitError(f"{hint}; {what}" if what else hint)

@@ -1,4 +1,4 @@
-"""A job -> its answer: what the SDK calls for each job, one at a time."""
+"""Turns a job into its answer; the SDK calls the handler for one job at a time."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from engine.data import Delivery, Plan, Progress, Request
 from engine.errors import Cancelled, EngineError, RequestError, SinkError
 from engine.redaction import scrub
 from engine.serving.jobs.answers import answer, engine_version, error_answer
-from engine.serving.jobs.defaults import HABITS, Habits, defaults
-from engine.serving.jobs.job import Job, parse_job
-from engine.serving.jobs.schema import LIMITS, SECRET, Limits
+from engine.serving.jobs.defaults import JOB_DEFAULTS, JobDefaults, input_defaults
+from engine.serving.jobs.job import ParsedJob, parse_job
+from engine.serving.jobs.schema import DEFAULT_LIMITS, SECRET, JobLimits
 from engine.serving.worker.cancellable import in_thread
 from engine.serving.worker.cuda_errors import device_state, is_device_lost, is_out_of_memory
-from engine.serving.worker.logs import Lines
-from engine.serving.worker.progress_sender import Post, Pump
+from engine.serving.worker.logs import LogContext
+from engine.serving.worker.progress_sender import Post, ProgressSender
 from engine.serving.worker.selftest import selftest
-from engine.serving.worker.warm_engine import Keeper
+from engine.serving.worker.warm_engine import WarmEngine
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,130 +35,130 @@ _LOG = logging.getLogger(__name__)
 ENVELOPE = 1024
 #: Characters of a job's id that are logged, texts of a job's `s3Config` that are hidden, and characters of each.
 _NAME, _KEYS, _KEY = 128, 16, 8192
-#: Bytes that an answer needs beside the video itself.
+#: Bytes that an answer needs beside the video.
 _FIELDS = 8192
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What a worker lets a job ask for, and how long an answer may be."""
+    """The terms of a worker: the limits of jobs and answers, and the defaults of jobs."""
 
-    limits: Limits = LIMITS
-    #: What is taken for a job that does not say.
-    habits: Habits = HABITS
-    #: Most bytes of an answer, as the platform counts them.
+    limits: JobLimits = DEFAULT_LIMITS
+    #: Defaults for fields that a job leaves out.
+    job_defaults: JobDefaults = JOB_DEFAULTS
+    #: Largest size of an answer in bytes, as the platform counts them.
     answer_bytes: int = 10_000_000
-    #: Sinks that a job may choose, beside the worker's own.
+    #: Sinks that a job may choose, besides the worker's own.
     sinks: tuple[str, ...] = ("s3", "base64")
-    #: Whoever reads the answers has the machine, and may read its paths.
-    own: bool = False
-    #: Folder from which a job's relative paths count; None: the process' own.
+    #: The reader of the answers works on this machine and may see its paths.
+    local_caller: bool = False
+    #: Folder of a job's relative paths; None: the working directory.
     folder: Path | None = None
 
 
 class Handler:
-    """Answers jobs. What goes wrong is in the answer; only a cancellation is raised, as the SDK wants it."""
+    """Answers jobs. Errors are part of the answer; only a cancellation is raised, as the SDK requires."""
 
     def __init__(
         self,
-        keeper: Keeper,
+        warm_engine: WarmEngine,
         terms: Terms,
         *,
         poster: Callable[[Mapping[str, Any]], Post | None] | None = None,
-        lines: Lines | None = None,
+        context: LogContext | None = None,
     ) -> None:
-        """`poster` returns what sends a job's progress, None where nobody listens."""
-        self.keeper = keeper
+        """`poster` returns the function that sends a job's progress updates, or None if there is no receiver."""
+        self.warm_engine = warm_engine
         self.terms = terms
-        #: Set: the job that runs ends at its next check, and none is begun.
+        #: Once set, the running job ends at its next check, and no further job begins.
         self.stopped = threading.Event()
         self._poster = poster
-        self._lines = lines or Lines()
-        self._began = time.monotonic()
+        self._context = context or LogContext()
+        self._started = time.monotonic()
         self._done = self._failed = 0
-        self._told_start = False
-        #: Seconds that the job at work waited for imports and weights.
+        self._start_reported = False
+        #: Seconds that the current job waited for imports and weights.
         self._waited = 0.0
 
-    async def handle(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the job's answer. Raises CancelledError, once the device is free again."""
-        name = given.get("id")
-        self._lines.begin(name[:_NAME] if isinstance(name, str) else "", _texts(given.get(SECRET)))
+    async def handle(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the job's answer. Raises CancelledError, but only when the device is free again."""
+        name = payload.get("id")
+        self._context.begin(name[:_NAME] if isinstance(name, str) else "", _possible_secrets(payload.get(SECRET)))
         try:
-            return await in_thread(lambda cancel: self._answer(given, cancel), self.stopped)
+            return await in_thread(lambda cancel: self._answer(payload, cancel), self.stopped)
         finally:
-            self._lines.end()
+            self._context.end()
 
-    def _answer(self, given: Mapping[str, Any], cancel: CancelToken) -> dict[str, Any]:
+    def _answer(self, payload: Mapping[str, Any], cancel: CancelToken) -> dict[str, Any]:
         began = time.monotonic()
         self._waited = 0.0
-        job: Job | None = None
+        job: ParsedJob | None = None
         try:
             if self.stopped.is_set():
                 raise Cancelled
             terms = self.terms
-            job = parse_job(given, limits=terms.limits, habits=terms.habits, folder=terms.folder)
+            job = parse_job(payload, limits=terms.limits, job_defaults=terms.job_defaults, folder=terms.folder)
             _LOG.info("job begins: %s", job.action)
-            found = self._act(job, given, cancel)
-            self._measure(found)
-        except BaseException as error:  # noqa: BLE001 - each is answered; the SDK would send a traceback to the caller
+            result = self._act(job, payload, cancel)
+            self._check_size(result)
+        except BaseException as error:  # noqa: BLE001 - all are answered; the SDK would send a traceback to the caller
             self._failed += 1
-            return self._refusal(error, job)
-        if "timings" in found:
-            found["overhead"] = round(
-                max(0.0, time.monotonic() - began - sum(found["timings"].values()) - self._waited), 3
+            return self._error_answer(error, job)
+        if "timings" in result:
+            result["overhead"] = round(
+                max(0.0, time.monotonic() - began - sum(result["timings"].values()) - self._waited), 3
             )
         self._done += 1
         _LOG.info("job is done in %.1f s", time.monotonic() - began)
-        return found
+        return result
 
-    def _act(self, job: Job, given: Mapping[str, Any], cancel: CancelToken) -> dict[str, Any]:
+    def _act(self, job: ParsedJob, payload: Mapping[str, Any], cancel: CancelToken) -> dict[str, Any]:
         match job.action:
             case "health":
                 return self.health()
             case "capabilities":
                 return self.capabilities()
             case "plan":
-                return _plan(self.keeper.service.plan(self._request(job), cancel=cancel), job)
+                return _plan(self.warm_engine.service.plan(self._request(job), cancel=cancel), job)
             case "selftest":
-                with self._progress(given, job) as tell:
-                    # Two models are not loaded at once, and here a wait can be cancelled.
-                    self.keeper.ready(cancel)
-                    device = str(self.keeper.capabilities.get("device", "auto"))
-                    found = selftest(self.keeper.service, device=device, progress=tell, cancel=cancel)
-                return found | {"engine_version": engine_version(), "warnings": []}
+                with self._progress(payload, job) as on_progress:
+                    # Two models must not be loaded at once, and this wait can be cancelled.
+                    self.warm_engine.wait_until_ready(cancel)
+                    device = str(self.warm_engine.capabilities.get("device", "auto"))
+                    result = selftest(self.warm_engine.service, device=device, progress=on_progress, cancel=cancel)
+                return result | {"engine_version": engine_version(), "warnings": []}
             case "generate":
-                return self._generate(job, given, cancel)
+                return self._generate(job, payload, cancel)
 
-    # --- what a job may ask -------------------------------------------------------------------------------------------
+    # --- the actions of a job -----------------------------------------------------------------------------------------
 
     def health(self) -> dict[str, Any]:
-        """Say how the worker is; needs no weights and no device."""
-        keeper = self.keeper
-        told = {
-            "status": keeper.state,
-            "loaded": keeper.state == "ready",
-            "model": keeper.capabilities.get("model"),
-            "memory": keeper.memory,
-            **device_state(str(keeper.capabilities.get("device", "auto")), loaded=keeper.state == "ready"),
-            "versions": keeper.capabilities.get("versions", {}),
+        """Return the state of the worker; needs no weights and no device."""
+        warm_engine = self.warm_engine
+        report = {
+            "status": warm_engine.state,
+            "loaded": warm_engine.state == "ready",
+            "model": warm_engine.capabilities.get("model"),
+            "memory": warm_engine.memory,
+            **device_state(str(warm_engine.capabilities.get("device", "auto")), loaded=warm_engine.state == "ready"),
+            "versions": warm_engine.capabilities.get("versions", {}),
             "engine_version": engine_version(),
-            "uptime": round(time.monotonic() - self._began, 3),
+            "uptime": round(time.monotonic() - self._started, 3),
             "jobs_done": self._done,
             "jobs_failed": self._failed,
             "warnings": [],
         }
-        if keeper.failure is not None:
-            # Not `error`, which would fail the job that asked.
-            known = isinstance(keeper.failure, EngineError)
-            told["problem"] = scrub(str(keeper.failure)) if known else "internal error; see the worker's log"
-        return told
+        if warm_engine.error is not None:
+            # Not under `error`, which would fail this job.
+            known = isinstance(warm_engine.error, EngineError)
+            report["problem"] = scrub(str(warm_engine.error)) if known else "internal error; see the worker's log"
+        return report
 
     def capabilities(self) -> dict[str, Any]:
-        """Say what the worker was booted with and what a job may choose."""
-        told = dict(self.keeper.capabilities)
-        return told | {
-            "sinks": sorted({*self.terms.sinks, str(told.get("sink", ""))} - {""}),
+        """Return what the worker was started with and what a job may choose."""
+        report = dict(self.warm_engine.capabilities)
+        return report | {
+            "sinks": sorted({*self.terms.sinks, str(report.get("sink", ""))} - {""}),
             "limits": dataclasses.asdict(self.terms.limits) | {"answer_bytes": self.terms.answer_bytes},
             "defaults": _defaults(self.terms),
             "actions": ["generate", "plan", "health", "capabilities", "selftest"],
@@ -166,41 +166,43 @@ class Handler:
             "warnings": [],
         }
 
-    def _generate(self, job: Job, given: Mapping[str, Any], cancel: CancelToken) -> dict[str, Any]:
+    def _generate(self, job: ParsedJob, payload: Mapping[str, Any], cancel: CancelToken) -> dict[str, Any]:
         request = self._request(job)
-        resumed = self.keeper.service.resume(request, cancel=cancel)
+        resumed = self.warm_engine.service.resume(request, cancel=cancel)
         if resumed is not None:
-            return answer(job, resumed, own=self.terms.own)
+            return answer(job, resumed, local_caller=self.terms.local_caller)
         began = time.monotonic()
-        with self._progress(given, job) as tell:
-            if self.keeper.warming and tell is not None:
-                tell(Progress("load"))
-            self.keeper.ready(cancel)
+        with self._progress(payload, job) as on_progress:
+            if self.warm_engine.warming and on_progress is not None:
+                on_progress(Progress("load"))
+            self.warm_engine.wait_until_ready(cancel)
             waited = self._waited = time.monotonic() - began
-            delivery, warnings = self._made(request, tell, cancel)
-        self.keeper.note()
-        found = answer(job, delivery, own=self.terms.own)
-        found["warnings"] += warnings
-        if not self._told_start:
-            self._told_start = True
-            parts = {**self.keeper.seconds, "waited": waited}
-            found["cold_start"] = {part: round(seconds, 3) for part, seconds in parts.items()}
-        return found
+            delivery, warnings = self._make(request, on_progress, cancel)
+        self.warm_engine.mark_ready()
+        result = answer(job, delivery, local_caller=self.terms.local_caller)
+        result["warnings"] += warnings
+        if not self._start_reported:
+            self._start_reported = True
+            parts = {**self.warm_engine.seconds, "waited": waited}
+            result["cold_start"] = {part: round(seconds, 3) for part, seconds in parts.items()}
+        return result
 
-    def _made(self, request: Request, tell: ProgressCallback | None, cancel: CancelToken) -> tuple[Delivery, list[str]]:
-        """Make the video, a second time with less on the device if its memory runs out."""
-        before = self.keeper.memory
+    def _make(
+        self, request: Request, on_progress: ProgressCallback | None, cancel: CancelToken
+    ) -> tuple[Delivery, list[str]]:
+        """Make the video; if the device's memory runs out, try once more with a lower memory profile."""
+        before = self.warm_engine.memory
         try:
-            return self.keeper.service.generate(request, progress=tell, cancel=cancel), []
+            return self.warm_engine.service.generate(request, progress=on_progress, cancel=cancel), []
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        # Outside of the except: the traceback holds what fills the memory.
-        name = self.keeper.lower()
+        # After the except block: its traceback keeps the tensors that fill the memory.
+        name = self.warm_engine.lower_memory()
         if name is None:
             raise _out_of_memory(before)
         try:
-            delivery = self.keeper.service.generate(request, progress=tell, cancel=cancel)
+            delivery = self.warm_engine.service.generate(request, progress=on_progress, cancel=cancel)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -210,81 +212,83 @@ class Handler:
             ]
         raise _out_of_memory(name)
 
-    def _request(self, job: Job) -> Request:
+    def _request(self, job: ParsedJob) -> Request:
         assert job.request is not None
-        known = {*self.terms.sinks, str(self.keeper.capabilities.get("sink", ""))}
-        if job.sink is not None and job.sink not in known:
+        sinks = {*self.terms.sinks, str(self.warm_engine.capabilities.get("sink", ""))}
+        if job.sink is not None and job.sink not in sinks:
             raise RequestError(
-                f"{job.sink!r} is no sink of this worker",
+                f"{job.sink!r} is not a sink of this worker",
                 field="request.sink",
-                hint=f"choose {' or '.join(sorted(known - {''}))}",
+                hint=f"choose {' or '.join(sorted(sinks - {''}))}",
                 code="unknown_choice",
             )
-        own = job.credentials.open() if job.credentials is not None else None
-        sink = job.sink or ("s3" if own is not None else None)
+        store = job.credentials.open() if job.credentials is not None else None
+        sink = job.sink or ("s3" if store is not None else None)
         most = self.terms.answer_bytes
         room = max(most - ENVELOPE - _FIELDS, most // 2)
-        return dataclasses.replace(job.request, job=job.id or None, store=own, sink=sink, answer_bytes=room)
+        return dataclasses.replace(job.request, job=job.id or None, store=store, sink=sink, answer_bytes=room)
 
-    # --- around the work ----------------------------------------------------------------------------------------------
+    # --- progress and errors ------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _progress(self, given: Mapping[str, Any], job: Job) -> Iterator[ProgressCallback | None]:
-        post = self._poster(given) if self._poster is not None else None
+    def _progress(self, payload: Mapping[str, Any], job: ParsedJob) -> Iterator[ProgressCallback | None]:
+        post = self._poster(payload) if self._poster is not None else None
         if post is None:
             yield None
             return
-        pump = Pump(post, secrets=_secrets(job))
+        sender = ProgressSender(post, secrets=_secrets(job))
         try:
-            yield pump.tell
+            yield sender.report
         finally:
-            # Before the answer is returned: an update that comes after it would overwrite it.
-            pump.close()
+            # Before the answer is returned: a later progress update would overwrite it.
+            sender.close()
 
-    def _measure(self, found: Mapping[str, Any]) -> None:
-        size = len(json.dumps({"output": found}, ensure_ascii=False).encode())
+    def _check_size(self, result: Mapping[str, Any]) -> None:
+        size = len(json.dumps({"output": result}, ensure_ascii=False).encode())
         most = self.terms.answer_bytes - ENVELOPE
         if size > most:
             raise SinkError(
-                f"the answer has {size} bytes and the platform carries {most}",
+                f"the answer has {size} bytes, and the platform accepts {most}",
                 field="output.sink",
                 hint="send s3Config or configure S3, or make the video shorter or smaller",
                 code="answer_too_large",
             )
 
-    def _refusal(self, error: BaseException, job: Job | None) -> dict[str, Any]:
+    def _error_answer(self, error: BaseException, job: ParsedJob | None) -> dict[str, Any]:
         if isinstance(error, Cancelled) and self.stopped.is_set():
             error = EngineError(
-                "the worker was told to end before the job was done",
+                "the worker was stopped before the job was done",
                 hint="send it again, or /retry it",
                 code="worker_stopped",
             )
         if isinstance(error, EngineError):
-            _LOG.warning("job is refused (%s): %s", error.code, error)
-        told: dict[str, Any] = {**error_answer(error, job, own=self.terms.own)}
-        if told["error_code"] == "out_of_memory" or is_device_lost(error):
-            # The SDK takes it out of the answer, and the platform starts this worker anew.
-            told["refresh_worker"] = True
-        return told
+            _LOG.warning("job failed (%s): %s", error.code, error)
+        result: dict[str, Any] = {**error_answer(error, job, local_caller=self.terms.local_caller)}
+        if result["error_code"] == "out_of_memory" or is_device_lost(error):
+            # The SDK removes it from the answer, and the platform restarts this worker.
+            result["refresh_worker"] = True
+        return result
 
 
 def _defaults(terms: Terms) -> dict[str, Any]:
-    """Return what a job takes here that does not say; what is not among it is the model's."""
-    found = defaults(terms.limits, terms.habits)
+    """Return the worker's defaults of a job's fields; the others are set by the model."""
+    values = input_defaults(terms.limits, terms.job_defaults)
     return {
-        name: found[name] for name in ("num_frames", "fps", "sampling_steps", "guidance_scale", "seed") if name in found
+        name: values[name]
+        for name in ("num_frames", "fps", "sampling_steps", "guidance_scale", "seed")
+        if name in values
     }
 
 
-def _plan(plan: Plan, job: Job) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(plan), default=str, allow_nan=False))
-    # As the command line's, but for the folder: it is the machine's business.
-    told["weights"] = None if plan.weights is None else plan.weights.name
-    told["warnings"] = [scrub(warning, _secrets(job)) for warning in plan.warnings]
-    return told | {"engine_version": engine_version()}
+def _plan(plan: Plan, job: ParsedJob) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(plan), default=str, allow_nan=False))
+    # The same fields as on the command line, but without the path of the folder, which belongs to this machine.
+    result["weights"] = None if plan.weights is None else plan.weights.name
+    result["warnings"] = [scrub(warning, _secrets(job)) for warning in plan.warnings]
+    return result | {"engine_version": engine_version()}
 
 
-def _secrets(job: Job) -> tuple[str, ...]:
+def _secrets(job: ParsedJob) -> tuple[str, ...]:
     return () if job.credentials is None else tuple(job.credentials.secrets())
 
 
@@ -296,10 +300,10 @@ def _out_of_memory(memory: str) -> EngineError:
     )
 
 
-def _texts(config: Any) -> tuple[str, ...]:
-    """Return what may be a key of the job's, before anything has been checked.
+def _possible_secrets(config: Any) -> tuple[str, ...]:
+    """Return texts that may be keys of the job, before anything has been checked.
 
-    Of the first few fields, since each line of the log is searched for each text; a job with more of them is refused.
+    Only of the first few fields, because each log line is searched for each text; a job with more fields is rejected.
     """
     if not isinstance(config, Mapping):
         return ()

@@ -1,4 +1,4 @@
-"""The SDK's heartbeat, started before anything touches the device."""
+"""Starts the SDK's heartbeat before anything uses the device."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 
 
 def start() -> Any:
-    """Start the SDK's process of pings and return its mirror of the running jobs' ids.
+    """Start the SDK's heartbeat process and return its mirror of the ids of running jobs.
 
-    The SDK itself would fork it after the fitness checks, one of which initialises CUDA; and a worker that first reads
-    its weights would seem dead for so long. Off the platform nothing is started.
+    The SDK itself would fork it after the fitness checks, one of which initialises CUDA, and a worker that is still
+    reading its weights would seem dead. Outside the platform nothing is started.
     """
     from runpod.serverless.modules.worker_state import PingJobMirror
     from runpod.serverless.worker import heartbeat
 
     class Mirror(PingJobMirror):  # type: ignore[misc]
-        """Ends the pings with the worker: a failed fitness check leaves no time to do it."""
+        """Ends the heartbeat process when the worker has ended: a failed fitness check has no time to do it."""
 
         parent = os.getpid()
 
         def get(self) -> str | None:
-            # Called before each ping, in its process.
+            # Called before each ping, in the heartbeat process.
             if os.getppid() != self.parent:
                 os._exit(0)
-            found: str | None = super().get()
-            return found
+            job_ids: str | None = super().get()
+            return job_ids
 
     mirror = Mirror()
     heartbeat.start_ping(mirror)
@@ -34,14 +34,14 @@ def start() -> Any:
 
 
 def follow(mirror: Any) -> None:
-    """Have the SDK write the ids of running jobs where the pings read them: it makes a mirror of its own at start."""
+    """Let the SDK write the ids of running jobs to our mirror, instead of the one that it creates at its start."""
     from runpod.serverless.modules.worker_state import JobsProgress
 
     JobsProgress().set_mirror(mirror)
 
 
 def stop() -> None:
-    """End the pings."""
+    """End the heartbeat process."""
     for process in multiprocessing.active_children():
         process.terminate()
         process.join()

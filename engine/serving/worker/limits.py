@@ -1,4 +1,4 @@
-"""What entrypoints that do jobs let a job ask for: the part of their configs that is the same."""
+"""The config fields that all entrypoints for jobs share: limits, and the default number of frames."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class JobsConfig(EntrypointConfig):
-    """Limits of jobs, and the frames of one that does not say."""
+    """Limits of jobs, and the default number of frames."""
 
     num_frames: int | str = field(
         default=100,
@@ -39,9 +39,9 @@ class JobsConfig(EntrypointConfig):
     def terms(self, *, defaults_of: str = "job", **more: Any) -> Terms:
         """Return what jobs may ask for; `more` are fields of `Terms`. Raises ConfigError for impossible limits."""
         # The handler imports asyncio: only an entrypoint that is chosen pays for it.
-        from engine.serving.jobs.defaults import Habits
-        from engine.serving.jobs.schema import Limits
+        from engine.serving.jobs.defaults import JobDefaults
+        from engine.serving.jobs.schema import JobLimits
         from engine.serving.worker.handler import Terms
 
-        limits = Limits(self.max_frames, self.max_steps, self.max_seconds, self.max_forwards)
-        return Terms(limits=limits, habits=Habits(self.num_frames, defaults_of), **more)
+        limits = JobLimits(self.max_frames, self.max_steps, self.max_seconds, self.max_forwards)
+        return Terms(limits=limits, job_defaults=JobDefaults(self.num_frames, defaults_of), **more)

@@ -1,4 +1,4 @@
-"""The worker's log: one JSON object a line on stderr, the job's id on each, nothing in it that must not be kept."""
+"""The worker's log: one JSON object per line on stderr, with the job's id and without secrets."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from engine.redaction import named_secrets, redact
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
-class Lines:
-    """What is said while a job runs bears its id, from whatever thread: there is one job at a time."""
+class LogContext:
+    """The id and the secrets of the running job, for log lines of all threads; there is one job at a time."""
 
     def __init__(self) -> None:
         self.job = ""
@@ -24,29 +24,29 @@ class Lines:
         self._jobs: tuple[str, ...] = ()
 
     def begin(self, job: str, secrets: tuple[str, ...] = ()) -> None:
-        """From now on write this job's id, and hide these texts."""
-        # The secrets of the job before are kept one job longer: a library's threads may speak late.
+        """Add this job's id to all log lines from now on, and hide `secrets` in them."""
+        # If this job has no secrets, those of the last job are kept: threads of a library may log late.
         self.job, self._jobs = job, secrets or self._jobs
 
     def end(self) -> None:
-        """Write no job's id any more."""
+        """Stop adding a job's id."""
         self.job = ""
 
-    def clean(self, text: str) -> str:
-        """Return `text` as a log may have it."""
+    def redact_text(self, text: str) -> str:
+        """Return `text` without secrets of the machine and of jobs."""
         return redact(text, (*self._machine, *self._jobs))
 
 
-def install(level: str, lines: Lines, stream: IO[str] | None = None) -> logging.Handler:
-    """Let all loggers write to `stream` (stderr), and nowhere else. Raises ConfigError for a level that is none."""
+def install(level: str, context: LogContext, stream: IO[str] | None = None) -> logging.Handler:
+    """Let all loggers write only to `stream` (default: stderr). Raises ConfigError for an unknown level."""
     name = level.upper()
     if name not in LEVELS:
         raise ConfigError(f"no log level {level!r}", field="entrypoint.log_level", hint=", ".join(LEVELS))
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(_Json(lines))
-    handler.addFilter(_Redacted(lines))
+    handler.setFormatter(_Json(context))
+    handler.addFilter(_Redacted(context))
     root = logging.getLogger()
-    # The SDK configures the root at import, without a filter.
+    # The SDK configures the root logger at import, without a filter.
     for other in root.handlers[:]:
         root.removeHandler(other)
     root.addHandler(handler)
@@ -56,43 +56,43 @@ def install(level: str, lines: Lines, stream: IO[str] | None = None) -> logging.
 
 
 class _Redacted(logging.Filter):
-    """Cleans a record itself, so that no formatter can bring back what it was made from."""
+    """Redacts the record itself, so that no formatter can restore the original values."""
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, context: LogContext) -> None:
         super().__init__()
-        self._lines = lines
+        self._context = context
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record pass, cleaned."""
+        """Redact the record and accept it."""
         try:
             text = record.getMessage()
-        except Exception:  # noqa: BLE001 - a foreign record whose arguments do not fit its text
+        except Exception:  # noqa: BLE001 - a record of a library whose arguments do not match its format
             text = str(record.msg)
-        record.msg, record.args = self._lines.clean(text), None
+        record.msg, record.args = self._context.redact_text(text), None
         if record.exc_info or record.exc_text:
-            said = record.exc_text or logging.Formatter().formatException(record.exc_info)  # type: ignore[arg-type]
-            record.exc_text, record.exc_info = self._lines.clean(said), None
+            text = record.exc_text or logging.Formatter().formatException(record.exc_info)  # type: ignore[arg-type]
+            record.exc_text, record.exc_info = self._context.redact_text(text), None
         if record.stack_info:
-            record.stack_info = self._lines.clean(record.stack_info)
+            record.stack_info = self._context.redact_text(record.stack_info)
         return True
 
 
 class _Json(logging.Formatter):
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, context: LogContext) -> None:
         super().__init__()
-        self._lines = lines
+        self._context = context
 
     def format(self, record: logging.LogRecord) -> str:
-        told: dict[str, Any] = {
+        entry: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname,
-            # The SDK's own name for it, so that the platform's console finds both.
-            "requestId": self._lines.job or None,
+            # The SDK's own name of the id, so that the platform's console finds both.
+            "requestId": self._context.job or None,
             "logger": record.name,
             "message": record.getMessage(),
         }
         if record.exc_text:
-            told["exception"] = record.exc_text
+            entry["exception"] = record.exc_text
         if record.stack_info:
-            told["stack"] = record.stack_info
-        return json.dumps(told, ensure_ascii=False)
+            entry["stack"] = record.stack_info
+        return json.dumps(entry, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Progress of one job on its way out: in order, at most once a second, never after the result."""
+"""Sends the progress updates of a job: in order, at most one per second, never after the result."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from engine.redaction import scrub
 
 _LOG = logging.getLogger(__name__)
 
-#: Sends one sign of life, before it returns.
+#: Sends one progress update; blocks until it is sent.
 Post = Callable[[Mapping[str, Any]], None]
 
 
-class Pump:
-    """One thread that posts the newest progress; what came in between is left out."""
+class ProgressSender:
+    """A thread that posts the newest progress update; older ones that were not sent are dropped."""
 
     def __init__(self, post: Post, *, every: float = 1.0, secrets: Iterable[str] = ()) -> None:
-        """Start the thread. `every`: least seconds between two posts; `secrets` are hidden in the warnings."""
+        """Start the thread. `every`: least seconds between two posts; `secrets` are hidden in warnings."""
         self._post = post
         self._secrets = tuple(secrets)
         self._every = every
@@ -31,14 +31,14 @@ class Pump:
         self._thread = threading.Thread(target=self._run, name="multitalk-progress", daemon=True)
         self._thread.start()
 
-    def tell(self, progress: Progress) -> None:
-        """Take note; never waits for the network."""
+    def report(self, progress: Progress) -> None:
+        """Accept a progress update; never waits for the network."""
         with self._changed:
             self._newest = progress
             self._changed.notify()
 
     def close(self) -> None:
-        """Send what is due and end the thread: no post begins or is under way afterwards."""
+        """Send the update that is due and end the thread; afterwards no post runs or begins."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -50,8 +50,8 @@ class Pump:
             due = time.monotonic() + self._every
             try:
                 self._post(payload(progress, self._secrets))
-            except Exception as error:  # noqa: BLE001 - a sign of life that is lost must not cost the job
-                _LOG.warning("progress could not be sent: %s", type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - a lost progress update must not fail the job
+                _LOG.warning("a progress update could not be sent: %s", type(error).__name__)
 
     def _next(self, due: float) -> Progress | None:
         with self._changed:
@@ -61,13 +61,13 @@ class Pump:
                     newest, self._newest = self._newest, None
                     return newest
                 if self._closed:
-                    # Not due yet: the result says it all in a moment.
+                    # An update that is not due yet is dropped: the result follows at once.
                     return None
                 self._changed.wait(None if self._newest is None else wait)
 
 
 def payload(progress: Progress, secrets: Iterable[str] = ()) -> dict[str, Any]:
-    """Return what a caller reads while the job runs, without `secrets`."""
+    """Return the progress as the caller reads it while the job runs, without `secrets`."""
     return {
         "percent": round(100 * progress.fraction),
         "stage": progress.stage,

@@ -1,4 +1,4 @@
-"""RunPod's SDK: everything that is asked of it or held back from it, in one place."""
+"""All use of RunPod's SDK, in one place."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from engine.serving.jobs.document_bounds import parse_json, reason
 from engine.serving.worker import heartbeat
 from engine.serving.worker.fitness import Check
 from engine.serving.worker.handler import Handler
-from engine.serving.worker.logs import Lines
+from engine.serving.worker.logs import LogContext
 from engine.serving.worker.progress_sender import Post
-from engine.serving.worker.shutdown import Stop
-from engine.serving.worker.warm_engine import Keeper
+from engine.serving.worker.shutdown import GracefulShutdown
+from engine.serving.worker.warm_engine import WarmEngine
 
 _LOG = logging.getLogger(__name__)
 
-#: Seconds for one sign of life; a result waits for it.
-_PATIENCE = 5.0
-#: What the SDK takes for the address of progress where the platform gave none.
+#: Seconds for one progress update; a result waits for it.
+_TIMEOUT = 5.0
+#: The SDK's address for progress updates if the platform set none.
 _NOWHERE = "JOB_DONE_URL"
 
 
 def require() -> None:
-    """Raise MissingExtra where the SDK is not installed."""
+    """Raise MissingExtra if the SDK is not installed."""
     if find_spec("runpod") is None:
         raise MissingExtra("entrypoint=runpod", "runpod", "runpod")
 
 
 def poster(job: Mapping[str, Any]) -> Post | None:
-    """Return what sends a job's progress before it returns; None off the platform, where the SDK posts to a word."""
+    """Return the function that sends a job's progress updates; None outside the platform, where there is no address."""
     from runpod.http_client import AsyncClientSession
     from runpod.serverless.modules import rp_http
 
@@ -49,14 +49,14 @@ def poster(job: Mapping[str, Any]) -> Post | None:
                     session, {"status": "IN_PROGRESS", "output": dict(payload)}, {"id": job["id"]}
                 )
 
-        # Not the SDK's progress_update: its thread for each call knows no order and may come after the result.
-        asyncio.run(asyncio.wait_for(send(), _PATIENCE))
+        # Not the SDK's progress_update: it starts a thread per call, so updates may arrive after the result.
+        asyncio.run(asyncio.wait_for(send(), _TIMEOUT))
 
     return post
 
 
-def quiet(lines: Lines) -> None:
-    """Hold the SDK's own log at INFO, since it logs answers at DEBUG, and take out of it what ours leaves out."""
+def redact_sdk_log(context: LogContext) -> None:
+    """Keep the SDK's own log at INFO, because it logs answers at DEBUG, and redact it like ours."""
     from runpod.serverless.modules.rp_logger import RunPodLogger
 
     logger = RunPodLogger()
@@ -67,25 +67,25 @@ def quiet(lines: Lines) -> None:
     write = logger.log
 
     def log(message: Any, message_level: str = "INFO", job_id: str | None = None) -> None:
-        write(lines.clean(str(message)), message_level, job_id)
+        write(context.redact_text(str(message)), message_level, job_id)
 
-    # On the one instance that the SDK has.
+    # On the only instance of the SDK's logger.
     logger.log = log
 
 
 def serve(
     handler: Handler,
-    keeper: Keeper,
+    warm_engine: WarmEngine,
     checks: Sequence[Check],
     *,
     grace: float,
-    lines: Lines,
+    context: LogContext,
     mirror: Any,
     test_input: str | None = None,
 ) -> int:
-    """Take jobs from the platform until told to end; return the process' exit status.
+    """Take jobs from the platform until the worker is stopped; return the exit status of the process.
 
-    Raises ConfigError for a `test_input` that is no JSON.
+    Raises ConfigError for a `test_input` that is not JSON.
     """
     if test_input is not None:
         try:
@@ -97,29 +97,29 @@ def serve(
     from runpod import serverless
     from runpod.serverless.modules.worker_state import JobsProgress
 
-    stop = Stop(handler.stopped, grace, busy=lambda: JobsProgress().get_job_count() > 0)
+    shutdown = GracefulShutdown(handler.stopped, grace, busy=lambda: JobsProgress().get_job_count() > 0)
 
     def one_at_a_time(_: int) -> int:
-        # The SDK calls it in its loop, before each job that it takes: the one place to be in there.
-        stop.arm()
+        # The SDK calls this in its loop before it takes a job; there is no other hook inside its loop.
+        shutdown.arm()
         heartbeat.follow(mirror)
-        quiet(lines)
+        redact_sdk_log(context)
         return 1
 
     for check in checks:
         serverless.register_fitness_check(check)
     if test_input is not None:
-        # The SDK reads its flags from here, and has another way for none of them.
+        # The SDK reads its flags only from sys.argv.
         sys.argv += ["--test_input", test_input]
     try:
         serverless.start({"handler": handler.handle, "concurrency_modifier": one_at_a_time})
     except asyncio.CancelledError:
-        if not stop.asked:
+        if not shutdown.requested:
             raise
     finally:
         heartbeat.stop()
-    if keeper.warming:
-        # Nothing is begun that could be left half done, and reading weights can take minutes.
+    if warm_engine.warming:
+        # No job has begun, and reading the weights can take minutes, so the process ends at once.
         _LOG.info("ended while the weights were being loaded")
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

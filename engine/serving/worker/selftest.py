@@ -1,4 +1,4 @@
-"""A short video by the packaged tiny model: shows that a worker can work, and needs no other weights."""
+"""The self-test of a worker: a short video by the packaged tiny model, which needs no other weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.data import Request, Speaker
 from engine.errors import EngineError
 
 FRAMES = 9
-#: All that a worker's own overrides could change about a config that is composed from nothing.
+#: Sets everything that a worker's own overrides could change.
 _OVERRIDES = (
     *("model=tiny", "source=packaged", "sampler=turbo", "sink=base64"),
     "access.schemes=[data]",
@@ -23,7 +23,7 @@ _OVERRIDES = (
 def selftest(
     service: Service, *, device: str, progress: ProgressCallback | None, cancel: CancelToken
 ) -> dict[str, Any]:
-    """Make the video through a second, tiny service on `device` and return what was seen. Raises EngineError."""
+    """Make the video with a second, tiny service on `device` and return the measurements. Raises EngineError."""
     began = time.monotonic()
     examples = files("engine") / "examples"
     request = Request(
@@ -41,7 +41,7 @@ def selftest(
     if delivery.frames != FRAMES or video[4:8] != b"ftyp":
         raise EngineError(
             f"the self-test made {delivery.frames} frames and {len(video)} bytes, not a video of {FRAMES} frames",
-            hint="this worker's installation is not sound",
+            hint="the installation of this worker is broken",
             code="selftest_failed",
         )
     return {

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: let the job finish within the time of grace, then cancel it, then end."""
+"""Handles SIGTERM and SIGINT: lets the job finish within the grace period, then cancels it, then ends."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _LOG = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stop:
-    """Ends the SDK's loop, which by itself neither stops a job nor hurries an idle worker."""
+class GracefulShutdown:
+    """Ends the SDK's loop, which by itself neither stops a job nor wakes an idle worker."""
 
     def __init__(self, stopped: threading.Event, grace: float, busy: Callable[[], bool]) -> None:
-        """`stopped` is what the jobs look at. `busy` says whether a job is not yet answered and sent."""
-        self.asked = False
+        """`stopped` is the event that jobs check. `busy` returns whether a job runs or its answer is not sent yet."""
+        self.requested = False
         self._stopped = stopped
         self._grace = grace
         self._busy = busy
@@ -28,7 +28,7 @@ class Stop:
         self._ending: asyncio.Task[None] | None = None
 
     def arm(self) -> None:
-        """Take the signals over; to be called inside the SDK's loop, whose start overwrites what was there before."""
+        """Install the signal handlers. Call it inside the SDK's loop, whose start replaces earlier handlers."""
         if self._armed or threading.current_thread() is not threading.main_thread():
             return
         self._armed = True
@@ -38,23 +38,23 @@ class Stop:
 
     def _chained(self, before: object) -> Callable[[int, FrameType | None], None]:
         def on_signal(number: int, frame: FrameType | None) -> None:
-            # The SDK's own handler: it takes no further jobs.
+            # The SDK's own handler: it stops taking jobs.
             if callable(before):
                 before(number, frame)
-            self._ask()
+            self._request()
 
         return on_signal
 
-    def _ask(self) -> None:
-        if self.asked:
-            # The second time it is meant at once.
+    def _request(self) -> None:
+        if self.requested:
+            # A second signal: stop at once.
             self._stopped.set()
             return
-        self.asked = True
+        self.requested = True
         if not self._busy():
             self._stopped.set()
         else:
-            _LOG.info("told to end: the job has %g s to finish", self._grace)
+            _LOG.info("stopping: the job has %g s to finish", self._grace)
             timer = threading.Timer(self._grace, self._stopped.set)
             timer.daemon = True
             timer.start()
@@ -62,13 +62,13 @@ class Stop:
         self._loop.call_soon_threadsafe(self._begin)
 
     def _begin(self) -> None:
-        # Kept, or asyncio may forget a task that nobody holds.
+        # The reference is kept because asyncio holds tasks only weakly.
         self._ending = asyncio.get_running_loop().create_task(self._end())
 
     async def _end(self) -> None:
         while self._busy():
             await asyncio.sleep(0.05)
-        # What is left waits for an answer of the platform, up to 90 s.
+        # The remaining tasks wait for an answer of the platform, up to 90 s.
         for task in asyncio.all_tasks():
             if task is not asyncio.current_task():
                 task.cancel()

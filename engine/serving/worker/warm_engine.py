@@ -1,4 +1,4 @@
-"""The one service that stays loaded: warmed up before the first job, stepped down when memory runs out."""
+"""The service that stays loaded: loaded before the first job, with less memory use after an out-of-memory error."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from engine.errors import Cancelled, EngineError
 
 _LOG = logging.getLogger(__name__)
 
-#: What is tried after a profile whose device was too small. What text-offload saves is seldom what was lacking.
+#: Memory profile -> the next one to try when memory runs out. text-offload rarely saves enough, so it is skipped.
 LOWER = {
     "none": "model-offload",
     "text-offload": "model-offload",
     "model-offload": "group-offload",
     "group-offload": "lowest",
 }
-#: Seconds between two looks at a cancel token.
-_LOOK = 0.05
+#: Seconds between two checks of a cancel token.
+_POLL = 0.05
 
 State = Literal["cold", "loading", "ready", "unhealthy"]
 
 
-class Keeper:
-    """Holds the worker's service. Only the thread of a job calls `ready`, `lower` and `note`."""
+class WarmEngine:
+    """Holds the worker's service. Only a job's thread calls `wait_until_ready`, `lower_memory` and `mark_ready`."""
 
     def __init__(self, service: Service) -> None:
-        """Load nothing yet."""
+        """Does not load the weights yet."""
         self.service = service
         self.capabilities = service.capabilities()
         self.state: State = "cold"
-        #: Why the weights could not be loaded.
-        self.failure: BaseException | None = None
+        #: The error that loading the weights raised.
+        self.error: BaseException | None = None
         #: Seconds of each part of the load.
         self.seconds: Mapping[str, float] = {}
         self._warmed = threading.Event()
@@ -44,43 +44,43 @@ class Keeper:
 
     @property
     def memory(self) -> str:
-        """The memory profile that is in use."""
+        """Name of the current memory profile."""
         return str(self.capabilities.get("memory", ""))
 
     @property
     def warming(self) -> bool:
-        """Whether the weights are being loaded right now."""
+        """Whether the weights are being loaded now."""
         return not self._warmed.is_set()
 
     def warm(self) -> None:
-        """Load the weights in the background: a worker waits for its first job anyway."""
+        """Load the weights in a background thread, while the worker waits for its first job."""
         self.state = "loading"
         self._warmed.clear()
-        # A daemon: a worker that is told to end does not finish reading 20 GB first.
+        # A daemon thread: a worker that is stopped must not read 20 GB to the end first.
         threading.Thread(target=self._load, name="multitalk-warm-up", daemon=True).start()
 
-    def ready(self, cancel: CancelToken) -> Service:
-        """Wait for the warm-up and return the service; it tries again by itself what failed. Raises Cancelled."""
-        while not self._warmed.wait(_LOOK):
+    def wait_until_ready(self, cancel: CancelToken) -> Service:
+        """Wait for the warm-up and return the service, which retries a failed load itself. Raises Cancelled."""
+        while not self._warmed.wait(_POLL):
             if cancel.is_set():
                 raise Cancelled("load")
         return self.service
 
-    def note(self) -> None:
-        """Note that the service has made a video, whatever came before."""
+    def mark_ready(self) -> None:
+        """Note that the service has made a video, so it works even if the warm-up failed."""
         if self.state != "ready":
             self._ready()
-        self.failure = None
+        self.error = None
 
-    def lower(self) -> str | None:
-        """Replace the service by one with the next lower memory profile; return its name, None below the lowest."""
+    def lower_memory(self) -> str | None:
+        """Replace the service by one with the next lower memory profile; return its name, None if there is none."""
         name = LOWER.get(self.memory)
         if name is None:
             return None
-        stay = ("memory.resident=0",) if name in ("group-offload", "lowest") else ()
-        smaller = self.service.open([f"memory={name}", *stay])
+        options = ("memory.resident=0",) if name in ("group-offload", "lowest") else ()
+        smaller = self.service.open([f"memory={name}", *options])
         self.service.close()
-        # What the failed generation held lies in frames of its traceback until they are collected.
+        # Frames of the failed generation's traceback hold its tensors until they are collected.
         gc.collect()
         self.service, self.capabilities = smaller, smaller.capabilities()
         _LOG.warning("the device's memory ran out: memory=%s from now on", name)
@@ -91,7 +91,7 @@ class Keeper:
         self.service.close()
 
     def _ready(self) -> None:
-        # What memory=auto is shows once the weights are there.
+        # memory=auto is resolved when the weights are loaded.
         self.state, self.capabilities = "ready", self.service.capabilities()
 
     def _load(self) -> None:
@@ -101,10 +101,10 @@ class Keeper:
             self._ready()
             _LOG.info("loaded in %.1f s", time.monotonic() - began)
         except EngineError as error:
-            self.state, self.failure = "unhealthy", error
+            self.state, self.error = "unhealthy", error
             _LOG.error("the weights cannot be loaded: %s", error)
-        except BaseException as error:  # noqa: BLE001 - the next job meets it again and answers it
-            self.state, self.failure = "unhealthy", error
+        except BaseException as error:  # noqa: BLE001 - the next job raises it again and answers it
+            self.state, self.error = "unhealthy", error
             _LOG.exception("the warm-up failed")
         finally:
             self._warmed.set()

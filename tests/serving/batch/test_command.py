@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from engine.cli.main import main
-from engine.serving.batch.jobs import Jobs
-from engine.serving.batch.results import keeping
+from engine.serving.batch.jobs import JobFile
+from engine.serving.batch.results import open_results
 
 EXAMPLES = Path(__file__).parents[3] / "engine" / "examples"
 ASKED: dict[str, Any] = {
@@ -115,8 +115,8 @@ def test_a_batch_that_was_killed_goes_on_where_it_was(desk: Path) -> None:
 def test_failed_jobs_are_done_again_only_if_asked_for(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(desk, "{")
     words = ["batch", str(path), "sink.folder=films"]
-    (line,) = Jobs(path, sink="disk", folder=True).lines
-    with keeping(Path("films/shots.results.jsonl"), None) as kept:
+    (line,) = JobFile(path, sink="disk", in_folder=True).lines
+    with open_results(Path("films/shots.results.jsonl"), None) as kept:
         kept.add(line, {"error": "it failed", "error_code": "internal_error"}, 1)
     assert main([*words, "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["skipped"] == 1
@@ -146,8 +146,8 @@ def test_what_cannot_be_begun_is_one_line(
 
 def test_a_done_job_whose_line_was_changed_is_told(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(desk, job("anna"))
-    with keeping(Path("shots.results.jsonl"), None) as kept:
-        kept.add(Jobs(path, sink="disk", folder=True).lines[0], {"video_path": "anna.mp4"}, 1)
+    with open_results(Path("shots.results.jsonl"), None) as kept:
+        kept.add(JobFile(path, sink="disk", in_folder=True).lines[0], {"video_path": "anna.mp4"}, 1)
     written(desk, job("anna", seed=5))
     assert main(["batch", str(path), "--quiet"]) == 0
     assert "multitalk: warning: the job 'anna' in line 1 was changed since it was done" in capsys.readouterr().err
@@ -172,7 +172,7 @@ def test_all_lines_are_checked_before_anything_is_loaded(desk: Path, capsys: pyt
     }
     # The paths are the user's own.
     assert str(desk / "jobs" / "nobody.flac") in err
-    assert "jobs that do not say have 100 frames at 8 a second, 20 steps, a text scale of 7.5, seed 42" in err
+    assert "by default jobs have 100 frames at 8 a second, 20 steps, a text scale of 7.5, seed 42" in err
     assert "2 videos to make: 74 frames, 3.0 s in all; 4 cannot be made" in err
     assert "USD" in err
     assert not (desk / "desk" / "films").exists()
@@ -192,7 +192,7 @@ def test_what_is_wrong_is_kept_first_and_the_others_are_counted_down(
     assert [record["id"] for record in records(desk)] == ["gone", "anna", "bert"]
     assert str(desk / "jobs" / "nobody.flac") in records(desk)[0]["error"]
     assert "2 videos to make: 10 frames, 0.4 s in all; 1 cannot be made" in err
-    assert "reckoned from the first of them" in err
+    assert "extrapolated from the first job" in err
     first = next(line for line in err.splitlines() if "anna: done after" in line)
     assert "1 of 2, about " in first
     assert first.endswith(" left")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.errors import ConfigError, RequestError
-from engine.serving.batch.jobs import Jobs, Line
+from engine.serving.batch.jobs import JobFile, Line
 from engine.serving.jobs.job import parse_job
 
 ASKED: dict[str, Any] = {"reference_image": "anna.png", "audio_1": "anna.wav", "prompt": "a woman speaks"}
@@ -21,8 +21,8 @@ def written(folder: Path, *lines: str | dict[str, Any]) -> Path:
     return path
 
 
-def read(path: Path, *, sink: str = "disk", folder: bool = True) -> Jobs:
-    return Jobs(path, sink=sink, folder=folder)
+def read(path: Path, *, sink: str = "disk", folder: bool = True) -> JobFile:
+    return JobFile(path, sink=sink, in_folder=folder)
 
 
 def lines(path: Path) -> tuple[Line, ...]:
@@ -50,14 +50,14 @@ def test_keys_have_no_part_in_a_name(tmp_path: Path) -> None:
 
 def test_two_jobs_of_one_id_are_an_error_that_names_both_lines(tmp_path: Path) -> None:
     path = written(tmp_path, {"id": "a", "input": ASKED}, "", {"id": "b", "input": ASKED}, {"id": "a", "input": {}})
-    with pytest.raises(ConfigError, match=r"^entrypoint\.jobs: lines 1 and 4 both bear the id 'a'; "):
+    with pytest.raises(ConfigError, match=r"^entrypoint\.jobs: lines 1 and 4 both have the id 'a'; "):
         read(path)
 
 
 def test_two_videos_of_one_name_are_an_error_where_the_sink_has_a_folder(tmp_path: Path) -> None:
     named = ASKED | {"output": {"filename": "a.mp4"}}
     path = written(tmp_path, {"id": "a", "input": ASKED}, {"id": "b", "input": named})
-    with pytest.raises(ConfigError, match=r"lines 1 and 2 both bear the file name 'a\.mp4'"):
+    with pytest.raises(ConfigError, match=r"lines 1 and 2 both have the file name 'a\.mp4'"):
         read(path)
     assert [line.filename for line in read(path, sink="s3", folder=False).lines] == [None, None]
     elsewhere = named | {"output": {"filename": "a.mp4", "sink": "s3"}}
@@ -104,7 +104,7 @@ def test_only_paths_count_from_the_folder_of_the_jobs() -> None:
     ("line", "told", "code"),
     [
         ("{", "line 2: this is not JSON: Expecting property name", "bad_request"),
-        ('{"input": {}} {"input": {}}', "line 2: this is not JSON: Extra data at letter 15", "bad_request"),
+        ('{"input": {}} {"input": {}}', "line 2: this is not JSON: Extra data at character 15", "bad_request"),
         ("[" * 100_000, "line 2: this is not JSON: it is nested too deep", "bad_request"),
         ("[1]", "line 2: the job is a list, not an object", "wrong_type"),
         ("null", "line 2: the job is null, not an object", "wrong_type"),
@@ -139,7 +139,7 @@ def test_a_file_that_was_changed_meanwhile_is_noticed(tmp_path: Path) -> None:
     path = written(tmp_path, {"id": "a", "input": ASKED})
     jobs = read(path)
     written(tmp_path, {"id": "a", "input": ASKED | {"seed": 5}})
-    with pytest.raises(RequestError, match="the file was changed meanwhile"):
+    with pytest.raises(RequestError, match="the file was changed during the batch"):
         jobs.job(jobs.lines[0])
 
 

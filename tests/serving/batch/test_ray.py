@@ -19,9 +19,9 @@ from batch_workers import WordWorker
 from engine.cli.main import main
 from engine.errors import ConfigError
 from engine.plugin.manager import installed
-from engine.serving.batch.jobs import Jobs
-from engine.serving.batch.results import keeping
-from engine.serving.batch.run import Run
+from engine.serving.batch.jobs import JobFile
+from engine.serving.batch.results import open_results
+from engine.serving.batch.run import BatchRun
 
 
 def test_actors_do_jobs_and_one_that_dies_loses_its_job_once(
@@ -33,11 +33,11 @@ def test_actors_do_jobs_and_one_that_dies_loses_its_job_once(
     words = {"a": "die-once mark", "b": "film", "c": "film", "d": "wait reached"}
     path = tmp_path / "shots.jsonl"
     path.write_text("".join(json.dumps({"id": name, "input": {"prompt": word}}) + "\n" for name, word in words.items()))
-    jobs = Jobs(path, sink="disk", folder=True)
+    jobs = JobFile(path, sink="disk", in_folder=True)
     warned: list[str] = []
     said: list[str] = []
-    with keeping(tmp_path / "results", tmp_path) as results:
-        run = Run(jobs, results, jobs.lines, said.append, warned.append)
+    with open_results(tmp_path / "results", tmp_path) as results:
+        run = BatchRun(jobs, results, jobs.lines, said.append, warned.append)
         with ray(workers=2).launch(functools.partial(WordWorker, tmp_path), 4) as workers:
             assert len(workers) == 2
 
@@ -47,7 +47,7 @@ def test_actors_do_jobs_and_one_that_dies_loses_its_job_once(
                 run.stop()
 
             threading.Thread(target=stop, daemon=True).start()
-            run.through(workers)
+            run.process(workers)
             listening = addresses()
     assert (run.counts, run.left) == ({"done": 3}, 1)
     assert len(warned) == 1

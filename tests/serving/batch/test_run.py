@@ -19,9 +19,9 @@ from batch_workers import WordWorker
 from engine.components import Launcher
 from engine.errors import ConfigError, SourceError, UnknownComponent, WorkerLost
 from engine.plugin.manager import installed
-from engine.serving.batch.jobs import Jobs
-from engine.serving.batch.results import Results, keeping
-from engine.serving.batch.run import Run, interruptible
+from engine.serving.batch.jobs import JobFile
+from engine.serving.batch.results import Results, open_results
+from engine.serving.batch.run import BatchRun, interruptible
 
 
 class Desk:
@@ -32,22 +32,22 @@ class Desk:
         self.said: list[str] = []
         self.warned: list[str] = []
 
-    def do(self, words: Mapping[str, str], launcher: Launcher | None = None, *, grace: float = 20) -> Run:
+    def do(self, words: Mapping[str, str], launcher: Launcher | None = None, *, grace: float = 20) -> BatchRun:
         """Do the jobs, and return when all that were begun have ended."""
         path = self.folder / "shots.jsonl"
         path.write_text(
             "".join(json.dumps({"id": id_, "input": {"prompt": word}}) + "\n" for id_, word in words.items())
         )
-        jobs = Jobs(path, sink="disk", folder=True)
+        jobs = JobFile(path, sink="disk", in_folder=True)
         make = functools.partial(WordWorker, self.folder)
-        with keeping(self.results, self.folder) as results:
+        with open_results(self.results, self.folder) as results:
             pending = [line for line in jobs.lines if results.status(line) is None]
-            run = Run(jobs, results, pending, self.said.append, self.warned.append)
+            run = BatchRun(jobs, results, pending, self.said.append, self.warned.append)
             with (
                 (launcher or local()).launch(make, len(pending)) as workers,
                 interruptible(run, grace, self.said.append),
             ):
-                run.through(workers)
+                run.process(workers)
         return run
 
     @property
@@ -86,7 +86,7 @@ def interrupt(desk: Desk, ready: Callable[[], bool], number: signal.Signals, *, 
         for _ in range(times):
             os.kill(os.getpid(), number)
             # Two that wait to be taken are one.
-            wait(lambda: any(line.startswith("told to end") for line in desk.said))
+            wait(lambda: any(line.startswith("stopping") for line in desk.said))
 
     threading.Thread(target=send, daemon=True).start()
 
@@ -111,7 +111,7 @@ def test_two_processes_take_from_one_queue(desk: Desk) -> None:
 def test_a_process_that_dies_loses_its_job_once(desk: Desk) -> None:
     run = desk.do({"a": "die-once mark", "b": "film"})
     assert run.counts == {"done": 2}
-    assert desk.warned == ["a: the process that worked on it ended (signal SIGKILL); was the machine's memory used up?"]
+    assert desk.warned == ["a: the worker process ended (signal SIGKILL); did the machine run out of memory?"]
     assert (desk.folder / "a.mp4").read_text() == "die-once"
     assert len(desk.processes("starts")) == 2
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running_endpoint import Running, running
+from running_endpoint import RunningEndpoint, running
 
 ROOT = Path(__file__).parents[3]
 DOCS = {name: (ROOT / "docs" / name).read_text("utf-8") for name in ("endpoint.md", "client.md")}
@@ -22,14 +22,14 @@ runpod = pytest.importorskip("runpod")
 
 
 @pytest.fixture(scope="module")
-def house() -> Iterator[Running]:
-    with running() as house:
-        yield house
+def server() -> Iterator[RunningEndpoint]:
+    with running() as server:
+        yield server
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_example_runs_as_it_is_written(
-    house: Running,
+    server: RunningEndpoint,
     example: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -43,7 +43,7 @@ def test_example_runs_as_it_is_written(
     monkeypatch.setattr(runpod, "endpoint_url_base", None)
     assert "http://127.0.0.1:8000/v2" in example
     there: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(example.replace("http://127.0.0.1:8000/v2", house.endpoint.base_url), "example", "exec"), there)
+    exec(compile(example.replace("http://127.0.0.1:8000/v2", server.endpoint.base_url), "example", "exec"), there)
     told = capsys.readouterr().out
     if "talk.mp4" in example:
         assert "talk.mp4" in told

@@ -19,7 +19,7 @@ import pytest
 from engine.assembly.compose import compose
 from engine.components import Entrypoint
 from engine.plugin.register import Register
-from engine.serving.endpoint.limits import Limits
+from engine.serving.endpoint.limits import EndpointLimits
 from plugins.entrypoints.endpoint import Endpoint, EndpointConfig, register_entrypoints, worker_command
 
 pytest.importorskip("aiohttp")
@@ -99,13 +99,13 @@ def test_configuration_composes_and_has_the_platforms_limits() -> None:
     assert isinstance(config, EndpointConfig)
     assert isinstance(register.build(config), Endpoint)
     assert (config.port, config.worker, config.host) == (0, "python w.py", "127.0.0.1")
-    limits = Limits()
-    shared = {field.name for field in fields(Limits)} & {field.name for field in fields(EndpointConfig)}
+    limits = EndpointLimits()
+    shared = {field.name for field in fields(EndpointLimits)} & {field.name for field in fields(EndpointConfig)}
     assert {name: getattr(config, name) for name in shared} == {name: getattr(limits, name) for name in shared}
-    assert {field.name for field in fields(Limits)} - shared == {"chunk_bytes", "poll"}
+    assert {field.name for field in fields(EndpointLimits)} - shared == {"chunk_bytes", "poll"}
 
 
 def test_limits_reach_the_endpoint() -> None:
     endpoint = Endpoint(EndpointConfig(port=0, worker="a 'b c'", rate=7, run_retention=5.0))._endpoint([])
     assert (endpoint.limits.rate, endpoint.limits.run_retention) == (7, 5.0)
-    assert endpoint.crew._command == ["a", "b c"]
+    assert endpoint.pool._command == ["a", "b c"]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from engine.errors import ConfigError
-from engine.serving.endpoint.jobs import Job, Jobs
-from engine.serving.endpoint.limits import Limits
+from engine.serving.endpoint.jobs import EndpointJob, JobQueue
+from engine.serving.endpoint.limits import EndpointLimits
 
 GIVEN = {"input": {"prompt": "a"}}
 
@@ -27,21 +27,21 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def jobs(clock: Clock) -> Jobs:
-    return Jobs(Limits(attempts=2, grace=5, execution_timeout=100, ttl=1000, run_retention=60), clock=clock)
+def jobs(clock: Clock) -> JobQueue:
+    return JobQueue(EndpointLimits(attempts=2, grace=5, execution_timeout=100, ttl=1000, run_retention=60), clock=clock)
 
 
-def answer(jobs: Jobs, job: Job) -> dict[str, Any]:
+def answer(jobs: JobQueue, job: EndpointJob) -> dict[str, Any]:
     return job.answer(jobs.clock())
 
 
-def test_jobs_are_taken_in_order_and_those_of_low_priority_last(jobs: Jobs) -> None:
+def test_jobs_are_taken_in_order_and_those_of_low_priority_last(jobs: JobQueue) -> None:
     low = jobs.submit(GIVEN, policy={"lowPriority": True})
     first, second = jobs.submit(GIVEN), jobs.submit(GIVEN)
     assert jobs.take("w", 3) == [first, second, low]
 
 
-def test_answer_tells_times_worker_and_output(jobs: Jobs, clock: Clock) -> None:
+def test_answer_tells_times_worker_and_output(jobs: JobQueue, clock: Clock) -> None:
     job = jobs.submit(GIVEN)
     clock.now += 2
     jobs.take("w")
@@ -57,7 +57,7 @@ def test_answer_tells_times_worker_and_output(jobs: Jobs, clock: Clock) -> None:
     }
 
 
-def test_progress_is_the_output_until_the_result_replaces_it(jobs: Jobs) -> None:
+def test_progress_is_the_output_until_the_result_replaces_it(jobs: JobQueue) -> None:
     job = jobs.submit(GIVEN)
     jobs.take("w")
     jobs.progress(job, {"percent": 5})
@@ -66,7 +66,7 @@ def test_progress_is_the_output_until_the_result_replaces_it(jobs: Jobs) -> None
     assert "output" not in answer(jobs, job)
 
 
-def test_an_error_fails_the_job_and_keeps_what_came_beside_it(jobs: Jobs) -> None:
+def test_an_error_fails_the_job_and_keeps_what_came_beside_it(jobs: JobQueue) -> None:
     job = jobs.submit(GIVEN)
     jobs.take("w")
     jobs.finish(job, {"output": {"error_code": "conflict"}, "error": "no"})
@@ -76,7 +76,9 @@ def test_an_error_fails_the_job_and_keeps_what_came_beside_it(jobs: Jobs) -> Non
 
 
 @pytest.mark.parametrize("end", ["FAILED", "TIMED_OUT"])
-def test_retry_queues_a_failed_job_again_under_its_id_without_its_output(jobs: Jobs, clock: Clock, end: str) -> None:
+def test_retry_queues_a_failed_job_again_under_its_id_without_its_output(
+    jobs: JobQueue, clock: Clock, end: str
+) -> None:
     job = jobs.submit(GIVEN)
     jobs.take("w")
     if end == "FAILED":
@@ -88,10 +90,10 @@ def test_retry_queues_a_failed_job_again_under_its_id_without_its_output(jobs: J
     assert jobs.retry(job)
     assert answer(jobs, job) == {"id": job.id, "status": "IN_QUEUE", "delayTime": 0}
     assert jobs.take("v") == [job]
-    assert job.given == GIVEN
+    assert job.payload == GIVEN
 
 
-def test_retry_refuses_what_completed_was_cancelled_or_goes_on(jobs: Jobs) -> None:
+def test_retry_refuses_what_completed_was_cancelled_or_goes_on(jobs: JobQueue) -> None:
     done, cancelled, waiting = jobs.submit(GIVEN), jobs.submit(GIVEN), jobs.submit(GIVEN)
     jobs.take("w")
     jobs.finish(done, {"output": 1})
@@ -99,14 +101,14 @@ def test_retry_refuses_what_completed_was_cancelled_or_goes_on(jobs: Jobs) -> No
     assert [jobs.retry(job) for job in (done, cancelled, waiting)] == [False, False, False]
 
 
-def test_purge_withdraws_what_waits_and_leaves_what_runs(jobs: Jobs) -> None:
+def test_purge_withdraws_what_waits_and_leaves_what_runs(jobs: JobQueue) -> None:
     running, waiting = jobs.submit(GIVEN), jobs.submit(GIVEN)
     jobs.take("w")
     assert jobs.purge() == 1
     assert (running.state, waiting.state) == ("IN_PROGRESS", "CANCELLED")
 
 
-def test_cancel_tells_the_worker_once_and_not_before_it_can_know_the_job(jobs: Jobs, clock: Clock) -> None:
+def test_cancel_tells_the_worker_once_and_not_before_it_can_know_the_job(jobs: JobQueue, clock: Clock) -> None:
     job = jobs.submit(GIVEN)
     jobs.take("w")
     jobs.cancel(job)
@@ -116,7 +118,7 @@ def test_cancel_tells_the_worker_once_and_not_before_it_can_know_the_job(jobs: J
     assert jobs.stop_signals("w") == []
 
 
-def test_execution_timeout_of_the_policy_ends_a_job_and_stops_its_worker(jobs: Jobs, clock: Clock) -> None:
+def test_execution_timeout_of_the_policy_ends_a_job_and_stops_its_worker(jobs: JobQueue, clock: Clock) -> None:
     job = jobs.submit(GIVEN, policy={"executionTimeout": 7})
     clock.now += 50
     jobs.take("w")
@@ -130,7 +132,7 @@ def test_execution_timeout_of_the_policy_ends_a_job_and_stops_its_worker(jobs: J
     assert jobs.stop_signals("w") == [job.id]
 
 
-def test_a_worker_that_keeps_a_stopped_job_is_named_after_the_time_of_grace(jobs: Jobs, clock: Clock) -> None:
+def test_a_worker_that_keeps_a_stopped_job_is_named_after_the_time_of_grace(jobs: JobQueue, clock: Clock) -> None:
     job = jobs.submit(GIVEN)
     jobs.take("w")
     clock.now += 1
@@ -141,16 +143,16 @@ def test_a_worker_that_keeps_a_stopped_job_is_named_after_the_time_of_grace(jobs
     assert jobs.tick() == ["w"]
 
 
-def test_a_worker_that_lets_go_is_not_named(jobs: Jobs, clock: Clock) -> None:
+def test_a_worker_that_lets_go_is_not_named(jobs: JobQueue, clock: Clock) -> None:
     job = jobs.submit(GIVEN)
     jobs.take("w")
     jobs.cancel(job)
-    jobs.idle("w")
+    jobs.worker_idle("w")
     clock.now += 60
     assert jobs.tick() == []
 
 
-def test_a_worker_with_other_work_is_not_named_for_one_stopped_job(jobs: Jobs, clock: Clock) -> None:
+def test_a_worker_with_other_work_is_not_named_for_one_stopped_job(jobs: JobQueue, clock: Clock) -> None:
     for _ in range(2):
         jobs.submit(GIVEN)
     stopped, _ = jobs.take("w", 2)
@@ -161,7 +163,7 @@ def test_a_worker_with_other_work_is_not_named_for_one_stopped_job(jobs: Jobs, c
 
 @pytest.mark.parametrize("started", [False, True])
 def test_ttl_counts_from_submission_and_forgets_the_job_whatever_it_does(
-    jobs: Jobs, clock: Clock, started: bool
+    jobs: JobQueue, clock: Clock, started: bool
 ) -> None:
     job = jobs.submit(GIVEN, policy={"ttl": 20})
     clock.now += 19
@@ -174,7 +176,7 @@ def test_ttl_counts_from_submission_and_forgets_the_job_whatever_it_does(
     assert jobs.stop_signals("w") == ([job.id] if started else [])
 
 
-def test_a_result_is_forgotten_after_its_retention(jobs: Jobs, clock: Clock) -> None:
+def test_a_result_is_forgotten_after_its_retention(jobs: JobQueue, clock: Clock) -> None:
     job = jobs.submit(GIVEN)
     jobs.take("w")
     jobs.finish(job, {"output": 1})
@@ -186,38 +188,38 @@ def test_a_result_is_forgotten_after_its_retention(jobs: Jobs, clock: Clock) -> 
     assert jobs.find(job.id) is None
 
 
-def test_a_dead_workers_job_goes_first_to_another_and_fails_when_that_dies_too(jobs: Jobs) -> None:
+def test_a_dead_workers_job_goes_first_to_another_and_fails_when_that_dies_too(jobs: JobQueue) -> None:
     job, later = jobs.submit(GIVEN), jobs.submit(GIVEN)
     jobs.take("w")
-    jobs.gone("w", "the worker died")
+    jobs.worker_ended("w", "the worker died")
     assert jobs.take("v") == [job]
-    jobs.gone("v", "the worker died")
+    jobs.worker_ended("v", "the worker died")
     assert job.state == "FAILED"
     assert answer(jobs, job)["error"] == "the worker died during the job, 2 times in a row"
     assert jobs.take("u") == [later]
 
 
-def test_a_worker_without_work_that_answered_nothing_has_lost_its_job(jobs: Jobs) -> None:
+def test_a_worker_without_work_that_answered_nothing_has_lost_its_job(jobs: JobQueue) -> None:
     job = jobs.submit(GIVEN)
     jobs.take("w")
-    jobs.idle("w")
+    jobs.worker_idle("w")
     assert job.state == "FAILED"
     assert "IN_PROGRESS" in answer(jobs, job)["error"]
 
 
-def test_the_old_worker_has_no_say_in_a_job_that_another_one_retries(jobs: Jobs, clock: Clock) -> None:
+def test_the_old_worker_has_no_say_in_a_job_that_another_one_retries(jobs: JobQueue, clock: Clock) -> None:
     job = jobs.submit(GIVEN)
     jobs.take("w")
     clock.now += 100
     jobs.tick()
     jobs.retry(job)
     jobs.take("v")
-    jobs.idle("w")
-    jobs.gone("w", "the worker died")
+    jobs.worker_idle("w")
+    jobs.worker_ended("w", "the worker died")
     assert (job.state, job.worker) == ("IN_PROGRESS", "v")
 
 
-def test_pieces_of_a_stream_are_told_once(jobs: Jobs) -> None:
+def test_pieces_of_a_stream_are_told_once(jobs: JobQueue) -> None:
     job = jobs.submit(GIVEN)
     jobs.take("w")
     jobs.stream(job, ["a", "b"])
@@ -225,7 +227,7 @@ def test_pieces_of_a_stream_are_told_once(jobs: Jobs) -> None:
     assert jobs.take_stream(job) == []
 
 
-def test_numbers_count_what_is_and_what_was(jobs: Jobs) -> None:
+def test_numbers_count_what_is_and_what_was(jobs: JobQueue) -> None:
     for _ in range(4):
         jobs.submit(GIVEN)
     done, failed, _ = jobs.take("w", 3)
@@ -237,4 +239,4 @@ def test_numbers_count_what_is_and_what_was(jobs: Jobs) -> None:
 @pytest.mark.parametrize("wrong", [{"attempts": 0}, {"grace": -1}, {"ttl": float("inf")}, {"run_bytes": float("nan")}])
 def test_limits_nobody_can_mean_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        Limits(**wrong).check()
+        EndpointLimits(**wrong).check()

@@ -38,8 +38,8 @@ async def fill(tab: Browser, *, seen: Path) -> dict[str, Any]:
 
 def test_a_person_makes_a_video_with_the_page(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
-    with running(environment={"TALK_GATE": str(seen)}) as house:
-        told = asyncio.run(opened(house.endpoint.url, tmp_path / "browser", partial(fill, seen=seen)))
+    with running(environment={"TALK_GATE": str(seen)}) as server:
+        told = asyncio.run(opened(server.endpoint.url, tmp_path / "browser", partial(fill, seen=seen)))
     assert told["asked"] == "Choose a picture."
     assert told["length"] == "As long as the voices"
     assert told["progress"] == "50 %, stage denoise, step 5, steps 10"

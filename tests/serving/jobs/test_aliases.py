@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.errors import RequestError
-from engine.serving.jobs.aliases import _FIELDS, _OTHERWISE, meant
+from engine.serving.jobs.aliases import _ADVICE_FOR, _FIELDS, find_alias
 from engine.serving.jobs.job import parse_job
 from engine.serving.jobs.schema import job_schema
 
@@ -109,7 +109,7 @@ def test_names_of_a_stores_keys_are_suggested_without_their_values() -> None:
     assert "s3cr3t" not in str(error)
 
 
-@pytest.mark.parametrize("name", [*_FIELDS, *_OTHERWISE])
+@pytest.mark.parametrize("name", [*_FIELDS, *_ADVICE_FOR])
 def test_every_name_of_the_table_leads_somewhere(name: str) -> None:
     known = [
         tuple(part["properties"])
@@ -118,28 +118,28 @@ def test_every_name_of_the_table_leads_somewhere(name: str) -> None:
             job_schema()["$defs"]["region"]["else"],
         )
     ]
-    assert any(any(meant(name, fields)) for fields in known)
+    assert any(any(find_alias(name, fields)) for fields in known)
 
 
 def test_no_name_of_the_table_is_a_field_here() -> None:
     # But for the one that stands for `audio_url_2` and its like.
-    assert {field.replace("_", "") for field in FIELDS} & {*_FIELDS, *_OTHERWISE} == {"audio2"}
+    assert {field.replace("_", "") for field in FIELDS} & {*_FIELDS, *_ADVICE_FOR} == {"audio2"}
 
 
 @pytest.mark.parametrize("inner", [GOOD, json.dumps(GOOD), []])
 def test_an_input_in_the_input_is_one_too_many(inner: Any) -> None:
     error = refused({"input": {"input": inner}})
     assert error.field == "input"
-    assert "one input too many" in error.hint
+    assert "input is nested in input" in error.hint
     assert '{"input": {"prompt": ...}}' in error.hint
 
 
 @pytest.mark.parametrize("text", [json.dumps(GOOD), " " + json.dumps(GOOD, indent=2), json.dumps(GOOD)[:-5]])
 def test_an_input_that_is_json_text_is_named_as_that(text: str) -> None:
     assert str(refused({"input": text})) == (
-        "input: JSON text is not an object; give an object: the value itself, without quotes around it"
+        "input: a string that holds JSON is not an object; give an object: the value itself, without quotes around it"
     )
-    assert "the job is JSON text" in str(refused(json.dumps({"input": text})))
+    assert "the job is a string that holds JSON" in str(refused(json.dumps({"input": text})))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from engine.errors import (
 )
 from engine.redaction import scrub
 from engine.serving.jobs.answers import answer, engine_version, error_answer
-from engine.serving.jobs.job import Job, parse_job
+from engine.serving.jobs.job import ParsedJob, parse_job
 from engine.serving.jobs.schema import job_schema
 
 GOOD = {"reference_image": "anna.png", "audio_1": "anna.wav", "prompt": "a woman speaks"}
@@ -261,7 +261,7 @@ def test_what_a_caller_must_not_read_is_gone(text: str, gone: str) -> None:
     [
         "500 is more than 201; give a whole number from 1 to 201",
         "'100' is not a whole number",
-        "[0, 0, 0.5, 1] encloses nothing",
+        "the box [0, 0, 0.5, 1] is empty",
         "the picture has 40000 x 40000 pixels, 3/4 of them and/or more",
         "image/png, audio/wav",
         "the box reaches beyond [0.0, 0.0, 1.0, 1.0] at 12:30:45",
@@ -321,7 +321,7 @@ def test_no_folder_is_told(name: str, before: str) -> None:
 
 
 def test_job_without_keys_hides_nothing_more() -> None:
-    assert isinstance(JOB, Job)
+    assert isinstance(JOB, ParsedJob)
     assert error_answer(RequestError("key-id-9"), JOB)["error"] == "key-id-9"
 
 
@@ -329,6 +329,6 @@ def test_paths_stay_for_the_owner_of_the_machine_and_keys_do_not() -> None:
     path = "/home/anna/Projects2026/FilmsOfTheSummerHolidays/ClipNumber17/voice.wav"
     error = RequestError(f"'{path}' and {path} with Bearer abcdef123456", field="request.image", hint="look there")
     assert path not in error_answer(error)["error"]
-    own = error_answer(error, own=True)["error"]
+    own = error_answer(error, local_caller=True)["error"]
     assert own.count(path) == 2
     assert "abcdef123456" not in own

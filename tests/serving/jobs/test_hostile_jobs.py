@@ -25,7 +25,7 @@ from worker_fakes import ask_whole
 from engine import Access, EngineService
 from engine.serving.jobs.schema import job_schema
 from engine.serving.worker.handler import Handler, Terms
-from engine.serving.worker.warm_engine import Keeper
+from engine.serving.worker.warm_engine import WarmEngine
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = DOCS / "hostile.md"
@@ -72,12 +72,12 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, Han
         patch.setenv("AWS_SECRET_ACCESS_KEY", f"machine-{SECRET}")
         patch.setenv("MODEL_PATH", str(kept))
         made = {
-            hasty: Handler(Keeper(EngineService(words, access=access)), Terms())
+            hasty: Handler(WarmEngine(EngineService(words, access=access)), Terms())
             for hasty, access in ((False, ACCESS), (True, replace(ACCESS, timeout=0.5)))
         }
         yield made
         for handler in made.values():
-            handler.keeper.close()
+            handler.warm_engine.close()
 
 
 def filled(value: Any, server: Server | None) -> Any:

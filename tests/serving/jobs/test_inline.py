@@ -142,7 +142,7 @@ def test_quotes_around_a_url_do_not_count_and_those_of_a_name_stay() -> None:
 
 @pytest.mark.parametrize("text", [" ", "\n" * 68, "\u200b", "\t \r\n"])
 def test_nothing_but_blanks_is_told(text: str) -> None:
-    with pytest.raises(RequestError, match="x: there is nothing but blanks; give a URL"):
+    with pytest.raises(RequestError, match="x: the text has only spaces; give a URL"):
         as_address(text, field="x")
 
 
@@ -188,8 +188,8 @@ def test_everything_else_stays_an_address(address: str) -> None:
     "text", ["A" * 4097, "A" * 5000 + "." + "A" * 3, "A" * 4999 + "=" * 5 + "A", "/x" * 2500 + "."]
 )
 def test_text_too_long_for_an_address_says_what_it_is_not(text: str) -> None:
-    assert "place" in said(text) or "cut off" in said(text)
-    with pytest.raises(RequestError, match=f"reference_image: a text of {len(text)} letters") as caught:
+    assert "position" in said(text) or "truncated" in said(text)
+    with pytest.raises(RequestError, match=f"reference_image: a text of {len(text)} characters") as caught:
         as_address(text, field="reference_image")
     assert caught.value.code == "bad_base64"
 
@@ -201,7 +201,7 @@ def said(text: str) -> str:
 
 
 def test_the_character_that_does_not_belong_is_named_with_its_place() -> None:
-    assert "it holds '!' at place 5001" in said("A" * 5000 + "!" + "A" * 3000)
+    assert "it has '!' at position 5001" in said("A" * 5000 + "!" + "A" * 3000)
 
 
 def test_a_large_file_is_copied_once() -> None:

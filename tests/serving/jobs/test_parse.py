@@ -19,8 +19,8 @@ from engine.data import Region, Request, Speaker
 from engine.data.budget import Budget
 from engine.errors import ConfigError, RequestError
 from engine.serving.jobs.answers import error_answer
-from engine.serving.jobs.defaults import Habits
-from engine.serving.jobs.job import Job, parse_job, spell
+from engine.serving.jobs.defaults import JobDefaults
+from engine.serving.jobs.job import ParsedJob, caller_field, parse_job
 from engine.serving.jobs.speakers import parse_speakers
 
 ROOT = Path(__file__).parents[3]
@@ -35,7 +35,7 @@ STORE = {
 }
 
 
-def parse(**fields: Any) -> Job:
+def parse(**fields: Any) -> ParsedJob:
     return parse_job({"id": "job-1", "input": {**GOOD, **fields}})
 
 
@@ -52,7 +52,7 @@ def refused(**fields: Any) -> RequestError:
 
 
 def test_defaults_are_the_older_workers() -> None:
-    assert parse() == Job(
+    assert parse() == ParsedJob(
         id="job-1",
         action="generate",
         request=Request(
@@ -91,18 +91,18 @@ def test_a_video_as_long_as_its_voices_has_the_models_rate_unless_the_job_names_
 
 
 def test_a_worker_may_have_auto_as_its_default() -> None:
-    def asked(habits: Habits, **fields: Any) -> tuple[Any, ...]:
-        found = parse_job({"input": {**GOOD, **fields}}, habits=habits).request
+    def asked(job_defaults: JobDefaults, **fields: Any) -> tuple[Any, ...]:
+        found = parse_job({"input": {**GOOD, **fields}}, job_defaults=job_defaults).request
         assert found is not None
         return found.frames, found.fps, found.overrides
 
     api = ("sampler=standard", "sampler.steps=20", "guidance.text_scale=7.5")
-    assert asked(Habits("auto")) == (None, None, api)
-    assert asked(Habits("auto"), fps=12) == (None, 12.0, api)
-    assert asked(Habits("auto"), num_frames=50) == (50, 8.0, api)
-    assert asked(Habits("50")) == asked(Habits(50)) == (50, 8.0, api)
-    assert asked(Habits(of="model")) == (None, None, ("sampler=standard",))
-    assert asked(Habits(of="model"), num_frames=9, guidance_scale=3) == (
+    assert asked(JobDefaults("auto")) == (None, None, api)
+    assert asked(JobDefaults("auto"), fps=12) == (None, 12.0, api)
+    assert asked(JobDefaults("auto"), num_frames=50) == (50, 8.0, api)
+    assert asked(JobDefaults("50")) == asked(JobDefaults(50)) == (50, 8.0, api)
+    assert asked(JobDefaults(source="model")) == (None, None, ("sampler=standard",))
+    assert asked(JobDefaults(source="model"), num_frames=9, guidance_scale=3) == (
         9,
         None,
         ("sampler=standard", "guidance.text_scale=3"),
@@ -116,7 +116,7 @@ def test_a_worker_may_have_auto_as_its_default() -> None:
     )
     for wrong in wrongs:
         with pytest.raises(ConfigError, match="entrypoint"):
-            Habits(**wrong)
+            JobDefaults(**wrong)
 
 
 def test_whole_floats_become_whole_numbers() -> None:
@@ -309,7 +309,7 @@ def test_id_that_is_no_name_is_refused(name: Any) -> None:
 # --- the job's own keys -----------------------------------------------------------------------------------------------
 
 
-def stored() -> Job:
+def stored() -> ParsedJob:
     return parse_job({"id": "job-1", "input": GOOD, "s3Config": STORE})
 
 
@@ -384,7 +384,7 @@ def test_store_with_nothing_in_it_is_none(nothing: Any) -> None:
 
 def test_store_inside_the_input_is_sent_outside() -> None:
     error = refused(s3Config=STORE)
-    assert error.hint == "s3Config stands beside input, not in it"
+    assert error.hint == "s3Config belongs beside input, not in it"
     assert SENTINEL not in str(error)
 
 
@@ -412,14 +412,14 @@ def test_store_inside_the_input_is_sent_outside() -> None:
     ],
 )
 def test_inputs_are_told_as_the_job_calls_them(engine: str, told: str) -> None:
-    assert spell(engine, parse(audio_2="b.wav").fields) == told
+    assert caller_field(engine, parse(audio_2="b.wav").fields) == told
 
 
 def test_speakers_and_own_overrides_keep_their_names() -> None:
     fields = {"reference_image": "a.png", "prompt": "x", "speakers": SPEAKERS, "overrides": ["sampler.steps=5000"]}
     job = parse_job({"input": fields})
-    assert spell("request.speakers[1].region.mask", job.fields) == "speakers[1].region.mask"
-    assert spell("overrides (sampler.steps)", job.fields) == "overrides (sampler.steps)"
+    assert caller_field("request.speakers[1].region.mask", job.fields) == "speakers[1].region.mask"
+    assert caller_field("overrides (sampler.steps)", job.fields) == "overrides (sampler.steps)"
 
 
 def test_jobs_need_no_torch() -> None:

@@ -14,9 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.errors import ConfigError, RequestError
-from engine.serving.jobs.defaults import defaults
+from engine.serving.jobs.defaults import input_defaults
 from engine.serving.jobs.job import parse_job
-from engine.serving.jobs.schema import LIMITS, Limits, job_schema
+from engine.serving.jobs.schema import DEFAULT_LIMITS, JobLimits, job_schema
 
 ROOT = Path(__file__).parents[3]
 GOOD = {"reference_image": "anna.png", "audio_1": "anna.wav", "prompt": "a woman speaks"}
@@ -26,7 +26,7 @@ def job(**fields: Any) -> dict[str, Any]:
     return {"input": {**GOOD, **fields}}
 
 
-def refused(wrong: Any, limits: Limits = LIMITS) -> RequestError:
+def refused(wrong: Any, limits: JobLimits = DEFAULT_LIMITS) -> RequestError:
     with pytest.raises(RequestError) as caught:
         parse_job(wrong, limits=limits)
     assert "\n" not in str(caught.value)
@@ -49,7 +49,7 @@ def test_every_field_is_described() -> None:
 
 
 def test_defaults_of_the_schema_are_accepted_by_it() -> None:
-    parse_job(job(**defaults()))
+    parse_job(job(**input_defaults()))
 
 
 def test_examples_of_the_schema_are_accepted_by_it() -> None:
@@ -270,12 +270,12 @@ def test_fields_of_the_platform_are_left_alone() -> None:
 
 
 def test_limit_of_a_worker_moves_bound_default_and_hint() -> None:
-    limits = Limits(frames=50, steps=10)
-    assert defaults(limits)["num_frames"] == 50
-    assert defaults(limits)["sampling_steps"] == 10
+    limits = JobLimits(frames=50, steps=10)
+    assert input_defaults(limits)["num_frames"] == 50
+    assert input_defaults(limits)["sampling_steps"] == 10
     assert "from 1 to 50" in refused(job(num_frames=51), limits).hint
     assert refused(job(sampling_steps=11), limits).code == "out_of_range"
-    request = parse_job(job(num_frames=1000), limits=Limits(frames=1000)).request
+    request = parse_job(job(num_frames=1000), limits=JobLimits(frames=1000)).request
     assert request is not None
     assert request.frames == 1000
 
@@ -286,7 +286,7 @@ def test_limit_of_a_worker_moves_bound_default_and_hint() -> None:
 )
 def test_limit_that_lets_nothing_through_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="limits"):
-        Limits(**wrong)
+        JobLimits(**wrong)
 
 
 JSON = st.recursive(

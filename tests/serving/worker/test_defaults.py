@@ -104,7 +104,7 @@ def test_jobs_name_no_paths_unless_it_is_allowed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "what"), [("model='tiny", "cannot be split into words"), ("model", "'model' is no override")]
+    ("text", "what"), [("model='tiny", "cannot be split into overrides"), ("model", "'model' is not an override")]
 )
 def test_overrides_that_cannot_be_read_are_one_error(text: str, what: str) -> None:
     with pytest.raises(ConfigError, match=rf"MULTITALK_OVERRIDES: .*{what}"):
@@ -137,13 +137,13 @@ def test_the_default_recipe_can_be_left_out() -> None:
 
 def test_a_worker_boots_with_the_length_of_the_voices_as_its_default() -> None:
     from engine.assembly.compose import compose
-    from engine.serving.jobs.defaults import defaults
+    from engine.serving.jobs.defaults import input_defaults
     from plugins.entrypoints.runpod import Runpod, RunpodConfig
 
     environment = {"MULTITALK_OVERRIDES": "model=tiny entrypoint.num_frames=auto entrypoint.max_seconds=60"}
     config = compose(["entrypoint=runpod", *boot([], environment)]).entrypoint
     assert isinstance(config, RunpodConfig)
     terms = Runpod(config)._terms
-    assert defaults(terms.limits, terms.habits)["num_frames"] == "auto"
-    assert "fps" not in defaults(terms.limits, terms.habits)
+    assert input_defaults(terms.limits, terms.job_defaults)["num_frames"] == "auto"
+    assert "fps" not in input_defaults(terms.limits, terms.job_defaults)
     assert terms.limits.seconds == 60

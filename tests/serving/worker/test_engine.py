@@ -14,7 +14,7 @@ from worker_fakes import ask
 from engine import EngineService, hookimpl
 from engine.plugin.manager import installed
 from engine.serving.worker.handler import Handler, Terms
-from engine.serving.worker.warm_engine import Keeper
+from engine.serving.worker.warm_engine import WarmEngine
 
 
 class Greedy:
@@ -50,14 +50,14 @@ def job() -> dict[str, Any]:
 
 
 def test_memory_that_runs_out_costs_a_retry_then_the_worker(greedy: Greedy, job: dict[str, Any]) -> None:
-    handler = Handler(Keeper(EngineService(["model=tiny", "sink=base64", "access.schemes=[data]"])), Terms())
+    handler = Handler(WarmEngine(EngineService(["model=tiny", "sink=base64", "access.schemes=[data]"])), Terms())
     greedy.times = 1
     told = ask(handler, job)
     assert told["warnings"][-1].endswith("ran out with memory=none; the video was made with memory=model-offload")
     video = base64.b64decode(told["video_base64"])
     assert video[4:8] == b"ftyp"
     assert (told["sha256"], told["bytes"]) == (hashlib.sha256(video).hexdigest(), len(video))
-    assert handler.keeper.memory == "model-offload"
+    assert handler.warm_engine.memory == "model-offload"
 
     greedy.times = 2
     told = ask(handler, job)
@@ -65,4 +65,4 @@ def test_memory_that_runs_out_costs_a_retry_then_the_worker(greedy: Greedy, job:
     assert "memory=group-offload" in told["error"]
 
     assert ask(handler, job)["video_base64"]
-    handler.keeper.close()
+    handler.warm_engine.close()

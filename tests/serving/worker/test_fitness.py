@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from worker_fakes import FakeService
 
-from engine.serving.worker.fitness import UnfitError, check_device, check_memory, check_room, checks
+from engine.serving.worker.fitness import UnfitError, check_device, check_disk_space, check_memory, checks
 
 
 def failing(part: str, line: str) -> FakeService:
@@ -66,6 +66,6 @@ def test_memory_holds_the_largest_file_of_weights(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told_with_what_helps(tmp_path: Path) -> None:
-    check_room(tmp_path, room=1)
+    check_disk_space(tmp_path, needed=1)
     with pytest.raises(UnfitError, match="larger container disk, or set TMPDIR"):
-        check_room(tmp_path, room=2**60)
+        check_disk_space(tmp_path, needed=2**60)

@@ -15,7 +15,7 @@ from worker_fakes import GOOD, PLAN, STORE, FakeService, Sent, ask, steps, until
 from engine.components import Service
 from engine.data import Resumed
 from engine.errors import RequestError, SourceError
-from engine.serving.jobs.schema import Limits
+from engine.serving.jobs.schema import JobLimits
 from engine.serving.worker.handler import ENVELOPE, Terms
 
 
@@ -66,7 +66,7 @@ def test_another_sink_is_refused_before_any_work() -> None:
 
 
 def test_a_bad_job_is_refused_with_its_field() -> None:
-    told = ask(worker(FakeService(), Terms(limits=Limits(frames=50))), {**GOOD, "num_frames": 51})
+    told = ask(worker(FakeService(), Terms(limits=JobLimits(frames=50))), {**GOOD, "num_frames": 51})
     assert (told["error_code"], told["field"]) == ("out_of_range", "num_frames")
     assert set(told) == {"error", "error_code", "field", "hint"}
 
@@ -75,11 +75,11 @@ def test_health_is_answered_while_the_weights_are_loaded() -> None:
     service = FakeService()
     service.gate = threading.Event()
     handler = worker(service)
-    handler.keeper.warm()
+    handler.warm_engine.warm()
     told = ask(handler, {"action": "health"})
     assert (told["status"], told["loaded"], told["jobs_done"]) == ("loading", False, 0)
     service.gate.set()
-    handler.keeper.ready(threading.Event())
+    handler.warm_engine.wait_until_ready(threading.Event())
     told = ask(handler, {"health_check": True})
     assert (told["status"], told["loaded"], told["jobs_done"]) == ("ready", True, 1)
 
@@ -88,8 +88,8 @@ def test_health_says_why_the_weights_are_not_there_and_no_path() -> None:
     service = FakeService()
     service.failure = SourceError("no weights in /runpod-volume/models", hint="get them with: fetch --preset multitalk")
     handler = worker(service)
-    handler.keeper.warm()
-    handler.keeper.ready(threading.Event())
+    handler.warm_engine.warm()
+    handler.warm_engine.wait_until_ready(threading.Event())
     told = ask(handler, {"action": "health"})
     assert told["status"] == "unhealthy"
     assert "fetch --preset multitalk" in told["problem"]
@@ -148,7 +148,7 @@ def test_a_video_that_waits_is_delivered_and_not_made_again() -> None:
 
 def test_the_first_answer_says_what_the_start_took() -> None:
     handler = worker(FakeService())
-    handler.keeper.warm()
+    handler.warm_engine.warm()
     first, second = ask(handler), ask(handler)
     assert first["cold_start"]["imports"] == 1.5
     assert first["cold_start"]["weights"] == 2.5
@@ -159,7 +159,7 @@ def test_the_first_answer_says_what_the_start_took() -> None:
 def test_weights_are_loaded_once_and_the_first_job_waits_for_them() -> None:
     service = FakeService()
     handler = worker(service)
-    handler.keeper.warm()
+    handler.warm_engine.warm()
     ask(handler)
     ask(handler)
     assert service.loads == 1
@@ -262,7 +262,7 @@ def test_a_job_is_cancelled_while_it_waits_for_the_weights() -> None:
 
     async def run() -> float:
         handler = worker(service)
-        handler.keeper.warm()
+        handler.warm_engine.warm()
         task = asyncio.create_task(handler.handle({"id": "job-1", "input": GOOD}))
         await asyncio.sleep(0.05)
         began = time.monotonic()
@@ -321,7 +321,7 @@ def test_each_line_of_a_job_bears_its_id(caplog: pytest.LogCaptureFixture) -> No
 
     class Watch(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            ids.append(handler._lines.job)
+            ids.append(handler._context.job)
 
     logger = logging.getLogger("engine.serving.worker")
     watch = Watch()
@@ -333,4 +333,4 @@ def test_each_line_of_a_job_bears_its_id(caplog: pytest.LogCaptureFixture) -> No
         logger.removeHandler(watch)
     assert ids
     assert set(ids) == {"job-1"}
-    assert handler._lines.job == ""
+    assert handler._context.job == ""

@@ -14,8 +14,8 @@ from worker_fakes import GOOD, STORE, FakeService, ask
 from engine.errors import ConfigError
 from engine.redaction import named_secrets, redact
 from engine.serving.worker.handler import Handler, Terms
-from engine.serving.worker.logs import Lines, install
-from engine.serving.worker.warm_engine import Keeper
+from engine.serving.worker.logs import LogContext, install
+from engine.serving.worker.warm_engine import WarmEngine
 
 SECRET = "sentinel/secret+0123456789"
 SIGNED = (
@@ -26,9 +26,9 @@ MEDIA = "U0VOVElORUw" * 40
 
 
 class Log:
-    def __init__(self, stream: io.StringIO, lines: Lines) -> None:
+    def __init__(self, stream: io.StringIO, context: LogContext) -> None:
         self.stream = stream
-        self.lines = lines
+        self.context = context
 
     def told(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.stream.getvalue().splitlines()]
@@ -40,18 +40,18 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
-    stream, lines = io.StringIO(), Lines()
-    install("debug", lines, stream)
-    yield Log(stream, lines)
+    stream, context = io.StringIO(), LogContext()
+    install("debug", context, stream)
+    yield Log(stream, context)
     logging.captureWarnings(False)
     root.handlers[:] = before
     root.setLevel(level)
 
 
 def test_a_line_is_json_with_the_jobs_id(log: Log) -> None:
-    log.lines.begin("job-1")
+    log.context.begin("job-1")
     logging.getLogger("acme.part").info("%d of %d", 1, 2)
-    log.lines.end()
+    log.context.end()
     logging.getLogger("acme.part").warning("later")
     first, second = log.told()
     assert (first["message"], first["requestId"], first["level"], first["logger"]) == (
@@ -98,7 +98,7 @@ def test_a_jobs_own_keys_are_hidden_before_the_job_is_understood(log: Log) -> No
         logging.getLogger("acme").debug("keys: %s", request.store.credentials.secret_key)
         raise ValueError(STORE["accessSecret"])
 
-    handler = Handler(Keeper(FakeService(work)), Terms(), lines=log.lines)
+    handler = Handler(WarmEngine(FakeService(work)), Terms(), context=log.context)
     ask(handler, s3Config=STORE)
     ask(handler, {**GOOD, "num_frames": STORE["accessSecret"]}, s3Config=STORE)
     written = log.stream.getvalue()
@@ -127,22 +127,22 @@ def test_secrets_of_the_environment_are_known_by_their_names() -> None:
 
 def test_an_unknown_level_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"entrypoint\.log_level: no log level 'LOUD'; DEBUG, INFO"):
-        install("LOUD", Lines())
+        install("LOUD", LogContext())
 
 
 def test_the_sdks_log_is_held_at_info_and_cleaned(capsys: pytest.CaptureFixture[str], log: Log) -> None:
     from runpod.serverless.modules.rp_logger import RunPodLogger
 
-    from engine.serving.worker.sdk import quiet
+    from engine.serving.worker.sdk import redact_sdk_log
 
     logger = RunPodLogger()
     before = logger.level
     logger.level = "DEBUG"
     try:
-        quiet(log.lines)
+        redact_sdk_log(log.context)
         logger.debug(f"Handler output: {MEDIA}", "job-1")
         logger.error(f"Failed to return job results. | {SIGNED}", "job-1")
-        quiet(log.lines)
+        redact_sdk_log(log.context)
         logger.info("once", "job-1")
     finally:
         vars(logger).pop("log", None)

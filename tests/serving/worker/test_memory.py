@@ -7,7 +7,7 @@ from worker_fakes import FakeService, OutOfMemoryError, Work, ask, worker
 
 from engine.machine.profiles import PROFILES
 from engine.serving.worker.cuda_errors import is_device_lost, is_out_of_memory
-from engine.serving.worker.warm_engine import LOWER, Keeper
+from engine.serving.worker.warm_engine import LOWER, WarmEngine
 
 
 def full_above(*profiles: str) -> Work:
@@ -34,7 +34,7 @@ def test_a_job_is_made_again_with_the_next_lower_profile_and_says_so() -> None:
     ]
     assert "refresh_worker" not in told
     assert service.closed == 1
-    assert handler.keeper.memory == "model-offload"
+    assert handler.warm_engine.memory == "model-offload"
     assert ask(handler, {"action": "health"})["memory"] == "model-offload"
 
 
@@ -63,13 +63,13 @@ def test_another_error_of_the_second_try_is_answered_as_what_it_is() -> None:
 
 
 def test_profiles_are_walked_down_in_order() -> None:
-    keeper = Keeper(FakeService())
-    assert [keeper.lower() for _ in range(4)] == ["model-offload", "group-offload", "lowest", None]
-    assert Keeper(FakeService(memory="text-offload")).lower() == "model-offload"
+    warm_engine = WarmEngine(FakeService())
+    assert [warm_engine.lower_memory() for _ in range(4)] == ["model-offload", "group-offload", "lowest", None]
+    assert WarmEngine(FakeService(memory="text-offload")).lower_memory() == "model-offload"
 
 
 def test_a_profile_of_a_plugin_has_none_below_it() -> None:
-    assert Keeper(FakeService(memory="acme")).lower() is None
+    assert WarmEngine(FakeService(memory="acme")).lower_memory() is None
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def example(**changes: Any) -> dict[str, Any]:
     return {**job, "num_frames": 5, "fps": 25, "turbo": True, **changes}
 
 
-def lines(log: Path) -> list[dict[str, Any]]:
+def context(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text("utf-8").splitlines() if line.startswith("{")]
 
 
@@ -99,7 +99,7 @@ def test_a_worker_answers_makes_stops_and_leaves_nothing(platform: Platform, tmp
     for posts in platform.posts.values():
         results = ["status" in post for _, post in posts]
         assert results == sorted(results, reverse=True), "progress came after the result"
-    written = lines(log)
+    written = context(log)
     assert {"job-health", "job-selftest", "job-video", "job-term"} <= {line["requestId"] for line in written}
     text = log.read_text("utf-8")
     assert "hf_sentinel" not in text

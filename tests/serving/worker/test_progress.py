@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.data import Progress
-from engine.serving.worker.progress_sender import Pump, payload
+from engine.serving.worker.progress_sender import ProgressSender, payload
 
 
 def step(number: int) -> Progress:
@@ -38,11 +38,11 @@ def test_warnings_are_known_while_the_work_goes_on_and_keep_secrets() -> None:
 def test_many_signs_of_life_become_few_and_stay_in_order() -> None:
     steps: list[int] = []
     began = time.monotonic()
-    pump = Pump(lambda told: steps.append(told["step"]), every=0.1)
+    sender = ProgressSender(lambda told: steps.append(told["step"]), every=0.1)
     for number in range(1, 31):
-        pump.tell(step(number))
+        sender.report(step(number))
         time.sleep(0.01)
-    pump.close()
+    sender.close()
     took = time.monotonic() - began
     assert steps == sorted(set(steps))
     assert 2 <= len(steps) <= 1 + took / 0.1
@@ -57,11 +57,11 @@ def test_closing_waits_for_the_post_that_is_under_way() -> None:
         gate.wait(5)
         sent.append(told["step"])
 
-    pump = Pump(post)
-    pump.tell(step(1))
+    sender = ProgressSender(post)
+    sender.report(step(1))
     begun.wait(5)
     threading.Timer(0.05, gate.set).start()
-    pump.close()
+    sender.close()
     assert sent == [1]
 
 
@@ -73,12 +73,12 @@ def test_nothing_is_sent_after_the_pump_is_closed() -> None:
         sent.append(told["step"])
         first.set()
 
-    pump = Pump(post, every=60)
-    pump.tell(step(1))
+    sender = ProgressSender(post, every=60)
+    sender.report(step(1))
     assert first.wait(10)
-    pump.tell(step(2))
-    pump.close()
-    pump.tell(step(3))
+    sender.report(step(2))
+    sender.close()
+    sender.report(step(3))
     time.sleep(0.05)
     assert sent == [1]
 
@@ -91,10 +91,10 @@ def test_a_post_that_fails_costs_nothing_but_itself() -> None:
             raise OSError("the platform is away")
         sent.append(told["step"])
 
-    pump = Pump(post, every=0.01)
-    pump.tell(step(1))
+    sender = ProgressSender(post, every=0.01)
+    sender.report(step(1))
     time.sleep(0.05)
-    pump.tell(step(2))
+    sender.report(step(2))
     time.sleep(0.05)
-    pump.close()
+    sender.close()
     assert sent == [2]

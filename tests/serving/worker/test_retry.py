@@ -12,14 +12,14 @@ from running_endpoint import running
 from store import free_port, store_environment, storing
 
 from engine.client import Client, file
-from engine.serving.endpoint.limits import Limits
+from engine.serving.endpoint.limits import EndpointLimits
 
 pytest.importorskip("aiohttp")
 pytest.importorskip("moto")
 #: Seconds; a busy machine imports torch for minutes.
 PATIENCE = 1200.0
 EXAMPLES = files("engine") / "examples"
-LIMITS = Limits(execution_timeout=PATIENCE, start_timeout=PATIENCE)
+LIMITS = EndpointLimits(execution_timeout=PATIENCE, start_timeout=PATIENCE)
 
 
 def test_a_video_whose_upload_failed_is_uploaded_by_retry_and_not_made_again(tmp_path: Path) -> None:
@@ -35,12 +35,12 @@ def test_a_video_whose_upload_failed_is_uploaded_by_retry_and_not_made_again(tmp
     command = [sys.executable, "-m", "engine", "runpod", *overrides]
     media = {"reference_image": file(str(EXAMPLES / "one.png")), "audio_1": file(str(EXAMPLES / "one.flac"))}
     with (
-        running(worker=command, environment=environment, limits=LIMITS) as house,
-        Client(house.endpoint.endpoint_id, api_key="any", base_url=house.endpoint.base_url) as client,
+        running(worker=command, environment=environment, limits=LIMITS) as server,
+        Client(server.endpoint.endpoint_id, api_key="any", base_url=server.endpoint.base_url) as client,
     ):
         sent = client.submit({**media, "prompt": "a person talks", "num_frames": 5, "fps": 25, "turbo": True})
-        job = house.job(sent.id)
-        house.until(lambda: job.final, PATIENCE)
+        job = server.job(sent.id)
+        server.until(lambda: job.final, PATIENCE)
 
         assert job.state == "FAILED"
         assert job.output["error_code"] == "s3_upload_failed", job.answer(0)
@@ -52,8 +52,8 @@ def test_a_video_whose_upload_failed_is_uploaded_by_retry_and_not_made_again(tmp
         with storing(tmp_path / "store.log", {"films": "us-east-1"}, port):
             worker = job.worker
             sent.retry()
-            retried = house.job(sent.id)
-            house.until(lambda: retried.final, PATIENCE)
+            retried = server.job(sent.id)
+            server.until(lambda: retried.final, PATIENCE)
             assert retried.state == "COMPLETED", retried.answer(0)
             assert retried.worker == worker
             assert sent.download(tmp_path / "talk.mp4").path.read_bytes() == made
