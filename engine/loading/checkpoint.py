@@ -59,7 +59,7 @@ _TIED = "encoder.embed_tokens.weight"
 
 
 def build_empty(component: str, part: ComponentLayout) -> Any:
-    """Return the network that the tensors of `part` belong to, on the meta device.
+    """Build the network for the tensors of `part`, on the meta device.
 
     Sizes come from the config, or from the tensors' shapes if there is no config. Only headers are read. Raises
     SourceError, naming tensors, if config and tensors do not fit each other.

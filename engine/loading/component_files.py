@@ -46,13 +46,13 @@ class ComponentFiles:
         *,
         kept: float | None = None,
     ) -> None:
-        """Read configs and headers alone. Raises SourceError unless they fit each other.
+        """Read only configs and headers. Raises SourceError unless they fit each other.
 
-        `kept`: bytes of a weight of the blocks' linear layers where `finish` quantises them.
+        `kept`: bytes of a weight of the blocks' linear layers if `finish` quantises them.
         """
         self.part, self.folder, self.name, self.dtype = part, part.folder, name, dtype
         self.finish, self.quantised = finish, kept is not None
-        #: Whether the folder alone is the component, in the layout of diffusers and transformers.
+        #: Whether all files are in one folder in the layout of diffusers and transformers.
         self.plain = part.form == "diffusers" and all(path.parent == part.folder for path in part.files)
         #: The network on the meta device: its config is used, and the first `read` fills it.
         self.meta_model: nn.Module | None = self._build()
@@ -72,13 +72,14 @@ class ComponentFiles:
             self.size = checkpoint.placed_size(name, part, dtype)
             return
         match(self.folder, self.meta_model, self.stored, tied=_TIED.keys() if name == "text_encoder" else ())
-        exact = set(getattr(self.meta_model, "_keep_in_fp32_modules", None) or ()) if name == "transformer" else set()
-        self.dtypes = {key: torch.float32 if exact & set(key.split(".")) else dtype for key in self.stored}
+        in_float32 = (
+            set(getattr(self.meta_model, "_keep_in_fp32_modules", None) or ()) if name == "transformer" else set()
+        )
+        self.dtypes = {key: torch.float32 if in_float32 & set(key.split(".")) else dtype for key in self.stored}
         self.size = filled_size(self.stored, self.dtypes.__getitem__)
         if kept is not None:
-            linears = (
-                f"{key}.weight" for key, module in self.meta_model.named_modules() if is_block_linear(module, key)
-            )
+            modules = self.meta_model.named_modules()
+            linears = (f"{key}.weight" for key, module in modules if is_block_linear(module, key))
             self.size -= int(sum(_saved(self.stored[key], self.dtypes[key], kept) for key in linears))
 
     def read(self, reader: Reader, device: str) -> nn.Module:
@@ -90,7 +91,7 @@ class ComponentFiles:
             self.finish(module)
             converted: nn.Module = module.to(device).eval()
             return converted
-        # The whole of what is quantised once it is there may not fit on the device.
+        # A network that is quantised after reading may not fit on the device before.
         fill(module, self.stored, self.dtypes.__getitem__, reader, "cpu" if self.quantised else device)
         if self.name == "text_encoder":
             # Its files hold one token table; both names of it must be the same tensor.

@@ -133,14 +133,15 @@ def load_model(
     Args:
         folder: the weights; its files are not changed.
         device: "cuda" or "cpu".
-        dtype: "float32" or "bfloat16", of transformer, text and image encoder; the rest is float32.
-        quant: "none", one of `layout.QUANTISED`, which reads a quantised file and keeps it so, or the quantiser's name.
-        quantiser: what the network's layers are quantised with once they are read; None: they stay as they are.
-        wanted: which of several files is meant.
-        attention: name of diffusers' attention backend, as an AttentionBackend resolves it.
-        memory: what is in memory and on the device at a time; None: all of it.
-        reader: how tensors come from their files; None: the engine's own.
-        loras: files and scales. "merged": put into the weights. "runtime": loaded and switched off; see `set_loras`.
+        dtype: "float32" or "bfloat16", for transformer, text and image encoder; the rest is float32.
+        quant: "none", one of `layout.QUANTISED`, which reads a quantised file and keeps it quantised, or the
+            quantiser's name.
+        quantiser: quantises the network's layers after they are read; None: they are not quantised.
+        wanted: which file to use if there are several.
+        attention: name of diffusers' attention backend, from an AttentionBackend's `resolve`.
+        memory: what is in memory and on the device at a time; None: everything on the device.
+        reader: reads tensors from files; None: the engine's own.
+        loras: files and scales. "merged": added to the weights. "runtime": loaded and switched off; see `set_loras`.
         lora_mode: "runtime" or "merged".
         processes: how many processes share a forward.
         alone: load only the transformer of the large parts; the others cannot be used.

@@ -9,7 +9,7 @@ from engine.text.amounts import gigabytes
 
 #: By how much stays on the device, the most first; `docs/plan.md` says what each does.
 PROFILES = ("none", "text-offload", "model-offload", "group-offload", "lowest")
-#: Share of what is free that a profile may need: allocators leave gaps, and others want some of it, too.
+#: Share of free memory that a profile may use: allocators leave gaps, and other processes need some, too.
 USABLE = 0.9
 #: Memory reserved for activations, as a multiple of the tokens: 13 GB were published for 81 frames of 448 x 896 with
 #: all weights off the device, which is 39 times the 0.34 GB of their tokens in bfloat16.

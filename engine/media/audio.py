@@ -53,14 +53,14 @@ class Sounds:
     warnings: tuple[str, ...]
 
 
-def set_loudness(voice: Samples, measured: float, target: float = LOUDNESS) -> Samples:
-    """Scale mono samples of `measured` LUFS to `target` LUFS; silence (below -100 LUFS) is unchanged.
+def set_loudness(voice: Samples, current: float, target: float = LOUDNESS) -> Samples:
+    """Scale mono samples of `current` LUFS to `target` LUFS; silence (below -100 LUFS) is unchanged.
 
     Source: MultiTalk, generate_multitalk.py, loudness_norm.
     """
-    if not math.isfinite(measured) or abs(measured) > 100:
+    if not math.isfinite(current) or abs(current) > 100:
         return voice
-    return voice * np.float32(10 ** ((target - measured) / 20))
+    return voice * np.float32(10 ** ((target - current) / 20))
 
 
 def loudness(voice: Samples, rate: int = VOICE_RATE) -> float:

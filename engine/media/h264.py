@@ -25,7 +25,7 @@ from engine.media.containers import open_input
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-#: x264 gives different bytes for different thread counts, so the machine's cores must not decide.
+#: x264's output depends on the number of threads, so it must not depend on the machine's cores.
 _THREADS = 4
 #: x264's macroblock tree (165, assembly, with B-frames) reads uninitialised memory, so the bytes would differ from run
 #: to run. The bits that it saves do not matter here.
@@ -40,7 +40,7 @@ LEAST_SSIM = 0.95
 
 
 def open_mp4(path: Path) -> tuple[av.container.OutputContainer, io.FileIO]:
-    """Open an MP4 for writing whose index will stand in front and whose bytes know no date and no version.
+    """Open an MP4 for writing, with its index at the front and without dates and versions in its bytes.
 
     Close the container first, then the file. FFmpeg does not open it: PyAV would never close a file that FFmpeg opened
     and whose header could not be written. Raises OSError.

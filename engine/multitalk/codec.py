@@ -25,7 +25,7 @@ class LatentCodec(Protocol):
     channels: int
 
     def encode(self, pixels: Tensor, *, cancel: CancelToken | None = None) -> Tensor:
-        """Encode (3, F, H, W), float32 -1 .. 1, to (channels, T, h, w), float32 of mean 0 and deviation 1.
+        """Encode (3, F, H, W), float32 -1 .. 1, to (channels, T, h, w), float32 with mean 0 and standard deviation 1.
 
         F is 4n + 1. Raises Cancelled between chunks once `cancel` is set.
         """
@@ -71,7 +71,7 @@ class WanCodec:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, *, cancel: CancelToken | None = None) -> Tensor:
-        """Return the mean of the posterior, normalised; nothing is sampled."""
+        """Return the normalised mean of the posterior, without sampling."""
         frames, height, width = pixels.shape[1:]
         if frames % self.temporal != 1 % self.temporal or height % self.spatial or width % self.spatial:
             raise RequestError(
@@ -151,7 +151,7 @@ def _sum_squares(layer: WanRMS_norm) -> None:
 
 @contextmanager
 def _watched(part: nn.Module, cancel: CancelToken | None, stage: str) -> Iterator[None]:
-    """Look at `cancel` before each chunk: `part` runs once a chunk."""
+    """Check `cancel` before each chunk: `part` runs once per chunk."""
     if cancel is None:
         yield
         return

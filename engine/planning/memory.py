@@ -12,7 +12,7 @@ from engine.machine.profiles import PROFILES
 from engine.planning import activations
 from engine.planning.parameters import PARTS, Quant, Sizes, width
 
-#: Of files: rows have a scale in float32. The types of a GGUF file are its own.
+#: Of files: each row has a float32 scale. GGUF files have types of their own.
 QUANTS: Mapping[str, Quant | None] = {
     "none": None,
     "int8-quanto": Quant(1, 4),
@@ -49,9 +49,9 @@ class Load:
     blocks: int
     #: Blocks that stay on the device; `engine.planning.estimate` resolves "auto" for a card.
     resident: int | str = 0
-    #: How layers are kept where `quant` is made while loading; None: it is a file's.
+    #: How layers are kept if they are quantised while loading; None: `quant` is a file's.
     made: Quant | None = None
-    #: Bytes of LoRAs beside the weights.
+    #: Bytes of attached LoRAs.
     loras: int = 0
     #: Whether any of them is switched on.
     adapted: bool = False
@@ -106,9 +106,9 @@ class Work:
 def weights_bytes(sizes: Sizes, load: Load) -> dict[str, int]:
     """Return the bytes of each component's weights, as they are kept."""
     value = WIDTHS[load.dtype]
-    found = {name: count.bytes(value) for name, count in sizes.counts.items()}
-    found["transformer"] = sizes.counts["transformer"].bytes(value, load.kept) + load.loras
-    return found
+    sizes_in_bytes = {name: count.bytes(value) for name, count in sizes.counts.items()}
+    sizes_in_bytes["transformer"] = sizes.counts["transformer"].bytes(value, load.kept) + load.loras
+    return sizes_in_bytes
 
 
 def stages(sizes: Sizes, load: Load, work: Work) -> tuple[StageMemory, ...]:
@@ -229,7 +229,7 @@ def _loading(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> StageMemor
         # Values of a layer and their product with the scale, both in float32.
         temporaries["transformer"] = max(BUFFER, _largest_layer(sizes) * 8)
     if load.made is not None:
-        # Read whole, and quantised where it is, a layer in float32 at a time.
+        # Read completely, then quantised in place, one layer in float32 at a time.
         arriving["transformer"] = sizes.counts["transformer"].bytes(WIDTHS[load.dtype]) + load.loras
         temporaries["transformer"] = max(temporaries["transformer"], _largest_layer(sizes) * 4)
     present = {"audio_encoder": weights["audio_encoder"]}
@@ -258,7 +258,7 @@ def _resident(sizes: Sizes, load: Load, weights: Mapping[str, int], part: str) -
         return {name: weights[name] for name in _ON_DEVICE if name != "text_encoder"}
     if load.memory in ("group-offload", "lowest") and part == "transformer":
         value, quant = WIDTHS[load.dtype], load.kept
-        # The block that computes and those that come.
+        # The block that computes and those that are copied.
         layers = sizes.configs["transformer"]["num_layers"]
         blocks = min(1 + load.blocks + int(load.resident), layers)
         # LoRAs are attached to the layers of blocks and are copied with them.

@@ -128,7 +128,7 @@ def reckon(fewer: Report, more: Report, blocks: int) -> Report:
     faults = [fault for fault in more.faults if fault.kind not in ("memory", "plan")]
     if needed > limit:
         faults.append(Fault("memory", "", f"{gigabytes(needed, 2)} are needed of a card of {gigabytes(limit, 2)}"))
-    # Pieces of pinned memory do not grow with each block, so the plan is not held to this.
+    # Pieces of pinned memory do not grow with each block, so the plan is not compared with this.
     host, waiting = max(stage["host_peak"] for stage in stages), number(fewer.host_plan, more.host_plan)
     planned = {stage["stage"]: stage["plan"] for stage in stages if stage["plan"] is not None}
     for name, peak in _worst((stage["stage"], stage["peak"]) for stage in stages).items():
@@ -173,9 +173,9 @@ def _settings(walk: Walk, sizes: Sizes) -> Numbers:
 
 
 def planned_stages(walk: Walk, sizes: Sizes) -> tuple[dict[str, StageMemory], int | None]:
-    """Return what the plan says of the same weights, profile and windows, by stage, and of weights on the host."""
+    """Return the plan's figures for the same weights, profile and windows, by stage, and for weights on the host."""
     if walk.plan is None or walk.memory not in PROFILES or walk.config.quant.name == "gguf":
-        # There is no arithmetic for the types of a GGUF file.
+        # Nothing computes sizes for the types of a GGUF file.
         return {}, None
     work = largest_work(walk.plan, sizes)
     load = make_load(

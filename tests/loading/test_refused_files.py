@@ -136,7 +136,7 @@ def test_other_files_are_described_where_something_is_missing(folder: Path) -> N
     torch.save({"a": ZERO}, folder / "wan2.1.ckpt")
     (folder / "weights.zip").write_bytes(b"PK\x03\x04" + bytes(60))
     told = "\n".join(describe_unread(folder, WANTED))
-    assert "fairseq-ckpt.pt is fairseq's checkpoint of wav2vec2: take model.safetensors" in told
+    assert "fairseq-ckpt.pt is fairseq's checkpoint of wav2vec2: use model.safetensors" in told
     assert "wav2vec2.safetensors is a wav2vec2 without its config.json" in told
     assert "wan2.1.ckpt is a PyTorch file whose name is not supported" in told
     assert "weights.zip is a zip archive: unpack it" in told

@@ -14,7 +14,7 @@ from engine.loading.lora import Coverage, LoraMerger
 
 
 def read_part(component: str, part: ComponentLayout, dtype: torch.dtype) -> Any:
-    """Return the network of a component, whatever `part` is written in."""
+    """Return the network of a component, in any format of `part`."""
     model = build_empty(component, part)
     fill(model, component, part, dtype)
     return model.eval()

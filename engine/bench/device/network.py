@@ -87,7 +87,7 @@ def fitting_layers(bench: DeviceBench, grid: Grid) -> int:
 
 
 def offload(bench: DeviceBench) -> Rows:
-    """Forwards whose blocks come from the host as the engine brings them, against blocks that stay."""
+    """Forwards whose blocks are copied from the host as in the engine, compared with blocks that stay."""
     int8 = partial(installed().quants.build_default("int8").apply, chosen=is_block_linear)
     quantisers: dict[str, Callable[[Any], Any] | None] = {"bfloat16": None, "int8": int8}
     for name, quantise in quantisers.items():
