@@ -7,12 +7,14 @@ import sys
 from configparser import ConfigParser
 from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
-
-import pytest
+from typing import TYPE_CHECKING
 
 import engine
 import plugins
 from engine.doctor.checks import CheckContext, check_imports
+
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = Path(__file__).parent.parent
 NAMES = {"engine", "plugins"}

@@ -11,10 +11,13 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 #: A key with what may stand before it, and a value.
 _WORD = re.compile(r"([~+]{0,2}[A-Za-z_][\w./@:-]*)=(.*)", re.DOTALL | re.ASCII)

@@ -58,7 +58,7 @@ class Attempts:
         longest = min(_LONGEST, _FIRST * 2.0**self._made)
         self._made += 1
         # Random, so that many clients do not retry at the same moment.
-        return longest * random.uniform(0.5, 1)
+        return longest * random.uniform(0.5, 1)  # noqa: S311 - no secret
 
 
 class PollInterval:

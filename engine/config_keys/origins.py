@@ -6,11 +6,10 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,6 +17,9 @@ from engine.assembly.compose import CONF, compose, translated
 from engine.assembly.typed_overrides import readable
 from engine.config_keys.reference import Key, keys
 from engine.redaction import HIDDEN, named_secret, named_secrets, redact
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 #: The innermost reference of a text.
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")

@@ -193,7 +193,7 @@ def _renameat2() -> Callable[..., int] | None:
     except (AttributeError, OSError):
         return None
     found.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-    return cast(Callable[..., int], found)
+    return cast("Callable[..., int]", found)
 
 
 @contextmanager

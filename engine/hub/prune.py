@@ -98,11 +98,11 @@ def removable(manifest: Manifest, root: Path, keep: Sequence[str] = (), *, forei
             ours = record.unchanged(place)
             if ours or foreign:
                 found.append(Removable(path, path.stat().st_size, "unneeded" if ours else "foreign"))
-        for part in sorted((record.folder / PRIVATE / "parts").glob("*")):
-            found.append(Removable(part, part.stat().st_size, "unfinished"))
+        parts = sorted((record.folder / PRIVATE / "parts").glob("*"))
+        found += [Removable(part, part.stat().st_size, "unfinished") for part in parts]
         if foreign:
-            for place in strangers(record.folder, record):
-                found.append(Removable(record.folder / place, (record.folder / place).lstat().st_size, "foreign"))
+            paths = [record.folder / place for place in strangers(record.folder, record)]
+            found += [Removable(path, path.lstat().st_size, "foreign") for path in paths]
     return found
 
 

@@ -29,9 +29,9 @@ def find_stored(folder: Path) -> dict[str, Stored]:
     file_of = json.loads(index.read_text("utf-8"))["weight_map"] if index else {}
     tensors: dict[str, Stored] = {}
     for file in weight_files(folder):
-        for name, stored in stored_tensors(file).items():
-            if file_of.get(name, file.name) == file.name:
-                tensors[name] = stored
+        tensors |= {
+            name: stored for name, stored in stored_tensors(file).items() if file_of.get(name, file.name) == file.name
+        }
     return tensors
 
 

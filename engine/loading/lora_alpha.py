@@ -147,8 +147,8 @@ def strengths(
             if not math.isfinite(alpha):
                 raise SourceError(f"{keys['alpha']} is {alpha}", field="lora", hint="get this file again")
             ways.append((f"its tensor {keys['alpha']}", "its own tensors", alpha, alpha / max(rank, 1)))
-        for one in (*general, *([] if ways else kohya)):
-            ways.append((one.where, one.where, one.alpha_of(modules), one.scale(modules, max(rank, 1))))
+        others = (*general, *([] if ways else kohya))
+        ways += [(one.where, one.where, one.alpha_of(modules), one.scale(modules, max(rank, 1))) for one in others]
         for other in ways[1:]:
             if not math.isclose(ways[0][3], other[3], rel_tol=_SAME):
                 raise SourceError(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import av
+from typing import TYPE_CHECKING
+
 from av.stream import Disposition
+
+if TYPE_CHECKING:
+    import av
 
 #: Gaps in the timestamps longer than this are silence (one frame at 25 fps). Shorter ones come from rounded timestamps.
 SLACK = 0.04

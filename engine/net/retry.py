@@ -34,7 +34,7 @@ def patiently(
         if not isinstance(answer, Trouble) or not answer.passing or attempt >= attempts:
             break
         # Full jitter: jobs that were cut off together do not come back together.
-        wait = random.uniform(0, min(_LONGEST, backoff * 2 ** (attempt - 1)))
+        wait = random.uniform(0, min(_LONGEST, backoff * 2 ** (attempt - 1)))  # noqa: S311 - no secret
         logger.warning("attempt %d of %d: %s; again in %.1f s", attempt, attempts, answer.what, wait)
         pause(wait, cancel, "keep")
     return answer

@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
 import pluggy
-from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
@@ -28,6 +28,9 @@ from engine.components import (
 from engine.errors import ConfigError, plain
 from engine.plugin import spec
 from engine.plugin.register import Presets, Register
+
+if TYPE_CHECKING:
+    from hydra.core.config_search_path import ConfigSearchPath
 
 GROUP = "multitalk_engine"
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,6 +16,9 @@ from engine.media.color import Statistics, color_statistics
 from engine.multitalk.audio import audio_frames, audio_windows
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from engine.loading.model import Model
 
 STYLES = ("multitalk", "infinitetalk")

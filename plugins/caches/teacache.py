@@ -158,7 +158,7 @@ def _hook() -> Any:
         def new_forward(self, module: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             cache = self.cache
             if self.first:
-                # MultiTalkTransformerBlock.forward(hidden_states, encoder_hidden_states, temb, ...)
+                # The third argument of MultiTalkTransformerBlock.forward, the second after hidden_states, is temb.
                 cache.running = cache.decide(kwargs["temb"] if "temb" in kwargs else args[1])
                 if not cache.running:
                     return cache.recall(hidden_states)

@@ -13,11 +13,10 @@ import threading
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from dockerfiles import ROOT, environment, stages, values
-from hub_server import HubServer
 from PIL import Image
 from published_hub import small_hub
 
@@ -29,6 +28,9 @@ from engine.service import EngineService
 from engine.serving.worker.defaults import boot
 from engine.serving.worker.fitness import checks
 from engine.serving.worker.warm_engine import WarmEngine
+
+if TYPE_CHECKING:
+    from hub_server import HubServer
 
 README = (ROOT / "README.md").read_text("utf-8")
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text("utf-8")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import golden_loops
-import pytest
 import torch
 
 from engine.multitalk import transformer
 from engine.multitalk.embeddings import rotary_grid
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_conditions_are_embedded_once_a_window_and_branch(
@@ -55,9 +57,8 @@ def test_no_tensor_of_a_forward_is_as_large_as_the_map_of_all_keys(tiny: Any) ->
     class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             output = function(*args, **(kwargs or {}))
-            for tensor in output if isinstance(output, tuple | list) else [output]:
-                if isinstance(tensor, torch.Tensor):
-                    sizes.append(tensor.numel())
+            outputs = output if isinstance(output, tuple | list) else [output]
+            sizes.extend(tensor.numel() for tensor in outputs if isinstance(tensor, torch.Tensor))
             return output
 
     shape = (5, 32, 32)

@@ -228,7 +228,7 @@ def test_what_was_held_once_serves_the_same_again(sizes: list[int], expandable: 
         memory.free(block)
     if expandable:
         # Free neighbours are one, so the order does not matter either.
-        sizes = sizes[::-1]
+        sizes.reverse()
     for size in sizes:
         memory.allocate(size)
     assert memory.reserved == held

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from torch import Tensor
 
 import engine
 from engine import EngineService
@@ -28,6 +27,9 @@ from scripts.evaluate_tiny.quant import (
     weight_bytes,
     write_table,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 pytest.importorskip("torchao")
 pytest.importorskip("gguf")

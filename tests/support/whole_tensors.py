@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from engine.loading.checkpoint import build_empty, fill
 from engine.loading.layout import ComponentLayout
 from engine.loading.lora import Coverage, LoraMerger
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def read_part(component: str, part: ComponentLayout, dtype: torch.dtype) -> Any:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
 #: Field with a job's own keys; nothing in it is ever quoted.
-SECRET = "s3Config"
+SECRET = "s3Config"  # noqa: S105 - the name of a field
 #: Most errors that are read: a hostile job may have a million, and one is reported.
 _MOST = 100
 

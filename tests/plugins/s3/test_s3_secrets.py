@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytest
 from s3_store import (
     HOSTS,
     KEY_ID,
@@ -31,6 +31,9 @@ from s3_store import (
 from store import free_port
 
 from plugins.sinks.s3 import S3Config, S3Sink
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def shown(error: BaseException | None) -> Iterator[str]:
