@@ -52,7 +52,7 @@ def test_conditions_are_embedded_once_a_window_and_branch(
 def test_no_tensor_of_a_forward_is_as_large_as_the_map_of_all_keys(tiny: Any) -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    sizes = []
+    sizes: list[int] = []
 
     class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
