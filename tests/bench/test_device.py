@@ -231,9 +231,9 @@ def start(parts: Sequence[BenchPart], output: Path) -> subprocess.Popen[str]:
     """Run a bench in a process of its own."""
     names = [(part.name, part.place, part.budget) for part in parts]
     code = (
-        "import json, sys; from pathlib import Path; from engine.bench.device.parts import Part; "
+        "import json, sys; from pathlib import Path; from engine.bench.device.parts import BenchPart; "
         "from engine.bench.device.supervisor import measure; "
-        f"parts = [Part(*part) for part in {names!r}]; "
+        f"parts = [BenchPart(*part) for part in {names!r}]; "
         f"print(json.dumps(measure(parts, {CPU!r}, seconds=100, output=Path(sys.argv[1]))))"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(output)], stdout=subprocess.PIPE, text=True)

@@ -23,7 +23,7 @@ READ = textwrap.dedent(
     import torch
 
     from engine.data import Weights
-    from engine.multitalk import checkpoint
+    from engine.loading import checkpoint
     from engine.loading.layout import find_parts
 
     component, folder = sys.argv[1], Path(sys.argv[2])

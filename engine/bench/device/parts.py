@@ -34,5 +34,5 @@ PARTS = (
     BenchPart("encoders", "engine.bench.device.encoders:encoders", 40),
     BenchPart("compile", "engine.bench.device.compiled:compiled", 120),
     BenchPart("fragments", "engine.bench.device.fragments:fragments", 90),
-    BenchPart("doctor", "engine.bench.device.machine:doctor", 30),
+    BenchPart("doctor", "engine.bench.device.machine:doctor", 60),
 )
