@@ -64,6 +64,7 @@ def test_files_that_stay_in_memory_are_never_called_cold(root: Path, monkeypatch
         drop(sorted(root.glob("*/*.safetensors")))
 
 
+@pytest.mark.slow
 def test_command_prints_ratios_memory_and_bars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["load", "--size", "0.03", "--rounds", "1", "--folder", str(tmp_path)]) == 0
     report = json.loads(capsys.readouterr().out)

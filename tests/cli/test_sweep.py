@@ -236,6 +236,7 @@ def launch(*words: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_joblib_runs_side_by_side_and_a_process_loads_once(desk: Path) -> None:
     launch("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "request.seed=1,2,3")
     told = [metrics(desk / "films" / str(run)) for run in range(3)]
@@ -244,6 +245,7 @@ def test_joblib_runs_side_by_side_and_a_process_loads_once(desk: Path) -> None:
     assert sum(not run["weights_reused"] for run in told) <= 2
 
 
+@pytest.mark.slow
 def test_submitit_runs_in_a_job_of_its_own(desk: Path) -> None:
     launch("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "request.seed=7")
     told = metrics(desk / "films" / "0")

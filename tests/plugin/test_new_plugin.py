@@ -64,6 +64,7 @@ def test_a_video_is_made_with_one_of_each_kind(written: Written, tmp_path: Path)
     assert answer["frames"] == 5
 
 
+@pytest.mark.slow
 def test_its_own_tests_pass(written: Written, tmp_path: Path) -> None:
     tests = [str(folder / f"test_acme_{kind}.py") for kind, folder in written.folders.items()]
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={tmp_path}"]

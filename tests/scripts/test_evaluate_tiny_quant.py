@@ -68,7 +68,10 @@ def test_every_scheme_of_the_engine_is_measured() -> None:
     assert {scheme.quant for scheme in SCHEMES.values()} == {"int8", *QUANTISED}
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    "scheme",
+    [pytest.param(name, marks=pytest.mark.slow if name in ("fp8-quanto", "gguf-q8_0") else ()) for name in SCHEMES],
+)
 def test_scheme_keeps_the_embedded_model_near_its_plain_weights(
     scheme: str, plain: tuple[Tensor, int], tmp_path: Path
 ) -> None:
@@ -81,6 +84,7 @@ def test_scheme_keeps_the_embedded_model_near_its_plain_weights(
     assert size < share * plain[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="its voices need eSpeak NG")
 def test_command_tells_errors_lips_and_what_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -22,6 +22,7 @@ EXAMPLES = files("engine") / "examples"
 LIMITS = EndpointLimits(execution_timeout=PATIENCE, start_timeout=PATIENCE)
 
 
+@pytest.mark.slow
 def test_a_video_whose_upload_failed_is_uploaded_by_retry_and_not_made_again(tmp_path: Path) -> None:
     volume, port = tmp_path / "volume", free_port()
     volume.mkdir()
