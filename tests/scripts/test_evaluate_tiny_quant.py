@@ -43,6 +43,9 @@ BOUNDS = {
     "gguf-q8_0": (0.02, 0.6),
     "gguf-q4_0": (0.2, 0.5),
 }
+#: Two of the schemes are much like others.
+SLOW = ("fp8-quanto", "gguf-q8_0")
+CASES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SCHEMES]
 GIVEN = ("model=tiny", "model.turbo.loras=[]", "sampler.steps=2", "sink=base64")
 EXAMPLES = Path(engine.__file__).parent / "examples"
 
