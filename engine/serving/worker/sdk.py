@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import sys
@@ -85,7 +86,8 @@ def serve(
 ) -> int:
     """Take jobs from the platform until the worker is stopped; return the exit status of the process.
 
-    Raises ConfigError for a `test_input` that is not JSON.
+    With `test_input` do this one job, print its answer as JSON, and return 3 if it failed. Raises ConfigError for a
+    `test_input` that is not JSON.
     """
     if test_input is not None:
         try:
@@ -106,22 +108,37 @@ def serve(
         redact_sdk_log(context)
         return 1
 
+    failed = False
+
+    async def answer_on_stdout(job: Mapping[str, Any]) -> Any:
+        nonlocal failed
+        answer = await handler.handle(job)
+        failed = "error" in answer
+        print(json.dumps(answer), flush=True)
+        return answer
+
     for check in checks:
         serverless.register_fitness_check(check)
     if test_input is not None:
         # The SDK reads its flags only from sys.argv.
         sys.argv += ["--test_input", test_input]
     try:
-        serverless.start({"handler": handler.handle, "concurrency_modifier": one_at_a_time})
+        handle = handler.handle if test_input is None else answer_on_stdout
+        serverless.start({"handler": handle, "concurrency_modifier": one_at_a_time})
     except asyncio.CancelledError:
         if not shutdown.requested:
             raise
+    except SystemExit:
+        # The SDK's end of a test input, with a status of its own.
+        if test_input is None:
+            raise
     finally:
         heartbeat.stop()
+    status = 3 if failed else 0
     if warm_engine.warming:
         # No job has begun, and reading the weights can take minutes, so the process ends at once.
         _LOG.info("ended while the weights were being loaded")
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        os._exit(0)
-    return 0
+        os._exit(status)
+    return status

@@ -131,10 +131,27 @@ def test_missing_weights_end_the_worker_with_the_command_that_fetches_them(platf
     assert not platform.first_poll.is_set()
 
 
-def test_one_job_is_done_without_a_platform(tmp_path: Path) -> None:
-    job = '{"input": {"action": "health"}}'
-    command = [sys.executable, "-m", "engine", "runpod", "model=tiny", "--test-input", job]
+@pytest.mark.parametrize(
+    ("job", "status", "answer"),
+    [
+        ({"action": "health"}, 0, {"action": "health"}),
+        ({"prompt": "x", "num_frames": 100_000}, 3, {"error_code": "out_of_range", "field": "num_frames"}),
+    ],
+)
+def test_one_job_is_done_without_a_platform_and_its_answer_is_printed(
+    job: dict[str, Any], status: int, answer: dict[str, Any], tmp_path: Path
+) -> None:
+    words = ["model=tiny", "--test-input", json.dumps({"input": job})]
     known = {name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")}
-    done = subprocess.run(command, env=known, cwd=tmp_path, capture_output=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 0, done.stderr
-    assert b"completed successfully" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "engine", "runpod", *words],
+        env=known,
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(b"{")]
+    found = json.loads(line)
+    assert {key: found.get(key) for key in answer} == answer
