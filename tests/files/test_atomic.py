@@ -178,7 +178,7 @@ def test_claim_of_another_machine_at_work_is_waited_for(tmp_path: Path, monkeypa
     later = time.time() + 60
     os.utime(tmp_path / ".a.mp4.claim", (later, later))
 
-    with pytest.raises(OSError, match="another process holds the name"), atomic.claimed(tmp_path / "a.mp4"):
+    with pytest.raises(OSError, match="another process has locked the name"), atomic.claimed(tmp_path / "a.mp4"):
         pass
 
     assert names(tmp_path) == [".a.mp4.claim"]
