@@ -123,7 +123,9 @@ def test_an_etag_that_is_no_hash_is_refused_before_a_byte_is_written(
     victim = tmp_path / "victim"
     victim.mkdir()
     hub.headers = {header: f'"{etag.format(root=str(tmp_path).lstrip("/"))}"'}
-    with pytest.raises(SourceError, match=r"the hub states (a hash that is neither|no size and hash)|does not answer for"):
+    with pytest.raises(
+        SourceError, match=r"the hub states (a hash that is neither|no size and hash)|does not answer for"
+    ):
         pull(hub.preset(), tmp_path / "volume" / "models", Options(waits=()))
     assert files_below(tmp_path) <= {f"volume/models/one/{PRIVATE}/lock"}
 
@@ -131,12 +133,12 @@ def test_an_etag_that_is_no_hash_is_refused_before_a_byte_is_written(
 @pytest.mark.parametrize("etag", [f'W/"{SHA1}"', f'"{SHA256}"', SHA256], ids=["weak", "quoted", "bare"])
 def test_a_hash_in_any_of_the_forms_of_the_header_is_taken(hub: HostileHub, tmp_path: Path, etag: str) -> None:
     hub.headers = {"ETag": etag}
-    with pytest.raises(SourceError, match="the download of .* failed"):
+    with pytest.raises(SourceError, match=r"the download of .* failed"):
         pull(hub.preset(), tmp_path / "models", Options(waits=()))
 
 
 def test_half_a_file_has_a_name_of_ours_that_nothing_runs_or_reads(hub: HostileHub, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="the download of .* failed"):
+    with pytest.raises(SourceError, match=r"the download of .* failed"):
         pull(hub.preset(), tmp_path / "models", Options(waits=()))
     (part,) = (tmp_path / "models" / "one" / PRIVATE / "parts").iterdir()
     assert part.stat().st_size > 0
@@ -148,12 +150,12 @@ def test_half_a_file_has_a_name_of_ours_that_nothing_runs_or_reads(hub: HostileH
 
 def test_a_server_without_ranges_that_always_cuts_is_given_up(hub: HostileHub, tmp_path: Path) -> None:
     hub.deaf = True
-    with pytest.raises(SourceError, match="the download of .* failed"):
+    with pytest.raises(SourceError, match=r"the download of .* failed"):
         pull(hub.preset(), tmp_path / "models", Options(waits=(0.01, 0.01)))
 
 
 def test_a_part_that_is_a_link_elsewhere_is_not_written_to(hub: HostileHub, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="the download of .* failed"):
+    with pytest.raises(SourceError, match=r"the download of .* failed"):
         pull(hub.preset(), tmp_path / "models", Options(waits=()))
     (part,) = (tmp_path / "models" / "one" / PRIVATE / "parts").iterdir()
     part.unlink()

@@ -269,7 +269,9 @@ def test_a_strangers_file_in_the_way_is_not_touched_until_told(server: HubServer
     (tmp_path / "one").mkdir()
     mine = tmp_path / "one" / "talk.safetensors"
     mine.write_bytes(b"my own weights")
-    with pytest.raises(SourceError, match=r"needed names in .*: talk\.safetensors \(14 bytes instead of 600000\); .*--repair"):
+    with pytest.raises(
+        SourceError, match=r"needed names in .*: talk\.safetensors \(14 bytes instead of 600000\); .*--repair"
+    ):
         pull(preset(server), tmp_path, options())
     assert mine.read_bytes() == b"my own weights"
     assert whole(pull(preset(server), tmp_path, options(repair=True)))
