@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING
 
-from engine.config.model import AdapterConfig as AdapterConfig  # parts of this module's face, as those below
+from engine.config.model import AdapterConfig as AdapterConfig  # re-exported, like the names below
 from engine.config.model import BundleConfig as BundleConfig
 from engine.config.model import ContinuationModelConfig as ContinuationModelConfig
 from engine.config.model import ModelConfig as ModelConfig
@@ -208,7 +208,7 @@ class SamplerConfig(ComponentConfig):
 
 @dataclass
 class GuidanceConfig(ComponentConfig):
-    """What every guidance knows: how far prompt and voices steer. The defaults come from the model's bundle."""
+    """The base of every guidance's config: how strongly prompt and voices guide. Defaults are the model bundle's."""
 
     #: Scale of the prompt; 1: without guidance by it.
     text_scale: float = field(default=II("model.${sampler.bundle}.text_scale"), metadata=SCALE)
@@ -216,7 +216,7 @@ class GuidanceConfig(ComponentConfig):
     audio_scale: float = field(default=II("model.${sampler.bundle}.audio_scale"), metadata=SCALE)
 
     def check(self) -> None:
-        """Raise ConfigError for a scale that is no number."""
+        """Raise ConfigError if a scale is not finite."""
         for name, value in (("text_scale", self.text_scale), ("audio_scale", self.audio_scale)):
             if not math.isfinite(value):
                 raise ConfigError(f"{value} is not a scale", field=f"guidance.{name}", hint="give a number")
@@ -224,8 +224,8 @@ class GuidanceConfig(ComponentConfig):
     def branches(self) -> tuple[str, ...]:
         """Return the branches (`engine.components.BRANCHES`) that guidance with these scales needs, in their order.
 
-        A scale of 1 turns its part off and saves its forwards: without text guidance audio is guided against
-        "drop_audio", without audio guidance "uncond" cancels out of the formula, without both "cond" is the answer.
+        A scale of 1 turns that guidance off and saves its forwards. Without text guidance, audio is guided against
+        "drop_audio". Without audio guidance, "uncond" cancels out of the formula. Without both, only "cond" is needed.
         """
         text, audio = not math.isclose(self.text_scale, 1.0), not math.isclose(self.audio_scale, 1.0)
         if text and audio:
@@ -239,7 +239,7 @@ class GuidanceConfig(ComponentConfig):
 
 @dataclass
 class CacheConfig(ComponentConfig):
-    """What every step cache's config is a kind of."""
+    """The base of every step cache's config."""
 
 
 @dataclass
@@ -264,7 +264,7 @@ class EntrypointConfig(ComponentConfig):
 
     @classmethod
     def boot(cls, overrides: Sequence[str]) -> list[str]:
-        """Return what an engine is booted with that is asked for with `overrides`. Raises ConfigError."""
+        """Return the overrides with which the engine starts if the user gives `overrides`. Raises ConfigError."""
         return list(overrides)
 
 
@@ -340,7 +340,7 @@ OVERRIDABLE = ("resolution", "sampler", "guidance", "cache", "continuation")
 
 
 def store_schema() -> None:
-    """Enter the engine's own nodes into Hydra's ConfigStore."""
+    """Store the engine's own schemas in Hydra's ConfigStore."""
     store = ConfigStore.instance().store
     store(name="schema", node=Config)
     store(group="model", name="schema", node=ModelConfig)
