@@ -95,9 +95,9 @@ def unmark(folder: Path, places: Collection[str]) -> None:
     record.save()
 
 
-def foreign_files(folder: Path, record: Record, known: Iterable[str] = ()) -> Iterator[str]:
-    """Yield the files in `folder` that were not downloaded and are not in `known`."""
-    ours = {*record.entries, *known, COMPLETE}
+def foreign_files(folder: Path, record: Record, expected: Iterable[str] = ()) -> Iterator[str]:
+    """Yield the files in `folder` that were not downloaded and are not `expected`."""
+    ours = {*record.entries, *expected, COMPLETE}
     for path, below, names in os.walk(folder):
         if Path(path) == folder and PRIVATE in below:
             below.remove(PRIVATE)

@@ -96,13 +96,13 @@ class Manifest:
         row = self._table["presets"].get(name)
         if row is None:
             raise ConfigError(f"no preset named {name!r}", field="--preset", hint=f"known: {', '.join(self.names())}")
-        for field, parts, known in (
+        for field, parts, allowed in (
             ("--with", extra, self.parts()),
             ("--without", without, (*row["parts"], *extra)),
         ):
             for part in parts:
-                if part not in known:
-                    raise ConfigError(f"no part named {part!r}", field=field, hint=f"known: {', '.join(known)}")
+                if part not in allowed:
+                    raise ConfigError(f"no part named {part!r}", field=field, hint=f"known: {', '.join(allowed)}")
         parts = [part for part in dict.fromkeys([*row["parts"], *extra]) if part not in without]
         files = tuple(file for part in parts for file in self._files(part))
         _check_places(name, row["folder"], files)

@@ -26,7 +26,7 @@ from engine.hub.lock import LEASE, locked
 from engine.hub.manifest import COMMIT, File, Preset
 from engine.hub.progress import Progress
 from engine.hub.record import PRIVATE, Entry, Record, records
-from engine.hub.remote import WAITS, Stated, ask, fetch
+from engine.hub.remote import WAITS, HubMetadata, ask, fetch
 from engine.text.amounts import amount
 
 T = TypeVar("T")
@@ -105,11 +105,11 @@ class _Pull:
             record.save()
         to_get = [file for file in self._files if not record.unchanged(file.to)]
         to_get = [file for file in to_get if not self._link_from_sibling(file)]
-        stated: dict[File, Stated] = {}
+        metadata: dict[File, HubMetadata] = {}
         if not _offline():
-            stated = dict(zip(to_get, self._each(lambda file: ask(file, file.revision), to_get), strict=True))
+            metadata = dict(zip(to_get, self._each(lambda file: ask(file, file.revision), to_get), strict=True))
         # A changed or unrecorded file may still have the published content.
-        self._adopt([file for file in to_get if (self.folder / file.to).exists()], stated)
+        self._adopt([file for file in to_get if (self.folder / file.to).exists()], metadata)
         missing = [file for file in to_get if not record.unchanged(file.to)]
         if missing and _offline():
             raise SourceError(
@@ -117,16 +117,16 @@ class _Pull:
                 field="download",
                 hint="unset HF_HUB_OFFLINE to download it",
             )
-        self._check_disk(missing, stated)
+        self._check_disk(missing, metadata)
         have = sum(record.entries[file.to].size for file in self._files if file not in missing)
-        total = have + sum(stated[file].size for file in missing)
+        total = have + sum(metadata[file].size for file in missing)
 
         def measure() -> int:
-            return have + sum(self._have(file, stated[file]) for file in missing)
+            return have + sum(self._have(file, metadata[file]) for file in missing)
 
         self.options.say(f"{preset.name}: {len(missing)} of {len(self._files)} files to get, into {self.folder}")
         with Progress(total, measure, self.options.out if missing else None):
-            self._each(lambda file: self._get(file, stated[file]), missing)
+            self._each(lambda file: self._get(file, metadata[file]), missing)
         record.complete[preset.name] = [file.to for file in preset.files]
         record.save()
 
@@ -158,13 +158,13 @@ class _Pull:
                         return True
         return False
 
-    def _adopt(self, there: Sequence[File], stated: dict[File, Stated]) -> None:
+    def _adopt(self, there: Sequence[File], metadata: dict[File, HubMetadata]) -> None:
         """Record existing files with the published content. Raises SourceError for others, unless `repair` is set."""
         wrong = []
         for file in there:
             self.options.say(f"verifying the existing {file.to}")
             try:
-                self._enter(file.to, self._verified(file, stated.get(file), self.folder / file.to))
+                self._enter(file.to, self._verified(file, metadata.get(file), self.folder / file.to))
             except _WrongContentError as error:
                 wrong.append(f"{file.to} ({error})")
         if wrong and not self.options.repair:
@@ -174,8 +174,8 @@ class _Pull:
                 hint="move them away, or replace them with --repair",
             )
 
-    def _check_disk(self, files: Sequence[File], stated: dict[File, Stated]) -> None:
-        needed = sum(stated[file].size - self._have(file, stated[file]) for file in files)
+    def _check_disk(self, files: Sequence[File], metadata: dict[File, HubMetadata]) -> None:
+        needed = sum(metadata[file].size - self._have(file, metadata[file]) for file in files)
         free = shutil.disk_usage(self.folder).free
         if needed and needed + _MARGIN > free:
             raise SourceError(
@@ -184,33 +184,33 @@ class _Pull:
                 hint="enlarge the volume, or list unneeded files with: multitalk models prune",
             )
 
-    def _part(self, file: File, stated: Stated) -> Path:
+    def _part(self, file: File, metadata: HubMetadata) -> Path:
         """Return the path of the partial download of `file`. Raises SourceError.
 
         The name is a hash: nothing that a server sends becomes part of a path. It ends in .part, so that no program
         reads or runs an incomplete file because of its name.
         """
-        name = hashlib.sha256(f"{file.to}\0{stated.etag}".encode()).hexdigest()
+        name = hashlib.sha256(f"{file.to}\0{metadata.etag}".encode()).hexdigest()
         parts = self.folder / PRIVATE / "parts"
         part = parts / f"{name}.part"
         if part.resolve().parent != parts.resolve():
             raise SourceError(f"{part} is a link to another folder", field="--model-path", hint="remove the link")
         return part
 
-    def _have(self, file: File, stated: Stated) -> int:
+    def _have(self, file: File, metadata: HubMetadata) -> int:
         if self.record.unchanged(file.to):
-            return stated.size
+            return metadata.size
         with suppress(OSError):
-            return min(self._part(file, stated).stat().st_size, stated.size)
+            return min(self._part(file, metadata).stat().st_size, metadata.size)
         return 0
 
-    def _get(self, file: File, stated: Stated) -> None:
-        part, target = self._part(file, stated), self.folder / file.to
+    def _get(self, file: File, metadata: HubMetadata) -> None:
+        part, target = self._part(file, metadata), self.folder / file.to
         part.parent.mkdir(parents=True, exist_ok=True)
         for attempt in (1, 2):
-            stated = fetch(file, stated, part, waits=self.options.waits, pause=self._pause)
+            metadata = fetch(file, metadata, part, waits=self.options.waits, pause=self._pause)
             try:
-                entry = self._verified(file, stated, part)
+                entry = self._verified(file, metadata, part)
                 break
             except _WrongContentError as error:
                 # A loss of power can leave the length of a file without its bytes: download it again, once.
@@ -225,23 +225,23 @@ class _Pull:
         part.replace(target)
         sync_folder(target.parent)
         self._enter(file.to, entry)
-        self.options.say(f"downloaded {file.to}, {amount(stated.size)}")
+        self.options.say(f"downloaded {file.to}, {amount(metadata.size)}")
 
-    def _verified(self, file: File, stated: Stated | None, path: Path) -> Entry:
+    def _verified(self, file: File, metadata: HubMetadata | None, path: Path) -> Entry:
         """Return the record's entry of a file with the expected content. Raises _WrongContentError."""
         stat = path.stat()
-        size = stated.size if stated else file.size if file.exact else stat.st_size
+        size = metadata.size if metadata else file.size if file.exact else stat.st_size
         if stat.st_size != size:
             raise _WrongContentError(f"{stat.st_size} bytes instead of {size}")
         sha256 = sha256_of(path, self._pause)
-        expected = file.sha256 or (stated.sha256 if stated else "")
+        expected = file.sha256 or (metadata.sha256 if metadata else "")
         if expected and sha256 != expected:
             raise _WrongContentError(f"SHA-256 {sha256} instead of {expected}")
-        if not expected and not (stated and len(stated.etag) == 40 and git_sha1_of(path) == stated.etag):
-            raise _WrongContentError("not the content that the hub states" if stated else "its SHA-256 is not known")
+        if not expected and not (metadata and len(metadata.etag) == 40 and git_sha1_of(path) == metadata.etag):
+            raise _WrongContentError("not the content that the hub states" if metadata else "its SHA-256 is not known")
         entry = self.record.entries.get(file.to)
         trust = entry.trust if entry and entry.sha256 == sha256 else _trust(self._preset, file)
-        revision = stated.commit if stated else file.revision
+        revision = metadata.commit if metadata else file.revision
         return Entry(file.repository, file.path, revision, size, sha256, trust, stat.st_mtime_ns)
 
     def _enter(self, place: str, entry: Entry) -> None:

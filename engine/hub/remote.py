@@ -33,7 +33,7 @@ _LOCAL = frozenset(
 
 
 @dataclass(frozen=True)
-class Stated:
+class HubMetadata:
     """The hub's metadata of a file."""
 
     commit: str
@@ -54,7 +54,7 @@ class Unreachable(SourceError):
     """The hub does not answer, or not usefully."""
 
 
-def ask(file: File, revision: str) -> Stated:
+def ask(file: File, revision: str) -> HubMetadata:
     """Ask the hub about `file` at `revision`.
 
     The answer is not trusted: hash, commit, size and address must be well-formed. Raises SourceError if the hub
@@ -66,7 +66,7 @@ def ask(file: File, revision: str) -> Stated:
     endpoint = os.environ.get("HF_ENDPOINT")
     url = hf_hub_url(file.repository, file.path, revision=revision, endpoint=endpoint)
     try:
-        metadata = get_hf_file_metadata(url, endpoint=endpoint, retry_on_errors=True)
+        answer = get_hf_file_metadata(url, endpoint=endpoint, retry_on_errors=True)
     except ValueError:
         # The library cannot parse the answer, for example an invalid address.
         raise SourceError(
@@ -85,19 +85,19 @@ def ask(file: File, revision: str) -> Stated:
             field="download",
             hint="start again later, or check HF_ENDPOINT and the proxy",
         ) from None
-    size, etag = _checked(file, metadata)
-    stated = Stated(
-        commit=metadata.commit_hash or revision,
+    size, etag = _checked(file, answer)
+    metadata = HubMetadata(
+        commit=answer.commit_hash or revision,
         size=size,
         etag=etag,
-        url=metadata.location,
+        url=answer.location,
         # The scheme is compared, too: an answer must not make us send the token unencrypted.
-        own=urlsplit(metadata.location)[:2] == urlsplit(url)[:2],
+        own=urlsplit(answer.location)[:2] == urlsplit(url)[:2],
     )
     for what, expected, actual in (
-        ("size", file.size if file.exact else None, stated.size),
-        ("SHA-256", file.sha256 or None, stated.sha256 or None),
-        ("commit", revision if COMMIT.fullmatch(revision) else None, stated.commit),
+        ("size", file.size if file.exact else None, metadata.size),
+        ("SHA-256", file.sha256 or None, metadata.sha256 or None),
+        ("commit", revision if COMMIT.fullmatch(revision) else None, metadata.commit),
     ):
         if expected is not None and actual is not None and expected != actual:
             raise SourceError(
@@ -106,21 +106,21 @@ def ask(file: File, revision: str) -> Stated:
                 field="download",
                 hint="check whether HF_ENDPOINT is a mirror that you trust",
             )
-    return stated
+    return metadata
 
 
-def _checked(file: File, metadata: Any) -> tuple[int, str]:
+def _checked(file: File, answer: Any) -> tuple[int, str]:
     """Return the size and hash that the hub states for `file`. Raises SourceError if a value is malformed."""
-    if metadata.size is None or metadata.etag is None:
+    if answer.size is None or answer.etag is None:
         raise SourceError(f"the hub states no size and hash of {file.key}", field="download")
     try:
-        scheme = urlsplit(metadata.location).scheme
+        scheme = urlsplit(answer.location).scheme
     except ValueError:
         scheme = ""
     for what, is_valid in (
-        ("a hash that is neither a SHA-256 nor git's SHA-1", _ETAG.fullmatch(metadata.etag)),
-        ("an invalid size", 0 <= metadata.size < _MOST),
-        ("an invalid commit", not metadata.commit_hash or COMMIT.fullmatch(metadata.commit_hash)),
+        ("a hash that is neither a SHA-256 nor git's SHA-1", _ETAG.fullmatch(answer.etag)),
+        ("an invalid size", 0 <= answer.size < _MOST),
+        ("an invalid commit", not answer.commit_hash or COMMIT.fullmatch(answer.commit_hash)),
         ("an address that is neither http nor https", scheme in ("http", "https")),
     ):
         if not is_valid:
@@ -130,17 +130,17 @@ def _checked(file: File, metadata: Any) -> tuple[int, str]:
                 field="download",
                 hint="check whether HF_ENDPOINT is a mirror that you trust",
             )
-    return metadata.size, metadata.etag
+    return answer.size, answer.etag
 
 
 def fetch(
     file: File,
-    stated: Stated,
+    metadata: HubMetadata,
     part: Path,
     *,
     waits: Sequence[float] = WAITS,
     pause: Callable[[float], None],
-) -> Stated:
+) -> HubMetadata:
     """Download `file` into `part`, resuming after the bytes that `part` has.
 
     Args:
@@ -153,14 +153,14 @@ def fetch(
     failures = 0
     while True:
         before = _size(part)
-        if before > stated.size:
+        if before > metadata.size:
             part.unlink()
             before = 0
-        if before == stated.size and part.exists():
-            return stated
+        if before == metadata.size and part.exists():
+            return metadata
         pause(0)
         try:
-            _stream(file, stated, part, before, pause)
+            _stream(file, metadata, part, before, pause)
             continue
         except _transient() as error:
             if isinstance(error, OSError) and error.errno in _LOCAL:
@@ -170,24 +170,24 @@ def fetch(
             if failures > len(waits):
                 raise SourceError(
                     f"the download of {file.path} of {file.repository} failed ({reason}) after {_size(part)} of "
-                    f"{stated.size} bytes",
+                    f"{metadata.size} bytes",
                     field="download",
                     hint="start again later to resume it",
                 ) from None
         pause(wait)
         # Addresses of a content delivery network expire.
-        stated = _ask_again(file, stated)
+        metadata = _ask_again(file, metadata)
 
 
-def _stream(file: File, stated: Stated, part: Path, have: int, pause: Callable[[float], None]) -> None:
+def _stream(file: File, metadata: HubMetadata, part: Path, have: int, pause: Callable[[float], None]) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # in its __all__, made at run time
 
     def check(arrived: int) -> None:
         pause(0)
-        if arrived > stated.size:
+        if arrived > metadata.size:
             raise SourceError(
-                f"{file.path} of {file.repository} is longer than the {stated.size} bytes that the hub states",
+                f"{file.path} of {file.repository} is longer than the {metadata.size} bytes that the hub states",
                 field="download",
                 hint="check whether HF_ENDPOINT is a mirror that you trust",
             )
@@ -197,12 +197,12 @@ def _stream(file: File, stated: Stated, part: Path, have: int, pause: Callable[[
 
     with part.open("ab") as out:
         http_get(
-            stated.url,
+            metadata.url,
             out,
             resume_size=have,
             # The token is for the hub only, not for the server that it redirects to.
-            headers=build_hf_headers(token=None if stated.own else False) | {"Accept-Encoding": "identity"},
-            expected_size=stated.size,
+            headers=build_hf_headers(token=None if metadata.own else False) | {"Accept-Encoding": "identity"},
+            expected_size=metadata.size,
             displayed_filename=file.path,
             tqdm_class=bar,
         )
@@ -210,11 +210,11 @@ def _stream(file: File, stated: Stated, part: Path, have: int, pause: Callable[[
         os.fsync(out.fileno())
 
 
-def _ask_again(file: File, stated: Stated) -> Stated:
+def _ask_again(file: File, metadata: HubMetadata) -> HubMetadata:
     try:
-        return ask(file, stated.commit if COMMIT.fullmatch(stated.commit) else file.revision)
+        return ask(file, metadata.commit if COMMIT.fullmatch(metadata.commit) else file.revision)
     except Unreachable:
-        return stated
+        return metadata
 
 
 def _transient() -> tuple[type[Exception], ...]:

@@ -107,7 +107,7 @@ def test_what_is_said_stands_above_the_bar(
         arriving.looked(2)
         say("downloaded model.safetensors")
         arriving.looked(2)
-    (line,) = [line for line in shown().split("\n") if "got" in line]
+    (line,) = [line for line in shown().split("\n") if "downloaded" in line]
     assert line.split("\r")[-2:] == ["downloaded model.safetensors", ""]
 
 
