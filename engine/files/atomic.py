@@ -143,7 +143,7 @@ def rename_new(part: Path, path: Path) -> None:
         raise
     except OSError:
         # The file system can do neither: the name is locked by a file beside it, never by an empty file of that name.
-        with claimed(path):
+        with lock_name(path):
             if os.path.lexists(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
             part.replace(path)
@@ -198,7 +198,7 @@ def _renameat2() -> Callable[..., int] | None:
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[None]:
+def lock_name(path: Path) -> Iterator[None]:
     """Lock the name `path` against other processes of this program, on all machines of the folder. Raises OSError."""
     claim = path.with_name(f".{_short(path.name)}{_CLAIM}")
     until = time.monotonic() + 2 * _LEASE

@@ -34,7 +34,7 @@ def git_sha1_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Sums:
-    """What identifies a file's content: its length, its SHA-256, and the digests that a store may calculate."""
+    """What identifies a file's content: its length, its SHA-256, and digests that a store may calculate."""
 
     size: int
     #: In hexadecimal digits.

@@ -42,13 +42,13 @@ class Scratch:
 
     def __init__(self, kind: str = "") -> None:
         """Create the folder; `kind` follows the prefix, such as "batch-". Raises EngineError (disk_unwritable)."""
-        where = place()
+        parent = place()
         with _sweeping:
-            if where not in _swept:
-                _swept.add(where)
-                sweep(Path(where))
+            if parent not in _swept:
+                _swept.add(parent)
+                sweep(Path(parent))
         try:
-            self.path = Path(tempfile.mkdtemp(prefix=PREFIX + kind, dir=where))
+            self.path = Path(tempfile.mkdtemp(prefix=PREFIX + kind, dir=parent))
             self._lock = _mark(self.path)
         except OSError as error:
             raise _error(error) from error
@@ -88,14 +88,14 @@ def place() -> str:
         raise _error(error) from error
 
 
-def sweep(where: Path) -> int:
-    """Remove the folders of killed processes in `where`; return their number.
+def sweep(parent: Path) -> int:
+    """Remove the folders of killed processes in `parent`; return their number.
 
     Only folders of this user with an unlocked lock file are removed. Errors are ignored.
     """
     removed = 0
     try:
-        entries = [entry for entry in os.scandir(where) if _NAME.fullmatch(entry.name)]
+        entries = [entry for entry in os.scandir(parent) if _NAME.fullmatch(entry.name)]
     except OSError:
         return 0
     for entry in entries:

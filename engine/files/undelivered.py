@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine.data import Artifact
 from engine.errors import SinkError
-from engine.files.atomic import claimed, make_folder, part_in, sweep, write
+from engine.files.atomic import lock_name, make_folder, part_in, sweep, write
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
-class Waiting:
+class UndeliveredVideo:
     """An undelivered video, with the size and SHA-256 from its note."""
 
     artifact: Artifact
@@ -90,21 +90,21 @@ class Shelf:
             "sha256": sha256,
         }
         # Two workers may have done the same job: the note must describe the stored video.
-        with claimed(path):
+        with lock_name(path):
             if artifact.path != path:
                 self._copy(artifact.path, path, sha256)
             # Written last: a video with a note is complete.
             write(path.with_suffix(".json"), json.dumps(note).encode())
         return path
 
-    def find(self, name: str, *, own: bool) -> Waiting:
+    def find(self, name: str, *, own: bool) -> UndeliveredVideo:
         """Return the undelivered video of this name. `own`: the job brings its own bucket. Raises SinkError."""
         for folder in self._folders if JOB.fullmatch(name) else ():
             path = folder / f"{name}.mp4"
             try:
                 note = json.loads((folder / f"{name}.json").read_text("utf-8"))
                 artifact = Artifact(path, note["media_type"], note["seconds"], note["frames"], note["filename"])
-                waiting = Waiting(artifact, note.get("bytes"), note.get("sha256"))
+                video = UndeliveredVideo(artifact, note.get("bytes"), note.get("sha256"))
                 needs_own_bucket = bool(note["own"])
             except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 continue
@@ -114,7 +114,7 @@ class Shelf:
                 bucket = "the job's own bucket" if needs_own_bucket else "the configured bucket"
                 hint = f"resume it with {bucket}"
                 raise SinkError(f"the stored video is for {bucket}", field="request.store", hint=hint)
-            return waiting
+            return video
         hint = "make it again"
         raise SinkError("no video is stored for this job", field="request.job", hint=hint, code="s3_nothing_kept")
 
