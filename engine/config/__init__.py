@@ -39,7 +39,7 @@ class QuantConfig(ComponentConfig):
 
     #: The way: a quantisation that is made while loading, or a preset's name.
     name: str = "none"
-    #: The quantised file, below the weights' folder, where there are several.
+    #: The quantised file, in the weights' folder, if there are several.
     file: str | None = None
 
 
@@ -143,7 +143,7 @@ class VideoConfig:
     audio_bitrate: int = field(default=192_000, metadata=within(32_000, 512_000))
 
 
-def _asked(default: Any, about: str, word: str, allowed: Mapping[str, Any] | None = None) -> Any:
+def _request_field(default: Any, about: str, word: str, allowed: Mapping[str, Any] | None = None) -> Any:
     return field(default=default, metadata={"help": about, "word": word, **(allowed or {})})
 
 
@@ -151,7 +151,7 @@ def _asked(default: Any, about: str, word: str, allowed: Mapping[str, Any] | Non
 class RequestConfig:
     """The request of `generate`; each field is a flag of the command line, in this order."""
 
-    image: str | None = _asked(None, "the picture: a path or an address", "FILE")
+    image: str | None = _request_field(None, "the picture: a path or an address", "FILE")
     audio: list[str] = field(
         default_factory=list,
         metadata={
@@ -160,24 +160,26 @@ class RequestConfig:
             "FILE#left, FILE#track=2 or FILE#start=3,duration=10,delay=1 takes a part of a file",
         },
     )
-    prompt: str | None = _asked(None, "what the video shows", "TEXT")
-    negative_prompt: str | None = _asked(None, "what the video should not show (the model's own)", "TEXT")
-    frames: int | str | None = _asked(
+    prompt: str | None = _request_field(None, "what the video shows", "TEXT")
+    negative_prompt: str | None = _request_field(None, "what the video should not show (the model's own)", "TEXT")
+    frames: int | str | None = _request_field(
         None, "number of frames; auto: as long as the voices (auto)", "N|auto", within(1, 90_000)
     )
-    fps: float | None = _asked(None, "frames per second, 1 to 60 (the model's own)", "F", FPS)
-    seed: int = _asked(42, "seed of the noise, 0 to 2**63 - 1; -1: random (42)", "S", within(-1, 2**63 - 1))
-    speakers: str | None = _asked(None, "YAML or JSON: who speaks where; replaces --audio (see docs/cli.md)", "FILE")
-    audio_type: str = _asked(
+    fps: float | None = _request_field(None, "frames per second, 1 to 60 (the model's own)", "F", FPS)
+    seed: int = _request_field(42, "seed of the noise, 0 to 2**63 - 1; -1: random (42)", "S", within(-1, 2**63 - 1))
+    speakers: str | None = _request_field(
+        None, "YAML or JSON: who speaks where; replaces --audio (see docs/cli.md)", "FILE"
+    )
+    audio_type: str = _request_field(
         "para", "para: all voices start at once; add: one after the other (para)", "para|add", one_of("para", "add")
     )
-    timing: str = _asked(
+    timing: str = _request_field(
         "direct",
         "direct: frames at their own times; native: at the model's rate, then the nearest are selected (direct)",
         "direct|native",
         one_of("direct", "native"),
     )
-    fit: str = _asked(
+    fit: str = _request_field(
         "crop", "crop: cut the picture to the model's shape; pad: add bars (crop)", "crop|pad", one_of("crop", "pad")
     )
     #: Name of the video file; the flag is --output.

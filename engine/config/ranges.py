@@ -30,7 +30,7 @@ FPS = within(1, 60)
 BLEND = within(0, 1001)
 COEFFICIENTS = within(-1e9, 1e9)
 
-#: Which of a model's bundles a sampler takes its defaults from.
+#: The model's bundle that provides a sampler's defaults.
 BUNDLE = one_of("standard", "turbo")
 #: How a model continues a video from window to window.
 STYLE = one_of("multitalk", "infinitetalk")

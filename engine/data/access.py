@@ -26,7 +26,7 @@ class Access:
 
     #: Schemes that may be opened; a plain path has the scheme "path".
     schemes: tuple[str, ...] = ("path", "data")
-    #: Folders below which paths may lie; None: anywhere.
+    #: Folders in which paths must be; None: any folder.
     folders: tuple[Path, ...] | None = None
     max_bytes: int = 512 * 2**20
     #: Maximum seconds to open one address, and to open all addresses of a request.

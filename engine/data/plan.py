@@ -47,7 +47,7 @@ class Canvas:
     source: tuple[int, int]
     scaled: tuple[int, int]
     target: tuple[int, int]
-    #: (x, y) of the target's corner in the scaled picture (crop), negative where the picture is padded (pad).
+    #: (x, y) of the target's corner in the scaled picture (crop), negative if the picture is padded (pad).
     offset: tuple[int, int]
     fit: Fit
 

@@ -136,7 +136,7 @@ class Progress:
     """A progress update."""
 
     stage: str
-    #: Counted from 1; 0 where windows or steps do not apply.
+    #: Counted from 1; 0 if windows or steps do not apply.
     window: int = 0
     windows: int = 0
     step: int = 0

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 from engine.cancel import LOOK, check
 from engine.data.cancel import CancelToken
 from engine.errors import Cancelled, RequestError
-from engine.net.sockets import Wire, in_steps, reach, seconds_left
+from engine.net.sockets import Wire, connect_address, in_steps, seconds_left
 
 #: (host, port) -> the numeric addresses of the host.
 Resolver = Callable[[str, int], Sequence[str]]
@@ -174,7 +174,7 @@ def dial(
     may have any address. Raises RequestError, and Cancelled shortly after `cancel` is set.
     """
     try:
-        return _first(url, _checked_addresses(url, deadline, private_hosts, resolve, cancel), deadline, cancel)
+        return _connect_first(url, _checked_addresses(url, deadline, private_hosts, resolve, cancel), deadline, cancel)
     except TimeoutError as error:
         raise timed_out(url) from error
 
@@ -274,14 +274,14 @@ def _resolved(url: Url, deadline: float, resolve: Resolver, cancel: CancelToken 
     return addresses
 
 
-def _first(url: Url, addresses: Sequence[str], deadline: float, cancel: CancelToken | None) -> socket.socket:
-    """Connect to the first address that answers. Raises TimeoutError and Cancelled."""
+def _connect_first(url: Url, addresses: Sequence[str], deadline: float, cancel: CancelToken | None) -> socket.socket:
+    """Connect to the first address that answers. Raises RequestError, TimeoutError and Cancelled."""
     last_error = OSError("no address")
     for index, address in enumerate(addresses):
         # Every address gets its share of the time: this machine may have no route for the first one's protocol.
         share = seconds_left(deadline) / (len(addresses) - index)
         try:
-            return reach(address, url.port, time.monotonic() + share, cancel)
+            return connect_address(address, url.port, time.monotonic() + share, cancel)
         except OSError as error:
             last_error = error
     if isinstance(last_error, TimeoutError):

@@ -105,7 +105,7 @@ def in_steps(connected: socket.socket, deadline: float, cancel: CancelToken | No
             continue
 
 
-def reach(address: str, port: int, deadline: float, cancel: CancelToken | None) -> socket.socket:
+def connect_address(address: str, port: int, deadline: float, cancel: CancelToken | None) -> socket.socket:
     """Connect to a numeric address. Raises OSError, including TimeoutError, and Cancelled."""
     family, kind, protocol, _, place = socket.getaddrinfo(
         address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
