@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from engine.data import Artifact, Delivery, Kept, Plan, Progress, Request, Resumed, Store, Weights
-from engine.data.cancel import CancelToken as CancelToken  # a part of this module's face
+from engine.data.cancel import CancelToken as CancelToken  # re-exported
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 ProgressCallback: TypeAlias = Callable[[Progress], None]
-#: Returns the decision of one of the processes that share a forward, the same one's for all.
+#: Takes this process's decision and returns the decision of one process, the same in all processes of a forward.
 Agree: TypeAlias = Callable[[bool], bool]
 
-#: What a guidance may run the network with. "cond": prompt and voices; "drop_text": negative prompt and voices;
+#: Inputs with which a guidance can run the network. "cond": prompt and voices; "drop_text": negative prompt and voices;
 #: "drop_audio": prompt and silence; "uncond": negative prompt and silence.
 BRANCHES = ("cond", "drop_text", "drop_audio", "uncond")
 
@@ -28,72 +28,72 @@ class ModelSource(Protocol):
     """Where weights come from."""
 
     def locate(self, weights: Weights) -> Path | None:
-        """Return a local folder that holds `weights`, or None where this source does not know them.
+        """Return a local folder that contains `weights`, or None if this source does not have them.
 
-        Raises SourceError where the place is known and the weights in it are incomplete, naming each file.
+        Raises SourceError, naming each file, if the folder exists but its weights are incomplete.
         """
         ...
 
     def looked(self, weights: Weights) -> str:
-        """Say in a few words where `locate` looks, for the error that nothing was found."""
+        """Return a short description of the place that `locate` searches, for the error about missing weights."""
         ...
 
 
 @runtime_checkable
 class FetchingSource(ModelSource, Protocol):
-    """A source that can bring weights here before they are read."""
+    """A source that can download weights before they are read."""
 
     def fetch(self, weights: Weights) -> Path | None:
-        """Do as `locate`, and where nothing is found get the weights, if that is allowed.
+        """Do the same as `locate`, but download missing weights if that is allowed.
 
-        Asked only when they are about to be read, never for a plan. Raises SourceError where it does not succeed.
+        Called only before weights are read, never for a plan. Raises SourceError if the download fails.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies in a file."""
+    """The place of a tensor in a file."""
 
     file: Path
-    #: As the file calls it.
+    #: Its name in the file.
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    #: Bytes from the file's start to the tensor, and of the tensor.
+    #: Offset of the tensor from the file's start, and its size, in bytes.
     offset: int
     size: int
-    #: Whether it is wanted on the CPU just as it is stored: a reader may leave it in its file.
+    #: Whether it is used on the CPU exactly as it is stored, so that a reader may map it instead of copying it.
     stays: bool = False
 
 
 class Reader(Protocol):
-    """How tensors come from their files to memory."""
+    """How tensors are read from their files into memory."""
 
     def read(self, wanted: Sequence[Stored], into: Callable[[Stored], Tensor]) -> Iterator[tuple[Stored, Tensor]]:
-        """Yield each of the `wanted` tensors once, file by file, in the place that `into` returns for it.
+        """Yield each of the `wanted` tensors once, file by file, in the tensor that `into` returns for it.
 
-        A place is contiguous, of the tensor's shape, of any dtype and on any device; the tensor is cast and moved. It
-        is asked for shortly before it is filled, maybe by another thread. A tensor that `stays` may come as a private
-        mapping of its file instead. Beside the places a reader holds a buffer of its own, no larger than a file. Raises
-        SourceError for a file that ends too soon.
+        That tensor is contiguous, has the stored tensor's shape, and may have any dtype and device: the data is cast
+        and moved. `into` is called just before the tensor is read, possibly from another thread. A tensor with `stays`
+        may be a private mapping of its file instead. In addition a reader may use a buffer of at most one file's size.
+        Raises SourceError for a file that is too short.
         """
         ...
 
 
 class Quantiser(Protocol):
-    """How the blocks' linear layers are quantised while dense weights are loaded; built without torch."""
+    """How the blocks' linear layers are quantised while unquantised weights are loaded; created without torch."""
 
     def check(self) -> None:
-        """Raise MissingExtra where a package is absent; called before anything is read."""
+        """Raise MissingExtra if a package is not installed; called before any weights are read."""
         ...
 
     def cost(self) -> tuple[float, int]:
-        """Return the bytes of a weight as it is kept, and of what belongs to an output row beside its weights."""
+        """Return the bytes per quantised weight, and the additional bytes per output row, such as its scale."""
         ...
 
     def apply(self, transformer: Any, chosen: Callable[[Any, str], bool]) -> None:
-        """Replace, in place on the CPU, the layers for which `chosen(module, name)` holds; LoRAs are merged before."""
+        """Replace, in place on the CPU, the layers for which `chosen(module, name)` is true, after LoRAs are merged."""
         ...
 
 
@@ -101,21 +101,21 @@ class AttentionBackend(Protocol):
     """Which kernel computes the network's self-attention."""
 
     def resolve(self, device: str) -> str:
-        """Return the name by which diffusers' attention dispatch knows the kernel, for "cuda" or "cpu".
+        """Return the kernel's name in diffusers' attention dispatch, for "cuda" or "cpu".
 
-        Raises MissingExtra where its package is absent and ConfigError where the device cannot run it.
+        Raises MissingExtra if its package is not installed, and ConfigError if the device cannot run it.
         """
         ...
 
 
 class Schedule(Protocol):
-    """One walk from noise to latents: made anew for each window, since solvers keep state."""
+    """The steps from noise to latents. Each window gets a new schedule, because solvers keep state."""
 
-    #: steps + 1 values on the network's 0 .. 1000 scale, falling, the last is 0.
+    #: steps + 1 decreasing values on the network's scale of 0 .. 1000; the last is 0.
     timesteps: Sequence[float]
 
     def step(self, velocity: Tensor, index: int, latents: Tensor) -> Tensor:
-        """Go from timesteps[index] to timesteps[index + 1]; float32 in and out.
+        """Return the latents at timesteps[index + 1] from those at timesteps[index]; float32 in and out.
 
         `velocity` is the guided prediction of the direction noise - data.
         """
@@ -124,26 +124,26 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class StepTools:
-    """What a step of an `ExtendedSchedule` may use beside the velocity at its begin."""
+    """What a step of an `ExtendedSchedule` may use in addition to the velocity at its start."""
 
-    #: (latents, time) -> velocity: one more evaluation of the network, guided and cached as the step's first, with the
-    #: motion frames of that time. Latents and velocity are as in `step`, the time is on the scale of 0 .. 1000. A
-    #: sampler whose schedules use it is a `CountedSampler`.
+    #: (latents, time) -> velocity: one more evaluation of the network, with guidance and cache as in the step's first,
+    #: and with the motion frames of that time. Latents and velocity are as in `step`; the time is on the scale of
+    #: 0 .. 1000. A sampler whose schedules use it must be a `CountedSampler`.
     evaluate: Callable[[Tensor, float], Tensor]
-    #: () -> fresh standard normal noise of the latents' shape, float32, on their device. It is drawn from the request's
-    #: own generator, so that a seed gives the same video on every device and in each of several processes.
+    #: () -> new standard normal noise of the latents' shape, float32, on their device. It comes from the request's own
+    #: generator, so that a seed gives the same video on every device and in each of several processes.
     noise: Callable[[], Tensor]
 
 
 @runtime_checkable
 class ExtendedSchedule(Protocol):
-    """A schedule whose steps evaluate the network more than once, or draw fresh noise."""
+    """A schedule whose steps evaluate the network more than once, or use new noise."""
 
-    #: As of a `Schedule`.
+    #: As in `Schedule`.
     timesteps: Sequence[float]
 
     def step_with(self, velocity: Tensor, index: int, latents: Tensor, tools: StepTools) -> Tensor:
-        """Do as `Schedule.step`."""
+        """Do the same as `Schedule.step`, with `tools`."""
         ...
 
 
@@ -151,7 +151,7 @@ class Sampler(Protocol):
     """How noise becomes latents."""
 
     def schedule(self) -> Schedule | ExtendedSchedule:
-        """Return a fresh schedule."""
+        """Return a new schedule."""
         ...
 
 
@@ -160,24 +160,24 @@ class CountedSampler(Sampler, Protocol):
     """A sampler that makes more than one evaluation of the network in some steps; others make one in each."""
 
     def evaluations(self) -> Sequence[int]:
-        """Return how many evaluations each step makes, its first included: a number of 1 or more for each step.
+        """Return the number of evaluations of each step, including its first: 1 or more for each step.
 
-        Plans count by it and ask without torch; a step that makes another number ends the generation.
+        Plans use these numbers and call this without torch. A step with another number of evaluations is an error.
         """
         ...
 
 
 def evaluations_of(sampler: Sampler, steps: int) -> tuple[int, ...]:
-    """Return how many evaluations of the network each of a sampler's `steps` makes."""
+    """Return the number of evaluations of the network in each of a sampler's `steps`."""
     return tuple(sampler.evaluations()) if isinstance(sampler, CountedSampler) else (1,) * steps
 
 
 class Guidance(Protocol):
-    """How several forwards become the sampler's velocity; built for each request, without torch: a plan counts it."""
+    """How forwards are combined into the sampler's velocity; created for each request without torch, for plans too."""
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """The forwards that each evaluation needs, of BRANCHES, in the order in which they run; at least one."""
+        """The branches (of BRANCHES) that each evaluation needs, in the order in which they run; at least one."""
         ...
 
     def reset(self) -> None:
@@ -185,119 +185,119 @@ class Guidance(Protocol):
         ...
 
     def combine(self, predictions: Mapping[str, Tensor]) -> Tensor:
-        """Mix one evaluation's predictions, float32 (16, T, h, w) for each of `branches`; called in their order."""
+        """Combine one evaluation's predictions, float32 (16, T, h, w) per branch; evaluations are passed in order."""
         ...
 
 
 @dataclass(frozen=True)
 class CacheCost:
-    """What a step cache costs, for plans."""
+    """The cost of a step cache, for plans."""
 
-    #: Bytes that it keeps on the device from one evaluation to the next, at its worst moment.
+    #: Maximum bytes that it stores on the device from one evaluation to the next.
     kept: int = 0
-    #: Values that it reads from the device in one evaluation to decide; each has the host wait.
+    #: Number of values that it reads from the device in one evaluation; the host waits for each of them.
     reads: int = 0
 
 
 class StepCache(Protocol):
-    """A cache over the forwards of one window: forwards whose blocks are replaced by what an earlier one gave.
+    """A cache over the forwards of one window: some forwards reuse the blocks' result of an earlier one.
 
-    It is built without torch: a plan asks what it costs. The engine builds one for each request.
+    It is created without torch, because a plan asks for its cost. The engine creates one for each request.
     """
 
     def attach(self, transformer: Any) -> AbstractContextManager[None]:
-        """Work on `transformer` inside a `with`, from an empty state; leaves nothing behind, whatever happens."""
+        """Cache the forwards of `transformer` inside a `with`, starting empty; restore it in any case afterwards."""
         ...
 
     def branch(self, name: str, step: int) -> AbstractContextManager[None]:
-        """Say which branch of the guidance and which evaluation (from 0) the forward inside a `with` belongs to.
+        """Set the branch of the guidance and the evaluation (from 0) of the forward inside a `with`.
 
-        A sampler with one evaluation a step has as many evaluations as steps.
+        With one evaluation per step, the evaluation is the step's index.
         """
         ...
 
     def cost(self, *, branches: int, tokens: int, channels: int, blocks: int) -> CacheCost:
-        """Return what it costs in a network of `blocks` blocks with so many guidance branches.
+        """Return its cost in a network of `blocks` blocks with `branches` guidance branches.
 
-        A forward's stream of all tokens is float32 (1, tokens, channels).
+        The hidden states of one forward are float32 (1, tokens, channels).
         """
         ...
 
 
 @runtime_checkable
 class SharedCache(StepCache, Protocol):
-    """A step cache that works where several processes share each forward (parallel=ulysses); others are refused."""
+    """A step cache that supports forwards shared by several processes (parallel=ulysses); others are rejected there."""
 
     def shared(self, agree: Agree) -> StepCache:
         """Return the cache for one of the processes, each of which has a part of the tokens.
 
-        What decides whether blocks are skipped goes through `agree`: a process that skips alone leaves the others
-        waiting. Raises ConfigError where it cannot work.
+        Each decision to skip blocks must go through `agree`: if one process skips alone, the others wait forever.
+        Raises ConfigError if the cache cannot work there.
         """
         ...
 
 
 class Sink(Protocol):
-    """Where a finished video is kept."""
+    """Where a finished video is stored."""
 
     def put(self, artifact: Artifact) -> Kept:
-        """Keep the artifact (its file is gone afterwards) and say where it is. Raises SinkError."""
+        """Store the artifact and return where it is; its file no longer exists afterwards. Raises SinkError."""
         ...
 
     def check(self, filename: str | None) -> None:
-        """Raise SinkError or RequestError before any work if `put` could not succeed."""
+        """Raise SinkError or RequestError, before any work, if `put` cannot succeed."""
         ...
 
 
 @runtime_checkable
 class JobSink(Sink, Protocol):
-    """A sink that tells jobs apart; the engine asks it for each request's own sink."""
+    """A sink that distinguishes jobs; the engine asks it for the sink of each request."""
 
     def for_job(self, job: str | None, store: Store | None, private_hosts: Collection[str]) -> Sink:
-        """Return the sink for the request of that name, which may bring its own bucket. Raises RequestError.
+        """Return the sink for the request of that name, which may have its own bucket. Raises RequestError.
 
-        That bucket is held to the public internet and to `private_hosts`.
+        The bucket's store must be on the public internet or in `private_hosts`.
         """
         ...
 
 
 @runtime_checkable
 class BoundSink(Sink, Protocol):
-    """A sink whose answer is as long as the video; the engine tells it what a request's answer may carry."""
+    """A sink whose answer contains the video; the engine gives it the maximum size of a request's answer."""
 
     def within(self, limit: int) -> Sink:
-        """Return the sink for an answer that carries at most `limit` bytes of the video's text."""
+        """Return the sink for an answer with at most `limit` bytes of the video as text."""
         ...
 
 
 @runtime_checkable
 class KeepingSink(Sink, Protocol):
-    """A sink that keeps a video which it could not deliver until its job comes again."""
+    """A sink that stores an undelivered video until its job is sent again."""
 
     def waiting(self, job: str) -> Artifact | None:
-        """Return the video that waits under this name, None where none does. Raises SinkError."""
+        """Return the undelivered video of this name, None if there is none. Raises SinkError."""
         ...
 
     def resume(self, job: str) -> Kept:
-        """Deliver the video that waits under this name. Raises SinkError."""
+        """Deliver the undelivered video of this name. Raises SinkError."""
         ...
 
 
 @runtime_checkable
 class PatientSink(Sink, Protocol):
-    """A sink that may take long, as one on the network does; the engine gives it the request's cancel token."""
+    """A sink whose calls may take long, for example on a network; the engine gives it the request's cancel token."""
 
     def until(self, cancel: CancelToken) -> Sink:
-        """Return the sink whose calls raise Cancelled within a second once `cancel` is set."""
+        """Return the sink whose calls raise Cancelled within a second after `cancel` is set."""
         ...
 
 
 @runtime_checkable
 class RehearsingSink(Sink, Protocol):
-    """A sink that can try out whether a video would arrive."""
+    """A sink that can test whether a video would arrive."""
 
     def rehearse(self) -> None:
-        """Leave a small object where videos go, read it, and take it away again. Raises SinkError."""
+        """Write a small object to the place of videos, read it, and delete it. Raises SinkError."""
         ...
 
 
@@ -307,47 +307,47 @@ class Service(Protocol):
 
     @property
     def overrides(self) -> Sequence[str]:
-        """What it was booted with, in Hydra's grammar, for an entrypoint that boots others alike."""
+        """The overrides with which it was started, in Hydra's grammar, to start other services in the same way."""
         ...
 
     def generate(
         self, request: Request, *, progress: ProgressCallback | None = None, cancel: CancelToken | None = None
     ) -> Delivery:
-        """Make the video; load the weights first if this has not happened yet. Raises EngineError."""
+        """Make the video; load the weights first if they are not loaded yet. Raises EngineError."""
         ...
 
     def load(self) -> Mapping[str, float]:
-        """Load the weights, if that has not happened yet; return the seconds of each part, as at the first time."""
+        """Load the weights if they are not loaded yet; return the seconds that each part took to load."""
         ...
 
     def resume(self, request: Request, *, cancel: CancelToken | None = None) -> Resumed | None:
-        """Deliver the video that an earlier try of `request.job` left with its sink, None where none waits.
+        """Deliver the video that an earlier attempt of `request.job` left undelivered; return None if there is none.
 
-        Loads no weights and opens no media. Raises SinkError, RequestError and Cancelled.
+        It loads no weights and opens no media. Raises SinkError, RequestError and Cancelled.
         """
         ...
 
     def plan(self, request: Request, *, cancel: CancelToken | None = None) -> Plan:
-        """Say what `generate` would do. Decodes the media as `generate` would; loads no weights. Raises EngineError."""
+        """Return the plan of `generate`. It decodes the media but loads no weights. Raises EngineError."""
         ...
 
     def preview(self, request: Request, path: Path) -> Plan:
-        """Draw the speakers' regions on the picture as the network will see it, as a PNG at `path`."""
+        """Write a PNG to `path`: the picture as the network gets it, with the speakers' regions. Raises EngineError."""
         ...
 
     def capabilities(self) -> Mapping[str, Any]:
-        """Say what this service was booted with and what a request may choose."""
+        """Return the settings with which this service was started and the choices that a request has."""
         ...
 
     def check(self) -> Mapping[str, Any]:
-        """Say how it stands with weights and sink, without loading weights.
+        """Return the state of weights and sink, without loading weights.
 
-        "failed" holds a line for each of the two that is not as it should be, by its name.
+        "failed" maps "weights" or "sink" to one line if there is a problem with it.
         """
         ...
 
     def open(self, overrides: Sequence[str], *, alone: bool = False) -> Service:
-        """Return another service, booted with `overrides` after this one's own, or with them `alone`."""
+        """Return another service, started with this one's overrides and `overrides`, or only with those if `alone`."""
         ...
 
     def close(self) -> None:
@@ -356,36 +356,36 @@ class Service(Protocol):
 
 
 class JobWorker(Protocol):
-    """One engine of a batch, which does one job after the other; or its stand-in, where it is in another process."""
+    """One engine of a batch, which does one job after the other; or a proxy for one in another process."""
 
     def start(self) -> None:
         """Load the weights, in a new process if there is none.
 
-        Raises the EngineError for which no job could be done, Cancelled after `stop`, and WorkerLost.
+        Raises an EngineError that would make every job fail, Cancelled after `stop`, and WorkerLost.
         """
         ...
 
     def work(self, job: Mapping[str, Any], tell: Callable[[Mapping[str, Any]], None]) -> Mapping[str, Any]:
-        """Return the answer of a job (docs/api.md), an error's too; `tell` is called with its progress.
+        """Return the answer of a job (docs/api.md), also if it failed; `tell` is called with its progress updates.
 
-        An answer with `refresh_worker` asks for `close` and `start`. Raises WorkerLost, and then wants `start`.
+        After an answer with `refresh_worker`, call `close` and `start`. Raises WorkerLost; then call `start`.
         """
         ...
 
     def stop(self) -> None:
-        """End what it does at its next check; may be called from another thread."""
+        """End the running work at its next check; may be called from another thread."""
         ...
 
     def close(self) -> None:
-        """Release weights and device, and end the process; by force if it takes long."""
+        """Release weights and device, and end the process; kill it if that takes too long."""
         ...
 
 
 class Launcher(Protocol):
-    """On which machines and devices the workers of a batch run."""
+    """Starts the workers of a batch on machines and devices."""
 
     def launch(self, make: Callable[[], JobWorker], most: int) -> AbstractContextManager[Sequence[JobWorker]]:
-        """Return stand-ins for one worker a device, at most `most` of them; no process outlives the context.
+        """Return proxies for one worker per device, at most `most`; all processes end with the context.
 
         `make` is pickled, and called in the process of each worker when it starts.
         """
@@ -393,8 +393,8 @@ class Launcher(Protocol):
 
 
 class Entrypoint(Protocol):
-    """A way in which requests arrive."""
+    """A way for requests to arrive."""
 
     def run(self, service: Service) -> int:
-        """Take requests and answer each through `service` until done; return the process' exit status."""
+        """Receive requests and answer each through `service` until done; return the process's exit status."""
         ...

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING
 
-from engine.config.model import AdapterConfig as AdapterConfig  # parts of this module's face, as those below
+from engine.config.model import AdapterConfig as AdapterConfig  # re-exported, like the names below
 from engine.config.model import BundleConfig as BundleConfig
 from engine.config.model import ContinuationModelConfig as ContinuationModelConfig
 from engine.config.model import ModelConfig as ModelConfig
@@ -39,7 +39,7 @@ class QuantConfig(ComponentConfig):
 
     #: The way: a quantisation that is made while loading, or a preset's name.
     name: str = "none"
-    #: The quantised file, below the weights' folder, where there are several.
+    #: The quantised file, in the weights' folder, if there are several.
     file: str | None = None
 
 
@@ -143,7 +143,7 @@ class VideoConfig:
     audio_bitrate: int = field(default=192_000, metadata=within(32_000, 512_000))
 
 
-def _asked(default: Any, about: str, word: str, allowed: Mapping[str, Any] | None = None) -> Any:
+def _request_field(default: Any, about: str, word: str, allowed: Mapping[str, Any] | None = None) -> Any:
     return field(default=default, metadata={"help": about, "word": word, **(allowed or {})})
 
 
@@ -151,7 +151,7 @@ def _asked(default: Any, about: str, word: str, allowed: Mapping[str, Any] | Non
 class RequestConfig:
     """The request of `generate`; each field is a flag of the command line, in this order."""
 
-    image: str | None = _asked(None, "the picture: a path or an address", "FILE")
+    image: str | None = _request_field(None, "the picture: a path or an address", "FILE")
     audio: list[str] = field(
         default_factory=list,
         metadata={
@@ -160,24 +160,26 @@ class RequestConfig:
             "FILE#left, FILE#track=2 or FILE#start=3,duration=10,delay=1 takes a part of a file",
         },
     )
-    prompt: str | None = _asked(None, "what the video shows", "TEXT")
-    negative_prompt: str | None = _asked(None, "what the video should not show (the model's own)", "TEXT")
-    frames: int | str | None = _asked(
+    prompt: str | None = _request_field(None, "what the video shows", "TEXT")
+    negative_prompt: str | None = _request_field(None, "what the video should not show (the model's own)", "TEXT")
+    frames: int | str | None = _request_field(
         None, "number of frames; auto: as long as the voices (auto)", "N|auto", within(1, 90_000)
     )
-    fps: float | None = _asked(None, "frames per second, 1 to 60 (the model's own)", "F", FPS)
-    seed: int = _asked(42, "seed of the noise, 0 to 2**63 - 1; -1: random (42)", "S", within(-1, 2**63 - 1))
-    speakers: str | None = _asked(None, "YAML or JSON: who speaks where; replaces --audio (see docs/cli.md)", "FILE")
-    audio_type: str = _asked(
+    fps: float | None = _request_field(None, "frames per second, 1 to 60 (the model's own)", "F", FPS)
+    seed: int = _request_field(42, "seed of the noise, 0 to 2**63 - 1; -1: random (42)", "S", within(-1, 2**63 - 1))
+    speakers: str | None = _request_field(
+        None, "YAML or JSON: who speaks where; replaces --audio (see docs/cli.md)", "FILE"
+    )
+    audio_type: str = _request_field(
         "para", "para: all voices start at once; add: one after the other (para)", "para|add", one_of("para", "add")
     )
-    timing: str = _asked(
+    timing: str = _request_field(
         "direct",
         "direct: frames at their own times; native: at the model's rate, then the nearest are selected (direct)",
         "direct|native",
         one_of("direct", "native"),
     )
-    fit: str = _asked(
+    fit: str = _request_field(
         "crop", "crop: cut the picture to the model's shape; pad: add bars (crop)", "crop|pad", one_of("crop", "pad")
     )
     #: Name of the video file; the flag is --output.
@@ -208,7 +210,7 @@ class SamplerConfig(ComponentConfig):
 
 @dataclass
 class GuidanceConfig(ComponentConfig):
-    """What every guidance knows: how far prompt and voices steer. The defaults come from the model's bundle."""
+    """The base of every guidance's config: how strongly prompt and voices guide. Defaults are the model bundle's."""
 
     #: Scale of the prompt; 1: without guidance by it.
     text_scale: float = field(default=II("model.${sampler.bundle}.text_scale"), metadata=SCALE)
@@ -216,7 +218,7 @@ class GuidanceConfig(ComponentConfig):
     audio_scale: float = field(default=II("model.${sampler.bundle}.audio_scale"), metadata=SCALE)
 
     def check(self) -> None:
-        """Raise ConfigError for a scale that is no number."""
+        """Raise ConfigError if a scale is not finite."""
         for name, value in (("text_scale", self.text_scale), ("audio_scale", self.audio_scale)):
             if not math.isfinite(value):
                 raise ConfigError(f"{value} is not a scale", field=f"guidance.{name}", hint="give a number")
@@ -224,8 +226,8 @@ class GuidanceConfig(ComponentConfig):
     def branches(self) -> tuple[str, ...]:
         """Return the branches (`engine.components.BRANCHES`) that guidance with these scales needs, in their order.
 
-        A scale of 1 turns its part off and saves its forwards: without text guidance audio is guided against
-        "drop_audio", without audio guidance "uncond" cancels out of the formula, without both "cond" is the answer.
+        A scale of 1 turns that guidance off and saves its forwards. Without text guidance, audio is guided against
+        "drop_audio". Without audio guidance, "uncond" cancels out of the formula. Without both, only "cond" is needed.
         """
         text, audio = not math.isclose(self.text_scale, 1.0), not math.isclose(self.audio_scale, 1.0)
         if text and audio:
@@ -239,7 +241,7 @@ class GuidanceConfig(ComponentConfig):
 
 @dataclass
 class CacheConfig(ComponentConfig):
-    """What every step cache's config is a kind of."""
+    """The base of every step cache's config."""
 
 
 @dataclass
@@ -264,7 +266,7 @@ class EntrypointConfig(ComponentConfig):
 
     @classmethod
     def boot(cls, overrides: Sequence[str]) -> list[str]:
-        """Return what an engine is booted with that is asked for with `overrides`. Raises ConfigError."""
+        """Return the overrides with which the engine starts if the user gives `overrides`. Raises ConfigError."""
         return list(overrides)
 
 
@@ -340,7 +342,7 @@ OVERRIDABLE = ("resolution", "sampler", "guidance", "cache", "continuation")
 
 
 def store_schema() -> None:
-    """Enter the engine's own nodes into Hydra's ConfigStore."""
+    """Store the engine's own schemas in Hydra's ConfigStore."""
     store = ConfigStore.instance().store
     store(name="schema", node=Config)
     store(group="model", name="schema", node=ModelConfig)

@@ -1,4 +1,4 @@
-"""Whether a typed config has lists, groups and mappings where its fields say so; OmegaConf lets references pass."""
+"""Check that a typed config has lists, groups and mappings where its fields require them; OmegaConf does not."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from engine.errors import ConfigError
 
 
 def check_shape(value: Any, place: str = "") -> None:
-    """Raise ConfigError, naming the key, where a list, mapping or group of a dataclass is something else.
+    """Raise ConfigError, naming the key, if a value is not the list, mapping or group that its field requires.
 
-    OmegaConf takes a text that looks like a reference (`lora.extra=${model.name}`, or such a text in quotes) for any of
-    them.
+    OmegaConf accepts a text that looks like a reference (`lora.extra=${model.name}`, or such a text in quotes) for any
+    of them.
     """
     kind: Any = type(value)
     hints = _hints(kind)
@@ -32,23 +32,23 @@ def _hints(kind: Any) -> Mapping[str, Any]:
 def _check(value: Any, hint: Any, place: str) -> None:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        # Of ours, always "or nothing".
+        # In this schema a union is always "or None".
         if value is not None:
             for part in (part for part in arguments if part is not type(None)):
                 _check(value, part, place)
     elif origin is list:
-        _want(isinstance(value, list), value, place, "a list")
+        _require(isinstance(value, list), value, place, "a list")
         for index, part in enumerate(value):
             _check(part, arguments[0], f"{place}[{index}]")
     elif origin is dict:
-        _want(isinstance(value, dict), value, place, "a mapping")
+        _require(isinstance(value, dict), value, place, "a mapping")
         for key, part in value.items():
             _check(part, arguments[1], f"{place}.{key}")
     elif isinstance(hint, type) and is_dataclass(hint):
-        _want(isinstance(value, hint), value, place, "a group")
+        _require(isinstance(value, hint), value, place, "a group")
         check_shape(value, place)
 
 
-def _want(holds: bool, value: Any, place: str, kind: str) -> None:
-    if not holds:
-        raise ConfigError(f"{str(value)[:60]!r} is not {kind}", field=place, hint=f"give {kind}, or leave it out")
+def _require(is_valid: bool, value: Any, place: str, kind: str) -> None:
+    if not is_valid:
+        raise ConfigError(f"{str(value)[:60]!r} is not {kind}", field=place, hint=f"give {kind}, or omit it")

@@ -1,4 +1,4 @@
-"""What a request's addresses may reach, and with whose keys."""
+"""What a request's addresses may reach, and with which credentials."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from engine.data.cancel import CancelToken
 
 @dataclass(frozen=True)
 class Credentials:
-    """A job's own keys to an object store; they live as long as the job, and no repr shows them."""
+    """A job's own keys to an object store; they are used only for that job, and no repr shows them."""
 
     access_key: str = field(repr=False)
     secret_key: str = field(repr=False)
     session_token: str | None = field(default=None, repr=False)
-    #: URL of the store; None: Amazon's.
+    #: URL of the store; None: Amazon S3.
     endpoint: str | None = field(default=None, repr=False)
     region: str | None = None
 
@@ -26,26 +26,26 @@ class Access:
 
     #: Schemes that may be opened; a plain path has the scheme "path".
     schemes: tuple[str, ...] = ("path", "data")
-    #: Folders below which paths may lie; None: anywhere.
+    #: Folders in which paths must be; None: any folder.
     folders: tuple[Path, ...] | None = None
     max_bytes: int = 512 * 2**20
-    #: Seconds to open one address, and all of a request's together.
+    #: Maximum seconds to open one address, and to open all addresses of a request.
     timeout: float = 60.0
     total_timeout: float = 300.0
-    #: Most pixels of a picture: phones make 50 million.
+    #: Maximum pixels of a picture; pictures of phones have 50 million.
     max_pixels: int = 2**26
-    #: Longest voice in seconds, of what is taken of its file.
+    #: Maximum seconds of a voice, after its part of the file is selected.
     max_seconds: float = 3600.0
-    #: Hosts that may be fetched from although they are not on the public internet: as in the address, in lower case.
+    #: Hosts that are allowed although they are not on the public internet: as in the address, in lower case.
     private_hosts: tuple[str, ...] = ()
-    #: A job's own keys for s3:// addresses, with their store; None: those that are configured on this machine.
+    #: A job's own keys for s3:// addresses, with their store; None: the keys that are configured on this machine.
     credentials: Credentials | None = None
-    #: Buckets that may be named where this machine's keys open them.
+    #: Buckets that s3:// addresses may use with this machine's keys.
     buckets: tuple[str, ...] = ()
-    #: URL and region of the store that has them; None: as boto3 is configured.
+    #: URL and region of their store; None: as boto3 is configured.
     endpoint_url: str | None = None
     region: str | None = None
-    #: When the time for all of the request's addresses is over, on the clock of `time.monotonic`; the engine sets it.
+    #: Deadline for all of the request's addresses, on the clock of `time.monotonic`; the engine sets it.
     until: float | None = field(default=None, compare=False)
-    #: Set once the caller withdrew the request: a plugin that waits raises Cancelled then (engine.cancel).
+    #: It is set when the caller cancels the request; a plugin that waits must then raise Cancelled (engine.cancel).
     cancel: CancelToken | None = field(default=None, repr=False, compare=False)

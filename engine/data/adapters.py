@@ -1,4 +1,4 @@
-"""What of a plan is about LoRAs."""
+"""The LoRAs of a plan."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LoraUse:
-    """A LoRA that is on for a request. A plan has none where the weights are not found, or are not suited."""
+    """A LoRA that a request uses. A plan lists none if the weights are missing or not supported."""
 
     file: str
     scale: float
-    #: Entries of the file, and how many of them find no tensor in the network.
+    #: Entries of the file, and the number of entries without a matching tensor in the network.
     entries: int
     unmatched: int
-    #: Alpha and rank of its pairs and which source says so, in words.
+    #: Alpha and rank of its pairs with the source of the values, as text.
     alpha: str

@@ -1,4 +1,4 @@
-"""What one request may cost at most."""
+"""The maximum cost of one request."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that one request may cost, held against the composed config and the plan before any work.
+    """The maximum cost of one request, checked against the composed config and the plan before any work.
 
-    The defaults are those of an engine that no worker has narrowed.
+    The defaults apply unless a worker sets lower limits.
     """
 
-    #: Frames of the finished video where the request gives their number.
+    #: Maximum frames of the finished video if the request sets their number.
     frames: int = 90_000
-    #: Seconds of the finished video where it is as long as the voices.
+    #: Maximum seconds of the finished video if it is as long as the voices.
     seconds: float = 3600.0
-    #: Steps of the sampler.
+    #: Maximum steps of the sampler.
     steps: int = 1000
-    #: Forwards of the network in all: windows x evaluations x guidance passes, one evaluation a step or more.
+    #: Maximum forwards of the network: windows x evaluations x guidance passes, with at least one evaluation per step.
     forwards: int = 1_000_000

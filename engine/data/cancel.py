@@ -1,4 +1,4 @@
-"""How a caller withdraws a request."""
+"""How a caller cancels a request."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from typing import Protocol
 
 
 class CancelToken(Protocol):
-    """Says whether the caller withdrew the request; `threading.Event` is one."""
+    """Reports whether the caller cancelled the request; a `threading.Event` is one."""
 
     def is_set(self) -> bool: ...

@@ -1,4 +1,4 @@
-"""What a plan needs: memory by stage, work, and seconds and cost on named GPUs."""
+"""The estimates of a plan: memory by stage, operations, and seconds and cost on known GPUs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StageMemory:
-    """What one stage needs at its worst moment, in bytes."""
+    """The peak memory of one stage, in bytes."""
 
     #: "load", "audio", "text", "vae encode", "image", "denoise", "vae decode" or "colors".
     stage: str
-    #: Weights that are there, by component, and temporary tensors.
+    #: Weights in memory, by component, and temporary tensors.
     weights: Mapping[str, int]
     temporaries: int
-    #: On the device ("cuda"), where the stage runs there; else on the host.
+    #: "cuda" if the stage runs on the device, else "cpu": the memory is the host's.
     device: str
-    #: What libraries may take on a device beside tensors; an assumption, and no part of a rehearsal.
+    #: Memory that libraries may use on a device in addition to tensors: an assumption; rehearsals do not include it.
     workspace: int = 0
 
     @property
@@ -27,63 +27,63 @@ class StageMemory:
 
     @property
     def total(self) -> int:
-        """Return the bytes of all."""
+        """Return the bytes of tensors and workspace."""
         return self.tensors + self.workspace
 
 
 @dataclass(frozen=True)
 class CardEstimate:
-    """What the plan comes to on one GPU."""
+    """The estimates of a plan on one GPU."""
 
     card: str
     memory_bytes: int
-    #: What the plan needs of it, with CUDA's own share.
+    #: Memory that the plan needs on it, including CUDA's own.
     needed_bytes: int
     fits: bool
-    #: What the plan needs of the machine's own memory, above what the process holds once everything is imported.
+    #: Host memory that the plan needs, in addition to that of a process with all imports.
     host_needed_bytes: int
-    #: The least memory of a machine that is rented with such a card, and what is listed for one; None: not known.
+    #: Minimum host memory of rented machines with such a card, and the listed memory of one; None: not known.
     host_memory_bytes: int | None
     host_listed_bytes: int | None
-    #: Whether it fits the least of such machines; None: not known.
+    #: Whether the plan fits such a machine with the minimum memory; None: not known.
     fits_host: bool | None
-    #: Seconds of one step and of all windows, while the weights are loaded; an assumption's worth, see docs/plan.md.
+    #: Seconds of one step and of all windows, with loaded weights; they depend on assumptions, see docs/plan.md.
     step_seconds: float
     seconds: float
-    #: Of those seconds, by the price table.
+    #: Cost of those seconds, by the price table.
     cost: float
-    #: Overrides with which it fits, found by planning them; empty where it fits or none of those tried helps.
+    #: Overrides with which it fits, found by planning them; empty if it fits or if no tried override helps.
     change: tuple[str, ...] = ()
-    #: The profile that memory=auto would pick there, whose figures these are; empty where one was named.
+    #: The profile that memory=auto would select there, used for these figures; empty if the config names a profile.
     picked: str = ""
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """What a plan needs, found from configs alone: neither weights nor a GPU are looked at."""
+    """The needs of a plan, calculated from configs only: without weights and without a GPU."""
 
-    #: Where it would run here, "cuda" or "cpu", in which dtype, and the GPU's name if it is a known one.
+    #: The device on this machine, "cuda" or "cpu", its dtype, and the GPU's name if it is a known one.
     device: str
     dtype: str
     card: str | None
-    #: On this machine: peak of the device (None on a CPU, where all is the host's) and of the host above its imports.
+    #: On this machine: peak memory of the device (None on a CPU) and of the host, in addition to the imports.
     device_memory_bytes: int | None
     host_memory_bytes: int
-    #: On this machine's GPU; None where that is none of the known ones.
+    #: On this machine's GPU; None if it is not a known one.
     seconds: float | None
     cost: float | None
-    #: Parameters of each component, and bytes of its weights as they are kept in memory.
+    #: Parameters of each component, and bytes of its weights in memory.
     parameters: Mapping[str, int]
     weights: Mapping[str, int]
-    #: On this machine, in the order of the walk.
+    #: On this machine, in the order of the generation.
     stages: tuple[StageMemory, ...]
-    #: Floating-point operations of one forward and of the whole video, autoencoder included.
+    #: Floating-point operations of one forward, and of the whole video including the autoencoder.
     forward_flops: int
     flops: int
-    #: Bytes of weights that are read at the start: the files', or the published sizes where there are none yet.
+    #: Bytes of weights that are read at the start: sizes of the files, or published sizes if the files are missing.
     start_bytes: int
     cards: tuple[CardEstimate, ...]
-    #: Where the prices come from, and of which day.
+    #: Source and date of the prices.
     prices: str
-    #: As of a card, on this machine.
+    #: As `CardEstimate.picked`, on this machine.
     picked: str = ""

@@ -1,4 +1,4 @@
-"""What is decided before anything is loaded: sizes, places, windows."""
+"""The decisions before any weights are loaded: sizes, places, windows."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from engine.data.request import AudioType, Fit, Timing
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """What the planner takes from a config: the model's facts and the choices that count windows and forwards."""
+    """The values of a config that the planner needs: those of the model, and those that decide windows and forwards."""
 
     model: str
     resolution: str
     #: Nominal height / width -> (height, width).
     buckets: Mapping[str, tuple[int, int]]
     native_fps: float
-    #: Most frames of a window, and frames given from the window before: 4n + 1 each.
+    #: Maximum frames of a window, and frames that it gets from the previous window: 4n + 1 each.
     window: int
     motion: int
     sampler: str
@@ -28,32 +28,33 @@ class PlanInputs:
     guidance: str
     passes: int
     untrained: bool
-    #: Folder of the weights; None: not found, `absent` says why.
+    #: Folder of the weights; None: not found, for the reason in `absent`.
     weights: Path | None
     absent: str = ""
-    #: Evaluations of the network in each window; None: one a step.
+    #: Evaluations of the network in each window; None: one per step.
     evaluations: int | None = None
-    #: Side of the VAE's tiles in pixels; 0: none.
+    #: Side of the VAE's tiles in pixels; 0: no tiles.
     tile: int = 0
-    #: Seconds for which the style of continuation holds a face, who says so, what is advised beyond; None: no limit.
+    #: Seconds for which the style of continuation keeps a face, their source, and the alternative for longer videos;
+    #: None: no limit.
     holds: tuple[float, str, str] | None = None
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """How the source picture comes to the model's size. All sizes are (width, height) in pixels."""
+    """How the source picture is scaled and cut to the model's size. All sizes are (width, height) in pixels."""
 
     source: tuple[int, int]
     scaled: tuple[int, int]
     target: tuple[int, int]
-    #: (x, y) of the target's corner in the scaled picture (crop), negative where the picture is padded (pad).
+    #: (x, y) of the target's corner in the scaled picture (crop), negative if the picture is padded (pad).
     offset: tuple[int, int]
     fit: Fit
 
 
 @dataclass(frozen=True)
 class Seat:
-    """Who sits where."""
+    """The place of one speaker in the picture."""
 
     speaker: int
     #: [x0, y0, x1, y1] in target pixels: the part of the region that the target shows.
@@ -61,21 +62,21 @@ class Seat:
     #: "auto", "box" or "mask".
     kind: str
     silent: bool
-    #: Seconds of voice, and the second at which it begins.
+    #: Seconds of the voice, and its begin in seconds.
     seconds: float
     begins: float
 
 
 @dataclass(frozen=True)
 class Window:
-    """One stretch of frames that the network makes in one go."""
+    """A section of frames that the network generates together."""
 
     index: int
-    #: First frame, on the axis of generated frames; the motion frames count from here.
+    #: Index of its first frame among the generated frames, motion frames included.
     start: int
-    #: Frames computed: 4n + 1.
+    #: Number of computed frames: 4n + 1.
     frames: int
-    #: Leading frames that repeat the end of the window before; 0 in the first.
+    #: Leading frames that repeat the end of the previous window; 0 in the first window.
     motion: int
     #: New frames used of this window: frames[motion : motion + keep].
     keep: int
@@ -83,11 +84,11 @@ class Window:
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole walk, decided before anything is loaded."""
+    """The whole generation, decided before any weights are loaded."""
 
     model: str
     resolution: str
-    #: The weights say of themselves that nobody has trained them.
+    #: Whether the weights state that they are untrained.
     untrained: bool
     canvas: Canvas
     seats: tuple[Seat, ...]
@@ -97,21 +98,21 @@ class Plan:
     seconds: float
     timing: Timing
     audio_type: AudioType
-    #: Frames that the network makes on its own axis, and that axis' rate.
+    #: Number of generated frames before resampling, and their frames per second.
     generated_frames: int
     generated_fps: float
     windows: tuple[Window, ...]
     sampler: str
     steps: int
     guidance: str
-    #: Forwards of the network in each evaluation of it (guidance passes; most samplers make one evaluation a step), and
-    #: in all (before any step cache).
+    #: Forwards of the network in each evaluation (guidance passes; most samplers make one evaluation per step), and in
+    #: total (without a step cache).
     passes: int
     forwards: int
     seed: int
-    #: Folder of the weights; None: not found (the warnings say where was looked).
+    #: Folder of the weights; None: not found (the warnings list the searched places).
     weights: Path | None
     warnings: tuple[str, ...] = ()
     loras: tuple[LoraUse, ...] = ()
-    #: Of `plan` alone: no part of what is decided. None where the model's sizes are not known.
+    #: Only `plan` calculates them; they are not a decision. None if the model's sizes are not known.
     estimates: Estimates | None = field(default=None, compare=False)

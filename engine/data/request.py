@@ -1,4 +1,4 @@
-"""What a caller asks for, and the files that it comes to."""
+"""A caller's request, and its addresses as local files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Fit = Literal["crop", "pad"]
 
 @dataclass(frozen=True)
 class Store:
-    """A bucket that a job brings along, such as RunPod's s3Config."""
+    """A job's own bucket, such as RunPod's s3Config."""
 
     bucket: str
     credentials: Credentials
@@ -25,19 +25,19 @@ class Store:
 
 @dataclass(frozen=True)
 class Request:
-    """What the caller asks for: addresses and wishes, nothing loaded."""
+    """What the caller asks for: addresses and settings; nothing is loaded."""
 
     prompt: str
     image: str
-    #: The first speaker is the leftmost person where regions are automatic.
+    #: The first speaker is the leftmost person if regions are automatic.
     speakers: tuple[Speaker, ...]
     #: None: the model's own.
     negative_prompt: str | None = None
-    #: 0 .. 2**63 - 1; -1: one that is drawn, which the delivery and the recipe tell.
+    #: 0 .. 2**63 - 1; -1: a random one, which the delivery and the video's provenance report.
     seed: int = 42
-    #: Frames of the finished video; "auto" or None: as many as the voices last.
+    #: Frames of the finished video; "auto" or None: as long as the voices.
     frames: int | Literal["auto"] | None = None
-    #: Frames a second of the finished video; None: the model's native rate.
+    #: Frames per second of the finished video; None: the model's native rate.
     fps: float | None = None
     #: "para": all voices start at once; "add": one after the other, in order.
     audio_type: AudioType = "para"
@@ -45,35 +45,35 @@ class Request:
     fit: Fit = "crop"
     #: File name for the sink, without a folder; None: the sink's choice.
     filename: str | None = None
-    #: Name under which a sink keeps the video and finds it again; None: the sink's choice.
+    #: Name under which a sink stores the video and finds it again; None: the sink's choice.
     job: str | None = None
-    #: The job's own bucket; None: the one that the sink was configured with. Its keys open s3:// addresses as well.
+    #: The job's own bucket; None: the bucket of the sink's config. Its keys are also used for s3:// addresses.
     store: Store | None = None
-    #: Name of another sink than the engine's, with its own defaults; None: the engine's.
+    #: Name of a sink to use instead of the engine's, with its own defaults; None: the engine's.
     sink: str | None = None
-    #: Most bytes of text that the answer may carry of the video itself; None: any number.
+    #: Maximum bytes of the video as text in the answer; None: no limit.
     answer_bytes: int | None = None
-    #: Config overrides of this request alone, e.g. "sampler=turbo", "guidance.text_scale=3".
+    #: Config overrides of this request only, e.g. "sampler=turbo", "guidance.text_scale=3".
     overrides: tuple[str, ...] = ()
     budget: Budget = Budget()
 
 
 @dataclass(frozen=True)
 class Media:
-    """The request's addresses as local files, with what their headers say."""
+    """The request's addresses as local files, with the values from their headers."""
 
     image: Path
     #: (width, height) in pixels after the EXIF orientation is applied.
     image_size: tuple[int, int]
-    #: One entry a speaker; None: silent.
+    #: One entry per speaker; None: silent.
     voices: tuple[Path | None, ...]
-    #: Seconds of each voice, of what is taken of its file; 0.0 for a silent speaker.
+    #: Seconds of each voice, after its part of the file is selected; 0.0 for a silent speaker.
     seconds: tuple[float, ...]
-    #: One entry a speaker: the mask picture, if the region is a mask.
+    #: One entry per speaker: the mask picture, if the region is a mask.
     masks: tuple[Path | None, ...]
-    #: One entry a speaker: what is taken of the file; None: silent.
+    #: One entry per speaker: the selected part of the file; None: silent.
     cuts: tuple[Cut | None, ...] = ()
     #: Seconds of silence before each voice.
     delays: tuple[float, ...] = ()
-    #: What was understood otherwise than one might expect, a sentence each.
+    #: Unexpected interpretations of the files, one sentence each.
     warnings: tuple[str, ...] = ()

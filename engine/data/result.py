@@ -1,4 +1,4 @@
-"""What a generation makes, from the decoded inputs to the delivery, and its reports of progress."""
+"""The data of a generation, from the decoded inputs to the delivery, and its progress updates."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ class Inputs:
 
     #: uint8 RGB (height, width, 3) at target size.
     image: npt.NDArray[np.uint8]
-    #: float32 mono 16 kHz, one a speaker, all of one length on the request's time axis; zeros for a silent speaker.
+    #: float32 mono 16 kHz, one per speaker, all of equal length on the request's time axis; zeros for a silent speaker.
     voices: tuple[npt.NDArray[np.float32], ...]
     #: float32 0/1 (speakers + 1, height / 8, width / 8), the last row is the background.
     masks: npt.NDArray[np.float32]
     #: float32 stereo 48 kHz (samples, 2): the mix of the original voices.
     sound: npt.NDArray[np.float32]
-    #: What was found while decoding and changes the result, a sentence each.
+    #: Facts found while decoding that change the result, one sentence each.
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Motion:
-    """The leading latent frames of a window that are given, not made."""
+    """The leading latent frames of a window, which come from the previous window or the picture."""
 
     #: float32 (16, t, h, w).
     latents: Tensor
-    #: True: overwritten clean before every forward and after every step (InfiniteTalk); False: mixed with fresh noise
-    #: of the current level before the first and after every step (MultiTalk).
+    #: True: they replace the latents without noise before every forward and after every step (InfiniteTalk). False:
+    #: they are mixed with new noise of the current level before the first and after every step (MultiTalk).
     clean: bool
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """All that steers the denoiser for one window, embedded once."""
+    """All conditions of the denoiser for one window, embedded once."""
 
     #: float32 (20, T, h, w): 4 mask channels, 16 channels of the encoded conditioning frames.
     latents: Tensor
-    #: What the network needs for each guidance branch ("cond", "drop_text", "drop_audio", "uncond").
+    #: The network's inputs for each guidance branch ("cond", "drop_text", "drop_audio", "uncond").
     branches: Mapping[str, Any]
     motion: Motion | None
 
@@ -75,36 +75,36 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a sink answers: where the video is, or the video itself, and how to tell that it is whole."""
+    """A sink's answer: where the video is, or the video itself, with its size and SHA-256."""
 
-    #: A path or URL; None where the content itself is the answer. No repr shows it: a presigned URL is a key.
+    #: A path or URL; None if the answer contains the content. No repr shows it: a presigned URL is a secret.
     address: str | None = field(repr=False)
-    #: The content as base64 text, for sinks that hand it over.
+    #: The content as base64 text, from sinks that return it.
     content: str | None = field(repr=False)
-    #: SHA-256 of the bytes that the caller gets, in hexadecimal digits, and their number.
+    #: SHA-256 in hexadecimal digits, and the number, of the bytes that the caller gets.
     sha256: str
     bytes: int
-    #: What was done otherwise than one might expect, a sentence each.
+    #: Unexpected actions of the sink, one sentence each.
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most memory, in bytes, that a generation found taken at a time.
+    """The peak memory of a generation, in bytes.
 
-    On the host that is all of the process' resident memory, on a CUDA device what torch has allocated there.
+    On the host it is the resident memory of the process, on a CUDA device the memory that torch has allocated.
     """
 
-    #: When it began: libraries, and weights that were loaded before.
+    #: At the beginning: libraries, and weights that were already loaded.
     start: int
     peak: int
-    #: By how much each stage raised the peak above what was reached before it; together `peak` less `start`.
+    #: By how much each stage raised the peak so far; the sum is `peak` minus `start`.
     raised: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delivered(Kept):
-    """Where the caller finds a video, and what it took this time."""
+    """Where the caller finds a video, and how long each stage took this time."""
 
     media_type: str
     seconds: float
@@ -117,18 +117,18 @@ class Delivered(Kept):
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery(Delivered):
-    """A video that was made and is where it should be."""
+    """A video that was made and delivered."""
 
     plan: Plan
-    #: The memory profile it was made with.
+    #: The memory profile with which it was made.
     memory: str = "none"
-    #: What was taken of the memory of "host" and "device", where that is known.
+    #: Peak memory of "host" and "device", if known.
     peaks: Mapping[str, Peak] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Resumed(Delivered):
-    """A video that an earlier try of the same job made and could not deliver, delivered now."""
+    """A video that an earlier attempt of the same job made but could not deliver, delivered now."""
 
 
 @dataclass(frozen=True)
@@ -136,14 +136,14 @@ class Progress:
     """A progress update."""
 
     stage: str
-    #: Counted from 1; 0 where windows or steps do not apply.
+    #: Counted from 1; 0 if windows or steps do not apply.
     window: int = 0
     windows: int = 0
     step: int = 0
     steps: int = 0
-    #: Share of the whole generation that is done, 0 .. 1.
+    #: Completed share of the whole generation, 0 .. 1.
     fraction: float = 0.0
-    #: Seconds left; None while nothing is known.
+    #: Estimated seconds left; None: not known yet.
     remaining: float | None = None
-    #: The plan's warnings, once it is made: what is known of the result before the work.
+    #: The plan's warnings, after planning: known limits of the result.
     warnings: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Who speaks, what is taken of the file of a voice, and where it lies in that file."""
+"""The speakers, the selected part of each voice's file, and its position in the file."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Region:
-    """Where a speaker sits in the source picture; neither `box` nor `mask` means: place them automatically."""
+    """The place of a speaker in the source picture; without `box` and `mask` it is automatic."""
 
     #: [x0, y0, x1, y1], x to the right, y down; pixels of the upright source picture, or fractions if none exceeds 1.
     box: tuple[float, float, float, float] | None = None
-    #: Address of a picture of the source picture's shape; bright pixels belong to the speaker.
+    #: Address of a picture with the source picture's shape; bright pixels belong to the speaker.
     mask: str | None = None
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """One person of the picture: the address of their voice, or None for a person who stays silent."""
+    """One person in the picture, with the address of their voice, or None for a silent person."""
 
-    #: May end in what is taken of the file, such as `call.wav#left` (engine/media/excerpts.py).
+    #: It may end with the part of the file to use, such as `call.wav#left` (engine/media/excerpts.py).
     audio: str | None
     region: Region = Region()
-    #: Seconds into the file at which the voice begins, and seconds that are taken of it; None: all of it.
+    #: Begin of the used part of the file and its length in seconds; None: the whole file.
     start: float | None = None
     duration: float | None = None
     #: Seconds of silence before the voice in the video.
     delay: float | None = None
-    #: Number of the audio track, from 1; None: the one that players take.
+    #: Number of the audio track, from 1; None: the one that players select.
     track: int | None = None
     #: "left", "right" or the channel's number, from 1; None: all of them, mixed.
     channel: str | int | None = None
@@ -35,32 +35,32 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Link:
-    """One stretch of a sound file that has a header of its own. Most files are one; `cat a.ogg b.ogg` makes two."""
+    """A section of a sound file with its own header. Most files have one; `cat a.ogg b.ogg` makes a file with two."""
 
-    #: First byte, and the byte behind the last one.
+    #: First byte, and the byte after the last one.
     part: tuple[int, int]
     #: Index of the stream in the container.
     stream: int
-    #: Seconds of the whole file at which the link begins, and its length.
+    #: Begin of the section in the whole file, and its length, in seconds.
     at: float
     seconds: float
-    #: Where the container's clock stands at `at`, in seconds.
+    #: The container's timestamp at `at`, in seconds.
     zero: float
-    #: Samples at its start that the encoder made and no header speaks of.
+    #: Samples at its start that the encoder added and no header reports.
     priming: int
-    #: Seconds of each packet where all have the same length, else 0.
+    #: Seconds of each packet if all have the same length, else 0.
     packet: float
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What is taken of a sound file."""
+    """The used part of a sound file."""
 
-    #: Seconds into the file, and seconds that are there.
+    #: Its begin in the file, and its length, in seconds.
     start: float
     seconds: float
-    #: From 1; None: all, mixed.
+    #: Number of the channel, from 1; None: all channels, mixed.
     channel: int | None
     links: tuple[Link, ...]
-    #: What the request says of it, by name of the speaker's field; in the recipe.
+    #: The request's values, by the name of the speaker's field; part of the video's provenance.
     asked: tuple[tuple[str, float | int], ...] = ()

@@ -1,4 +1,4 @@
-"""Which weights a model needs."""
+"""The weights that a model needs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Weights:
-    """Which weights a model needs: a folder in the layout of diffusers, a sub-folder for each component."""
+    """The weights that a model needs: a folder in the layout of diffusers, with a sub-folder per component."""
 
     model: str
-    #: Name of the folder, e.g. below the volume.
+    #: Name of the folder, e.g. on the volume.
     folder: str
     components: tuple[str, ...]
-    #: The model's weights ship inside the package.
+    #: Whether the weights ship inside the package.
     packaged: bool = False
-    #: A command that gets them.
+    #: A command that downloads them.
     command: str = ""
-    #: That one and others, each with what it brings: its size, and what to add to the config.
+    #: This command and others, each with a note: the size of the download, and the overrides to add.
     commands: tuple[tuple[str, str], ...] = ()
-    #: The file of audio weights that belongs to the model, or the end of its path; "": any.
+    #: File of the model's audio weights, or the end of its path; "": any.
     adapter: str = ""
-    #: How the transformer is kept: decides which of its files is read.
+    #: Quantisation of the transformer; it decides which file is read.
     quant: str = "none"
-    #: The quantised file, below the folder, where there are several.
+    #: The quantised file, in the folder, if there are several.
     file: str | None = None

@@ -1,8 +1,8 @@
-"""Files that bear their name whole or not at all, and do so after a loss of power too.
+"""Atomic writes: a file gets its name only when it is complete and on disk, even if power is lost.
 
-What is written lies under a hidden name first, which ends in `.part`. Its bytes are on the disk before it gets its own
-name, and the name is on the disk before anybody is told of it. A killed process leaves such parts behind and nothing
-else; `sweep` removes them.
+A file is first written under a hidden name that ends in `.part`. Its bytes are on the disk before it gets its own name,
+and the name is on the disk before the call returns. A killed process leaves only such parts behind; `sweep` removes
+them.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 SUFFIX = ".part"
-#: Of the file that holds a name where the file system knows no better way.
+#: Suffix of the lock file for a name, on file systems that can neither rename without replacing nor link.
 _CLAIM = ".claim"
-#: Seconds after which a part counts as left behind though nobody can say whether its process lives: another machine's.
+#: Seconds after which another machine's part counts as abandoned; whether its process still runs cannot be known.
 _OLD = 3600.0
-#: Seconds in which a part may not be locked yet.
+#: Seconds in which a new part may not be locked yet.
 _YOUNG = 2.0
-#: Seconds for which another process may hold a name on a file system that knows no better way.
+#: Maximum seconds for which another process may lock a name with a lock file.
 _LEASE = 60.0
-#: Of Linux' rename flags (include/uapi/linux/fs.h), and of its AT_ constants.
+#: One of Linux's rename flags (include/uapi/linux/fs.h), and one of its AT_ constants.
 _NOREPLACE = 1
 _AT_FDCWD = -100
 
 
 class Part:
-    """A file under a hidden name, of this process alone, until it is given its own."""
+    """A file under a hidden name that only this process uses, until it gets its own name."""
 
     def __init__(self, path: Path) -> None:
-        """Make the file; its mode is that of any new file. Raises OSError."""
+        """Create the file with the default mode of new files. Raises OSError."""
         self.path = path
-        self._settled = False
+        self._synced = False
         self._files: list[IO[bytes]] = [path.open("x+b")]
-        _held(self.file)
+        _locked_elsewhere(self.file)
 
     @property
     def file(self) -> IO[bytes]:
@@ -52,14 +52,14 @@ class Part:
         return self._files[-1]
 
     def adopt(self, source: Path) -> None:
-        """Take the place of `source`: by a rename, or by a copy with its mode where that is not possible.
+        """Move `source` here: by a rename, or if that is not possible by a copy with its mode.
 
-        Raises OSError; `source` is still there then.
+        Raises OSError; then `source` still exists.
         """
         file = source.open("rb")
         self._files.append(file)
-        # Before it bears a name that is swept.
-        _held(file)
+        # Lock it before it gets a name that `sweep` removes.
+        _locked_elsewhere(file)
         try:
             source.replace(self.path)
         except OSError:
@@ -71,15 +71,15 @@ class Part:
             source.unlink()
 
     def name(self, path: Path, *, replace: bool) -> None:
-        """Give the file its name, in its own folder: bytes first, then the name, each on the disk before this goes on.
+        """Rename the file to `path`, in its own folder. First its bytes, then its name are synced to the disk.
 
-        Raises FileExistsError rather than replace a file, unless `replace`; and OSError.
+        Raises FileExistsError if `path` exists, unless `replace` is set; and OSError.
         """
-        if not self._settled:
+        if not self._synced:
             self.file.flush()
-            # Files that were opened to read can be synced, too.
+            # fsync also works for files that were opened for reading.
             os.fsync(self.file.fileno())
-            self._settled = True
+            self._synced = True
         if replace:
             self.path.replace(path)
         else:
@@ -87,7 +87,7 @@ class Part:
         sync_folder(path.parent)
 
     def drop(self) -> None:
-        """Remove the file if it still has no name of its own."""
+        """Remove the file if it has not been renamed."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
         for file in self._files:
@@ -97,7 +97,7 @@ class Part:
 
 @contextmanager
 def part_in(folder: Path, stem: str) -> Iterator[Part]:
-    """Make a part in `folder` that no other process shares, and remove it if it gets no name. Raises OSError."""
+    """Create a part in `folder` that no other process uses; remove it if it gets no name. Raises OSError."""
     part = Part(folder / part_name(stem))
     try:
         yield part
@@ -106,12 +106,12 @@ def part_in(folder: Path, stem: str) -> Iterator[Part]:
 
 
 def part_name(stem: str) -> str:
-    """Return a new hidden name that `sweep` knows by the same `stem`."""
+    """Return a new hidden name, which `sweep` finds by the same `stem`."""
     return f".{_short(stem)}-{_machine()}-{secrets.token_hex(4)}{SUFFIX}"
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file, in place of the one of that name if there is one, whole or not at all. Raises OSError."""
+    """Write a file atomically; it replaces an existing one. Raises OSError."""
     sweep(path.parent, path.name)
     with part_in(path.parent, path.name) as part:
         part.file.write(content)
@@ -119,21 +119,22 @@ def write(path: Path, content: bytes) -> None:
 
 
 def sweep(folder: Path, stem: str) -> list[Path]:
-    """Remove the parts of `stem` in `folder` whose processes are gone; return them. Never raises.
+    """Remove the parts of `stem` in `folder` whose processes have ended; return them. Never raises.
 
-    Of this machine's a lock says whether somebody still writes; another machine's are old after an hour without a byte.
+    On this machine a lock shows whether a process still writes; another machine's part is removed after an hour without
+    a write.
     """
-    stem, found = _short(stem), []
+    stem, candidates = _short(stem), []
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             part = entry.name.endswith(SUFFIX) and entry.name.startswith((f".{stem}-", f".{stem}."))
             if part or (entry.name.endswith(_CLAIM) and entry.name.startswith(".")):
-                found.append(Path(entry.path))
-    return [path for path in found if _swept(path, stem)]
+                candidates.append(Path(entry.path))
+    return [path for path in candidates if _remove_abandoned(path, stem)]
 
 
 def rename_new(part: Path, path: Path) -> None:
-    """Give `part` its name `path`, at once. Raises FileExistsError rather than replace a file, and OSError."""
+    """Rename `part` to `path` atomically. Raises FileExistsError if `path` exists, and OSError."""
     if _rename_noreplace(part, path):
         return
     try:
@@ -141,8 +142,8 @@ def rename_new(part: Path, path: Path) -> None:
     except FileExistsError:
         raise
     except OSError:
-        # A file system with neither: the name is claimed by a lock beside it, never by an empty file.
-        with claimed(path):
+        # The file system can do neither: the name is locked by a file beside it, never by an empty file of that name.
+        with lock_name(path):
             if os.path.lexists(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
             part.replace(path)
@@ -151,15 +152,15 @@ def rename_new(part: Path, path: Path) -> None:
 
 
 def make_folder(folder: Path, *, mode: int = 0o777) -> None:
-    """Make a folder, and those above it, unless they are there; their names are on the disk then. Raises OSError."""
+    """Create a folder and its missing parents, and sync their names to the disk. Raises OSError."""
     missing = [up for up in (folder, *folder.parents) if not up.exists()]
     folder.mkdir(mode=mode, parents=True, exist_ok=True)
-    for made in missing:
-        sync_folder(made.parent)
+    for created in missing:
+        sync_folder(created.parent)
 
 
 def sync(path: Path) -> None:
-    """Have the bytes of a file on the disk. Raises OSError."""
+    """Sync the bytes of a file to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -168,70 +169,71 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in `folder` on the disk, where the file system can."""
+    """Sync the names in `folder` to the disk, if the file system supports it."""
     with suppress(OSError):
         sync(folder)
 
 
 def _rename_noreplace(part: Path, path: Path) -> bool:
-    """Rename as one step of the kernel's; False where kernel or file system cannot. Raises FileExistsError."""
+    """Rename with the kernel's RENAME_NOREPLACE; return False if it is not supported. Raises FileExistsError."""
     rename = _renameat2()
     if rename is None or not rename(_AT_FDCWD, os.fsencode(part), _AT_FDCWD, os.fsencode(path), _NOREPLACE):
         return rename is not None
     code = ctypes.get_errno()
     if code == errno.EEXIST:
         raise FileExistsError(code, os.strerror(code), str(path))
-    # EINVAL and its like; what else is wrong, the next way meets and tells.
+    # EINVAL and similar: not supported. If the error has another reason, the next method raises it.
     return False
 
 
 @cache
 def _renameat2() -> Callable[..., int] | None:
-    # Python has no name for it, nor does every C library.
+    # Python does not offer it, nor does every C library.
     try:
-        found: Any = ctypes.CDLL(None, use_errno=True).renameat2
+        function: Any = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):
         return None
-    found.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-    return cast("Callable[..., int]", found)
+    function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    return cast("Callable[..., int]", function)
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[None]:
-    """Hold the name `path` against other processes of ours, on all machines that share the folder. Raises OSError."""
+def lock_name(path: Path) -> Iterator[None]:
+    """Lock the name `path` against other processes of this program, on all machines of the folder. Raises OSError."""
     claim = path.with_name(f".{_short(path.name)}{_CLAIM}")
     until = time.monotonic() + 2 * _LEASE
     while (file := _claim(claim)) is None:
         if time.monotonic() > until:
-            raise OSError(errno.EBUSY, "another process holds the name", str(path))
+            raise OSError(errno.EBUSY, "another process has locked the name", str(path))
         time.sleep(0.05)
     with file:
         try:
             yield
         finally:
-            # While it is held: whoever opened it meanwhile finds that it is no longer the one of that name.
+            # Removed before the lock is released: a process that has it open sees that the name is another file's.
             claim.unlink(missing_ok=True)
 
 
 def _claim(claim: Path) -> IO[bytes] | None:
-    """Make the file `claim`, or take over the one of a process that is gone; None while another holds it."""
-    ours, made = _machine().encode(), True
+    """Create the file `claim`, or take over that of an ended process; None while another process has it locked."""
+    ours, created = _machine().encode(), True
     try:
         file: IO[bytes] = claim.open("x+b", buffering=0)
         file.write(ours)
     except FileExistsError:
-        made = False
+        created = False
         try:
             file = claim.open("r+b", buffering=0)
         except FileNotFoundError:
             return None
     with suppress(FileNotFoundError):
-        held = _held(file)
+        locked_elsewhere = _locked_elsewhere(file)
         file.seek(0)
-        told, age = file.read(), time.time() - os.fstat(file.fileno()).st_mtime
-        # The lock decides on one machine, the file's age among several. Between making it and writing lies a moment.
-        dead = held is False and (told == ours or (not told and age > _YOUNG))
-        if not held and (made or dead or age > _LEASE) and os.path.samestat(os.fstat(file.fileno()), claim.stat()):
+        owner, age = file.read(), time.time() - os.fstat(file.fileno()).st_mtime
+        # On one machine the lock decides, between machines the file's age. A new file is empty for a moment.
+        dead = locked_elsewhere is False and (owner == ours or (not owner and age > _YOUNG))
+        expired = created or dead or age > _LEASE
+        if not locked_elsewhere and expired and os.path.samestat(os.fstat(file.fileno()), claim.stat()):
             file.seek(0)
             file.write(ours)
             return file
@@ -240,40 +242,40 @@ def _claim(claim: Path) -> IO[bytes] | None:
 
 
 def _short(stem: str) -> str:
-    """Return what stands for a file's name in a hidden one, which must not be longer than names may be."""
+    """Return `stem`, or its hash if a hidden name with it would be longer than file names may be."""
     return stem if len(os.fsencode(stem)) <= 160 else hashlib.sha256(os.fsencode(stem)).hexdigest()[:32]
 
 
 @cache
 def _machine() -> str:
-    """Return what all processes that share this kernel have in common, containers too, until it is booted anew."""
+    """Return an id that all processes on this kernel share, also in containers, until the next boot."""
     try:
-        told = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
     except (OSError, ValueError):
         return "0" * 8
-    return re.sub(r"[^0-9a-f]", "", told)[:8].ljust(8, "0")
+    return re.sub(r"[^0-9a-f]", "", boot_id)[:8].ljust(8, "0")
 
 
-def _held(file: IO[bytes]) -> bool | None:
-    """Return whether another process holds the file, and hold it if none does; None where nobody can say."""
+def _locked_elsewhere(file: IO[bytes]) -> bool | None:
+    """Return whether another process has locked the file, and lock it if not; None if locks are not supported."""
     try:
-        # Goes with its process, however that ends.
+        # The kernel releases it when the process ends, for whatever reason.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
-        # Some network volumes know no locks.
+        # Some network volumes do not support locks.
         return None
     return False
 
 
-def _swept(path: Path, stem: str) -> bool:
+def _remove_abandoned(path: Path, stem: str) -> bool:
     with suppress(OSError), path.open("rb") as file:
         age = time.time() - os.fstat(file.fileno()).st_mtime
-        held = _held(file)
-        # A lock that nobody holds says something among processes of one machine alone.
-        dead = held is False and path.name.startswith(f".{stem}-{_machine()}-") and age > _YOUNG
-        if not held and (dead or age > _OLD):
+        locked_elsewhere = _locked_elsewhere(file)
+        # A free lock is only meaningful between processes of one machine.
+        dead = locked_elsewhere is False and path.name.startswith(f".{stem}-{_machine()}-") and age > _YOUNG
+        if not locked_elsewhere and (dead or age > _OLD):
             path.unlink()
             return True
     return False

@@ -1,4 +1,4 @@
-"""The digests of a file, and whether a store has what was sent by those that it states."""
+"""The digests of a file, and their comparison with those that a store states."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: Bytes. Larger files go up in parts of this size; the digests are over the same parts.
+#: Bytes. Larger files are uploaded in parts of this size; the digests are of the same parts.
 PART = 8 * 2**20
-#: Bytes that are read at a time.
+#: Bytes per read.
 _PIECE = 4 * 2**20
 
 
 def sha256_of(path: Path, pause: Callable[[float], None] = lambda _: None) -> str:
-    """Return the SHA-256 of a file; `pause` is called now and then and may raise to stop. Raises OSError."""
+    """Return the SHA-256 of a file; `pause` is called after each piece and may raise to stop. Raises OSError."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while piece := file.read(_PIECE):
@@ -27,21 +27,21 @@ def sha256_of(path: Path, pause: Callable[[float], None] = lambda _: None) -> st
 
 
 def git_sha1_of(path: Path) -> str:
-    """Return the name that git, and so the hub, gives to a file with this content. Raises OSError."""
+    """Return git's SHA-1 of a file's content, which the hub states for small files. Raises OSError."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What tells a file from another: its length, its SHA-256, and what a store may calculate."""
+    """What identifies a file's content: its length, its SHA-256, and digests that a store may calculate."""
 
     size: int
     #: In hexadecimal digits.
     sha256: str
-    #: The number of parts it goes up in.
+    #: Number of parts in which it is uploaded.
     parts: int
-    #: SHA-256 over the parts' SHA-256, in base64 as stores write it.
+    #: SHA-256 of the parts' SHA-256 values, in base64 as stores write it.
     of_parts: str
 
     @property
@@ -51,46 +51,46 @@ class Sums:
 
 
 def read_sums(path: Path) -> Sums:
-    """Read the file once. Raises OSError."""
-    whole, several, parts = hashlib.sha256(), hashlib.sha256(), 0
+    """Return the checksums of a file, which is read once. Raises OSError."""
+    whole, of_parts, parts = hashlib.sha256(), hashlib.sha256(), 0
     with path.open("rb") as file:
         while part := file.read(PART):
             whole.update(part)
-            several.update(hashlib.sha256(part).digest())
+            of_parts.update(hashlib.sha256(part).digest())
             parts += 1
         size = file.tell()
-    return Sums(size, whole.hexdigest(), parts, base64.b64encode(several.digest()).decode("ascii"))
+    return Sums(size, whole.hexdigest(), parts, base64.b64encode(of_parts.digest()).decode("ascii"))
 
 
 def compare(path: Path, sums: Sums, head: Mapping[str, Any], *, size_alone: bool = False) -> tuple[str, bool]:
     """Return what was compared ("SHA-256", "ETag" or "size"), and whether it differs from the local file's.
 
-    `head` is a store's answer to a HEAD, as boto3 has it. A digest with a dash is one of the parts' digests, and behind
-    the dash stands their number; without, it may be the whole file's however that went up, which is how some stores
-    have it. One of other parts than ours says nothing.
+    `head` is a store's answer to a HEAD, as boto3 returns it. A digest with a dash is a digest of the parts' digests;
+    their number follows the dash. A digest without a dash may be of the whole file even after an upload in parts,
+    because some stores do that. A digest of another number of parts than ours is ignored.
     """
     if head["ContentLength"] != sums.size:
         return "size", True
     if size_alone:
         return "size", False
     ours = str(sums.parts)
-    told, _, parts = head.get("ChecksumSHA256", "").partition("-")
-    if told and parts in ("", ours):
-        return "SHA-256", told not in ((sums.of_parts,) if parts else (sums.whole, sums.of_parts))
+    sha256, _, parts = head.get("ChecksumSHA256", "").partition("-")
+    if sha256 and parts in ("", ours):
+        return "SHA-256", sha256 not in ((sums.of_parts,) if parts else (sums.whole, sums.of_parts))
     etag = re.fullmatch(r'"?([0-9a-f]{32})(?:-(\d+))?"?', head.get("ETag", ""))
-    # With a key of the customer's or of KMS it is not an MD5.
-    known = "SSECustomerAlgorithm" not in head and head.get("ServerSideEncryption", "AES256") == "AES256"
-    if etag and known and etag[2] in (None, ours):
-        whole, several = _md5s(path)
-        return "ETag", etag[1] not in ((several,) if etag[2] else (whole, several))
+    # With encryption by a customer's or a KMS key the ETag is not an MD5.
+    is_md5 = "SSECustomerAlgorithm" not in head and head.get("ServerSideEncryption", "AES256") == "AES256"
+    if etag and is_md5 and etag[2] in (None, ours):
+        whole, of_parts = _md5s(path)
+        return "ETag", etag[1] not in ((of_parts,) if etag[2] else (whole, of_parts))
     return "size", False
 
 
 def _md5s(path: Path) -> tuple[str, str]:
-    """Return the MD5 of the file, and that of its parts' MD5s."""
-    whole, several = (hashlib.md5(usedforsecurity=False) for _ in range(2))
+    """Return the MD5 of the file, and the MD5 of its parts' MD5s."""
+    whole, of_parts = (hashlib.md5(usedforsecurity=False) for _ in range(2))
     with path.open("rb") as file:
         while part := file.read(PART):
             whole.update(part)
-            several.update(hashlib.md5(part, usedforsecurity=False).digest())
-    return whole.hexdigest(), several.hexdigest()
+            of_parts.update(hashlib.md5(part, usedforsecurity=False).digest())
+    return whole.hexdigest(), of_parts.hexdigest()

@@ -1,7 +1,7 @@
-"""Folders of temporary files: one for each piece of work, gone with it, and swept later where a process was killed.
+"""Folders of temporary files: one per task, removed with it; those of killed processes are removed later.
 
-A folder in use holds a file that its process keeps locked. The kernel gives the lock back when the process ends, in
-whatever way; so a folder whose file can be locked belongs to nobody any more.
+A folder in use contains a file that its process keeps locked. The kernel releases the lock when the process ends, for
+whatever reason, so a folder whose file can be locked is no longer in use.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from pathlib import Path
 from engine.errors import EngineError, RequestError
 
 PREFIX = "multitalk-"
-#: The file that is locked. Folders without it are not ours to remove, whatever their name.
+#: The locked file. Folders without it are never removed, whatever their name.
 MARK = ".multitalk-scratch"
-#: Errors by which a disk says that it takes no more.
+#: Errors of a disk that is full or read-only.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _CODE = "disk_unwritable"
-_HINT = "free the disk of temporary files, or name a folder that can be written in TMPDIR"
-#: What `tempfile` makes behind the prefix.
+_HINT = "free the disk of temporary files, or set TMPDIR to a writable folder"
+#: The names that `tempfile` makes with the prefix.
 _NAME = re.compile(r"multitalk-(?:[a-z]+-)?[a-z0-9_]{8}")
-#: Seconds after which an empty folder without the file is a leftover: its process was killed before it made one.
+#: Seconds after which an empty folder without the file is abandoned: its process was killed before it created one.
 _EMPTY = 3600.0
 _swept: set[str] = set()
 _sweeping = threading.Lock()
 
 
 class Scratch:
-    """One folder, from its making until `close`."""
+    """One folder, which exists until `close`."""
 
     def __init__(self, kind: str = "") -> None:
-        """`kind` follows the prefix, such as "batch-". Raises EngineError where no folder can be made."""
-        where = place()
+        """Create the folder; `kind` follows the prefix, such as "batch-". Raises EngineError (disk_unwritable)."""
+        parent = place()
         with _sweeping:
-            if where not in _swept:
-                _swept.add(where)
-                sweep(Path(where))
+            if parent not in _swept:
+                _swept.add(parent)
+                sweep(Path(parent))
         try:
-            self.path = Path(tempfile.mkdtemp(prefix=PREFIX + kind, dir=where))
+            self.path = Path(tempfile.mkdtemp(prefix=PREFIX + kind, dir=parent))
             self._lock = _mark(self.path)
         except OSError as error:
             raise _error(error) from error
 
     def close(self) -> None:
-        """Remove the folder and what is in it."""
+        """Remove the folder and its content."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
@@ -63,7 +63,7 @@ class Scratch:
 
 @contextmanager
 def scratch(kind: str = "") -> Iterator[Path]:
-    """Give a new folder of temporary files, for as long as the block runs. Raises EngineError (disk_unwritable)."""
+    """Yield a new folder of temporary files, which is removed afterwards. Raises EngineError (disk_unwritable)."""
     folder = Scratch(kind)
     try:
         yield folder.path
@@ -72,15 +72,15 @@ def scratch(kind: str = "") -> Iterator[Path]:
 
 
 def place() -> str:
-    """Return the folder in which temporary files are made. Raises EngineError where there is none.
+    """Return the folder in which temporary files are created. Raises EngineError if there is none.
 
-    `tempfile` takes another one without a word where TMPDIR cannot be used: maybe on the disk that must not fill.
+    If TMPDIR cannot be used, `tempfile` silently uses another folder, possibly on a disk that must not fill up.
     """
-    named = os.environ.get("TMPDIR")
-    if tempfile.tempdir is None and named:
-        if not Path(named).is_dir():
+    tmpdir = os.environ.get("TMPDIR")
+    if tempfile.tempdir is None and tmpdir:
+        if not Path(tmpdir).is_dir():
             raise _error(OSError(errno.ENOENT, ""))
-        if not os.access(named, os.W_OK | os.X_OK):
+        if not os.access(tmpdir, os.W_OK | os.X_OK):
             raise _error(OSError(errno.EACCES, ""))
     try:
         return tempfile.gettempdir()
@@ -88,26 +88,26 @@ def place() -> str:
         raise _error(error) from error
 
 
-def sweep(where: Path) -> int:
-    """Remove the folders below `where` that processes left behind which were killed; return how many.
+def sweep(parent: Path) -> int:
+    """Remove the folders of killed processes in `parent`; return their number.
 
-    Only this user's, only those with the file that a living process keeps locked. What cannot be removed stays.
+    Only folders of this user with an unlocked lock file are removed. Errors are ignored.
     """
-    swept = 0
+    removed = 0
     try:
-        entries = [entry for entry in os.scandir(where) if _NAME.fullmatch(entry.name)]
+        entries = [entry for entry in os.scandir(parent) if _NAME.fullmatch(entry.name)]
     except OSError:
         return 0
     for entry in entries:
         with contextlib.suppress(OSError):
-            about = entry.stat(follow_symlinks=False)
-            if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid():
-                swept += _sweep(Path(entry.path), time.time() - about.st_mtime)
-    return swept
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
+                removed += _sweep(Path(entry.path), time.time() - status.st_mtime)
+    return removed
 
 
 def unwritable(error: OSError) -> RequestError:
-    """Return the error of a request whose files the disk did not take."""
+    """Return the error of a request whose files cannot be written to the disk."""
     return RequestError(_what(error), hint=_HINT, code=_CODE)
 
 
@@ -120,20 +120,20 @@ def _what(error: OSError) -> str:
 
 
 def _mark(folder: Path) -> int | None:
-    """Make the folder's file and keep it locked; None: locks are not to be had here, and the folder is never swept."""
-    made = folder / f"{MARK}.part"
-    handle = os.open(made, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    """Create the folder's file and lock it; None: locks are not supported here, so the folder is never swept."""
+    part = folder / f"{MARK}.part"
+    handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(handle, f"{os.getpid()}\n".encode())
     except OSError as error:
         os.close(handle)
-        made.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         if error.errno in FULL:
             raise
         return None
-    # Locked first and named then: nobody finds it unlocked while its process lives.
-    made.rename(folder / MARK)
+    # Locked before it is renamed: it is never unlocked under its final name while its process runs.
+    part.rename(folder / MARK)
     return handle
 
 
@@ -143,7 +143,7 @@ def _sweep(folder: Path, age: float) -> bool:
     except FileNotFoundError:
         if age < _EMPTY:
             return False
-        # Removes it only if it is empty.
+        # rmdir removes it only if it is empty.
         (folder / f"{MARK}.part").unlink(missing_ok=True)
         folder.rmdir()
         return True

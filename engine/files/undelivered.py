@@ -1,4 +1,4 @@
-"""Where videos wait that could not be delivered, until their job comes again."""
+"""Videos that could not be delivered, kept until their job is sent again."""
 
 from __future__ import annotations
 
@@ -13,71 +13,72 @@ from pathlib import Path
 
 from engine.data import Artifact
 from engine.errors import SinkError
-from engine.files.atomic import claimed, make_folder, part_in, sweep, write
+from engine.files.atomic import lock_name, make_folder, part_in, sweep, write
 
 logger = logging.getLogger(__name__)
 
-#: What can be the name of a job here, and part of a key in a store.
+#: Valid names of jobs, which also become part of a key in a store.
 JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """A video that waits, and what its note says of its bytes: None in notes of earlier versions."""
+class UndeliveredVideo:
+    """An undelivered video, with the size and SHA-256 from its note."""
 
     artifact: Artifact
+    #: None in notes of earlier versions, as `sha256`.
     bytes: int | None = None
     sha256: str | None = None
 
     def check(self) -> None:
-        """Read the video. Raises SinkError for another than the one that was kept; the file stays where it is."""
+        """Read and verify the video. Raises SinkError if it changed since it was stored; the file is not removed."""
         path = self.artifact.path
         try:
             with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 size = file.tell()
         except OSError as error:
             raise _damaged(path, f"it cannot be read: {error.strerror or error}") from error
         if self.bytes is not None and size != self.bytes:
-            raise _damaged(path, f"it has {size} bytes, and had {self.bytes}")
-        if self.sha256 is not None and found != self.sha256:
-            raise _damaged(path, "its SHA-256 is another")
+            raise _damaged(path, f"it has {size} bytes instead of {self.bytes}")
+        if self.sha256 is not None and sha256 != self.sha256:
+            raise _damaged(path, "its SHA-256 changed")
         if not size:
             raise _damaged(path, "it is empty")
 
 
 class Shelf:
-    """Folders with <job>.mp4, and <job>.json with what has to be known to deliver it.
+    """Folders with <job>.mp4, and <job>.json, a note with everything that delivering the video needs.
 
-    A note is written when its video is on the disk, and says how long that is and its SHA-256.
+    The note is written after its video is on the disk, and contains the video's size and SHA-256.
     """
 
     def __init__(self, folders: Sequence[Path], *, named: bool) -> None:
-        """Look at nothing yet. `named`: the folder is somebody's choice, to be made wherever it is to lie."""
+        """Access no folder yet. `named`: the user chose the folder, so it is created even if its parent is missing."""
         self._folders = folders
         self._named = named
 
     def folder(self) -> Path:
-        """Return the first folder that can be written to. Raises SinkError."""
+        """Return the first writable folder. Raises SinkError."""
         for folder in self._folders:
-            # A volume that is not mounted is not made: what lies in its place would be gone with the container.
+            # The mount point of a missing volume is not created: its content would be lost with the container.
             above = next(up for up in (folder, *folder.parents) if up.exists())
             mounted = self._named or above in (folder, folder.parent)
             if mounted and above.is_dir() and os.access(above, os.W_OK | os.X_OK):
                 return folder
         raise SinkError(
-            "there is no folder to keep a video in whose upload fails",
+            "there is no folder for videos whose upload fails",
             field="sink.keep_folder",
-            hint="name one that can be written to, on a volume that outlives this machine",
+            hint="set it to a writable folder on a volume that outlives this machine",
             code="s3_no_keep_folder",
         )
 
     def put(self, artifact: Artifact, name: str, *, own: bool, sha256: str, size: int) -> Path:
-        """Take a copy of the video and return its path. Raises OSError and SinkError."""
+        """Store a copy of the video and return its path. Raises OSError and SinkError."""
         folder = self.folder()
         make_folder(folder, mode=0o700)
         path = folder / f"{name}.mp4"
-        # What was killed here.
+        # Remove parts of killed processes.
         sweep(folder, name)
         note = {
             "media_type": artifact.media_type,
@@ -88,44 +89,44 @@ class Shelf:
             "bytes": size,
             "sha256": sha256,
         }
-        # Two workers may have made the same job: the note is to be about the video that lies there.
-        with claimed(path):
+        # Two workers may have done the same job: the note must describe the stored video.
+        with lock_name(path):
             if artifact.path != path:
                 self._copy(artifact.path, path, sha256)
-            # Last: a video with its note is whole.
+            # Written last: a video with a note is complete.
             write(path.with_suffix(".json"), json.dumps(note).encode())
         return path
 
-    def find(self, name: str, *, own: bool) -> Waiting:
-        """Return the video that waits under this name. `own`: its job's bucket is at hand. Raises SinkError."""
+    def find(self, name: str, *, own: bool) -> UndeliveredVideo:
+        """Return the undelivered video of this name. `own`: the job brings its own bucket. Raises SinkError."""
         for folder in self._folders if JOB.fullmatch(name) else ():
             path = folder / f"{name}.mp4"
             try:
-                told = json.loads((folder / f"{name}.json").read_text("utf-8"))
-                artifact = Artifact(path, told["media_type"], told["seconds"], told["frames"], told["filename"])
-                waiting = Waiting(artifact, told.get("bytes"), told.get("sha256"))
-                belongs = bool(told["own"])
+                note = json.loads((folder / f"{name}.json").read_text("utf-8"))
+                artifact = Artifact(path, note["media_type"], note["seconds"], note["frames"], note["filename"])
+                video = UndeliveredVideo(artifact, note.get("bytes"), note.get("sha256"))
+                needs_own_bucket = bool(note["own"])
             except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 continue
             if not path.is_file():
                 continue
-            if belongs is not own:
-                whose = "the job's own bucket" if belongs else "the configured bucket"
-                hint = f"resume it with {whose}"
-                raise SinkError(f"the kept video belongs into {whose}", field="request.store", hint=hint)
-            return waiting
+            if needs_own_bucket is not own:
+                bucket = "the job's own bucket" if needs_own_bucket else "the configured bucket"
+                hint = f"resume it with {bucket}"
+                raise SinkError(f"the stored video is for {bucket}", field="request.store", hint=hint)
+            return video
         hint = "make it again"
-        raise SinkError("no video is kept for this job", field="request.job", hint=hint, code="s3_nothing_kept")
+        raise SinkError("no video is stored for this job", field="request.job", hint=hint, code="s3_nothing_kept")
 
     def clear(self, name: str) -> None:
-        """Remove what waits under this name, if anything does."""
+        """Remove the undelivered video of this name, if there is one."""
         for folder in self._folders:
-            # The note first: a video without one is no promise.
+            # The note first: a video without a note is ignored.
             remove(folder / f"{name}.json")
             remove(folder / f"{name}.mp4")
 
     def _copy(self, source: Path, path: Path, sha256: str) -> None:
-        # An older note must not speak for the new video, whatever happens between the two.
+        # An older note must not describe the new video, even if this process is killed before the new note is written.
         path.with_suffix(".json").unlink(missing_ok=True)
         digest = hashlib.sha256()
         with part_in(path.parent, path.stem) as part, source.open("rb") as file:
@@ -133,24 +134,24 @@ class Shelf:
                 digest.update(piece)
                 part.file.write(piece)
             if digest.hexdigest() != sha256:
-                raise SinkError("the video changed while it was kept", field="sink", hint="make it again")
+                raise SinkError("the video changed while it was copied", field="sink", hint="make it again")
             part.name(path, replace=True)
 
 
 def remove(path: Path) -> None:
-    """Remove a file that is delivered. Never raises: what remains is no reason to call the job failed."""
+    """Remove a delivered file. Never raises: a leftover file does not make the job fail."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        logger.warning("%s is uploaded and cannot be removed: %s", path, error.strerror)
+        logger.warning("%s was uploaded but cannot be removed: %s", path, error.strerror)
 
 
 def _damaged(path: Path, why: str) -> SinkError:
-    # The path is for the log: who asks may be on another machine.
-    logger.error("the kept video %s is damaged: %s", path, why)
+    # The path is only for the log: the caller may be on another machine.
+    logger.error("the stored video %s is damaged: %s", path, why)
     return SinkError(
-        f"the kept video is damaged: {why}",
+        f"the stored video is damaged: {why}",
         field="request.job",
-        hint="it is not removed; send the job under another name to have it made again",
+        hint="it is not removed; send the job under another name to make it again",
         code="s3_kept_damaged",
     )

@@ -1,4 +1,4 @@
-"""Read every byte of what was downloaded and name what is not as it was."""
+"""Verify downloaded files: read every byte and report each file that differs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from engine.hub.record import COMPLETE, PRIVATE, Record
 
 @dataclass(frozen=True)
 class Finding:
-    """One file that is not as it should be."""
+    """One file that is missing, differs or was not downloaded."""
 
-    #: Inside the model's folder.
+    #: Path inside the model's folder.
     file: str
     #: "missing", "truncated", "corrupt", "swapped", "unverified" or "foreign".
     kind: str
@@ -28,65 +28,65 @@ class Finding:
 def verify(
     presets: Sequence[Preset], folder: Path, *, quick: bool = False, say: Callable[[str], None] = lambda _: None
 ) -> list[Finding]:
-    """Return what is wrong in the folder of `presets`, and take the mark of completeness from those it concerns.
+    """Return the problems in the folder of `presets`; presets with a problem are no longer marked complete.
 
     Args:
-        presets: those that are to be whole; all live in `folder`.
-        quick: compare sizes and times alone and read nothing.
+        presets: the presets that must be complete; all are in `folder`.
+        quick: compare only sizes and times; read no file.
 
-    A file is held to its SHA-256 of the manifest, else of its first download. Foreign files concern no preset.
+    A file must have the SHA-256 of the manifest, or else of its first download. Foreign files affect no preset.
     """
     record = Record(folder)
     files = {file.to: file for preset in presets for file in preset.files}
-    # What else is recorded belongs to another preset of this folder.
+    # Other recorded files belong to another preset in this folder.
     places = sorted({*files, *record.entries})
     findings = []
     # SHA-256 -> the place where that content belongs.
-    belongs = {entry.sha256: place for place, entry in record.entries.items()}
-    belongs |= {file.sha256: place for place, file in files.items() if file.sha256}
+    place_of = {entry.sha256: place for place, entry in record.entries.items()}
+    place_of |= {file.sha256: place for place, file in files.items() if file.sha256}
     for place in places:
-        entry, told = record.entries.get(place), files.get(place)
+        entry, file = record.entries.get(place), files.get(place)
         path = folder / place
         if not path.is_file():
-            if told is not None:
-                findings.append(
-                    Finding(place, "missing", "a link that leads nowhere" if path.is_symlink() else "no file")
-                )
+            if file is not None:
+                findings.append(Finding(place, "missing", "a broken link" if path.is_symlink() else "no file"))
             continue
-        wanted = (told.sha256 if told else "") or (entry.sha256 if entry else "")
-        size = entry.size if entry else told.size if told and told.exact else None
-        if not wanted:
-            findings.append(Finding(place, "unverified", "nothing tells what it should be; pull the preset"))
+        expected = (file.sha256 if file else "") or (entry.sha256 if entry else "")
+        size = entry.size if entry else file.size if file and file.exact else None
+        if not expected:
+            findings.append(Finding(place, "unverified", "its SHA-256 is not known; pull the preset"))
             continue
         if quick and entry is not None:
             if not record.unchanged(place):
-                findings.append(Finding(place, "corrupt", "size or time is not that of the verified file"))
+                findings.append(Finding(place, "corrupt", "its size or time changed since it was verified"))
             continue
-        found = path.stat().st_size
-        if size is not None and found < size:
-            findings.append(Finding(place, "truncated", f"{found} of {size} bytes"))
+        actual_size = path.stat().st_size
+        if size is not None and actual_size < size:
+            findings.append(Finding(place, "truncated", f"{actual_size} of {size} bytes"))
             continue
         say(f"reading {place}")
         sha256 = sha256_of(path)
-        if sha256 == wanted:
+        if sha256 == expected:
             continue
-        other = belongs.get(sha256)
+        other = place_of.get(sha256)
         if other is not None:
-            findings.append(Finding(place, "swapped", f"holds what belongs in {other}"))
+            findings.append(Finding(place, "swapped", f"contains the data of {other}"))
         else:
-            findings.append(Finding(place, "corrupt", f"SHA-256 {sha256} in place of {wanted}"))
-    bad = {finding.file for finding in findings}
-    if not bad.isdisjoint(record.entries):
-        # What is found is told even where it cannot be marked.
+            findings.append(Finding(place, "corrupt", f"SHA-256 {sha256} instead of {expected}"))
+    changed = {finding.file for finding in findings}
+    if not changed.isdisjoint(record.entries):
+        # The problems are reported even if the record cannot be written.
         with suppress(OSError), locked(folder, say=say):
-            unmark(folder, bad)
-    return findings + [Finding(place, "foreign", "not one of ours") for place in strangers(folder, record, files)]
+            unmark(folder, changed)
+    return findings + [
+        Finding(place, "foreign", "not downloaded by this program") for place in foreign_files(folder, record, files)
+    ]
 
 
 def unmark(folder: Path, places: Collection[str]) -> None:
-    """Take the mark from presets that need one of `places`, which count as changed. Under the folder's lock.
+    """Mark presets that need one of `places` as incomplete, and the files there as changed. Needs the folder's lock.
 
-    What they have to be stays on record: it was trusted when it first came.
+    The record keeps their SHA-256, which was trusted at the first download.
     """
     record = Record(folder)
     record.complete = {name: needed for name, needed in record.complete.items() if set(needed).isdisjoint(places)}
@@ -95,9 +95,9 @@ def unmark(folder: Path, places: Collection[str]) -> None:
     record.save()
 
 
-def strangers(folder: Path, record: Record, known: Iterable[str] = ()) -> Iterator[str]:
-    """Yield the files in `folder` that were neither downloaded nor are `known`."""
-    ours = {*record.entries, *known, COMPLETE}
+def foreign_files(folder: Path, record: Record, expected: Iterable[str] = ()) -> Iterator[str]:
+    """Yield the files in `folder` that were not downloaded and are not `expected`."""
+    ours = {*record.entries, *expected, COMPLETE}
     for path, below, names in os.walk(folder):
         if Path(path) == folder and PRIVATE in below:
             below.remove(PRIVATE)

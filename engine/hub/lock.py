@@ -1,4 +1,4 @@
-"""One process at a time in a model's folder, on all machines that share the volume."""
+"""A lock on a model's folder: one process at a time, on all machines that share the volume."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from engine.errors import Cancelled, SourceError
 from engine.hub.record import PRIVATE
 
-#: Seconds without a sign of life after which a lock is taken over, where its owner cannot be looked up.
+#: Seconds without a heartbeat after which a lock is taken over if its owner is on another machine.
 LEASE = 60.0
 
 
@@ -18,11 +18,11 @@ LEASE = 60.0
 def locked(
     folder: Path, *, lease: float = LEASE, say: Callable[[str], None] = lambda _: None
 ) -> Iterator[threading.Event]:
-    """Hold the folder, waiting for whoever holds it; the event is set when the hold is lost.
+    """Lock the folder, waiting for its present owner; the event that it yields is set if the lock is lost.
 
-    A lease: a file that its owner touches, since on many network volumes the kernel's locks hold on one machine alone.
-    That of a process that died here is taken over at once, another machine's after `lease` seconds without a touch.
-    Raises SourceError in place of a Cancelled that comes of a lost hold.
+    The lock is a lease: a file that its owner touches regularly, because on many network volumes the kernel's locks
+    work on one machine only. The lease of a dead process of this machine is taken over at once, another machine's
+    after `lease` seconds without a touch. Raises SourceError instead of a Cancelled that a lost lock caused.
     """
     from filelock import SoftFileLease, Timeout
 
@@ -32,7 +32,7 @@ def locked(
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say(f"another process is at work in {folder}; waiting for it")
+        say(f"another process is using {folder}; waiting for it")
         lock.acquire(poll_interval=min(1.0, lease / 10))
     try:
         yield stop
@@ -42,7 +42,7 @@ def locked(
         raise SourceError(
             f"the lock of {folder} was lost ({lock.compromise.reason})",
             field="--model-path",
-            hint="start again; does the volume hang at times?",
+            hint="start again; check whether the volume is slow or hangs",
         ) from None
     finally:
         lock.release()

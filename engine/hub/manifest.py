@@ -1,4 +1,4 @@
-"""manifest.yaml -> presets and their files."""
+"""Read presets and their files from manifest.yaml."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.hub.record import COMPLETE
 from engine.text.names import is_inside, is_plain
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-#: quant=… that read quantised files; any other reads those of quant=none, and makes what it needs of them meanwhile.
+#: Values of quant that read quantised files; the others read the files of quant=none and quantise while loading.
 STORED = ("int8-quanto", "fp8-quanto", "gguf")
 
 
@@ -24,34 +24,34 @@ class File:
 
     part: str
     repository: str
-    #: A commit, or a branch where no source records a commit.
+    #: A commit, or a branch if no source records a commit.
     revision: str
-    #: Inside the repository.
+    #: Path inside the repository.
     path: str
-    #: Inside the model's folder.
+    #: Path inside the model's folder.
     to: str
-    #: Bytes: exactly, where a source records it, else roughly.
+    #: Bytes: exact if a source records them, else approximate.
     size: int
     exact: bool
-    #: "" where no source records it.
+    #: "" if no source records it.
     sha256: str
     licence: str
 
     @property
     def key(self) -> str:
-        """Return what names this file among all repositories."""
+        """Return the key that identifies this file among all repositories."""
         return f"{self.repository}:{self.path}"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A set of files that together are a model."""
+    """A set of files that make up a model."""
 
     name: str
     about: str
     #: Below the folder of all models.
     folder: str
-    #: Overrides that have the engine use it.
+    #: Overrides with which the engine uses it.
     use: str
     files: tuple[File, ...]
 
@@ -62,17 +62,17 @@ class Preset:
 
     @property
     def words(self) -> dict[str, str]:
-        """Return `use` by its keys, with those that it leaves to the model's defaults."""
+        """Return `use` by key, completed with the model's defaults."""
         return {"model.folder": self.folder, "quant": "none"} | dict(word.split("=") for word in self.use.split())
 
     @property
     def size(self) -> int:
-        """Return its bytes on disk, which is the most that getting it ever takes: nothing is there twice."""
+        """Return its bytes on disk; a download never needs more, because no file is stored twice."""
         return sum(file.size for file in self.files)
 
     @property
     def exact(self) -> bool:
-        """Whether `size` is to the byte."""
+        """Whether `size` is exact."""
         return all(file.exact for file in self.files)
 
 
@@ -84,7 +84,7 @@ class Manifest:
         self.default: str = table["default"]
 
     def names(self) -> tuple[str, ...]:
-        """Return the names of all presets, as they stand in the file."""
+        """Return the names of all presets, in the order of the file."""
         return tuple(self._table["presets"])
 
     def parts(self) -> tuple[str, ...]:
@@ -92,66 +92,66 @@ class Manifest:
         return tuple(self._table["parts"])
 
     def preset(self, name: str, *, extra: Sequence[str] = (), without: Sequence[str] = ()) -> Preset:
-        """Return a preset, with the parts `extra` added and `without` left out. Raises ConfigError."""
-        told = self._table["presets"].get(name)
-        if told is None:
+        """Return a preset, with the parts `extra` added and the parts `without` left out. Raises ConfigError."""
+        row = self._table["presets"].get(name)
+        if row is None:
             raise ConfigError(f"no preset named {name!r}", field="--preset", hint=f"known: {', '.join(self.names())}")
-        for field, parts, known in (
+        for field, parts, allowed in (
             ("--with", extra, self.parts()),
-            ("--without", without, (*told["parts"], *extra)),
+            ("--without", without, (*row["parts"], *extra)),
         ):
             for part in parts:
-                if part not in known:
-                    raise ConfigError(f"no part named {part!r}", field=field, hint=f"known: {', '.join(known)}")
-        parts = [part for part in dict.fromkeys([*told["parts"], *extra]) if part not in without]
+                if part not in allowed:
+                    raise ConfigError(f"no part named {part!r}", field=field, hint=f"known: {', '.join(allowed)}")
+        parts = [part for part in dict.fromkeys([*row["parts"], *extra]) if part not in without]
         files = tuple(file for part in parts for file in self._files(part))
-        _check_places(name, told["folder"], files)
-        return Preset(name, told["about"], told["folder"], told["use"], files)
+        _check_places(name, row["folder"], files)
+        return Preset(name, row["about"], row["folder"], row["use"], files)
 
     def presets(self) -> tuple[Preset, ...]:
         """Return all presets."""
         return tuple(self.preset(name) for name in self.names())
 
     def chosen(self, name: str, model: str, quant: str) -> Preset | None:
-        """Return the preset `name`, or without a name that of `model` and `quant`. Raises ConfigError."""
+        """Return the preset `name`, or if it is "" the preset of `model` and `quant`. Raises ConfigError."""
         return self.preset(name) if name else self.preset_of(model, quant)
 
     def preset_of(self, model: str, quant: str = "none") -> Preset | None:
-        """Return the preset that `model=… quant=…` reads; None for what is not published.
+        """Return the preset that `model=… quant=…` reads; None if none is published.
 
-        A quantisation that is made while loading reads what quant=none reads.
+        A quantisation that is made while loading reads the files of quant=none.
         """
-        wanted = quant if quant in STORED else "none"
+        stored_quant = quant if quant in STORED else "none"
         mine = (preset for preset in self.presets() if "model.folder=" not in preset.use)
-        return next((one for one in mine if (one.words["model"], one.words["quant"]) == (model, wanted)), None)
+        return next((one for one in mine if (one.words["model"], one.words["quant"]) == (model, stored_quant)), None)
 
     def offers(self, model: str, quant: str, folder: str) -> tuple[Preset, ...]:
-        """Return the presets to name where `model=… quant=… model.folder=…` finds no weights, the first one first.
+        """Return the presets to suggest if `model=… quant=… model.folder=…` finds no weights, the best one first.
 
-        That is what it reads. Where those are files in 32 bits, the published ones that are kept as small as those of
-        the default preset come first; where nothing is published, those of another folder, or of the default's
-        quantisation.
+        These are the presets that it reads. If they are 32-bit files, presets with the quantisation of the default
+        preset come first. If there are none, presets of other folders follow, then those with the quantisation of the
+        default preset.
         """
-        usual = self.preset(self.default).words["quant"]
-        wanted = quant if quant in STORED else "none"
+        default_quant = self.preset(self.default).words["quant"]
+        stored_quant = quant if quant in STORED else "none"
         mine = [preset for preset in self.presets() if preset.words["model"] == model]
         here = [preset for preset in mine if preset.folder == folder]
-        exact = [preset for preset in here if preset.words["quant"] == wanted]
-        if wanted == "none":
-            exact = [*(preset for preset in here if preset.words["quant"] == usual), *exact]
-        for found in (
+        exact = [preset for preset in here if preset.words["quant"] == stored_quant]
+        if stored_quant == "none":
+            exact = [*(preset for preset in here if preset.words["quant"] == default_quant), *exact]
+        for presets in (
             exact,
-            [preset for preset in mine if preset.words["quant"] == wanted],
-            [preset for preset in mine if preset.words["quant"] == usual],
+            [preset for preset in mine if preset.words["quant"] == stored_quant],
+            [preset for preset in mine if preset.words["quant"] == default_quant],
         ):
-            if found:
-                # One of a kind: files of other folders are variants.
-                return tuple({preset.words["quant"]: preset for preset in reversed(found)}.values())[::-1]
+            if presets:
+                # One of each quantisation: files of other folders are variants.
+                return tuple({preset.words["quant"]: preset for preset in reversed(presets)}.values())[::-1]
         return ()
 
     def _files(self, part: str) -> tuple[File, ...]:
-        told = self._table["parts"][part]
-        repository = told["repository"]
+        row = self._table["parts"][part]
+        repository = row["repository"]
         source = self._table["repositories"][repository]
         return tuple(
             File(
@@ -165,24 +165,24 @@ class Manifest:
                 sha256=file.get("sha256", ""),
                 licence=source["licence"],
             )
-            for file in told["files"]
+            for file in row["files"]
         )
 
 
 def _check_places(name: str, folder: str, files: Sequence[File]) -> None:
-    """Raise ConfigError for a preset that would read or write outside its folder: a manifest may be a stranger's."""
+    """Raise ConfigError for a preset that would read or write outside its folder: a manifest may be untrusted."""
     wrong = [place for place in (name, folder) if not is_plain(place) or place.startswith(".")]
     for file in files:
         owner, slash, repository = file.repository.partition("/")
         wrong += [file.repository] if not slash or not is_plain(owner) or not is_plain(repository) else []
         wrong += [place for place in (file.revision, file.path, file.to) if not is_inside(place)]
-        # Hidden is what this package keeps there itself.
+        # Hidden files are this package's own.
         wrong += [file.to] if str(file.to).startswith(".") or file.to == COMPLETE else []
     if wrong:
         raise ConfigError(
-            f"the preset {str(name)[:80]!r} has a name that may not become part of a path: {str(wrong[0])[:80]!r}",
+            f"the preset {str(name)[:80]!r} has a name that must not be part of a path: {str(wrong[0])[:80]!r}",
             field="--manifest",
-            hint="relative paths without '..', and no hidden ones",
+            hint="use relative paths without '..' and without hidden names",
         )
 
 
@@ -192,7 +192,7 @@ def _place(path: str, to: str) -> str:
 
 @cache
 def read_manifest(path: Path | None = None) -> Manifest:
-    """Return the manifest of this package, or another. Raises ConfigError where that is none."""
+    """Return the manifest at `path`, or this package's own. Raises ConfigError if the file is not a manifest."""
     import yaml
 
     path = path or Path(__file__).with_name("manifest.yaml")
@@ -201,7 +201,7 @@ def read_manifest(path: Path | None = None) -> Manifest:
         manifest.presets()
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{path} is no manifest ({type(error).__name__}: {error})",
+            f"{path} is not a valid manifest ({type(error).__name__}: {error})",
             field="--manifest",
             hint="engine/hub/manifest.yaml shows the format",
         ) from error

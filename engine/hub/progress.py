@@ -1,4 +1,4 @@
-"""How much of a download is there, how fast it comes and how long the rest will take."""
+"""The progress of a download: bytes on disk, rate and remaining time."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from typing import Self, TextIO
 
 from tqdm import tqdm
 
-#: Seconds between two looks: on a terminal, where they move a bar, and elsewhere, where each writes a line.
+#: Seconds between two updates: on a terminal (True) each moves a bar, elsewhere (False) each writes a line.
 _PAUSES = {True: 1.0, False: 15.0}
-#: Seconds without a byte after which that is said.
+#: Seconds without new bytes after which the line says so.
 _SILENCE = 10.0
 _LINE = "{n_fmt}B of {total_fmt}B ({percentage:.0f}%), {rate_fmt}, {remaining} left{postfix}"
 _BAR = "{percentage:3.0f}% |{bar}| {n_fmt}B of {total_fmt}B, {rate_fmt}, {remaining} left{postfix}"
 
 
 def say(line: str) -> None:
-    """Print a line on stderr, above a bar that stands there."""
+    """Print a line on stderr, above the bar if there is one."""
     tqdm.write(line, file=sys.stderr)
 
 
 class Progress:
-    """Shows `measure()` of `total` bytes while it is open: a bar on a terminal, a line now and then elsewhere.
+    """Shows `measure()` of `total` bytes while it is open: a bar on a terminal, else a line from time to time.
 
-    Rate and remaining time are those of the last seconds in which bytes came. `pause` is in seconds.
+    Rate and remaining time are those of the last seconds in which bytes arrived. `pause` is the number of seconds
+    between two updates.
     """
 
     def __init__(
@@ -46,11 +47,11 @@ class Progress:
             initial=measure(),
             unit="B",
             unit_scale=True,
-            # Each look is shown, when it is made: tqdm would wait for more, or skip some.
+            # Each update is shown at once: tqdm would delay or skip some.
             mininterval=0,
             miniters=0,
             file=out if on_terminal else _Lines(out),
-            # Else the bar of a second download in this process would be drawn below this one.
+            # Otherwise the bar of a second download in this process would be drawn below this one.
             position=0,
             dynamic_ncols=on_terminal,
             bar_format=_BAR if on_terminal else _LINE,
@@ -65,28 +66,28 @@ class Progress:
         if self._bar is not None:
             self._done.set()
             self._thread.join()
-            # Shown once more, with the rate of the whole download.
+            # The last update shows the rate of the whole download.
             self._bar.n = self._measure()
             self._bar.set_postfix_str("", refresh=False)
             self._bar.close()
 
     def _watch(self) -> None:
         while not self._done.wait(self._pause):
-            self._look()
+            self._update()
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         assert self._bar is not None
         now, more = time.monotonic(), self._measure() - self._bar.n
         if more > 0:
             self._last = now
         silence = now - self._last
         self._bar.set_postfix_str(f"no data for {silence:.0f} s" if silence >= _SILENCE else "", refresh=False)
-        # Less is there when a damaged file is fetched again.
+        # `more` is negative if a damaged file is downloaded again.
         self._bar.update(more)
 
 
 class _Lines:
-    """A file for tqdm that gets a line of its own for what would be drawn over the line before."""
+    """A file for tqdm that writes each update as a new line instead of over the previous one."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out

@@ -1,7 +1,7 @@
-"""Get a preset: only its files, several at a time, each verified before it stands in its place.
+"""Download a preset: only its files, several at a time, each verified before it gets its final name.
 
-At any moment a folder holds, under their own names, only whole and verified files; what is on its way lies in
-`.multitalk/parts` under a name that is made here. A killed run resumes, and nothing is downloaded twice.
+At any moment a folder contains, under their final names, only complete and verified files. Partial downloads are in
+`.multitalk/parts` under generated names. A killed run resumes, and nothing is downloaded twice.
 """
 
 from __future__ import annotations
@@ -26,43 +26,43 @@ from engine.hub.lock import LEASE, locked
 from engine.hub.manifest import COMMIT, File, Preset
 from engine.hub.progress import Progress
 from engine.hub.record import PRIVATE, Entry, Record, records
-from engine.hub.remote import WAITS, Stated, ask, fetch
+from engine.hub.remote import WAITS, HubMetadata, ask, fetch
 from engine.text.amounts import amount
 
 T = TypeVar("T")
-#: Bytes that stay free on the disk.
+#: Bytes that must remain free on the disk.
 _MARGIN = 64 * 10**6
-#: What is wrong with a folder, in place of with us.
+#: Errors of a folder or its disk, not of this program.
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
-#: Loggers that write addresses: of the hub's library, and of the HTTP library it brings, whose name goes by version.
+#: Loggers that write addresses: of the hub's library and of its HTTP library, whose name depends on the version.
 _LOUD = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "urllib3")
-#: While pulls run, in several threads maybe: what was set before the first of them, and how many there are.
+#: While downloads run, possibly in several threads: the settings from before the first one, and their number.
 _before: dict[str, int] = {}
-_MANNERS = threading.Lock()
-#: Bytes that are written at a time.
+_BEFORE_LOCK = threading.Lock()
+#: Bytes per write.
 _PIECE = 64 * 2**10
 
 
 @dataclass
 class Options:
-    """How to get a preset."""
+    """How to download a preset."""
 
-    #: Files at a time.
+    #: Number of files that are downloaded at the same time.
     workers: int = 4
-    #: Replace files that are in the way: changed ones, and strangers under a name of ours.
+    #: Replace files that changed since their download, and foreign files under a needed name.
     repair: bool = False
     waits: Sequence[float] = WAITS
     lease: float = LEASE
-    #: Where progress is written, if anywhere.
+    #: Where progress is written; None: nowhere.
     out: TextIO | None = None
     say: Callable[[str], None] = field(default=lambda _: None)
 
 
 def pull(preset: Preset, root: Path, options: Options | None = None) -> Path:
-    """Have all files of `preset` below `root`, verified, and return their folder.
+    """Download all missing files of `preset` below `root`, verify them, and return their folder.
 
-    Raises SourceError: the hub refuses or offers other files, the disk is too small or full, a file is in the way, or
-    HF_HUB_OFFLINE is set and something is missing, the lock is lost. What has arrived stays.
+    Raises SourceError if the hub refuses or offers other files, the disk is too small or full, another file has a
+    needed name, a file is missing while HF_HUB_OFFLINE is set, or the lock is lost. Downloaded bytes are kept.
     """
     options = options or Options()
     folder = root / preset.folder
@@ -70,8 +70,8 @@ def pull(preset: Preset, root: Path, options: Options | None = None) -> Path:
     try:
         if Record(folder).has_all(preset.name, places):
             return folder
-        with _hub_manners(), locked(folder, lease=options.lease, say=options.say) as stop:
-            # Another process may have got all of it while this one waited.
+        with _quiet_hub(), locked(folder, lease=options.lease, say=options.say) as stop:
+            # Another process may have downloaded everything while this one waited.
             if not Record(folder).has_all(preset.name, places):
                 _Pull(preset, root, options, stop).run()
     except OSError as error:
@@ -80,7 +80,7 @@ def pull(preset: Preset, root: Path, options: Options | None = None) -> Path:
         raise SourceError(
             f"{folder} cannot be written to: {error.strerror}",
             field="--model-path",
-            hint="make room or get the right to write, then start again: it goes on from there",
+            hint="free disk space or allow writing, then start again to resume",
         ) from error
     return folder
 
@@ -94,7 +94,7 @@ class _Pull:
         self.record = Record(self.folder)
         self._siblings = [record for record in records(root) if record.folder != self.folder]
         self._preset = preset
-        self._files = [self._pinned(file) for file in preset.files]
+        self._files = [self._pin(file) for file in preset.files]
         self._stop = stop
         self._writing = threading.Lock()
 
@@ -103,35 +103,35 @@ class _Pull:
         if preset.name in record.complete:
             del record.complete[preset.name]
             record.save()
-        wanted = [file for file in self._files if not record.unchanged(file.to)]
-        wanted = [file for file in wanted if not self._linked(file)]
-        stated: dict[File, Stated] = {}
+        to_get = [file for file in self._files if not record.unchanged(file.to)]
+        to_get = [file for file in to_get if not self._link_from_sibling(file)]
+        metadata: dict[File, HubMetadata] = {}
         if not _offline():
-            stated = dict(zip(wanted, self._each(lambda file: ask(file, file.revision), wanted), strict=True))
-        # A file that changed, or that we know nothing of, may be the very one.
-        self._adopt([file for file in wanted if (self.folder / file.to).exists()], stated)
-        missing = [file for file in wanted if not record.unchanged(file.to)]
+            metadata = dict(zip(to_get, self._each(lambda file: ask(file, file.revision), to_get), strict=True))
+        # A changed or unrecorded file may still have the published content.
+        self._adopt([file for file in to_get if (self.folder / file.to).exists()], metadata)
+        missing = [file for file in to_get if not record.unchanged(file.to)]
         if missing and _offline():
             raise SourceError(
                 f"{preset.name} lacks {', '.join(file.to for file in missing)}",
                 field="download",
-                hint="unset HF_HUB_OFFLINE to have it fetched",
+                hint="unset HF_HUB_OFFLINE to download it",
             )
-        self._check_disk(missing, stated)
+        self._check_disk(missing, metadata)
         have = sum(record.entries[file.to].size for file in self._files if file not in missing)
-        total = have + sum(stated[file].size for file in missing)
+        total = have + sum(metadata[file].size for file in missing)
 
         def measure() -> int:
-            return have + sum(self._have(file, stated[file]) for file in missing)
+            return have + sum(self._have(file, metadata[file]) for file in missing)
 
         self.options.say(f"{preset.name}: {len(missing)} of {len(self._files)} files to get, into {self.folder}")
         with Progress(total, measure, self.options.out if missing else None):
-            self._each(lambda file: self._get(file, stated[file]), missing)
+            self._each(lambda file: self._get(file, metadata[file]), missing)
         record.complete[preset.name] = [file.to for file in preset.files]
         record.save()
 
-    def _pinned(self, file: File) -> File:
-        """Hold a file that the manifest leaves open to what came when it was first downloaded."""
+    def _pin(self, file: File) -> File:
+        """Return `file` with the commit, size and SHA-256 of its first download, if the manifest has none."""
         for record in (self.record, *self._siblings):
             for entry in record.entries.values():
                 if entry.repository != file.repository:
@@ -143,8 +143,8 @@ class _Pull:
                     return replace(file, size=entry.size, exact=True, sha256=file.sha256 or entry.sha256)
         return file
 
-    def _linked(self, file: File) -> bool:
-        """Share a file that another preset's folder has, where the file system can."""
+    def _link_from_sibling(self, file: File) -> bool:
+        """Hard-link a file that another preset's folder has; return False if that is not possible."""
         target = self.folder / file.to
         if target.exists():
             return False
@@ -158,90 +158,90 @@ class _Pull:
                         return True
         return False
 
-    def _adopt(self, there: Sequence[File], stated: dict[File, Stated]) -> None:
-        """Take files that are there and are the published ones; refuse, or give way, where they are not."""
+    def _adopt(self, there: Sequence[File], metadata: dict[File, HubMetadata]) -> None:
+        """Record existing files with the published content. Raises SourceError for others, unless `repair` is set."""
         wrong = []
         for file in there:
-            self.options.say(f"verifying {file.to}, which is there already")
+            self.options.say(f"verifying the existing {file.to}")
             try:
-                self._enter(file.to, self._verified(file, stated.get(file), self.folder / file.to))
-            except _WrongContent as error:
+                self._enter(file.to, self._verified(file, metadata.get(file), self.folder / file.to))
+            except _WrongContentError as error:
                 wrong.append(f"{file.to} ({error})")
         if wrong and not self.options.repair:
             raise SourceError(
-                f"in {self.folder} other files are in the way: {', '.join(wrong)}",
+                f"other files have needed names in {self.folder}: {', '.join(wrong)}",
                 field="--model-path",
-                hint="move them away, or have them replaced with --repair",
+                hint="move them away, or replace them with --repair",
             )
 
-    def _check_disk(self, files: Sequence[File], stated: dict[File, Stated]) -> None:
-        needed = sum(stated[file].size - self._have(file, stated[file]) for file in files)
+    def _check_disk(self, files: Sequence[File], metadata: dict[File, HubMetadata]) -> None:
+        needed = sum(metadata[file].size - self._have(file, metadata[file]) for file in files)
         free = shutil.disk_usage(self.folder).free
         if needed and needed + _MARGIN > free:
             raise SourceError(
                 f"{self._preset.name} needs {amount(needed)} more in {self.folder}, where {amount(free)} are free",
                 field="--model-path",
-                hint="make the volume larger, or see what can go with: multitalk models prune",
+                hint="enlarge the volume, or list unneeded files with: multitalk models prune",
             )
 
-    def _part(self, file: File, stated: Stated) -> Path:
-        """Return where what arrives of `file` is kept. Raises SourceError.
+    def _part(self, file: File, metadata: HubMetadata) -> Path:
+        """Return the path of the partial download of `file`. Raises SourceError.
 
-        The name is a hash of ours: nothing that a server says becomes part of a path. It ends in .part, so that nobody
-        takes half a file for weights, or for anything else that is read or run because of how it is called.
+        The name is a hash: nothing that a server sends becomes part of a path. It ends in .part, so that no program
+        reads or runs an incomplete file because of its name.
         """
-        name = hashlib.sha256(f"{file.to}\0{stated.etag}".encode()).hexdigest()
+        name = hashlib.sha256(f"{file.to}\0{metadata.etag}".encode()).hexdigest()
         parts = self.folder / PRIVATE / "parts"
         part = parts / f"{name}.part"
         if part.resolve().parent != parts.resolve():
-            raise SourceError(f"{part} leads elsewhere", field="--model-path", hint="remove that link")
+            raise SourceError(f"{part} is a link to another folder", field="--model-path", hint="remove the link")
         return part
 
-    def _have(self, file: File, stated: Stated) -> int:
+    def _have(self, file: File, metadata: HubMetadata) -> int:
         if self.record.unchanged(file.to):
-            return stated.size
+            return metadata.size
         with suppress(OSError):
-            return min(self._part(file, stated).stat().st_size, stated.size)
+            return min(self._part(file, metadata).stat().st_size, metadata.size)
         return 0
 
-    def _get(self, file: File, stated: Stated) -> None:
-        part, target = self._part(file, stated), self.folder / file.to
+    def _get(self, file: File, metadata: HubMetadata) -> None:
+        part, target = self._part(file, metadata), self.folder / file.to
         part.parent.mkdir(parents=True, exist_ok=True)
         for attempt in (1, 2):
-            stated = fetch(file, stated, part, waits=self.options.waits, pause=self._pause)
+            metadata = fetch(file, metadata, part, waits=self.options.waits, pause=self._pause)
             try:
-                entry = self._verified(file, stated, part)
+                entry = self._verified(file, metadata, part)
                 break
-            except _WrongContent as error:
-                # A loss of power can leave the length of a file and not its bytes: once, that is mended from the start.
+            except _WrongContentError as error:
+                # A loss of power can leave the length of a file without its bytes: download it again, once.
                 part.unlink()
                 if attempt == 2:
                     raise SourceError(
-                        f"what arrives as {file.path} of {file.repository} is damaged: {error}",
+                        f"the downloaded {file.path} of {file.repository} is damaged: {error}",
                         field="download",
-                        hint="start again later; if it stays so, the connection or the mirror alters files",
+                        hint="start again later; if it happens again, the connection or the mirror changes files",
                     ) from None
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
         sync_folder(target.parent)
         self._enter(file.to, entry)
-        self.options.say(f"got {file.to}, {amount(stated.size)}")
+        self.options.say(f"downloaded {file.to}, {amount(metadata.size)}")
 
-    def _verified(self, file: File, stated: Stated | None, path: Path) -> Entry:
-        """Return the entry of a file that is what it should be. Raises _WrongContent."""
+    def _verified(self, file: File, metadata: HubMetadata | None, path: Path) -> Entry:
+        """Return the record's entry of a file with the expected content. Raises _WrongContentError."""
         stat = path.stat()
-        size = stated.size if stated else file.size if file.exact else stat.st_size
+        size = metadata.size if metadata else file.size if file.exact else stat.st_size
         if stat.st_size != size:
-            raise _WrongContent(f"{stat.st_size} bytes in place of {size}")
+            raise _WrongContentError(f"{stat.st_size} bytes instead of {size}")
         sha256 = sha256_of(path, self._pause)
-        wanted = file.sha256 or (stated.sha256 if stated else "")
-        if wanted and sha256 != wanted:
-            raise _WrongContent(f"SHA-256 {sha256} in place of {wanted}")
-        if not wanted and not (stated and len(stated.etag) == 40 and git_sha1_of(path) == stated.etag):
-            raise _WrongContent("not the content that the hub states" if stated else "nothing tells what it should be")
-        known = self.record.entries.get(file.to)
-        trust = known.trust if known and known.sha256 == sha256 else _trust(self._preset, file)
-        revision = stated.commit if stated else file.revision
+        expected = file.sha256 or (metadata.sha256 if metadata else "")
+        if expected and sha256 != expected:
+            raise _WrongContentError(f"SHA-256 {sha256} instead of {expected}")
+        if not expected and not (metadata and len(metadata.etag) == 40 and git_sha1_of(path) == metadata.etag):
+            raise _WrongContentError("not the content that the hub states" if metadata else "its SHA-256 is not known")
+        entry = self.record.entries.get(file.to)
+        trust = entry.trust if entry and entry.sha256 == sha256 else _trust(self._preset, file)
+        revision = metadata.commit if metadata else file.revision
         return Entry(file.repository, file.path, revision, size, sha256, trust, stat.st_mtime_ns)
 
     def _enter(self, place: str, entry: Entry) -> None:
@@ -250,21 +250,21 @@ class _Pull:
             self.record.save()
 
     def _each(self, work: Callable[[File], T], files: Sequence[File]) -> list[T]:
-        """Do `work` for several files at a time; the first that fails stops the others, which keep what they have."""
+        """Do `work` for several files at a time; the first failure stops the others, which keep their bytes."""
 
-        def watched(file: File) -> T:
+        def work_unless_stopped(file: File) -> T:
             self._pause(0)
             return work(file)
 
         with ThreadPoolExecutor(self.options.workers, thread_name_prefix="multitalk-pull") as pool:
-            running: list[Future[T]] = [pool.submit(watched, file) for file in files]
+            running: list[Future[T]] = [pool.submit(work_unless_stopped, file) for file in files]
             try:
                 wait(running, return_when=FIRST_EXCEPTION)
             finally:
                 if not all(future.done() and not future.exception() for future in running):
                     self._stop.set()
                     pool.shutdown(cancel_futures=True)
-        # A failure itself, not one of those that were stopped because of it.
+        # The failure itself, not the cancellations that it caused.
         errors = [future.exception() for future in running if not future.cancelled()]
         for error in sorted((e for e in errors if e is not None), key=lambda e: isinstance(e, Cancelled)):
             raise error
@@ -275,13 +275,13 @@ class _Pull:
             raise Cancelled("download")
 
 
-class _WrongContent(Exception):
-    """A file is not what it should be."""
+class _WrongContentError(Exception):
+    """A file does not have the expected content."""
 
 
 def _trust(preset: Preset, file: File) -> str:
-    told = next(known for known in preset.files if known.to == file.to)
-    return "manifest" if told.sha256 else "first use"
+    original = next(one for one in preset.files if one.to == file.to)
+    return "manifest" if original.sha256 else "first use"
 
 
 def _offline() -> bool:
@@ -291,15 +291,15 @@ def _offline() -> bool:
 
 
 @contextmanager
-def _hub_manners() -> Iterator[None]:
-    """Have the hub's library hand on what arrives in small pieces, so that a cut loses little, and keep its warnings.
+def _quiet_hub() -> Iterator[None]:
+    """Make the hub's library write small pieces, so that a lost connection loses few bytes, and silence its loggers.
 
-    They quote signed addresses, as do the lines that its HTTP library logs of each request; what a person has to know
-    is told by us.
+    Its warnings quote signed addresses, and so do the lines that its HTTP library logs for each request. This package
+    reports everything that a user needs to know.
     """
     from huggingface_hub import constants, file_download  # noqa: F401 - its import sets the level of the logger
 
-    with _MANNERS:
+    with _BEFORE_LOCK:
         if not _before:
             _before.update({name: logging.getLogger(name).level for name in _LOUD}, piece=constants.DOWNLOAD_CHUNK_SIZE)
         _before["pulls"] = _before.get("pulls", 0) + 1
@@ -309,7 +309,7 @@ def _hub_manners() -> Iterator[None]:
     try:
         yield
     finally:
-        with _MANNERS:
+        with _BEFORE_LOCK:
             _before["pulls"] -= 1
             if not _before["pulls"]:
                 constants.DOWNLOAD_CHUNK_SIZE = _before["piece"]

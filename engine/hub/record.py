@@ -1,4 +1,4 @@
-"""What was downloaded into a model's folder, kept beside the weights: the mark of completeness and the hashes."""
+"""The record of the files downloaded into a model's folder: their hashes, and which presets are complete."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.errors import SourceError
 from engine.files.atomic import write as write_whole
 from engine.text.names import is_inside
 
-#: In the model's folder; hidden, so that nobody looks for weights in it.
+#: Sub-folder of the model's folder; hidden, so that no program searches it for weights.
 PRIVATE = ".multitalk"
 COMPLETE = "download_complete.txt"
 _FORMAT = 1
@@ -21,27 +21,27 @@ _FORMAT = 1
 
 @dataclass
 class Entry:
-    """One file as it was when it was verified."""
+    """One file in the state in which it was verified."""
 
     repository: str
     path: str
-    #: The commit it came from.
+    #: The commit that it was downloaded from.
     revision: str
     size: int
     sha256: str
-    #: "manifest": the hash stands in the manifest. "first use": it is that of what came first, as the hub stated it.
+    #: Source of the hash. "manifest": the manifest. "first use": the hub's answer at the first download.
     trust: str
-    #: Of the file, when it was verified: tells a changed file without reading it.
+    #: Modification time when the file was verified: detects a changed file without reading it.
     mtime_ns: int
 
     @property
     def key(self) -> str:
-        """Return what names this file among all repositories."""
+        """Return the key that identifies this file among all repositories."""
         return f"{self.repository}:{self.path}"
 
 
 class Record:
-    """The files of one folder that are ours, by their place in it, and the presets that are complete."""
+    """The downloaded files of one folder, by their place in it, and the presets that are complete."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,22 +49,22 @@ class Record:
         #: Preset -> the places of its files.
         self.complete: dict[str, list[str]] = {}
         try:
-            told: dict[str, Any] = json.loads(self._file.read_text("utf-8"))
-            if told["format"] != _FORMAT:
-                raise SourceError(f"{self._file} is of format {told['format']}", field="--model-path")
-            self.entries = {place: Entry(**entry) for place, entry in told["files"].items()}
-            # These are read, compared and removed: none may lead out of the folder, whoever wrote the record.
+            content: dict[str, Any] = json.loads(self._file.read_text("utf-8"))
+            if content["format"] != _FORMAT:
+                raise SourceError(f"{self._file} has format {content['format']}", field="--model-path")
+            self.entries = {place: Entry(**entry) for place, entry in content["files"].items()}
+            # These files are read, compared and removed: none may be outside the folder, whoever wrote the record.
             if not all(map(is_inside, self.entries)):
                 raise ValueError("it names a file outside its folder")
-            # The mark is written last: without it a preset is not complete, whatever the record had been told.
-            self.complete = {name: places for name, places in told["complete"].items() if name in self._marked()}
+            # The mark is written last: without it a preset is not complete, whatever the record says.
+            self.complete = {name: places for name, places in content["complete"].items() if name in self._marked()}
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SourceError(
                 f"{self._file} cannot be read ({error})",
                 field="--model-path",
-                hint="remove it: files that are there are then verified anew",
+                hint="remove it: the existing files are then verified again",
             ) from error
 
     @property
@@ -72,16 +72,16 @@ class Record:
         return self.folder / PRIVATE / "record.json"
 
     def save(self) -> None:
-        """Write the record and the mark of completeness, which at no moment names more than the record has."""
-        marked = self._marked()
-        if not set(marked) <= self.complete.keys():
-            self._mark([name for name in marked if name in self.complete])
-        told = {
+        """Write the record and the mark of completeness, which never names more presets than the record."""
+        marked_presets = self._marked()
+        if not set(marked_presets) <= self.complete.keys():
+            self._mark([name for name in marked_presets if name in self.complete])
+        content = {
             "format": _FORMAT,
             "files": {place: asdict(entry) for place, entry in sorted(self.entries.items())},
             "complete": self.complete,
         }
-        write(self._file, json.dumps(told, indent=1) + "\n")
+        write(self._file, json.dumps(content, indent=1) + "\n")
         self._mark(sorted(self.complete))
 
     def _marked(self) -> list[str]:
@@ -97,7 +97,7 @@ class Record:
             mark.unlink(missing_ok=True)
 
     def unchanged(self, place: str) -> bool:
-        """Return whether the file at `place` is, by size and time, the one that was verified."""
+        """Return whether the file at `place` has the size and time of the verified one."""
         entry = self.entries.get(place)
         with suppress(OSError):
             stat = (self.folder / place).stat()
@@ -105,12 +105,12 @@ class Record:
         return False
 
     def has_all(self, preset: str, places: Sequence[str]) -> bool:
-        """Return whether `preset` was completed with at least these files, and none of them changed since."""
+        """Return whether `preset` is complete with at least these files, and none of them has changed since."""
         return set(places) <= set(self.complete.get(preset, ())) and all(map(self.unchanged, places))
 
 
 def write(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all, and is on the disk when this returns."""
+    """Write a small file atomically; it is on the disk when this returns. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text.encode())
 

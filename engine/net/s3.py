@@ -1,4 +1,4 @@
-"""A bucket of a store that speaks S3: where it is, with whose keys, and what its refusals mean."""
+"""A bucket of an S3-compatible store: its place, its credentials, and what the store's errors mean."""
 
 from __future__ import annotations
 
@@ -21,70 +21,70 @@ from engine.net.s3_client import pin
 
 T = TypeVar("T")
 
-#: Tries of each single request, by botocore and milliseconds apart. What lasts longer is for the caller to sit out.
+#: Attempts that botocore makes for each request, milliseconds apart. The caller handles longer outages.
 _TRIES = 3
-#: Seconds for a connection to be made.
+#: Maximum seconds to connect.
 _CONNECT = 10.0
-#: RunPod's names for the keys of a bucket; they come before boto3's own chain.
+#: RunPod's names for the keys of a bucket; they take precedence over boto3's own sources.
 _KEYS = ("BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY")
 _AMAZON = re.compile(r"(?:(?P<bucket>.+)\.)?s3(?:[.-](?P<region>[a-z]{2}(?:-[a-z]+)+-\d+))?\.amazonaws\.com(?:\.cn)?")
-#: What a store may call its reasons and regions; anything else is not repeated.
+#: Form of a store's error codes and regions; anything else is not repeated.
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
-#: Beside all 401 and 403.
+#: In addition to all 401 and 403.
 _REFUSED = ("InvalidAccessKeyId", "InvalidSecurity", "InvalidToken", "RequestTimeTooSkewed", "SignatureDoesNotMatch")
-#: Of these, what a store says of the keys alone, and not of a request that it did not understand.
+#: Of these, codes that can only concern the keys, not a request that the store does not understand.
 _SURE = ("InvalidAccessKeyId", "InvalidSecurity", "InvalidToken", "RequestTimeTooSkewed")
 _MISSING = ("NoSuchBucket", "InvalidBucketName", "404")
 _ELSEWHERE = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "301")
-#: Bytes were lost or changed on the way; or the store took the frames of a trailing checksum for part of the file.
+#: Bytes were lost or changed in transit; or the store mistook the frames of a trailing checksum for part of the file.
 DAMAGED = ("BadDigest", "IncompleteBody", "InvalidDigest", "XAmzContentSHA256Mismatch")
-#: Those, or the store has too much to do.
+#: Damaged bytes, or the store is overloaded.
 _PASSING = (*DAMAGED, "OperationAborted", "RequestTimeout", "SlowDown", "429")
-#: Answers that say "never", though 5xx.
+#: Permanent failures in spite of a 5xx status.
 _NEVER = (501, 505)
 
 _ASK = "the keys need s3:PutObject, s3:GetObject and s3:ListBucket on it"
 _HINTS = {
     "InvalidAccessKeyId": "the store does not know the access key: check it and the endpoint",
-    "SignatureDoesNotMatch": "the secret key does not fit the access key: check it",
+    "SignatureDoesNotMatch": "the secret key does not match the access key: check it",
     "InvalidToken": "the session token is not valid: get new credentials",
-    "RequestTimeTooSkewed": "this machine's clock is off: set it",
-    "AccessControlListNotSupported": "the bucket has access lists turned off: leave acl out",
-    "InvalidStorageClass": "choose a storage class that the store has",
+    "RequestTimeTooSkewed": "this machine's clock is wrong: correct it",
+    "AccessControlListNotSupported": "the bucket has access control lists turned off: do not set acl",
+    "InvalidStorageClass": "choose a storage class that the store supports",
 }
 
-#: Refusals of an upload, beside credentials, bucket and region, that have another reason than additional checksums.
+#: Errors of an upload, apart from credentials, bucket and region, that additional checksums cannot cause.
 _PLAIN = (
     *("AccessControlListNotSupported", "EntityTooLarge", "InvalidStorageClass", "OperationAborted", "QuotaExceeded"),
     *("RequestTimeout", "SlowDown"),
 )
 _WRITES = ("PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "HeadObject", "GetObject")
-#: Stores of which this process knows that they refuse additional checksums, with their word for it. By endpoint and
-#: bucket, since in one store a bucket's own rules may be to blame.
+#: Stores that have rejected additional checksums in this process, with their error code. By endpoint and bucket, since
+#: the rules of one bucket may be the reason.
 _WITHOUT: dict[tuple[str, str], str] = {}
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why the store did not do what it was asked. No URL, no query and no sentence of the store's is in it."""
+    """Why a request to the store failed. It contains no URL, no query and no text of the store."""
 
     code: str
     what: str
     hint: str = ""
-    #: What it is about: "bucket", "region", "endpoint_url", "credentials", or "".
+    #: The setting that it concerns: "bucket", "region", "endpoint_url", "credentials", or "".
     part: str = ""
-    #: It may pass by itself: worth another try.
+    #: Whether it is temporary, so that another attempt may succeed.
     passing: bool = False
-    #: The store's word for what it may say because it knows no additional checksums; "" where it says something else.
+    #: The store's error code if missing support for additional checksums may be the reason, else "".
     without: str = ""
 
 
 class Bucket:
-    """One bucket, reached through boto3 with the job's keys, RunPod's BUCKET_* or whatever boto3 finds, in this order.
+    """One bucket, used through boto3 with the job's keys, RunPod's BUCKET_* or those that boto3 finds, in this order.
 
-    Nothing of it shows a key: boto3's texts may carry URLs with queries, so they end here and become a Trouble.
+    It shows no key: boto3's texts may contain URLs with queries, so its errors are translated into a Trouble here.
     """
 
     def __init__(
@@ -100,17 +100,16 @@ class Bucket:
         private_hosts: Collection[str] = (),
         resolve: Resolver = look_up,
     ) -> None:
-        """Connect to nothing yet. `endpoint_url` may have the bucket in its host name, and then be all that is given.
+        """Connect to nothing yet. If the host name of `endpoint_url` contains the bucket, `name` may be "".
 
-        `credentials` are a job's own, with their endpoint and region in place of those given here; nothing that this
-        machine is configured with is used with them, and no host is reached that neither lies on the public internet
-        nor is one of `private_hosts`.
+        `credentials` are a job's own; their endpoint and region replace the other two arguments. Nothing that is
+        configured on this machine is used with them. Their store must be on the public internet or in `private_hosts`.
         """
         if credentials is not None:
             region, endpoint_url = credentials.region, credentials.endpoint
-        self.name, self.endpoint_url, found = _place(name, endpoint_url or None)
+        self.name, self.endpoint_url, host_region = _place(name, endpoint_url or None)
         # A job's own keys do not follow this machine's AWS_DEFAULT_REGION either.
-        self.region = region or found or (None if credentials is None else "us-east-1")
+        self.region = region or host_region or (None if credentials is None else "us-east-1")
         self._addressing = addressing
         self._timeout = timeout
         self._checksum = checksum
@@ -120,19 +119,19 @@ class Bucket:
 
     @property
     def refuses_checksums(self) -> str:
-        """The word by which this store refused additional checksums, since this process began; "" if it never did."""
+        """The error code with which this store rejected additional checksums in this process; "" if it did not."""
         return _WITHOUT.get(self._store, "")
 
     @cached_property
     def plain(self) -> Bucket:
-        """The same bucket, of which nothing is asked that goes beyond the first version of S3's checksums."""
+        """The same bucket, used without additional checksums."""
         bucket = copy.copy(self)
         bucket.__dict__.pop("_client", None)
         bucket._checksum = False
         return bucket
 
     def without_checksums(self, why: str) -> None:
-        """Note for this process that the store refuses additional checksums, and what it called that."""
+        """Remember in this process that the store rejects additional checksums, with its error code `why`."""
         _WITHOUT[self._store] = why
 
     @property
@@ -143,9 +142,9 @@ class Bucket:
         return f"Bucket({self.name!r})"
 
     def attempt(self, call: Callable[[Any], T]) -> T | Trouble:
-        """Return what `call` makes of a boto3 client, or why the store did not do it.
+        """Return the result of `call` with a boto3 client, or why it failed.
 
-        Raises MissingExtra where boto3 is not installed; what is not boto3's own error passes through.
+        Raises MissingExtra if boto3 is not installed; errors that are not boto3's are not caught.
         """
         if find_spec("boto3") is None:
             raise MissingExtra("sink=s3", "boto3", "s3")
@@ -156,7 +155,7 @@ class Bucket:
             return call(self._client)
         except _NoEndpointError:
             return Trouble(
-                "s3_unreachable", "the endpoint is no plain URL", "such as https://s3.example.com", "endpoint_url"
+                "s3_unreachable", "the endpoint is not a plain URL", "such as https://s3.example.com", "endpoint_url"
             )
         except RequestError as error:
             return Trouble(error.code, error.what, error.hint, "endpoint_url")
@@ -164,24 +163,24 @@ class Bucket:
             return self._explain(error)
 
     def probe(self) -> Trouble | None:
-        """Ask for the bucket and return what stands in the way, None where nothing does."""
+        """Ask the store about the bucket; return why it cannot be used, None if it can."""
         answer = self.attempt(lambda client: client.head_bucket(Bucket=self.name))
         if not isinstance(answer, Trouble):
-            told = _region(answer)
+            region = _region(answer)
             # boto3 follows to the right region by itself; a presigned URL does not.
-            return None if told in (None, self.region) or self.region == "auto" else self._elsewhere(told)
+            return None if region in (None, self.region) or self.region == "auto" else self._elsewhere(region)
         if answer.code not in ("s3_credentials_refused", "s3_refused"):
             return answer
-        # The answer to a HEAD has no body; that to a GET tells an expired token from an unknown key.
+        # The answer to a HEAD has no body; the answer to a GET distinguishes an expired token from an unknown key.
         again = self.attempt(lambda client: client.list_objects_v2(Bucket=self.name, MaxKeys=1))
         return again if isinstance(again, Trouble) else answer
 
     def find_keys(self) -> Trouble | None:
-        """Look for credentials, and where a job's own endpoint lies, without asking the store; return what is wrong."""
+        """Check credentials, and the address of a job's own endpoint, without asking the store; return what fails."""
         return self.attempt(self._judge)
 
     def sign(self, key: str, seconds: int) -> str | Trouble:
-        """Return a URL by which anybody can get the object `key` for so many seconds. The store is not asked."""
+        """Return a URL with which anybody can download the object `key` for `seconds`. The store is not asked."""
         place = {"Bucket": self.name, "Key": key}
         return self.attempt(lambda client: str(client.generate_presigned_url("get_object", place, ExpiresIn=seconds)))
 
@@ -189,15 +188,15 @@ class Bucket:
         """Put a few bytes under `key`, read them back and delete them; return whether they were the same."""
         place, body = {"Bucket": self.name, "Key": key}, b"multitalk"
 
-        def walk(client: Any) -> bool:
+        def write_and_read(client: Any) -> bool:
             client.put_object(**place, Body=body)
             try:
-                found: bytes = client.get_object(**place)["Body"].read()
+                content: bytes = client.get_object(**place)["Body"].read()
             finally:
                 client.delete_object(**place)
-            return found == body
+            return content == body
 
-        return self.attempt(walk)
+        return self.attempt(write_and_read)
 
     def _judge(self, client: Any) -> None:
         if self._credentials is not None:
@@ -210,7 +209,7 @@ class Bucket:
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, NoCredentialsError
 
-        # At DEBUG they log what is signed and sent: session tokens, and the queries of presigned URLs.
+        # At DEBUG they log what they sign and send: session tokens, and the queries of presigned URLs.
         for name in ("botocore.auth", "botocore.endpoint"):
             logging.getLogger(name).setLevel(logging.INFO)
         if self._credentials is not None and self.endpoint_url:
@@ -237,7 +236,7 @@ class Bucket:
         try:
             client = session.client("s3", endpoint_url=self.endpoint_url, config=config)
             if self._addressing == "auto" and ".amazonaws." in client.meta.endpoint_url:
-                # Amazon's host must name the region, which boto3's signed URLs do in this style alone.
+                # Amazon's host must name the region; boto3's signed URLs do so only in this style.
                 regional = config.merge(Config(s3={"addressing_style": "virtual"}))
                 client = session.client("s3", endpoint_url=self.endpoint_url, config=regional)
         except ValueError as error:
@@ -272,7 +271,7 @@ class Bucket:
         from botocore import exceptions as botocore
 
         if isinstance(error, Boto3Error) and isinstance(error.__context__, Exception):
-            # The transfer manager's wrapper quotes the path and the store's own text.
+            # The transfer manager's error quotes the path and the store's own text.
             error = error.__context__
         if isinstance(error, botocore.ClientError):
             return self._refusal(error)
@@ -282,12 +281,12 @@ class Bucket:
             return Trouble("s3_unreachable", where, "check endpoint and network", "endpoint_url", passing=True)
         if isinstance(error, botocore.PartialCredentialsError):
             what = f"the credentials for bucket {self.name!r} lack {error.kwargs['cred_var']}"
-            return Trouble("s3_no_credentials", what, "give both keys", "credentials")
+            return Trouble("s3_no_credentials", what, "set both keys", "credentials")
         if isinstance(error, botocore.ParamValidationError):
-            return Trouble("s3_bucket_missing", f"{self.name!r} cannot be a bucket's name", "check it", "bucket")
+            return Trouble("s3_bucket_missing", f"{self.name!r} is not a valid bucket name", "check it", "bucket")
         if isinstance(error, botocore.InvalidRegionError):
-            return Trouble("s3_wrong_region", "the region is not a region's name", "such as eu-west-1", "region")
-        told = "" if isinstance(error, botocore.NoCredentialsError) else f" ({type(error).__name__})"
+            return Trouble("s3_wrong_region", "the region's name is invalid", "such as eu-west-1", "region")
+        detail = "" if isinstance(error, botocore.NoCredentialsError) else f" ({type(error).__name__})"
         chain = (
             botocore.NoCredentialsError,
             botocore.CredentialRetrievalError,
@@ -297,64 +296,66 @@ class Bucket:
         )
         if isinstance(error, chain):
             hint = f"set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or {' and '.join(_KEYS)}"
-            what = f"there are no credentials for bucket {self.name!r}{told}"
+            what = f"there are no credentials for bucket {self.name!r}{detail}"
             return Trouble("s3_no_credentials", what, hint, "credentials")
-        return Trouble("s3_refused", f"boto3 cannot use bucket {self.name!r}{told}", "check boto3's own configuration")
+        return Trouble(
+            "s3_refused", f"boto3 cannot use bucket {self.name!r}{detail}", "check boto3's own configuration"
+        )
 
     def _refusal(self, error: Any) -> Trouble:
         response = error.response
         code = str(response.get("Error", {}).get("Code", ""))
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        told = _region(response)
+        region = _region(response)
         reason = code if _WORD.fullmatch(code) else f"status {status}"
         place = f"bucket {self.name!r}"
-        if code in _ELSEWHERE or (status in (301, 400) and told not in (None, self.region)):
-            return self._elsewhere(told)
+        if code in _ELSEWHERE or (status in (301, 400) and region not in (None, self.region)):
+            return self._elsewhere(region)
         if code in _EXPIRED:
-            what = f"the session token for {place} has run out"
+            what = f"the session token for {place} has expired"
             return Trouble("s3_token_expired", what, "get new credentials", "credentials")
         if code in _MISSING and error.operation_name != "HeadObject":
             what = f"there is no {place}{self._host(' at')}"
-            return Trouble("s3_bucket_missing", what, "check its name and the endpoint, or make it", "bucket")
-        # Stores that do not know the headers or the trailer of additional checksums call that by many names: a bad
-        # argument, a missing length, half a body, a wrong signature.
-        asked = self._checksum and error.operation_name in _WRITES and code not in _SURE and code not in _PLAIN
-        without = reason if asked and (400 <= status < 500 or status in _NEVER) and status not in (404, 429) else ""
+            return Trouble("s3_bucket_missing", what, "check its name and the endpoint, or create it", "bucket")
+        # Stores that do not support the headers or the trailer of additional checksums report many different errors: a
+        # bad argument, a missing length, an incomplete body, a wrong signature.
+        suspect = self._checksum and error.operation_name in _WRITES and code not in _SURE and code not in _PLAIN
+        without = reason if suspect and (400 <= status < 500 or status in _NEVER) and status not in (404, 429) else ""
         if code in _REFUSED or status in (401, 403):
-            what = f"{place} refuses the credentials ({reason})"
+            what = f"{place} rejects the credentials ({reason})"
             hint = _HINTS.get(code, _ASK)
             return Trouble("s3_credentials_refused", what, hint, "credentials", without=without)
         if code in _PASSING or (status >= 500 and status not in _NEVER) or error.operation_name == "HeadObject":
             what = f"the store{self._host()} answers {reason}"
             return Trouble("s3_unreachable", what, "try again later", "endpoint_url", passing=True, without=without)
-        return Trouble("s3_refused", f"{place} refuses the request ({reason})", _HINTS.get(code, ""), without=without)
+        return Trouble("s3_refused", f"{place} rejects the request ({reason})", _HINTS.get(code, ""), without=without)
 
-    def _elsewhere(self, told: str | None) -> Trouble:
-        used = "" if self.region is None else f", not {self.region}"
-        what = f"bucket {self.name!r} is in " + (f"{told}{used}" if told else "another region")
-        return Trouble("s3_wrong_region", what, f"give the region {told}" if told else "give its region", "region")
+    def _elsewhere(self, region: str | None) -> Trouble:
+        configured = "" if self.region is None else f", not {self.region}"
+        what = f"bucket {self.name!r} is in " + (f"{region}{configured}" if region else "another region")
+        return Trouble("s3_wrong_region", what, f"set the region {region}" if region else "set its region", "region")
 
     def _host(self, word: str = "") -> str:
-        # The host alone: user, path and query of a URL are not for logs.
+        # Only the host: user, path and query of a URL must not be logged.
         host = _split(self.endpoint_url).hostname
         return f"{word} {host}" if host else ""
 
 
 class _NoEndpointError(Exception):
-    """The endpoint is no URL, or one with more in it than a place; boto3's own text would repeat it."""
+    """The endpoint is not a URL, or one with credentials or a query; boto3's own text would repeat it."""
 
 
 def _place(name: str, endpoint_url: str | None) -> tuple[str, str | None, str | None]:
-    """Return bucket, endpoint without the bucket in its host, and the region that Amazon's host names say.
+    """Return bucket, endpoint without the bucket in its host, and the region if an Amazon host name contains it.
 
-    RunPod's BUCKET_ENDPOINT_URL has the bucket in its host; boto3 would name it a second time.
+    The host of RunPod's BUCKET_ENDPOINT_URL contains the bucket; boto3 would add it a second time.
     """
     parts = _split(endpoint_url)
     host = parts.hostname or ""
     amazon = _AMAZON.fullmatch(host)
     if amazon and not name:
         name = amazon["bucket"] or ""
-    # A bucket "storage" is not the one in storage.googleapis.com: a store's host has three labels at least.
+    # A bucket "storage" is not the one in storage.googleapis.com: a store's host has at least three labels.
     if name and host.startswith(f"{name}.") and host.removeprefix(f"{name}.").count(".") >= 2:
         bare = parts.netloc[parts.netloc.lower().rindex(host) + len(name) + 1 :]
         endpoint_url = urlunsplit((parts.scheme, bare, parts.path, "", ""))
@@ -370,5 +371,5 @@ def _split(url: str | None) -> SplitResult:
 
 def _region(response: Any) -> str | None:
     headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    told = headers.get("x-amz-bucket-region") or response.get("Error", {}).get("Region")
-    return told if told and _WORD.fullmatch(told) else None
+    region = headers.get("x-amz-bucket-region") or response.get("Error", {}).get("Region")
+    return region if region and _WORD.fullmatch(region) else None

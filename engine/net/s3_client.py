@@ -1,4 +1,4 @@
-"""A boto3 client whose connections go to addresses that were judged, and to no others."""
+"""A boto3 client that connects only to addresses that were checked."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from engine.net.guard import Resolver, Url, dial
 
 
 def pin(client: Any, *, private_hosts: Collection[str], timeout: float, resolve: Resolver) -> None:
-    """Let `client` connect as `engine.net.guard.dial` does: a name is resolved and judged for each connection anew.
+    """Make `client` connect as `engine.net.guard.dial` does: each connection resolves the name, checks its addresses.
 
-    boto3 would resolve a name once more for itself, so that what was judged before need not be what it reaches. No
-    proxy of this machine is used. The client's calls raise RequestError for an address that is not public; what else
-    hinders a connection is botocore's own error, which it tries again.
+    boto3 would resolve the name again by itself and could reach an address that was not checked. No proxy of this
+    machine is used. The client's calls raise RequestError for an address that is not public. Other failures of a
+    connection are botocore's own errors, which it retries.
     """
     from botocore import awsrequest
     from botocore.exceptions import HTTPClientError
@@ -49,5 +49,5 @@ def pin(client: Any, *, private_hosts: Collection[str], timeout: float, resolve:
             cause = error.kwargs.get("error")
             raise (cause if isinstance(cause, RequestError) else error) from None
 
-    # What answers this event takes the place of the client's own session.
+    # A handler of this event replaces the client's own session.
     client.meta.events.register("before-send.s3", send)

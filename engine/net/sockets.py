@@ -1,4 +1,4 @@
-"""Sockets of which no call outlasts a deadline or a withdrawal."""
+"""Sockets whose calls end at a deadline or at a cancellation."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 
 class Wire:
-    """A connected socket, as far as http.client needs one, of which no call outlasts the deadline or a withdrawal.
+    """A connected socket with the methods that http.client needs; its calls end at the deadline or when cancelled.
 
-    A socket's own timeout starts anew with every byte, so a server that trickles could hold on for ever.
+    A socket's own timeout restarts with every byte, so a server that sends single bytes could block forever.
     """
 
     def __init__(self, connected: socket.socket, deadline: float, cancel: CancelToken | None = None) -> None:
@@ -40,15 +40,15 @@ class Wire:
             rest = rest[in_steps(self._socket, self._deadline, self._cancel, partial(self._socket.send, rest)) :]
 
     def receive(self, buffer: WriteableBuffer) -> int:
-        """Receive what is there into `buffer`; 0 at the end. Raises TimeoutError and Cancelled."""
+        """Receive bytes into `buffer` and return their number, 0 at the end. Raises TimeoutError and Cancelled."""
         return in_steps(self._socket, self._deadline, self._cancel, lambda: self._socket.recv_into(buffer))
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        """Return the one reader of this wire."""
+        """Return the only reader of this socket."""
         return self._reader
 
     def has_more(self, seconds: float) -> bool:
-        """Say whether something else than line ends arrives before the other side hangs up, or within `seconds`."""
+        """Return whether bytes other than line ends arrive within `seconds`, before the other side closes."""
         self._deadline = min(self._deadline, time.monotonic() + seconds)
         try:
             return bool(self._reader.peek(1).strip(b"\r\n"))
@@ -56,7 +56,7 @@ class Wire:
             return False
 
     def close(self) -> None:
-        """Do nothing: http.client closes as soon as it has read the headers of a last answer. See `hang_up`."""
+        """Do nothing: http.client closes as soon as it has read the headers of the last answer. See `hang_up`."""
 
     def hang_up(self) -> None:
         """Close the socket."""
@@ -65,7 +65,7 @@ class Wire:
 
 class _Reader(io.BufferedReader):
     def close(self) -> None:
-        # http.client closes it behind the last byte; `Wire.has_more` looks behind that.
+        # http.client closes it after the last byte; `Wire.has_more` reads further.
         pass
 
 
@@ -80,53 +80,53 @@ class _Raw(io.RawIOBase):
         return self._wire.receive(buffer)
 
 
-def left(deadline: float) -> float:
+def seconds_left(deadline: float) -> float:
     """Return the seconds left until `deadline`. Raises TimeoutError if there are none."""
     seconds = deadline - time.monotonic()
     if seconds <= 0:
-        raise TimeoutError("the time allowed is over")
+        raise TimeoutError("the deadline has passed")
     return seconds
 
 
 def in_steps(connected: socket.socket, deadline: float, cancel: CancelToken | None, call: Callable[[], T]) -> T:
-    """Do a call of a socket until it succeeds, with a look at `cancel` in between.
+    """Repeat a socket's call until it succeeds, checking `cancel` in between, and return its result.
 
-    Raises TimeoutError behind the deadline, and Cancelled. A call that timed out may be done again: nothing was sent or
-    received, and TLS keeps what it has so far.
+    Raises TimeoutError after the deadline, and Cancelled. A call that timed out can be repeated: nothing was sent or
+    received, and TLS keeps its partial state.
     """
     while True:
         check(cancel, "read")
-        seconds = left(deadline)
+        seconds = seconds_left(deadline)
         connected.settimeout(seconds if cancel is None else min(seconds, LOOK))
         try:
             return call()
         except TimeoutError:
-            # Of its own, or of a step: the time that is left tells.
+            # Of the deadline or only of this step: `seconds_left` decides.
             continue
 
 
-def reach(address: str, port: int, deadline: float, cancel: CancelToken | None) -> socket.socket:
-    """Connect to a numeric address. Raises OSError, TimeoutError among them, and Cancelled."""
+def connect_address(address: str, port: int, deadline: float, cancel: CancelToken | None) -> socket.socket:
+    """Connect to a numeric address. Raises OSError, including TimeoutError, and Cancelled."""
     family, kind, protocol, _, place = socket.getaddrinfo(
         address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
     )[0]
     connected = socket.socket(family, kind, protocol)
     try:
         connected.setblocking(False)
-        begun = connected.connect_ex(place)
-        if begun not in (0, errno.EINPROGRESS, errno.EAGAIN):
-            raise OSError(begun, os.strerror(begun))
+        status = connected.connect_ex(place)
+        if status not in (0, errno.EINPROGRESS, errno.EAGAIN):
+            raise OSError(status, os.strerror(status))
         ready = select.poll()
         ready.register(connected, select.POLLOUT)
         while True:
             check(cancel, "read")
-            seconds = left(deadline)
+            seconds = seconds_left(deadline)
             if ready.poll(1000 * (seconds if cancel is None else min(seconds, LOOK))):
                 break
-        failed = connected.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if failed:
-            raise OSError(failed, os.strerror(failed))
-        connected.settimeout(left(deadline))
+        status = connected.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if status:
+            raise OSError(status, os.strerror(status))
+        connected.settimeout(seconds_left(deadline))
     except BaseException:
         connected.close()
         raise

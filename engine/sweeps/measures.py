@@ -1,7 +1,7 @@
-"""A delivered video -> its figures: how seams, colours and people hold, and of drawn people how lips follow voices.
+"""Measure a delivered video: its seams, its colours, the stability of people and, of drawn people, the lip sync.
 
 The measures are those of `scripts/evaluate_tiny`, which draws the people and so knows where their mouths are; here the
-mouths are found.
+mouths are detected.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from engine.plugin.manager import installed
 from engine.redaction import scrub
 from engine.service import EngineService
 
-#: Widths of the place that is compared with its surroundings, and of the box around a mouth, in parts of the square
-#: root of the picture's area; both are 3 high where they are 4 wide. Smaller places find eyes and lips apart.
-_PLACE, _BOX = 0.13, 0.24
-#: Fewer frames say nothing about a curve.
+#: Widths of the patch that is compared with its surroundings, and of the box around a mouth, as fractions of the square
+#: root of the picture's area; both have the shape 4:3. Smaller patches would find eyes and lips separately.
+_PATCH, _BOX = 0.13, 0.24
+#: Minimum number of frames of a curve.
 _LEAST = 12
 
 
@@ -42,33 +42,33 @@ _BARS = {bar.path.rpartition("/")[2]: bar for bar in likeness_bars("", "")}
 
 
 class _DoesNotApply(EngineError):
-    """Says why a measure has no value."""
+    """Explains why a measure has no value."""
 
 
 def measure(path: Path | None, request: Request, plan: Plan, service: EngineService) -> dict[str, dict[str, Any]]:
-    """Return {"value": ..., "reason": None} for each measure, or no value and the reason why there is none.
+    """Return {"value": ..., "reason": None} for each measure, or the value None with a reason.
 
     `path` is the video that `service` made of `request` as in `plan`; None: it is not on this machine. `seam_ratio` and
     `lab_drift` are those of `evaluation.metrics`. `lip_sync` is the mean correlation of mouths with their own voices,
-    -1 to 1; `lip_lag` by how many frames they are late where they agree best, of several people the one farthest off.
+    -1 to 1. `lip_lag` is the delay in frames with the best correlation; of several people, the largest delay.
 
-    The others are those of `evaluation.likeness.Drift`, of the worst window: `sharpness_kept` and `sharpness` against
-    the first window and the picture, `identity` and `identity_grown` of faces, `structure_lost` and `colour_drift`
-    since the first window. Of drawn people the face is found by its mouth, and `holds` says whether the bar of
-    `likeness_bars` is reached; of others it is the whole of their region, and nothing is said.
+    The others are those of `evaluation.likeness.Drift`, of the worst window: `sharpness_kept` and `sharpness` relative
+    to the first window and the picture, `identity` and `identity_grown` of faces, `structure_lost` and `colour_drift`
+    since the first window. Of drawn people the face is found by its mouth, and `holds` reports whether the bar of
+    `likeness_bars` is reached. Of other people the whole region is measured, and there is no `holds`.
     """
     with tempfile.TemporaryFile() as file:
-        # A long video has gigabytes of frames, of which few are looked at together.
-        shown = None if path is None else read_video(path, file)
-        return _figures(shown, request, plan, service)
+        # A long video has gigabytes of frames, of which only few are needed at the same time.
+        video = None if path is None else read_video(path, file)
+        return _figures(video, request, plan, service)
 
 
-def _figures(shown: Pictures | None, request: Request, plan: Plan, service: EngineService) -> dict[str, dict[str, Any]]:
-    def told(figure: Callable[[Pictures], float | None]) -> dict[str, Any]:
+def _figures(video: Pictures | None, request: Request, plan: Plan, service: EngineService) -> dict[str, dict[str, Any]]:
+    def entry(figure: Callable[[Pictures], float | None]) -> dict[str, Any]:
         try:
-            if shown is None:
+            if video is None:
                 raise _DoesNotApply("the video is not in this folder")
-            value = figure(shown)
+            value = figure(video)
         except EngineError as error:
             return {"value": None, "reason": scrub(error.what)}
         if value is None:
@@ -92,54 +92,54 @@ def _figures(shown: Pictures | None, request: Request, plan: Plan, service: Engi
     def drift(name: str, *, first: bool = True) -> dict[str, Any]:
         def figure(frames: Pictures) -> float:
             if first and len(plan.windows) == 1:
-                raise _DoesNotApply("one window has no other to be held to")
+                raise _DoesNotApply("there is only one window to compare")
             if not drifts:
                 drifts.append(_look(frames, request, plan, service))
             return float(getattr(drifts[0], name))
 
-        found = told(figure)
+        result = entry(figure)
         bar = _BARS[name]
-        if found["value"] is not None and service.config.model.packaged:
-            found["holds"] = bar.holds(found["value"])
-        return found
+        if result["value"] is not None and service.config.model.packaged:
+            result["holds"] = bar.holds(result["value"])
+        return result
 
     return {
-        "seam_ratio": told(lambda frames: _seams(frames, plan)),
-        "lab_drift": told(lambda frames: _drift(frames, plan)),
+        "seam_ratio": entry(lambda frames: _seams(frames, plan)),
+        "lab_drift": entry(lambda frames: _drift(frames, plan)),
         "sharpness_kept": drift("sharpness_kept"),
         "sharpness": drift("sharpness", first=False),
         "identity": drift("identity", first=False),
         "identity_grown": drift("identity_grown"),
         "structure_lost": drift("structure_lost"),
         "colour_drift": drift("colour"),
-        "lip_sync": told(sync),
-        "lip_lag": told(lag),
+        "lip_sync": entry(sync),
+        "lip_lag": entry(lag),
     }
 
 
 def find_mouths(frames: Pictures, seats: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Return (n, 4), x0, y0, x1, y1 in pixels: a box for the mouth of each of the people in `seats` (n, 4).
 
-    Of drawn people who speak, whose mouths are what moves most, from frame to frame and against their surroundings.
-    No voice is heard for it: a mouth that follows no voice is found as well. `frames` is uint8 (F, H, W, 3).
+    It works for drawn people who speak: their mouths move most from frame to frame, relative to their surroundings.
+    It uses no voice, so a mouth that does not follow its voice is found as well. `frames` is uint8 (F, H, W, 3).
     """
     from scipy.ndimage import uniform_filter
 
     height, width = frames.shape[1:3]
     side = float(np.sqrt(height * width))
-    # The first frame is the picture, from which the second may be far.
+    # The first frame is the source picture; the second may differ strongly from it.
     grey = frames[1:].mean(-1, dtype=np.float32)
     moving = np.abs(np.diff(grey, axis=0)).mean(0)
-    place = max(3, round(0.75 * _PLACE * side)), max(3, round(_PLACE * side))
-    found = []
+    patch = max(3, round(0.75 * _PATCH * side)), max(3, round(_PATCH * side))
+    boxes = []
     for x0, y0, x1, y1 in np.asarray(seats, int):
         part = moving[y0:y1, x0:x1]
-        apart = uniform_filter(part, place) - uniform_filter(part, [2 * length for length in place])
-        y, x = np.unravel_index(int(apart.argmax()), apart.shape)
+        contrast = uniform_filter(part, patch) - uniform_filter(part, [2 * length for length in patch])
+        y, x = np.unravel_index(int(contrast.argmax()), contrast.shape)
         middle = np.array([x0 + x + 0.5, y0 + y + 0.5])
         half = np.array([1, 0.75]) * _BOX * side / 2
-        found.append([*(middle - half), *(middle + half)])
-    return np.array(found)
+        boxes.append([*(middle - half), *(middle + half)])
+    return np.array(boxes)
 
 
 def _seams(frames: Pictures, plan: Plan) -> float | None:
@@ -162,14 +162,14 @@ def _look(frames: Pictures, request: Request, plan: Plan, service: EngineService
         picture = apply_canvas(read_picture(media.image, field="request.image"), plan.canvas)
     seats = np.array([seat.box for seat in plan.seats], np.float64).reshape(-1, 4)
     if service.config.model.packaged and len(frames) >= _LEAST:
-        # Where it talks at first; what becomes of the face later is to be seen, not followed.
+        # The mouth's place in the first window: later movement of the face must show in the measure.
         return drift_of(window_looks(frames, picture, find_mouths(frames[shares[0]], seats), shares))
     return drift_of(window_looks(frames, picture, (), shares, seats=seats))
 
 
 def _lips(frames: Pictures, request: Request, plan: Plan, service: EngineService) -> tuple[Row, ...]:
     if not service.config.model.packaged:
-        raise _DoesNotApply("mouths are measured on the drawn people of the embedded model alone")
+        raise _DoesNotApply("mouths are only measured for the drawn people of the embedded model")
     if len(frames) < _LEAST:
         raise _DoesNotApply(f"fewer than {_LEAST} frames")
     speaking = [seat for seat in plan.seats if not seat.silent]
@@ -185,15 +185,15 @@ def _lips(frames: Pictures, request: Request, plan: Plan, service: EngineService
 def _openings(
     request: Request, seats: list[Seat], seconds: npt.NDArray[np.float64], service: EngineService
 ) -> npt.NDArray[np.float32]:
-    """Return (n, F): how far the mouths of those in `seats` are to be open at `seconds`."""
+    """Return (n, F): how far the mouths of the people in `seats` should be open at `seconds`."""
     curves = []
     with _fetched(request, service) as media:
         for seat in seats:
             voice = media.voices[seat.speaker]
             assert voice is not None, "a seat that is not silent has a voice"
             samples = decode(voice, VOICE_RATE, "mono", cut=media.cuts[seat.speaker])
-            heard = Voice(samples, *mouth_of(levelled(samples, LEVEL)))
-            curves.append(heard.opening(seconds - seat.begins))
+            analysed = Voice(samples, *mouth_of(levelled(samples, LEVEL)))
+            curves.append(analysed.opening(seconds - seat.begins))
     return np.stack(curves)
 
 

@@ -1,4 +1,4 @@
-"""Runs -> one HTML file that needs nothing but the videos beside it."""
+"""Write the comparison page of a sweep: one HTML file that needs only the videos next to it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_page(folder: Path, runs: Sequence[Run]) -> Path:
 
 
 def render(name: str, runs: Sequence[Run]) -> str:
-    """Return the page. Whatever comes from a run is escaped, and the page's policy allows no script but its own."""
+    """Return the page as HTML. Every text of a run is escaped, and the page's policy allows only its own script."""
     here = files("engine.sweeps")
     style, script = (here.joinpath(file).read_text("utf-8") for file in ("page.css", "page.js"))
     keys = differing(runs)
@@ -50,9 +50,9 @@ def render(name: str, runs: Sequence[Run]) -> str:
         policy=f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; media-src 'self' file:; "
         "base-uri 'none'; form-action 'none'",
         name=plain(name),
-        # Ours, and the policy holds their hashes: these two alone stand in the page as they are.
-        style=Markup(style),  # noqa: S704 - a file of ours
-        script=Markup(script),  # noqa: S704 - a file of ours
+        # Only these two are not escaped: they are files of this package, and the policy contains their hashes.
+        style=Markup(style),  # noqa: S704 - a file of this package
+        script=Markup(script),  # noqa: S704 - a file of this package
         summary=_summary(runs),
         keys=keys,
         runs=runs,
@@ -67,7 +67,7 @@ def render(name: str, runs: Sequence[Run]) -> str:
         link=_link,
         about=_about,
         rank=_rank,
-        shown=_shown,
+        formatted=_formatted,
     )
 
 
@@ -78,25 +78,25 @@ def _summary(runs: Sequence[Run]) -> str:
 
 
 def _link(run: Run) -> str:
-    # The name of a folder need not be text.
+    # The name of a folder may not be valid Unicode.
     return quote(os.fsencode(f"{run.name}/{run.video}"))
 
 
 def _rank(run: Run, figure: Figure) -> str:
-    """Return what the column is sorted by."""
+    """Return the value by which the column is sorted."""
     value = run.figures[figure.place] * figure.scale
-    return f"{abs(value) if figure.better == 'nought' else value:.6g}"
+    return f"{abs(value) if figure.better == 'zero' else value:.6g}"
 
 
-def _shown(run: Run, figure: Figure) -> str:
+def _formatted(run: Run, figure: Figure) -> str:
     return f"{run.figures[figure.place] * figure.scale:.{figure.digits}f}"
 
 
 def _unmeasured(runs: Sequence[Run], figures: Sequence[Figure]) -> list[tuple[Figure, list[str]]]:
-    """Return the figures that no run has, each with the reasons that the runs give."""
+    """Return the figures that no run has, each with the reasons in the runs."""
     absent = [figure for figure in FIGURES if figure not in figures]
-    found = [(figure, {run.reasons.get(figure.place) for run in runs} - {None}) for figure in absent]
-    return [(figure, sorted(map(str, reasons))) for figure, reasons in found if reasons]
+    with_reasons = [(figure, {run.reasons.get(figure.place) for run in runs} - {None}) for figure in absent]
+    return [(figure, sorted(map(str, reasons))) for figure, reasons in with_reasons if reasons]
 
 
 def _about(figure: Figure) -> str:

@@ -167,7 +167,7 @@ def test_the_folder_of_an_earlier_sweep_is_left_alone(desk: Path, capsys: pytest
     old.parent.mkdir(parents=True)
     old.write_text("{}")
     assert main([*QUICK, "-m", "request.seed=1,2"]) == 2
-    assert "holds the runs of an earlier sweep" in capsys.readouterr().err
+    assert "contains the runs of an earlier sweep" in capsys.readouterr().err
     assert [path for path in desk.rglob("*") if path.is_file()] == [old]
 
 

@@ -166,7 +166,7 @@ def test_claim_of_a_process_that_is_gone_is_taken_over(
     old = time.time() - 2 * atomic._LEASE
     os.utime(claim, (old, old))
 
-    with atomic.claimed(tmp_path / "a.mp4"):
+    with atomic.lock_name(tmp_path / "a.mp4"):
         assert claim.read_bytes() == atomic._machine().encode()
 
     assert names(tmp_path) == []
@@ -178,7 +178,7 @@ def test_claim_of_another_machine_at_work_is_waited_for(tmp_path: Path, monkeypa
     later = time.time() + 60
     os.utime(tmp_path / ".a.mp4.claim", (later, later))
 
-    with pytest.raises(OSError, match="another process holds the name"), atomic.claimed(tmp_path / "a.mp4"):
+    with pytest.raises(OSError, match="another process has locked the name"), atomic.lock_name(tmp_path / "a.mp4"):
         pass
 
     assert names(tmp_path) == [".a.mp4.claim"]

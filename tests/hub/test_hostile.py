@@ -123,7 +123,9 @@ def test_an_etag_that_is_no_hash_is_refused_before_a_byte_is_written(
     victim = tmp_path / "victim"
     victim.mkdir()
     hub.headers = {header: f'"{etag.format(root=str(tmp_path).lstrip("/"))}"'}
-    with pytest.raises(SourceError, match=r"the hub states (a hash that is neither|no size and hash)|says nothing"):
+    with pytest.raises(
+        SourceError, match=r"the hub states (a hash that is neither|no size and hash)|does not answer for"
+    ):
         pull(hub.preset(), tmp_path / "volume" / "models", Options(waits=()))
     assert files_below(tmp_path) <= {f"volume/models/one/{PRIVATE}/lock"}
 
@@ -131,12 +133,12 @@ def test_an_etag_that_is_no_hash_is_refused_before_a_byte_is_written(
 @pytest.mark.parametrize("etag", [f'W/"{SHA1}"', f'"{SHA256}"', SHA256], ids=["weak", "quoted", "bare"])
 def test_a_hash_in_any_of_the_forms_of_the_header_is_taken(hub: HostileHub, tmp_path: Path, etag: str) -> None:
     hub.headers = {"ETag": etag}
-    with pytest.raises(SourceError, match="does not arrive"):
+    with pytest.raises(SourceError, match=r"the download of .* failed"):
         pull(hub.preset(), tmp_path / "models", Options(waits=()))
 
 
 def test_half_a_file_has_a_name_of_ours_that_nothing_runs_or_reads(hub: HostileHub, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="does not arrive"):
+    with pytest.raises(SourceError, match=r"the download of .* failed"):
         pull(hub.preset(), tmp_path / "models", Options(waits=()))
     (part,) = (tmp_path / "models" / "one" / PRIVATE / "parts").iterdir()
     assert part.stat().st_size > 0
@@ -148,17 +150,17 @@ def test_half_a_file_has_a_name_of_ours_that_nothing_runs_or_reads(hub: HostileH
 
 def test_a_server_without_ranges_that_always_cuts_is_given_up(hub: HostileHub, tmp_path: Path) -> None:
     hub.deaf = True
-    with pytest.raises(SourceError, match="does not arrive"):
+    with pytest.raises(SourceError, match=r"the download of .* failed"):
         pull(hub.preset(), tmp_path / "models", Options(waits=(0.01, 0.01)))
 
 
 def test_a_part_that_is_a_link_elsewhere_is_not_written_to(hub: HostileHub, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="does not arrive"):
+    with pytest.raises(SourceError, match=r"the download of .* failed"):
         pull(hub.preset(), tmp_path / "models", Options(waits=()))
     (part,) = (tmp_path / "models" / "one" / PRIVATE / "parts").iterdir()
     part.unlink()
     part.symlink_to(tmp_path / "elsewhere.py")
-    with pytest.raises(SourceError, match="leads elsewhere"):
+    with pytest.raises(SourceError, match="is a link to another folder"):
         pull(hub.preset(), tmp_path / "models", Options(waits=()))
     assert not (tmp_path / "elsewhere.py").exists()
 
@@ -191,7 +193,7 @@ def test_other_headers_that_make_no_sense_are_one_line(
 def test_a_server_that_sends_more_than_was_stated_is_cut_off(hub: HostileHub, tmp_path: Path) -> None:
     hub.headers = {"Content-Length": "1000"}
     hub.cut = len(CODE)
-    with pytest.raises(SourceError, match=r"more arrives as clip\.pth .* than the 1000 bytes"):
+    with pytest.raises(SourceError, match=r"clip\.pth .* is longer than the 1000 bytes"):
         pull(hub.preset(), tmp_path / "models", Options(waits=()))
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.part")) <= 1000
 
@@ -222,7 +224,7 @@ def test_a_manifest_names_no_place_outside_its_folder(tmp_path: Path, name: str)
             told["repositories"][f"acme/{name}"] = told["repositories"].pop("acme/talk")
             told["parts"]["talk"]["repository"] = f"acme/{name}"
         path = write_manifest(tmp_path / f"{change}.yaml", told)
-        with pytest.raises(ConfigError, match="may not become part of a path"):
+        with pytest.raises(ConfigError, match="must not be part of a path"):
             read_manifest(path)
 
 
@@ -280,7 +282,7 @@ def test_a_jobs_id_stays_one_part_of_the_address_that_gets_the_key(name: str) ->
 @pytest.mark.parametrize("name", ["", ".", ".."])
 def test_a_jobs_id_that_is_none_is_not_asked_about(name: str) -> None:
     client = Client("mine", "key", transport=httpx2.MockTransport(lambda _: pytest.fail("asked")))
-    with pytest.raises(ClientError, match="no id"):
+    with pytest.raises(ClientError, match="no valid id"):
         client.job(name).status()
 
 

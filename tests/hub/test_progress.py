@@ -105,10 +105,10 @@ def test_what_is_said_stands_above_the_bar(
     arriving = Arriving()
     with Progress(1_000_000, arriving.measure, out, pause=0.01):
         arriving.looked(2)
-        say("got model.safetensors")
+        say("downloaded model.safetensors")
         arriving.looked(2)
-    (line,) = [line for line in shown().split("\n") if "got" in line]
-    assert line.split("\r")[-2:] == ["got model.safetensors", ""]
+    (line,) = [line for line in shown().split("\n") if "downloaded" in line]
+    assert line.split("\r")[-2:] == ["downloaded model.safetensors", ""]
 
 
 def test_a_download_to_which_nothing_comes_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

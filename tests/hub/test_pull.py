@@ -140,7 +140,7 @@ def test_a_server_that_ignores_ranges_starts_the_file_anew(server: HubServer, tm
 
 def test_one_that_never_recovers_is_given_up_and_what_came_is_kept(server: HubServer, tmp_path: Path) -> None:
     server.faults[sha(BIG)] = [Fault(cut=3 * PIECE), *[Fault(status=503)] * 9]
-    with pytest.raises(SourceError, match=r"talk\.safetensors .*HTTP 503\), 196608 of 600000 bytes") as caught:
+    with pytest.raises(SourceError, match=r"talk\.safetensors .*HTTP 503\) after 196608 of 600000 bytes") as caught:
         pull(preset(server), tmp_path, options(waits=(0.01, 0.01)))
     assert SIGNATURE not in str(caught.value)
     assert not (tmp_path / "one" / COMPLETE).exists()
@@ -175,7 +175,7 @@ def test_a_file_that_is_not_the_manifests_is_refused_before_a_byte_of_it_comes(
     with pytest.raises(SourceError, match=r"another file as talk\.safetensors .*SHA-256"):
         pull(preset(server, files=[("talk", 0, "sha256", sha(OTHER))]), tmp_path, options())
     assert not server.sent()
-    with pytest.raises(SourceError, match="size 600000 in place of 5"):
+    with pytest.raises(SourceError, match="size 600000 instead of 5"):
         pull(preset(server, files=[("talk", 0, "size", 5)]), tmp_path, options())
 
 
@@ -184,7 +184,7 @@ def test_a_branch_that_moves_does_not_change_what_came_first(server: HubServer, 
     folder = pull(moving, tmp_path)
     (folder / "talk.safetensors").unlink()
     server.files["acme/talk"]["talk.safetensors"] = bytes(600_000)
-    with pytest.raises(SourceError, match=f"SHA-256 {sha(bytes(600_000))} in place of {sha(BIG)}"):
+    with pytest.raises(SourceError, match=f"SHA-256 {sha(bytes(600_000))} instead of {sha(BIG)}"):
         pull(moving, tmp_path, options())
     assert not (folder / COMPLETE).exists()
 
@@ -239,7 +239,7 @@ def test_a_disk_that_fills_up_is_told_in_one_line(
 
     # The one call whose failure no test can have the disk bring about without a file system of its own.
     monkeypatch.setattr("engine.hub.remote.os.fsync", full)
-    with pytest.raises(SourceError, match="No space left on device; make room"):
+    with pytest.raises(SourceError, match="No space left on device; free disk space"):
         pull(preset(server), tmp_path, options())
 
 
@@ -269,7 +269,9 @@ def test_a_strangers_file_in_the_way_is_not_touched_until_told(server: HubServer
     (tmp_path / "one").mkdir()
     mine = tmp_path / "one" / "talk.safetensors"
     mine.write_bytes(b"my own weights")
-    with pytest.raises(SourceError, match=r"in the way: talk\.safetensors \(14 bytes in place of 600000\); .*--repair"):
+    with pytest.raises(
+        SourceError, match=r"needed names in .*: talk\.safetensors \(14 bytes instead of 600000\); .*--repair"
+    ):
         pull(preset(server), tmp_path, options())
     assert mine.read_bytes() == b"my own weights"
     assert whole(pull(preset(server), tmp_path, options(repair=True)))
@@ -348,7 +350,7 @@ def test_two_processes_get_it_once(server: HubServer, tmp_path: Path) -> None:
         thread.join()
     assert whole(tmp_path / "one")
     assert server.sent() == len(BIG) + len(OTHER)
-    assert [line for line in said if "another process is at work" in line]
+    assert [line for line in said if "another process is using" in line]
 
 
 def test_the_lock_of_a_machine_that_died_is_taken_over(server: HubServer, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_swapped_files_are_told_where_they_belong(manifest: Manifest, tmp_path: 
     (folder / "between").rename(dense)
     (small, large) = sorted(verify([wanted], folder), key=lambda finding: finding.file)
     assert (small.file, small.kind) == ("dense.safetensors", "truncated")
-    assert (large.file, large.kind, large.detail) == ("vae.pth", "swapped", "holds what belongs in dense.safetensors")
+    assert (large.file, large.kind, large.detail) == ("vae.pth", "swapped", "contains the data of dense.safetensors")
 
 
 def test_verify_takes_the_mark_from_what_is_damaged_alone(manifest: Manifest, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_damage_that_only_reading_finds_is_repaired(manifest: Manifest, tmp_path
     path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert findings(folder, wanted) == {"vae.pth": "corrupt"}
-    with pytest.raises(SourceError, match=r"in the way: vae\.pth"):
+    with pytest.raises(SourceError, match=r"needed names in .*: vae\.pth"):
         pull(wanted, tmp_path)
     pull(wanted, tmp_path, Options(repair=True))
     assert path.read_bytes() == content
@@ -240,7 +240,7 @@ def test_parts_can_be_added_and_left_out(manifest: Manifest, tmp_path: Path) -> 
 def test_a_manifest_that_is_none_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("default: one\n")
-    with pytest.raises(ConfigError, match=r"mine\.yaml is no manifest"):
+    with pytest.raises(ConfigError, match=r"mine\.yaml is not a valid manifest"):
         read_manifest(path)
 
 

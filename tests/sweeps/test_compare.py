@@ -130,7 +130,7 @@ def test_failed_and_unfinished_runs_are_shown_with_their_errors(tmp_path: Path) 
     text = " ".join(page(tmp_path).text)
     assert "4 runs: 1 done, 2 failed, 1 unfinished." in text
     assert "failed: request.fps: no such rate" in text
-    assert "unfinished: it is still at work" in text
+    assert "unfinished: it is still running" in text
     assert "its metrics.json cannot be read" in text
 
 
@@ -183,7 +183,7 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
     assert {tag for tag, attributes in Parsed(text).tags if "src" in attributes or tag == "link"} == set()
 
 
-@pytest.mark.parametrize(("name", "told"), [("none", "is not a folder"), (".", "has no runs in it")])
+@pytest.mark.parametrize(("name", "told"), [("none", "is not a folder"), (".", "contains no runs")])
 def test_a_folder_without_runs_is_an_error_in_one_line(
     name: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,7 +105,7 @@ def test_what_does_not_apply_has_a_reason(cases: list[Case], service: EngineServ
     short = measure(case.rendered, request, plan, service)
     assert short["seam_ratio"] == {"value": None, "reason": "one window has no seam"}
     assert short["lab_drift"] == {"value": None, "reason": "shorter than two seconds"}
-    assert short["sharpness_kept"] == {"value": None, "reason": "one window has no other to be held to"}
+    assert short["sharpness_kept"] == {"value": None, "reason": "there is only one window to compare"}
     assert short["identity"]["value"] is not None
     native = replace(plan, timing="native", windows=plan.windows * 2)
     assert "not shown" in measure(case.rendered, request, native, service)["seam_ratio"]["reason"]
