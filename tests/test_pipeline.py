@@ -25,7 +25,7 @@ from engine.data import Access, Artifact, Credentials, Frames, Kept, Store, Wind
 from engine.errors import Cancelled, RequestError, SinkError
 from engine.multitalk.image import ImageEncoder
 from engine.plugin.manager import installed
-from engine.stages.write import read_recipe
+from engine.stages.write import read_provenance
 
 EXAMPLES = files("engine") / "examples"
 FEW = ("sampler.steps=2",)
@@ -323,15 +323,15 @@ def test_a_window_hook_may_change_the_frames(service: EngineService) -> None:
         assert max(int(frame.to_ndarray(format="gray").max()) for frame in container.decode(video=0)) <= 16
 
 
-def test_video_carries_its_recipe_and_no_address(service: EngineService, folder: Path) -> None:
+def test_video_carries_its_provenance_and_no_address(service: EngineService, folder: Path) -> None:
     delivery = service.generate(TWO)
     assert delivery.address is not None
-    recipe = read_recipe(Path(delivery.address))
-    assert recipe["request"]["prompt"] == TWO.prompt
-    assert recipe["request"]["seed"] == 42
-    assert recipe["sampler"]["steps"] == 2
-    assert recipe["inputs"]["image"] == hashlib.sha256(Path(TWO.image).read_bytes()).hexdigest()
-    told = json.dumps(recipe)
+    provenance = read_provenance(Path(delivery.address))
+    assert provenance["request"]["prompt"] == TWO.prompt
+    assert provenance["request"]["seed"] == 42
+    assert provenance["sampler"]["steps"] == 2
+    assert provenance["inputs"]["image"] == hashlib.sha256(Path(TWO.image).read_bytes()).hexdigest()
+    told = json.dumps(provenance)
     for secret in (TWO.image, "two.png", "left.flac", str(folder), os.uname().nodename):
         assert secret not in told
 

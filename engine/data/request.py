@@ -33,7 +33,7 @@ class Request:
     speakers: tuple[Speaker, ...]
     #: None: the model's own.
     negative_prompt: str | None = None
-    #: 0 .. 2**63 - 1; -1: one that is drawn, which the delivery and the recipe tell.
+    #: 0 .. 2**63 - 1; -1 draws a random one, which the delivery and the provenance report.
     seed: int = 42
     #: Frames of the finished video; "auto" or None: as many as the voices last.
     frames: int | Literal["auto"] | None = None

@@ -62,5 +62,5 @@ class Cut:
     #: From 1; None: all, mixed.
     channel: int | None
     links: tuple[Link, ...]
-    #: What the request says of it, by name of the speaker's field; in the recipe.
+    #: The values in the request, by name of the speaker's field; part of the provenance.
     asked: tuple[tuple[str, float | int], ...] = ()

@@ -24,7 +24,7 @@ from engine.media.audio import SOUND_RATE
 from engine.media.containers import open_input
 from engine.media.h264 import add_video, open_mp4
 
-#: Key of the recipe in the JSON of the comment tag.
+#: Key of the provenance in the JSON of the comment tag.
 _KEY = "multitalk"
 _MEDIA_TYPE = "video/mp4"
 #: Audio samples encoded in one go.
@@ -66,7 +66,7 @@ class Writer:
         """Open `path` for frames of `size` (width, height), both even.
 
         `sound` is float32 stereo 48 kHz (samples, 2); it is cut, or followed by silence, where the frames end; None
-        is silence. `metadata` is kept in the file as its recipe. Raises ConfigError and SinkError.
+        is silence. `metadata` is kept in the file as its provenance. Raises ConfigError and SinkError.
         """
         if size[0] % 2 or size[1] % 2:
             raise ConfigError(
@@ -225,8 +225,8 @@ class Writer:
             self._container.mux(self._audio.encode(frame))
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Return the recipe that a video carries. Raises RequestError for a file without one."""
+def read_provenance(path: Path) -> dict[str, Any]:
+    """Return the provenance that a video carries. Raises RequestError for a file without one."""
     hint = "name a video that multitalk made"
     try:
         with open_input(path) as container:
@@ -235,14 +235,14 @@ def read_recipe(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or error
         raise RequestError(f"{path} cannot be read: {reason}", field="file", hint=hint) from error
     try:
-        recipe = json.loads(comment)[_KEY]
+        provenance = json.loads(comment)[_KEY]
     except RecursionError as error:
-        raise RequestError(f"the recipe in {path} is nested too deep", field="file", hint=hint) from error
+        raise RequestError(f"the provenance in {path} is nested too deep", field="file", hint=hint) from error
     except (ValueError, KeyError, TypeError):
-        recipe = None
-    if not isinstance(recipe, dict):
-        raise RequestError(f"{path} carries no recipe", field="file", hint=hint)
-    return recipe
+        provenance = None
+    if not isinstance(provenance, dict):
+        raise RequestError(f"{path} has no provenance", field="file", hint=hint)
+    return provenance
 
 
 def _sink_error(error: Exception, path: Path) -> SinkError:
