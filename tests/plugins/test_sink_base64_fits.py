@@ -113,7 +113,7 @@ def test_the_smaller_encoding_has_the_same_frames_sound_and_provenance(
 
 
 @pytest.mark.parametrize(
-    ("share", "why"), [(0.36, r"an encoding that small shows \(PSNR"), (0.01, "no encoding of it")]
+    ("share", "why"), [(0.36, r"encoded that small, it looks worse \(PSNR"), (0.01, "it cannot be encoded")]
 )
 def test_a_video_that_would_show_it_is_an_error_that_names_s3(share: float, why: str, made: Artifact) -> None:
     with pytest.raises(SinkError, match=why) as caught:
