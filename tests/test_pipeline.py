@@ -207,12 +207,12 @@ def test_windows_go_on_from_each_other(service: EngineService, style: str, monke
 def test_the_answer_says_where_the_style_will_not_hold_the_face(tmp_path: Path) -> None:
     short = EngineService([f"sink.folder={tmp_path}", "model.continuation.multitalk_seconds=3", *FEW])
     long = replace(TWO, frames=90, overrides=("continuation.style=multitalk", "sampler.steps=1"))
-    (warning,) = [text for text in short.generate(long).warnings if "holds a face" in text]
+    (warning,) = [text for text in short.generate(long).warnings if "keeps a face" in text]
     assert "3 s, 75 frames (docs/long.md)" in warning
     assert "this video has 90" in warning
     assert warning.endswith("continuation.style=infinitetalk")
     kept = short.generate(replace(long, overrides=("sampler.steps=1",)))
-    assert not [text for text in kept.warnings if "holds a face" in text]
+    assert not [text for text in kept.warnings if "keeps a face" in text]
 
 
 @pytest.mark.parametrize("memory", ["text-offload", "model-offload", "group-offload", "lowest", "auto"])

@@ -229,7 +229,7 @@ def test_full_disk_is_a_sink_error_and_leaves_no_file(most: int, tmp_path: Path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    assert "room" in caught.value.hint
+    assert "space" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 
 
