@@ -384,7 +384,7 @@ def test_a_choice_without_arithmetic_leaves_the_estimates_out() -> None:
     ):
         plan = EngineService(["model=multitalk", chosen]).plan(REQUEST)
         assert plan.estimates is None
-        assert f"memory, time and cost are not estimated: there is no arithmetic for {told}" in plan.warnings
+        assert f"memory, time and cost are not estimated: the cost model does not cover {told}" in plan.warnings
 
 
 def test_a_folder_without_configs_is_planned_by_the_published_sizes(tmp_path: Path) -> None:
