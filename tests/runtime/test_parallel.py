@@ -102,7 +102,7 @@ def test_no_thread_of_the_group_outlives_it(report: Any) -> None:
 
 def test_first_block_cache_is_refused(report: Any) -> None:
     assert "parallel=ulysses" in report["firstblock"]
-    with pytest.raises(ConfigError, match="each process has a part"):
+    with pytest.raises(ConfigError, match="each process has only a part"):
         make_cache("firstblock", agree=bool)
 
 
