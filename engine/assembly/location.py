@@ -39,7 +39,7 @@ class WeightsFinder:
             return self._loaded
         key = _key(config)
         # A list, because configs cannot be hashed; there are few.
-        answer = next((answer for asked, answer in self._answers if asked == key), None)
+        answer = next((answer for asked_key, answer in self._answers if asked_key == key), None)
         if answer is None:
             answer = self._ask(config)
             self._answers.append((key, answer))
@@ -58,7 +58,7 @@ class WeightsFinder:
         location = self.find(config)
         source = self._registry.sources.build(config.source) if location.folder is None else None
         if isinstance(source, FetchingSource) and (folder := source.fetch(weights_of(config))) is not None:
-            self._answers = [(asked, answer) for asked, answer in self._answers if answer is not location]
+            self._answers = [(asked_key, answer) for asked_key, answer in self._answers if answer is not location]
             self._answers.append((_key(config), Location(folder)))
         return self.folder(config)
 

@@ -36,9 +36,9 @@ def with_prompts(plan: Plan, request: Request, config: Config, branches: Sequenc
         texts.append(("negative prompt", negative_prompt(request, config)))
     warnings = []
     for what, text in texts:
-        words, kept = lost(text)
-        if words:
-            warnings.append(tell_lost(what, words, kept))
+        lost_words, kept_tokens = lost(text)
+        if lost_words:
+            warnings.append(tell_lost(what, lost_words, kept_tokens))
     return replace(plan, warnings=(*plan.warnings, *warnings)) if warnings else plan
 
 

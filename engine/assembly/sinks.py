@@ -40,7 +40,7 @@ def _bound(sink: Sink, request: Request, access: Access) -> Sink:
         raise RequestError(
             "the sink does not accept a job's own bucket",
             field="request.store",
-            hint="leave it out, or boot with sink=s3",
+            hint="remove it, or start with sink=s3",
         )
     return sink
 

@@ -77,20 +77,20 @@ def _entry(text: str) -> str:
 
 def _split(text: str) -> Iterator[str]:
     """Yield the parts between commas, ignoring commas within brackets or quotes."""
-    begun, waiting, quote = 0, list[str](), ""
-    for place, character in enumerate(text):
+    start, closers, quote = 0, list[str](), ""
+    for index, character in enumerate(text):
         if quote:
-            quote = "" if character == quote and text[place - 1] != "\\" else quote
-        elif character in "'\"" and not text[begun:place].strip():
+            quote = "" if character == quote and text[index - 1] != "\\" else quote
+        elif character in "'\"" and not text[start:index].strip():
             quote = character
         elif character in _PAIRS:
-            waiting.append(_PAIRS[character])
-        elif waiting and character == waiting[-1]:
-            waiting.pop()
-        elif character == "," and not waiting:
-            yield text[begun:place]
-            begun = place + 1
-    yield text[begun:]
+            closers.append(_PAIRS[character])
+        elif closers and character == closers[-1]:
+            closers.pop()
+        elif character == "," and not closers:
+            yield text[start:index]
+            start = index + 1
+    yield text[start:]
 
 
 def _quoted(text: str) -> str:

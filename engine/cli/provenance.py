@@ -207,8 +207,8 @@ def _request(provenance: Mapping[str, Any], image: str | None, audio: Sequence[s
         for speaker in recorded["speakers"]
     )
     texts = {key: recorded[key] for key in ("prompt", "negative_prompt", "seed", "frames", "fps")}
-    ways = {key: recorded[key] for key in ("audio_type", "timing", "fit")}
-    return Request(image=image, speakers=speakers, **texts, **ways)
+    choices = {key: recorded[key] for key in ("audio_type", "timing", "fit")}
+    return Request(image=image, speakers=speakers, **texts, **choices)
 
 
 def _value(key: str, value: Any) -> str:

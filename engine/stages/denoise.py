@@ -51,23 +51,23 @@ def denoise(
     # Copied at once: a copy in each step would make the host wait for the step before.
     on_device = torch.tensor(times[:steps], dtype=torch.float32).to(device)
     moments = {time: on_device[index : index + 1] for index, time in enumerate(times[:steps])}
-    made = 0
+    evaluations = 0
 
     def evaluate(latents: Tensor, time: float) -> Tensor:
-        nonlocal made
+        nonlocal evaluations
         moment = moments[time] if time in moments else torch.tensor([time], dtype=torch.float32).to(device)
         inputs = torch.cat([latents, conditions.latents])[None]
         predictions = {}
         for branch in guidance.branches:
             _check(cancel)
-            with cache.branch(branch, made):
+            with cache.branch(branch, evaluations):
                 predictions[branch] = transformer(
                     hidden_states=inputs,
                     timestep=moment,
                     conditions=conditions.branches[branch],
                     return_dict=False,
                 )[0][0].float()
-        made += 1
+        evaluations += 1
         return guidance.combine(predictions)
 
     tools = StepTools(
@@ -76,15 +76,15 @@ def denoise(
     )
     with cache.attach(transformer):
         for index in range(steps):
-            count_before = made
+            before = evaluations
             velocity = evaluate(latents, times[index])
             if isinstance(schedule, ExtendedSchedule):
                 stepped = schedule.step_with(velocity, index, latents, tools)
             else:
                 stepped = schedule.step(velocity, index, latents)
-            if made - count_before != declared[index]:
+            if evaluations - before != declared[index]:
                 raise ConfigError(
-                    f"step {index + 1} made {made - count_before} evaluations of the network, "
+                    f"step {index + 1} made {evaluations - before} evaluations of the network, "
                     f"its sampler declares {declared[index]}",
                     field="sampler",
                     hint="fix the sampler's plugin: each step must make as many as `evaluations` returns",

@@ -192,9 +192,9 @@ def _check_budget(request: Request, inputs: PlanInputs, seconds: float, generate
     evaluations = inputs.evaluations or inputs.steps
     forwards = windows * evaluations * inputs.passes
     if forwards > budget.forwards:
-        made = "" if evaluations == inputs.steps else f" of {evaluations} evaluations"
+        per_steps = "" if evaluations == inputs.steps else f" of {evaluations} evaluations"
         raise _too_much(
-            f"{windows} windows, {inputs.steps} steps{made} and {inputs.passes} passes per step make {forwards} "
+            f"{windows} windows, {inputs.steps} steps{per_steps} and {inputs.passes} passes per step make {forwards} "
             "forwards",
             "frames",
             f"at most {budget.forwards}; ask for a shorter video or fewer steps",

@@ -147,7 +147,7 @@ def fetch(
                 )
                 inspected[key] = inspection.cut, inspection.warnings
             (cut, cut_warnings), delay = inspected[key], float(values["delay"] or 0)
-            cut = replace(cut, asked=_asked(values))
+            cut = replace(cut, asked=_requested_values(values))
             warnings += [f"speakers[{index}]: {text}" for text in cut_warnings]
         voices.append(voice)
         cuts.append(cut)
@@ -209,7 +209,7 @@ def _voice(speaker: Speaker, name: str, access: Access) -> tuple[str, dict[str, 
     return address, values, fields
 
 
-def _asked(values: Mapping[str, Any]) -> tuple[tuple[str, float | int], ...]:
+def _requested_values(values: Mapping[str, Any]) -> tuple[tuple[str, float | int], ...]:
     # Seconds become floats and channels numbers, so that a repeated video stores the same text.
     return tuple(
         (key, _same(key, value) if key in ("track", "channel") else float(value))
