@@ -82,12 +82,14 @@ def _check(config: Config) -> None:
     check_numbers(config)
     for field, frames in (("model.window", config.model.window), ("continuation.frames", config.continuation.frames)):
         if frames < 1 or frames % 4 != 1:
-            raise ConfigError(f"{frames} is not of the form 4n + 1", field=field, hint="such as 9, 25 or 81")
+            raise ConfigError(
+                f"{frames} is not of the form 4n + 1", field=field, hint="give a value such as 9, 25 or 81"
+            )
     if config.continuation.frames >= config.model.window:
         raise ConfigError(
             f"{config.continuation.frames} motion frames leave no new frames in a window of {config.model.window}",
             field="continuation.frames",
-            hint=f"less than {config.model.window}",
+            hint=f"give less than {config.model.window}",
         )
     # Each window repeats them: with more, the work per video grows without bound.
     most = max(config.model.continuation.frames, (config.model.window + 1) // 2)

@@ -96,9 +96,7 @@ class Writer:
                 f"the encoder rejects crf {options.crf}, preset {options.preset!r} or "
                 f"audio_bitrate {options.audio_bitrate}"
             )
-            raise ConfigError(
-                what, field="video", hint="such as crf 18, preset medium, audio_bitrate 192000"
-            ) from error
+            raise ConfigError(what, field="video", hint="try crf 18, preset medium, audio_bitrate 192000") from error
         except (av.FFmpegError, OSError) as error:
             self.abort()
             raise _sink_error(error, path) from error
