@@ -66,7 +66,7 @@ def check_suited(config: Config, folder: Path, registry: Registry) -> Mapping[Pa
             raise SourceError(
                 f"no LoRA file {path}",
                 field="lora",
-                hint=f"{key} refers to it: put the file there, or set {key} to others ([] for none)",
+                hint=f"{key} refers to it: put the file there, or change {key} ([] for none)",
             )
     return look_at_loras(needed, folder, loras)
 

@@ -158,7 +158,7 @@ def other_quant(root: Path, weights: Weights) -> str:
         if missing or quant == weights.quant:
             continue
         if quant == "none":
-            return f"leave out quant={weights.quant} (a recipe may set it; recipe=none undoes that)"
+            return f"leave out quant={weights.quant} (if a recipe sets it, use recipe=none)"
         return f"choose quant={quant}, whose files are there"
     return ""
 

@@ -57,7 +57,7 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
     warnings += _long_warnings(generated, len(windows), inputs)
     if fps != inputs.native_fps and request.timing == "direct":
         warnings.append(
-            f"{fps:g} frames per second: lips stay synchronous, but the model was trained on motion at "
+            f"{fps:g} frames per second: lips stay synchronous, but the model learned motion at "
             f"{inputs.native_fps:g}; timing=native generates at that rate and selects frames"
         )
     warnings += _cut_warnings(canvas)

@@ -100,7 +100,7 @@ class S3Sink:
         Raises RequestError for a name that cannot be part of a key.
         """
         if job is not None and not JOB.fullmatch(job):
-            hint = "use letters, digits, '.', '_' and '-'; start with a letter or digit; at most 128 characters"
+            hint = "use letters, digits, '.', '_' and '-', a letter or digit first, at most 128 characters"
             raise RequestError("the job's name cannot be part of a key", field="request.job", hint=hint)
         sink = copy.copy(self)
         sink._job = job

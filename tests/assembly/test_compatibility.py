@@ -90,7 +90,7 @@ def test_a_quantised_file_that_is_not_there_is_reported_with_what_would_work(fol
         check(folder, f"quant={quant}")
     assert f"'tiny' in {folder} cannot be used with quant={quant}" in caught.value.what
     assert f"missing: a file with a transformer of quant={quant}" in caught.value.what
-    assert caught.value.hint == f"leave out quant={quant} (a recipe may set it; recipe=none undoes that)"
+    assert caught.value.hint == f"leave out quant={quant} (if a recipe sets it, use recipe=none)"
     # And that works.
     check(folder)
 
