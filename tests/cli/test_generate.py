@@ -258,7 +258,7 @@ def test_state_leaves_out_what_does_not_apply() -> None:
         ({"audio": []}, r"request\.audio: no voice; give --audio"),
         (
             {"speakers": '{"speakers": [{"audio": "a.wav"}]}'},
-            r"request\.speakers: 2 voices are given by --audio and 1 speakers by --speakers; write each voice beside",
+            r"request\.speakers: 2 voices are given by --audio and 1 speakers by --speakers; write each voice next to",
         ),
     ],
 )
