@@ -131,7 +131,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str], list[str]]] = {
     "three voices for two regions": (
         {},
         ["--audio", "@/ok.wav", "--audio", "@/ok.wav", "--speakers", "@/two.yaml"],
-        ["request.speakers", "3 voices", "2 speakers", "beside its region"],
+        ["request.speakers", "3 voices", "2 speakers", "next to its region"],
     ),
     "no prompt": ({"--prompt": None}, [], ["request.prompt", "--prompt"]),
     "prompt that is no text": ({"--prompt": "a \udcff b"}, [], ["request.prompt", "UTF-8"]),
