@@ -10,7 +10,7 @@ from engine.assembly.location import WeightsFinder
 from engine.assembly.options import make_options
 from engine.assembly.plan_request import plan_request
 from engine.assembly.prompts import prompts_of
-from engine.assembly.provenance import Runtime, make_recipe
+from engine.assembly.provenance import Runtime, make_provenance
 from engine.assembly.sinks import make_delivery, sink_for_request
 from engine.assembly.weights import LoadedModel, WeightsHolder
 from engine.components import CancelToken, ProgressCallback, evaluations_of
@@ -101,9 +101,11 @@ class Engine:
             with meter.stage("listen"):
                 prompts = prompts_of(request, config)
                 conditioning = encode_prompt_and_voices(model, inputs, prompts, options.encode, cancel=meter)
-            recipe = make_recipe(request, media, config, weights=loaded.fingerprint, runtime=self.runtime)
+            provenance = make_provenance(request, media, config, weights=loaded.fingerprint, runtime=self.runtime)
             path, size, named, history = folder / "video.mp4", plan.canvas.target, request.filename, None
-            with Writer(path, size, plan.fps, inputs.sound, options.video, metadata=recipe, filename=named) as writer:
+            with Writer(
+                path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=named
+            ) as writer:
                 for window in plan.windows:
                     number = window.index + 1
                     with meter.stage("encode", window=number):

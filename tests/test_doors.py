@@ -30,7 +30,7 @@ from engine.serving.jobs.defaults import JobDefaults, input_defaults
 from engine.serving.jobs.schema import JobLimits
 from engine.serving.worker.handler import Handler, Terms
 from engine.serving.worker.warm_engine import WarmEngine
-from engine.stages.write import read_recipe
+from engine.stages.write import read_provenance
 from plugins.entrypoints.batch import BatchConfig
 from plugins.entrypoints.runpod import RunpodConfig
 
@@ -146,7 +146,7 @@ def test_the_page_makes_what_the_command_line_makes(folder: Path, wanted: bytes,
     assert told(house.job(shown["id"]).output) == wanted
 
 
-def test_a_random_seed_is_told_in_answer_and_recipe_and_makes_the_same_again(
+def test_a_random_seed_is_told_in_answer_and_provenance_and_makes_the_same_again(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--image", "one.png", "--audio", "one.flac", "--prompt", PROMPT, "--frames", "5", "sampler.steps=1"]
@@ -154,7 +154,7 @@ def test_a_random_seed_is_told_in_answer_and_recipe_and_makes_the_same_again(
     for name in ("first.mp4", "second.mp4"):
         assert main(["generate", *words, "--seed", "-1", "--output", name, "--json", "--quiet", "model=tiny"]) == 0
         answer = json.loads(capsys.readouterr().out.splitlines()[-1])
-        assert answer["seed"] == answer["plan"]["seed"] == read_recipe(folder / name)["request"]["seed"] >= 0
+        assert answer["seed"] == answer["plan"]["seed"] == read_provenance(folder / name)["request"]["seed"] >= 0
         seeds.append(answer["seed"])
     assert seeds[0] != seeds[1]
     media = ["--image", "one.png", "--audio", "one.flac"]

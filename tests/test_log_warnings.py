@@ -23,7 +23,7 @@ REASONS: dict[str, dict[str, str]] = {
         "attempt %d of %d": "the video that arrives is the same; the last one that fails is the answer's error",
     },
     "engine/loading/pinned_memory.py": {"weights are not pinned": "a matter of speed: the frames are the same"},
-    "engine/loading/model.py": {"": "in the answer as well, by engine.assembly.compatibility.tell_loras"},
+    "engine/loading/model.py": {"": "in the answer as well, by engine.assembly.compatibility.with_loras"},
     "engine/serving/worker/handler.py": {"job failed": "the answer is that error"},
     "engine/serving/worker/warm_engine.py": {"the device's memory ran out": "in the answer as well, by Handler._make"},
     "engine/serving/worker/progress_sender.py": {

@@ -25,7 +25,7 @@ from engine.data import Access, Artifact, Credentials, Frames, Kept, Store, Wind
 from engine.errors import Cancelled, RequestError, SinkError
 from engine.multitalk.image import ImageEncoder
 from engine.plugin.manager import installed
-from engine.stages.write import read_recipe
+from engine.stages.write import read_provenance
 
 EXAMPLES = files("engine") / "examples"
 FEW = ("sampler.steps=2",)
@@ -207,12 +207,12 @@ def test_windows_go_on_from_each_other(service: EngineService, style: str, monke
 def test_the_answer_says_where_the_style_will_not_hold_the_face(tmp_path: Path) -> None:
     short = EngineService([f"sink.folder={tmp_path}", "model.continuation.multitalk_seconds=3", *FEW])
     long = replace(TWO, frames=90, overrides=("continuation.style=multitalk", "sampler.steps=1"))
-    (warning,) = [text for text in short.generate(long).warnings if "holds a face" in text]
+    (warning,) = [text for text in short.generate(long).warnings if "keeps a face" in text]
     assert "3 s, 75 frames (docs/long.md)" in warning
     assert "this video has 90" in warning
     assert warning.endswith("continuation.style=infinitetalk")
     kept = short.generate(replace(long, overrides=("sampler.steps=1",)))
-    assert not [text for text in kept.warnings if "holds a face" in text]
+    assert not [text for text in kept.warnings if "keeps a face" in text]
 
 
 @pytest.mark.parametrize("memory", ["text-offload", "model-offload", "group-offload", "lowest", "auto"])
@@ -323,15 +323,15 @@ def test_a_window_hook_may_change_the_frames(service: EngineService) -> None:
         assert max(int(frame.to_ndarray(format="gray").max()) for frame in container.decode(video=0)) <= 16
 
 
-def test_video_carries_its_recipe_and_no_address(service: EngineService, folder: Path) -> None:
+def test_video_carries_its_provenance_and_no_address(service: EngineService, folder: Path) -> None:
     delivery = service.generate(TWO)
     assert delivery.address is not None
-    recipe = read_recipe(Path(delivery.address))
-    assert recipe["request"]["prompt"] == TWO.prompt
-    assert recipe["request"]["seed"] == 42
-    assert recipe["sampler"]["steps"] == 2
-    assert recipe["inputs"]["image"] == hashlib.sha256(Path(TWO.image).read_bytes()).hexdigest()
-    told = json.dumps(recipe)
+    provenance = read_provenance(Path(delivery.address))
+    assert provenance["request"]["prompt"] == TWO.prompt
+    assert provenance["request"]["seed"] == 42
+    assert provenance["sampler"]["steps"] == 2
+    assert provenance["inputs"]["image"] == hashlib.sha256(Path(TWO.image).read_bytes()).hexdigest()
+    told = json.dumps(provenance)
     for secret in (TWO.image, "two.png", "left.flac", str(folder), os.uname().nodename):
         assert secret not in told
 

@@ -1,4 +1,4 @@
-"""What the addresses of requests may reach: by the config, and with a request's own keys."""
+"""Which addresses requests may open: from the config, and with a request's own keys."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from engine.net.s3 import Bucket
 
 
 def make_access(config: Config) -> Access:
-    """Return what a request's addresses may reach. Raises ConfigError. Credentials are in no config."""
+    """Return which addresses requests may open. Raises ConfigError. The config contains no credentials."""
     access = config.access
     check_part(access, "access")
-    named = [bucket for bucket in access.buckets if bucket]
-    # An endpoint may have the bucket in its host, as RunPod's has.
-    place = Bucket(named[0] if named else "", endpoint_url=access.endpoint_url)
+    buckets = [bucket for bucket in access.buckets if bucket]
+    # The host of an endpoint may contain the bucket, as RunPod's does.
+    place = Bucket(buckets[0] if buckets else "", endpoint_url=access.endpoint_url)
     return Access(
         schemes=tuple(access.schemes),
         folders=None if access.folders is None else tuple(Path(folder) for folder in access.folders),
@@ -27,12 +27,12 @@ def make_access(config: Config) -> Access:
         max_pixels=access.max_pixels,
         max_seconds=access.max_seconds,
         private_hosts=tuple(access.private_hosts),
-        buckets=tuple(named or filter(None, [place.name])),
+        buckets=tuple(buckets or filter(None, [place.name])),
         endpoint_url=place.endpoint_url,
         region=access.region or None,
     )
 
 
 def request_access(access: Access, request: Request) -> Access:
-    """Return what this request's addresses may reach: with keys of its own it reads s3:// by those alone."""
+    """Return which addresses this request may open: a request with keys of its own reads s3:// only with those."""
     return access if request.store is None else replace(access, credentials=request.store.credentials)

@@ -1,6 +1,6 @@
-"""Whether weights, quantisation and LoRAs of a config go together: said before anything is loaded, from headers alone.
+"""Whether weights, quantisation and LoRAs of a config fit together, checked before loading, from headers only.
 
-A plan, `doctor`, a worker's health and fitness, and whoever loads all ask `check_suited`, so they say it in one line.
+Plans, `doctor`, a worker's health and fitness checks, and loading use `check_suited`, so they report the same line.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from engine.loading.lora_names import check_share, fits, no_match_error, shape_e
 from engine.loading.tensor_names import SCALES
 from engine.plugin.manager import Registry
 
-#: Names of tensors -> their shapes; None: not known from a header alone.
+#: Tensor name -> shape; None: not known from the header.
 Shapes = Mapping[str, tuple[int, ...] | None]
 
 
 @dataclass(frozen=True)
 class LoraFit:
-    """What a LoRA's file has for a network."""
+    """How a LoRA's file matches a network."""
 
     file: str
     entries: int
     unmatched: tuple[str, ...]
-    #: The alphas of its pairs and where they come from, in words.
+    #: Description of the alphas of its pairs and of their source.
     alpha: str
     warnings: tuple[str, ...] = ()
 
 
 def check_suited(config: Config, folder: Path, registry: Registry) -> Mapping[Path, LoraFit]:
-    """Raise SourceError or ConfigError where `folder` does not hold what the config's quantisation and LoRAs need.
+    """Raise SourceError or ConfigError if `folder` lacks what the config's quantisation and LoRAs need.
 
-    Return what each LoRA that would be loaded has for the network.
+    Return how each LoRA to be loaded matches the network.
 
-    Reads headers and small JSON files, takes a fraction of a second and imports no torch. Whether the files are whole
-    beyond their headers is for loading to find out.
+    Reads only headers and small JSON files, takes a fraction of a second and imports no torch. Damage after the headers
+    is noticed only while loading.
     """
     needed = weights_of(config)
     _, missing = find_parts(folder, needed)
@@ -59,20 +59,20 @@ def check_suited(config: Config, folder: Path, registry: Registry) -> Mapping[Pa
     if not loras:
         return {}
     if config.quant.name == "gguf" and config.lora.mode == "merged":
-        raise ConfigError("a GGUF file takes no merged LoRAs", field="lora.mode", hint="use lora.mode=runtime")
+        raise ConfigError("LoRAs cannot be merged into a GGUF file", field="lora.mode", hint="use lora.mode=runtime")
     for path in dict(loras):
         if not path.exists():
             key = named_by(config, folder, path)
             raise SourceError(
                 f"no LoRA file {path}",
                 field="lora",
-                hint=f"{key} names it: put it there, or choose others by {key} ([] for none)",
+                hint=f"{key} refers to it: put the file there, or change {key} ([] for none)",
             )
     return look_at_loras(needed, folder, loras)
 
 
 def _incomplete(needed: Weights, folder: Path, missing: tuple[str, ...]) -> MissingWeights:
-    brief = f"the weights of {needed.model!r} in {folder} do not serve quant={needed.quant}"
+    brief = f"the weights of {needed.model!r} in {folder} cannot be used with quant={needed.quant}"
     return MissingWeights(
         brief,
         missing=missing,
@@ -84,22 +84,22 @@ def _incomplete(needed: Weights, folder: Path, missing: tuple[str, ...]) -> Miss
 
 
 def quantiser_of(config: Config, registry: Registry) -> Quantiser | None:
-    """Return what quantises the weights while they are loaded; None where they stay as their files have them."""
+    """Return the quantiser that runs while weights are loaded; None if the files' own format is kept."""
     name = config.quant.name
     return None if name == "none" or name in QUANTISED else registry.quants.build(config.quant)
 
 
 def _check_packages(config: Config, registry: Registry) -> None:
-    """Raise MissingExtra where weights would be kept by a package that is not installed."""
+    """Raise MissingExtra if a package that the quantised weights need is not installed."""
     if (quantiser := quantiser_of(config, registry)) is not None:
         quantiser.check()
-    # A GGUF file was looked into with its own.
+    # The package for GGUF was already needed to read the file's header.
     if config.quant.name in QUANTISED and config.quant.name != "gguf" and find_spec("torchao") is None:
-        raise MissingExtra("quant", "torchao", "quant", why="to keep weights as a quanto file stores them")
+        raise MissingExtra("quant", "torchao", "quant", why="to keep weights in the format of a quanto file")
 
 
 def look_at_loras(needed: Weights, folder: Path, loras: Loras) -> dict[Path, LoraFit]:
-    """Return what each LoRA does to the transformer in `folder`, from headers alone. Raises SourceError."""
+    """Return how each LoRA matches the transformer in `folder`, from headers only. Raises SourceError."""
     if not loras:
         return {}
     parts, missing = find_parts(folder, needed)
@@ -109,16 +109,18 @@ def look_at_loras(needed: Weights, folder: Path, loras: Loras) -> dict[Path, Lor
     return {path: _look_at(path, shapes) for path in dict(loras)}
 
 
-def tell_loras(plan: Plan, config: Config, folder: Path, fits: Mapping[Path, LoraFit]) -> Plan:
-    """Return `plan` with the LoRAs that `config` has on, of those in `fits`, and the warnings about them."""
-    on = [(fits[path], scale) for path, scale in bundled_loras(config, folder) if path in fits]
-    uses = tuple(LoraUse(fit.file, scale, fit.entries, len(fit.unmatched), fit.alpha) for fit, scale in on)
-    lines = (line for fit, _ in on for line in (unmatched_warning(fit.file, fit.entries, fit.unmatched), *fit.warnings))
+def with_loras(plan: Plan, config: Config, folder: Path, fits: Mapping[Path, LoraFit]) -> Plan:
+    """Return `plan` with the LoRAs that `config` switches on (those in `fits`), and the warnings about them."""
+    active = [(fits[path], scale) for path, scale in bundled_loras(config, folder) if path in fits]
+    uses = tuple(LoraUse(fit.file, scale, fit.entries, len(fit.unmatched), fit.alpha) for fit, scale in active)
+    lines = (
+        line for fit, _ in active for line in (unmatched_warning(fit.file, fit.entries, fit.unmatched), *fit.warnings)
+    )
     return replace(plan, loras=uses, warnings=(*plan.warnings, *dict.fromkeys(filter(None, lines))))
 
 
 def _look_at(path: Path, shapes: Shapes) -> LoraFit:
-    """Raise SourceError for a file that is damaged, that changes none of the tensors, or one of another shape."""
+    """Raise SourceError if the file is damaged, matches no tensor, or matches one of another shape."""
     header = read_lora_header(path)
     try:
         return _match(header, shapes)
@@ -139,24 +141,24 @@ def _match(header: LoraFile, shapes: Shapes) -> LoraFit:
             raise shape_error(next(iter(keys.values())), shape)
     unmatched += tuple(key for tensor, keys in entries.items() if tensor not in matched for key in keys.values())
     check_share(len(stored), unmatched)
-    strength = strengths(entries, stored, header.alphas, header.told)
+    strength = strengths(entries, stored, header.alphas, header.stated)
     file = header.path.name
-    warnings = tuple(f"{file}: {one}" for one in strength.warnings)
+    warnings = tuple(f"{file}: {warning}" for warning in strength.warnings)
     return LoraFit(file, len(stored), unmatched, strength.text, (*warnings, *header.warnings))
 
 
 def _shapes(part: ComponentLayout) -> dict[str, tuple[int, ...] | None]:
-    """Return the tensors of a transformer by our names, with their shapes as far as headers have them."""
+    """Return the tensors of a transformer by the engine's names, with the shapes that headers give."""
     shapes: dict[str, tuple[int, ...] | None] = {}
     for path in part.files:
         if path.suffix == ".safetensors":
             header = _header(path)
             stored: dict[str, tuple[int, ...] | None] = {key: tuple(entry["shape"]) for key, entry in header.items()}
         else:
-            # Its types pack several values into a byte, or a few bytes.
+            # No shapes: GGUF types pack several values into one or a few bytes.
             stored = dict.fromkeys(gguf_names(path))
         for key, shape in stored.items():
-            # Of a row that is quantised the values stand beside their scale.
+            # A quantised tensor is stored as values and their scales.
             name = key.removesuffix("._data")
             if name.endswith(SCALES):
                 continue
@@ -169,7 +171,7 @@ def _header(path: Path) -> dict[str, dict[str, list[int]]]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > path.stat().st_size:
-                raise ValueError("it is shorter than its header says")
+                raise ValueError("it is shorter than its header states")
             header: dict[str, dict[str, list[int]]] = json.loads(file.read(length))
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path} is damaged: {error}", field="source", hint="get this file again") from error

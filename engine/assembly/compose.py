@@ -32,7 +32,7 @@ CONF = "engine.conf"
 def compose(overrides: Sequence[str]) -> Config:
     """Compose the presets in conf/ with `overrides` (Hydra's grammar) into typed dataclasses.
 
-    Raises ConfigError, in one line, for an unknown group, name or key and for a value that does not fit.
+    Raises ConfigError, in one line, for an unknown group, name or key and for an invalid value.
     """
     manager.installed()
     words = readable(overrides)
@@ -46,8 +46,8 @@ def compose(overrides: Sequence[str]) -> Config:
 def compose_request(boot: Sequence[str], overrides: Sequence[str]) -> Config:
     """Compose an engine's boot overrides with those of one request.
 
-    Raises RequestError for a request override that is not a plain change of an allowed key to a bool, a number or a
-    bare word, or that would change what is fixed at boot.
+    Raises RequestError for an override that does more than set an allowed key to a bool, a number or a word without
+    quotes, or that would change what is fixed at boot.
     """
     if not overrides:
         return compose(boot)
@@ -73,25 +73,25 @@ def _check_fixed(config: Config, boot: Config, overrides: Sequence[str]) -> None
 
 
 class Composer:
-    """Composes the configs of one boot's requests without Hydra for each: most of a job's own time went there.
+    """Composes the configs of requests without running Hydra for each, which took most of a job's overhead.
 
-    What Hydra composes of the boot's words and of a request's choices (`sampler=turbo`) is kept, unresolved, for the
-    last few sets of choices; single values (`sampler.steps=4`) are merged into a copy of it, as Hydra merges them. No
-    two requests share what they are given.
+    The result of Hydra for the boot overrides and a request's choices (`sampler=turbo`) is cached, unresolved, for the
+    last few sets of choices. Single values (`sampler.steps=4`) are merged into a copy of it, as Hydra merges them. No
+    two requests share a config.
     """
 
-    #: Sets of choices that are kept; each is some 100 kB.
-    MOST = 32
+    #: Number of cached sets of choices, about 100 kB each.
+    MAX_CACHED = 32
 
     def __init__(self, boot: Sequence[str]) -> None:
         """Raise ConfigError as `compose` does."""
         self._boot = tuple(boot)
         self.config = compose(self._boot)
-        self._kept: OrderedDict[tuple[str, ...], DictConfig] = OrderedDict()
+        self._cached: OrderedDict[tuple[str, ...], DictConfig] = OrderedDict()
         self._lock = threading.Lock()
 
     def request(self, overrides: Sequence[str]) -> Config:
-        """Return what `compose_request(boot, overrides)` returns. Raises RequestError as that does."""
+        """Return what `compose_request(boot, overrides)` returns. Raises RequestError as it does."""
         if not overrides:
             return deepcopy(self.config)
         words = readable(overrides)
@@ -99,34 +99,34 @@ class Composer:
         try:
             config = self._merged(words)
         except (EngineError, HydraException, OmegaConfBaseException, AssertionError, ValueError, TypeError):
-            # Hydra has the words for what is wrong.
+            # Hydra's own error describes the problem.
             return compose_request(self._boot, overrides)
         _check_fixed(config, self.config, words)
         return config
 
     def _merged(self, words: Sequence[str]) -> Config:
-        # A word with a dot names a value; one without may choose a preset, and presets come before all values.
+        # A word with a dot sets a value; one without may choose a preset, and presets come before all values.
         choices = tuple(word for word in words if "." not in word.partition("=")[0])
         with self._lock:
-            kept = self._kept.get(choices)
-            if kept is None:
+            base = self._cached.get(choices)
+            if base is None:
                 with _hydra():
-                    kept = hydra.compose("config", readable([*self._boot, *choices]))
-            composed = deepcopy(kept)
+                    base = hydra.compose("config", readable([*self._boot, *choices]))
+            composed = deepcopy(base)
             for word in words:
                 if word not in choices and (value := parse(word)) is not None:
                     OmegaConf.update(composed, value.key_or_group, value.value(), merge=True)
             config = typed(composed)
-            # Not before it was found sound: nobody fills the store with names that do not exist.
-            self._kept[choices] = kept
-            self._kept.move_to_end(choices)
-            while len(self._kept) > self.MOST:
-                self._kept.popitem(last=False)
+            # Cached only after validation, so that invalid names cannot fill the cache.
+            self._cached[choices] = base
+            self._cached.move_to_end(choices)
+            while len(self._cached) > self.MAX_CACHED:
+                self._cached.popitem(last=False)
         return config
 
 
 def typed(composed: DictConfig) -> Config:
-    """Turn a composed config into dataclasses. Raises ConfigError where it does not fit."""
+    """Turn a composed config into dataclasses. Raises ConfigError if it does not match the schema."""
     with translated():
         _check_resolution(composed)
         # Before anything is resolved: steps and scales interpolate through the model's bundle of this name.
@@ -144,7 +144,7 @@ def typed(composed: DictConfig) -> Config:
 def translated(words: Sequence[str] = ()) -> Iterator[None]:
     """Turn the errors of Hydra and OmegaConf into ConfigError, one line each.
 
-    `words` are the overrides that were composed: what they choose decides which keys there are to suggest.
+    `words` are the overrides that were composed: their choices determine which keys can be suggested.
     """
     try:
         yield
@@ -153,23 +153,23 @@ def translated(words: Sequence[str] = ()) -> Iterator[None]:
     except MissingConfigException as error:
         raise _missing(error) from error
     except OverrideParseException as error:
-        wrong = str(error.override)
+        word = str(error.override)
         raise ConfigError(
-            f"cannot read {wrong!r}",
+            f"cannot read {word!r}",
             field="override",
-            hint=f"write group=name or key=value{f', such as {shell_line(wrong)}' if '=' in wrong else ''}",
+            hint=f"write group=name or key=value{f', such as {shell_line(word)}' if '=' in word else ''}",
         ) from error
     except (ConfigCompositionException, OmegaConfBaseException) as error:
         raise _misfit(error, words) from error
     except (HydraException, ValueError, OverflowError) as error:
-        # Hydra has no error of its own for some overrides, such as sampler=null, nor for numbers that no float holds.
+        # Hydra raises plain Python errors for some overrides, such as sampler=null, and for numbers beyond float.
         raise ConfigError(
             str(error).partition("\n")[0], field="override", hint="write group=name or key=value"
         ) from error
 
 
 def _with_line(error: ConfigError, words: Sequence[str]) -> ConfigError:
-    """Return the error with the line that works, if Hydra took a text for a list or an object."""
+    """Return the error with a corrected line as hint, if Hydra took a text for a list or an object."""
     if "string" not in error.what:
         return error
     for word in words:
@@ -180,7 +180,7 @@ def _with_line(error: ConfigError, words: Sequence[str]) -> ConfigError:
 
 
 def _with_place(error: ConfigError, words: Sequence[str]) -> ConfigError:
-    """Return the error with the whole key, if OmegaConf named only the last part of one within a list."""
+    """Return the error with the full key, if OmegaConf named only the last part of a key within a list."""
     for override in (parse(word) for word in words if error.field and "." not in error.field):
         value = override.value() if override is not None else None
         entries = value if isinstance(value, list) else ()
@@ -195,8 +195,8 @@ def _with_place(error: ConfigError, words: Sequence[str]) -> ConfigError:
 def _missing(error: MissingConfigException) -> ConfigError:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     if group:
-        known = [option for option in error.options or () if option != "schema"]
-        return UnknownComponent(group, name, known, broken=manager.installed().broken)
+        names = [option for option in error.options or () if option != "schema"]
+        return UnknownComponent(group, name, names, broken=manager.installed().broken)
     return ConfigError(str(error).partition("\n")[0], field=group)
 
 
@@ -208,7 +208,7 @@ def _misfit(error: Exception, words: Sequence[str]) -> ConfigError:
     if text.startswith("Ambiguous value"):
         wrong = text.partition("'")[2].rpartition("'")[0]
         return ConfigError(
-            f"{wrong!r} gives several values",
+            f"{wrong!r} has several values",
             field=wrong.partition("=")[0],
             hint=f"add -m to run each, or write {shell_line(wrong)}",
         )
@@ -217,27 +217,27 @@ def _misfit(error: Exception, words: Sequence[str]) -> ConfigError:
         near = _near(wrong.partition("=")[0], _keys(words))
         hint = f"did you mean {' or '.join(near)}?" if near else "multitalk --help lists the groups and keys"
         return ConfigError(f"there is no {wrong!r} in the config", field=wrong.partition("=")[0], hint=hint)
-    wanted = next((hint for kind, hint in _KINDS.items() if kind in first), "multitalk plugins shows what fits")
-    return ConfigError(first, field=str(key), hint=wanted)
+    hint = next((hint for kind, hint in _KINDS.items() if kind in first), "multitalk plugins lists the choices")
+    return ConfigError(first, field=str(key), hint=hint)
 
 
-#: What OmegaConf's messages call a type, and what to give.
+#: Part of OmegaConf's message -> hint.
 _KINDS = {
     "to Integer": "give a whole number",
     "to Float": "give a number",
     "Union[int, str]": "give a whole number, or auto",
     "Boolean": "give true or false",
     "not a list": "give a list, [a, b]",
-    "Missing mandatory": "give it a value",
+    "Missing mandatory": "set a value",
 }
 
 
-def _near(key: str, known: Sequence[str]) -> list[str]:
-    """Return the known keys that are most like `key`: those beside it if one of them is, of one component as a rule."""
+def _near(key: str, keys: Sequence[str]) -> list[str]:
+    """Return the keys most similar to `key`: siblings of it if any is similar, else from the whole config."""
     above, _, last = key.lstrip("+~").rpartition(".")
-    beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == above}
+    beside = {name.rpartition(".")[2]: name for name in keys if name.rpartition(".")[0] == above}
     near = [beside[name] for name in similar(last, beside, most=3)]
-    return near or similar(key, known, most=3)
+    return near or similar(key, keys, most=3)
 
 
 def _keys(words: Sequence[str]) -> list[str]:
@@ -275,14 +275,14 @@ def _check_resolution(composed: DictConfig) -> None:
 
 
 def _check_extra(node: object, prefix: str) -> None:
-    # An override with a leading "+" adds keys behind the schema's back, and OmegaConf sets them as attributes.
+    # An override with a leading "+" adds keys that the schema does not have; OmegaConf sets them as attributes.
     if not is_dataclass(node):
         return
-    known = {field.name for field in fields(node)}
+    declared = {field.name for field in fields(node)}
     for key, value in vars(node).items():
-        if key not in known:
+        if key not in declared:
             raise ConfigError(
-                f"there is no {prefix + key!r} in the config", field=prefix + key, hint="leave out the leading '+'"
+                f"there is no {prefix + key!r} in the config", field=prefix + key, hint="remove the leading '+'"
             )
         _check_extra(value, f"{prefix}{key}.")
 
@@ -301,7 +301,7 @@ def _check(overrides: Sequence[str]) -> list[Override]:
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        # Of all that came together, the one at fault.
+        # Only the override that caused the error.
         wrong = getattr(error, "override", None) or overrides[-1]
         raise _refused(f"cannot read {wrong!r}", "write key=value") from error
     for override in parsed:
@@ -313,7 +313,8 @@ def _check(overrides: Sequence[str]) -> list[Override]:
             raise _refused(f"{key!r} cannot be overridden by a request", f"allowed: {allowed}")
         if not _plain(override):
             raise _refused(
-                f"{line!r} has a value that a request may not give", "give a number, true, false or a bare word"
+                f"{line!r} has a value that a request may not set",
+                "give a number, true, false or a word without quotes",
             )
     return parsed
 

@@ -1,4 +1,4 @@
-"""Any text -> a Hydra override that brings it into the config unchanged."""
+"""Any text -> a Hydra override that sets it in the config unchanged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine.errors import ConfigError
 
 
 def override(key: str, value: str) -> str:
-    """Return the override that sets `key` to the text `value`, whatever stands in it. Raises ConfigError."""
+    """Return the override that sets `key` to the text `value`, whatever it contains. Raises ConfigError."""
     return f"{key}={quoted(key, value)}"
 
 
@@ -25,6 +25,6 @@ def quoted(key: str, text: str) -> str:
         raise ConfigError("'???' stands for a missing value", field=key, hint="write something else")
     # OmegaConf: backslashes before an interpolation are halved, and one more makes it plain text.
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
-    # Hydra: in quotes, backslashes count only where they stand before a quote or at the end.
+    # Hydra: in quotes, backslashes count only before a quote or at the end.
     text = re.sub(r"(\\*)'", r"\1\1\\'", text)
     return "'" + re.sub(r"(\\+)\Z", r"\1\1", text) + "'"

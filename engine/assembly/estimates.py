@@ -1,4 +1,4 @@
-"""Config and plan -> Estimates, and which changes of the config make a plan fit."""
+"""Config and plan -> Estimates, and changes of the config that make a plan fit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from engine.planning.memory import Load
 from engine.planning.parameters import PARTS, Quant, Sizes, published_sizes, read_sizes
 from engine.plugin.manager import Registry
 
-#: What is tried where a plan does not fit, the least harm first: those that change no frame stand in front.
+#: Changes to try if a plan does not fit; those that change no frames come first.
 CHANGES = (
     ("memory=text-offload",),
     ("memory=model-offload",),
@@ -34,19 +34,19 @@ CHANGES = (
 
 
 def estimate_plan(plan: Plan, config: Config, registry: Registry) -> Plan:
-    """Return `plan` with what it needs, or with a warning where that is not known.
+    """Return `plan` with its estimates, or with a warning if they cannot be computed.
 
-    Sizes are those of the weights that the plan found, as far as their configs can be read, else those of the model's
-    published architecture.
+    The sizes come from the configs beside the plan's weights if they can be read, else from the model's published
+    architecture.
     """
     try:
         estimates = _estimate(plan, config, registry)
     except UnknownComponent as error:
-        why = f"there is no arithmetic for {error.group}={error.name}"
+        why = f"the cost model does not cover {error.group}={error.name}"
     except SourceError as error:
         why = error.what
     else:
-        alone = () if config.parallel.name == "none" else ("the plan's estimates are those of one device alone",)
+        alone = () if config.parallel.name == "none" else ("the plan's estimates are for a single device",)
         return replace(plan, estimates=estimates, warnings=(*plan.warnings, *alone))
     return replace(plan, warnings=(*plan.warnings, f"memory, time and cost are not estimated: {why}"))
 
@@ -70,7 +70,7 @@ def _estimate(plan: Plan, config: Config, registry: Registry) -> Estimates:
         load,
         card=cards[0] if cards and device == "cuda" else None,
         start_bytes=_files_bytes(plan.weights) if plan.weights is not None and own else None,
-        # Looked at for "auto" alone.
+        # Needed only for "auto".
         host_free=free_on_host() if load.memory == "auto" else 0,
     )
 
@@ -88,7 +88,7 @@ def advise(estimates: Estimates, config: Config, replan: Callable[[Sequence[str]
         try:
             changed = replan(change).estimates
         except EngineError:
-            # Such as a model that has no such resolution for this picture, or a plugin's own group of that name.
+            # Such as a model without that resolution for this picture, or a plugin's own group of that name.
             continue
         fitting = {card.card for card in changed.cards if card.fits} if changed is not None else set()
         for card in small:
@@ -98,17 +98,17 @@ def advise(estimates: Estimates, config: Config, replan: Callable[[Sequence[str]
 
 
 def _changes(config: Config) -> Iterable[tuple[str, ...]]:
-    # A quantisation that was chosen stays: another would be no saving.
+    # A chosen quantisation is kept: another one saves nothing.
     groups = ("memory=",) if config.quant.name != "none" else ("memory=", "quant=")
-    offered = dict.fromkeys(
+    combinations = dict.fromkeys(
         tuple(word for word in change if word.startswith(groups) and word != f"memory={config.memory.name}")
         for change in CHANGES
     )
-    yield from (change for change in offered if change)
+    yield from (change for change in combinations if change)
     areas = {name: _area(config, name) for name in config.model.resolutions}
     for name in sorted(areas, key=areas.__getitem__, reverse=True):
         if areas[name] < areas[config.resolution]:
-            yield (f"resolution={name}", *list(offered)[-1])
+            yield (f"resolution={name}", *list(combinations)[-1])
 
 
 def _area(config: Config, resolution: str) -> int:
@@ -116,12 +116,12 @@ def _area(config: Config, resolution: str) -> int:
 
 
 def _sizes(config: Config, weights: Path | None) -> tuple[Sizes, bool]:
-    """Return the model's sizes, and whether its files are of the engine's own layout. Raises SourceError."""
+    """Return the model's sizes, and whether its files have the engine's own layout. Raises SourceError."""
     try:
         if weights is not None:
             return read_sizes(weights), True
     except SourceError:
-        # A layout without these configs, or a network of another kind: whether it can be loaded is for loading to say.
+        # A layout without these configs, or another kind of network: loading reports whether it works.
         pass
     if not config.model.architecture:
         raise SourceError(f"the sizes of model={config.model.name} are not known", field="model.architecture")
@@ -129,13 +129,13 @@ def _sizes(config: Config, weights: Path | None) -> tuple[Sizes, bool]:
 
 
 def _is_scaled(config: Config, weights: Path | None) -> bool:
-    """Say whether the transformer's weights are products with scales, as fp8_scaled files have them."""
+    """Return whether the transformer's weights are stored with scales, as in fp8_scaled files."""
     if weights is None:
         return False
     try:
         parts, _ = find_parts(weights, replace(weights_of(config), components=("transformer",)))
     except EngineError:
-        # Whether it can be loaded is for loading to say.
+        # Loading reports whether it works.
         return False
     return "transformer" in parts and is_scaled(parts["transformer"])
 
@@ -145,9 +145,9 @@ def _files_bytes(weights: Path) -> int:
 
 
 def make_load(config: Config, registry: Registry, **others: Any) -> Load:
-    """Return how the weights of a config are kept; `others` are fields of Load that it does not say, or that differ."""
+    """Return how a config loads its weights; `others` adds or replaces fields of Load."""
     quantiser = quantiser_of(config, registry)
-    said: dict[str, Any] = {
+    values: dict[str, Any] = {
         "quant": config.quant.name,
         "made": None if quantiser is None else Quant(*quantiser.cost()),
         "memory": config.memory.name,
@@ -159,23 +159,23 @@ def make_load(config: Config, registry: Registry, **others: Any) -> Load:
         "continuation": config.continuation.style,
         "window": largest_window(config),
     }
-    return Load(**(said | others))
+    return Load(**(values | others))
 
 
 def lora_files(config: Config) -> set[str]:
-    """Return the LoRAs that a config loads, as paths below the folder of the weights."""
+    """Return the LoRAs that a config loads, as paths relative to the weights folder."""
     model = config.model
     return {lora.file for lora in (*model.standard.loras, *model.turbo.loras, *config.lora.extra)}
 
 
 def _is_adapted(config: Config) -> bool:
-    """Say whether LoRAs beside the weights are switched on with a config's sampler."""
+    """Return whether a config switches on LoRAs that are kept separate from the weights."""
     bundle = config.model.turbo if config.sampler.bundle == "turbo" else config.model.standard
     return config.lora.mode == "runtime" and bool(bundle.loras or config.lora.extra)
 
 
 def lora_bytes(config: Config, weights: Path | None) -> int:
-    """Return the bytes of LoRAs beside the weights, as far as their files are there."""
+    """Return the bytes of LoRAs that are kept separate from the weights, counting only existing files."""
     if weights is None or config.lora.mode == "merged":
         return 0
     return sum((weights / name).stat().st_size for name in lora_files(config) if (weights / name).is_file())

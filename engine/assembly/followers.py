@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 
 class ProcessGroup:
-    """The processes of one job, or this process alone. Methods raise ProcessLost where another one has ended."""
+    """The processes of one job, or this process alone. Methods raise ProcessLost if another one has ended."""
 
     def __init__(self, config: Config, registry: Registry, ranks: Ranks | None) -> None:
-        """Raises ConfigError where `config` asks for several processes and there is one."""
+        """Raises ConfigError if `config` requires several processes and there is only one."""
         self._registry = registry
         self._ranks = require_ranks(config.parallel, ranks)
-        #: Processes in the group, this one included.
+        #: Number of processes in the group, including this one.
         self.size = 1 if ranks is None else ranks.size
 
     @property
@@ -39,7 +39,7 @@ class ProcessGroup:
         return self._ranks is not None and self._ranks.rank > 0
 
     def build_sampling(self, config: Config) -> Sampling:
-        """Build what a request's config names; what it decides as it goes is the same in all processes.
+        """Build the components of a request's config; their decisions while running are the same in all processes.
 
         Raises ConfigError.
         """
@@ -47,7 +47,7 @@ class ProcessGroup:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Load the weights inside: rank 0 has the others load as well, and each learns where another one fails."""
+        """Context in which to load the weights: rank 0 makes the others load too, and a failure of one reaches all."""
         if self._ranks is None:
             yield
             return
@@ -69,7 +69,7 @@ class ProcessGroup:
     ) -> Tensor:
         """Denoise a window, from noise of `generator`, together with the processes that follow.
 
-        They make their own `sampling` of the request's `config`. Raises Cancelled.
+        They build their own `sampling` from the request's `config`. Raises Cancelled.
         """
         noise = draw_noise((model.codec.channels, *conditions.latents.shape[1:]), generator)
         if self._ranks is None:
@@ -79,7 +79,7 @@ class ProcessGroup:
             return _denoise(model, self._ranks.part_of(conditions), noise, sampling, generator, on_step, agreed)
 
     def follow(self, load: Callable[[], LoadedModel], device: str) -> None:
-        """Do as rank 0 says until it has done: load, and denoise along. Raises ProcessLost."""
+        """Follow rank 0 until it ends: load, and take part in denoising. Raises ProcessLost."""
         assert self._ranks is not None
         while (message := self._ranks.receive(device)) is not None:
             if isinstance(message, DenoiseWindow):
@@ -90,7 +90,7 @@ class ProcessGroup:
             except ProcessLost:
                 raise
             except Exception:
-                # Rank 0 knows of it, and raises it.
+                # Rank 0 gets this failure too, and raises it.
                 logger.debug("cannot load", exc_info=True)
 
     def _denoise_along(self, ranks: Ranks, message: DenoiseWindow, loaded: LoadedModel) -> None:

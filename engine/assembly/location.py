@@ -18,35 +18,35 @@ COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder"
 
 @dataclass(frozen=True)
 class Location:
-    """What a source answers for a config: the folder of the weights, or why there is none."""
+    """A source's answer for a config: the folder of the weights, or the problem."""
 
     folder: Path | None
     problem: SourceError | MissingExtra | None = None
 
 
 class WeightsFinder:
-    """Locates weights for one request: each source is asked once for the same weights, however many ask here."""
+    """Locates weights for one request. Each source is asked only once for the same weights."""
 
     def __init__(self, registry: Registry, *, loaded: Path | None = None) -> None:
-        """Ask no source yet. `loaded` is the folder of weights that are in memory: then no source is asked at all."""
+        """Ask no source yet. `loaded` is the folder of weights in memory; no source is asked then."""
         self._registry = registry
         self._loaded = None if loaded is None else Location(loaded)
         self._answers: list[tuple[Any, Location]] = []
 
     def find(self, config: Config) -> Location:
-        """Return where the weights of `config` are; changes nothing anywhere. Raises ConfigError for the source."""
+        """Return where the weights of `config` are; changes nothing. Raises ConfigError for the source."""
         if self._loaded is not None:
             return self._loaded
         key = _key(config)
-        # Configs cannot be hashed, and there are few.
-        answer = next((answer for asked, answer in self._answers if asked == key), None)
+        # A list, because configs cannot be hashed; there are few.
+        answer = next((answer for asked_key, answer in self._answers if asked_key == key), None)
         if answer is None:
             answer = self._ask(config)
             self._answers.append((key, answer))
         return answer
 
     def folder(self, config: Config) -> Path:
-        """Return the folder of the weights. Raises MissingWeights naming where was looked and what would help."""
+        """Return the folder of the weights. Raises MissingWeights, which says where the engine looked."""
         location = self.find(config)
         if location.folder is None:
             assert location.problem is not None
@@ -54,11 +54,11 @@ class WeightsFinder:
         return location.folder
 
     def fetch(self, config: Config) -> Path:
-        """Do as `folder`, but have weights that are not there brought by a source that may do so."""
+        """Do as `folder`, but let a source that can download fetch missing weights."""
         location = self.find(config)
         source = self._registry.sources.build(config.source) if location.folder is None else None
         if isinstance(source, FetchingSource) and (folder := source.fetch(weights_of(config))) is not None:
-            self._answers = [(asked, answer) for asked, answer in self._answers if answer is not location]
+            self._answers = [(asked_key, answer) for asked_key, answer in self._answers if answer is not location]
             self._answers.append((_key(config), Location(folder)))
         return self.folder(config)
 
@@ -68,13 +68,13 @@ class WeightsFinder:
         try:
             folder = source.locate(weights)
         except (SourceError, MissingExtra) as error:
-            # Without its frames, which hold this finder.
+            # Without its traceback, whose frames refer to this finder.
             return Location(None, error.with_traceback(None))
         if folder is not None:
             return Location(folder)
         missing = MissingWeights(
             f"no weights for the model {config.model.name!r}",
-            # As the chain joins what its sources say.
+            # The chain joins the answers of its sources with semicolons.
             looked=source.looked(weights).split("; "),
             commands=weights.commands,
             hint="choose another source or model",
@@ -83,10 +83,11 @@ class WeightsFinder:
 
 
 def locate_weights(config: Config, registry: Registry, *, fetch: bool = False) -> Path:
-    """Return the folder of the model's weights. Raises MissingWeights naming where was looked and what would help.
+    """Return the folder of the model's weights. Raises MissingWeights, which says where the engine looked and
+    what to do.
 
-    With `fetch` a source that may get weights does so; without it nothing is changed anywhere. Whoever asks more than
-    once for a request keeps a `WeightsFinder`.
+    With `fetch`, a source that can download fetches missing weights; without it, nothing changes. To ask more than once
+    per request, use a `WeightsFinder`.
     """
     finder = WeightsFinder(registry)
     return finder.fetch(config) if fetch else finder.folder(config)
@@ -118,5 +119,5 @@ def _commands(config: Config) -> tuple[tuple[str, str], ...]:
 
 
 def _key(config: Config) -> Any:
-    # The commands are words for an error; all else decides what a source answers.
+    # Without the commands, which only appear in errors; all other fields affect a source's answer.
     return config.source, replace(weights_of(config), command="", commands=())

@@ -1,4 +1,4 @@
-"""Config -> the files of LoRAs that it loads, and those of them that it wants on. Imports no torch."""
+"""Config -> the LoRA files that it loads, and those that it switches on. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ Loras = tuple[tuple[Path, float], ...]
 
 
 def bundled_loras(config: Config, weights: Path) -> Loras:
-    """Return the LoRAs (file, scale) that the config's bundle wants on, and the extra ones."""
+    """Return the LoRAs (file, scale) that the config's bundle switches on, and the extra ones."""
     bundle = config.model.turbo if config.sampler.bundle == "turbo" else config.model.standard
     return _files([*bundle.loras, *config.lora.extra], weights)
 
 
 def loadable_loras(config: Config, weights: Path) -> Loras:
-    """Return the LoRAs to load at boot: those of the config itself and, where they can be switched, the others present.
+    """Return the LoRAs to load at boot: those of the config and, if they can be switched, other files that exist.
 
-    The other bundle's files may be absent: not everyone wants turbo.
+    Files of the other bundle may be missing: not everyone uses turbo.
     """
     bundled = bundled_loras(config, weights)
     if config.lora.mode == "merged":
         return bundled
-    taken = {path for path, _ in bundled}
+    loaded = {path for path, _ in bundled}
     others = _files([*config.model.standard.loras, *config.model.turbo.loras], weights)
-    return (*bundled, *((path, scale) for path, scale in others if path not in taken and path.is_file()))
+    return (*bundled, *((path, scale) for path, scale in others if path not in loaded and path.is_file()))
 
 
 def named_by(config: Config, weights: Path, path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Config and plan -> what the stages are told, once a request: a stage never takes a config."""
+"""Config and plan -> options of the stages, once per request: a stage never gets a config."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.stages.write import VideoOptions
 
 @dataclass(frozen=True)
 class StageOptions:
-    """The options of each stage that has some."""
+    """The options of all stages that have any."""
 
     encode: EncodeOptions
     decode: DecodeOptions
@@ -22,7 +22,7 @@ class StageOptions:
 
 
 def make_options(config: Config, plan: Plan, sampling: Sampling) -> StageOptions:
-    """Return what a request's config and plan say to the stages."""
+    """Return the stage options from a request's config and plan."""
     continuation, video = config.continuation, config.video
     return StageOptions(
         EncodeOptions(

@@ -1,4 +1,4 @@
-"""Request and config -> media and plan: the one way, for a plan, a preview and a generation."""
+"""Request and config -> media and plan: used for a plan, a preview and a generation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def plan_request(
     *,
     cancel: CancelToken | None = None,
 ) -> tuple[Media, Plan]:
-    """Bring the request's addresses to files in `folder`, or where they are, and decide the whole walk.
+    """Fetch the request's addresses to files in `folder`, or use local files in place, and make the plan.
 
     `access` is the engine's own; the request's keys are added to it. Missing weights are noted in the plan. Raises
     RequestError, ConfigError, and Cancelled within a second once `cancel` is set.
@@ -38,7 +38,7 @@ def plan_request(
 def fetch_media(
     request: Request, registry: Registry, access: Access, folder: Path, *, cancel: CancelToken | None = None
 ) -> Media:
-    """Bring the request's addresses to files, and see what is in them. Raises RequestError and Cancelled."""
+    """Fetch the request's addresses to files, and read their headers. Raises RequestError and Cancelled."""
     opener = registry.plugins.hook.open_address
     return fetch(request, opener, request_access(access, request), folder, cancel=cancel)
 
@@ -52,5 +52,5 @@ def plan_media(
     *,
     cancel: CancelToken | None = None,
 ) -> Plan:
-    """Decide the whole walk for media that are here, by any config. Raises RequestError, ConfigError and Cancelled."""
+    """Make the plan for fetched media with any config. Raises RequestError, ConfigError and Cancelled."""
     return plan_walk(request, media, make_plan_inputs(config, registry, weights), cancel=cancel)

@@ -1,6 +1,6 @@
-"""Whether a request's prompts are longer than its text encoder takes: said in its plan and its answer.
+"""Warnings in plan and answer about prompts that are longer than the text encoder's limit.
 
-A plan asks the tokenizer's file, which needs no torch; a generation asks the encoder itself.
+A plan uses the tokenizer's file, which needs no torch; a generation uses the encoder itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from engine.data import Plan, Request
 from engine.loading.layout import find_parts
 from engine.multitalk.prompts import lost_of_file, tell_lost
 
-#: Prompt -> what of it is cut off, and the number of tokens that are kept.
+#: Prompt -> the text that is cut off, and the number of tokens that are kept.
 Lost = Callable[[str], tuple[str, int]]
 
 
@@ -29,21 +29,21 @@ def negative_prompt(request: Request, config: Config) -> str:
     return config.model.negative_prompt if request.negative_prompt is None else request.negative_prompt
 
 
-def tell_prompts(plan: Plan, request: Request, config: Config, branches: Sequence[str], lost: Lost) -> Plan:
-    """Return `plan` with a warning for each prompt that the guidance's `branches` use and of which words are lost."""
+def with_prompts(plan: Plan, request: Request, config: Config, branches: Sequence[str], lost: Lost) -> Plan:
+    """Return `plan` with a warning for each truncated prompt that the guidance's `branches` use."""
     texts = [("prompt", request.prompt)]
     if {"drop_text", "uncond"} & set(branches):
         texts.append(("negative prompt", negative_prompt(request, config)))
     warnings = []
     for what, text in texts:
-        words, kept = lost(text)
-        if words:
-            warnings.append(tell_lost(what, words, kept))
+        lost_words, kept_tokens = lost(text)
+        if lost_words:
+            warnings.append(tell_lost(what, lost_words, kept_tokens))
     return replace(plan, warnings=(*plan.warnings, *warnings)) if warnings else plan
 
 
 def lost_by(config: Config, folder: Path) -> Lost:
-    """Return what asks the tokenizer in a folder of weights, which holds one."""
+    """Return the function that uses the tokenizer in a folder of weights."""
     parts, _ = find_parts(folder, replace(weights_of(config), components=("transformer", "tokenizer")))
     transformer = parts["transformer"]
     settings = transformer.config or transformer.folder / "config.json"

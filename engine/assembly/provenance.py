@@ -1,4 +1,4 @@
-"""The recipe that a video carries: what decided its frames, and nothing that could identify or leak."""
+"""The provenance stored in a video: the settings that determine its frames, and nothing private."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ FORMAT = 1
 #: Packages whose version can change the frames or their encoding.
 PACKAGES = ("multitalk-engine", "torch", "diffusers", "transformers", "numpy", "pillow", "av", "soxr", "pyloudnorm")
 
-#: Parts of the config that decide the result.
+#: Parts of the config that determine the frames.
 DECISIVE = ("resolution", "quant", "sampler", "guidance", "cache", "lora", "continuation", "video")
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What this process computes with."""
+    """Device, dtype and kernel of this process, and its process group."""
 
     device: str
     dtype: str
-    #: Name of the kernel, as diffusers' dispatch knows it.
+    #: Name of the attention kernel in diffusers' dispatcher.
     attention: str
-    #: Of the group, this one included.
+    #: Number of processes in the group, including this one.
     processes: int
-    #: Whether it follows another process, and so needs the transformer alone.
+    #: Whether this process follows another one, and so needs only the transformer.
     alone: bool
 
 
-def make_recipe(request: Request, media: Media, config: Config, *, weights: str, runtime: Runtime) -> dict[str, Any]:
-    """Return the recipe as plain JSON values; no address, path, host name or date is in it.
+def make_provenance(
+    request: Request, media: Media, config: Config, *, weights: str, runtime: Runtime
+) -> dict[str, Any]:
+    """Return the provenance as plain JSON values. It contains no address, path, host name or date.
 
-    `weights` is their `weights_hash`. Imports torch.
+    `weights` is the hash of the weights (`weights_hash`). Imports torch.
     """
     import torch
 
@@ -47,7 +49,7 @@ def make_recipe(request: Request, media: Media, config: Config, *, weights: str,
         "format": FORMAT,
         "model": config.model.name,
         **{key: _plain(getattr(config, key)) for key in DECISIVE},
-        # The one thing of the memory profile that changes frames.
+        # The only setting of the memory profile that changes frames.
         "tile": config.memory.tile,
         "request": {
             "prompt": request.prompt,
@@ -61,10 +63,10 @@ def make_recipe(request: Request, media: Media, config: Config, *, weights: str,
             "speakers": [
                 {
                     "silence": speaker.audio is None,
-                    # Whole numbers and fractions as one type, so that a repeated video carries the same text.
+                    # Integers become floats, so that a repeated video stores the same text.
                     "box": [float(edge) for edge in speaker.region.box] if speaker.region.box else None,
                     "mask": speaker.region.mask is not None,
-                    # Only what was asked, so that other videos carry what they always did.
+                    # Only requested keys, so that the provenance of other videos does not change.
                     **({} if cut is None else dict(cut.asked)),
                 }
                 for speaker, cut in zip(request.speakers, media.cuts, strict=True)
@@ -91,10 +93,10 @@ def input_hashes(media: Media) -> dict[str, Any]:
 
 
 def weights_hash(folder: Path) -> str:
-    """Return a hash that tells one set of weights from another without reading all of it.
+    """Return a hash that identifies a set of weights without reading all of it.
 
-    It covers the names and sizes of all weight files and configs, the headers of the former and the whole of the
-    latter, and one mebibyte from the end of each weight file.
+    It covers names and sizes of all weight files and configs, the full content of configs, and the header and the last
+    mebibyte of each weight file.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
@@ -106,7 +108,7 @@ def weights_hash(folder: Path) -> str:
             if path.suffix == ".json":
                 digest.update(file.read())
                 continue
-            # Other formats have no header of a length that is told first.
+            # Only safetensors files start with the length of their header.
             head = file.read(8) if path.suffix == ".safetensors" else b""
             digest.update(head + file.read(min(int.from_bytes(head, "little") if head else 2**20, size)))
             file.seek(max(8, size - 2**20))
@@ -121,7 +123,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    # Reads a file of each package: fifty milliseconds that each job would pay.
+    # Cached: reading a file of each package takes 50 ms, which each job would pay.
     versions = {}
     for package in PACKAGES:
         try:

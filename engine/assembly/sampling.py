@@ -12,7 +12,7 @@ from engine.plugin.manager import Registry
 
 @dataclass(frozen=True)
 class Sampling:
-    """What steers the denoising of one request; guidance and cache keep state, so they are made anew for each."""
+    """The components that control the denoising of one request; guidance and cache keep its state."""
 
     sampler: Sampler
     guidance: Guidance
@@ -20,9 +20,9 @@ class Sampling:
 
 
 def build_sampling(config: Config, registry: Registry, *, agree: Agree | None = None) -> Sampling:
-    """Build what `config` names; it needs no torch. Raises ConfigError for a value out of range.
+    """Build the components of `config`; needs no torch. Raises ConfigError for a value out of range.
 
-    Where several processes share a forward, `agree` makes their caches decide alike (`components.SharedCache`).
+    If several processes share a forward pass, `agree` makes their caches decide alike (`components.SharedCache`).
     """
     cache = registry.caches.build(config.cache)
     return Sampling(
@@ -36,8 +36,10 @@ def _sampler(config: Config, registry: Registry) -> Sampler:
     sampler, steps = registry.samplers.build(config.sampler), config.sampler.steps
     counts = evaluations_of(sampler, steps)
     if len(counts) != steps or min(counts) < 1:
-        what = f"sampler={config.sampler.name} says {list(counts)} evaluations of {steps} steps"
-        raise ConfigError(what, field="sampler", hint="its plugin must say 1 or more for each step")
+        what = f"sampler={config.sampler.name} declares {list(counts)} evaluations for {steps} steps"
+        raise ConfigError(
+            what, field="sampler", hint="fix the sampler's plugin: `evaluations` must return 1 or more for each step"
+        )
     return sampler
 
 
@@ -46,14 +48,16 @@ def _guidance(config: Config, registry: Registry) -> Guidance:
     unknown = [branch for branch in guidance.branches if branch not in BRANCHES]
     if unknown or not guidance.branches:
         what = f"guidance={config.guidance.name} asks for {', '.join(map(repr, unknown)) or 'no branch'}"
-        raise ConfigError(what, field="guidance", hint=f"its plugin must name some of {', '.join(BRANCHES)}")
+        raise ConfigError(
+            what, field="guidance", hint=f"fix the guidance's plugin: it must name some of {', '.join(BRANCHES)}"
+        )
     return guidance
 
 
 def _shared(cache: StepCache, config: Config, agree: Agree) -> StepCache:
     if not isinstance(cache, SharedCache):
         raise ConfigError(
-            f"cache={config.cache.name} does not work where several processes share a forward",
+            f"cache={config.cache.name} does not work if several processes share a forward pass",
             field="cache",
             hint="choose cache=none, or parallel=none",
         )

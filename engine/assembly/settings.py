@@ -1,4 +1,4 @@
-"""Config -> PlanInputs: what the planner takes from it; and whether its values go together."""
+"""Config -> PlanInputs, the planner's input; and checks that the config's values fit together."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from engine.plugin.manager import Registry
 
 
 def make_plan_inputs(config: Config, registry: Registry, weights: WeightsFinder) -> PlanInputs:
-    """Return the facts and choices that decide windows and forwards. Raises ConfigError; missing weights are noted."""
+    """Return the values that determine windows and forwards. Raises ConfigError; missing weights are only noted."""
     model = config.model
     _check(config)
     sampling = build_sampling(config, registry)
     location = weights.find(config)
     absent = ""
     if (error := location.problem) is not None:
-        # A source that has the model in another form than the config reads says so in its own field.
+        # A field other than "source": the weights exist, but in another format than the config reads.
         missing = error.field in (None, "", "source")
         absent = f"yet: {'; '.join(filter(None, (error.what, error.hint)))}" if missing else f"by this config: {error}"
     table = model.resolutions[config.resolution]
@@ -59,14 +59,14 @@ def largest_window(config: Config) -> tuple[int, int, int]:
 
 
 def check_parallel(config: Config) -> None:
-    """Raise ConfigError where several processes and the rest of the config do not go together."""
+    """Raise ConfigError if several processes and the rest of the config do not fit together."""
     parallel, entrypoint = config.parallel, config.entrypoint
     if parallel.name not in ("none", "ulysses"):
         raise UnknownComponent("parallel", parallel.name, ("none", "ulysses"))
     if parallel.name == "none":
         if parallel.run is not None and (parallel.size or 1) > 1:
             raise ConfigError(
-                f"torchrun started {parallel.size} processes, and each would do all of the work",
+                f"torchrun started {parallel.size} processes, and each would do the whole work",
                 field="parallel",
                 hint="choose parallel=ulysses, or start without torchrun",
             )
@@ -78,18 +78,20 @@ def check_parallel(config: Config) -> None:
 
 def _check(config: Config) -> None:
     """Raise ConfigError for values that have the right type but are out of range."""
-    # Of a config that was put together in Python, too.
+    # Needed for a config that was built in Python.
     check_numbers(config)
     for field, frames in (("model.window", config.model.window), ("continuation.frames", config.continuation.frames)):
         if frames < 1 or frames % 4 != 1:
-            raise ConfigError(f"{frames} is not of the form 4n + 1", field=field, hint="such as 9, 25 or 81")
+            raise ConfigError(
+                f"{frames} is not of the form 4n + 1", field=field, hint="give a value such as 9, 25 or 81"
+            )
     if config.continuation.frames >= config.model.window:
         raise ConfigError(
-            f"{config.continuation.frames} motion frames leave nothing new in a window of {config.model.window}",
+            f"{config.continuation.frames} motion frames leave no new frames in a window of {config.model.window}",
             field="continuation.frames",
-            hint=f"less than {config.model.window}",
+            hint=f"give less than {config.model.window}",
         )
-    # Each window repeats them: with more, the work for a video grows without bound.
+    # Each window repeats them: with more, the work per video grows without bound.
     most = max(config.model.continuation.frames, (config.model.window + 1) // 2)
     if config.continuation.frames > most:
         raise ConfigError(
@@ -109,7 +111,7 @@ def _check(config: Config) -> None:
 def _size(config: Config, key: str, size: list[int]) -> tuple[int, int]:
     if len(size) != 2 or any(side < 16 or side % 16 for side in size):
         raise ConfigError(
-            f"{size} is no size",
+            f"{size} is not a valid size",
             field=f"model.resolutions.{config.resolution}.buckets.{key}",
             hint="[height, width], multiples of 16",
         )

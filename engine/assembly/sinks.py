@@ -1,4 +1,4 @@
-"""Which sink keeps a request's video, what is answered for it, and the video that an earlier try left there."""
+"""The sink for a request's video, the delivery, and a kept video of an earlier attempt."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def sink_for_request(
 ) -> Sink:
     """Return the sink for `request`: the engine's `sink`, or the one it names, bound to its job and its bucket.
 
-    `own` is the name of `sink`. A bucket of the job's own has to lie where its addresses may; its `check` says so. A
-    sink that may take long looks at `cancel`. Raises RequestError.
+    `own` is the name of `sink`. A bucket that the job brings must be at an allowed address; the sink's `check` tests
+    that. A sink that may take long checks `cancel`. Raises RequestError.
     """
     if request.sink not in (None, own):
         sink = _named(str(request.sink), registry)
@@ -38,7 +38,9 @@ def _bound(sink: Sink, request: Request, access: Access) -> Sink:
         sink = sink.within(request.answer_bytes)
     if request.store is not None and request.sink is None:
         raise RequestError(
-            "the sink takes no bucket of a job's own", field="request.store", hint="leave it out, or boot with sink=s3"
+            "the sink does not accept a job's own bucket",
+            field="request.store",
+            hint="remove it, or start with sink=s3",
         )
     return sink
 
@@ -52,7 +54,7 @@ def make_delivery(
     timings: Mapping[str, float],
     peaks: Mapping[str, Peak],
 ) -> Delivery:
-    """Return the answer for a video that a sink keeps, with the warnings of plan, inputs and sink.
+    """Return the delivery of a video that a sink keeps, with the warnings of plan, inputs and sink.
 
     `memory` is the memory profile, `timings` the seconds and `peaks` the memory of its stages.
     """
@@ -75,7 +77,7 @@ def make_delivery(
 
 
 def resume(sink: Sink, request: Request) -> Resumed | None:
-    """Deliver the video that waits with `sink` for the request's job, None where none does. Raises SinkError."""
+    """Deliver the video that `sink` kept from an earlier attempt of the request's job, if any. Raises SinkError."""
     if request.job is None or not isinstance(sink, KeepingSink):
         return None
     waiting = sink.waiting(request.job)
@@ -95,7 +97,7 @@ def resume(sink: Sink, request: Request) -> Resumed | None:
         seed=request.seed,
         timings={"keep": time.monotonic() - began},
         warnings=(
-            "an earlier try of this job made the video and could not deliver it; it was not made again",
+            "an earlier attempt of this job generated the video and could not deliver it; it was not generated again",
             *kept.warnings,
         ),
     )

@@ -1,4 +1,4 @@
-"""Config -> what is to be loaded; and the weights in memory, which the next engine takes over if it wants the same."""
+"""Config -> load spec; and the loaded weights, which the next engine reuses if it needs the same."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.assembly.compatibility import LoraFit, check_suited, look_at_loras, quantiser_of, tell_loras
+from engine.assembly.compatibility import LoraFit, check_suited, look_at_loras, quantiser_of, with_loras
 from engine.assembly.location import WeightsFinder, weights_of
 from engine.assembly.loras import bundled_loras, loadable_loras
-from engine.assembly.prompts import tell_prompts
+from engine.assembly.prompts import with_prompts
 from engine.assembly.provenance import Runtime, weights_hash
 from engine.assembly.settings import largest_window
 from engine.components import Quantiser, Reader
@@ -26,29 +26,29 @@ from engine.runtime.memory import reclaim
 
 @dataclass(frozen=True)
 class LoadSpec:
-    """What is to be loaded, and how. Equal specs load equal weights."""
+    """Which weights to load, and how. Equal specs load equal weights."""
 
     #: Keyword arguments of `load_model`, except `reader` and `quantiser`.
     arguments: dict[str, Any]
-    #: Choices at boot like the others; built ones do not compare.
+    #: Configs, because the built components cannot be compared.
     reader: ComponentConfig
     quant: ComponentConfig
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Weights in memory."""
+    """Loaded weights."""
 
     spec: LoadSpec
     model: Model
-    #: Hash of their files.
+    #: Hash of the weight files.
     fingerprint: str
-    #: What each LoRA that is loaded has for the network.
+    #: How each loaded LoRA matches the network.
     fits: Mapping[Path, LoraFit]
 
     @property
     def folder(self) -> Path:
-        """Where their files lie."""
+        """The folder of the weight files."""
         folder: Path = self.spec.arguments["folder"]
         return folder
 
@@ -58,60 +58,60 @@ class LoadedModel:
         return self.model
 
     def annotate(self, plan: Plan, request: Request, config: Config, branches: Sequence[str]) -> Plan:
-        """Return `plan` with what the weights say: LoRAs that are on, and words that the text encoder cuts off."""
+        """Return `plan` with the active LoRAs, and with warnings about prompts that the text encoder truncates."""
         text = self.model.text
-        plan = tell_loras(plan, config, self.folder, self.fits)
-        return tell_prompts(plan, request, config, branches, lambda prompt: (text.lost(prompt), text.text_len))
+        plan = with_loras(plan, config, self.folder, self.fits)
+        return with_prompts(plan, request, config, branches, lambda prompt: (text.lost(prompt), text.text_len))
 
 
 class WeightsHolder:
-    """The weights of one engine: loaded once, or taken over from the engine before it."""
+    """The weights of one engine: loaded once, or reused from the engine before it."""
 
     def __init__(self, config: Config, registry: Registry, runtime: Runtime, after: WeightsHolder | None) -> None:
-        """Load nothing yet, and take what `after` holds: it serves this engine too if this one would load the same.
+        """Load nothing yet. Take the weights of `after`: they are reused if this engine would load the same.
 
-        Else it is released before other weights are loaded.
+        Otherwise they are released before others are loaded.
         """
         self._config = config
         self._registry = registry
         self._runtime = runtime
         self._quantiser = quantiser_of(config, registry)
-        #: Of the engine before, until it is known whether they serve.
+        #: Weights of the engine before, until it is clear whether they are reused.
         self._before = None if after is None else after._hand_over()
-        #: What is in memory and is this engine's.
+        #: The weights of this engine, once they are in memory.
         self.loaded: LoadedModel | None = None
-        #: Whether it was loaded by the engine before.
+        #: Whether the engine before loaded them.
         self.reused = False
 
     def finder(self, weights: WeightsFinder | None) -> WeightsFinder:
-        """Return what a request asks where the weights are: `weights`, but for those that are in memory."""
+        """Return the finder for a request: `weights`, or one for the weights that are in memory."""
         if self.loaded is not None:
             return WeightsFinder(self._registry, loaded=self.loaded.folder)
         return weights or WeightsFinder(self._registry)
 
     def check(self, config: Config, weights: WeightsFinder) -> None:
-        """Have weights that are not in memory brought where they may be, and look whether they suit a request's config.
+        """Fetch weights that are not in memory, if the source may, and check that they suit a request's config.
 
-        Reads nothing but headers. Raises SourceError and ConfigError.
+        Reads only headers. Raises SourceError and ConfigError.
         """
         if self.loaded is None:
             check_suited(config, weights.fetch(config), self._registry)
 
     def load(self, reader: Reader, weights: WeightsFinder, loading: AbstractContextManager[None]) -> LoadedModel:
-        """Load the weights inside of `loading`, if that has not happened yet. Raises SourceError and ConfigError."""
+        """Load the weights within `loading`, if they are not loaded yet. Raises SourceError and ConfigError."""
         if self.loaded is None:
             with loading:
                 self.loaded = self._load(reader, weights)
         return self.loaded
 
     def close(self) -> None:
-        """Release the weights, also those of the engine before that were not taken over."""
+        """Release the weights, including those of the engine before that were not reused."""
         for loaded in filter(None, (self.loaded, self._before)):
             loaded.model.close()
         self.loaded = self._before = None
 
     def _hand_over(self) -> LoadedModel | None:
-        # One that never loaded hands on those of the engine before it.
+        # An engine that never loaded any passes on those of the engine before it.
         loaded, self.loaded, self._before = self.loaded or self._before, None, None
         return loaded
 
@@ -129,7 +129,7 @@ class WeightsHolder:
 
 
 def make_load_spec(config: Config, weights: WeightsFinder, runtime: Runtime, registry: Registry) -> LoadSpec:
-    """Return what `config` has loaded. Raises SourceError and ConfigError."""
+    """Return the load spec of `config`. Raises SourceError and ConfigError."""
     folder = weights.fetch(config)
     check_suited(config, folder, registry)
     arguments = {
@@ -145,7 +145,7 @@ def make_load_spec(config: Config, weights: WeightsFinder, runtime: Runtime, reg
 
 
 def load(spec: LoadSpec, reader: Reader, quantiser: Quantiser | None) -> LoadedModel:
-    """Load what `spec` says. Raises SourceError and ConfigError."""
+    """Load the weights of `spec`. Raises SourceError and ConfigError."""
     arguments = spec.arguments
     fingerprint = weights_hash(arguments["folder"])
     fits = look_at_loras(arguments["wanted"], arguments["folder"], arguments["loras"])
@@ -164,6 +164,6 @@ def _profile(config: Config) -> Profile:
         pin=memory.pin,
         tile=memory.tile,
     )
-    # Left out where nothing depends on it: another resolution needs no other weights.
+    # Left out if nothing depends on it, so that another resolution reuses the weights.
     fitted = "auto" in (memory.name, memory.resident)
     return replace(profile, window=largest_window(config)) if fitted else profile

@@ -162,7 +162,7 @@ def _show(arguments: Sequence[str]) -> int:
     from engine.cli.provenance import show
 
     parser = Parser(
-        prog="multitalk show", usage="multitalk show FILE.mp4 [--json]", description="Print the recipe of a video."
+        prog="multitalk show", usage="multitalk show FILE.mp4 [--json]", description="Print the provenance of a video."
     )
     parser.flag("--json", action="store_true", help="print one JSON object")
     values, rest = parser.read(arguments)

@@ -1,4 +1,4 @@
-"""`multitalk show` and `multitalk again`: print the recipe in a video, and make the video again from it."""
+"""`multitalk show` and `multitalk again`: print the provenance of a video, and make the video again from it."""
 
 from __future__ import annotations
 
@@ -34,46 +34,46 @@ _WIDEST = 60
 
 
 def show(path: Path, *, as_json: bool) -> int:
-    """Print the recipe in the MP4 at `path`. Raises RequestError if there is none."""
-    recipe = load(path)
+    """Print the provenance in the MP4 at `path`. Raises RequestError if there is none."""
+    provenance = load(path)
     if as_json:
-        print(json.dumps(recipe).replace("\x7f", "\\u007f"))
+        print(json.dumps(provenance).replace("\x7f", "\\u007f"))
         return 0
     # Keys and values are untrusted text.
-    rows = [(plain(key), plain(value)) for key, value in _rows(recipe, "")]
+    rows = [(plain(key), plain(value)) for key, value in _rows(provenance, "")]
     width = min(_WIDEST, max(len(key) for key, _ in rows))
     print("\n".join(f"{key:<{width}}  {value}" for key, value in rows))
     return 0
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return the recipe in the MP4 at `path`. Raises RequestError if there is none that can be read."""
-    from engine.stages.write import read_recipe
+    """Return the provenance in the MP4 at `path`. Raises RequestError if there is none that can be read."""
+    from engine.stages.write import read_provenance
 
     if not path.is_file():
         raise RequestError(f"{str(path)!r} is not a file", field="FILE.mp4", hint="give a video that the engine made")
-    recipe = dict(read_recipe(path))
-    if is_deep(recipe):
+    provenance = dict(read_provenance(path))
+    if is_deep(provenance):
         raise RequestError(
-            f"the recipe in {str(path)!r} is nested too deeply, or too long",
+            f"the provenance in {str(path)!r} is nested too deeply, or too long",
             field="FILE.mp4",
             hint="give a video as the engine wrote it",
         )
-    if recipe.get("format") != FORMAT:
+    if provenance.get("format") != FORMAT:
         raise RequestError(
-            f"{str(path)!r} carries a recipe of format {str(recipe.get('format'))[:40]}",
+            f"{str(path)!r} has provenance of format {str(provenance.get('format'))[:40]}",
             field="FILE.mp4",
             hint=f"this engine reads format {FORMAT}",
         )
-    return recipe
+    return provenance
 
 
 def again(arguments: Sequence[str]) -> int:
-    """Make a video again. `arguments`: its file, the media (which the recipe does not contain), flags and overrides."""
+    """Make a video again. `arguments`: its file, its media (not part of the provenance), flags and overrides."""
     parser = Parser(
         prog="multitalk again",
         usage="multitalk again FILE.mp4 --image FILE --audio FILE ... [flags] key=value ...",
-        description="Make a video again from its recipe.\n"
+        description="Make a video again from its provenance.\n"
         "The bytes are the same if media, weights, versions and threads are; a warning says what differs.",
     )
     add_request_flags(parser, _MEDIA)
@@ -81,7 +81,7 @@ def again(arguments: Sequence[str]) -> int:
     values, rest = parser.read(arguments)
     if not rest or "=" in rest[0]:
         raise RequestError("no video", field="FILE.mp4", hint=f"see {parser.prog} --help")
-    recipe = load(Path(rest[0]))
+    provenance = load(Path(rest[0]))
     media = {flag.key: getattr(values, flag.key) for flag in _MEDIA}
     for key in media:
         setattr(values, key, None)
@@ -89,34 +89,34 @@ def again(arguments: Sequence[str]) -> int:
     for argument in rest[1:]:
         if argument.lstrip("+~").partition("=")[0].partition(".")[0] in fixed_groups:
             raise RequestError(
-                f"{argument!r} would change what the recipe says",
+                f"{argument!r} would change what the provenance says",
                 field="command line",
                 hint="choose only sink, source, attention, memory and device here, or use generate",
             )
     own = read_arguments("generate", parser, values, rest[1:])
     try:
-        check_form(recipe)
-        request = _request(recipe, media["image"], media["audio"] or [], media["mask"] or [])
-        overrides = [*own.overrides, *recipe_overrides(recipe, request)]
+        check_form(provenance)
+        request = _request(provenance, media["image"], media["audio"] or [], media["mask"] or [])
+        overrides = [*own.overrides, *provenance_overrides(provenance, request)]
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise RequestError(
-            f"the recipe in {rest[0]!r} is damaged ({type(error).__name__}: {error})",
+            f"the provenance in {rest[0]!r} is damaged ({type(error).__name__}: {error})",
             field="FILE.mp4",
             hint="give a video as the engine wrote it",
         ) from error
-    # Before any file that the recipe names is opened.
-    for warning in suspicious_values(recipe):
+    # Before any file that the provenance names is opened.
+    for warning in suspicious_values(provenance):
         print(f"multitalk: warning: {plain(warning)}", file=sys.stderr)
-    for warning in differences(recipe, overrides, request):
+    for warning in differences(provenance, overrides, request):
         print(f"multitalk: warning: {plain(warning)}", file=sys.stderr)
     return launch(overrides)
 
 
-def recipe_overrides(recipe: Mapping[str, Any], request: Request) -> list[str]:
-    """Return the overrides for the config of `recipe` and for `request`."""
-    overrides = [f"model={quoted('model', recipe['model'])}"]
+def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> list[str]:
+    """Return the overrides for the config of `provenance` and for `request`."""
+    overrides = [f"model={quoted('model', provenance['model'])}"]
     for group in (*DECISIVE, "dtype"):
-        value = recipe[group]
+        value = provenance[group]
         if value is None:
             raise ValueError(f"{group} is empty")
         if not isinstance(value, Mapping):
@@ -125,7 +125,7 @@ def recipe_overrides(recipe: Mapping[str, Any], request: Request) -> list[str]:
         if "name" in value:
             overrides.append(f"{group}={quoted(group, value['name'])}")
         overrides += [f"{group}.{_key(key)}={_value(group, part)}" for key, part in value.items() if key != "name"]
-    overrides.append(f"memory.tile={int(recipe.get('tile', 0))}")
+    overrides.append(f"memory.tile={int(provenance.get('tile', 0))}")
     speakers = [
         {
             **({"silence": True} if speaker.audio is None else {"audio": speaker.audio}),
@@ -143,7 +143,7 @@ def recipe_overrides(recipe: Mapping[str, Any], request: Request) -> list[str]:
     return overrides
 
 
-def differences(recipe: Mapping[str, Any], overrides: Sequence[str], request: Request) -> list[str]:
+def differences(provenance: Mapping[str, Any], overrides: Sequence[str], request: Request) -> list[str]:
     """Return warnings about everything that differs from when the video was made. Raises EngineError."""
     import torch
 
@@ -153,32 +153,32 @@ def differences(recipe: Mapping[str, Any], overrides: Sequence[str], request: Re
     registry = installed()
     with scratch() as folder:
         now = input_hashes(fetch_media(request, registry, service.access, folder))
-    then, lines = recipe["inputs"], []
+    then, lines = provenance["inputs"], []
     if then["image"] != now["image"]:
         lines.append(f"{redact(request.image)} is not the picture that the video was made from")
     for key, what in (("voices", "voice"), ("masks", "mask")):
         for index, (one, other) in enumerate(zip(then[key], now[key], strict=True)):
             if one != other:
                 lines.append(f"the {what} of speaker {index + 1} is not the one that the video was made from")
-    if recipe["weights"] != weights_hash(locate_weights(service.config, registry)):
+    if provenance["weights"] != weights_hash(locate_weights(service.config, registry)):
         lines.append("the weights are not those that the video was made with")
     installed_now = versions()
-    for package, version in recipe["versions"].items():
+    for package, version in provenance["versions"].items():
         if installed_now.get(package) != version:
             lines.append(f"{package} was {version} and is {installed_now.get(package, 'absent')}")
-    if recipe["threads"] != torch.get_num_threads():
-        lines.append(f"it was made with {recipe['threads']} threads, now there are {torch.get_num_threads()}")
-    if recipe.get("processes", 1) != 1:
-        lines.append(f"it was made by {recipe['processes']} processes, now there is one")
+    if provenance["threads"] != torch.get_num_threads():
+        lines.append(f"it was made with {provenance['threads']} threads, now there are {torch.get_num_threads()}")
+    if provenance.get("processes", 1) != 1:
+        lines.append(f"it was made by {provenance['processes']} processes, now there is one")
     engine = Engine(service.config, registry)
     for key, value in (("device", engine.runtime.device), ("attention", engine.runtime.attention)):
-        if recipe[key] != value:
-            lines.append(f"its {key} was {recipe[key]!r}, now it is {value!r}")
+        if provenance[key] != value:
+            lines.append(f"its {key} was {provenance[key]!r}, now it is {value!r}")
     return lines
 
 
-def _request(recipe: Mapping[str, Any], image: str | None, audio: Sequence[str], masks: Sequence[str]) -> Request:
-    recorded = recipe["request"]
+def _request(provenance: Mapping[str, Any], image: str | None, audio: Sequence[str], masks: Sequence[str]) -> Request:
+    recorded = provenance["request"]
     voices = [address for address in audio if address != SILENCE]
     speaking = sum(not speaker["silence"] for speaker in recorded["speakers"])
     masked = sum(speaker["mask"] for speaker in recorded["speakers"])
@@ -207,8 +207,8 @@ def _request(recipe: Mapping[str, Any], image: str | None, audio: Sequence[str],
         for speaker in recorded["speakers"]
     )
     texts = {key: recorded[key] for key in ("prompt", "negative_prompt", "seed", "frames", "fps")}
-    ways = {key: recorded[key] for key in ("audio_type", "timing", "fit")}
-    return Request(image=image, speakers=speakers, **texts, **ways)
+    choices = {key: recorded[key] for key in ("audio_type", "timing", "fit")}
+    return Request(image=image, speakers=speakers, **texts, **choices)
 
 
 def _value(key: str, value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Checks of untrusted recipes: whether a recipe has the form that the engine writes, and its suspicious values."""
+"""Checks of untrusted provenance: its form, and suspicious values."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from engine.assembly.provenance import DECISIVE
 
-#: Largest nesting depth; recipes of the engine are less deep.
-MOST_DEEP = 16
-#: Most values of a recipe; a config has about a hundred.
-MOST_VALUES = 20_000
+#: Largest nesting depth; the engine writes less deep provenance.
+MAX_DEPTH = 16
+#: Maximum number of values; a config has about a hundred.
+MAX_VALUES = 20_000
 
 _OUTSIDE = re.compile(r"^(?:[/\\~]|[A-Za-z]:[/\\]|[A-Za-z][A-Za-z0-9+.-]*://)|(?:^|[/\\])\.\.(?:[/\\]|$)")
 #: Fields of a request with free text, which are not file names.
@@ -35,9 +35,9 @@ _SLOW_PRESETS = ("slower", "veryslow", "placebo")
 
 
 def is_deep(value: Any) -> bool:
-    """Return whether a JSON value is nested deeper, or has more parts, than a recipe has. Does not recurse."""
+    """Return whether a JSON value is nested deeper, or has more parts, than provenance may have. Does not recurse."""
     level, parts = [value], 0
-    for _ in range(MOST_DEEP):
+    for _ in range(MAX_DEPTH):
         below = [
             part
             for one in level
@@ -45,7 +45,7 @@ def is_deep(value: Any) -> bool:
             for part in (one.values() if isinstance(one, dict) else one)
         ]
         parts += len(below)
-        if parts > MOST_VALUES:
+        if parts > MAX_VALUES:
             return True
         if not below:
             return False
@@ -53,18 +53,18 @@ def is_deep(value: Any) -> bool:
     return True
 
 
-def check_form(recipe: Mapping[str, Any]) -> None:
-    """Raise ValueError with the place if a recipe does not have the form that `assembly.provenance` writes."""
-    for place, text in _strings(recipe, ""):
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
+def check_form(provenance: Mapping[str, Any]) -> None:
+    """Raise ValueError with the place if provenance does not have the form that `assembly.provenance` writes."""
+    for place, text in _strings(provenance, ""):
+        if any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(f"{place} contains a surrogate (half a character)")
         if "\0" in text:
             raise ValueError(f"{place} contains a zero byte")
-    _require(recipe, "model", _is_text)
-    _require(recipe, "dtype", _is_text)
+    _require(provenance, "model", _is_text)
+    _require(provenance, "dtype", _is_text)
     for group in DECISIVE:
-        _require(recipe, group, lambda value: _is_text(value) or isinstance(value, Mapping))
-    request = _part(recipe, "request")
+        _require(provenance, group, lambda value: _is_text(value) or isinstance(value, Mapping))
+    request = _part(provenance, "request")
     for key, fits in _REQUEST.items():
         _require(request, key, fits, "request.")
     speakers = request["speakers"]
@@ -72,38 +72,38 @@ def check_form(recipe: Mapping[str, Any]) -> None:
         place = f"request.speakers[{index}]."
         for key, fits in _SPEAKER.items():
             _require(speaker, key, fits, place)
-    inputs = _part(recipe, "inputs")
+    inputs = _part(provenance, "inputs")
     _require(inputs, "image", _is_text, "inputs.")
     for key in ("voices", "masks"):
         _require(inputs, key, lambda value: _is_list(value, _is_text_or_none, len(speakers)), "inputs.")
-    _require(recipe, "weights", _is_text)
-    _require(recipe, "device", _is_text)
-    _require(recipe, "attention", _is_text)
-    _require(recipe, "threads", _is_whole)
-    versions = _part(recipe, "versions")
+    _require(provenance, "weights", _is_text)
+    _require(provenance, "device", _is_text)
+    _require(provenance, "attention", _is_text)
+    _require(provenance, "threads", _is_whole)
+    versions = _part(provenance, "versions")
     for key in versions:
         _require(versions, key, _is_text, "versions.")
     for key in ("tile", "processes"):
-        if key in recipe:
-            _require(recipe, key, _is_whole)
+        if key in provenance:
+            _require(provenance, key, _is_whole)
 
 
-def suspicious_values(recipe: Mapping[str, Any]) -> list[str]:
-    """Return warnings about paths outside of the weights' folder and about unusual numbers in a recipe."""
+def suspicious_values(provenance: Mapping[str, Any]) -> list[str]:
+    """Return warnings about paths outside the weights folder and about unusual numbers in provenance."""
     warnings = [
-        f"the recipe names a file or folder outside the folder of the weights: {text!r} ({place})"
-        for place, text in _strings(recipe, "")
+        f"the provenance names a file or folder outside the weights folder: {text!r} ({place})"
+        for place, text in _strings(provenance, "")
         if place not in _TEXTS and _OUTSIDE.search(text)
     ]
-    for place, value in _numbers(recipe, ""):
+    for place, value in _numbers(provenance, ""):
         low, high = _USUAL.get(place, (-1e9, 1e9))
         if not low <= value <= high:
-            usual = f", usual is {low:g} to {high:g}" if place in _USUAL else ""
-            warnings.append(f"the recipe asks for {place}={value:g}{usual}")
-    video = recipe.get("video")
+            usual = f"; the usual range is {low:g} to {high:g}" if place in _USUAL else ""
+            warnings.append(f"the provenance asks for {place}={value:g}{usual}")
+    video = provenance.get("video")
     preset = video.get("preset") if isinstance(video, Mapping) else None
     if preset in _SLOW_PRESETS:
-        warnings.append(f"the recipe asks for video.preset={preset}, which encodes many times more slowly")
+        warnings.append(f"the provenance asks for video.preset={preset}, which encodes many times more slowly")
     return warnings
 
 
@@ -167,7 +167,7 @@ _SPEAKER: Mapping[str, Callable[[Any], bool]] = {
 
 
 def _strings(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Yield each text of a recipe, including keys, with its place."""
+    """Yield each text of provenance, including keys, with its place."""
     if isinstance(value, str):
         yield place, value
     elif isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""A LoRA's file by its header: entries, shapes, what it says about alpha. Imports no torch."""
+"""The header of a LoRA file: entries, shapes, and statements about alpha. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,58 +14,60 @@ from engine.errors import SourceError
 from engine.loading.file_kinds import what_is
 from engine.loading.lora_alpha import StatedAlpha, alphas_in_config, alphas_in_header
 
-#: PEFT's name of the file that says how an adapter was trained, and of the adapter's own.
+#: PEFT's names of the file with an adapter's training settings, and of the adapter file (without suffix).
 CONFIG = "adapter_config.json"
 _PEFT_STEM = "adapter_model"
 _CONFIG_BYTES = 2**20
 
-#: How scalars are stored, for struct; bfloat16 is the upper half of a float32.
+#: Formats of scalars for `struct`; bfloat16 is the upper half of a float32.
 _SCALARS = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i", "I16": "<h", "I8": "<b", "U8": "<B"}
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """What a LoRA's header holds."""
+    """The content of a LoRA file's header."""
 
     path: Path
     #: Shapes of the entries by name, in the file's order.
     shapes: Mapping[str, tuple[int, ...]]
-    #: Values of the entries of alpha, by name.
+    #: Values of the alpha entries, by name.
     alphas: Mapping[str, float] = field(default_factory=dict)
-    #: What header and adapter_config.json say about alpha.
-    told: tuple[StatedAlpha, ...] = ()
+    #: Statements about alpha in header and adapter_config.json.
+    stated: tuple[StatedAlpha, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
 def read_lora_header(path: Path) -> LoraFile:
-    """Read the header of a LoRA's file, and adapter_config.json beside it. Raises SourceError.
+    """Read the header of a LoRA file, and adapter_config.json beside it. Raises SourceError.
 
-    A file of another format is named as what it is: nothing that could hold code is opened.
+    For a file of another format the error names the format. Files that could contain code are not loaded.
     """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise SourceError(f"no LoRA file {path}", field="lora", hint=_absent(path))
     try:
-        # The header says how long the file must be.
+        # Opening checks the length of the file against its header.
         with safe_open(path, "np"):
             pass
         size, header = _header(path)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
     metadata = {str(key): str(value) for key, value in (header.pop("__metadata__", None) or {}).items()}
-    shapes: dict[str, tuple[int, ...]] = {key: tuple(told["shape"]) for key, told in header.items()}
+    shapes: dict[str, tuple[int, ...]] = {key: tuple(entry["shape"]) for key, entry in header.items()}
     alphas = {}
     with path.open("rb") as file:
-        for key, told in header.items():
+        for key, entry in header.items():
             if key.endswith(".alpha"):
-                if prod(told["shape"]) != 1:
-                    raise SourceError(f"{path}: {key} is no single number", field="lora", hint="get this file again")
-                file.seek(8 + size + told["data_offsets"][0])
-                alphas[key] = _scalar(file.read(told["data_offsets"][1] - told["data_offsets"][0]), told["dtype"], key)
-    said = alphas_in_header(metadata)
+                if prod(entry["shape"]) != 1:
+                    raise SourceError(f"{path}: {key} is not a single number", field="lora", hint="get this file again")
+                file.seek(8 + size + entry["data_offsets"][0])
+                alphas[key] = _scalar(
+                    file.read(entry["data_offsets"][1] - entry["data_offsets"][0]), entry["dtype"], key
+                )
+    stated = alphas_in_header(metadata)
     config, warnings = _config(path, shapes)
-    return LoraFile(path, shapes, alphas, (*said, *config), warnings)
+    return LoraFile(path, shapes, alphas, (*stated, *config), warnings)
 
 
 def _header(path: Path) -> tuple[int, dict[str, Any]]:
@@ -83,7 +85,7 @@ def _scalar(data: bytes, dtype: str, key: str) -> float:
 
 
 def _config(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[StatedAlpha], tuple[str, ...]]:
-    """Return what adapter_config.json beside `path` says, if it is about it."""
+    """Return the statements of adapter_config.json beside `path` and warnings, if that file belongs to `path`."""
     beside = path.parent / CONFIG
     if not beside.is_file():
         return [], ()
@@ -94,52 +96,52 @@ def _config(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Sta
     ]
     owned = path.stem == _PEFT_STEM or not others
     if not owned and any(Path(other).stem == _PEFT_STEM for other in others):
-        # It is that file's.
+        # The config belongs to that file.
         return [], ()
     try:
         if beside.stat().st_size > _CONFIG_BYTES:
             raise SourceError(f"{beside} has over {_CONFIG_BYTES} bytes", field="lora", hint="get the file again")
-        told = alphas_in_config(beside.read_text("utf-8"), CONFIG)
+        stated = alphas_in_config(beside.read_text("utf-8"), CONFIG)
     except (OSError, ValueError) as error:
         raise SourceError(f"{beside} cannot be read: {error}", field="lora", hint="get the file again") from error
     if owned:
-        return told, ()
+        return stated, ()
     ranks = {shape[0] for key, shape in shapes.items() if shape and ("lora_A" in key or "lora_down" in key)}
-    fitting = [one for one in told if one.rank is None or one.ranks or ranks == {one.rank}]
+    fitting = [alpha for alpha in stated if alpha.rank is None or alpha.ranks or ranks == {alpha.rank}]
     if not fitting:
         return [], ()
     warning = (
-        f"{CONFIG} beside {path.name} is taken for it, though {others[0]} lies there, too: "
-        "give each LoRA with such a file a folder of its own"
+        f"{CONFIG} beside {path.name} is used for it, although {others[0]} is there, too: "
+        "put each LoRA with such a file into its own folder"
     )
     return fitting, (warning,)
 
 
 def _absent(path: Path) -> str:
     if not path.is_dir():
-        return "it is looked for below the folder of the weights"
-    inside = [f"{path.name}/{found.name}" for found in sorted(path.glob("*.safetensors"))]
+        return "the path is relative to the weights folder"
+    inside = [f"{path.name}/{file.name}" for file in sorted(path.glob("*.safetensors"))]
     return f"it is a folder; name a file in it, such as {inside[0]}" if inside else "it is a folder without such a file"
 
 
 def _unreadable(path: Path, error: Exception) -> SourceError:
-    """Return the error for a file that is no safetensors file, naming what it is, or for one that is damaged."""
+    """Return the error for a damaged file, or for one of another format, which it names."""
     kind, hint = what_is(path) or _other_kind(path)
     if not kind:
         return SourceError(f"{path} is damaged: {error}", field="lora", hint="get this file again")
     if "PyTorch" in kind:
         hint = (
-            'convert it where you trust it: python -c "import sys, torch, safetensors.torch as s; '
+            'if you trust it, convert it: python -c "import sys, torch, safetensors.torch as s; '
             's.save_file(torch.load(sys.argv[1], weights_only=True), sys.argv[2])" '
             f"{path.name} {path.stem}.safetensors"
         )
     elif "GGUF" in kind:
-        hint = "take the LoRA as .safetensors"
+        hint = "use the .safetensors file of the LoRA"
     return SourceError(f"{path} is {kind}, not a .safetensors file", field="lora", hint=hint)
 
 
 def _other_kind(path: Path) -> tuple[str, str]:
-    """Return what a file is that `what_is` does not know, and what helps; two empty texts where nobody knows."""
+    """Return the kind of a file that `what_is` does not know, and a hint; two empty texts if it is unknown."""
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -148,5 +150,5 @@ def _other_kind(path: Path) -> tuple[str, str]:
     if not head:
         return "empty", "get this file again"
     if head.lstrip().startswith((b"{", b"[")):
-        return "a JSON text", "the download was answered with something else: get it again, perhaps signed in"
+        return "a JSON text", "the server sent something else: download it again, perhaps with a token"
     return "", ""

@@ -416,7 +416,7 @@ def _read_lora(path: Path) -> tuple[dict[str, Tensor], tuple[StatedAlpha, ...]]:
 
     header = read_lora_header(path)
     try:
-        return load_file(path), header.told
+        return load_file(path), header.stated
     except (SafetensorError, OSError) as error:
         raise SourceError(f"{path} is damaged: {error}", field="lora", hint="get this file again") from error
 

@@ -34,7 +34,7 @@ def change_weight(model: nn.Module, name: str, change: Callable[[Tensor], Tensor
     owner = model.get_submodule(module)
     weight: Tensor = owner._parameters[leaf].data  # type: ignore[union-attr]
     if hasattr(weight, "quant_type"):
-        raise ConfigError("a GGUF file takes no merged LoRAs", field="lora.mode", hint="use lora.mode=runtime")
+        raise ConfigError("LoRAs cannot be merged into a GGUF file", field="lora.mode", hint="use lora.mode=runtime")
     if not hasattr(weight, "qdata"):
         owner._parameters[leaf].data = change(weight)  # type: ignore[union-attr]
         return

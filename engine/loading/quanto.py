@@ -48,7 +48,7 @@ class Quantised:
                 weight = Float8Tensor(data, scale, block_size=[1, data.shape[1]], dtype=dtype)
         except ImportError as error:
             raise MissingExtra(
-                "quant", "torchao", "quant", why="to keep weights as a quanto file stores them"
+                "quant", "torchao", "quant", why="to keep weights in the format of a quanto file"
             ) from error
         return weight
 

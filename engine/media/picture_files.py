@@ -1,4 +1,4 @@
-"""What a picture file is, by its first bytes; and what has to be known of some kinds before Pillow opens them."""
+"""The kind of a picture file by its first bytes, and checks of some kinds before Pillow opens them."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 
 from engine.errors import RequestError
 
-#: Formats that are opened. EPS, PDF and the like run foreign programs or hold no pixels, and stay closed; so do formats
-#: of films. HEIF comes with an extra.
+#: Formats that are opened. EPS, PDF and similar formats run other programs or have no pixels, and are rejected; so are
+#: video formats. HEIF needs an extra.
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "TGA"),
     *("ICO", "QOI", "PCX", "SGI", "DDS", "DIB", "PSD"),
 )
-#: Bytes at the beginning of a file that are looked at.
+#: Bytes at the beginning of a file that are examined.
 HEAD = 2**16
 KNOWN = "give a JPEG, PNG, WebP, AVIF, TIFF or HEIC picture"
-#: For files of a known format: their owner has a picture of that format, and it is not whole.
-DAMAGED = "the file is damaged or not complete: get it again from where it came from"
-SMALLER = "scale it down; the network sees far fewer pixels anyway"
+#: Hint for files of a known format, which are damaged.
+DAMAGED = "the file is damaged or incomplete: get it again from its source"
+SMALLER = "scale it down; the network uses far fewer pixels anyway"
 
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _HEIF = {b"mif1", b"msf1", b"mif2"}
 _VIDEO = {b"isom", b"iso2", b"iso4", b"iso5", b"iso6", b"mp41", b"mp42", b"avc1", b"qt  ", b"M4V ", b"M4A ", b"dash"}
-#: ISO/IEC 23091-2: primaries of sRGB, and transfer functions that are its own or near it; 2 is "not stated".
+#: ISO/IEC 23091-2: primaries of sRGB, and transfer functions equal or close to its own; 2 is "not specified".
 _PRIMARIES, _TRANSFERS = {1, 2}, {1, 2, 6, 13, 14, 15}
-#: An icon file has a dozen sizes.
-_MOST_ICONS = 256
-_MOST_CHUNKS = 256
+#: Icon files usually have about a dozen sizes.
+_MAX_ICONS = 256
+_MAX_CHUNKS = 256
 
 _KNOWN = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -42,59 +42,59 @@ _KNOWN = (
     (b"8BPS", "PSD"),
     (b"BM", "BMP"),
 )
-_RARE = "get it again from where it came from, or open it in a viewer and save it anew"
+_RARE = "get it again from its source, or open it in a viewer and save it again"
 _MARKS: tuple[tuple[bytes, str], ...] = (
     (b"%PDF", "a PDF document; save its page as a PNG"),
     (b"%!PS", "a PostScript file; save it as a PNG"),
-    (b"\xff\x0a", "a JPEG XL picture, which is not read; save it as a PNG"),
-    (b"\0\0\0\x0cJXL ", "a JPEG XL picture, which is not read; save it as a PNG"),
+    (b"\xff\x0a", "a JPEG XL picture, which is not supported; save it as a PNG"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL picture, which is not supported; save it as a PNG"),
     (b"\x1aE\xdf\xa3", "a video (Matroska or WebM); save one frame of it as a PNG"),
-    (b"ID3", "a sound file; the voice belongs into `audio`"),
-    (b"OggS", "a sound file; the voice belongs into `audio`"),
-    (b"fLaC", "a sound file; the voice belongs into `audio`"),
+    (b"ID3", "a sound file; the voice belongs in `audio`"),
+    (b"OggS", "a sound file; the voice belongs in `audio`"),
+    (b"fLaC", "a sound file; the voice belongs in `audio`"),
     (b"PK\x03\x04", "a ZIP archive; unpack it first"),
 )
 
 
 def read_head(path: Path) -> bytes:
-    """Return the beginning of a file. Raises OSError."""
+    """Return the first HEAD bytes of a file. Raises OSError."""
     with path.open("rb") as file:
         return file.read(HEAD)
 
 
 def is_heic(head: bytes) -> bool:
-    """Say whether a file is a HEIC picture (HEVC in HEIF), which Pillow reads with a plugin alone."""
+    """Return whether a file is a HEIC picture (HEVC in HEIF), which Pillow reads only with a plugin."""
     major, brands = _brands(head)
     return major in _HEIC or (major in _HEIF and bool(brands & _HEIC))
 
 
 def is_jpeg(head: bytes) -> bool:
-    """Say whether a file begins as a JPEG does."""
+    """Return whether a file begins like a JPEG."""
     return head.startswith(b"\xff\xd8\xff")
 
 
 def admit_heic(field: str) -> None:
-    """Make Pillow read HEIC. Raises RequestError where the package for it is not installed."""
+    """Make Pillow read HEIC. Raises RequestError if the package for it is not installed."""
     if find_spec("pillow_heif") is None:
         raise RequestError(
-            "the picture is HEIC, as iPhones save it, and the package 'pillow-heif' that reads it is not installed",
+            "the picture is HEIC, the format of iPhones, and the package 'pillow-heif' to read it is not installed",
             field=field,
             hint="pip install 'multitalk-engine[heic]', or save the picture as a JPEG or PNG",
             code="missing_package",
         )
     import pillow_heif
 
-    # Twice is harmless: it puts the same functions into the same tables.
+    # Calling it twice is harmless: it registers the same functions again.
     pillow_heif.register_heif_opener(thumbnails=False)
 
 
 def unknown(head: bytes) -> tuple[str, str]:
-    """Return what a file is that Pillow does not open, and what would work."""
+    """Return the kind of a file that Pillow cannot open, and a hint."""
     if is_heic(head):
         return "the HEIC cannot be read: it is damaged, or of a rare kind", _RARE
     for mark, kind in _KNOWN:
         if head.startswith(mark) and (kind != "WebP" or head[8:12] == b"WEBP"):
-            return f"the {kind} cannot be read: it is damaged at its beginning, or of a rare kind", _RARE
+            return f"the {kind} cannot be read: its beginning is damaged, or it is of a rare kind", _RARE
     for mark, what in _MARKS:
         if head.startswith(mark):
             kind, _, hint = what.partition("; ")
@@ -121,8 +121,8 @@ def check_icon(path: Path, head: bytes, field: str, most: int | None) -> None:
     if most is None or head[:4] != b"\0\0\1\0":
         return
     count = int.from_bytes(head[4:6], "little")
-    if count > _MOST_ICONS:
-        what = f"the icon file holds {count} pictures"
+    if count > _MAX_ICONS:
+        what = f"the icon file contains {count} pictures"
         raise RequestError(what, field=field, hint="save one of them as a PNG", code="picture_unsupported")
     with path.open("rb") as file:
         for index in range(count):
@@ -149,9 +149,9 @@ def check_pixels(size: tuple[int, int], field: str, most: int | None) -> None:
 
 
 def other_colours(path: Path, head: bytes, info: Mapping[Any, Any]) -> str:
-    """Return in what way, other than by an ICC profile, a file says that its colours are not sRGB; "" if it does not.
+    """Return how a file states, other than by an ICC profile, that its colours are not sRGB; "" if it does not.
 
-    PNG: cICP, cHRM and gAMA, of which an sRGB chunk makes the last two void; AVIF and HEIC: nclx.
+    PNG: cICP, cHRM and gAMA (an sRGB chunk overrides the last two); AVIF and HEIC: nclx.
     """
     if head.startswith(b"\x89PNG"):
         return _png_colours(path, info)
@@ -164,10 +164,10 @@ def other_colours(path: Path, head: bytes, info: Mapping[Any, Any]) -> str:
 
 
 def last_pass_begun(data: bytes) -> bool:
-    """Say whether the last pass over a progressive JPEG has begun, so that all of its rows are there.
+    """Return whether the last pass of a progressive JPEG has begun, so that all of its rows exist.
 
     Each coefficient of each component then had a scan down to its last bit (ITU-T T.81, annex G). In a baseline JPEG a
-    scan has all bits of its components, which is nearly always all of them.
+    scan has all bits of its components, nearly always of all components.
     """
     components: dict[int, list[int]] = {}
     baseline = False
@@ -177,7 +177,7 @@ def last_pass_begun(data: bytes) -> bool:
         body = data[at + 4 : at + 2 + length]
         if marker in (0xC0, 0xC1, 0xC2):
             baseline = marker != 0xC2
-            # For each coefficient the number of bits still to come; 99: nothing has come yet.
+            # Number of missing bits for each coefficient; 99: no scan yet.
             components = {number: [99] * 64 for number in body[6::3]}
         if marker == 0xDA and body:
             for number in body[1 : 1 + 2 * body[0] : 2]:
@@ -192,9 +192,9 @@ def last_pass_begun(data: bytes) -> bool:
 
 
 def _next_marker(data: bytes, at: int) -> int:
-    """Return where the next marker of a segment begins, -1 where there is none."""
+    """Return the offset of the next marker of a segment, -1 if there is none."""
     while (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data):
-        # Stuffing, restarts, filling bytes, and markers without a segment.
+        # Skips stuffing, restarts, fill bytes, and markers without a segment.
         if data[at + 1] not in (0x00, 0x01, 0xFF, 0xD8) and not 0xD0 <= data[at + 1] <= 0xD7:
             return at
         at += 1 if data[at + 1] == 0xFF else 2
@@ -213,16 +213,16 @@ def _png_colours(path: Path, info: Mapping[Any, Any]) -> str:
     if isinstance(gamma, float) and abs(gamma - 1 / 2.2) > 0.02:
         return f"gAMA {gamma:.3f}"
     srgb = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
-    if isinstance(points, tuple) and any(abs(given - own) > 0.01 for given, own in zip(points, srgb, strict=False)):
+    if isinstance(points, tuple) and any(abs(stated - own) > 0.01 for stated, own in zip(points, srgb, strict=False)):
         return "cHRM"
     return ""
 
 
 def _chunk(path: Path, name: bytes) -> bytes:
-    """Return what stands in a PNG's chunk before its pixels, b"" where there is none."""
+    """Return the content of a PNG's chunk before its pixels (64 bytes at most), b"" if there is none."""
     with path.open("rb") as file:
         file.seek(8)
-        for _ in range(_MOST_CHUNKS):
+        for _ in range(_MAX_CHUNKS):
             length, kind = file.read(4), file.read(4)
             if len(kind) < 4 or kind == b"IDAT":
                 break

@@ -1,10 +1,10 @@
-"""What a plugin may import: the one list, which docs/plugins.md shows and the tests hold the bundled plugins to."""
+"""What a plugin may import. docs/plugins.md shows this list, and the tests check bundled plugins against it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: In place of a kind: plugins of any kind.
+#: Used instead of a kind: plugins of every kind.
 EVERY = "every"
 
 
@@ -13,12 +13,12 @@ class Public:
     """Names of one module that plugins may import."""
 
     module: str
-    #: Separated by blanks.
+    #: Separated by spaces.
     listed: str
-    #: Config groups of the components that need them, separated by blanks; also "address" and "hook", for plugins that
+    #: Config groups of the components that need them, separated by spaces; also "address" and "hook", for plugins that
     #: open addresses or follow a generation, and "every".
     used_by: str
-    #: What they are for, in a few words.
+    #: Their purpose, in a few words.
     why: str
 
     @property
@@ -32,23 +32,26 @@ class Public:
         return tuple(self.used_by.split())
 
 
-#: What is not in here may change without notice. A new row needs a bundled plugin or an example that uses it.
+#: Everything else may change without notice. A new row needs a bundled plugin or an example that uses it.
 API = (
     # --- every plugin -------------------------------------------------------------------------------------------------
     Public("engine", "hookimpl", EVERY, "marks a function as the implementation of a hook"),
-    Public("engine.plugin.register", "Register Presets", EVERY, "what the register hooks are given"),
+    Public("engine.plugin.register", "Register Presets", EVERY, "arguments of the register hooks"),
     Public("engine.config", "ComponentConfig", EVERY, "base class of a component's config"),
     Public(
-        "engine.config", "within one_of SECRET", EVERY, "metadata of a config's field: its range, its words, a secret"
+        "engine.config",
+        "within one_of SECRET",
+        EVERY,
+        "metadata of a config field: its range, its allowed values, that it is secret",
     ),
     Public("engine.config.bounds", "check_part", EVERY, "checks a component's config against these ranges"),
     Public(
         "engine.errors",
         "EngineError ConfigError RequestError MissingExtra Cancelled plain",
         EVERY,
-        "errors of one line, and text made fit for a terminal",
+        "one-line errors, and text made safe for a terminal",
     ),
-    Public("engine.components", "CancelToken", EVERY, "is set once a request is withdrawn"),
+    Public("engine.components", "CancelToken", EVERY, "is set once a request is cancelled"),
     Public("engine.cancel", "apart check", EVERY, "wait for slow work, and stop it when the token is set"),
     # --- components ---------------------------------------------------------------------------------------------------
     Public("engine.components", "Sampler Schedule", "sampler", "protocols"),
@@ -56,55 +59,66 @@ API = (
         "engine.components",
         "ExtendedSchedule StepTools",
         "sampler",
-        "for steps that evaluate the network again, or draw fresh noise",
+        "for steps that evaluate the network again or draw fresh noise",
     ),
     Public("engine.config", "SamplerConfig", "sampler", "base class of the config: steps, shift, bundle"),
     Public("engine.components", "Guidance", "guidance", "protocol"),
     Public("engine.config", "GuidanceConfig", "guidance", "base class of the config: scales of prompt and voices"),
-    Public("engine.components", "StepCache Agree CacheCost", "cache", "protocol, and what its methods take and return"),
+    Public("engine.components", "StepCache Agree CacheCost", "cache", "protocol, and types of its methods"),
     Public("engine.config", "CacheConfig", "cache", "base class of the config"),
     Public("engine.components", "Quantiser", "quant", "protocol"),
     Public("engine.config", "QuantConfig", "quant", "base class of the config"),
-    Public("engine.multitalk.diffusers_cache", "DiffusersCache", "cache", "a step cache of diffusers as one of ours"),
+    Public("engine.multitalk.diffusers_cache", "DiffusersCache", "cache", "makes a step cache from one of diffusers"),
     Public("engine.components", "AttentionBackend", "attention", "protocol"),
     Public(
-        "engine.machine.packaged_backend", "PackagedBackend", "attention", "base class: a kernel that a package brings"
+        "engine.machine.packaged_backend",
+        "PackagedBackend",
+        "attention",
+        "base class: a kernel from an installed package",
     ),
-    Public("engine.components", "Reader Stored", "reader", "protocol, and where a tensor lies in a file"),
-    Public("engine.loading.safetensors_reader", "by_file", "reader", "tensors by file, in the order in which they lie"),
+    Public("engine.components", "Reader Stored", "reader", "protocol, and a tensor's place in a file"),
+    Public("engine.loading.safetensors_reader", "by_file", "reader", "tensors by file, in file order"),
     Public("engine.loading.safetensors_reader", "AheadReader", "reader", "the engine's own reader"),
     Public("engine.components", "ModelSource FetchingSource", "source", "protocols"),
-    Public("engine.data", "Weights", "source", "what is looked for"),
+    Public("engine.data", "Weights", "source", "which weights to find"),
     Public("engine.config", "FolderConfig", "source", "base class of the config: a folder that `models pull` fills"),
-    Public("engine.errors", "SourceError", "source", "weights are absent, incomplete or damaged"),
-    Public(
-        "engine.loading.layout", "whole_folder missing_weights", "source", "whether a folder holds all of the weights"
-    ),
+    Public("engine.errors", "SourceError", "source", "weights are missing, incomplete or damaged"),
+    Public("engine.loading.layout", "whole_folder missing_weights", "source", "whether a folder has all weights"),
     Public("engine.hub.manifest", "Preset read_manifest", "source", "the published weights"),
-    Public("engine.hub.cached", "find hub_cache link snapshot", "source", "files in the cache of Hugging Face's hub"),
+    Public(
+        "engine.hub.cached",
+        "find hub_cache link snapshot",
+        "source",
+        "files in the local cache of the Hugging Face Hub",
+    ),
     Public("engine.hub.pull", "Options pull", "source", "download a preset"),
-    Public("engine.hub.record", "Record", "source", "which presets a folder has complete"),
+    Public("engine.hub.record", "Record", "source", "which presets are complete in a folder"),
     Public("engine.components", "Sink", "sink", "protocol"),
     Public("engine.config", "SinkConfig", "sink", "base class of the config"),
-    Public("engine.data", "Artifact Kept Store", "sink", "the video, what a sink answers, a bucket that a job brings"),
-    Public("engine.errors", "SinkError NotDelivered", "sink entrypoint", "a video cannot be kept, or waits"),
-    Public("engine.files.atomic", "Part make_folder part_in sweep", "sink", "files that appear whole or not at all"),
+    Public("engine.data", "Artifact Kept Store", "sink", "the video, a sink's answer, a job's own bucket"),
+    Public(
+        "engine.errors",
+        "SinkError NotDelivered",
+        "sink entrypoint",
+        "a video cannot be stored, or is kept for another attempt",
+    ),
+    Public("engine.files.atomic", "Part make_folder part_in sweep", "sink", "files that appear only when complete"),
     Public("engine.files.checksums", "PART Sums compare read_sums", "sink", "checksums of an upload, as S3 has them"),
-    Public("engine.files.undelivered", "JOB Shelf remove", "sink", "videos that wait for another try"),
-    Public("engine.media.h264", "shrink", "sink", "encodes a video again so that it has a given size"),
-    Public("engine.net.retry", "patiently", "sink", "tries again, with pauses that grow"),
-    Public("engine.net.s3", "Bucket Trouble", "sink address", "a bucket, and why it refuses"),
-    Public("engine.net.s3", "DAMAGED", "sink", "refusals that say that bytes arrived damaged"),
+    Public("engine.files.undelivered", "JOB Shelf remove", "sink", "videos that are kept for another attempt"),
+    Public("engine.media.h264", "shrink", "sink", "encodes a video again to a given size"),
+    Public("engine.net.retry", "patiently", "sink", "retries with growing pauses"),
+    Public("engine.net.s3", "Bucket Trouble", "sink address", "a bucket, and an error of it"),
+    Public("engine.net.s3", "DAMAGED", "sink", "error codes for bytes that arrived damaged"),
     Public("engine.components", "Launcher JobWorker", "launcher entrypoint", "protocols"),
-    Public("engine.errors", "WorkerLost", "launcher", "a worker's process is gone"),
-    Public("engine.files.scratch", "scratch", "launcher", "a folder of temporary files that leaves nothing behind"),
+    Public("engine.errors", "WorkerLost", "launcher", "a worker's process has ended"),
+    Public("engine.files.scratch", "scratch", "launcher", "a temporary folder that is always removed"),
     # --- entrypoints --------------------------------------------------------------------------------------------------
     Public("engine.components", "Entrypoint Service ProgressCallback", "entrypoint", "protocols"),
-    Public("engine.config", "EntrypointConfig", "entrypoint", "base class of a config with defaults of its own"),
+    Public("engine.config", "EntrypointConfig", "entrypoint", "base class of a config with its own defaults"),
     Public("engine.config", "RequestConfig", "entrypoint", "the flags of a request"),
     Public("engine", "EngineService", "entrypoint", "an engine in a process of its own"),
-    Public("engine", "Speaker SILENCE read_speakers", "entrypoint", "what a request is made of"),
-    Public("engine", "Request Progress Delivery Plan", "entrypoint hook", "a request, and what comes of it"),
+    Public("engine", "Speaker SILENCE read_speakers", "entrypoint", "parts of a request"),
+    Public("engine", "Request Progress Delivery Plan", "entrypoint hook", "a request and its results"),
     Public(
         "engine.data",
         "AudioType Canvas CardEstimate Estimates Fit LoraUse Seat Timing",
@@ -112,11 +126,9 @@ API = (
         "types of a request's fields and parts of a plan",
     ),
     Public("engine.errors", "plain_json", "entrypoint", "an answer as one line of JSON"),
-    Public("engine.redaction", "redact", "entrypoint", "takes secrets out of a text"),
-    Public("engine.runtime.bar", "bar elapsed", "entrypoint", "the progress bar, and seconds in words"),
-    Public(
-        "engine.serving.worker.limits", "JobsConfig", "entrypoint", "base class of the config: what jobs may ask for"
-    ),
+    Public("engine.redaction", "redact", "entrypoint", "removes secrets from a text"),
+    Public("engine.runtime.bar", "bar elapsed", "entrypoint", "the progress bar, and seconds as text"),
+    Public("engine.serving.worker.limits", "JobsConfig", "entrypoint", "base class of the config: limits for jobs"),
     Public("engine.serving.worker.handler", "Terms", "entrypoint", "what `JobsConfig.terms` returns"),
     Public("engine.serving.worker.defaults", "boot", "entrypoint", "defaults of a worker"),
     Public("engine.serving.worker.serve", "serve check_terms", "entrypoint", "a serverless worker"),
@@ -125,16 +137,16 @@ API = (
         "engine.serving.batch.check", "CheckReport check", "entrypoint", "checks the jobs of a batch and plans them"
     ),
     Public("engine.serving.batch.jobs", "JobFile Line", "entrypoint", "a file of jobs"),
-    Public("engine.serving.batch.results", "Results open_results", "entrypoint", "its file of results"),
-    Public("engine.serving.batch.run", "BatchRun interruptible", "entrypoint", "does the jobs with several workers"),
+    Public("engine.serving.batch.results", "Results open_results", "entrypoint", "the file of results"),
+    Public("engine.serving.batch.run", "BatchRun interruptible", "entrypoint", "runs the jobs with several workers"),
     Public("engine.serving.batch.worker", "EngineWorker", "entrypoint", "a worker of a batch"),
     Public("engine.serving.endpoint.limits", "EndpointLimits", "entrypoint", "limits of an endpoint"),
     Public("engine.serving.endpoint.server", "LocalEndpoint", "entrypoint", "an endpoint on this machine"),
     # --- hooks --------------------------------------------------------------------------------------------------------
-    Public("engine.data", "Window Frames", "hook entrypoint", "a window of the plan, and its finished pictures"),
-    Public("engine", "Access", "address", "what may be opened, and how large and how slow it may be"),
-    Public("engine.net.guard", "Resolver Url look_up parse_url", "address", "keeps to public addresses"),
+    Public("engine.data", "Window Frames", "hook entrypoint", "a window of the plan, and its finished frames"),
+    Public("engine", "Access", "address", "what may be opened, with limits of size and time"),
+    Public("engine.net.guard", "Resolver Url look_up parse_url", "address", "restricts URLs to public addresses"),
     Public("engine.net.download", "Answer ask deadline_of", "address", "downloads within the limits of `Access`"),
-    Public("engine.files.scratch", "unwritable", "address", "the error for a disk that takes no more"),
+    Public("engine.files.scratch", "unwritable", "address", "the error for a full disk"),
     Public("engine.text.base64_text", "clean is_medium starts_medium", "address", "base64 text as callers send it"),
 )

@@ -36,7 +36,7 @@ GROUP = "multitalk_engine"
 
 
 class Registry:
-    """A plugin manager with the books its plugins write in."""
+    """A plugin manager with the registers of its plugins."""
 
     def __init__(self) -> None:
         self.plugins = pluggy.PluginManager(GROUP)
@@ -54,29 +54,29 @@ class Registry:
         self.presets = Presets()
         #: Entry points that could not be imported, with the reason.
         self.broken: dict[str, str] = {}
-        #: Import name of a plugin module -> the distribution that brought it.
+        #: Import name of a plugin module -> its distribution.
         self.packages: dict[str, str] = {}
 
     @property
     def registers(self) -> tuple[Register[object], ...]:
-        """All books of components."""
+        """All registers of components."""
         loading = (self.sources, self.readers, self.quants, self.attention)
         choices = (self.samplers, self.guidance, self.caches)
         return (*loading, *choices, self.sinks, self.launchers, self.entrypoints)  # type: ignore[return-value]
 
-    def load(self, found: Iterable[EntryPoint], *, disabled: Iterable[str] = ()) -> None:
+    def load(self, points: Iterable[EntryPoint], *, disabled: Iterable[str] = ()) -> None:
         """Import plugins and let them register.
 
-        A plugin that cannot be imported is noted in `broken` and takes nothing else with it. Raises ConfigError
-        for two entry points of one name: one of them would be skipped in silence.
+        A plugin that cannot be imported is noted in `broken`, and the others still work. Raises ConfigError
+        for two entry points of one name, because one of them would be skipped silently.
         """
         disabled = set(disabled)
         seen: dict[str, str] = {}
-        for point in sorted(found, key=lambda point: point.name):
+        for point in sorted(points, key=lambda point: point.name):
             if point.name in seen and seen[point.name] != point.value:
                 raise ConfigError(
                     f"two installed plugins are called {point.name!r}: {seen[point.name]} and {point.value}",
-                    hint="uninstall one of them; a plugin's entry point should bear its package's name as a prefix",
+                    hint="uninstall one of them; a plugin's entry point should start with the name of its package",
                 )
             if point.name in seen or point.name in disabled:
                 continue
@@ -91,7 +91,7 @@ class Registry:
         self.register()
 
     def register(self) -> None:
-        """Call the register hooks of all plugins. Raises ConfigError for a hook that no specification knows."""
+        """Call the register hooks of all plugins. Raises ConfigError for a hook that has no specification."""
         try:
             self.plugins.check_pending()
         except pluggy.PluginValidationError as error:
@@ -127,7 +127,7 @@ def installed() -> Registry:
 
 
 class _PresetPath(SearchPathPlugin):
-    """Puts the plugins' preset packages behind the engine's own."""
+    """Searches the plugins' preset packages after the engine's own."""
 
     packages: list[str] = []
 

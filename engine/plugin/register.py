@@ -1,4 +1,4 @@
-"""The books in which plugins enter what they offer."""
+"""The registers in which plugins list their components."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Register(Generic[T]):
         self.group = group
         self._factories: dict[str, Callable[[Any], T]] = {}
         self._configs: dict[str, type[ComponentConfig]] = {}
-        #: Names of plugins that failed to load, told with every unknown name.
+        #: Names of plugins that failed to load; errors about unknown names list them.
         self.broken: tuple[str, ...] = ()
 
     def __call__(self, factory: Callable[[Any], T], config: type[ComponentConfig]) -> None:
-        """Offer `factory`; its `config` becomes selectable as `group=name`. Raises ConfigError for a name taken."""
+        """Offer `factory`; its `config` becomes selectable as `group=name`. Raises ConfigError if the name is taken."""
         name = config.name
         if name in self._factories:
-            taken = self._configs[name].__module__
+            other = self._configs[name].__module__
             raise ConfigError(
-                f"{self.group} {name!r} is registered twice, by {taken} and {config.__module__}",
+                f"{self.group} {name!r} is registered twice, by {other} and {config.__module__}",
                 field=self.group,
                 hint="disable one of them with MULTITALK_DISABLED_PLUGINS",
             )
@@ -39,7 +39,7 @@ class Register(Generic[T]):
         ConfigStore.instance().store(group=self.group, name=name, node=config, provider=config.__module__)
 
     def build(self, config: ComponentConfig) -> T:
-        """Make the component that `config` names. Raises UnknownComponent."""
+        """Build the component that `config` names. Raises UnknownComponent."""
         try:
             factory = self._factories[config.name]
         except KeyError:
@@ -47,8 +47,8 @@ class Register(Generic[T]):
         return factory(config)
 
     def build_default(self, name: str) -> T:
-        """Make the component `name` as its config's defaults say. Raises UnknownComponent."""
-        # Through OmegaConf, since defaults may be read from the environment.
+        """Build the component `name` with the defaults of its config. Raises UnknownComponent."""
+        # With OmegaConf, because defaults may come from the environment.
         config = OmegaConf.to_object(OmegaConf.structured(self.config(name)))
         assert isinstance(config, ComponentConfig)
         return self.build(config)

@@ -29,17 +29,17 @@ hookimpl = pluggy.HookimplMarker("multitalk_engine")
 
 @hookspec
 def register_sources(register: Register[ModelSource]) -> None:
-    """Offer places to take weights from. `register.build(config)` and `register.config(name)` reach the others."""
+    """Offer sources of weights. `register.build(config)` and `register.config(name)` give access to the others."""
 
 
 @hookspec
 def register_readers(register: Register[Reader]) -> None:
-    """Offer ways to bring weights from their files to the device."""
+    """Offer readers, which load weights from files to the device."""
 
 
 @hookspec
 def register_quants(register: Register[Quantiser]) -> None:
-    """Offer quantisations that are made while the weights are loaded."""
+    """Offer quantisations, which are applied while the weights are loaded."""
 
 
 @hookspec
@@ -64,19 +64,19 @@ def register_caches(register: Register[StepCache]) -> None:
 
 @hookspec
 def register_sinks(register: Register[Sink]) -> None:
-    """Offer places to keep finished videos."""
+    """Offer sinks, which store finished videos."""
 
 
 @hookspec
 def register_launchers(register: Register[Launcher]) -> None:
-    """Offer machines and devices for the workers of a batch (docs/batch.md)."""
+    """Offer launchers, which start the workers of a batch on machines and devices (docs/batch.md)."""
 
 
 @hookspec
 def register_entrypoints(register: Register[Entrypoint], launchers: Register[Launcher]) -> None:
-    """Offer ways in which requests arrive: the name becomes a command.
+    """Offer entrypoints, through which requests arrive; each name becomes a command.
 
-    One that starts workers builds its launcher from `launchers`, the register of launchers.
+    An entrypoint that starts workers builds its launcher from `launchers`, the register of launchers.
     """
 
 
@@ -87,17 +87,17 @@ def register_presets(presets: Presets) -> None:
 
 @hookspec(firstresult=True)
 def open_address(address: str, scheme: str, access: Access, into: Path) -> Path | None:
-    """Return a local file with what lies at `address`, or None to leave it to other plugins; the first file counts.
+    """Return a local file with the content of `address`, or None to leave it to other plugins; the first file is used.
 
-    `scheme` is "path" where the address has none. The engine has checked scheme and folders against `access`; the
-    plugin keeps to its limits of size and time, and stops once `access.cancel` is set (`engine.cancel` has what waits
-    with it). A new file belongs below the folder `into`.
+    `scheme` is "path" if the address has none. The engine has checked scheme and folders against `access`. The plugin
+    must respect its limits of size and time, and stop once `access.cancel` is set (`engine.cancel` has functions that
+    wait for it). Create new files in the folder `into`.
     """
 
 
 @hookspec
 def step_finished(request: Request, progress: Progress) -> None:
-    """Called after each denoising step, with window, step and time left. An exception ends the generation."""
+    """Called after each denoising step, with window, step and remaining time. An exception ends the generation."""
 
 
 @hookspec
@@ -110,4 +110,4 @@ def window_finished(request: Request, window: Window, frames: Frames) -> None:
 
 @hookspec
 def generation_finished(request: Request, delivery: Delivery) -> None:
-    """Called after each finished video; `delivery` says where it is and how long each stage took."""
+    """Called after each finished video; `delivery` contains its address and the seconds of each stage."""

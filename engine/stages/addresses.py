@@ -1,4 +1,4 @@
-"""Address -> local file: what it is, whether it may be opened, who opens it."""
+"""Address -> local file: its scheme, whether it is allowed, and the plugin that opens it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from engine.errors import RequestError
 from engine.media.excerpts import EXAMPLE
 from engine.text.base64_text import is_base64, is_medium
 
-#: Letters from which a text that could be base64 is taken for it, where no paths are allowed.
-_LEAST_BASE64 = 16
+#: Minimum length in characters of a text that is taken for base64 if no paths are allowed.
+_MIN_BASE64 = 16
 
 
 def scheme_of(address: str) -> str:
     """Return an address' scheme in lower case: "path" for a plain path or a file URL.
 
-    A scheme has two letters or more before `://` (a Windows drive has one), or is `data`.
+    A scheme has at least two characters before `://` (a Windows drive has one), or is `data`.
     """
     if address[:5].lower() == "data:":
         return "data"
@@ -33,7 +33,7 @@ def bring_file(address: str, field: str, open_address: Callable[..., Path | None
     if not isinstance(address, str) or not address:
         raise RequestError("no address is given", field=field, hint="give a path or an address with its scheme")
     if scheme_of(address.strip()) != "path":
-        # Copying leaves blanks around a URL; the name of a file may have them.
+        # Copied URLs often have spaces around them; file names may really contain them.
         address = address.strip()
     scheme = scheme_of(address)
     if scheme not in access.schemes:
@@ -76,58 +76,56 @@ _NO_URL = re.compile(
 
 
 def _no_path(address: str, field: str) -> RequestError | None:
-    """Return the error for what looks like something else than a path and has no scheme: a URL, or base64 text."""
+    """Return an error if an address without a scheme looks like a URL or like base64 text, else None."""
     text = address.strip()
     if _NO_URL.match(text):
         return RequestError(
-            f"{short(text)} is no URL: its scheme is missing or misspelt",
+            f"{short(text)} is not a URL: its scheme is missing or misspelt",
             field=field,
             hint="put https:// in front of the host",
             code="address_invalid",
         )
-    if len(text) >= _LEAST_BASE64 and (is_medium(text) or is_base64(text)) and not text.startswith("/"):
+    if len(text) >= _MIN_BASE64 and (is_medium(text) or is_base64(text)) and not text.startswith("/"):
         return RequestError(
-            f"a text of {len(text)} letters is no address, and too short or cut off to be a file as base64",
+            f"a text of {len(text)} characters is not an address, and too short or incomplete for a file as base64",
             field=field,
-            hint="send all of the file's base64 text, or data:image/png;base64, and the text",
+            hint="send the complete base64 text of the file, or data:image/png;base64, followed by it",
             code="bad_base64",
         )
     return None
 
 
 def local(address: str, field: str, access: Access) -> Path:
-    """Resolve a path or file URL, symbolic links included, and hold it against the allowed folders."""
-    given = address
+    """Resolve a path or file URL, with symbolic links, and check that it is in an allowed folder."""
+    text = address
     if re.match(r"file://", address, re.IGNORECASE):
         parts = urlsplit(address)
         if parts.netloc not in ("", "localhost"):
             raise RequestError(f"{address!r} names another host", field=field, hint="write file:///folder/file")
-        given = unquote(parts.path)
+        text = unquote(parts.path)
     try:
-        path = Path(given).resolve()
+        path = Path(text).resolve()
         allowed = access.folders is None or any(path.is_relative_to(folder.resolve()) for folder in access.folders)
         if not allowed:
             folders = ", ".join(str(folder) for folder in access.folders or ()) or "none"
-            raise RequestError(
-                f"{short(given)} is outside the allowed folders", field=field, hint=f"allowed: {folders}"
-            )
+            raise RequestError(f"{short(text)} is outside the allowed folders", field=field, hint=f"allowed: {folders}")
         if path.is_dir():
-            raise RequestError(f"{short(given)} is a folder", field=field, hint="name a file in it")
+            raise RequestError(f"{short(text)} is a folder", field=field, hint="name a file in it")
         if not path.exists():
             hint = f"looked in {short(str(path.parent))}"
             if path.with_name(path.name.rpartition("#")[0] or path.name).is_file():
-                hint = f"the words behind # are not known; write them {EXAMPLE}"
-            if _NO_URL.match(given.strip()):
+                hint = f"the text after # is not valid; write it as {EXAMPLE}"
+            if _NO_URL.match(text.strip()):
                 hint += "; if it is a URL, put https:// in front of the host"
-            raise RequestError(f"{short(given)} does not exist", field=field, hint=hint)
+            raise RequestError(f"{short(text)} does not exist", field=field, hint=hint)
         if not path.is_file():
-            raise RequestError(f"{short(given)} is not a regular file", field=field, hint="copy it to a file first")
+            raise RequestError(f"{short(text)} is not a regular file", field=field, hint="copy it to a file first")
         with path.open("rb"):
             pass
     except (OSError, ValueError, RuntimeError) as error:
-        # A name with a NUL, a name too long, a circle of links, no permission.
+        # Such as a NUL in the name, a name that is too long, a loop of links, or no permission.
         reason = getattr(error, "strerror", None) or error
-        raise RequestError(f"{short(given)} cannot be opened: {reason}", field=field, hint="name a file") from error
+        raise RequestError(f"{short(text)} cannot be opened: {reason}", field=field, hint="name a file") from error
     return path
 
 
@@ -137,7 +135,7 @@ def short(text: str) -> str:
 
 def _all_late(field: str, access: Access) -> RequestError:
     return RequestError(
-        f"the request's addresses take longer than the {access.total_timeout:g} seconds allowed for all of them",
+        f"the request's addresses take longer than {access.total_timeout:g} seconds, the limit for all together",
         field=field,
         hint="use faster servers or smaller files, or raise access.total_timeout",
         code="download_timeout",

@@ -1,4 +1,4 @@
-"""Latents -> Frames in the picture's colours, and the history the next window continues from."""
+"""Latents -> Frames in the picture's colours, and the history from which the next window continues."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from engine.stages.seam import blend_seam
 if TYPE_CHECKING:
     from engine.loading.model import Model
 
-#: Two grey levels of 255, in pixels of -1 .. 1: frames that vary no more than that show nothing.
+#: Two of 255 grey levels, for pixels in -1 .. 1: frames that vary no more are of one colour.
 _FLAT = 2 * 2 / 255
-#: Standard deviation in CIE Lab beyond which a picture is not of one colour.
+#: Standard deviation in CIE Lab above which a picture has more than one colour.
 _VARIED = 1.0
 
 
@@ -34,15 +34,15 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How a request's config has its windows decoded."""
+    """Settings of a request for decoding its windows."""
 
-    #: Frames that the next window continues from: 4n + 1.
+    #: Number of frames from which the next window continues: 4n + 1.
     motion_frames: int
-    #: How far colours are pulled towards the picture's, 0 .. 1.
+    #: How far colours are corrected towards the picture's, 0 .. 1.
     color_strength: float
-    #: Frames a second, of the axis on which windows lie.
+    #: Frames per second of the windows' time axis.
     fps: float
-    #: Frames over which a window is eased from the one before.
+    #: Number of frames over which a window is blended with the end of the one before.
     blend: int = 0
 
 
@@ -59,18 +59,18 @@ def decode(
 ) -> Decoded:
     """Decode a window's latents, float32 (16, T, h, w), to its `keep` new frames.
 
-    Colours are pulled towards `reference`. A window that continues `history`, as it was returned for the one before, is
-    eased from its last frame. The new history are the last `motion_frames` frames of those that are kept or repeated,
-    before they are rounded to 8 bits. Raises Cancelled between chunks, and EngineError (`broken_window`) for a window
-    without numbers, or of one colour.
+    Colours are corrected towards `reference`. `history` is that of the window before; the new frames are blended with
+    its last frame. The new history consists of the last `motion_frames` frames, repeated or new, before rounding to
+    8 bits. Raises Cancelled between chunks, and EngineError (`broken_window`) for a window with values that are not
+    finite, or of one colour.
     """
-    # Looked at when the frames have come, so that the host does not wait for the device once more.
+    # Read only after decoding, so that the host does not wait for the device twice.
     largest = latents.abs().amax()
     with model.use("vae"):
         decoded = model.codec.decode(latents, cancel=cancel).cpu()
     _check(float(largest), decoded[:, window.motion : window.motion + window.keep], window, reference)
     end = window.motion + window.keep
-    # Frames that nobody sees are not corrected.
+    # Frames that are not used are not corrected.
     begin = max(0, min(window.motion - 1, end - options.motion_frames))
     pixels = decoded[:, begin:end].permute(1, 2, 3, 0).contiguous().numpy()
     pixels = match_color(pixels, reference, options.color_strength)
@@ -78,20 +78,20 @@ def decode(
     if history is not None and options.blend:
         blend_seam(new, history[:, -1].permute(1, 2, 0).numpy(), pixels[window.motion - begin - 1], options.blend)
     pictures = np.clip((new + 1) / 2 * 255, 0, 255).astype(np.uint8)
-    # A copy, so that the window's other frames are not kept alive.
+    # A copy, so that the memory of the window's other frames is freed.
     history = torch.from_numpy(pixels[-options.motion_frames :].copy()).permute(3, 0, 1, 2)
     return Decoded(Frames(pictures, options.fps), history)
 
 
 def _check(largest: float, new: Tensor, window: Window, reference: Statistics) -> None:
-    """Raise EngineError for latents or frames that are no video; reductions carry a NaN or an infinity along."""
+    """Raise EngineError for broken latents or frames; the reductions propagate NaN and infinity."""
     spread = float((new.amax(dim=(2, 3)) - new.amin(dim=(2, 3))).amax())
     where = f"window {window.index + 1}"
     if not math.isfinite(largest) or not math.isfinite(spread):
         when = "sampling" if not math.isfinite(largest) else "decoding"
-        what = f"{where} holds values that are not finite numbers after {when}"
+        what = f"{where} contains values that are not finite after {when}"
     elif spread <= _FLAT and reference.deviation.max() > _VARIED:
-        what = f"{where} came out in one colour, and the picture is not"
+        what = f"{where} is of one colour, and the picture is not"
     else:
         return
     hint = "lower the scales or the shift, choose dtype=float32 or attention=sdpa, and check weights and LoRAs"

@@ -32,13 +32,13 @@ def denoise(
     cancel: CancelToken | None = None,
     motion_noise: Iterator[Tensor] | None = None,
 ) -> Tensor:
-    """Walk from `noise`, float32 (16, T, h, w), to latents of that shape and dtype on the conditions' device.
+    """Denoise `noise`, float32 (16, T, h, w), to latents of that shape and dtype on the conditions' device.
 
-    Motion latents that are mixed with noise take fresh noise from `generator` (of the CPU) before the first step,
-    before each evaluation within a step but its first, and after every step; or from `motion_noise` where it is given.
-    A schedule that asks for noise draws from `generator` as well. `on_step(step, steps)` is called after each step,
-    counted from 1. Raises Cancelled between guidance passes and steps once `cancel` is set, and ConfigError where a
-    step makes another number of evaluations than its sampler says.
+    Motion latents that are mixed with noise get fresh noise before the first step, after every step, and before each
+    evaluation within a step except the first. It comes from `motion_noise`, or by default from `generator` (on the
+    CPU). A schedule that asks for noise also draws from `generator`. `on_step(step, steps)` is called after each step,
+    counted from 1. Raises Cancelled between guidance passes and steps once `cancel` is set, and ConfigError if a step
+    makes another number of evaluations than its sampler declares.
     """
     device = conditions.latents.device
     schedule = sampler.schedule()
@@ -46,28 +46,28 @@ def denoise(
     hold = _hold(conditions.motion, generator, motion_noise, device)
     times = schedule.timesteps
     steps = len(times) - 1
-    said = evaluations_of(sampler, steps)
+    declared = evaluations_of(sampler, steps)
     latents = hold(noise.to(device, torch.float32), times[0])
-    # All at once: a copy in each step would have the host wait for the step before.
+    # Copied at once: a copy in each step would make the host wait for the step before.
     on_device = torch.tensor(times[:steps], dtype=torch.float32).to(device)
     moments = {time: on_device[index : index + 1] for index, time in enumerate(times[:steps])}
-    made = 0
+    evaluations = 0
 
     def evaluate(latents: Tensor, time: float) -> Tensor:
-        nonlocal made
+        nonlocal evaluations
         moment = moments[time] if time in moments else torch.tensor([time], dtype=torch.float32).to(device)
         inputs = torch.cat([latents, conditions.latents])[None]
         predictions = {}
         for branch in guidance.branches:
             _check(cancel)
-            with cache.branch(branch, made):
+            with cache.branch(branch, evaluations):
                 predictions[branch] = transformer(
                     hidden_states=inputs,
                     timestep=moment,
                     conditions=conditions.branches[branch],
                     return_dict=False,
                 )[0][0].float()
-        made += 1
+        evaluations += 1
         return guidance.combine(predictions)
 
     tools = StepTools(
@@ -76,17 +76,18 @@ def denoise(
     )
     with cache.attach(transformer):
         for index in range(steps):
-            before = made
+            before = evaluations
             velocity = evaluate(latents, times[index])
             if isinstance(schedule, ExtendedSchedule):
                 stepped = schedule.step_with(velocity, index, latents, tools)
             else:
                 stepped = schedule.step(velocity, index, latents)
-            if made - before != said[index]:
+            if evaluations - before != declared[index]:
                 raise ConfigError(
-                    f"step {index + 1} made {made - before} evaluations of the network, its sampler says {said[index]}",
+                    f"step {index + 1} made {evaluations - before} evaluations of the network, "
+                    f"its sampler declares {declared[index]}",
                     field="sampler",
-                    hint="its plugin must make as many as its `evaluations` says",
+                    hint="fix the sampler's plugin: each step must make as many as `evaluations` returns",
                 )
             latents = hold(stepped, times[index + 1])
             if on_step is not None:
@@ -98,19 +99,19 @@ def denoise(
 def _hold(
     motion: Motion | None, generator: torch.Generator, recorded: Iterator[Tensor] | None, device: torch.device
 ) -> Callable[[Tensor, float], Tensor]:
-    """Return what puts the given leading frames into latents at a time, 0 .. 1000."""
+    """Return a function (latents, time) that puts the leading frames of `motion` into latents; time is 0 .. 1000."""
     if motion is None:
         return lambda latents, _time: latents
-    given = motion.latents.to(device, torch.float32)
-    length = given.shape[1]
+    clean = motion.latents.to(device, torch.float32)
+    length = clean.shape[1]
 
     def hold(latents: Tensor, time: float) -> Tensor:
-        leading = given
+        leading = clean
         if not motion.clean:
-            # Also at time 0, where it has no weight: the generator advances as in the public implementation.
-            fresh = draw_noise(tuple(given.shape), generator) if recorded is None else next(recorded)
+            # Drawn even at time 0, where its weight is 0: the generator must advance as in the public implementation.
+            fresh = draw_noise(tuple(clean.shape), generator) if recorded is None else next(recorded)
             sigma = time / 1000
-            leading = (1 - sigma) * given + sigma * _to_device(fresh, device)
+            leading = (1 - sigma) * clean + sigma * _to_device(fresh, device)
         return torch.cat([leading, latents[:, length:]], dim=1)
 
     return hold
@@ -118,7 +119,7 @@ def _hold(
 
 def _to_device(fresh: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
-        # The host goes on while pinned memory is copied.
+        # The host does not wait while pinned memory is copied.
         fresh = fresh.pin_memory()
     return fresh.to(device, non_blocking=True)
 

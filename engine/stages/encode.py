@@ -1,4 +1,4 @@
-"""Inputs and a window -> Conditions: everything the network is steered by, embedded once."""
+"""Inputs and a window -> Conditions: prompt, picture, voices and history, encoded and embedded once."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ STYLES = ("multitalk", "infinitetalk")
 
 @dataclass(frozen=True)
 class Texts:
-    """Features of the prompts, each (1, tokens, text_dim); the negative one only where a branch needs it."""
+    """Features of the prompts, each (1, tokens, text_dim); the negative one only if a branch needs it."""
 
     prompt: Tensor
     negative: Tensor | None
 
 
 class PictureCache:
-    """Features and latents of a request's picture: made once, though several windows are conditioned on them.
+    """Features and latents of a request's picture, computed once for all windows.
 
-    A few MB, on the device. Latents are those of the picture before grey, and so belong to a number of frames.
+    A few MB, on the device. Latents are of the picture followed by grey frames, so they depend on the number of frames.
     """
 
     def __init__(self) -> None:
-        """Hold nothing yet."""
+        """Start empty."""
         self._tensors: dict[str, Tensor] = {}
 
     def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """Return what was made under a name, or make it."""
+        """Return the tensor stored under `name`; compute and store it the first time."""
         if name not in self._tensors:
             self._tensors[name] = make()
         return self._tensors[name]
@@ -51,26 +51,26 @@ class PictureCache:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What all windows of a request are conditioned on."""
+    """The conditions that all windows of a request share."""
 
     text: Texts
     #: Features of each speaker's voice, (n, frames, layers, channels), on the CPU.
     voices: Tensor
-    #: Those of the picture, which `decode` pulls the frames towards.
+    #: Colour statistics of the picture; `decode` corrects the frames towards them.
     colors: Statistics
     picture: PictureCache = field(default_factory=PictureCache)
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """How a request's config has its windows encoded."""
+    """Settings of a request for encoding its windows."""
 
-    #: Of the guidance: what is embedded.
+    #: The guidance branches to embed conditions for.
     branches: Sequence[str]
-    #: "multitalk" conditions on the history and takes its latents for motion; "infinitetalk" conditions on the picture
-    #: in every window and encodes the history by itself for motion, which starts with the picture.
+    #: "multitalk" conditions on the history and uses its latents as motion. "infinitetalk" conditions every window on
+    #: the picture and encodes the history separately as motion; the first window's motion is the picture.
     style: str
-    #: Frames a second: of the axis on which windows lie, and of the axis on which voices are encoded.
+    #: Frames per second of the windows' time axis, and of the time axis on which voices are encoded.
     fps: float
     native_fps: float
 
@@ -83,7 +83,7 @@ def encode_prompt_and_voices(
     *,
     cancel: CancelToken | None = None,
 ) -> Conditioning:
-    """Encode what is the same for all windows, once a request: the prompt, the negative prompt, and the voices.
+    """Encode what all windows share, once per request: the prompt, the negative prompt and the voices.
 
     Raises Cancelled once `cancel` is set.
     """
@@ -96,7 +96,7 @@ def encode_prompt_and_voices(
 
 @torch.no_grad()
 def encode_text(model: Model, prompt: str, negative: str, branches: Sequence[str]) -> Texts:
-    """Encode the prompts, once a request; the negative one only if one of `branches` drops the text."""
+    """Encode the prompts, once per request; the negative one only if one of `branches` drops the text."""
     with model.use("text_encoder"):
         return Texts(
             prompt=model.text.encode(prompt).to(model.device),
@@ -108,7 +108,7 @@ def encode_text(model: Model, prompt: str, negative: str, branches: Sequence[str
 def encode_voices(
     model: Model, voices: Sequence[npt.NDArray[np.float32]], native_fps: float, cancel: CancelToken | None = None
 ) -> Tensor:
-    """Encode voices, float32 mono 16 kHz of one length, once a request: (n, frames, layers, channels) on the CPU.
+    """Encode voices, float32 mono 16 kHz of equal length, once per request: (n, frames, layers, channels) on the CPU.
 
     Raises Cancelled once `cancel` is set.
     """
@@ -132,8 +132,8 @@ def encode(
 ) -> Conditions:
     """Encode picture, history and voices of one window and embed them for each guidance branch.
 
-    `history` holds the last frames of the window before, float32 (3, M, H, W) in -1 .. 1, M = 4n + 1; None in the first
-    window. Raises Cancelled between parts once `cancel` is set, and ConfigError for another style.
+    `history` contains the last frames of the window before, float32 (3, M, H, W) in -1 .. 1, M = 4n + 1; None in the
+    first window. Raises Cancelled between parts once `cancel` is set, and ConfigError for an unknown style.
     """
     if options.style not in STYLES:
         raise ConfigError(
@@ -142,8 +142,8 @@ def encode(
     picture = to_pixels(inputs.image).to(model.device)
     recent = picture[:, None] if history is None else history.to(model.device, torch.float32)
     clean = options.style == "infinitetalk"
-    given = picture[:, None] if clean else recent
-    # Where each window is conditioned on other frames, nothing is kept.
+    reference = picture[:, None] if clean else recent
+    # If each window is conditioned on other frames, nothing is cached.
     cache = conditioning.picture if clean else PictureCache()
 
     def latents_of(pixels: Tensor) -> Tensor:
@@ -155,20 +155,20 @@ def encode(
             return model.image.encode(pixels).to(model.device)
 
     _check(cancel)
-    latents = cache.once(f"latents of {window.frames}", lambda: latents_of(_padded(given, window.frames)))
+    latents = cache.once(f"latents of {window.frames}", lambda: latents_of(_padded(reference, window.frames)))
     if clean:
-        # Not the first of the latents above: among others they are a bit off.
+        # Encoded separately: the first of the latents above differ slightly, because other frames follow.
         motion: Motion | None = Motion(latents_of(recent), clean=True)
     elif history is None:
         motion = None
     else:
-        length = 1 + (given.shape[1] - 1) // model.codec.temporal
+        length = 1 + (reference.shape[1] - 1) // model.codec.temporal
         motion = Motion(latents[:, :length].clone(), clean=False)
-    mask = frame_mask(given.shape[1], window.frames, model.codec.temporal).to(latents)
+    mask = frame_mask(reference.shape[1], window.frames, model.codec.temporal).to(latents)
     mask = mask[:, :, None, None].expand(-1, -1, *latents.shape[2:])
 
     _check(cancel)
-    image = cache.once("features", lambda: features_of(given[:, -1]))
+    image = cache.once("features", lambda: features_of(reference[:, -1]))
 
     voices = conditioning.voices
     audio = audio_windows(voices, window.start, window.frames, options.fps, options.native_fps).to(model.device)
@@ -178,13 +178,13 @@ def encode(
     with model.use("transformer"):
         for branch in options.branches:
             _check(cancel)
-            words = conditioning.text.negative if _textless((branch,)) else conditioning.text.prompt
-            if words is None:
+            text = conditioning.text.negative if _textless((branch,)) else conditioning.text.prompt
+            if text is None:
                 raise RuntimeError(f"{branch} needs the features of the negative prompt")
             silent = branch in ("drop_audio", "uncond")
             embedded[branch] = model.transformer.embed_conditions(
                 shape,
-                encoder_hidden_states=words,
+                encoder_hidden_states=text,
                 encoder_hidden_states_image=image,
                 audio_windows=None if silent else audio,
                 speaker_masks=None if silent else masks,
@@ -197,20 +197,20 @@ def to_pixels(image: npt.NDArray[np.uint8]) -> Tensor:
     return torch.tensor(image).permute(2, 0, 1).float() / 255 * 2 - 1
 
 
-def frame_mask(given: int, frames: int, temporal: int) -> Tensor:
-    """Mark the first `given` of `frames` frames, by latent frame: float32 (temporal, T), 0 or 1.
+def frame_mask(first: int, frames: int, temporal: int) -> Tensor:
+    """Return a mask of the first `first` of `frames` frames, by latent frame: float32 (temporal, T), 0 or 1.
 
-    The channel is the place within a latent frame's group; the first frame fills a group alone.
+    The channel is the index within the frames of a latent frame; the first latent frame has only one.
     """
     pixels = torch.zeros(frames)
-    pixels[:given] = 1
+    pixels[:first] = 1
     return torch.cat([pixels[:1].repeat(temporal), pixels[1:]]).view(-1, temporal).T
 
 
-def _padded(given: Tensor, frames: int) -> Tensor:
-    # Mid grey follows, as in Wan's image-to-video training.
-    empty = given.new_zeros(given.shape[0], frames - given.shape[1], *given.shape[2:])
-    return torch.cat([given, empty], dim=1)
+def _padded(pixels: Tensor, frames: int) -> Tensor:
+    # Followed by mid grey, as in Wan's image-to-video training.
+    grey = pixels.new_zeros(pixels.shape[0], frames - pixels.shape[1], *pixels.shape[2:])
+    return torch.cat([pixels, grey], dim=1)
 
 
 def _textless(branches: Sequence[str]) -> bool:

@@ -1,7 +1,7 @@
-"""Whether a picture is like those that the weights were trained on: known before any work, from a file beside them.
+"""Whether a picture is like those that the weights were trained on, checked before any work.
 
-A folder of weights may hold `pictures.json`: what the pictures of its training have in common, as `fit` writes it. The
-embedded model's is made by scripts/train_tiny/pictures.py. Weights without one take any picture.
+A folder of weights may contain `pictures.json` with statistics of its training pictures, computed by `fit`. That of the
+embedded model comes from scripts/train_tiny/pictures.py. Weights without this file accept any picture.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from PIL import Image
 
 FILE = "pictures.json"
 
-#: Pixels that are looked at: those of the embedded model's small size.
+#: Pictures are scaled down to this many pixels, the embedded model's small size.
 _AREA = 160 * 96
-#: Edges of the classes of differences between neighbours, in grey levels.
+#: Histogram edges for differences between neighbouring pixels, in grey levels.
 _STEPS = (0, 1, 2, 3, 5, 8, 12, 20, 35, 70, 256)
-#: Blocks of 4 x 4 pixels whose levels lie within so many.
+#: Limits, in grey levels, for the range within a block of 4 x 4 pixels.
 _RANGES = (2, 4, 8, 16, 32, 64, 128)
-#: A share of pixels below this is as none.
+#: Added to shares of pixels before the logarithm; smaller shares count as none.
 _LEAST = 1e-3
 
 Floats = npt.NDArray[np.float64]
@@ -33,24 +33,24 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Familiar:
-    """A normal distribution of the features of known pictures."""
+    """A normal distribution fitted to the features of the training pictures."""
 
-    #: What the pictures are, in words, and what to take for others.
+    #: Description of the pictures, and advice for other pictures.
     what: str
     instead: str
     mean: Floats
     #: Inverse of the covariance.
     precision: Floats
-    #: Squared Mahalanobis distance up to which a picture is one of them.
+    #: Maximum squared Mahalanobis distance of a familiar picture.
     limit: float
 
     def distance(self, pixels: npt.NDArray[np.uint8]) -> float:
         """Return the squared Mahalanobis distance of a picture (height, width, 3)."""
-        off = features(pixels) - self.mean
-        return float(off @ self.precision @ off)
+        difference = features(pixels) - self.mean
+        return float(difference @ self.precision @ difference)
 
     def knows(self, pixels: npt.NDArray[np.uint8]) -> bool:
-        """Whether a picture (height, width, 3) of levels 0 to 255 is like those of the training."""
+        """Return whether a picture, uint8 (height, width, 3), is like the training pictures."""
         return self.distance(pixels) <= self.limit
 
     def to_json(self) -> Mapping[str, Any]:
@@ -65,7 +65,7 @@ class Familiar:
 
 
 def read_familiar(folder: Path | None) -> Familiar | None:
-    """Return what is known of the pictures of the weights in `folder`; None where it says nothing of them."""
+    """Return the statistics of the training pictures in the weights folder; None if it has no such file."""
     if folder is None or not (folder / FILE).is_file():
         return None
     fitted = json.loads((folder / FILE).read_text("utf-8"))
@@ -77,7 +77,7 @@ def read_familiar(folder: Path | None) -> Familiar | None:
 def fit(pictures: Sequence[npt.NDArray[np.uint8]], *, what: str, instead: str, share: float) -> Familiar:
     """Return the distribution of `pictures`, of which `share` (0 to 1) lie within its limit."""
     table = np.stack([features(pixels) for pixels in pictures])
-    # Without the addend a feature that hardly varies would decide alone.
+    # Regularised: otherwise a feature that hardly varies would dominate.
     covariance = np.cov(table.T) + 1e-3 * np.eye(table.shape[1])
     precision: Floats = np.linalg.inv(covariance).astype(np.float64)
     familiar = Familiar(what, instead, table.mean(0), precision, 0.0)
@@ -86,7 +86,7 @@ def fit(pictures: Sequence[npt.NDArray[np.uint8]], *, what: str, instead: str, s
 
 
 def features(pixels: npt.NDArray[np.uint8]) -> Floats:
-    """Return how flat, sharp and coloured a picture (height, width, 3) is: 24 numbers, whatever it shows.
+    """Return how flat, sharp and coloured a picture (height, width, 3) is: 24 numbers, whatever its content.
 
     Differences between neighbours (10 classes), flat blocks (7), colours (3), saturation and lightness (4).
     """
@@ -101,7 +101,7 @@ def features(pixels: npt.NDArray[np.uint8]) -> Floats:
     ranges = (blocks.max((1, 3)) - blocks.min((1, 3))).max(-1)
     flat = np.array([(ranges <= limit).mean() for limit in _RANGES])
 
-    # Of five bits a channel.
+    # Colours with five bits per channel.
     five = (small >> 3).astype(np.int64)
     counted = np.bincount((five[..., 0] << 10 | five[..., 1] << 5 | five[..., 2]).ravel())
     shares = np.sort(counted[counted > 0])[::-1] / counted.sum()
@@ -116,7 +116,7 @@ def features(pixels: npt.NDArray[np.uint8]) -> Floats:
 def _small(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     height, width = pixels.shape[:2]
     scale = (_AREA / (height * width)) ** 0.5
-    # At least two blocks a side; a small picture stays, for enlarged it would be smooth.
+    # At least two blocks per side. A small picture is not enlarged, since that would smooth it.
     size = tuple(max(8, round(side * min(scale, 1.0))) for side in (width, height))
     if size == (width, height):
         return pixels

@@ -1,4 +1,4 @@
-"""Request, Media and PlanInputs -> Plan: the whole walk, decided before anything is loaded."""
+"""Request, Media and PlanInputs -> Plan: all decisions about a generation, made before anything is loaded."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from engine.media.picture import read_picture
 from engine.stages.familiar import read_familiar
 from engine.stages.windows import count_windows, generated_frames, plan_windows
 
-#: An hour, and an hour at 25 frames a second: longer requests are a slip of the keyboard. Of frames it is those that
-#: are asked for, and those that the network makes for them.
-MOST_SECONDS = 3600.0
-MOST_FRAMES = 90_000
-#: Share of the picture that may be cut off without a word.
-CUT = 0.3
-#: Seconds of a voice that nobody misses; a frame, where that is less.
+#: One hour, and one hour at 25 frames per second: longer requests are typing errors. The limit of frames applies to
+#: requested frames and to generated ones.
+MAX_SECONDS = 3600.0
+MAX_FRAMES = 90_000
+#: Share of the picture that may be cropped without a warning.
+MAX_CROP = 0.3
+#: Seconds that may be cut from a voice without a warning; one frame if that is shorter.
 _SLACK = 0.1
 
 
 def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: CancelToken | None = None) -> Plan:
     """Decide sizes, seats, frames and windows.
 
-    Raises RequestError where the request cannot be made or costs more than its budget, before anything grows with its
-    numbers, and Cancelled once `cancel` is set.
+    Raises RequestError if the request is impossible or exceeds its budget, before any work that grows with its numbers,
+    and Cancelled once `cancel` is set.
     """
     fps = request.fps or inputs.native_fps
     spans = voice_spans(media.seconds, request.audio_type, media.delays)
@@ -44,21 +44,21 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
     generated = generated_frames(frames, fps, generated_fps) if native else frames
     _check_budget(request, inputs, frames / fps, generated, max(fps, inputs.native_fps))
     windows = plan_windows(generated, window=inputs.window, motion=inputs.motion, cancel=cancel)
-    # What stops the work, and then what a voice loses: a caller who did not ask for a length has to know that.
-    warnings = [f"nothing can be made {inputs.absent}"] if inputs.weights is None else []
+    # First what prevents the generation, then what is cut from voices: callers who set no length must see that.
+    warnings = [f"no video can be generated {inputs.absent}"] if inputs.weights is None else []
     warnings += _length_warnings(spans, frames / fps, fps, request)
     if inputs.untrained:
         warnings.append(f"the weights of {inputs.model!r} are untrained: the video shows noise, not a talking person")
-    warnings += _strange(media, inputs)
+    warnings += _unfamiliar_warnings(media, inputs)
     if len(request.speakers) > 2:
         warnings.append("three and more speakers are experimental: the public weights were trained on one and two")
     if inputs.tile:
-        warnings.append(f"memory.tile={inputs.tile}: a VAE that works in tiles makes frames that differ a little")
+        warnings.append(f"memory.tile={inputs.tile}: decoding in tiles changes frames slightly")
     warnings += _long_warnings(generated, len(windows), inputs)
     if fps != inputs.native_fps and request.timing == "direct":
         warnings.append(
-            f"{fps:g} frames a second: lips stay in step, but the model learnt motion at {inputs.native_fps:g}; "
-            "timing=native generates at its own rate and picks frames"
+            f"{fps:g} frames per second: lips stay synchronous, but the model learned motion at "
+            f"{inputs.native_fps:g}; timing=native generates at that rate and selects frames"
         )
     warnings += _cut_warnings(canvas)
     warnings += media.warnings
@@ -89,9 +89,10 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
 
 
 def voices_end(spans: Sequence[tuple[float, float]]) -> float:
-    """Return the second at which the last voice ends, 0 where nobody speaks: the length of a video without a number.
+    """Return the time in seconds at which the last voice ends; 0 if nobody speaks.
 
-    `spans` holds (begin, end) of each voice on the video's time axis.
+    This is the length of a video whose request has no number of frames. `spans` contains (begin, end) of each voice on
+    the video's time axis.
     """
     return max((end for begin, end in spans if end > begin), default=0.0)
 
@@ -99,25 +100,25 @@ def voices_end(spans: Sequence[tuple[float, float]]) -> float:
 def _frames(request: Request, fps: float, voices: float) -> int:
     budget = request.budget
     if isinstance(request.frames, int):
-        if request.frames > (most := min(budget.frames, MOST_FRAMES)):
+        if request.frames > (most := min(budget.frames, MAX_FRAMES)):
             raise _too_much(f"{request.frames} frames are too many", "frames", f"at most {most}")
-        if request.frames / fps > MOST_SECONDS:
-            what = f"{request.frames} frames at {fps:g} a second last {request.frames / fps:.2f} s"
-            raise _too_much(what, "frames", f"at most {MOST_SECONDS:g} s")
+        if request.frames / fps > MAX_SECONDS:
+            what = f"{request.frames} frames at {fps:g} per second last {request.frames / fps:.2f} s"
+            raise _too_much(what, "frames", f"at most {MAX_SECONDS:g} s")
         return request.frames
     if voices == 0:
         raise RequestError(
-            "nobody speaks, so the audio says no length", field="request.frames", hint="give --frames, 1 or more"
+            "nobody speaks, so the audio gives no length", field="request.frames", hint="give --frames, 1 or more"
         )
-    if voices > (longest := min(budget.seconds, MOST_SECONDS)):
+    if voices > (longest := min(budget.seconds, MAX_SECONDS)):
         what = f"the voices last {voices:.2f} s, and a video as long as its voices may last {longest:g} s here"
         raise _too_much(what, "frames", f"shorten the voices to {longest:g} s, or give a number of frames")
-    # A frame that would begin within the last microsecond of the audio is a rounding error of its length.
+    # A frame that starts within the last microsecond of the audio comes from rounding its length.
     frames = max(1, int(voices * fps + 1e-6))
-    # At a few frames a second what is left of the last one may be a word.
+    # At low frame rates the rest after the last whole frame may contain a word.
     frames += voices - frames / fps > _SLACK
-    if frames > MOST_FRAMES:
-        raise _too_much(f"{frames} frames are too many", "frames", f"at most {MOST_FRAMES}")
+    if frames > MAX_FRAMES:
+        raise _too_much(f"{frames} frames are too many", "frames", f"at most {MAX_FRAMES}")
     return frames
 
 
@@ -125,13 +126,13 @@ def _long_warnings(frames: int, windows: int, inputs: PlanInputs) -> list[str]:
     if inputs.holds is None or windows == 1:
         return []
     seconds, source, instead = inputs.holds
-    # What is lost is lost from window to window, so frames count, whatever time they are shown for.
+    # The loss happens from window to window, so it depends on frames and not on seconds.
     most = int(seconds * inputs.native_fps)
     if frames <= most:
         return []
     warning = (
-        f"continuation.style=multitalk holds a face for about {seconds:g} s, {most} frames ({source}); this video has "
-        f"{frames}, and later windows may lose it: from there on take {instead}"
+        f"continuation.style=multitalk keeps a face for about {seconds:g} s, {most} frames ({source}); this video has "
+        f"{frames}, and later windows may lose it: for longer videos use {instead}"
     )
     return [warning]
 
@@ -140,35 +141,35 @@ def _cut_warnings(canvas: Canvas) -> list[str]:
     if canvas.fit != "crop":
         return []
     across, down = (min(1.0, target / scaled) for target, scaled in zip(canvas.target, canvas.scaled, strict=True))
-    shown = across * down
-    if 1 - shown <= CUT:
+    share = across * down
+    if 1 - share <= MAX_CROP:
         return []
-    share = f"{shown:.0%}" if shown >= 0.01 else "less than 1%"
-    where = "left and right" if across < down else "above and below"
+    percent = f"{share:.0%}" if share >= 0.01 else "less than 1%"
+    where = "left and right" if across < down else "top and bottom"
     warning = (
-        f"the video shows {share} of the picture: {canvas.source[0]} x {canvas.source[1]} is cut {where} to the "
-        f"shape of {canvas.target[0]} x {canvas.target[1]}; fit=pad shows all of it between black bars"
+        f"the video shows {percent} of the picture: {canvas.source[0]} x {canvas.source[1]} is cropped ({where}) to "
+        f"the shape of {canvas.target[0]} x {canvas.target[1]}; fit=pad shows all of it with black bars"
     )
     return [warning]
 
 
-def _strange(media: Media, inputs: PlanInputs) -> list[str]:
-    """Return a warning where the picture is not what the weights were trained on."""
+def _unfamiliar_warnings(media: Media, inputs: PlanInputs) -> list[str]:
+    """Return a warning if the picture is unlike those that the weights were trained on."""
     familiar = read_familiar(inputs.weights)
     if inputs.weights is None or familiar is None:
         return []
-    about = media.image.stat()
-    if _is_familiar(inputs.weights, media.image, (about.st_mtime_ns, about.st_size)):
+    stat = media.image.stat()
+    if _is_familiar(inputs.weights, media.image, (stat.st_mtime_ns, stat.st_size)):
         return []
-    what = f"model={inputs.model} knows {familiar.what} alone, and this picture is none of them"
-    return [f"{what}: its video will not look like it; {familiar.instead}"]
+    what = f"model={inputs.model} was trained only on {familiar.what}, and this picture is different"
+    return [f"{what}: the video will not look like it; {familiar.instead}"]
 
 
 @functools.lru_cache(maxsize=8)
 def _is_familiar(weights: Path, image: Path, stamp: tuple[int, int]) -> bool:
-    """Say whether the weights know such pictures; kept, for the advice of a plan plans one request many times.
+    """Return whether the weights were trained on such pictures; cached, because advice plans a request many times.
 
-    `stamp`, time and size, tells a file from another one that had its name before.
+    `stamp`, modification time and size, distinguishes a file from an earlier one of the same name.
     """
     familiar = read_familiar(weights)
     return familiar is None or familiar.knows(read_picture(image, field="request.image"))
@@ -177,23 +178,24 @@ def _is_familiar(weights: Path, image: Path, stamp: tuple[int, int]) -> bool:
 def _check_budget(request: Request, inputs: PlanInputs, seconds: float, generated: int, rate: float) -> None:
     budget = request.budget
     if inputs.steps > budget.steps:
-        given = any(override.lstrip("+~").startswith("sampler.steps=") for override in request.overrides)
+        overridden = any(override.lstrip("+~").startswith("sampler.steps=") for override in request.overrides)
         raise RequestError(
             f"{inputs.steps} steps are too many",
-            field="overrides (sampler.steps)" if given else "sampler.steps",
+            field="overrides (sampler.steps)" if overridden else "sampler.steps",
             hint=f"at most {budget.steps}",
             code="out_of_range",
         )
-    if generated > (most := min(MOST_FRAMES, max(budget.frames, int(budget.seconds * rate)))):
-        what = f"{generated} frames would be made for {seconds:.2f} s of video"
+    if generated > (most := min(MAX_FRAMES, max(budget.frames, int(budget.seconds * rate)))):
+        what = f"{generated} frames would be generated for {seconds:.2f} s of video"
         raise _too_much(what, "frames", f"at most {most}; ask for fewer frames, or for timing=direct")
     windows = count_windows(generated, window=inputs.window, motion=inputs.motion)
     evaluations = inputs.evaluations or inputs.steps
     forwards = windows * evaluations * inputs.passes
     if forwards > budget.forwards:
-        made = "" if evaluations == inputs.steps else f" of {evaluations} evaluations"
+        per_steps = "" if evaluations == inputs.steps else f" of {evaluations} evaluations"
         raise _too_much(
-            f"{windows} windows, {inputs.steps} steps{made} and {inputs.passes} passes a step make {forwards} forwards",
+            f"{windows} windows, {inputs.steps} steps{per_steps} and {inputs.passes} passes per step make {forwards} "
+            "forwards",
             "frames",
             f"at most {budget.forwards}; ask for a shorter video or fewer steps",
         )

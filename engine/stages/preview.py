@@ -1,4 +1,4 @@
-"""Media and Plan -> a picture of who sits where."""
+"""Media and Plan -> a picture that shows each speaker's place."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _READABLE = 640
 def draw_preview(media: Media, request: Request, plan: Plan, path: Path) -> None:
     """Write a PNG of the cropped picture with each speaker's latent cells tinted, framed and named.
 
-    An existing PNG is drawn anew. Raises RequestError where the picture or a mask cannot be read, and where `path` is
-    no PNG's name, is one of the request's own files, or cannot be written.
+    An existing PNG is replaced. Raises RequestError if the picture or a mask cannot be read, or if `path` does not end
+    in .png, is one of the request's own files, or cannot be written.
     """
     _check_path(path, media)
     image = apply_canvas(read_picture(media.image, field="request.image"), plan.canvas)
@@ -60,5 +60,5 @@ def _check_path(path: Path, media: Media) -> None:
     hint = "such as --preview who.png"
     if path.suffix.lower() != ".png":
         raise RequestError(f"{str(path)!r} does not end in .png", field="preview", hint=hint)
-    if path.resolve() in {given.resolve() for given in (media.image, *media.masks) if given is not None}:
-        raise RequestError(f"{path} is a picture of the request and would be overwritten", field="preview", hint=hint)
+    if path.resolve() in {source.resolve() for source in (media.image, *media.masks) if source is not None}:
+        raise RequestError(f"{path} is an input of the request and would be overwritten", field="preview", hint=hint)

@@ -1,4 +1,4 @@
-"""Request -> Media -> Inputs: open the addresses, look at their headers, decode them."""
+"""Request -> Media -> Inputs: open the addresses, read their headers, decode them."""
 
 from __future__ import annotations
 
@@ -25,40 +25,40 @@ from engine.media.picture import look_at, read_picture
 from engine.media.tracks import inspect
 from engine.stages.addresses import bring_file, local, scheme_of
 
-#: Frames a second beyond which a wish is a slip of the keyboard, and sound in whole AAC packets (21 ms) could no longer
-#: end within a frame of the pictures.
-MOST_FPS = 60.0
-#: Below it a picture stands for more than a second, and length and sound grow without bound for a few frames.
-LEAST_FPS = 1.0
-MOST_SEED = 2**63 - 1
-#: Seconds in which a plugin may tidy up once the request is withdrawn.
+#: Maximum frames per second: higher values are typing errors, and with whole AAC packets (21 ms) the sound could no
+#: longer end within one frame of the pictures.
+MAX_FPS = 60.0
+#: Minimum frames per second: below it, length and sound of a few frames grow without bound.
+MIN_FPS = 1.0
+MAX_SEED = 2**63 - 1
+#: Seconds that a plugin has to clean up after the request is cancelled.
 _GRACE = 0.5
-#: Seconds of each voice that a plan listens to; what is wrong with it later is told by the generation.
-PLAN_LISTENS = 60.0
-#: The seed that asks for one to be drawn.
+#: Seconds of each voice that a plan decodes; the generation reports problems after that.
+PLAN_SECONDS = 60.0
+#: The seed that requests a random one.
 RANDOM = -1
 
 
 def check_request(request: Request) -> None:
-    """Raise RequestError for what is wrong with a request by itself, before anything is opened."""
+    """Raise RequestError if the request itself is invalid; opens nothing."""
     if not isinstance(request.prompt, str) or not request.prompt.strip():
-        raise _wrong("prompt", "the prompt is empty", "say in a sentence who talks and where")
+        raise _wrong("prompt", "the prompt is empty", "describe in a sentence who talks and where")
     for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
         if text is not None and not _is_text(text):
-            raise _wrong(name, "the text holds bytes that are not UTF-8", "give it in UTF-8, whole letters only")
+            raise _wrong(name, "the text contains bytes that are not UTF-8", "send UTF-8 text with complete characters")
     _check_choice("audio_type", request.audio_type, get_args(AudioType))
     _check_choice("timing", request.timing, get_args(Timing))
     _check_choice("fit", request.fit, get_args(Fit))
-    if not _is_whole(request.seed) or not RANDOM <= request.seed <= MOST_SEED:
-        hint = f"give a whole number from 0 to {MOST_SEED}, or {RANDOM} for a random one"
+    if not _is_whole(request.seed) or not RANDOM <= request.seed <= MAX_SEED:
+        hint = f"give a whole number from 0 to {MAX_SEED}, or {RANDOM} for a random one"
         raise _wrong("seed", f"{request.seed!r} is not a seed", hint)
     frames = request.frames
     if frames not in (None, "auto") and (not isinstance(frames, int) or isinstance(frames, bool) or frames < 1):
         hint = 'give a whole number, 1 or more, or "auto" for the length of the voices'
-        raise _wrong("frames", f"{frames!r} frames cannot be made", hint)
-    if request.fps is not None and (not _is_finite(request.fps) or not LEAST_FPS <= request.fps <= MOST_FPS):
-        hint = f"give a number from {LEAST_FPS:g} to {MOST_FPS:g}"
-        raise _wrong("fps", f"{request.fps!r} frames a second cannot be made", hint)
+        raise _wrong("frames", f"{frames!r} is not a number of frames", hint)
+    if request.fps is not None and (not _is_finite(request.fps) or not MIN_FPS <= request.fps <= MAX_FPS):
+        hint = f"give a number from {MIN_FPS:g} to {MAX_FPS:g}"
+        raise _wrong("fps", f"{request.fps!r} frames per second are not possible", hint)
     if request.filename is not None:
         _check_filename(request.filename)
     if not request.speakers:
@@ -67,13 +67,13 @@ def check_request(request: Request) -> None:
         _check_region(f"speakers[{index}].region", speaker.region)
         _check_cut(f"speakers[{index}]", speaker)
     if not isinstance(frames, int) and all(speaker.audio is None for speaker in request.speakers):
-        raise _wrong("frames", "nobody speaks, so no voice tells the video's length", "give the number of frames")
+        raise _wrong("frames", "nobody speaks, so no voice gives the video's length", "give the number of frames")
 
 
 def drawn(request: Request) -> Request:
-    """Return the request with a seed in place of one that is asked to be random.
+    """Return the request; if its seed is -1, with a random seed.
 
-    It has 32 bits, which every reader of JSON keeps exactly.
+    A random seed has 32 bits, which every JSON parser reads exactly.
     """
     return replace(request, seed=secrets.randbelow(2**32)) if request.seed == RANDOM else request
 
@@ -86,35 +86,35 @@ def fetch(
     *,
     cancel: CancelToken | None = None,
 ) -> Media:
-    """Bring a request's addresses to local files, within `access`, and see what is in them.
+    """Make the content of a request's addresses available as local files, within `access`, and read their headers.
 
-    `open_address` is the hook of that name; it is called with a scheme that `access` allows and, for paths, an
-    absolute path without symbolic links below one of its folders. An address without `data:` or `scheme://` at its
-    front is a path, and so is `file:///...`. A voice's address may end in what is taken of the file
-    (engine/media/excerpts.py); a path that exists as it stands is a file's name. What opens an address finds `cancel`
-    in its Access, and there the moment at which the time for all of them is over. Raises RequestError naming the
-    field, and Cancelled within a second once `cancel` is set.
+    `open_address` is the hook of that name. It gets a scheme that `access` allows and, for paths, an absolute path
+    without symbolic links in one of the allowed folders. An address that does not start with `data:` or `scheme://` is
+    a path, and so is `file:///...`. A voice's address may end in the part of the file to use
+    (engine/media/excerpts.py), unless a file of that whole name exists. The Access that the hook gets contains `cancel`
+    and the deadline for all addresses. Raises RequestError with the field, and Cancelled within a second once `cancel`
+    is set.
     """
     check_request(request)
     opened: dict[str, Path] = {}
-    left = access.total_timeout
+    remaining = access.total_timeout
 
     def bring(address: str, name: str) -> Path:
-        nonlocal left
+        nonlocal remaining
         if address not in opened:
             check(cancel, "read")
             began = time.monotonic()
-            within = replace(access, until=began + left, cancel=cancel)
+            within = replace(access, until=began + remaining, cancel=cancel)
             call = partial(bring_file, address, f"request.{name}", open_address, within, into)
-            # The engine's own plugins look at the token; others may not.
+            # The engine's own plugins check the token; others may not.
             opened[address] = apart(call, cancel, "read", grace=_GRACE)
-            left -= time.monotonic() - began
+            remaining -= time.monotonic() - began
         return opened[address]
 
     image = bring(request.image, "image")
-    look = apart(lambda: look_at(image, field="request.image", max_pixels=access.max_pixels), cancel, "read")
-    size = look.size
-    warnings = list(look.warnings)
+    picture = apart(lambda: look_at(image, field="request.image", max_pixels=access.max_pixels), cancel, "read")
+    size = picture.size
+    warnings = list(picture.warnings)
     voices: list[Path | None] = []
     masks: list[Path | None] = []
     seconds: list[float] = []
@@ -134,7 +134,7 @@ def fetch(
             voice = bring(address, f"{name}.audio")
             key = (voice, *(values[key] for key in KEYS if key != "delay"))
             if key not in inspected:
-                looked = inspect(
+                inspection = inspect(
                     voice,
                     field=f"request.{name}.audio",
                     start=float(values["start"] or 0),
@@ -145,9 +145,9 @@ def fetch(
                     fields=fields,
                     cancel=cancel,
                 )
-                inspected[key] = looked.cut, looked.warnings
+                inspected[key] = inspection.cut, inspection.warnings
             (cut, cut_warnings), delay = inspected[key], float(values["delay"] or 0)
-            cut = replace(cut, asked=_asked(values))
+            cut = replace(cut, asked=_requested_values(values))
             warnings += [f"speakers[{index}]: {text}" for text in cut_warnings]
         voices.append(voice)
         cuts.append(cut)
@@ -166,30 +166,30 @@ def fetch(
 
 
 def listen(media: Media, plan: Plan, *, cancel: CancelToken | None = None) -> tuple[str, ...]:
-    """Return what `read` would warn of, from the voices' first `PLAN_LISTENS` seconds. Raises what `read` raises."""
+    """Return the warnings of `read` about the voices' first `PLAN_SECONDS` seconds. Raises as `read` does."""
     spans = voice_spans(media.seconds, plan.audio_type, media.delays)
-    sounds = read_sounds(media.voices, media.cuts, spans, plan.seconds, most=PLAN_LISTENS, cancel=cancel)
+    sounds = read_sounds(media.voices, media.cuts, spans, plan.seconds, most=PLAN_SECONDS, cancel=cancel)
     return sounds.warnings
 
 
 def read(request: Request, media: Media, plan: Plan, *, cancel: CancelToken | None = None) -> Inputs:
-    """Decode the media and bring them to the plan's size and length.
+    """Decode the media and convert them to the plan's size and length.
 
-    Raises RequestError naming the field, and Cancelled within a second once `cancel` is set.
+    Raises RequestError with the field, and Cancelled within a second once `cancel` is set.
     """
     spans = voice_spans(media.seconds, plan.audio_type, media.delays)
-    image, masks = apart(partial(_look, request, media, plan), cancel, "read")
+    image, masks = apart(partial(_read_pictures, request, media, plan), cancel, "read")
     sounds = read_sounds(media.voices, media.cuts, spans, plan.seconds, cancel=cancel)
     return Inputs(image=image, voices=sounds.voices, masks=masks, sound=sounds.track, warnings=sounds.warnings)
 
 
-def _look(request: Request, media: Media, plan: Plan) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+def _read_pictures(request: Request, media: Media, plan: Plan) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     masks, _ = region_masks([speaker.region for speaker in request.speakers], media.masks, plan.canvas)
     return apply_canvas(read_picture(media.image, field="request.image"), plan.canvas), masks
 
 
 def _voice(speaker: Speaker, name: str, access: Access) -> tuple[str, dict[str, Any], dict[str, str]]:
-    """Return a voice's address, what is taken of it by key, and the fields that say so. Raises RequestError."""
+    """Return a voice's address, the values for its excerpt by key, and their fields. Raises RequestError."""
     assert speaker.audio is not None
     values = values_of(speaker)
     fields = {key: f"{name}.{key}" for key in KEYS}
@@ -200,17 +200,17 @@ def _voice(speaker: Speaker, name: str, access: Access) -> tuple[str, dict[str, 
     for key, value in written.items():
         if values[key] is not None and _same(key, values[key]) != _same(key, value):
             raise RequestError(
-                f"the address says {key} {value!r} and the field {values[key]!r}",
+                f"the address has {key} {value!r} and the field {values[key]!r}",
                 field=fields[key],
-                hint="leave one of them out",
+                hint="remove one of them",
                 code="conflict",
             )
         values[key], fields[key] = value, f"{name}.audio"
     return address, values, fields
 
 
-def _asked(values: Mapping[str, Any]) -> tuple[tuple[str, float | int], ...]:
-    # Seconds as one type and channels as numbers, so that a repeated video carries the same text.
+def _requested_values(values: Mapping[str, Any]) -> tuple[tuple[str, float | int], ...]:
+    # Seconds become floats and channels numbers, so that a repeated video stores the same text.
     return tuple(
         (key, _same(key, value) if key in ("track", "channel") else float(value))
         for key, value in values.items()
@@ -223,7 +223,7 @@ def _same(key: str, value: Any) -> Any:
 
 
 def _is_there(address: str, access: Access) -> bool:
-    """Whether a path is that of a file although it ends in what could be said about a voice."""
+    """Return whether a file exists whose name ends like an excerpt of a voice."""
     if scheme_of(address) != "path" or "://" in address or "path" not in access.schemes:
         return False
     try:
@@ -235,7 +235,7 @@ def _is_there(address: str, access: Access) -> bool:
 def _check_mask(
     mask: Path, size: tuple[int, int], field: str, access: Access, cancel: CancelToken | None
 ) -> tuple[str, ...]:
-    """Return what is to be said of a mask. Raises RequestError for one that does not belong to a picture of `size`."""
+    """Return the warnings about a mask. Raises RequestError if it does not have the picture's `size`."""
     look = apart(partial(look_at, mask, field=field, max_pixels=access.max_pixels, mask=True), cancel, "read")
     if look.size != size:
         raise RequestError(
@@ -260,7 +260,7 @@ def _is_whole(value: object) -> bool:
 
 def _is_finite(value: object) -> bool:
     if isinstance(value, int):
-        # Beyond it Python cannot make a float of it.
+        # Python cannot convert much larger integers to float.
         return not isinstance(value, bool) and abs(value) < 2**63
     return isinstance(value, float | np.number) and math.isfinite(value)
 
@@ -271,14 +271,14 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def _check_filename(name: str) -> None:
-    hint = "give a bare name such as talk.mp4; the folder belongs to the sink"
+    hint = "give a name without a folder, such as talk.mp4; the sink has the folder"
     if not isinstance(name, str) or not name.strip() or name.startswith("."):
         raise _wrong("filename", f"{name!r} is not a file name", hint)
     if any(mark in name for mark in "/\\\0") or not _printable(name):
-        raise _wrong("filename", f"{name!r} holds a folder or a control character", hint)
+        raise _wrong("filename", f"{name!r} contains a folder or a control character", hint)
     size = len(name.encode("utf-8", "surrogateescape"))
     if size > 200:
-        raise _wrong("filename", f"the name has {size} bytes", "give at most 200; letters beyond ASCII have several")
+        raise _wrong("filename", f"the name has {size} bytes", "give at most 200; characters beyond ASCII have several")
     if not name.lower().endswith(".mp4"):
         raise _wrong("filename", f"{name!r} does not end in .mp4", hint)
 
@@ -292,7 +292,7 @@ def _is_text(text: str) -> bool:
 
 
 def _printable(name: str) -> bool:
-    # Bytes that are no text in this locale arrive as lone surrogates: strange, but a name. Others are no letters.
+    # Bytes that are not text in this locale arrive as lone surrogates, and are allowed. Other surrogates are not.
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace").isprintable()
     except UnicodeEncodeError:
@@ -304,9 +304,9 @@ def _check_cut(name: str, speaker: Speaker) -> None:
     check_values(values, lambda key, what, hint: _wrong(f"{name}.{key}", what, hint))
     if speaker.audio is None and (key := next((key for key in KEYS if values[key] is not None), "")):
         raise RequestError(
-            f"there is no voice to take a {key} of: the person is silent",
+            f"{key} needs a voice, and this person is silent",
             field=f"request.{name}.{key}",
-            hint="leave it out",
+            hint="remove it",
             code="conflict",
         )
 
@@ -321,4 +321,4 @@ def _check_region(name: str, region: Region) -> None:
         raise _wrong(f"{name}.box", f"{list(region.box)} is not four finite numbers", hint)
     x0, y0, x1, y1 = region.box
     if x0 >= x1 or y0 >= y1:
-        raise _wrong(f"{name}.box", f"{list(region.box)} encloses nothing", hint)
+        raise _wrong(f"{name}.box", f"{list(region.box)} has no area", hint)

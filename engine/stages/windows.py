@@ -1,4 +1,4 @@
-"""Frames -> Windows: which stretch of frames is made in which go; a pure plan."""
+"""Frames -> Windows: which frames are generated together. Only a plan; computes no frames."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from engine.data.cancel import CancelToken
 
 #: Pixel frames in one latent frame of the video autoencoder, after the first.
 TEMPORAL = 4
-#: Windows between two looks at a cancel token.
-_LOOK = 1024
+#: Windows between two checks of a cancel token.
+_CHECK_EVERY = 1024
 
 
 def count_windows(frames: int, *, window: int, motion: int) -> int:
-    """Return how many windows `plan_windows` makes, without making them."""
+    """Return how many windows `plan_windows` makes, without creating them."""
     first = min(window, _round_up(frames))
     return 1 + max(0, -(-(frames - first) // (window - motion)))
 
@@ -21,15 +21,15 @@ def count_windows(frames: int, *, window: int, motion: int) -> int:
 def plan_windows(frames: int, *, window: int, motion: int, cancel: CancelToken | None = None) -> tuple[Window, ...]:
     """Cover `frames` frames with windows of at most `window` frames that overlap by `motion`.
 
-    Every window but the first repeats the last `motion` frames of the one before and adds new ones; each is as short
-    as its new frames allow, since its length must be 4n + 1 (the surplus is dropped, so that the sum of `keep` is
-    exactly `frames`). `window` and `motion` are 4n + 1 and motion < window. Raises Cancelled once `cancel` is set.
+    Every window except the first repeats the last `motion` frames of the one before and adds new ones. Each is as
+    short as possible; its length must be 4n + 1, and surplus frames are dropped, so that the sum of `keep` is exactly
+    `frames`. `window` and `motion` must be 4n + 1, and motion < window. Raises Cancelled once `cancel` is set.
     """
     first = min(window, _round_up(frames))
     windows = [Window(index=0, start=0, frames=first, motion=0, keep=min(first, frames))]
     done = windows[0].keep
     while done < frames:
-        if len(windows) % _LOOK == 0:
+        if len(windows) % _CHECK_EVERY == 0:
             check(cancel, "plan")
         size = min(window, _round_up(motion + frames - done))
         keep = min(size - motion, frames - done)
@@ -39,12 +39,12 @@ def plan_windows(frames: int, *, window: int, motion: int, cancel: CancelToken |
 
 
 def generated_frames(frames: int, fps: float, native_fps: float) -> int:
-    """Return how many frames at `native_fps` hold the moments of `frames` frames at `fps`."""
+    """Return how many frames at `native_fps` cover the times of `frames` frames at `fps`."""
     return nearest_frame(frames - 1, fps, native_fps) + 1
 
 
 def nearest_frame(frame: int, fps: float, native_fps: float) -> int:
-    """Return the frame at `native_fps` nearest to the moment frame / fps."""
+    """Return the frame at `native_fps` nearest to the time frame / fps."""
     return int(frame * native_fps / fps + 0.5)
 
 
@@ -53,13 +53,13 @@ def _round_up(frames: int) -> int:
 
 
 def output_frames(window: Window, frames: int, fps: float, native_fps: float) -> tuple[int, ...]:
-    """Return which of the window's new frames make up its share of the finished video, by index from 0.
+    """Return which of the window's new frames are part of the finished video, by index from 0.
 
-    At equal rates that is each of them once; a slower video leaves some out, a faster one repeats some.
+    At equal rates that is each of them once. A lower output rate skips some, a higher one repeats some.
     """
     begin = window.start + window.motion
     end = begin + window.keep
-    # A frame is picked for moments up to half a frame before its own; one earlier allows for rounding.
+    # A frame is selected for times up to half a frame before its own; one more frame allows for rounding.
     output = max(0, int((begin - 0.5) * fps / native_fps) - 1)
     indices = []
     while output < frames and (at := nearest_frame(output, fps, native_fps)) < end:
@@ -70,6 +70,6 @@ def output_frames(window: Window, frames: int, fps: float, native_fps: float) ->
 
 
 def resample(frames: Frames, window: Window, plan: Plan) -> Frames:
-    """Return the window's share of the finished video, at its rate, from the window's new frames."""
+    """Return the window's part of the finished video, at the video's rate, from the window's new frames."""
     chosen = output_frames(window, plan.frames, plan.fps, plan.generated_fps)
     return Frames(frames.pictures[list(chosen)], plan.fps)

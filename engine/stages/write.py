@@ -1,4 +1,4 @@
-"""Frames -> Artifact: one MP4, encoded as the frames come."""
+"""Frames -> Artifact: one MP4, encoded while frames arrive."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from engine.media.audio import SOUND_RATE
 from engine.media.containers import open_input
 from engine.media.h264 import add_video, open_mp4
 
-#: Key of the recipe in the JSON of the comment tag.
+#: Key of the provenance in the JSON of the comment tag.
 _KEY = "multitalk"
 _MEDIA_TYPE = "video/mp4"
-#: Audio samples encoded in one go.
+#: Audio samples encoded at a time.
 _CHUNK = SOUND_RATE
-#: Samples of an AAC packet: decoders give whole packets.
+#: Samples of an AAC packet; decoders return whole packets.
 _PACKET = 1024
 
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """How a request's config has its video encoded."""
+    """Settings of a request for encoding its video."""
 
-    #: Constant rate factor of x264, 0 .. 51; lower is larger and finer.
+    #: Constant rate factor of x264, 0 .. 51; lower values give larger files and finer pictures.
     crf: int = 18
-    #: Of x264, from "ultrafast" to "placebo".
+    #: Preset of x264, from "ultrafast" to "placebo".
     preset: str = "medium"
-    #: Bits a second of AAC.
+    #: AAC bits per second.
     audio_bitrate: int = 192_000
 
 
 class Writer:
-    """Encodes frames as they come: H.264 yuv420p (BT.709) and AAC in an MP4 with its index in front.
+    """Encodes frames as they arrive: H.264 yuv420p (BT.709) and AAC in an MP4 with its index at the start.
 
-    The file bears its name once it is whole. Use as a context manager: left without `finish`, it removes what there is.
-    The bytes depend on frames, sound, settings and the versions of the libraries alone, not on time, host or cores.
+    The file gets its name only when it is complete. Use it as a context manager: without `finish` the file is removed.
+    The bytes depend only on frames, sound, settings and library versions, not on time, host or number of cores.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class Writer:
     ) -> None:
         """Open `path` for frames of `size` (width, height), both even.
 
-        `sound` is float32 stereo 48 kHz (samples, 2); it is cut, or followed by silence, where the frames end; None
-        is silence. `metadata` is kept in the file as its recipe. Raises ConfigError and SinkError.
+        `sound` is float32 stereo 48 kHz (samples, 2), cut or extended with silence to the length of the frames; None
+        is silence. `metadata` is stored in the file as its provenance. Raises ConfigError and SinkError.
         """
         if size[0] % 2 or size[1] % 2:
             raise ConfigError(
@@ -76,7 +76,7 @@ class Writer:
             )
         options = options or VideoOptions()
         self.path = path
-        # Until it is whole: what a killed process leaves behind does not pass for a video.
+        # The name until it is complete: the rest that a killed process leaves is not mistaken for a video.
         self._part = path.with_name(f".{path.name}.part")
         self.size = size
         # As typed, not as the nearest binary fraction: 23.976 is 2997/125, 12.5 is 25/2.
@@ -93,12 +93,10 @@ class Writer:
         except av.ArgumentError as error:
             self.abort()
             what = (
-                f"the encoder refuses crf {options.crf}, preset {options.preset!r} or "
+                f"the encoder rejects crf {options.crf}, preset {options.preset!r} or "
                 f"audio_bitrate {options.audio_bitrate}"
             )
-            raise ConfigError(
-                what, field="video", hint="such as crf 18, preset medium, audio_bitrate 192000"
-            ) from error
+            raise ConfigError(what, field="video", hint="try crf 18, preset medium, audio_bitrate 192000") from error
         except (av.FFmpegError, OSError) as error:
             self.abort()
             raise _sink_error(error, path) from error
@@ -116,7 +114,7 @@ class Writer:
             raise _sink_error(error, self.path) from error
 
     def finish(self) -> Artifact:
-        """Close the file and return it. Raises SinkError where it did not come out whole."""
+        """Close the file and return it. Raises SinkError if it is incomplete."""
         if self._container is None or self.frames == 0:
             raise ValueError("no frame was written")
         container = self._container
@@ -128,15 +126,15 @@ class Writer:
             self._container = None
             self._close_file()
             with open_input(self._part) as written:
-                kept = written.streams.video[0].frames
-            if kept == self.frames:
+                written_frames = written.streams.video[0].frames
+            if written_frames == self.frames:
                 self._part.replace(self.path)
         except (av.FFmpegError, OSError) as error:
             self.abort()
             raise _sink_error(error, self.path) from error
-        if kept != self.frames:
+        if written_frames != self.frames:
             self._part.unlink(missing_ok=True)
-            raise SinkError(f"{kept} of {self.frames} frames were kept in {self.path}", field="sink")
+            raise SinkError(f"only {written_frames} of {self.frames} frames were written to {self.path}", field="sink")
         return Artifact(
             path=self.path,
             media_type=_MEDIA_TYPE,
@@ -150,7 +148,7 @@ class Writer:
         """Stop and remove the file."""
         container, self._container = self._container, None
         if container is not None:
-            # The file is thrown away in any case.
+            # Errors do not matter: the file is deleted.
             with suppress(av.FFmpegError, OSError):
                 container.close()
         self._close_file()
@@ -204,8 +202,8 @@ class Writer:
         return round(self.frames / self.rate * SOUND_RATE)
 
     def _encode_last_sound(self) -> None:
-        # The last packet is filled up with silence. Where a packet is longer than a frame, less than half a packet
-        # (11 ms) is dropped instead: sound and pictures then end within one frame of each other, up to 93 a second.
+        # The last packet is padded with silence. If a packet is longer than a frame, less than half a packet (11 ms) is
+        # dropped instead: sound and pictures then end within one frame of each other, up to 93 frames per second.
         end = self._sound_end()
         if self.rate * _PACKET <= SOUND_RATE or end % _PACKET >= _PACKET // 2:
             self._encode_sound(end)
@@ -215,8 +213,8 @@ class Writer:
         while self._samples < until:
             count = min(until - self._samples, _CHUNK)
             part = np.zeros((count, 2), np.float32)
-            given = self._sound[self._samples : self._samples + count]
-            part[: len(given)] = given
+            samples = self._sound[self._samples : self._samples + count]
+            part[: len(samples)] = samples
             frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(part.T), format="fltp", layout="stereo")
             frame.sample_rate = SOUND_RATE
             frame.pts = self._samples
@@ -225,8 +223,8 @@ class Writer:
             self._container.mux(self._audio.encode(frame))
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Return the recipe that a video carries. Raises RequestError for a file without one."""
+def read_provenance(path: Path) -> dict[str, Any]:
+    """Return the provenance stored in a video. Raises RequestError for a file without it."""
     hint = "name a video that multitalk made"
     try:
         with open_input(path) as container:
@@ -235,14 +233,14 @@ def read_recipe(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or error
         raise RequestError(f"{path} cannot be read: {reason}", field="file", hint=hint) from error
     try:
-        recipe = json.loads(comment)[_KEY]
+        provenance = json.loads(comment)[_KEY]
     except RecursionError as error:
-        raise RequestError(f"the recipe in {path} is nested too deep", field="file", hint=hint) from error
+        raise RequestError(f"the provenance in {path} is nested too deep", field="file", hint=hint) from error
     except (ValueError, KeyError, TypeError):
-        recipe = None
-    if not isinstance(recipe, dict):
-        raise RequestError(f"{path} carries no recipe", field="file", hint=hint)
-    return recipe
+        provenance = None
+    if not isinstance(provenance, dict):
+        raise RequestError(f"{path} has no provenance", field="file", hint=hint)
+    return provenance
 
 
 def _sink_error(error: Exception, path: Path) -> SinkError:
@@ -250,5 +248,5 @@ def _sink_error(error: Exception, path: Path) -> SinkError:
     return SinkError(
         f"the video cannot be written to {path.parent}: {reason}",
         field="sink",
-        hint="make room there or choose another folder",
+        hint="free space there or choose another folder",
     )

@@ -1,1 +1,1 @@
-"""Plugins that bring what lies at an address to a local file."""
+"""Plugins that open addresses: each makes the content at an address available as a local file."""

@@ -15,34 +15,33 @@ from engine.errors import RequestError
 from engine.files.scratch import unwritable
 from engine.text.base64_text import clean, is_medium, starts_medium
 
-_HINT = "write data:image/png;base64,... and all of the file"
-#: Letters taken at a time.
+_HINT = "write data:image/png;base64, followed by the base64 text of the whole file"
+#: Characters decoded at a time.
 _STEP = 2**20
-#: Letters within which the comma must come.
-_HEAD = 1024
-#: Up to the comma; one in quotes belongs to a parameter.
-_BEFORE = re.compile(r"(?:[^\",]|\"(?:[^\"\\]|\\.)*\")*+,", re.DOTALL)
+#: The comma must be among this many characters at the start.
+_MAX_HEADER = 1024
+#: Everything up to the comma; a comma in quotes belongs to a parameter.
+_HEADER = re.compile(r"(?:[^\",]|\"(?:[^\"\\]|\\.)*\")*+,", re.DOTALL)
 _BASE64 = re.compile(r"\s*base64\s*", re.IGNORECASE)
 _NO_BASE64 = re.compile(rb"[^A-Za-z0-9+/]")
 
 
 def decode_data(address: str, limit: int, into: Path) -> Path:
-    """Write what a data: URL holds to a new file below `into`.
+    """Write the content of a data: URL to a new file in `into`.
 
-    Of base64 it takes either alphabet, with or without padding, and understands white space and percent signs; what is
-    percent-encoded without base64 has to begin as a picture or a sound does. A piece at a time, so that beside the URL
-    no second copy of it is held. Raises RequestError for anything else, for more than `limit` bytes and for a disk that
-    takes no more, and then leaves no file.
+    Accepts both alphabets of base64, with or without padding, with white space and percent escapes. Percent-encoded
+    content without base64 must begin like a picture or a sound. Decodes in pieces, so that memory holds only the URL.
+    Raises RequestError for anything else, for more than `limit` bytes and for a full disk, and then leaves no file.
     """
-    found = _BEFORE.match(address[:_HEAD])
-    if found is None:
+    header = _HEADER.match(address[:_MAX_HEADER])
+    if header is None:
         raise _wrong("the data: URL is not base64: it has no comma")
-    start = found.end()
-    encoded = any(_BASE64.fullmatch(part) for part in found[0][5:-1].split(";"))
+    start = header.end()
+    encoded = any(_BASE64.fullmatch(part) for part in header[0][5:-1].split(";"))
     if not encoded and not _is_medium(_unquoted(address[start : start + 256])):
         text = address[start : start + 256].strip()
         if text[:7].lower() == "base64," or is_medium(text):
-            raise _wrong("the data: URL is not base64: the word stands not before the comma, after a semicolon")
+            raise _wrong("the data: URL is not base64: ';base64' must come before the comma")
         raise _wrong("the data: URL is not base64")
     pieces = _decoded(_pieces(address, start)) if encoded else _pieces(address, start)
     path: Path | None = None
@@ -52,7 +51,7 @@ def decode_data(address: str, limit: int, into: Path) -> Path:
             for piece in pieces:
                 file.write(piece)
                 if file.tell() > limit:
-                    what = f"the data: URL holds more than {limit} bytes"
+                    what = f"the data: URL contains more than {limit} bytes"
                     raise RequestError(what, hint="send a smaller file", code="file_too_large")
             file.flush()
     except BaseException as error:
@@ -65,12 +64,12 @@ def decode_data(address: str, limit: int, into: Path) -> Path:
 
 
 def _is_medium(content: bytes) -> bool:
-    # An MP3 or AAC without tags begins with eleven bits; as base64 that would be no sign.
+    # An MP3 or AAC file without tags begins with eleven set bits: too few to recognise in base64, enough here.
     return starts_medium(content) or (content[:1] == b"\xff" and content[1:2] >= b"\xe0")
 
 
 def _pieces(address: str, start: int) -> Iterator[bytes]:
-    """Yield what stands behind the comma, unquoted; an escape of several letters stays in one piece."""
+    """Yield the text after the comma, without percent encoding; no escape sequence is split between two pieces."""
     while start < len(address):
         end = start + _STEP
         begins = max(address.rfind("%", end - 2, end), address.rfind("\\", end - 5, end))
@@ -85,7 +84,7 @@ def _unquoted(text: str) -> bytes:
 
 
 def _decoded(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield what base64 text stands for. Raises RequestError."""
+    """Yield the bytes that base64 text encodes. Raises RequestError."""
     rest, before, padded = b"", 0, False
     for piece in pieces:
         text = clean(piece)
@@ -99,15 +98,15 @@ def _decoded(pieces: Iterator[bytes]) -> Iterator[bytes]:
         rest = ended[whole:]
         yield binascii.a2b_base64(ended[:whole])
     if len(rest) == 1:
-        raise _wrong(f"this is not sound base64: it was cut off after {before} letters")
+        raise _wrong(f"invalid base64: it is cut off after {before} characters")
     yield base64.b64decode(rest + b"=" * (-len(rest) % 4))
 
 
 def _what(text: bytes, wrong: re.Match[bytes] | None, before: int, *, padded: bool) -> str:
     if padded or wrong is None or wrong[0] == b"=":
-        return "this is not sound base64: it goes on behind its padding, as if several texts were joined"
+        return "invalid base64: it continues after its padding, as if several texts were joined"
     other = text[wrong.start() : wrong.start() + 4].decode("utf-8", "replace")[:1]
-    return f"this is not sound base64: it holds {other!r} after {before + wrong.start()} letters"
+    return f"invalid base64: it contains {other!r} after {before + wrong.start()} characters"
 
 
 def _wrong(what: str) -> RequestError:
@@ -116,5 +115,5 @@ def _wrong(what: str) -> RequestError:
 
 @hookimpl
 def open_address(address: str, scheme: str, access: Access, into: Path) -> Path | None:
-    """Decode a data: URL to a file below `into`."""
+    """Decode a data: URL to a file in `into`."""
     return decode_data(address, access.max_bytes, into) if scheme == "data" else None

@@ -9,5 +9,5 @@ from engine import Access, hookimpl
 
 @hookimpl
 def open_address(address: str, scheme: str, access: Access, into: Path) -> Path | None:
-    """Use a local file where it lies; the core has resolved it and checked its folder."""
+    """Use a local file in place; the engine has already resolved the path and checked its folder."""
     return Path(address) if scheme == "path" else None

@@ -1,4 +1,4 @@
-"""s3://bucket/key, in Amazon's store or one that speaks its protocol."""
+"""s3://bucket/key, at Amazon or in an S3-compatible store."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from engine.net.guard import Resolver, look_up, parse_url
 from engine.net.s3 import Bucket, Trouble
 
 _HINT = "write s3://bucket/folder/file"
-#: Bytes of a key, by the protocol.
-_LONGEST = 1024
-#: Seconds beyond the time allowed that a signed URL stays good: clocks differ.
+#: Maximum bytes of a key in the S3 protocol.
+_MAX_KEY = 1024
+#: Extra seconds for which a signed URL is valid, because clocks differ.
 _GRACE = 300
-#: Bytes of a refusal that are looked through for its reason.
-_REFUSAL = 4096
-#: Statuses by which a store says that the bucket lies in another region.
+#: Bytes of an error response that are searched for its reason.
+_MAX_ERROR = 4096
+#: Statuses with which a store reports that the bucket is in another region.
 _ELSEWHERE = (301, 307, 400)
 
-#: The protocol's word -> (what is wrong, what would work).
-_REFUSALS = {
-    "NoSuchKey": ("the bucket {bucket!r} holds no file of that name", "check the key"),
+#: S3 error code -> (what is wrong, hint).
+_ERRORS = {
+    "NoSuchKey": ("the bucket {bucket!r} has no file with this key", "check the key"),
     "NoSuchBucket": ("there is no bucket {bucket!r}", "check bucket and endpoint"),
     "AccessDenied": ("the credentials may not read from the bucket {bucket!r}", "allow s3:GetObject"),
     "InvalidAccessKeyId": ("the store does not know the access key", "check key and endpoint"),
-    "SignatureDoesNotMatch": ("the secret key does not fit the access key", "check the secret key"),
-    "ExpiredToken": ("the session token has run out", "get new credentials"),
-    "InvalidToken": ("the session token is not valid", "get new credentials"),
+    "SignatureDoesNotMatch": ("the secret key does not match the access key", "check the secret key"),
+    "ExpiredToken": ("the session token has expired", "get new credentials"),
+    "InvalidToken": ("the session token is invalid", "get new credentials"),
     "RequestTimeTooSkewed": ("this machine's clock is wrong", "set the clock"),
-    "InvalidObjectState": ("the file lies in an archive class", "restore it first"),
+    "InvalidObjectState": ("the file is in an archive storage class", "restore it first"),
 }
 
 
 def fetch_object(address: str, access: Access, into: Path, *, resolve: Resolver = look_up) -> Path:
-    """Download an object to a new file below `into`, with the job's credentials or with this machine's.
+    """Download an object to a new file in `into`, with the job's credentials or with this machine's.
 
-    The latter open the buckets of `access` alone. boto3 signs a URL, and the engine's own download fetches it: so the
-    endpoint, which a job may name, is held to public addresses and the body to the limits of `access`. Raises
-    RequestError and leaves no file then.
+    This machine's credentials open only the buckets that `access` lists. boto3 signs a URL, and the engine's own
+    download fetches it. So an endpoint that a job names must have a public address, and the limits of `access` apply
+    to the body. Raises RequestError, and then leaves no file.
     """
     bucket, key = _split(address)
     own = access.credentials
     if own is None and bucket not in access.buckets:
         raise RequestError(
-            f"the bucket {bucket!r} is not one that may be read with this machine's keys",
-            hint="send your own keys for it (s3Config), or have it named in access.buckets",
+            f"the bucket {bucket!r} may not be read with this machine's keys",
+            hint="send your own keys for it (s3Config), or ask the operator to add it to access.buckets",
             code="s3_bucket_refused",
         )
     deadline = deadline_of(access)
@@ -59,31 +59,31 @@ def fetch_object(address: str, access: Access, into: Path, *, resolve: Resolver 
         with ask(url, access, deadline=deadline, resolve=resolve) as answer:
             if answer.status == 200:
                 return answer.save(access.max_bytes, into)
-            reason, elsewhere = _reason(answer)
-            refused = _refused(answer, bucket, reason)
-        if answer.status not in _ELSEWHERE or elsewhere in (None, region):
+            code, other_region = _read_error(answer)
+            error = _error(answer, bucket, code)
+        if answer.status not in _ELSEWHERE or other_region in (None, region):
             break
-        # A signature holds for one region, and a bucket knows its own.
-        region = elsewhere
-    raise refused
+        # A signature is valid for one region; the answer names the right one.
+        region = other_region
+    raise error
 
 
 def _split(address: str) -> tuple[str, str]:
-    """Return bucket and key; the key is taken letter by letter, percent and question marks too."""
+    """Return bucket and key; the key is used literally, including percent signs and question marks."""
     bucket, _, key = address.partition("://")[2].partition("/")
     if "@" in bucket:
         raise RequestError(
-            "the address holds a user name or a password",
-            hint=f"{_HINT} and leave keys to the job's credentials",
+            "the address contains a user name or a password",
+            hint=f"{_HINT} and send keys as the job's credentials",
             code="credentials_in_url",
         )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", bucket):
-        raise RequestError("the address has no bucket name that could be one", hint=_HINT, code="address_invalid")
+        raise RequestError("the address has no valid bucket name", hint=_HINT, code="address_invalid")
     try:
         length = len(key.encode())
     except UnicodeError:
         length = 0
-    if not 0 < length <= _LONGEST or key.endswith("/"):
+    if not 0 < length <= _MAX_KEY or key.endswith("/"):
         raise RequestError("the address names no file in the bucket", hint=_HINT, code="address_invalid")
     return bucket, key
 
@@ -109,19 +109,19 @@ def _signed(bucket: str, key: str, access: Access, region: str | None) -> str:
     return signed
 
 
-def _reason(answer: Answer) -> tuple[str, str | None]:
-    """Return why the store refused, in the protocol's word, and the region it points to."""
-    text = answer.beginning(_REFUSAL).decode("utf-8", "replace")
-    reason = re.search(r"<Code>([A-Za-z]{1,64})</Code>", text)
-    named = re.search(r"<Region>([^<]*)</Region>", text)
-    region = answer.header("x-amz-bucket-region") or (named[1] if named else "")
-    return reason[1] if reason else "", region if re.fullmatch(r"[a-z0-9-]{2,32}", region) else None
+def _read_error(answer: Answer) -> tuple[str, str | None]:
+    """Return the error code of the store's answer, and the region that it names."""
+    text = answer.beginning(_MAX_ERROR).decode("utf-8", "replace")
+    code = re.search(r"<Code>([A-Za-z]{1,64})</Code>", text)
+    region_tag = re.search(r"<Region>([^<]*)</Region>", text)
+    region = answer.header("x-amz-bucket-region") or (region_tag[1] if region_tag else "")
+    return code[1] if code else "", region if re.fullmatch(r"[a-z0-9-]{2,32}", region) else None
 
 
-def _refused(answer: Answer, bucket: str, reason: str) -> RequestError:
-    if reason not in _REFUSALS:
+def _error(answer: Answer, bucket: str, code: str) -> RequestError:
+    if code not in _ERRORS:
         return answer.refused()
-    what, hint = _REFUSALS[reason]
+    what, hint = _ERRORS[code]
     if answer.status == 404:
         return RequestError(what.format(bucket=bucket), hint=hint, code="s3_not_found")
     return RequestError(what.format(bucket=bucket), hint=hint, code="s3_denied")
@@ -129,5 +129,5 @@ def _refused(answer: Answer, bucket: str, reason: str) -> RequestError:
 
 @hookimpl
 def open_address(address: str, scheme: str, access: Access, into: Path) -> Path | None:
-    """Download an object of a store to a file below `into`."""
+    """Download an object of a store to a file in `into`."""
     return fetch_object(address, access, into) if scheme == "s3" else None

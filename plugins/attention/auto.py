@@ -1,4 +1,4 @@
-"""The best exact kernel that is installed: flash-attn on CUDA where it is there, PyTorch's own otherwise."""
+"""The fastest exact kernel that is installed: flash-attn on CUDA, else PyTorch's own."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from engine.plugin.register import Register
 class AutoConfig(ComponentConfig):
     """flash-attn on CUDA if installed, else PyTorch's scaled_dot_product_attention.
 
-    SageAttention is faster and never chosen unasked: it computes in 8 bits, so the video changes.
+    SageAttention is faster but is never selected automatically: it computes in 8 bits, which changes the video.
     """
 
     name: str = "auto"
 
 
 class Auto:
-    """Picks by device and by what can be imported."""
+    """Selects by device and by installed packages."""
 
     def __init__(self, config: AutoConfig) -> None:
         pass
 
     def resolve(self, device: str) -> str:
-        """Return "flash" on CUDA where flash-attn is installed, else "native"."""
+        """Return "flash" on CUDA if flash-attn is installed, else "native"."""
         return "flash" if device == "cuda" and find_spec("flash_attn") is not None else "native"
 
 

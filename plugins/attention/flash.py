@@ -20,12 +20,12 @@ class FlashConfig(ComponentConfig):
 
 
 class Flash(PackagedBackend):
-    """The kernel diffusers calls "flash"."""
+    """The kernel that diffusers calls "flash"."""
 
     name, package, modules = "flash", "flash-attn", ("flash_attn", "flash_attn_2_cuda")
 
     def missing(self) -> MissingExtra:
-        """Name the extra that installs it."""
+        """Return the error that names the extra to install."""
         return MissingExtra("attention=flash", "flash-attn", "flash")
 
 

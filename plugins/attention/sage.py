@@ -1,4 +1,4 @@
-"""SageAttention, on CUDA: 8-bit products, fastest, not exact."""
+"""SageAttention, on CUDA: 8-bit products; the fastest kernel, not exact."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class SageConfig(ComponentConfig):
 
 
 class Sage(PackagedBackend):
-    """The kernel diffusers calls "sage"."""
+    """The kernel that diffusers calls "sage"."""
 
     name, package, modules = "sage", "sageattention", ("sageattention",)
 
     def missing(self) -> MissingExtra:
-        """Name the extra that installs it."""
+        """Return the error that names the extra to install."""
         return MissingExtra("attention=sage", "sageattention", "sage")
 
 

@@ -18,7 +18,7 @@ class SdpaConfig(ComponentConfig):
 
 
 class Sdpa:
-    """The kernel diffusers calls "native"."""
+    """The kernel that diffusers calls "native"."""
 
     def __init__(self, config: SdpaConfig) -> None:
         pass

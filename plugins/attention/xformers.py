@@ -11,7 +11,7 @@ from engine.errors import ConfigError, EngineError, MissingExtra
 from engine.machine.packaged_backend import PackagedBackend
 from engine.plugin.register import Register
 
-#: Of the wheels on PyPI, up to 0.0.35: what their cpp_lib.json and the libraries that _C.so needs say.
+#: Newest wheel on PyPI and its CUDA version, according to its cpp_lib.json and the libraries that its _C.so needs.
 _PUBLISHED, _CUDA = "0.0.35", "12"
 
 
@@ -23,20 +23,20 @@ class XformersConfig(ComponentConfig):
 
 
 class Xformers(PackagedBackend):
-    """The kernel diffusers calls "xformers"."""
+    """The kernel that diffusers calls "xformers"."""
 
     name, package, modules = "xformers", "xformers", ("xformers",)
 
     def missing(self) -> EngineError:
-        """Name the extra that installs it, where that would help."""
+        """Return the error, which names the extra if its build fits the installed CUDA."""
         import torch
 
         if torch.version.cuda is None or torch.version.cuda.partition(".")[0] == _CUDA:
             return MissingExtra("attention=xformers", "xformers", "xformers")
-        # What the extra would install could not be loaded either.
+        # The build that the extra installs could not be loaded.
         return ConfigError(
             f"attention=xformers needs the package 'xformers', which is not installed: PyPI's builds, up to "
-            f"{_PUBLISHED}, are for CUDA {_CUDA}, and torch here brings CUDA {torch.version.cuda}",
+            f"{_PUBLISHED}, are for CUDA {_CUDA}, and the installed torch has CUDA {torch.version.cuda}",
             field="attention",
             hint="choose attention=sdpa",
         )

@@ -1,1 +1,1 @@
-"""Step caches: forwards that are replaced by what earlier ones gave."""
+"""Step caches: they replace forward passes with results of earlier ones."""

@@ -33,17 +33,17 @@ class FirstBlockCache:
         self._cache: Any = None
 
     def shared(self, agree: Agree) -> StepCache:
-        """Raise ConfigError: its decision is taken inside of diffusers, of a part of the tokens."""
+        """Raise ConfigError: diffusers would decide by the tokens of one process."""
         raise ConfigError(
-            "firstblock decides by all tokens, of which each process has a part",
+            "firstblock needs all tokens to decide, and each process has only a part of them",
             field="cache.name",
             hint="choose teacache, taylorseer or none with parallel=ulysses",
         )
 
     def cost(self, *, branches: int, tokens: int, channels: int, blocks: int) -> CacheCost:
-        """Three streams for each branch, which decides by itself.
+        """Three tensors of all tokens for each branch; each branch decides by itself.
 
-        They are what the first block gave, and the residuals of the first and of the other blocks.
+        They are the output of the first block, and the residuals of the first and of the other blocks.
         """
         return CacheCost(kept=3 * branches * tokens * channels * 4, reads=branches)
 
@@ -53,7 +53,11 @@ class FirstBlockCache:
         from engine.multitalk.diffusers_cache import DiffusersCache
 
         if len(transformer.blocks) < 2:
-            raise ConfigError("a network of one block has no others to skip", field="cache", hint="choose cache=none")
+            raise ConfigError(
+                "the network has only one block, so there are no others to skip",
+                field="cache",
+                hint="choose cache=none",
+            )
         self._cache = DiffusersCache(Settings(threshold=self._threshold))
         return self._cache.attach(transformer)  # type: ignore[no-any-return]
 

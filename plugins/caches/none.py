@@ -26,7 +26,7 @@ class NoCache:
         pass
 
     def shared(self, agree: Agree) -> StepCache:
-        """There is nothing to decide."""
+        """Return itself: nothing is decided."""
         return self
 
     def attach(self, transformer: Any) -> AbstractContextManager[None]:

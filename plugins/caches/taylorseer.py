@@ -18,7 +18,7 @@ class TaylorSeerConfig(CacheConfig):
     """TaylorSeer cache of diffusers, lite mode: predict the network's output between computed steps."""
 
     name: str = "taylorseer"
-    #: One step in so many is computed.
+    #: One step of this many is computed.
     interval: int = field(default=3, metadata=within(1, 1000))
     #: First steps that are always computed.
     warmup: int = field(default=3, metadata=within(1, 1000))
@@ -31,21 +31,21 @@ class TaylorSeerCache:
 
     def __init__(self, config: TaylorSeerConfig) -> None:
         if config.interval < 1:
-            raise _refused("interval", f"an interval of {config.interval}", "give 1 or more")
+            raise _out_of_range("interval", f"an interval of {config.interval}", "give 1 or more")
         if not 0 <= config.order <= 4:
-            raise _refused("order", f"order {config.order}", "give 0 to 4")
+            raise _out_of_range("order", f"order {config.order}", "give 0 to 4")
         if not config.warmup > config.order:
             what = f"{config.warmup} warm-up steps for order {config.order}"
-            raise _refused("warmup", what, f"give {config.order + 1} or more")
+            raise _out_of_range("warmup", what, f"give {config.order + 1} or more")
         self._config = config
         self._cache: Any = None
 
     def shared(self, agree: Agree) -> StepCache:
-        """It decides by the step's number, which is the same for all."""
+        """Return itself: it decides by the number of the step, which all processes share."""
         return self
 
     def cost(self, *, branches: int, tokens: int, channels: int, blocks: int) -> CacheCost:
-        """The last projection's outputs are small beside a stream of all tokens."""
+        """Count nothing: the outputs of the last projection are small compared with a tensor of all tokens."""
         return CacheCost()
 
     def attach(self, transformer: Any) -> AbstractContextManager[None]:
@@ -58,7 +58,7 @@ class TaylorSeerCache:
             cache_interval=self._config.interval,
             disable_cache_before_step=self._config.warmup,
             max_order=self._config.order,
-            # Only the last projection's output is kept: small, and so kept exactly.
+            # float32, because only the small output of the last projection is stored.
             taylor_factors_dtype=torch.float32,
             use_lite_mode=True,
         )
@@ -69,7 +69,7 @@ class TaylorSeerCache:
         return self._cache.branch(name, step)  # type: ignore[no-any-return]
 
 
-def _refused(name: str, what: str, hint: str) -> ConfigError:
+def _out_of_range(name: str, what: str, hint: str) -> ConfigError:
     return ConfigError(what, field=f"cache.{name}", hint=hint)
 
 

@@ -31,7 +31,7 @@ class TeaCacheConfig(CacheConfig):
     threshold: float = field(default=0.2, metadata=within(1e-6, 100))
     #: First steps that are always computed.
     warmup: int = field(default=5, metadata=within(1, 1000))
-    #: Polynomial that turns the change of the time embedding into that of the output, highest power first.
+    #: Polynomial from the change of the time embedding to that of the output, highest power first.
     coefficients: list[float] = field(
         default=II("model.resolutions.${resolution}.teacache"), metadata=within(-1e9, 1e9)
     )
@@ -41,18 +41,18 @@ class TeaCache:
     """TeaCache (arXiv 2411.19108): skip the blocks while the time embedding has changed little.
 
     The modulated time embedding does not depend on the conditions, so all branches of a step share one decision and
-    each keeps its own residual (what the blocks added to their input when last computed). Steps are told by number
-    and branches by name, so any number of branches works. Raises ConfigError for a value out of range.
+    each keeps its own residual (what the blocks added to their input when last computed). Steps are identified by
+    number and branches by name, so any number of branches works. Raises ConfigError for a value out of range.
     """
 
     def __init__(self, config: TeaCacheConfig) -> None:
         if not config.coefficients:
-            raise _refused("coefficients", "none were measured for this model", "choose another cache")
+            raise _out_of_range("coefficients", "no coefficients were measured for this model", "choose another cache")
         if not config.threshold > 0:
-            raise _refused("threshold", f"a threshold of {config.threshold:g}", "0.2 to 0.5 is useful")
+            raise _out_of_range("threshold", f"a threshold of {config.threshold:g}", "0.2 to 0.5 is useful")
         if not config.warmup >= 1:
-            # The residual that stands in for the blocks must come from somewhere.
-            raise _refused("warmup", f"{config.warmup} warm-up steps", "give 1 or more")
+            # The first step must compute the residual that replaces the blocks later.
+            raise _out_of_range("warmup", f"{config.warmup} warm-up steps", "give 1 or more")
         self.threshold = config.threshold
         self.warmup = config.warmup
         self.coefficients = tuple(config.coefficients)
@@ -62,12 +62,12 @@ class TeaCache:
         self._reset()
 
     def shared(self, agree: Agree) -> StepCache:
-        """Have the processes decide alike: on unlike devices they may differ in the last bit."""
+        """Make all processes decide alike: on different devices, values may differ in the last bit."""
         self._agree = agree
         return self
 
     def cost(self, *, branches: int, tokens: int, channels: int, blocks: int) -> CacheCost:
-        """One residual for each branch and, within a forward, what entered the blocks; one decision for all."""
+        """One residual for each branch and, within a forward pass, the input of the blocks; one decision for all."""
         return CacheCost(kept=(branches + 1) * tokens * channels * 4, reads=1)
 
     def _reset(self) -> None:
@@ -83,7 +83,7 @@ class TeaCache:
 
     @contextmanager
     def attach(self, transformer: Any) -> Iterator[None]:
-        """Hook every block of `transformer`; a skipped block is not entered, so offloading does not load it."""
+        """Hook every block of `transformer`; a skipped block does not run, so offloading does not load it."""
         from diffusers.hooks import HookRegistry
 
         blocks: list[nn.Module] = list(transformer.blocks)
@@ -101,15 +101,15 @@ class TeaCache:
 
     @contextmanager
     def branch(self, name: str, step: int) -> Iterator[None]:
-        """Name the forward inside; the first of a step decides for all of it."""
+        """Name the forward pass in this context; the first one of a step decides for all of them."""
         self._branch, self._step = name, step
         yield
 
     def decide(self, signal: Tensor) -> bool:
-        """Say whether this forward runs the blocks; `signal` is the modulation of its time, (1, 6, D)."""
+        """Return whether this forward pass runs the blocks; `signal` is its time modulation, (1, 6, D)."""
         if self._decided != self._step:
             self._decided = self._step
-            # Processes on unlike devices may differ in the last bit, and one that skips leaves the others waiting.
+            # Different devices may differ in the last bit; a process that skips alone would block the others.
             self.computed.append(self._agree(self._changed(signal)))
             self._signal = signal
         return self.computed[-1] or self._branch not in self._residuals
@@ -127,27 +127,27 @@ class TeaCache:
         return True
 
     def recall(self, tokens: Tensor) -> Tensor:
-        """Return what the blocks would make of `tokens`, by this branch's last residual."""
+        """Return the estimated output of the blocks: `tokens` plus this branch's last residual."""
         return tokens + self._residuals[self._branch]
 
     def begin(self, tokens: Tensor) -> None:
-        """Remember what enters the blocks."""
+        """Store the input of the blocks."""
         self._input = tokens
 
     def end(self, tokens: Tensor) -> None:
-        """Keep what the blocks added."""
+        """Store the residual: what the blocks added."""
         if self._input is not None:
             self._residuals[self._branch] = tokens - self._input
         self._input = None
 
 
-def _refused(name: str, what: str, hint: str) -> ConfigError:
+def _out_of_range(name: str, what: str, hint: str) -> ConfigError:
     return ConfigError(what, field=f"cache.{name}", hint=hint)
 
 
 @functools.cache
 def _hook() -> Any:
-    """Return the class of the hook of one block; made here, for its base needs torch."""
+    """Return the class of the hook of one block; defined here because its base class needs torch."""
     from diffusers.hooks import ModelHook
 
     class TeaCacheHook(ModelHook):  # type: ignore[misc]

@@ -177,7 +177,7 @@ def describe_defaults(terms: Terms) -> str:
     values = input_defaults(terms.limits, terms.job_defaults)
     frames, rate = values["num_frames"], values.get("fps")
     length = "are as long as their voices" if frames == "auto" else f"have {frames} frames"
-    pace = "at the model's own rate" if rate is None else f"at {rate:g} a second"
+    pace = "at the model's own rate" if rate is None else f"at {rate:g} per second"
     steps, scale = values.get("sampling_steps"), values.get("guidance_scale")
     work = "the model's steps and text scale" if steps is None else f"{steps} steps, a text scale of {scale:g}"
     return f"{length} {pace}, {work}, seed {values['seed']} (--defaults-of {terms.job_defaults.source})"

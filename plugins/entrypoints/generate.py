@@ -104,7 +104,7 @@ def describe(plan: Plan, request: Request) -> str:
     """Return the plan as text."""
     passes = "1 pass" if plan.passes == 1 else f"{plan.passes} passes"
     evaluations = plan.forwards // (len(plan.windows) * plan.passes)
-    each = "a step" if evaluations == plan.steps else f"in each of {evaluations} evaluations a window"
+    each = "per step" if evaluations == plan.steps else f"in each of {evaluations} evaluations per window"
     sampling = f"{plan.sampler}, {plan.steps} steps, guidance {plan.guidance}, {passes} {each}"
     lines = [
         # One clause per line: warnings about weights have many clauses.
@@ -118,7 +118,7 @@ def describe(plan: Plan, request: Request) -> str:
         *(("loras" if index == 0 else "", _lora(lora)) for index, lora in enumerate(plan.loras)),
         ("picture", _picture(plan.canvas)),
         *(("speakers" if index == 0 else "", _seat(seat, request)) for index, seat in enumerate(plan.seats)),
-        ("video", f"{plan.frames} frames at {plan.fps:g} a second, {plan.seconds:.2f} s, seed {plan.seed}"),
+        ("video", f"{plan.frames} frames at {plan.fps:g} per second, {plan.seconds:.2f} s, seed {plan.seed}"),
         *([_native(plan)] if plan.timing == "native" else []),
         *(("windows" if index == 0 else "", line) for index, line in enumerate(_windows(plan.windows))),
         ("sampling", f"{sampling}: {plan.forwards} forwards in all"),
@@ -235,7 +235,7 @@ def _draw(service: Service, request: Request, path: Path, *, quiet: bool) -> Non
 def _summary(delivery: Delivery) -> str:
     took = sum(delivery.timings.values())
     return (
-        f"{delivery.seconds:.2f} s of video, {delivery.frames} frames at {delivery.fps:g} a second, "
+        f"{delivery.seconds:.2f} s of video, {delivery.frames} frames at {delivery.fps:g} per second, "
         f"seed {delivery.seed}, made in {took:.0f} s"
     )
 
@@ -267,13 +267,16 @@ def _seat(seat: Seat, request: Request) -> str:
 
 
 def _native(plan: Plan) -> tuple[str, str]:
-    return "timing", f"native: {plan.generated_frames} frames at {plan.generated_fps:g} a second, picked for the video"
+    return (
+        "timing",
+        f"native: {plan.generated_frames} frames at {plan.generated_fps:g} per second, selected for the video",
+    )
 
 
 def _windows(windows: Sequence[Window]) -> list[str]:
     lines = [
         f"{window.index + 1}: frames {window.start} to {window.start + window.frames - 1}"
-        + (f", {window.motion} of them given" if window.motion else "")
+        + (f", {window.motion} of them repeated" if window.motion else "")
         + f", {window.keep} kept"
         for window in windows
     ]
@@ -291,9 +294,9 @@ def _estimates(estimates: Estimates) -> list[tuple[str, str]]:
     peak = estimates.host_memory_bytes if estimates.device_memory_bytes is None else estimates.device_memory_bytes
     host = "" if estimates.device_memory_bytes is None else f", and {_giga(estimates.host_memory_bytes)} of the host's"
     weights = ", ".join(f"{name} {_giga(size)}" for name, size in estimates.weights.items())
-    work = f"{_operations(estimates.forward_flops)} operations a forward, {_operations(estimates.flops)} in all"
+    work = f"{_operations(estimates.forward_flops)} operations per forward, {_operations(estimates.flops)} in all"
     return [
-        ("memory", f"{_giga(peak)} ({where}), most of all in {worst.stage}{host}"),
+        ("memory", f"{_giga(peak)} ({where}), most in {worst.stage}{host}"),
         ("kept", weights),
         ("work", f"{work}; {_giga(estimates.start_bytes)} of weights read at the start"),
         *(("cards" if index == 0 else "", _card(card)) for index, card in enumerate(estimates.cards)),
@@ -348,7 +351,7 @@ def _speakers(config: RequestConfig) -> tuple[Speaker, ...]:
             raise RequestError(
                 f"{len(config.audio)} voices are given by --audio and {len(speakers)} speakers by --speakers",
                 field="request.speakers",
-                hint="write each voice beside its region in the speakers file, and leave out --audio",
+                hint="write each voice next to its region in the speakers file, and remove --audio",
             )
         return speakers
     if not config.audio:

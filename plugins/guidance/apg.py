@@ -21,11 +21,11 @@ class ApgConfig(GuidanceConfig):
     """Adaptive projected guidance (arXiv 2410.02416)."""
 
     name: str = "apg"
-    #: Weight of the earlier steps' guidance in the running sum; negative: pushes away from it.
+    #: Weight of the earlier steps' guidance in the running sum; a negative weight pushes away from it.
     momentum: float = field(default=-0.75, metadata=within(-0.999, 0.999))
     #: Longest guidance vector (L2 norm); longer ones are scaled down to it.
     norm_threshold: float = field(default=55.0, metadata=within(0.001, 1e6))
-    #: Share that is kept of the guidance parallel to the conditional prediction, 0 .. 1.
+    #: Share of the guidance parallel to the conditional prediction that is kept, 0 .. 1.
     eta: float = field(default=0.0, metadata=within(0, 1))
 
 
@@ -33,13 +33,13 @@ class AdaptiveProjectedGuidance:
     """Adaptive projected guidance (arXiv 2410.02416, algorithm 1): each difference gets momentum, is clipped in norm
     and loses most of the part parallel to the conditional prediction, which is what over-saturates.
 
-    Raises ConfigError for a number that cannot be meant.
+    Raises ConfigError for a value out of range.
     """
 
     def __init__(self, config: ApgConfig) -> None:
         config.check()
         if not -1 < config.momentum < 1:
-            what = f"a momentum of {config.momentum:g} grows"
+            what = f"a momentum of {config.momentum:g} lets the sum grow without bound"
             raise ConfigError(what, field="guidance.momentum", hint="give -1 < m < 1")
         if not config.norm_threshold > 0:
             what = f"a threshold of {config.norm_threshold:g}"
@@ -57,7 +57,7 @@ class AdaptiveProjectedGuidance:
         self._averages.clear()
 
     def combine(self, predictions: Mapping[str, Tensor]) -> Tensor:
-        """Mix the predictions: cond + (scale - 1) * projected difference, for text and for audio."""
+        """Combine the predictions: cond + (scale - 1) * projected difference, for text and for audio."""
         cond = predictions["cond"]
         velocity = cond
         if "drop_text" in self.branches:

@@ -25,7 +25,7 @@ class CfgConfig(GuidanceConfig):
 class ClassifierFreeGuidance:
     """Classifier-free guidance (arXiv 2207.12598) with one scale for text and one for audio (arXiv 2505.22647, 3.5).
 
-    Raises ConfigError for a scale that is no number.
+    Raises ConfigError for a scale that is not a finite number.
     """
 
     def __init__(self, config: CfgConfig) -> None:
@@ -35,12 +35,12 @@ class ClassifierFreeGuidance:
         self.audio_scale = config.audio_scale
 
     def reset(self) -> None:
-        """Nothing to forget."""
+        """Do nothing: there is no state."""
 
     def combine(self, predictions: Mapping[str, Tensor]) -> Tensor:
-        """Mix the predictions.
+        """Combine the predictions.
 
-        uncond + text_scale * (cond - drop_text) + audio_scale * (drop_text - uncond), or what is left of it.
+        uncond + text_scale * (cond - drop_text) + audio_scale * (drop_text - uncond), without terms that cancel.
         """
         cond = predictions["cond"]
         if self.branches == ("cond",):

@@ -67,8 +67,8 @@ def _cuda_devices() -> list[str]:
     import torch
 
     count = torch.cuda.device_count()
-    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return named[:count] if named else [str(number) for number in range(count)]
+    devices = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return devices[:count] if devices else [str(number) for number in range(count)]
 
 
 def _environment(number: int, count: int, devices: Sequence[str]) -> dict[str, str]:

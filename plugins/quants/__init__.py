@@ -1,1 +1,1 @@
-"""Quantisations that are made while the weights are loaded."""
+"""Quantisations: made while the weights are loaded."""

@@ -22,7 +22,7 @@ class Int8Config(QuantConfig):
 
 
 class Int8:
-    """Weights only; computing stays in the model's dtype."""
+    """Quantises only weights; computation stays in the model's dtype."""
 
     def __init__(self, config: Int8Config) -> None:
         pass
@@ -33,11 +33,11 @@ class Int8:
             raise MissingExtra("quant=int8", "torchao", "quant")
 
     def cost(self) -> tuple[float, int]:
-        """Return a byte, and for a row a scale in float32 and torchao's zero point."""
+        """Return 1 byte per value and 5 per row: a float32 scale and torchao's zero point."""
         return 1, 5
 
     def apply(self, transformer: Any, chosen: Callable[[Any, str], bool]) -> None:
-        """Replace the layers by torchao's. Raises MissingExtra without it."""
+        """Replace the layers with torchao's. Raises MissingExtra without torchao."""
         try:
             from torchao.quantization import Int8WeightOnlyConfig, quantize_
         except ImportError as error:

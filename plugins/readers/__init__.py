@@ -1,1 +1,1 @@
-"""Ways to bring weights from their files to the device."""
+"""Readers: how weights get from their files to the device."""

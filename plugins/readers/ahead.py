@@ -1,4 +1,4 @@
-"""The engine's own reader: threads read ahead with the system's calls."""
+"""The engine's own reader: threads read the files ahead of their use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fastsafetensors: whole files straight to the GPU's memory, by GPUDirect Storage where it is set up."""
+"""fastsafetensors: reads whole files directly into GPU memory, with GPUDirect Storage if it is set up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FastsafetensorsConfig(ComponentConfig):
 
 
 class Fastsafetensors:
-    """Copies a file to the device in one go and its tensors from there to their places."""
+    """Copies a whole file to the device, and its tensors from there to their places."""
 
     def __init__(self, config: FastsafetensorsConfig) -> None:
         """Raises MissingExtra without the package."""
@@ -41,16 +41,16 @@ class Fastsafetensors:
         from fastsafetensors import SafeTensorsFileLoader, SingleGroup
 
         for file, stored in by_file(wanted).items():
-            # The first place says which device the file goes to.
+            # The place of the first tensor determines the device.
             first = next(iter(stored))
             places = {first: into(stored[first])}
             loader = SafeTensorsFileLoader(SingleGroup(), str(places[first].device), nogds=not self.gds)
             try:
                 loader.add_filenames({0: [str(file)]})
                 buffer = loader.copy_files_to_device()
-                for name, found in stored.items():
-                    place = places.pop(name) if name in places else into(found)
-                    yield found, place.copy_(buffer.get_tensor(name))
+                for name, tensor in stored.items():
+                    place = places.pop(name) if name in places else into(tensor)
+                    yield tensor, place.copy_(buffer.get_tensor(name))
                 buffer.close()
             finally:
                 loader.close()

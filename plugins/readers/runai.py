@@ -1,4 +1,4 @@
-"""The Run:ai model streamer: many threads read one file, which suits disks on a network."""
+"""The Run:ai model streamer: many threads read one file, which suits network disks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RunaiConfig(ComponentConfig):
 
 
 class Runai:
-    """Takes tensors from the streamer's buffer, which is used again, so each is copied to its place at once."""
+    """Copies each tensor to its place at once, because the streamer reuses its buffer."""
 
     def __init__(self, config: RunaiConfig) -> None:
         """Raises MissingExtra without the package."""

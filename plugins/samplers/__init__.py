@@ -1,1 +1,1 @@
-"""Samplers: how noise becomes latents."""
+"""Samplers: they turn noise into latents."""

@@ -48,7 +48,7 @@ class _EulerSchedule:
         self.timesteps: Sequence[float] = (*self._scheduler.timesteps.tolist(), 0.0)
 
     def step(self, velocity: Tensor, index: int, latents: Tensor) -> Tensor:
-        """Go one step on. Steps are taken in order, from index 0."""
+        """Make one step. Steps must be made in order, from index 0."""
         time = self._scheduler.timesteps[index]
         return cast("Tensor", self._scheduler.step(velocity, time, latents, return_dict=False)[0])
 

@@ -1,4 +1,4 @@
-"""Heun's method along the flow-matching schedule: second order, with two evaluations of the network a step."""
+"""Heun's method along the flow-matching schedule: second order, with two evaluations of the network per step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class HeunConfig(SamplerConfig):
-    """Heun: two evaluations a step but for the last, second order. Not the solver of the public implementation."""
+    """Heun: two evaluations per step (one in the last), second order. Not the solver of the public implementation."""
 
     name: str = "heun"
 
@@ -31,7 +31,7 @@ class Heun:
         self.shift = config.shift
 
     def evaluations(self) -> Sequence[int]:
-        """Return 2 for each step but the last, which is one of Euler's: it ends where there is no noise."""
+        """Return 2 for each step, but 1 for the last: that one is an Euler step, since it ends without noise."""
         return (*[2] * (self.steps - 1), 1)
 
     def schedule(self) -> ExtendedSchedule:
@@ -42,10 +42,10 @@ class Heun:
 class _HeunSchedule:
     def __init__(self, steps: int, shift: float) -> None:
         levels = (1 - 0.999 * index / max(1, steps - 1) for index in range(steps))
-        self.timesteps: Sequence[float] = (*(1000 * shift * one / (1 + (shift - 1) * one) for one in levels), 0.0)
+        self.timesteps: Sequence[float] = (*(1000 * shift * level / (1 + (shift - 1) * level) for level in levels), 0.0)
 
     def step_with(self, velocity: Tensor, index: int, latents: Tensor, tools: StepTools) -> Tensor:
-        """Go one step on, along the mean of the velocities at both of its ends."""
+        """Make one step, along the mean of the velocities at both of its ends."""
         end = self.timesteps[index + 1]
         length = (end - self.timesteps[index]) / 1000
         guess = latents + length * velocity

@@ -38,8 +38,8 @@ class Unipc:
 class _UnipcSchedule:
     """The steps of diffusers' scheduler: order 2, predicting data, B(h) = exp(h) - 1, order 1 at both ends.
 
-    Coefficients are 0-dimensional tensors of the CPU, to the last bit those of diffusers there. On a GPU its own steps
-    copy each noise level to the device, and wait for the device in the solver of the corrector.
+    Coefficients are 0-dimensional CPU tensors, bit for bit those of diffusers on a CPU. On a GPU, diffusers' own steps
+    copy each noise level to the device, and wait for it in the corrector's solver.
     """
 
     def __init__(self, steps: int, shift: float) -> None:
@@ -47,19 +47,19 @@ class _UnipcSchedule:
 
         kind = cast("Any", UniPCMultistepScheduler)
         scheduler = kind(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
-        # Not Euler's grid: its last time but one is 1, a leap in log-SNR over which a second-order step overshoots
-        # (measured: twice Euler's error instead of a third).
+        # Not Euler's grid: its second last time is 1. From there the log-SNR jumps so far that a second-order step
+        # overshoots (measured: twice Euler's error instead of a third).
         scheduler.set_timesteps(steps)
         self._sigmas: Tensor = scheduler.sigmas
-        # diffusers' own timesteps are cut to integers, which is another time for the network.
+        # Not diffusers' own timesteps: it truncates them to integers, which changes the network's input.
         self.timesteps: Sequence[float] = tuple((self._sigmas * 1000).tolist())
-        #: The last two predictions of the data, and the latents that the last step began from.
+        #: The last two predictions of the data, and the latents at the start of the last step.
         self._data: list[Tensor] = []
         self._last: Tensor | None = None
         self._order = 0
 
     def step(self, velocity: Tensor, index: int, latents: Tensor) -> Tensor:
-        """Go one step on. Steps are taken in order, from index 0: the solver looks back."""
+        """Make one step. Steps must be made in order, from index 0: the solver uses earlier ones."""
         steps = len(self._sigmas) - 1
         data = latents - self._sigmas[index] * velocity
         if self._last is not None:
@@ -71,27 +71,27 @@ class _UnipcSchedule:
 
     def _predict(self, index: int, latents: Tensor) -> Tensor:
         """Go from the time of `index` to the next (UniP)."""
-        leap = _Leap(self._sigmas, index, index + 1, index - 1)
-        on = leap.first(latents, self._data[-1])
+        jump = _Jump(self._sigmas, index, index + 1, index - 1)
+        on = jump.first(latents, self._data[-1])
         if self._order == 1:
             return on
-        change = (self._data[-2] - self._data[-1]) / leap.ratio()
-        return on - leap.alpha * leap.growth * (change * 0.5)
+        change = (self._data[-2] - self._data[-1]) / jump.ratio()
+        return on - jump.alpha * jump.growth * (change * 0.5)
 
     def _correct(self, index: int, last: Tensor, data: Tensor) -> Tensor:
-        """Take the step to `index` from `last` once more, now that the data is predicted there as well (UniC)."""
-        leap = _Leap(self._sigmas, index - 1, index, index - 2)
-        on = leap.first(last, self._data[-1])
+        """Repeat the step from `last` to `index`, now that the data is predicted there as well (UniC)."""
+        jump = _Jump(self._sigmas, index - 1, index, index - 2)
+        on = jump.first(last, self._data[-1])
         change = data - self._data[-1]
         if self._order == 1:
-            return on - leap.alpha * leap.growth * (change * 0.5)
-        before, here = leap.weights()
-        earlier = (self._data[-2] - self._data[-1]) / leap.ratio()
-        return on - leap.alpha * leap.growth * (earlier * before + here * change)
+            return on - jump.alpha * jump.growth * (change * 0.5)
+        before, here = jump.weights()
+        earlier = (self._data[-2] - self._data[-1]) / jump.ratio()
+        return on - jump.alpha * jump.growth * (earlier * before + here * change)
 
 
-class _Leap:
-    """The coefficients of one step from noise level `start` to `end`, with that of the step before."""
+class _Jump:
+    """The coefficients of one step from noise level `start` to `end`; the step before began at `before`."""
 
     def __init__(self, sigmas: Tensor, start: int, end: int, before: int) -> None:
         import torch
@@ -103,24 +103,24 @@ class _Leap:
         self.growth = torch.expm1(-self._height)
 
     def first(self, latents: Tensor, data: Tensor) -> Tensor:
-        """Return the step of first order."""
+        """Return the result of a first-order step."""
         return self._end / self._start * latents - self.alpha * self.growth * data
 
     def ratio(self) -> Tensor:
-        """Return how far back the step before began, in lengths of this one; below 0."""
+        """Return where the step before began, relative to this step's length in log-SNR; below 0."""
         return (_log_snr(self._before) - _log_snr(self._start)) / self._height
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """Return the corrector's weights of the change before and of that over this step."""
+        """Return the corrector's weights for the previous change and for the change over this step."""
         import torch
 
         back = -self._height
         ratios = torch.stack([self.ratio(), torch.ones(())])
         rest = self.growth / back - 1
         second = rest / back - 1 / 2
-        wanted = torch.stack([rest * 1 / self.growth, second * 2 / self.growth])
-        found = torch.linalg.solve(torch.stack([ratios.pow(0), ratios.pow(1)]), wanted)
-        return found[0], found[1]
+        target = torch.stack([rest * 1 / self.growth, second * 2 / self.growth])
+        solution = torch.linalg.solve(torch.stack([ratios.pow(0), ratios.pow(1)]), target)
+        return solution[0], solution[1]
 
 
 def _log_snr(sigma: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Hand the video over as base64 text."""
+"""Return the video as base64 text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.plugin.register import Register
 
 @dataclass
 class Base64Config(SinkConfig):
-    """No file: the video itself is in the answer, as base64 text."""
+    """No file: the answer contains the video itself, as base64 text."""
 
     name: str = "base64"
     #: Maximum bytes of base64 text in the answer; null: no limit.
@@ -27,17 +27,17 @@ class Base64Config(SinkConfig):
 
 
 class Base64Sink:
-    """Keeps the content in the answer itself, encoded once more where it is too long and still looks the same then."""
+    """Puts the video into the answer. A video that is too long is encoded again if it still looks the same."""
 
     def __init__(self, config: Base64Config) -> None:
-        """Look at nothing yet. Raises ConfigError for a limit below 1."""
+        """Raises ConfigError for a limit below 1."""
         if config.limit is not None and config.limit < 1:
             raise ConfigError(f"a limit of {config.limit} bytes", field="sink.limit", hint="give 1 or more, or null")
         self.limit = config.limit
         self._cancel: CancelToken | None = None
 
     def within(self, limit: int) -> Base64Sink:
-        """Return the sink for an answer that carries at most `limit` bytes of text."""
+        """Return the sink for an answer with at most `limit` bytes of text."""
         sink = copy.copy(self)
         sink.limit = limit if self.limit is None else min(limit, self.limit)
         return sink
@@ -49,13 +49,13 @@ class Base64Sink:
         return sink
 
     def check(self, filename: str | None) -> None:
-        """Accept any name: there is no place where it could be taken."""
+        """Accept any name: no file is written, so no name can exist already."""
 
     def put(self, artifact: Artifact) -> Kept:
         """Read the file, remove it and return its content as base64 text.
 
-        One that is longer than the limit is encoded again to fit, if that keeps what `media.h264.Likeness` asks; a
-        warning says so. Raises SinkError where it does not, and Cancelled.
+        A video over the limit is encoded again to fit; a warning reports that. Raises SinkError if the new encoding
+        differs more than `media.h264.Likeness` allows, and Cancelled.
         """
         smaller = artifact.path.with_name(f"{artifact.path.stem}-smaller.mp4")
         try:
@@ -70,18 +70,18 @@ class Base64Sink:
         return Kept(None, text, hashlib.sha256(content).hexdigest(), len(content), warnings)
 
     def _fit(self, path: Path, smaller: Path) -> tuple[str, ...]:
-        """Encode a video that is too long once more and say so; () where nothing had to be done. Raises SinkError."""
+        """Encode a video that is too long again; return a warning, or () if it was not too long. Raises SinkError."""
         size = path.stat().st_size
-        # Before the file is read: three bytes become four letters, and an answer that is too long would vanish unseen.
-        letters = (size + 2) // 3 * 4
-        if self.limit is None or letters <= self.limit:
+        # Checked before the file is read: an answer that is too long would be lost without an error.
+        characters = (size + 2) // 3 * 4
+        if self.limit is None or characters <= self.limit:
             return ()
-        # PyAV takes a moment to import, and most videos fit.
+        # Imported late: PyAV is slow to import, and most videos fit.
         from engine.media.h264 import shrink
 
         likeness = shrink(path, smaller, self.limit // 4 * 3, cancel=self._cancel)
         if likeness is None:
-            why = "no encoding of it is that small"
+            why = "it cannot be encoded that small"
         elif likeness.holds:
             warning = (
                 f"the video of {size} bytes was too long for the answer and was encoded again to "
@@ -89,9 +89,9 @@ class Base64Sink:
             )
             return (warning,)
         else:
-            why = f"an encoding that small shows (PSNR {likeness.psnr:.1f} dB, SSIM {likeness.ssim:.3f})"
+            why = f"encoded that small, it looks worse (PSNR {likeness.psnr:.1f} dB, SSIM {likeness.ssim:.3f})"
         raise SinkError(
-            f"the video has {size} bytes, which are {letters} as base64, and the answer carries {self.limit}; {why}",
+            f"the video has {size} bytes, {characters} as base64; the answer may contain {self.limit}; {why}",
             field="sink.limit",
             hint="upload it to S3 (sink=s3, or a job's s3Config), or make it shorter or smaller",
             code="answer_too_large",

@@ -34,23 +34,23 @@ class DiskConfig(SinkConfig):
 
 
 class DiskSink:
-    """Puts videos into a folder; a file appears there whole or not at all, and is on the disk when that is told."""
+    """Puts videos into a folder. A file appears only when it is complete and synchronised to disk."""
 
-    #: Name of a video whose request named none, without its suffix.
+    #: Name, without suffix, of a video whose request has no file name.
     STEM = "talk"
 
     def __init__(self, config: DiskConfig) -> None:
-        """Look at nothing yet; `check` does."""
+        """Access no file yet; `check` does."""
         self.folder = Path(config.folder).absolute()
         self.overwrite = config.overwrite
         self.mkdir = config.mkdir
 
     def check(self, filename: str | None) -> None:
-        """Raise SinkError if the folder cannot take a file of that name. Makes no folder."""
+        """Raise SinkError if no file of that name can be written to the folder. Creates no folder."""
         if not self.folder.exists() and self.mkdir:
             above = next(folder for folder in self.folder.parents if folder.exists())
             if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-                raise self._unusable(f"cannot be made in {above}")
+                raise self._unusable(f"cannot be created in {above}")
             return
         if not self.folder.is_dir():
             raise self._unusable("is not a folder" if self.folder.exists() else "does not exist")
@@ -65,13 +65,13 @@ class DiskSink:
     def put(self, artifact: Artifact) -> Kept:
         """Move the video into the folder and return its absolute path.
 
-        Without a file name: talk.mp4, talk-2.mp4, ... whichever is free. Raises SinkError; the folder then holds
-        nothing new.
+        Without a file name: talk.mp4, talk-2.mp4, ... the first free name. Raises SinkError, and then leaves no
+        new file.
         """
         try:
             if self.mkdir:
                 make_folder(self.folder)
-            # What a run that was killed here left behind.
+            # Removes what a killed run left behind.
             sweep(self.folder, self.STEM)
             with part_in(self.folder, self.STEM) as part:
                 part.adopt(artifact.path)
@@ -80,7 +80,7 @@ class DiskSink:
                     size = file.tell()
                 path = self._place(part, artifact.filename)
         except OSError as error:
-            raise self._unusable(f"cannot take the video: {error.strerror or error}") from error
+            raise self._unusable(f"cannot store the video: {error.strerror or error}") from error
         return Kept(str(path), None, sha256, size)
 
     def _place(self, part: Part, filename: str | None) -> Path:
@@ -99,7 +99,9 @@ class DiskSink:
             raise self._taken(path)
 
     def _taken(self, path: Path) -> SinkError:
-        return SinkError(f"{path} exists", field="request.filename", hint="choose another name or sink.overwrite=true")
+        return SinkError(
+            f"{path} already exists", field="request.filename", hint="choose another name or sink.overwrite=true"
+        )
 
     def _unusable(self, why: str) -> SinkError:
         return SinkError(f"{self.folder} {why}", field="sink.folder", hint="choose a folder that can be written to")

@@ -1,4 +1,4 @@
-"""Upload videos to a bucket of a store that speaks S3."""
+"""Upload videos to a bucket of an S3-compatible store."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from engine.plugin.register import Register
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: Seven days: no signature holds longer.
-_LONGEST_URL = 7 * 24 * 3600
+#: Seven days: the longest validity of a signature.
+_MAX_URL_SECONDS = 7 * 24 * 3600
 _KEEP = "undelivered"
 
 
 @dataclass
 class S3Config(SinkConfig):
-    """A bucket: sink.bucket, else $S3_BUCKET. Keys come from boto3's usual places, never from the config."""
+    """A bucket: sink.bucket, else $S3_BUCKET. boto3 finds the keys in its usual places; the config has none."""
 
     name: str = "s3"
     #: The bucket; optional if the endpoint's host name contains it.
@@ -72,18 +72,18 @@ class S3Config(SinkConfig):
     probe: bool = True
     #: Folder for videos that could not be uploaded; null: "undelivered" in `volume`, else in the home folder.
     keep_folder: str | None = None
-    #: The volume of the weights, where videos wait that could not be uploaded.
+    #: The volume of the weights; its folder "undelivered" keeps videos that could not be uploaded.
     volume: str = "${oc.env:MODEL_PATH,/runpod-volume/models}"
 
 
 class S3Sink:
-    """Uploads each video under a key that its job decides, so that a job tried again replaces its own video alone."""
+    """Uploads each video under a key made from its job, so that a repeated job replaces only its own video."""
 
-    #: Name of a video whose request named none.
+    #: Name of a video whose request has no file name.
     FILENAME = "talk.mp4"
 
     def __init__(self, config: S3Config) -> None:
-        """Connect to nothing yet; `check` does. Raises ConfigError."""
+        """Open no connection yet; `check` does. Raises ConfigError."""
         _check_config(config)
         self._config = config
         self._bucket = _bucket(config)
@@ -94,13 +94,13 @@ class S3Sink:
         self._cancel: CancelToken | None = None
 
     def for_job(self, job: str | None, store: Store | None, private_hosts: Collection[str] = ()) -> S3Sink:
-        """Return the sink for one job: its name decides the key, its own `store` takes the place of the configured one.
+        """Return the sink for one job: its name is part of the key, and its own `store` replaces the configured one.
 
-        Such a store has to lie on the public internet or among `private_hosts`, whenever it is connected to.
+        Such a store must be on the public internet or among `private_hosts`; every connection checks that.
         Raises RequestError for a name that cannot be part of a key.
         """
         if job is not None and not JOB.fullmatch(job):
-            hint = "letters, digits, '.', '_' and '-', a letter or digit first, at most 128"
+            hint = "use letters, digits, '.', '_' and '-', a letter or digit first, at most 128 characters"
             raise RequestError("the job's name cannot be part of a key", field="request.job", hint=hint)
         sink = copy.copy(self)
         sink._job = job
@@ -116,10 +116,10 @@ class S3Sink:
         return sink
 
     def check(self, filename: str | None) -> None:
-        """Raise SinkError where credentials, bucket, region or a folder to keep videos in are not what `put` needs."""
+        """Raise SinkError if credentials, bucket, region or the folder for kept videos do not allow `put` to work."""
         if not self._bucket.name:
             hint = "set S3_BUCKET or sink.bucket"
-            raise SinkError("no bucket is named", field="sink.bucket", hint=hint, code="s3_bucket_missing")
+            raise SinkError("no bucket is set", field="sink.bucket", hint=hint, code="s3_bucket_missing")
         self._shelf.folder()
         bucket = self._bucket
         trouble = self._patiently(bucket.probe if self._config.probe else bucket.find_keys)
@@ -127,7 +127,7 @@ class S3Sink:
             raise SinkError(trouble.what, field=self._field(trouble), hint=trouble.hint, code=trouble.code)
 
     def rehearse(self) -> None:
-        """Put an object of a few bytes beside the videos, read it back and delete it. Raises SinkError."""
+        """Write a small object next to the videos, read it back and delete it. Raises SinkError."""
         self.check(None)
         name = f"multitalk-doctor-{secrets.token_hex(8)}"
         key = "/".join(filter(None, (self._config.prefix.strip("/"), name)))
@@ -135,13 +135,15 @@ class S3Sink:
         if isinstance(same, Trouble):
             raise SinkError(same.what, field=self._field(same), hint=same.hint, code=same.code)
         if not same:
-            raise SinkError("the bucket gave back other bytes than it was given", field="sink", hint="check the store")
+            raise SinkError(
+                "the bucket returned other bytes than were written to it", field="sink", hint="check the store"
+            )
 
     def put(self, artifact: Artifact) -> Kept:
         """Upload the video, remove the local file and return a URL.
 
-        Without a job's name the first digits of its SHA-256 take the place. Raises NotDelivered where the store refuses
-        for good; the video then waits in the keep folder for `resume`. Raises SinkError where it is lost.
+        A request without a job is named by the first digits of the video's SHA-256. Raises NotDelivered if the upload
+        finally fails; the video then stays in the keep folder for `resume`. Raises SinkError if it could not be kept.
         """
         try:
             sums = read_sums(artifact.path)
@@ -160,7 +162,7 @@ class S3Sink:
         return Kept(address, None, sums.sha256, sums.size, upload.warnings)
 
     def waiting(self, job: str) -> Artifact | None:
-        """Return the video that waits under this name, None where none does. Raises SinkError."""
+        """Return the kept video of this job, or None. Raises SinkError."""
         try:
             return self._shelf.find(job, own=self._store is not None).artifact
         except SinkError as error:
@@ -169,24 +171,24 @@ class S3Sink:
             raise
 
     def resume(self, job: str) -> Kept:
-        """Upload the video that waits under this name, as NotDelivered told it, and clear it away. Raises SinkError.
+        """Upload the kept video of this job (see NotDelivered) and remove the local file. Raises SinkError.
 
-        One that is no longer what was kept is not uploaded, and not removed: `s3_kept_damaged`. A job that came with
-        its own bucket needs it again: `for_job(job, store).resume(job)`.
+        A video that has changed since it was kept is neither uploaded nor removed: `s3_kept_damaged`. A job with its
+        own bucket needs it again: `for_job(job, store).resume(job)`.
         """
         waiting = self._shelf.find(job, own=self._store is not None)
         waiting.check()
         kept = self.for_job(job, self._store, self._private_hosts).put(waiting.artifact)
-        logger.info("the kept video of job %s is uploaded", job)
+        logger.info("uploaded the kept video of job %s", job)
         return kept
 
     def _patiently(self, call: Callable[[], T | Trouble]) -> T | Trouble:
-        """Call until it succeeds, the trouble is one that stays, or all attempts are used up. Raises Cancelled."""
+        """Call until it succeeds, fails for good, or all attempts are used up. Raises Cancelled."""
         config = self._config
         return patiently(call, attempts=config.attempts, backoff=config.backoff, cancel=self._cancel)
 
     def _leniently(self, call: Callable[[Bucket], T | Trouble]) -> T | Trouble:
-        """Call with a bucket that sends additional checksums, and once more without where the store refuses them."""
+        """Call with a bucket that sends additional checksums; if the store refuses them, call once more without."""
         bucket = self._bucket
         if not bucket.refuses_checksums:
             answer = call(bucket)
@@ -199,7 +201,7 @@ class S3Sink:
         return call(bucket.plain)
 
     def _keep(self, artifact: Artifact, sums: Sums, name: str, trouble: Trouble) -> SinkError:
-        # Passing trouble that did not pass: what failed is the upload, whatever the store last said.
+        # A temporary failure that lasted through all attempts: the upload failed, whatever the last answer was.
         code = "s3_upload_failed" if trouble.passing else trouble.code
         where = self._field(trouble)
         try:
@@ -209,13 +211,13 @@ class S3Sink:
             reason = getattr(error, "strerror", None) or error
             what = f"{trouble.what}, and the video could not be kept on this machine: {reason}"
             return SinkError(what, field=where, hint=trouble.hint, code=code)
-        logger.error("the video of job %s is not uploaded (%s); it waits in %s", name, code, path)
+        logger.error("the video of job %s could not be uploaded (%s); it is kept in %s", name, code, path)
         return NotDelivered(
             f"{trouble.what}; the video is kept",
             job=name,
             path=str(path),
             field=where,
-            hint="; ".join(filter(None, (trouble.hint, f"resume job {name} uploads it without making it again"))),
+            hint="; ".join(filter(None, (trouble.hint, f"resume job {name} to upload it without generating it again"))),
             code=code,
         )
 
@@ -226,23 +228,23 @@ class S3Sink:
 
 
 class _Upload:
-    """One video on its way to its key; called for each attempt.
+    """The upload of one video; called for each attempt.
 
-    A store that knows no additional checksums refuses them by many names. So whatever refusal they could be the reason
-    of is followed by one upload without them; if that succeeds, so do all others of this process.
+    Stores without additional checksums refuse them with many different errors. So each error that checksums could
+    cause is followed by one upload without them. If that succeeds, this process sends none to that store again.
     """
 
     def __init__(self, sink: S3Sink, artifact: Artifact, sums: Sums, key: str) -> None:
         self._sink, self._artifact, self._sums, self._key = sink, artifact, sums, key
         self._bucket = sink._bucket
-        #: Said once, damage is taken for damage on the way.
+        #: Number of damage reports; the first is taken for damage in transit.
         self._damaged = 0
         self._attempts = 0
         self._without = self._bucket.refuses_checksums if sink._config.checksum else ""
         self.warnings: tuple[str, ...] = ()
 
     def __call__(self) -> str | Trouble:
-        """Upload the video and compare what arrived; return its address, or why there is none."""
+        """Upload the video and compare the stored object; return its address, or why it failed."""
         self._attempts += 1
         if self._without or not self._sink._config.checksum:
             return self._go(self._without)
@@ -252,12 +254,12 @@ class _Upload:
         self._damaged += answer.without in DAMAGED
         if self._damaged == 1 and self._attempts < self._sink._config.attempts:
             return answer
-        logger.warning("%s; once more without additional checksums", answer.what)
+        logger.warning("%s; trying once more without additional checksums", answer.what)
         plain = self._go(answer.without)
         if not isinstance(plain, Trouble):
             self._bucket.without_checksums(answer.without)
         elif plain.passing and plain.what != answer.what:
-            # The checksums were not all that went wrong: the next attempts need not try them again.
+            # Another failure without checksums: the next attempts need not send them again.
             self._without = answer.without
         return plain
 
@@ -275,25 +277,27 @@ class _Upload:
             extra["ChecksumAlgorithm"] = "SHA256"
         own = self._sink._store is not None
         if not own:
-            # What is right for the configured bucket may be refused by another.
-            given = {"ACL": config.acl, "StorageClass": config.storage_class}
-            extra |= {name: value for name, value in given.items() if value}
+            # Another store may refuse what suits the configured bucket.
+            settings = {"ACL": config.acl, "StorageClass": config.storage_class}
+            extra |= {name: value for name, value in settings.items() if value}
         parts = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, preferred_transfer_client="classic")
-        # Nobody waits for this thread once the job is withdrawn: it sends no more then.
-        ways = {"ExtraArgs": extra, "Config": parts, "Callback": lambda _: check(self._sink._cancel, "keep")}
-        client.upload_file(str(path), bucket, self._key, **ways)
-        asked = {"ChecksumMode": "ENABLED"} if checksum else {}
-        head = client.head_object(Bucket=bucket, Key=self._key, **asked)
+        # If the job is cancelled, nothing waits for this thread: the callback stops it.
+        options = {"ExtraArgs": extra, "Config": parts, "Callback": lambda _: check(self._sink._cancel, "keep")}
+        client.upload_file(str(path), bucket, self._key, **options)
+        head_options = {"ChecksumMode": "ENABLED"} if checksum else {}
+        head = client.head_object(Bucket=bucket, Key=self._key, **head_options)
         by, different = compare(path, self._sums, head, size_alone=config.compare == "size")
         if different:
-            what = f"what has arrived in bucket {bucket!r} is not what was sent: its {by} differs"
-            hint = "try again; sink.compare=size where the store's ETag is no MD5" if by == "ETag" else "try again"
+            what = f"the object in bucket {bucket!r} is not what was sent: its {by} differs"
+            hint = (
+                "try again, or set sink.compare=size if the store's ETag is not an MD5" if by == "ETag" else "try again"
+            )
             return Trouble("s3_upload_failed", what, hint, passing=True)
         logger.info("uploaded to bucket %s as %s, %s compared", bucket, self._key, by)
         if without:
             warning = (
                 f"the store refuses additional checksums ({without}): the video was uploaded without them and compared "
-                f"by its {by}; sink.checksum=false spares the attempt"
+                f"by its {by}; sink.checksum=false skips that attempt"
             )
             self.warnings = (warning,)
         if config.public_url and not own:
@@ -321,15 +325,17 @@ def _bucket(config: S3Config, store: Store | None = None, private_hosts: Collect
 
 
 def _check_config(config: S3Config) -> None:
-    if not 1 <= config.url_seconds <= _LONGEST_URL:
-        hint = f"give 1 to {_LONGEST_URL} (seven days), or a sink.public_url"
-        raise ConfigError(f"a URL cannot work for {config.url_seconds} seconds", field="sink.url_seconds", hint=hint)
+    if not 1 <= config.url_seconds <= _MAX_URL_SECONDS:
+        hint = f"give 1 to {_MAX_URL_SECONDS} (seven days), or a sink.public_url"
+        raise ConfigError(
+            f"a presigned URL cannot be valid for {config.url_seconds} seconds", field="sink.url_seconds", hint=hint
+        )
     check_part(config, "sink")
     try:
         (config.public_url or "").format(bucket="", region="", key="")
     except (LookupError, ValueError) as error:
-        hint = "such as https://cdn.example.com/{key}; {bucket} and {region} are known too"
-        raise ConfigError("the template is not one", field="sink.public_url", hint=hint) from error
+        hint = "such as https://cdn.example.com/{key}; {bucket} and {region} work too"
+        raise ConfigError("the URL template is invalid", field="sink.public_url", hint=hint) from error
 
 
 @hookimpl

@@ -1,1 +1,1 @@
-"""Places to take weights from."""
+"""Sources: where weights come from."""

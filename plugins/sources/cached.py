@@ -1,4 +1,4 @@
-"""One repository with all of a model, as RunPod caches it for an endpoint."""
+"""One repository with a complete model, as RunPod caches it for an endpoint."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Cached:
         self.config = config
 
     def locate(self, weights: Weights) -> Path | None:
-        """Return the snapshot, None where none is named or cached, or for a packaged model. Raises SourceError."""
+        """Return the snapshot; None if none is configured or cached, or for a packaged model. Raises SourceError."""
         if not self.config.repository or weights.packaged:
             return None
         folder = snapshot(Path(self.config.path).expanduser(), self.config.repository, self.config.revision)
@@ -47,7 +47,7 @@ class Cached:
         return folder
 
     def looked(self, weights: Weights) -> str:
-        """Say where."""
+        """Return the repository and the folder of the cache."""
         return f"{self.config.repository or 'no repository'} in {self.config.path}"
 
 

@@ -1,4 +1,4 @@
-"""Weights from the hub, brought to the volume when they are about to be read."""
+"""Weights from the hub, downloaded to the volume when they are needed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DownloadConfig(FolderConfig):
 
 
 class Download:
-    """Gets a preset; one that was got before is only looked at."""
+    """Downloads a preset; a complete download is not repeated."""
 
     def __init__(self, config: DownloadConfig) -> None:
         self.config = config
@@ -46,7 +46,7 @@ class Download:
         return folder if Record(folder).has_all(preset.name, [file.to for file in preset.files]) else None
 
     def fetch(self, weights: Weights) -> Path | None:
-        """Return the folder with all files, downloaded if need be; None for a model that is not published.
+        """Return the folder with all files, downloaded if necessary; None for a model that is not published.
 
         Raises SourceError.
         """
@@ -55,14 +55,14 @@ class Download:
             return None
         if preset.folder != weights.folder:
             raise SourceError(
-                f"the preset {preset.name} lives in {preset.folder}, and model.folder is {weights.folder}",
+                f"the preset {preset.name} belongs in {preset.folder}, and model.folder is {weights.folder}",
                 field="source.preset",
                 hint=preset.use,
             )
         return pull(preset, self.root, Options(out=sys.stderr, say=logger.info))
 
     def looked(self, weights: Weights) -> str:
-        """Say where."""
+        """Return the preset and its folder."""
         preset = self._preset(weights)
         if preset is None:
             return f"the hub, where this model with quant={weights.quant} is not published"

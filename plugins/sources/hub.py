@@ -1,4 +1,4 @@
-"""Weights that the hub's own cache has."""
+"""Weights in the hub's local cache."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ class HubConfig(ComponentConfig):
 
 
 class Hub:
-    """Makes a folder of links to the cached files of a preset."""
+    """Creates a folder of links to the cached files of a preset."""
 
     def __init__(self, config: HubConfig, into: Path | None = None) -> None:
         self.config = config
         self._into = into
 
     def locate(self, weights: Weights) -> Path | None:
-        """Return a folder of links, None where a file is not cached or the model is not published."""
+        """Return a folder of links; None if a file is not cached or the model is not published."""
         preset = self._preset(weights)
         if preset is None:
             return None
-        found, missing = find(preset, self._caches())
-        return None if missing else link(found, preset.name, self._into)
+        cached, missing = find(preset, self._caches())
+        return None if missing else link(cached, preset.name, self._into)
 
     def looked(self, weights: Weights) -> str:
-        """Say where, and how much of it is there."""
+        """Return the folders of the cache, and how many of the files they have."""
         preset = self._preset(weights)
         where = ", ".join(map(str, self._caches()))
         if preset is None:
             return f"the hub's cache ({where}), where this model with quant={weights.quant} is not published"
-        found, missing = find(preset, self._caches())
-        return f"the hub's cache ({where}), with {len(found)} of {len(found) + len(missing)} files of {preset.name}"
+        cached, missing = find(preset, self._caches())
+        return f"the hub's cache ({where}), with {len(cached)} of {len(cached) + len(missing)} files of {preset.name}"
 
     def _preset(self, weights: Weights) -> Preset | None:
         return read_manifest().chosen(self.config.preset, weights.model, weights.quant)

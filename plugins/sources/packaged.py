@@ -1,4 +1,4 @@
-"""Weights that ship inside the package."""
+"""Weights that are part of the package."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from engine.plugin.register import Register
 
 @dataclass
 class PackagedConfig(ComponentConfig):
-    """The weights that ship inside the package: those of model=tiny."""
+    """The weights that are part of the package: those of model=tiny."""
 
     name: str = "packaged"
 
 
 class Packaged:
-    """Finds the weights of a model whose preset says `packaged: true`."""
+    """Finds the weights of a model whose preset has `packaged: true`."""
 
     def __init__(self, config: PackagedConfig, root: Path | None = None) -> None:
         self.root = root or Path(str(files("engine"))) / "weights"
 
     def locate(self, weights: Weights) -> Path | None:
-        """Return the folder in the package, None for a model that is not packaged. Raises SourceError."""
+        """Return the folder in the package; None for a model that is not packaged. Raises SourceError."""
         if not weights.packaged:
             return None
         folder = self.root / weights.folder
         missing = missing_weights(folder, replace(weights, quant="none"))
         if missing:
             raise SourceError(
-                f"the package lacks weights of {weights.model!r} in {folder}: {', '.join(missing)}",
+                f"weights of {weights.model!r} are missing from the package, in {folder}: {', '.join(missing)}",
                 field="source",
                 hint="install multitalk-engine again",
             )
         if missing_weights(folder, weights):
-            # A recipe for the published models, as a rule.
+            # The usual cause: a recipe for the published models.
             raise SourceError(
-                f"the package has the model {weights.model!r} unquantised alone, and quant={weights.quant} reads a "
-                "quantised file",
+                f"the package has the model {weights.model!r} only without quantisation, and quant={weights.quant} "
+                "reads a quantised file",
                 field="quant",
-                hint="leave out the recipe that chose it (recipe=none, MULTITALK_RECIPE=none), or choose quant=none",
+                hint="leave out the recipe that sets it (recipe=none, MULTITALK_RECIPE=none), or choose quant=none",
             )
         return folder
 
     def looked(self, weights: Weights) -> str:
-        """Say where."""
+        """Return the folder in the package."""
         if weights.packaged:
             return f"the package ({self.root / weights.folder})"
-        return "the package, which does not ship this model"
+        return "the package, which does not contain this model"
 
 
 @hookimpl

@@ -28,11 +28,11 @@ class Volume:
         self.root = Path(config.path).expanduser()
 
     def locate(self, weights: Weights) -> Path | None:
-        """Return the model's folder, None where there is none. Raises SourceError where it is incomplete."""
+        """Return the model's folder, or None if it does not exist. Raises SourceError if it is incomplete."""
         return whole_folder(self.root / weights.folder, weights)
 
     def looked(self, weights: Weights) -> str:
-        """Say where."""
+        """Return the folder."""
         return f"folder {self.root / weights.folder}"
 
 

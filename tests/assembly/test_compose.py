@@ -247,14 +247,14 @@ def test_configs_of_two_requests_share_nothing() -> None:
 
 def test_a_composer_keeps_a_bounded_number_of_choices_and_none_that_do_not_exist() -> None:
     composer = Composer([])
-    composer.MOST = 2
+    composer.MAX_CACHED = 2
     for words in (["cache=none"], ["cache=teacache"], ["cache=firstblock"], ["cache=teacache", "cache.threshold=0.4"]):
         composer.request(words)
-    assert list(composer._kept) == [("cache=firstblock",), ("cache=teacache",)]
+    assert list(composer._cached) == [("cache=firstblock",), ("cache=teacache",)]
     for number in range(5):
         with pytest.raises(RequestError):
             composer.request([f"resolution=x{number}"])
-    assert len(composer._kept) == 2
+    assert len(composer._cached) == 2
 
 
 def test_a_request_after_the_first_costs_a_tenth_of_composing_it() -> None:

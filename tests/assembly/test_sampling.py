@@ -197,7 +197,7 @@ def test_a_branch_that_nobody_can_run_is_refused_before_any_work(asks: str, regi
 
 def test_a_cache_that_says_nothing_of_several_processes_is_refused_there(registry: Registry) -> None:
     assert build_sampling(config(cache=LastConfig()), registry)
-    with pytest.raises(ConfigError, match="cache=test-last does not work where several processes"):
+    with pytest.raises(ConfigError, match="cache=test-last does not work if several processes"):
         build_sampling(config(cache=LastConfig()), registry, agree=bool)
     shared = build_sampling(config(cache=AgreedConfig()), registry, agree=bool).cache
     assert isinstance(shared, AgreedLast)

@@ -48,7 +48,7 @@ def test_an_unknown_sink_is_the_requests_error() -> None:
 
 
 def test_a_bucket_of_its_own_needs_a_sink_that_takes_one() -> None:
-    with pytest.raises(RequestError, match="takes no bucket"):
+    with pytest.raises(RequestError, match="does not accept a job"):
         sink_of(request(store=STORE))
 
 

@@ -163,9 +163,9 @@ def test_a_dry_run_makes_nothing_and_says_everything(capsys: pytest.CaptureFixtu
         "1024 x 768, scaled to 171 x 128, cut to 128 x 128 at (21, 0)",
         "1: in [0, 0, 64, 128] (auto), a.wav, 0.25 s to 1.75 s",
         "2: in [64, 0, 128, 128] (box), silent",
-        "100 frames at 25 a second, 4.00 s, seed 3",
-        "2: frames 56 to 100, 25 of them given, 19 kept",
-        "euler (standard), 10 steps, guidance cfg, 2 passes a step: 40 forwards in all",
+        "100 frames at 25 per second, 4.00 s, seed 3",
+        "2: frames 56 to 100, 25 of them repeated, 19 kept",
+        "euler (standard), 10 steps, guidance cfg, 2 passes per step: 40 forwards in all",
         "untrained: the video shows noise",
     ):
         assert part in text
@@ -258,7 +258,7 @@ def test_state_leaves_out_what_does_not_apply() -> None:
         ({"audio": []}, r"request\.audio: no voice; give --audio"),
         (
             {"speakers": '{"speakers": [{"audio": "a.wav"}]}'},
-            r"request\.speakers: 2 voices are given by --audio and 1 speakers by --speakers; write each voice beside",
+            r"request\.speakers: 2 voices are given by --audio and 1 speakers by --speakers; write each voice next to",
         ),
     ],
 )

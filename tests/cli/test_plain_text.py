@@ -1,4 +1,4 @@
-"""Nothing of strangers' files acts on a terminal: recipes, errors, plans, warnings and comparisons."""
+"""Nothing of strangers' files acts on a terminal: provenance, errors, plans, warnings and comparisons."""
 
 from __future__ import annotations
 

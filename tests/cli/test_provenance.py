@@ -48,7 +48,7 @@ def _tidy(film: Path) -> Any:
     (film.parent / "again.mp4").unlink(missing_ok=True)
 
 
-def test_a_recipe_is_read_line_by_line(film: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_provenance_is_read_line_by_line(film: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", str(film)]) == 0
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert rows["model"] == "tiny"
@@ -62,7 +62,7 @@ def test_a_recipe_is_read_line_by_line(film: Path, capsys: pytest.CaptureFixture
     assert "request.speakers[1].start" not in rows
 
 
-def test_a_recipe_holds_no_address_of_its_inputs(film: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_provenance_holds_no_address_of_its_inputs(film: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", str(film), "--json"]) == 0
     text = capsys.readouterr().out
     for word in (str(EXAMPLES), str(film.parent), "left.flac", "two.png", "right.png"):
@@ -99,11 +99,14 @@ def test_what_differs_is_told(film: Path, monkeypatch: pytest.MonkeyPatch, capsy
         (["--image", PICTURE], "request.audio: 0 voices given, the video has 1"),
         (["--image", PICTURE, "--audio", LEFT, "--audio", RIGHT], "request.audio: 2 voices given, the video has 1"),
         (["--image", PICTURE, "--audio", LEFT, "--mask", "b.png"], "request.mask: 2 masks given, the video has 1"),
-        (["--image", PICTURE, "--audio", LEFT, "sampler=euler"], "'sampler=euler' would change what the recipe says"),
+        (
+            ["--image", PICTURE, "--audio", LEFT, "sampler=euler"],
+            "'sampler=euler' would change what the provenance says",
+        ),
         (["--image", PICTURE, "--audio", LEFT, "--seed", "3"], "unknown flag --seed"),
     ],
 )
-def test_media_that_do_not_fit_the_recipe_are_named(
+def test_media_that_do_not_fit_the_provenance_are_named(
     film: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert again(film, *words) == 2
@@ -115,14 +118,14 @@ def test_media_that_do_not_fit_the_recipe_are_named(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 99}, "a recipe of format 99"),
+        ({"format": 99}, "provenance of format 99"),
         ({"sampler": None}, "is damaged"),
         ({"request": {}}, "is damaged"),
         ({"guidance": {"name": "cfg", "x=1 hydra": 2}}, "is damaged"),
         ({"model": "${oc.env:HOME}"}, "no model named '${oc.env:HOME}'"),
     ],
 )
-def test_a_damaged_recipe_is_one_line(
+def test_damaged_provenance_is_one_line(
     film: Path,
     tmp_path: Path,
     change: dict[str, Any],
@@ -132,8 +135,8 @@ def test_a_damaged_recipe_is_one_line(
 ) -> None:
     from engine.stages import write
 
-    damaged = {**write.read_recipe(film), **change}
-    monkeypatch.setattr(write, "read_recipe", lambda path: damaged)
+    damaged = {**write.read_provenance(film), **change}
+    monkeypatch.setattr(write, "read_provenance", lambda path: damaged)
     copy = Path(shutil.copy(film, tmp_path / "talk.mp4"))
     status = main(["again", str(copy), "--image", PICTURE, "--audio", LEFT, "--mask", str(film.parent / "right.png")])
     told = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""Recipes of strangers: whatever stands in one, `show` is plain and `again` ends in one line or a plan."""
+"""Untrusted provenance: whatever it contains, `show` prints plain text and `again` ends in one line or a plan."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 from hostile_text import HOSTILE, acts
 
 from engine.cli.main import main
-from engine.cli.provenance import _request, recipe_overrides
+from engine.cli.provenance import _request, provenance_overrides
 from engine.cli.provenance_check import check_form, is_deep, suspicious_values
 from engine.errors import EngineError
-from engine.stages.write import read_recipe
+from engine.stages.write import read_provenance
 
 EXAMPLES = Path(__file__).parents[2] / "engine" / "examples"
 PICTURE, VOICE = str(EXAMPLES / "one.png"), str(EXAMPLES / "one.flac")
@@ -43,9 +43,9 @@ VALUES: tuple[Any, ...] = (
 )
 
 
-def film(path: Path, recipe: Any, *, raw: str | None = None) -> Path:
-    """Write a small video that carries a recipe, or any text in its place."""
-    comment = json.dumps({"multitalk": recipe}) if raw is None else raw
+def film(path: Path, provenance: Any, *, raw: str | None = None) -> Path:
+    """Write a small video that carries provenance, or any text in its place."""
+    comment = json.dumps({"multitalk": provenance}) if raw is None else raw
     with av.open(str(path), "w", format="mp4") as container:
         container.metadata["comment"] = comment
         stream = container.add_stream("mpeg4", rate=5)
@@ -58,25 +58,25 @@ def film(path: Path, recipe: Any, *, raw: str | None = None) -> Path:
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def provenance(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     path = tmp_path_factory.mktemp("film") / "talk.mp4"
     words = ["--image", PICTURE, "--audio", VOICE, "--prompt", "hi", "--frames", "1", "--quiet", "--output", str(path)]
     assert main(["generate", *words, "model=tiny", "device=cpu", "sampler.steps=1"]) == 0
-    found: dict[str, Any] = read_recipe(path)
+    found: dict[str, Any] = read_provenance(path)
     return found
 
 
 def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the way to each value of a recipe."""
+    """Yield the way to each value of provenance."""
     if place:
         yield place
     for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
         yield from places(value[key], (*place, key))
 
 
-def mutated(recipe: dict[str, Any], dice: random.Random) -> dict[str, Any]:
+def mutated(provenance: dict[str, Any], dice: random.Random) -> dict[str, Any]:
     """Return a copy with one to three values exchanged, removed, renamed or added."""
-    changed = copy.deepcopy(recipe)
+    changed = copy.deepcopy(provenance)
     for _ in range(dice.choice((1, 1, 1, 2, 3))):
         place = dice.choice(list(places(changed)))
         owner: Any = changed
@@ -103,28 +103,28 @@ def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str,
     return status, out, err
 
 
-def test_a_mutated_recipe_is_shown_plain_and_judged_before_use(
-    recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_mutated_provenance_is_shown_plain_and_judged_before_use(
+    provenance: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Several hundred of them, up to where the config would be composed."""
     dice = random.Random(22)
     refused = passed = 0
     path = tmp_path / "x.mp4"
     for _ in range(400):
-        changed = mutated(recipe, dice)
+        changed = mutated(provenance, dice)
         film(path, changed)
         status, out, err = run(["show", str(path)], capsys)
         assert acts(out.replace("\n", "")) == ""
         assert status == 0 or (status == 2 and err.count("\n") == 1)
         if status:
             continue
-        carried = read_recipe(path)
+        carried = read_provenance(path)
         if is_deep(carried):
             refused += 1
             continue
         try:
             check_form(carried)
-            overrides = recipe_overrides(carried, _request(carried, PICTURE, [VOICE], []))
+            overrides = provenance_overrides(carried, _request(carried, PICTURE, [VOICE], []))
         except (ValueError, KeyError, TypeError, EngineError):
             refused += 1
             continue
@@ -151,11 +151,11 @@ def judged(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_a_mutated_recipe_ends_in_a_plan_or_in_one_line(
-    seed: int, recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_mutated_provenance_ends_in_a_plan_or_in_one_line(
+    seed: int, provenance: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dice = random.Random(seed)
-    changed = mutated(recipe, dice)
+    changed = mutated(provenance, dice)
     judged(film(tmp_path / "x.mp4", changed), capsys)
 
 
@@ -165,13 +165,13 @@ def test_a_mutated_recipe_ends_in_a_plan_or_in_one_line(
         ('{"multitalk": ' + '{"a": ' * 5000 + "1" + "}" * 5001, "nested too deep"),
         ('{"multitalk": {"format": 1, "a": ' + "[" * 200 + "]" * 200 + "}}", "nested too deep"),
         ('{"multitalk": {"format": 1, "a": [' + "0," * 30_000 + "0]}}", "nested too deeply, or too long"),
-        ('{"multitalk": [1]}', "carries no recipe"),
+        ('{"multitalk": [1]}', "has no provenance"),
         ("[" * 100_000, "nested too deep"),
-        ('{"multitalk": {"format": ' + "9" * 5000 + "}}", "carries no recipe"),
-        ('{"multitalk": {"format": {"x": "\\u001b[2J"}}}', "carries a recipe of format"),
+        ('{"multitalk": {"format": ' + "9" * 5000 + "}}", "has no provenance"),
+        ('{"multitalk": {"format": {"x": "\\u001b[2J"}}}', "has provenance of format"),
     ],
 )
-def test_a_recipe_of_no_form_is_one_line_for_show_and_again(
+def test_provenance_of_no_form_is_one_line_for_show_and_again(
     raw: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = film(tmp_path / "x.mp4", None, raw=raw)
@@ -182,10 +182,10 @@ def test_a_recipe_of_no_form_is_one_line_for_show_and_again(
         assert acts(err.removesuffix("\n")) == ""
 
 
-def test_what_a_recipe_reaches_for_is_told_before_it_is_used(
-    recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_suspicious_values_are_reported_before_they_are_used(
+    provenance: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changed = copy.deepcopy(recipe)
+    changed = copy.deepcopy(provenance)
     changed["lora"] = {"mode": "runtime", "extra": [{"file": "/etc/passwd", "scale": 1.0}]}
     changed["quant"] |= {"file": "../../secret.gguf"}
     changed["sampler"] |= {"steps": 999}
@@ -196,17 +196,17 @@ def test_what_a_recipe_reaches_for_is_told_before_it_is_used(
     _, _, err = run(["again", str(path), "--image", PICTURE, "--audio", VOICE, "--dry-run", "device=cpu"], capsys)
 
     told = err.splitlines()
-    start = "multitalk: warning: the recipe "
+    start = "multitalk: warning: the provenance "
     assert set(told[:5]) == {
-        f"{start}names a file or folder outside the folder of the weights: '../../secret.gguf' (quant.file)",
-        f"{start}names a file or folder outside the folder of the weights: '/etc/passwd' (lora.extra[0].file)",
-        f"{start}asks for sampler.steps=999, usual is 1 to 100",
-        f"{start}asks for request.frames=80000, usual is 1 to 9000",
+        f"{start}names a file or folder outside the weights folder: '../../secret.gguf' (quant.file)",
+        f"{start}names a file or folder outside the weights folder: '/etc/passwd' (lora.extra[0].file)",
+        f"{start}asks for sampler.steps=999; the usual range is 1 to 100",
+        f"{start}asks for request.frames=80000; the usual range is 1 to 9000",
         f"{start}asks for video.preset=placebo, which encodes many times more slowly",
     }
 
 
-def test_a_recipe_of_the_engine_is_worth_no_look(recipe: dict[str, Any]) -> None:
-    check_form(recipe)
-    assert suspicious_values(recipe) == []
-    assert not is_deep(recipe)
+def test_provenance_of_the_engine_is_not_suspicious(provenance: dict[str, Any]) -> None:
+    check_form(provenance)
+    assert suspicious_values(provenance) == []
+    assert not is_deep(provenance)

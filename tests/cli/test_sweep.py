@@ -79,11 +79,11 @@ def test_a_run_leaves_its_video_its_config_and_its_figures_and_nothing_else(film
 def test_each_run_is_the_combination_it_says(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run, bundle in ((0, "standard"), (1, "turbo")):
         assert main(["show", str(films / str(run) / "talk.mp4"), "--json"]) == 0
-        recipe = json.loads(capsys.readouterr().out)
+        provenance = json.loads(capsys.readouterr().out)
         config = yaml.safe_load((films / str(run) / "config.yaml").read_text("utf-8"))
         told = metrics(films / str(run))
-        assert recipe["sampler"]["bundle"] == config["sampler"]["bundle"] == told["overrides"]["sampler"] == bundle
-        assert recipe["request"]["prompt"] == config["request"]["prompt"] == PROMPT
+        assert provenance["sampler"]["bundle"] == config["sampler"]["bundle"] == told["overrides"]["sampler"] == bundle
+        assert provenance["request"]["prompt"] == config["request"]["prompt"] == PROMPT
         assert (told["run"], told["status"], told["video"], told["frames"]) == (run, "done", "talk.mp4", 13)
 
 

@@ -53,7 +53,7 @@ def write(path: Path, metadata: Mapping[str, str] | None = None, **alphas: float
 def settled(path: Path) -> Strengths:
     header = read_lora_header(path)
     parts, _ = sort_entries(header.shapes)
-    return strengths(parts, header.shapes, header.alphas, header.told)
+    return strengths(parts, header.shapes, header.alphas, header.stated)
 
 
 def scales(path: Path) -> list[float]:
@@ -122,8 +122,8 @@ def test_adapter_config_is_about_the_file_of_its_name_or_the_only_one(tmp_path: 
     save_file({f"{QUERY}.lora_A.weight": torch.ones(2, 4), f"{QUERY}.lora_B.weight": torch.ones(4, 2)}, other)
     assert scales(alone) == [4.0, 4.0]
     (warning,) = read_lora_header(alone).warnings
-    assert "adapter_config.json beside mine.safetensors is taken for it, though other.safetensors lies there" in warning
-    assert read_lora_header(other).told == ()
+    assert "adapter_config.json beside mine.safetensors is used for it, although other.safetensors is there" in warning
+    assert read_lora_header(other).stated == ()
 
     own = write(tmp_path / "adapter_model.safetensors")
     assert scales(own) == [4.0, 4.0]

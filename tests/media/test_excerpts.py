@@ -340,10 +340,10 @@ def test_a_video_has_the_sound_track_that_was_asked_for(tmp_path: Path) -> None:
     assert delivery.address is not None
     with av.open(delivery.address) as file:
         sound = np.concatenate([frame.to_ndarray() for frame in file.decode(audio=0)], axis=1)
-        recipe = json.loads(file.metadata["comment"])["multitalk"]
+        provenance = json.loads(file.metadata["comment"])["multitalk"]
     loud = np.flatnonzero(np.abs(sound[0]) > 0.1)
     assert loud[0] / SOUND_RATE == pytest.approx(0.2, abs=0.003)
     assert loud[-1] / SOUND_RATE == pytest.approx(0.21, abs=0.003)
-    assert recipe["request"]["speakers"] == [
+    assert provenance["request"]["speakers"] == [
         {"silence": False, "box": None, "mask": False, "start": 1.0, "duration": 0.3, "delay": 0.2}
     ]

@@ -12,7 +12,7 @@ from sounds import FRAGMENTED, Samples, click, damage, join, tone, write
 from engine.errors import Cancelled, RequestError
 from engine.media.audio import SOUND_RATE, VOICE_RATE, Sounds, decode, read_sounds
 from engine.media.tracks import Inspection, inspect
-from engine.stages.write import read_recipe
+from engine.stages.write import read_provenance
 
 FIELD = "request.speakers[0].audio"
 ENGINE = Path(__file__).parents[2] / "engine"
@@ -72,12 +72,12 @@ def test_tags_in_any_encoding_are_no_reason_to_refuse_a_voice(
     assert read(path).voices[0].any()
 
 
-def test_recipe_is_read_beside_a_tag_in_another_encoding(tmp_path: Path) -> None:
-    recipe = '{"multitalk": {"format": 1}}'
-    path = write(tmp_path / "a.mp4", "aac", tone(0.2, 48_000), tags={"title": "QQQQQQQQ", "comment": recipe})
+def test_provenance_is_read_beside_a_tag_in_another_encoding(tmp_path: Path) -> None:
+    provenance = '{"multitalk": {"format": 1}}'
+    path = write(tmp_path / "a.mp4", "aac", tone(0.2, 48_000), tags={"title": "QQQQQQQQ", "comment": provenance})
     path.write_bytes(path.read_bytes().replace(b"QQQQQQQQ", "Größeäöü".encode("latin-1")))
 
-    assert read_recipe(path) == {"format": 1}
+    assert read_provenance(path) == {"format": 1}
 
 
 def test_every_media_file_is_opened_for_reading_in_one_place() -> None:

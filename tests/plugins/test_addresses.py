@@ -61,14 +61,17 @@ def test_white_space_and_percent_signs_are_understood(tmp_path: Path) -> None:
     [
         ("data:text/plain,hello", "is not base64"),
         ("data:image/png;base64", "is not base64"),
-        ("data:image/png,base64,iVBORw0KGgo=", "is not base64: the word stands not before the comma"),
-        ("data:image/png,iVBORw0KGgoAAAANSUhEUgAA", "is not base64: the word stands not before the comma"),
-        ("data:image/png;base64,abcda", "sound base64: it was cut off after 5 letters"),
-        ("data:image/png;base64,AAAA==AAAA", "sound base64: it goes on behind its padding"),
-        ("data:image/png;base64," + "A" * 3_000_000 + "*", "sound base64: it holds '\\*' after 3000000 letters"),
-        ("data:image/png;base64,\ud800", "sound base64"),
-        ("data:image/png;base64,ab*d", "sound base64"),
-        ("data:image/png;base64,äöü=", "sound base64"),
+        ("data:image/png,base64,iVBORw0KGgo=", "is not base64: ';base64' must come before the comma"),
+        ("data:image/png,iVBORw0KGgoAAAANSUhEUgAA", "is not base64: ';base64' must come before the comma"),
+        ("data:image/png;base64,abcda", "invalid base64: it is cut off after 5 characters"),
+        ("data:image/png;base64,AAAA==AAAA", "invalid base64: it continues after its padding"),
+        (
+            "data:image/png;base64," + "A" * 3_000_000 + "*",
+            "invalid base64: it contains '\\*' after 3000000 characters",
+        ),
+        ("data:image/png;base64,\ud800", "invalid base64"),
+        ("data:image/png;base64,ab*d", "invalid base64"),
+        ("data:image/png;base64,äöü=", "invalid base64"),
     ],
 )
 def test_what_is_not_base64_is_refused_and_leaves_no_file(tmp_path: Path, url: str, what: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from engine.data import Artifact, Frames
 from engine.errors import SinkError
 from engine.media.h264 import LEAST_PSNR, LEAST_SSIM, Likeness, shrink
-from engine.stages.write import VideoOptions, Writer, read_recipe
+from engine.stages.write import VideoOptions, Writer, read_provenance
 from plugins.sinks.base64 import Base64Config, Base64Sink
 
 SIZE = (160, 96)
@@ -91,7 +91,9 @@ def test_a_video_that_is_a_little_too_long_is_encoded_again_and_said_to_be(
     assert list(made.path.parent.iterdir()) == []
 
 
-def test_the_smaller_encoding_has_the_same_frames_sound_and_recipe(film: Path, smaller: tuple[Path, Likeness]) -> None:
+def test_the_smaller_encoding_has_the_same_frames_sound_and_provenance(
+    film: Path, smaller: tuple[Path, Likeness]
+) -> None:
     path, likeness = smaller
 
     assert most(film) * 0.7 < path.stat().st_size <= most(film)
@@ -102,7 +104,7 @@ def test_the_smaller_encoding_has_the_same_frames_sound_and_recipe(film: Path, s
     assert likeness.psnr >= LEAST_PSNR
     assert LEAST_SSIM <= likeness.ssim < 1
     assert np.array_equal(sound(film), sound(path))
-    assert read_recipe(path) == {"seed": 7}
+    assert read_provenance(path) == {"seed": 7}
     with av.open(str(film)) as first, av.open(str(path)) as second:
         times = [[packet.pts for packet in file.demux(video=0) if packet.pts is not None] for file in (first, second)]
         assert sorted(times[0]) == sorted(times[1])
@@ -111,7 +113,7 @@ def test_the_smaller_encoding_has_the_same_frames_sound_and_recipe(film: Path, s
 
 
 @pytest.mark.parametrize(
-    ("share", "why"), [(0.36, r"an encoding that small shows \(PSNR"), (0.01, "no encoding of it")]
+    ("share", "why"), [(0.36, r"encoded that small, it looks worse \(PSNR"), (0.01, "it cannot be encoded")]
 )
 def test_a_video_that_would_show_it_is_an_error_that_names_s3(share: float, why: str, made: Artifact) -> None:
     with pytest.raises(SinkError, match=why) as caught:

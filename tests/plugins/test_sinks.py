@@ -165,7 +165,7 @@ def test_full_disk_leaves_nothing_behind(tmp_path: Path, folder: Path, monkeypat
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))
     try:
-        with pytest.raises(SinkError, match="cannot take the video"):
+        with pytest.raises(SinkError, match="cannot store the video"):
             DiskSink(DiskConfig(folder=str(folder))).put(given)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -61,7 +61,7 @@ def test_packaged_finds_the_tiny_model_without_any_setting(sources: Register[Mod
 def test_packaged_passes_on_models_that_do_not_ship(sources: Register[ModelSource]) -> None:
     source = build(sources, packaged.PackagedConfig)
     assert source.locate(BIG) is None
-    assert "does not ship" in source.looked(BIG)
+    assert "does not contain" in source.looked(BIG)
 
 
 def test_packaged_names_each_file_a_broken_install_lacks(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_auto_does_not_pass_over_an_incomplete_volume(sources: Register[ModelSou
 def test_auto_tells_every_place_it_looked(sources: Register[ModelSource], tmp_path: Path) -> None:
     looked = build(sources, auto.AutoConfig).looked(BIG)
     assert f"volume: folder {tmp_path / 'multitalk'}" in looked
-    assert "packaged: the package, which does not ship this model" in looked
+    assert "packaged: the package, which does not contain this model" in looked
 
 
 def test_auto_takes_any_registered_chain(sources: Register[ModelSource]) -> None:
@@ -285,7 +285,7 @@ def test_what_is_missing_is_downloaded_if_that_is_allowed(
     assert isinstance(allowed, FetchingSource)
     with caplog.at_level(logging.INFO):
         assert allowed.fetch(BIG) == tmp_path / "multitalk"
-    assert "source download has brought the weights of multitalk" in caplog.text
+    assert "source download fetched the weights of multitalk" in caplog.text
     assert not missing_files(tmp_path / "multitalk", BIG.components)
     published.asked.clear()
     assert allowed.fetch(BIG) == tmp_path / "multitalk"
@@ -332,5 +332,5 @@ def test_offline_nothing_is_downloaded_even_if_it_is_allowed(
 def test_a_preset_of_another_folder_says_what_to_choose(sources: Register[ModelSource], published: HubServer) -> None:
     source = build(sources, download.DownloadConfig)
     assert isinstance(source, FetchingSource)
-    with pytest.raises(SourceError, match=r"lives in multitalk, and model\.folder is elsewhere"):
+    with pytest.raises(SourceError, match=r"belongs in multitalk, and model\.folder is elsewhere"):
         source.fetch(Weights("multitalk", "elsewhere", ("transformer",)))

@@ -102,7 +102,7 @@ def test_no_thread_of_the_group_outlives_it(report: Any) -> None:
 
 def test_first_block_cache_is_refused(report: Any) -> None:
     assert "parallel=ulysses" in report["firstblock"]
-    with pytest.raises(ConfigError, match="each process has a part"):
+    with pytest.raises(ConfigError, match="each process has only a part"):
         make_cache("firstblock", agree=bool)
 
 
@@ -165,7 +165,7 @@ def test_without_torchrun_the_command_is_named(tmp_path: Path, capsys: pytest.Ca
 def test_a_plan_needs_no_torchrun(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *TALK[1:], "parallel=ulysses"]) == 0
 
-    assert "estimates are those of one device alone" in capsys.readouterr().out
+    assert "estimates are for a single device" in capsys.readouterr().out
 
 
 def test_torchrun_without_parallel_is_refused() -> None:

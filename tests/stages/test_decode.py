@@ -138,7 +138,7 @@ def test_a_window_with_one_value_that_is_no_number_is_an_error_of_its_own(
 ) -> None:
     latents = torch.zeros(16, 3, 1, 2)
     latents[3, 2, 0, 1] = value
-    with pytest.raises(EngineError, match="window 4 holds values that are not finite numbers after sampling") as caught:
+    with pytest.raises(EngineError, match="window 4 contains values that are not finite after sampling") as caught:
         run(pixels, Window(3, 0, FRAMES, 0, FRAMES), reference, latents=latents)
     assert (caught.value.code, bool(caught.value.hint)) == ("broken_window", True)
 

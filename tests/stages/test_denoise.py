@@ -210,7 +210,7 @@ def test_a_step_that_makes_another_number_of_evaluations_than_its_sampler_says_e
     transformer: Any, branches: dict[str, Any], watch: Watch
 ) -> None:
     sampler = Forgetful(HeunConfig(bundle="standard", steps=STEPS, shift=3.0))
-    with pytest.raises(ConfigError, match="step 1 made 2 evaluations of the network, its sampler says 1"):
+    with pytest.raises(ConfigError, match="step 1 made 2 evaluations of the network, its sampler declares 1"):
         run(transformer, branches, sampler=sampler)
 
     assert len(watch.fed) == 2 * 3

@@ -62,7 +62,7 @@ def test_forwards_count_the_evaluations_of_a_sampler_that_makes_several_a_step()
     settings, request = replace(INPUTS, evaluations=19), replace(REQUEST, frames=100)
     assert plan_walk(request, media(4.0, 4.0), settings).forwards == 2 * 19 * 2
     few = replace(request, budget=replace(request.budget, forwards=75))
-    with pytest.raises(RequestError, match="10 steps of 19 evaluations and 2 passes a step make 76 forwards"):
+    with pytest.raises(RequestError, match="10 steps of 19 evaluations and 2 passes per step make 76 forwards"):
         plan_walk(few, media(4.0, 4.0), settings)
 
 
@@ -151,8 +151,8 @@ def test_nobody_speaking_needs_a_length() -> None:
 @pytest.mark.parametrize(
     ("size", "told"),
     [
-        ((12000, 300), "12000 x 300 is cut left and right"),
-        ((200, 9000), "200 x 9000 is cut above and below"),
+        ((12000, 300), "12000 x 300 is cropped (left and right)"),
+        ((200, 9000), "200 x 9000 is cropped (top and bottom)"),
         ((640, 640), ""),
         ((1600, 900), ""),
     ],
@@ -182,7 +182,12 @@ WORKER = Budget(frames=201, seconds=600, steps=100, forwards=50_000)
             "request.frames",
             "50000",
         ),
-        ({"frames": 201, "fps": 1.0, "timing": "native"}, {"native_fps": 1e4}, "request.frames", "made for 201.00 s"),
+        (
+            {"frames": 201, "fps": 1.0, "timing": "native"},
+            {"native_fps": 1e4},
+            "request.frames",
+            "generated for 201.00 s",
+        ),
         ({"frames": 100}, {"steps": 101}, "sampler.steps", "at most 100"),
         ({"overrides": ("sampler.steps=500",)}, {"steps": 500}, "overrides (sampler.steps)", "at most 100"),
         ({"frames": None}, {"steps": 100, "motion": 77}, "request.frames", "forwards"),
@@ -238,9 +243,9 @@ def test_a_video_longer_than_the_style_holds_a_face_is_told_and_what_would_do() 
 
 def test_what_is_made_counts_and_not_how_long_it_is_shown() -> None:
     slow = replace(REQUEST, fps=8.0)
-    assert not [text for text in plan_walk(slow, media(40.0, 40.0), LONG).warnings if "holds a face" in text]
+    assert not [text for text in plan_walk(slow, media(40.0, 40.0), LONG).warnings if "keeps a face" in text]
     native = plan_walk(replace(slow, timing="native"), media(40.0, 40.0), LONG)
-    assert [text for text in native.warnings if "holds a face" in text]
+    assert [text for text in native.warnings if "keeps a face" in text]
     # One window goes on from nothing.
     wide = replace(LONG, window=401)
-    assert not [text for text in plan_walk(REQUEST, media(16.0, 16.0), wide).warnings if "holds a face" in text]
+    assert not [text for text in plan_walk(REQUEST, media(16.0, 16.0), wide).warnings if "keeps a face" in text]

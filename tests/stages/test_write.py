@@ -1,4 +1,4 @@
-"""The MP4 is what it says: length, colours, sound, recipe, and the same bytes each time."""
+"""The MP4 is what it says: length, colours, sound, provenance, and the same bytes each time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from engine.data import Frames
 from engine.errors import ConfigError, RequestError, SinkError
-from engine.stages.write import VideoOptions, Writer, read_recipe
+from engine.stages.write import VideoOptions, Writer, read_provenance
 
 SIZE = (64, 48)
 
@@ -156,16 +156,16 @@ def test_bytes_depend_on_neither_process_nor_cores_nor_stale_memory(tmp_path: Pa
     assert first.read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
-def test_recipe_comes_back_whole(tmp_path: Path) -> None:
-    recipe = {"prompt": 'Two "people", ${x} = ü 日本', "steps": 4, "long": "x" * 200_000, "list": [1.5, None]}
-    with Writer(tmp_path / "a.mp4", SIZE, 25, metadata=recipe) as writer:
+def test_provenance_comes_back_whole(tmp_path: Path) -> None:
+    provenance = {"prompt": 'Two "people", ${x} = ü 日本', "steps": 4, "long": "x" * 200_000, "list": [1.5, None]}
+    with Writer(tmp_path / "a.mp4", SIZE, 25, metadata=provenance) as writer:
         writer.add(Frames(pictures(2), 25))
         writer.finish()
 
-    assert read_recipe(tmp_path / "a.mp4") == recipe
+    assert read_provenance(tmp_path / "a.mp4") == provenance
 
 
-def test_video_without_recipe_is_an_error(tmp_path: Path) -> None:
+def test_video_without_provenance_is_an_error(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mp4"), "w") as file:
         file.metadata["comment"] = '{"other": 1}'
         stream = file.add_stream("libx264", rate=25)
@@ -173,17 +173,17 @@ def test_video_without_recipe_is_an_error(tmp_path: Path) -> None:
         picture = av.VideoFrame.from_ndarray(pictures(1)[0], format="rgb24")
         file.mux([*stream.encode(picture), *stream.encode(None)])
 
-    with pytest.raises(RequestError, match="carries no recipe"):
-        read_recipe(tmp_path / "a.mp4")
+    with pytest.raises(RequestError, match="has no provenance"):
+        read_provenance(tmp_path / "a.mp4")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no video"])
-def test_recipe_of_no_video_is_an_error(tmp_path: Path, content: bytes | None) -> None:
+def test_provenance_of_no_video_is_an_error(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "a.mp4").write_bytes(content)
 
     with pytest.raises(RequestError, match="cannot be read"):
-        read_recipe(tmp_path / "a.mp4")
+        read_provenance(tmp_path / "a.mp4")
 
 
 def test_writer_left_early_leaves_no_file(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_full_disk_is_a_sink_error_and_leaves_no_file(most: int, tmp_path: Path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    assert "room" in caught.value.hint
+    assert "space" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 
 

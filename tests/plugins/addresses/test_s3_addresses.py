@@ -97,7 +97,7 @@ def test_other_schemes_are_passed_on(into: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "code", "what"),
     [
-        ("s3://media/gone.png", "s3_not_found", "'media' holds no file"),
+        ("s3://media/gone.png", "s3_not_found", "'media' has no file with this key"),
         ("s3://nowhere/a.png", "s3_not_found", "no bucket 'nowhere'"),
         ("s3://media/empty", "download_empty", "empty"),
     ],

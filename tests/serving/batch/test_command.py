@@ -172,7 +172,7 @@ def test_all_lines_are_checked_before_anything_is_loaded(desk: Path, capsys: pyt
     }
     # The paths are the user's own.
     assert str(desk / "jobs" / "nobody.flac") in err
-    assert "by default jobs have 100 frames at 8 a second, 20 steps, a text scale of 7.5, seed 42" in err
+    assert "by default jobs have 100 frames at 8 per second, 20 steps, a text scale of 7.5, seed 42" in err
     assert "2 videos to make: 74 frames, 3.0 s in all; 4 cannot be made" in err
     assert "USD" in err
     assert not (desk / "desk" / "films").exists()

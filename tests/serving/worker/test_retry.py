@@ -60,5 +60,5 @@ def test_a_video_whose_upload_failed_is_uploaded_by_retry_and_not_made_again(tmp
             assert sent.download(tmp_path / "talk.mp4").path.read_bytes() == made
         # No stage of a generation among them.
         assert list(retried.output["timings"]) == ["keep"]
-        assert any("not made again" in warning for warning in retried.output["warnings"])
+        assert any("not generated again" in warning for warning in retried.output["warnings"])
         assert not [path for path in volume.rglob("*") if path.is_file()]
