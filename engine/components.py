@@ -143,7 +143,7 @@ class ExtendedSchedule(Protocol):
     timesteps: Sequence[float]
 
     def step_with(self, velocity: Tensor, index: int, latents: Tensor, tools: StepTools) -> Tensor:
-        """Do the same as `Schedule.step`, with `tools`."""
+        """Do as `Schedule.step`; `tools.evaluate(latents, time)` evaluates once more, at a time of 0 to 1000."""
         ...
 
 

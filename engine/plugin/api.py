@@ -57,7 +57,7 @@ API = (
     Public("engine.components", "Sampler Schedule", "sampler", "protocols"),
     Public(
         "engine.components",
-        "ExtendedSchedule StepTools",
+        "CountedSampler ExtendedSchedule StepTools",
         "sampler",
         "for steps that evaluate the network again or draw fresh noise",
     ),

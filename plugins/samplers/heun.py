@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine import hookimpl
-from engine.components import ExtendedSchedule, Sampler, StepTools
+from engine.components import CountedSampler, ExtendedSchedule, StepTools
 from engine.config import SamplerConfig
 from engine.plugin.register import Register
 
@@ -55,5 +55,5 @@ class _HeunSchedule:
 
 
 @hookimpl
-def register_samplers(register: Register[Sampler]) -> None:
+def register_samplers(register: Register[CountedSampler]) -> None:
     register(Heun, HeunConfig)
