@@ -245,7 +245,7 @@ def test_a_value_that_is_none_names_its_field(folder: Path, values: dict[str, An
         (Speaker("a.wav", track=2), "track", "there is no track 2: the file has 1 audio track"),
         (Speaker("a.wav#start=3.5"), "audio", "is to begin at 3.5 s"),
         (Speaker("two.mkv#3"), "audio", "there is no track 3: the file has 2 audio tracks"),
-        (Speaker("call.wav#left", channel="right"), "channel", "the address says channel 'left' and the field 'right'"),
+        (Speaker("call.wav#left", channel="right"), "channel", "the address has channel 'left' and the field 'right'"),
         (Speaker("a.wav#lefft"), "audio", "does not exist"),
     ],
 )
