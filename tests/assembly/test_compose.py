@@ -222,7 +222,7 @@ def outcome(make: Callable[[], Config]) -> Config | tuple[str, ...]:
         return (type(error).__name__, error.what, error.field, error.hint, error.code)
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @example(boot=(), words=["guidance=apg", "cache=teacache", "resolution=large"])
 @example(boot=("recipe=draft", "sampler.steps=5"), words=["sampler=turbo"])
 @given(boot=st.sampled_from(BOOTS), words=CHOICES)

@@ -113,6 +113,7 @@ def test_nothing_in_the_folders_tells_a_secret_a_path_or_the_media(films: Path) 
                 assert word not in text, path
 
 
+@pytest.mark.slow
 def test_another_choice_at_boot_loads_anew_and_releases_what_was_there(desk: Path, loads: list[Any]) -> None:
     assert main([*QUICK, "sampler.steps=1", "-m", "memory=none,model-offload"]) == 0
     told = [metrics(desk / "films" / str(run)) for run in range(2)]

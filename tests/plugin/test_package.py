@@ -106,6 +106,7 @@ def test_a_mistyped_key_is_compared_with_those_of_its_components(python: str, tm
     assert "did you mean sink.folder?" in done.stderr
 
 
+@pytest.mark.slow
 def test_its_errors_are_told_like_ours(python: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [python, "-m", "engine", "generate", *WORDS, "sink=cellar", "request.filename=talk.mp4"],

@@ -46,6 +46,7 @@ def test_an_engine_on_cuda_lets_segments_grow_before_cuda_starts() -> None:
     assert prepare("cuda") == {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "PYTORCH_CUDA_ALLOC_CONF": None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALLOCATOR)
 def test_what_the_user_set_is_left_as_it_is(name: str) -> None:
     told = prepare("auto", **{name: "max_split_size_mb:512"})

@@ -106,6 +106,7 @@ def test_first_block_cache_is_refused(report: Any) -> None:
         make_cache("firstblock", agree=bool)
 
 
+@pytest.mark.slow
 def test_one_file_and_one_answer(tmp_path: Path) -> None:
     done = torchrun("-m", "engine", *TALK, "--output", "films/talk.mp4", "parallel=ulysses", cwd=tmp_path)
 

@@ -90,6 +90,7 @@ def test_a_silent_person_stays_still(service: EngineService, tmp_path: Path) -> 
     assert np.mean(still) < 0.15 * np.mean(moving)
 
 
+@pytest.mark.slow
 def test_boxes_decide_who_is_who(service: EngineService, cases: list[Case]) -> None:
     # Named from right to left, each with a box: the voices stay with the boxes, not with the order.
     rows = rows_of([generate_video(service, case, boxes=True) for case in cases], cases)
@@ -104,18 +105,21 @@ def test_turbo_is_near_standard_at_a_quarter_of_its_forwards(
     assert 4 * films[0].plan.forwards <= standard[0].plan.forwards
 
 
+@pytest.mark.slow
 def test_lips_stay_in_step_at_another_frame_rate(service: EngineService, cases: list[Case]) -> None:
     # As many frames at half the rate need twice the voice; what there is of it is enough for half the frames.
     shown = [generate_video(service, case, fps=12.5, frames=FRAMES // 2) for case in cases]
     assert own(rows_of(shown, cases, fps=12.5)) > 0.8
 
 
+@pytest.mark.slow
 def test_a_cache_changes_little(service: EngineService, standard: list[GeneratedVideo], cases: list[Case]) -> None:
     cached = generate_video(service, cases[0], overrides=("cache=teacache",)).frames.astype(np.float32)
     plain = standard[0].frames.astype(np.float32)
     assert 10 * np.log10(255**2 / np.square(cached - plain).mean()) > 30
 
 
+@pytest.mark.slow
 def test_another_seed_moves_the_head_otherwise(
     service: EngineService, standard: list[GeneratedVideo], cases: list[Case]
 ) -> None:
@@ -139,6 +143,7 @@ def test_ten_seconds_keep_the_person_and_the_other_style_does_not(service: Engin
     assert missed("continuation.style=multitalk") >= {"worst/sharpness_kept"}
 
 
+@pytest.mark.slow
 def test_int8_weights_speak_as_well(standard: list[GeneratedVideo], cases: list[Case], tmp_path: Path) -> None:
     quantised = EngineService(["model=tiny", "source=packaged", "quant=int8", "sink=disk", f"sink.folder={tmp_path}"])
     films = [generate_video(quantised, case) for case in cases[:2]]

@@ -222,7 +222,9 @@ def test_a_speakers_file_that_is_too_deep_or_too_large_is_one_line(tmp_path: Pat
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize("given", ["[" * 100_000, "[" + "1," * 300_000 + "1]"])
+@pytest.mark.parametrize(
+    "given", ["[" * 100_000, pytest.param("[" + "1," * 300_000 + "1]", marks=pytest.mark.slow)], ids=["deep", "long"]
+)
 def test_a_test_input_that_is_no_json_is_one_line(given: str) -> None:
     pytest.importorskip("runpod")
     code = (
