@@ -146,6 +146,7 @@ def test_the_page_makes_what_the_command_line_makes(folder: Path, wanted: bytes,
     assert told(house.job(shown["id"]).output) == wanted
 
 
+@pytest.mark.slow
 def test_a_random_seed_is_told_in_answer_and_provenance_and_makes_the_same_again(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

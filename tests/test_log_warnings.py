@@ -30,7 +30,7 @@ REASONS: dict[str, dict[str, str]] = {
         "a progress update could not be sent": "the answer comes by another way"
     },
     "engine/files/undelivered.py": {
-        "%s is uploaded and cannot be removed": "of the worker's disk; the caller has the video"
+        "%s was uploaded but cannot be removed": "of the worker's disk; the caller has the video"
     },
     "plugins/sinks/s3.py": {
         "%s; once more without": "in the answer as well, by the upload's own warning",

@@ -141,6 +141,7 @@ def test_a_run_that_cannot_be_made_is_recorded_and_the_others_go_on_with_the_sam
     assert main(["compare", "films"]) == 0
 
 
+@pytest.mark.slow
 def test_a_bug_keeps_its_traceback_and_the_others_go_on_with_new_weights(
     desk: Path, loads: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

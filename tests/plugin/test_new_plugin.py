@@ -50,6 +50,7 @@ def test_it_is_listed_with_its_package(kind: str, listed: dict[str, Any]) -> Non
     assert choice["about"]
 
 
+@pytest.mark.slow
 def test_a_video_is_made_with_one_of_each_kind(written: Written, tmp_path: Path) -> None:
     words = ["--image", str(EXAMPLES / "one.png"), "--audio", str(EXAMPLES / "one.flac"), "--prompt", "a person talks"]
     choices = [f"{kind}=acme-{kind}" for kind in KINDS]

@@ -117,6 +117,7 @@ def test_one_file_and_one_answer(tmp_path: Path) -> None:
     assert len(told) == len(set(told))
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_ends_all_with_one_line(tmp_path: Path) -> None:
     script = str(ROOT / "tests" / "support" / "parallel_processes.py")
     done = torchrun(script, "fail", *TALK, "--quiet", "parallel=ulysses", cwd=tmp_path)

@@ -78,6 +78,7 @@ def test_swapped_voices_swap_the_speakers(service: EngineService, cases: list[Ca
     assert own(rows) - cross(rows) > 0.8
 
 
+@pytest.mark.slow
 def test_a_silent_person_stays_still(service: EngineService, tmp_path: Path) -> None:
     cases = find_cases(7_100_000, 3, tmp_path, frames=FRAMES, people=2, sizes=((160, 96),), silent=1)
     still: list[float] = []
@@ -97,6 +98,7 @@ def test_boxes_decide_who_is_who(service: EngineService, cases: list[Case]) -> N
     assert own(rows) - cross(rows) > 0.88
 
 
+@pytest.mark.slow
 def test_turbo_is_near_standard_at_a_quarter_of_its_forwards(
     service: EngineService, standard: list[GeneratedVideo], cases: list[Case]
 ) -> None:

@@ -183,6 +183,7 @@ def test_all_lines_are_checked_before_anything_is_loaded(desk: Path, capsys: pyt
     )
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_kept_first_and_the_others_are_counted_down(
     desk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
