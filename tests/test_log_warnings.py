@@ -33,7 +33,7 @@ REASONS: dict[str, dict[str, str]] = {
         "%s was uploaded but cannot be removed": "of the worker's disk; the caller has the video"
     },
     "plugins/sinks/s3.py": {
-        "%s; once more without": "in the answer as well, by the upload's own warning",
+        "%s; trying once more without": "in the answer as well, by the upload's own warning",
     },
 }
 
