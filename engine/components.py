@@ -342,7 +342,7 @@ class Service(Protocol):
     def check(self) -> Mapping[str, Any]:
         """Return the state of weights and sink, without loading weights.
 
-        "failed" maps "weights" or "sink" to one line if there is a problem with it.
+        "failed" maps "weights" or "sink" to one line if there is a problem with it, "hints" to that line's hint.
         """
         ...
 

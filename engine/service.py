@@ -133,18 +133,20 @@ class EngineService:
     def check(self) -> Mapping[str, Any]:
         """See `components.Service`."""
         report: dict[str, Any] = {"loaded": self._engine is not None and self._engine.loaded}
-        failed: dict[str, str] = {}
+        errors: dict[str, EngineError] = {}
         try:
             folder = locate_weights(self.config, self._registry, fetch=True)
             report["weights"] = str(folder)
             check_suited(self.config, folder, self._registry)
         except (SourceError, ConfigError) as error:
-            failed["weights"] = str(error)
+            errors["weights"] = error
         try:
             self._registry.sinks.build(self.config.sink).check(None)
         except EngineError as error:
-            failed["sink"] = str(error)
-        return report | {"failed": failed, "errors": list(failed.values()), "healthy": not failed}
+            errors["sink"] = error
+        failed = {part: str(error) for part, error in errors.items()}
+        hints = {part: error.hint for part, error in errors.items()}
+        return report | {"failed": failed, "hints": hints, "errors": list(failed.values()), "healthy": not failed}
 
     def open(self, overrides: Sequence[str], *, alone: bool = False) -> EngineService:
         """See `components.Service`. An access given at boot stays; one that was composed is composed anew."""

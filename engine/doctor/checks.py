@@ -248,8 +248,7 @@ def check_disk(context: CheckContext) -> Iterator[CheckResult]:
     try:
         check_disk_space(folder)
     except UnfitError as error:
-        what, _, hint = str(error).partition("; ")
-        yield CheckResult("disk", "broken", what, hint)
+        yield CheckResult("disk", "broken", error.what, error.hint)
         return
     free = os.statvfs(folder)
     yield CheckResult("disk", "ok", f"{gigabytes(free.f_bavail * free.f_frsize)} are free for temporary files")

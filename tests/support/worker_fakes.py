@@ -74,7 +74,7 @@ class FakeService:
         self.gate: threading.Event | None = None
         self.failure: BaseException | None = None
         self.resumed: Resumed | None = None
-        self.report: dict[str, Any] = {"failed": {}}
+        self.report: dict[str, Any] = {"failed": {}, "hints": {}}
         self.content: str | None = VIDEO
         self.address: str | None = None
 

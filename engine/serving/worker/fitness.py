@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from engine.components import Service
 from engine.machine.host_memory import free_host_memory
@@ -23,6 +24,10 @@ _ROOM = _GIB
 
 class UnfitError(Exception):
     """The worker cannot run here; the text says what to do. The SDK reports it and ends the process."""
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        self.what, self.hint = what, hint
+        super().__init__(f"{what}; {hint}" if hint else what)
 
 
 def checks(service: Service) -> list[Check]:
@@ -42,10 +47,10 @@ def checks(service: Service) -> list[Check]:
 
     def multitalk_weights() -> None:
         # The engine's own message: it names what is missing, where, and the command that downloads it.
-        _raise(report()["failed"].get("weights"))
+        _raise(report(), "weights")
 
     def multitalk_sink() -> None:
-        _raise(report()["failed"].get("sink"))
+        _raise(report(), "sink")
 
     return [multitalk_device, multitalk_memory, multitalk_room, multitalk_weights, multitalk_sink]
 
@@ -62,8 +67,8 @@ def check_device(device: str, command: tuple[str, ...] = ("nvidia-smi", "--list-
         has_gpu = False
     if not has_gpu:
         raise UnfitError(
-            f"{command[0]} shows no GPU; "
-            "choose a GPU for the endpoint and `--gpus all` for docker, or start with device=cpu"
+            f"{command[0]} shows no GPU",
+            "choose a GPU for the endpoint and `--gpus all` for docker, or start with device=cpu",
         )
 
 
@@ -75,8 +80,8 @@ def check_memory(weights: Path | None, available: Callable[[], int | None] | Non
     free = (available or free_host_memory)()
     if free is not None and free < needed:
         raise UnfitError(
-            f"{free / _GIB:.1f} GiB of memory are free, but one file of weights has {needed / _GIB:.1f} GiB; "
-            "choose a machine with more memory, or smaller weights"
+            f"{free / _GIB:.1f} GiB of memory are free, but one file of weights has {needed / _GIB:.1f} GiB",
+            "choose a machine with more memory, or smaller weights",
         )
 
 
@@ -86,13 +91,13 @@ def check_disk_space(folder: Path, needed: int = _ROOM) -> None:
     free = stats.f_bavail * stats.f_frsize
     if free < needed or not os.access(folder, os.W_OK | os.X_OK):
         raise UnfitError(
-            f"{folder} has {free / _GIB:.1f} GiB free, but a job needs {needed / _GIB:.1f} GiB; "
-            "give the endpoint a larger container disk, or set TMPDIR"
+            f"{folder} has {free / _GIB:.1f} GiB free, but a job needs {needed / _GIB:.1f} GiB",
+            "give the endpoint a larger container disk, or set TMPDIR",
         )
 
 
-def _raise(problem: str | None) -> None:
-    if problem is not None:
+def _raise(report: Mapping[str, Any], part: str) -> None:
+    if (problem := report["failed"].get(part)) is not None:
         # The hint comes first, because the platform keeps only 256 characters.
-        what, _, hint = problem.rpartition("; ")
-        raise UnfitError(f"{hint}; {what}" if what else hint)
+        hint = report["hints"].get(part)
+        raise UnfitError(f"{hint}; {problem.removesuffix(f'; {hint}')}" if hint else problem)

@@ -11,9 +11,9 @@ from worker_fakes import FakeService
 from engine.serving.worker.fitness import UnfitError, check_device, check_disk_space, check_memory, checks
 
 
-def failing(part: str, line: str) -> FakeService:
+def failing(part: str, line: str, hint: str = "") -> FakeService:
     service = FakeService()
-    service.report = {"failed": {part: line}}
+    service.report = {"failed": {part: line}, "hints": {part: hint or line.rpartition("; ")[2]}}
     return service
 
 
@@ -33,6 +33,13 @@ def test_what_the_service_misses_is_told_in_its_words(part: str, line: str) -> N
         named[f"multitalk_{part}"]()
     for name in {"multitalk_weights", "multitalk_sink", "multitalk_device"} - {f"multitalk_{part}"}:
         named[name]()
+
+
+def test_a_hint_of_several_parts_stays_whole() -> None:
+    hint = "it is not removed; send the job under another name"
+    named = {check.__name__: check for check in checks(failing("sink", f"sink: it is damaged; {hint}", hint))}
+    with pytest.raises(UnfitError, match=f"^{hint}; sink: it is damaged$"):
+        named["multitalk_sink"]()
 
 
 def test_nothing_is_asked_before_a_check_runs() -> None:
