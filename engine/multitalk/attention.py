@@ -72,8 +72,8 @@ class SelfAttentionProcessor:
         rotary_emb: Rotary | None = None,
         speakers: Speakers | None = None,
         shard: Shard | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend over (1, L, D); returns the output (1, L, D) and the class scores (C, L), None without `speakers`.
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attend over (1, L, D); returns the output (1, L, D), and with `speakers` the class scores (C, L) as well.
 
         With a `shard` the L tokens are its own; they attend to the tokens of all processes.
         """
@@ -95,7 +95,9 @@ class SelfAttentionProcessor:
             output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         else:
             output = shard.attend(query, key, value, self._attention_backend)
-        return attn.to_out[1](attn.to_out[0](output.flatten(2, 3))), scores
+        attended: Tensor = attn.to_out[1](attn.to_out[0](output.flatten(2, 3)))
+        # Not (attended, None): step caches of diffusers keep all outputs of an attention, and expect tensors.
+        return attended if scores is None else (attended, scores)
 
 
 def class_scores(query: Tensor, key: Tensor, speakers: Speakers) -> Tensor:
