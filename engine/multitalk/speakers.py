@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.errors import RequestError
-from engine.multitalk.embeddings import Rotary, rotary_frequencies, rotary_tables
+from engine.multitalk.embeddings import Rotary, rotary_frequencies, rotary_table
 from engine.multitalk.sequence import Shard
 
 
@@ -99,8 +99,8 @@ def prepare_speakers(
 
 
 def rotary_at(positions: Tensor, frequencies: Tensor) -> Rotary:
-    """Return float32 rotary tables for positions (L,) on the label axis."""
-    return rotary_tables(positions[:, None] * frequencies)
+    """Return a float32 rotary table for positions (L,) on the label axis."""
+    return rotary_table(positions[:, None] * frequencies)
 
 
 def label_positions(scores: Tensor, speakers: Speakers, shard: Shard | None = None) -> Tensor:

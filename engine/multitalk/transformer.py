@@ -61,9 +61,9 @@ class TransformerConditions:
 
     def split(self, group: Any, rank: int, size: int) -> TransformerConditions:
         """Return the part of undivided conditions for process `rank` of `size` in a process group."""
-        total = self.rotary.cos.shape[1]
+        total = self.rotary.turns.shape[1]
         shard = Shard(group, rank, size, total, total // self.audio.shape[0])
-        rotary = Rotary(*(shard.select(table) for table in self.rotary))
+        rotary = Rotary(shard.select(self.rotary.turns))
         return replace(self, audio=shard.select_frames(self.audio), rotary=rotary, shard=shard)
 
 
