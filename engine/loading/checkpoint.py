@@ -111,10 +111,11 @@ def fill(model: Any, component: str, part: ComponentLayout, dtype: torch.dtype, 
     """
     keep = keep or KEEPS.get(component, Keep())
     dense: dict[str, list[str]] = {}
-    for name, tensor in read_tensors(part, _CONVERT[component]):
-        if keep.scaled is not None and keep.applies(name) and isinstance(tensor, Scaled):
-            if (reason := _not_kept(tensor, keep.scaled)) is None:
-                tensor = tensor.rows()  # noqa: PLW2901
+    for name, stored in read_tensors(part, _CONVERT[component]):
+        tensor = stored
+        if keep.scaled is not None and keep.applies(name) and isinstance(stored, Scaled):
+            if (reason := _not_kept(stored, keep.scaled)) is None:
+                tensor = stored.rows()
             else:
                 dense.setdefault(reason, []).append(name)
         placed = place(model, component, name, tensor, dtype, keep)
@@ -141,9 +142,7 @@ def _not_kept(tensor: Scaled, dtype: torch.dtype) -> str | None:
     return None if tensor.has_rows else "stored with more than one scale per row"
 
 
-def place(
-    model: Any, component: str, name: str, tensor: Any, dtype: torch.dtype, keep: Keep | None = None
-) -> Tensor:
+def place(model: Any, component: str, name: str, tensor: Any, dtype: torch.dtype, keep: Keep | None = None) -> Tensor:
     """Return `tensor` as `model` keeps it under `name`: cast, and copied to its own memory."""
     target = torch.float32 if component == "transformer" and kept_in_float32(name) else dtype
     stays_quantised = (keep or KEEPS.get(component, Keep())).applies(name)

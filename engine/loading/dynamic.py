@@ -1,4 +1,4 @@
-"""Layers whose products run in 8 bits: which layers, their weights, and on which devices they run."""
+"""Layers whose products run in 8 bits: which layers, and their weights."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from engine.multitalk import eight_bit
 
 #: "int8" and "fp8", as quantisers name their products -> the values' dtype.
 FORMATS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-#: Least compute capability of a GPU whose tensor cores multiply the format.
-CAPABILITIES: Mapping[str, tuple[int, int]] = {"int8": (7, 5), "fp8": (8, 9)}
 #: Parts of the transformer that are not quantised -> why. Linear layers of the blocks are, unless a config names them.
 STAYS: Mapping[str, str] = {
     "patch_embedding": "a convolution in float32, the first layer; 0.1 % of the operations",
@@ -63,23 +61,8 @@ def quantise_text(text_encoder: nn.Module, products: str) -> None:
             _quantise_layer(layer, name, products, only_weight=name.rpartition(".")[2] in TEXT_STAYS)
 
 
-def check_capability(products: str, capability: tuple[int, int], card: str) -> None:
-    """Raise ConfigError if a GPU named `card` cannot multiply in `products`."""
-    least = CAPABILITIES[products]
-    if capability < least:
-        raise ConfigError(
-            f"{card} has compute capability {capability[0]}.{capability[1]}, {products} products need "
-            f"{least[0]}.{least[1]}",
-            field="quant",
-            hint="quant=int8-dynamic" if products == "fp8" and capability >= CAPABILITIES["int8"] else "quant=int8",
-        )
-
-
-def check_layers(network: nn.Module, dtype: torch.dtype) -> None:
-    """Raise ConfigError, naming the layer, for products that CUDA's kernels do not have.
-
-    `dtype` is the network's. Sources: aten/src/ATen/native/cuda/Blas.cpp and ScaledBlas.cpp.
-    """
+def check_layers(network: nn.Module) -> None:
+    """Raise ConfigError, naming the layer, for sides that CUDA's kernels do not multiply in 8 bits."""
     for name, layer in network.named_modules():
         weight: Any = getattr(layer, "weight", None)
         if not is_dynamic(weight):
@@ -90,12 +73,6 @@ def check_layers(network: nn.Module, dtype: torch.dtype) -> None:
                 f"{name} is {sides}; on a GPU products in 8 bits need multiples of {_SIDES}",
                 field="quant",
                 hint=f"quant.keep=[{name.rpartition('.')[2]}], or quant=int8",
-            )
-        if weight.qdata.dtype != torch.int8 and dtype == torch.float32:
-            raise ConfigError(
-                "on a GPU fp8 products with scales per row give bfloat16, not float32",
-                field="dtype",
-                hint="dtype=bfloat16, or quant=int8-dynamic",
             )
 
 

@@ -33,6 +33,7 @@ from engine.loading.lora_names import unmatched_warning
 from engine.loading.placement import Placement, Profile, activation_bytes, place, reduce_memory, resolve_profile
 from engine.loading.quantize import change_weight, is_block_linear
 from engine.loading.safetensors_reader import AheadReader
+from engine.machine.products import check_products
 from engine.multitalk.attention import set_self_attention_backend
 from engine.multitalk.audio import AudioEncoder
 from engine.multitalk.codec import LatentCodec, WanCodec
@@ -162,7 +163,7 @@ def load_model(
 
     products = quantiser.products if isinstance(quantiser, MultiplyingQuantiser) else None
     if products is not None and device == "cuda":
-        dynamic.check_capability(products, torch.cuda.get_device_capability(), torch.cuda.get_device_name())
+        check_products(products, dtype, torch.cuda.get_device_capability(), torch.cuda.get_device_name())
 
     def prepare(transformer: Any) -> None:
         adapters.merge(transformer)
@@ -178,7 +179,7 @@ def load_model(
 
     def check(network: Any) -> None:
         if device == "cuda":
-            dynamic.check_layers(network, DTYPES[dtype])
+            dynamic.check_layers(network)
 
     kept = None if quantiser is None else quantiser.cost()[0]
     # Values that a file stores in the format of the products become the layers' own.

@@ -42,8 +42,9 @@ def linear(x: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None) -> Tenso
         out = _multiply_integers(rows, data, scale, bias, None)
     else:
         out = rows.new_empty(len(rows), len(data))
-        for part, place in zip(rows.split(ROWS), out.split(ROWS), strict=True):
-            _multiply_integers(part, data, scale, bias, place)
+        for begin in range(0, len(rows), ROWS):
+            some = slice(begin, begin + ROWS)
+            _multiply_integers(rows[some], data, scale, bias, out[some])
     return out.reshape(*x.shape[:-1], len(data))
 
 
@@ -60,8 +61,9 @@ def quantise_rows(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling() or len(rows) <= ROWS:
         return _divide(rows, scale, dtype), scale
     small = rows.new_empty(rows.shape, dtype=dtype)
-    for part, divisor, place in zip(rows.split(ROWS), scale.split(ROWS), small.split(ROWS), strict=True):
-        place.copy_(_divide(part, divisor, dtype))
+    for begin in range(0, len(rows), ROWS):
+        some = slice(begin, begin + ROWS)
+        small[some] = _divide(rows[some], scale[some], dtype)
     return small, scale
 
 
@@ -86,9 +88,7 @@ def _multiply_floats(rows: Tensor, data: Tensor, scale: Tensor, bias: Tensor | N
     return out if later is None else out.add_(later)
 
 
-def _multiply_integers(
-    rows: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None, place: Tensor | None
-) -> Tensor:
+def _multiply_integers(rows: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None, place: Tensor | None) -> Tensor:
     """Return the product, in `place` if it is given."""
     small, scales = quantise_rows(rows, torch.int8)
     if small.is_cuda and len(small) < _LEAST:
@@ -124,25 +124,25 @@ torch.library.define(
 )
 
 
-@torch.library.impl("multitalk::quantise_rows", "CUDA")  # type: ignore[untyped-decorator]
+@torch.library.impl("multitalk::quantise_rows", "CUDA")
 def _quantise_rows_cuda(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     from engine.multitalk.eight_bit_kernels import quantise
 
     return quantise(rows, dtype, MOST[dtype], _TINY)
 
 
-@torch.library.impl("multitalk::scale_sums", "CUDA")  # type: ignore[untyped-decorator]
+@torch.library.impl("multitalk::scale_sums", "CUDA")
 def _scale_sums_cuda(sums: Tensor, rows: Tensor, columns: Tensor, bias: Tensor | None, out: Tensor) -> None:
     from engine.multitalk.eight_bit_kernels import rescale
 
     rescale(sums, rows, columns, bias, out)
 
 
-@torch.library.register_fake("multitalk::quantise_rows")
+@torch.library.register_fake("multitalk::quantise_rows")  # type: ignore[untyped-decorator]
 def _quantise_rows_fake(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return rows.new_empty(rows.shape, dtype=dtype), rows.new_empty(len(rows), 1, dtype=torch.float32)
 
 
-@torch.library.register_fake("multitalk::scale_sums")
+@torch.library.register_fake("multitalk::scale_sums")  # type: ignore[untyped-decorator]
 def _scale_sums_fake(*_: Any) -> None:
     return None

@@ -16,7 +16,7 @@ from engine.plugin.register import Register
 
 @dataclass
 class Fp8DynamicConfig(DynamicQuantConfig):
-    """Products in 8-bit floats (e4m3), on GPUs from compute capability 8.9 on; weights take half of the memory; needs the extra [quant]."""
+    """Products in 8-bit floats, on GPUs from compute capability 8.9 on; halves the weights; needs the extra [quant]."""
 
     name: str = "fp8-dynamic"
     stored: str = field(default="none", metadata=one_of("none", "fp8-quanto"))

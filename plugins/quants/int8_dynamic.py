@@ -16,7 +16,7 @@ from engine.plugin.register import Register
 
 @dataclass
 class Int8DynamicConfig(DynamicQuantConfig):
-    """Products in 8-bit integers, by tensor cores; weights take half of the memory; needs the extra [quant]."""
+    """Products in 8-bit integers, by tensor cores; halves the weights; needs the extra [quant]."""
 
     name: str = "int8-dynamic"
     stored: str = field(default="none", metadata=one_of("none", "int8-quanto"))
