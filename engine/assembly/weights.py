@@ -135,7 +135,7 @@ def make_load_spec(config: Config, weights: WeightsFinder, runtime: Runtime, reg
     check_suited(config, folder, registry)
     arguments = {
         "folder": folder,
-        "quant": config.quant.name,
+        "quant": config.quant.form,
         "wanted": weights_of(config),
         "memory": _profile(config),
         "loras": loadable_loras(config, folder),

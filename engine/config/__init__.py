@@ -42,6 +42,30 @@ class QuantConfig(ComponentConfig):
     #: The quantised file, in the weights' folder, if there are several.
     file: str | None = None
 
+    @property
+    def form(self) -> str:
+        """The form of the files that are read: `name`, unless the quantisation reads files of another one."""
+        return self.name
+
+
+@dataclass
+class DynamicQuantConfig(QuantConfig):
+    """Base of quantisations that multiply in 8 bits: activations are quantised row by row while the network runs."""
+
+    #: Files that are read: "none", full weights, which are quantised while they are loaded; or a published file's
+    #: quant, whose stored values are multiplied as they are.
+    stored: str = "none"
+    #: Layers of the transformer's blocks that are not quantised, as parts of their names, such as "audio_attn" or
+    #: "blocks.0.". With a published file their weights stay as stored, but they multiply in the model's dtype.
+    keep: list[str] = field(default_factory=list)
+    #: Whether the text encoder is quantised, too.
+    text_encoder: bool = True
+
+    @property
+    def form(self) -> str:
+        """See QuantConfig."""
+        return self.name if self.stored == "none" else self.stored
+
 
 @dataclass
 class LoraConfig:

@@ -80,6 +80,8 @@ class Estimates:
     #: Floating-point operations of one forward, and of the whole video including the autoencoder.
     forward_flops: int
     flops: int
+    #: Share of a forward's matrix products that run in 8 bits, at the card's rate for them.
+    products_in_8_bits: float
     #: Bytes of weights that are read at the start: sizes of the files, or published sizes if the files are missing.
     start_bytes: int
     cards: tuple[CardEstimate, ...]

@@ -15,10 +15,12 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from engine.components import Quantiser, Reader
+from engine.components import MultiplyingQuantiser, Quantiser, Reader
 from engine.data import Weights
 from engine.data.cancel import CancelToken
 from engine.errors import RequestError, SourceError, UnknownComponent
+from engine.loading import dynamic
+from engine.loading.checkpoint import Keep
 from engine.loading.compiling import Compiling, compile_blocks
 from engine.loading.component import Component
 from engine.loading.component_files import ComponentFiles, first_sentence, unusable_folder
@@ -32,6 +34,7 @@ from engine.loading.lora_names import unmatched_warning
 from engine.loading.placement import Placement, Profile, activation_bytes, place, reduce_memory, resolve_profile
 from engine.loading.quantize import change_weight, is_block_linear
 from engine.loading.safetensors_reader import AheadReader
+from engine.machine.products import check_products
 from engine.multitalk.attention import set_self_attention_backend
 from engine.multitalk.audio import AudioEncoder
 from engine.multitalk.codec import LatentCodec, WanCodec
@@ -161,20 +164,41 @@ def load_model(
     files = _check_files(folder, replace(wanted or Weights("", "", COMPONENTS), quant=quant))
     adapters = Loras(loras, lora_mode)
 
+    products = quantiser.products if isinstance(quantiser, MultiplyingQuantiser) else None
+    if products is not None and device == "cuda":
+        check_products(products, dtype, torch.cuda.get_device_capability(), torch.cuda.get_device_name())
+
     def prepare(transformer: Any) -> None:
         adapters.merge(transformer)
         if quantiser is not None:
             quantiser.apply(transformer, is_block_linear)
+            check(transformer)
         adapters.attach_adapters(transformer)
         set_self_attention_backend(transformer, attention)
         if compiling is not None:
             compile_blocks(transformer, compiling)
 
+    def prepare_text(text_encoder: Any) -> None:
+        cast("MultiplyingQuantiser", quantiser).apply_text(text_encoder)
+        check(text_encoder)
+
+    def check(network: Any) -> None:
+        if device == "cuda":
+            dynamic.check_layers(network)
+
     kept = None if quantiser is None else quantiser.cost()[0]
+    # Values that a file stores in the format of the products become the layers' own.
+    scaled = None if products is None else dynamic.FORMATS[products]
+    text_options: dict[str, Any] = {}
+    if isinstance(quantiser, MultiplyingQuantiser) and quantiser.text:
+        keep_text = Keep("encoder.block.", scaled)
+        text_options = {"finish": prepare_text, "kept": kept, "chosen": dynamic.is_text_linear, "keep": keep_text}
     parts = {
-        "transformer": ComponentFiles(files["transformer"], "transformer", DTYPES[dtype], prepare, kept=kept),
+        "transformer": ComponentFiles(
+            files["transformer"], "transformer", DTYPES[dtype], prepare, kept=kept, keep=Keep("blocks.", scaled)
+        ),
         "vae": ComponentFiles(files["vae"], "vae", torch.float32, lambda vae: reduce_memory(vae, profile)),
-        "text_encoder": ComponentFiles(files["text_encoder"], "text_encoder", DTYPES[dtype]),
+        "text_encoder": ComponentFiles(files["text_encoder"], "text_encoder", DTYPES[dtype], **text_options),
         "image_encoder": ComponentFiles(files["image_encoder"], "image_encoder", DTYPES[dtype]),
     }
     meta_models: dict[str, Any] = {name: part.meta_model for name, part in parts.items()}

@@ -13,7 +13,7 @@ from engine.planning import memory, seconds
 from engine.planning.activations import tiles, tokens
 from engine.planning.gpus import Card, cards, find_card, prices
 from engine.planning.memory import Load, Work
-from engine.planning.operations import codec_work, forward_work
+from engine.planning.operations import Multiplied, codec_work, forward_work
 from engine.planning.parameters import PARTS, Count, Sizes, scales, width
 
 #: Stands for unknown free memory, which is assumed to be enough.
@@ -41,10 +41,15 @@ def estimate(
     device_free = None if load.device == "cpu" else _ENOUGH if gpu is None else free_of(gpu)
     resolved = resolve_memory(sizes, load, device_free, host_free)
     stages = memory.stages(sizes, resolved, work)
-    on_cards = tuple(_on_card(one, plan, sizes, load, work) for one in cards())
+    on_cards = tuple(_on_card(one, plan, sizes, load, work) for one in cards() if multiplies(one, load.multiplied))
     here = next((one for one in on_cards if gpu is not None and one.card == gpu.name), None)
     forward = forward_work(
-        sizes.configs["transformer"], work.latents, value=2, speakers=work.speakers, compiled=load.compiled
+        sizes.configs["transformer"],
+        work.latents,
+        value=2,
+        speakers=work.speakers,
+        multiplied=load.multiplied,
+        compiled=load.compiled,
     )
     source = prices()
     return Estimates(
@@ -59,8 +64,9 @@ def estimate(
         weights=memory.weights_bytes(sizes, resolved),
         stages=stages,
         forward_flops=forward.operations,
+        products_in_8_bits=forward.in_8_bits / forward.products,
         flops=sum(_operations(plan, sizes, window) for window in plan.windows),
-        start_bytes=start_bytes if start_bytes is not None else _published(sizes, load.quant),
+        start_bytes=_start_bytes(sizes, load) if start_bytes is None else start_bytes,
         cards=on_cards,
         prices=f"{source.currency}, {source.what}, {source.source}, {source.date}",
         picked=resolved.memory if load.memory == "auto" else "",
@@ -104,6 +110,11 @@ def _codec(plan: Plan, sizes: Sizes, window: Window, tile: int = 0) -> tuple[int
         codec_work(sizes.configs["vae"], side, window.frames, rows, columns) for side in ("encoder", "decoder")
     )
     return encoding, decoding
+
+
+def multiplies(card: Card, multiplied: Multiplied | None) -> bool:
+    """Return whether a card has the products in 8 bits that are chosen, if any are."""
+    return multiplied is None or card.speed_up(multiplied.format) > 1
 
 
 def free_of(card: Card) -> int:
@@ -150,12 +161,19 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) ->
     streamed = max(0, transformer["num_layers"] - int(load.resident))
     blocks = (sizes.block * streamed).bytes(2, load.kept)
     moved = blocks if load.memory in ("group-offload", "lowest") else 0
-    unpacked = sizes.counts["transformer"].linear if load.quant != "none" else 0
+    unpacked = sizes.counts["transformer"].linear if load.quant != "none" and load.multiplied is None else 0
     total, step = seconds.link_seconds(card, _brought_once(load, weights)), 0.0
     width, height = plan.canvas.target
     for window in plan.windows:
         latents = latents_of(sizes, window.frames, plan.canvas.target)
-        forward = forward_work(transformer, latents, value=2, speakers=len(plan.seats), compiled=load.compiled)
+        forward = forward_work(
+            transformer,
+            latents,
+            value=2,
+            speakers=len(plan.seats),
+            multiplied=load.multiplied,
+            compiled=load.compiled,
+        )
         # A sampler may make several evaluations in a step.
         share = plan.forwards / (len(plan.windows) * plan.steps * plan.passes)
         of_step = share * plan.passes * seconds.forward_seconds(card, forward, moved_weights=moved, unpacked=unpacked)
@@ -195,6 +213,10 @@ def _brought_each(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> int:
         return 0
     small = 2 * weights["vae"] + weights["image_encoder"]
     return small + (weights["transformer"] if load.memory == "model-offload" else sizes.root.bytes(2))
+
+
+def _start_bytes(sizes: Sizes, load: Load) -> int:
+    return _published(sizes, load.quant if load.stored == "none" else load.stored)
 
 
 def _published(sizes: Sizes, quant: str) -> int:

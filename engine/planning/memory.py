@@ -10,6 +10,7 @@ from engine.data.estimates import StageMemory
 from engine.errors import UnknownComponent
 from engine.machine.profiles import PROFILES
 from engine.planning import activations
+from engine.planning.operations import Multiplied
 from engine.planning.parameters import PARTS, Quant, Sizes, width
 
 #: Of files: each row has a float32 scale. GGUF files have types of their own.
@@ -51,6 +52,12 @@ class Load:
     resident: int | str = 0
     #: How layers are kept if they are quantised while loading; None: `quant` is a file's.
     made: Quant | None = None
+    #: The quantised file that is read in that case; "none": full weights.
+    stored: str = "none"
+    #: What multiplies in 8 bits; None: quantised weights are expanded for each product.
+    multiplied: Multiplied | None = None
+    #: Whether the text encoder is quantised, too.
+    text: bool = False
     #: Bytes of attached LoRAs.
     loras: int = 0
     #: Whether any of them is switched on.
@@ -110,6 +117,8 @@ def weights_bytes(sizes: Sizes, load: Load) -> dict[str, int]:
     value = WIDTHS[load.dtype]
     sizes_in_bytes = {name: count.bytes(value) for name, count in sizes.counts.items()}
     sizes_in_bytes["transformer"] = sizes.counts["transformer"].bytes(value, load.kept) + load.loras
+    if load.text:
+        sizes_in_bytes["text_encoder"] = sizes.counts["text_encoder"].bytes(value, load.kept)
     return sizes_in_bytes
 
 
@@ -226,14 +235,17 @@ def _loading(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> StageMemor
     # All others go from their file to the device.
     through |= {"vae", "text_encoder", "image_encoder"} if load.converted else set()
     through |= {"transformer"} if load.quant != "none" or load.memory == "lowest" or load.scaled else set()
+    through |= {"text_encoder"} if load.text else set()
     arriving, temporaries = dict(weights), dict.fromkeys(PARTS, BUFFER)
     if load.scaled:
         # Values of a layer and their product with the scale, both in float32.
         temporaries["transformer"] = max(BUFFER, _largest_layer(sizes) * 8)
-    if load.made is not None:
+    if load.made is not None and load.stored == "none":
         # Read completely, then quantised in place, one layer in float32 at a time.
         arriving["transformer"] = sizes.counts["transformer"].bytes(WIDTHS[load.dtype]) + load.loras
         temporaries["transformer"] = max(temporaries["transformer"], _largest_layer(sizes) * 4)
+        if load.text:
+            arriving["text_encoder"] = sizes.counts["text_encoder"].bytes(WIDTHS[load.dtype])
     present = {"audio_encoder": weights["audio_encoder"]}
     moments = [StageMemory("load", present, BUFFER, "cpu")]
     for name in order:
@@ -275,7 +287,7 @@ def _denoising(sizes: Sizes, load: Load, work: Work, value: int) -> int:
     one = activations.conditions_bytes(config, work.latents, value=value, speakers=work.speakers, passes=1)
     forward = activations.forward_bytes(config, work.latents, value=value, speakers=work.speakers, adapted=load.adapted)
     forward -= one
-    if load.quant != "none":
+    if load.quant != "none" and load.multiplied is None:
         # Quantised weights are expanded one layer at a time, while one of the two wide tensors of the feed-forward
         # is in memory.
         wide = activations.tokens(config, work.latents) * config["ffn_dim"] * value

@@ -11,7 +11,7 @@ from __future__ import annotations
 from engine.planning.gpus import Card
 from engine.planning.operations import Forward
 
-#: Share of the card's dense bfloat16 rate, for matrix products with thousands of rows.
+#: Share of the card's dense rate, in bfloat16 and in 8 bits, for matrix products with thousands of rows.
 PRODUCTS = 0.6
 #: Share of the card's TF32 rate, for the autoencoder's float32 convolutions.
 CONVOLUTIONS = 0.3
@@ -32,7 +32,8 @@ def forward_seconds(card: Card, work: Forward, *, moved_weights: int = 0, unpack
     quantised weights that are expanded to bfloat16 for each product.
     """
     rate = card.bf16_tflops * 1e12
-    computing = work.products / (rate * PRODUCTS) + work.attention / (rate * card.attention)
+    products = work.products - work.in_8_bits + work.in_8_bits / card.speed_up(work.format)
+    computing = products / (rate * PRODUCTS) + work.attention / (rate * card.attention)
     computing += (work.moved + 5 * unpacked) / (card.bandwidth_gb * 1e9 * BANDWIDTH)
     return max(computing, link_seconds(card, moved_weights))
 

@@ -243,7 +243,7 @@ def _weights(config: Config, scene: Scene, folder: Path) -> tuple[str, ...]:
     write_published(
         folder / model.folder,
         architecture_of(config, scene),
-        quant=config.quant.name,
+        quant=config.quant.form,
         adapter=model.adapter,
         loras=sorted(lora_files(config)),
     )

@@ -295,6 +295,8 @@ def _estimates(estimates: Estimates) -> list[tuple[str, str]]:
     host = "" if estimates.device_memory_bytes is None else f", and {_giga(estimates.host_memory_bytes)} of the host's"
     weights = ", ".join(f"{name} {_giga(size)}" for name, size in estimates.weights.items())
     work = f"{_operations(estimates.forward_flops)} operations per forward, {_operations(estimates.flops)} in all"
+    if estimates.products_in_8_bits:
+        work += f", {estimates.products_in_8_bits:.1%} of matrix products in 8 bits"
     return [
         ("memory", f"{_giga(peak)} ({where}), most in {worst.stage}{host}"),
         ("kept", weights),
