@@ -156,6 +156,7 @@ def make_load(config: Config, registry: Registry, **others: Any) -> Load:
         "adapted": _is_adapted(config),
         "cache": registry.caches.build(config.cache),
         "tile": config.memory.tile,
+        "decode_dtype": config.vae.decode_dtype,
         "continuation": config.continuation.style,
         "window": largest_window(config),
     }

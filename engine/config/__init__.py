@@ -71,6 +71,18 @@ class MemoryConfig:
     pin: bool | None = None
     #: Side of the VAE's tiles in pixels, a multiple of 32; 0: no tiles. With tiles the frames change a little.
     tile: int = field(default=0, metadata=within(0, 4096))
+    #: Encode a window's frames (H.264) while the next window is computed, with one more window's frames in host memory;
+    #: null: if the device is CUDA. The video has the same bytes.
+    overlap: bool | None = None
+
+
+@dataclass
+class VaeConfig:
+    """How the video autoencoder (VAE) computes."""
+
+    #: Number format of decoding: "float32", "bfloat16" (half the memory, and faster on a card), or "auto": bfloat16 if
+    #: the transformer computes in it on CUDA, else float32. Encoding is always in float32; docs/codec.md has figures.
+    decode_dtype: str = field(default="auto", metadata=one_of("auto", "float32", "bfloat16"))
 
 
 @dataclass
@@ -290,6 +302,8 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
     #: Which parts of the model are in host memory and on the device at a time.
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    #: How the video autoencoder computes.
+    vae: VaeConfig = field(default_factory=VaeConfig)
     #: How many devices work on one video.
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     #: The solver, its steps and its schedule.
@@ -327,6 +341,7 @@ FIXED = (
     "attention",
     "lora",
     "memory",
+    "vae",
     "parallel",
     "sink",
     "entrypoint",
