@@ -35,7 +35,9 @@ CHANGES = (
     ("quant=int8", "memory=model-offload"),
     ("quant=int8", "memory=group-offload"),
 )
-_COMPILED = "compile=blocks: the predicted seconds are without compiling, which the first forward of each number of speakers does"
+_COMPILED = (
+    "compile=blocks: the first forward of each number of speakers compiles, which the predicted seconds leave out"
+)
 
 
 def estimate_plan(plan: Plan, config: Config, registry: Registry) -> Plan:
@@ -180,6 +182,7 @@ def make_load(config: Config, registry: Registry, **others: Any) -> Load:
         "adapted": _is_adapted(config),
         "cache": registry.caches.build(config.cache),
         "tile": config.memory.tile,
+        "decode_dtype": config.vae.decode_dtype,
         "continuation": config.continuation.style,
         "window": largest_window(config),
         "compiled": config.compile.name != "none",

@@ -126,6 +126,8 @@ def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> lis
             overrides.append(f"{group}={quoted(group, value['name'])}")
         overrides += [f"{group}.{_key(key)}={_value(group, part)}" for key, part in value.items() if key != "name"]
     overrides.append(f"memory.tile={int(provenance.get('tile', 0))}")
+    # Before there was a choice, all decoding was in float32.
+    overrides.append(f"vae.decode_dtype={quoted('decode_dtype', provenance.get('decode_dtype', 'float32'))}")
     speakers = [
         {
             **({"silence": True} if speaker.audio is None else {"audio": speaker.audio}),

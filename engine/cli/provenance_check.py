@@ -85,6 +85,8 @@ def check_form(provenance: Mapping[str, Any]) -> None:
     versions = _part(provenance, "versions")
     for key in versions:
         _require(versions, key, _is_text, "versions.")
+    if "decode_dtype" in provenance:
+        _require(provenance, "decode_dtype", _is_text)
     for key in ("tile", "processes"):
         if key in provenance:
             _require(provenance, key, _is_whole)

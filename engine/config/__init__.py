@@ -95,6 +95,18 @@ class MemoryConfig:
     pin: bool | None = None
     #: Side of the VAE's tiles in pixels, a multiple of 32; 0: no tiles. With tiles the frames change a little.
     tile: int = field(default=0, metadata=within(0, 4096))
+    #: Encode a window's frames (H.264) while the next window is computed, with one more window's frames in host memory;
+    #: null: if the device is CUDA. The video has the same bytes.
+    overlap: bool | None = None
+
+
+@dataclass
+class VaeConfig:
+    """How the video autoencoder (VAE) computes."""
+
+    #: Number format of decoding: "float32", "bfloat16" (half the memory, and faster on a card), or "auto": bfloat16 if
+    #: the transformer computes in it on CUDA, else float32. Encoding is always in float32; docs/codec.md has figures.
+    decode_dtype: str = field(default="auto", metadata=one_of("auto", "float32", "bfloat16"))
 
 
 @dataclass
@@ -329,6 +341,8 @@ class Config:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     #: Whether torch.compile compiles the network.
     compile: CompileConfig = field(default_factory=CompileConfig)
+    #: How the video autoencoder computes.
+    vae: VaeConfig = field(default_factory=VaeConfig)
     #: How many devices work on one video.
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     #: The solver, its steps and its schedule.
@@ -367,6 +381,7 @@ FIXED = (
     "lora",
     "memory",
     "compile",
+    "vae",
     "parallel",
     "sink",
     "entrypoint",

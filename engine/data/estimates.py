@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class StageMemory:
     """The peak memory of one stage, in bytes."""
 
-    #: "load", "audio", "text", "vae encode", "image", "denoise", "vae decode" or "colors".
+    #: "load", "audio", "text", "vae encode", "image", "denoise", "vae decode", "colors" or "write".
     stage: str
     #: Weights in memory, by component, and temporary tensors.
     weights: Mapping[str, int]

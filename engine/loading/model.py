@@ -121,6 +121,7 @@ def load_model(
     *,
     device: str,
     dtype: str,
+    decode_dtype: str = "float32",
     quant: str = "none",
     quantiser: Quantiser | None = None,
     wanted: Weights | None = None,
@@ -139,6 +140,7 @@ def load_model(
         folder: the weights; its files are not changed.
         device: "cuda" or "cpu".
         dtype: "float32" or "bfloat16", for transformer, text and image encoder; the rest is float32.
+        decode_dtype: "float32" or "bfloat16", for the VAE's decoder.
         quant: "none", one of `layout.QUANTISED`, which reads a quantised file and keeps it quantised, or the
             quantiser's name.
         quantiser: quantises the network's layers after they are read; None: they are not quantised.
@@ -157,6 +159,7 @@ def load_model(
         ConfigError: a choice does not exist, or the device does not support it.
     """
     _choose("dtype", dtype, tuple(DTYPES))
+    _choose("vae.decode_dtype", decode_dtype, tuple(DTYPES))
     if quantiser is None:
         _choose("quant", quant, QUANTS)
     _choose("lora.mode", lora_mode, LORA_MODES)
@@ -215,7 +218,8 @@ def load_model(
 
     text_len = int(meta_models["transformer"].config.text_len)
     text = TextEncoder(_load_tokenizer(files["tokenizer"].folder), meta_models["text_encoder"], text_len)
-    image, codec = ImageEncoder(meta_models["image_encoder"]), WanCodec(meta_models["vae"])
+    image = ImageEncoder(meta_models["image_encoder"])
+    codec = WanCodec(meta_models["vae"], DTYPES[decode_dtype])
 
     activations = activation_bytes(
         profile.window, meta_models["transformer"].config, codec.spatial, DTYPES[dtype].itemsize

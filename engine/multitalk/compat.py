@@ -17,7 +17,7 @@ from diffusers.models.attention_dispatch import (
     _check_attention_backend_requirements,
     dispatch_attention_fn,
 )
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm, WanUpsample
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbedding
 from diffusers.models.normalization import FP32LayerNorm
@@ -42,6 +42,7 @@ __all__ = [
     "WanAttention",
     "WanImageEmbedding",
     "WanRMS_norm",
+    "WanUpsample",
     "apply_lora_scale",
     "check_attention_backend_requirements",
     "convert_wan_vae_to_diffusers",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from engine.components import StepCache
 from engine.data.estimates import StageMemory
 from engine.errors import UnknownComponent
+from engine.machine.device import resolve_decode_dtype
 from engine.machine.profiles import PROFILES
 from engine.planning import activations
 from engine.planning.operations import Multiplied
@@ -68,6 +69,8 @@ class Load:
     cache: StepCache | None = None
     #: Side of the VAE's tiles in pixels; 0: none.
     tile: int = 0
+    #: In what the VAE decodes, "auto" too: see `engine.machine.device`.
+    decode_dtype: str = "float32"
     #: How windows continue: "infinitetalk" encodes the picture once per request, "multitalk" in each window.
     continuation: str = "multitalk"
     #: Whether files have another layout than ours: encoders and autoencoder are then converted in host memory.
@@ -76,6 +79,11 @@ class Load:
     scaled: bool = False
     #: Whether torch.compile compiles the network's blocks.
     compiled: bool = False
+
+    @property
+    def decoded(self) -> int:
+        """Return the bytes of a value while the VAE decodes."""
+        return WIDTHS[resolve_decode_dtype(self.decode_dtype, self.device, self.dtype)]
 
     @property
     def kept(self) -> Quant | None:
@@ -168,11 +176,21 @@ def _stages(sizes: Sizes, load: Load, work: Work) -> Iterator[StageMemory]:
             yield StageMemory(stage, _on_host(load, work, weights, stage, part), temporaries[stage], "cpu")
             continue
         side = {"vae encode": "encoder", "vae decode": "decoder"}.get(stage)
-        layouts = 0 if side is None else activations.workspace_bytes(vae, side, *size, tile=load.tile)
+        layouts = (
+            0 if side is None else activations.workspace_bytes(vae, side, *size, tile=load.tile, value=load.decoded)
+        )
         yield StageMemory(stage, _resident(sizes, load, weights, part), temporaries[stage], "cuda", layouts)
-    pixels = 3 * work.frames * work.height * work.width * 4
-    # The decoded window, its frames in another order, with matched colours, and before they become bytes.
-    yield StageMemory("colors", _on_host(load, work, weights, "colors", "vae"), 4 * pixels, "cpu")
+    picture = 3 * work.height * work.width
+    # Frames as bytes, of this window and twice of the one that is encoded; and those that the next one continues.
+    pictures = picture * (3 * work.frames + 4 * work.motion)
+    on_host = _on_host(load, work, weights, "colors", "vae")
+    colors = activations.colors_bytes(*size)
+    if load.device == "cpu":
+        # Colours are changed in place, then frame after frame becomes bytes.
+        yield StageMemory("colors", on_host, picture * work.frames * 4 + pictures, "cpu")
+        return
+    yield StageMemory("colors", _resident(sizes, load, weights, "vae"), colors, "cuda")
+    yield StageMemory("write", on_host, pictures, "cpu")
 
 
 def _temporaries(sizes: Sizes, load: Load, work: Work) -> dict[str, int]:
@@ -195,7 +213,7 @@ def _temporaries(sizes: Sizes, load: Load, work: Work) -> dict[str, int]:
         "image": activations.image_bytes(configs["image_encoder"], value=value)
         + (0 if load.continuation == "infinitetalk" else before + pixels),
         "denoise": _denoising(sizes, load, work, value) + persistent,
-        "vae decode": activations.decode_bytes(vae, *size, device=device, tile=load.tile)
+        "vae decode": activations.decode_bytes(vae, *size, device=device, tile=load.tile, value=load.decoded)
         + persistent
         + 2 * transformer["out_channels"] * latent,
     }

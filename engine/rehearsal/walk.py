@@ -44,9 +44,8 @@ _RESTS = {"listen": "audio", "encode": "inputs", "denoise": "noise", "decode": "
 #: A prompt as long as the text encoder allows.
 _PROMPT = "a person talks " * 200
 _VOICES = ("left.flac", "right.flac", "one.flac")
-#: What a rehearsal changes of every config, and why: colours are matched on the host, frame by frame for seconds, and
-#: nothing of that is on the card; the file goes to a folder that is deleted.
-_FIXED = ("device=cuda", "continuation.color_strength=0", "sink=disk", "sink.overwrite=true")
+#: What a rehearsal changes of every config: the file goes to a folder that is deleted.
+_FIXED = ("device=cuda", "sink=disk", "sink.overwrite=true")
 
 
 @dataclass(frozen=True)
