@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from engine.data import Artifact, Delivery, Kept, Plan, Progress, Request, Resumed, Store, Weights
+from engine.data.attention import AttentionChoice, AttentionSite
 from engine.data.cancel import CancelToken as CancelToken  # re-exported
+from engine.data.stored import Stored as Stored  # re-exported
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 ProgressCallback: TypeAlias = Callable[[Progress], None]
@@ -49,22 +50,6 @@ class FetchingSource(ModelSource, Protocol):
         Called only before weights are read, never for a plan. Raises SourceError if the download fails.
         """
         ...
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The place of a tensor in a file."""
-
-    file: Path
-    #: Its name in the file.
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    #: Offset of the tensor from the file's start, and its size, in bytes.
-    offset: int
-    size: int
-    #: Whether it is used on the CPU exactly as it is stored, so that a reader may map it instead of copying it.
-    stays: bool = False
 
 
 class Reader(Protocol):
@@ -119,6 +104,15 @@ class AttentionBackend(Protocol):
 
         Raises MissingExtra if its package is not installed, and ConfigError if the device cannot run it.
         """
+        ...
+
+
+@runtime_checkable
+class ChoosingBackend(AttentionBackend, Protocol):
+    """A backend that needs to know more than the device, gives reasons, or computes attention itself."""
+
+    def choose(self, site: AttentionSite) -> AttentionChoice:
+        """Return the choice for a site; called instead of `resolve`, before weights are read. Raises as `resolve`."""
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from engine.assembly.access import make_access
+from engine.assembly.attention import choose_attention, with_attention
 from engine.assembly.followers import ProcessGroup
 from engine.assembly.location import WeightsFinder
 from engine.assembly.options import make_options
@@ -18,7 +19,7 @@ from engine.config import Config
 from engine.data import Access, Delivery, Request
 from engine.files.scratch import scratch
 from engine.plugin.manager import Registry
-from engine.runtime.device import pick_decode_dtype, pick_device, pick_dtype
+from engine.runtime.device import attention_site, pick_decode_dtype, pick_device, pick_dtype
 from engine.runtime.parallel import Ranks
 from engine.runtime.progress import Meter
 from engine.stages.behind import WriteBehind
@@ -55,11 +56,11 @@ class Engine:
         dtype = pick_dtype(config.dtype, device)
         self.sink = registry.sinks.build(config.sink)
         self.reader = registry.readers.build(config.reader)
-        attention = registry.attention.build(config.attention).resolve(device)
-        decode_dtype = pick_decode_dtype(config.vae.decode_dtype, device, dtype)
-        self.runtime = Runtime(device, dtype, attention, decode_dtype, self._group.size, alone=self._group.follows)
-        before = None if after is None else after._weights
-        self._weights: WeightsHolder = WeightsHolder(config, registry, self.runtime, before)
+        self._attention = choose_attention(config.attention, registry, attention_site(device, dtype, self._group.size))
+        decode_dtype, kernel = pick_decode_dtype(config.vae.decode_dtype, device, dtype), self._attention.kernel
+        self.runtime = Runtime(device, dtype, kernel, decode_dtype, self._group.size, alone=self._group.follows)
+        before, own = None if after is None else after._weights, self._attention.attend
+        self._weights: WeightsHolder = WeightsHolder(config, registry, self.runtime, before, own)
 
     def generate(
         self,
@@ -96,6 +97,7 @@ class Engine:
                 model = loaded.set_loras(config)
             meter.expect(len(plan.windows), plan.steps, evaluations_of(sampling.sampler, plan.steps))
             plan = loaded.annotate(plan, request, config, sampling.guidance.branches)
+            plan = with_attention(plan, config, self._attention)
             options = make_options(config, plan, sampling, self.runtime.device)
             with meter.stage("listen"):
                 prompts = prompts_of(request, config)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.assembly.access import make_access
+from engine.assembly.attention import plan_attention
 from engine.assembly.compatibility import check_device, check_suited, with_loras
 from engine.assembly.compose import Composer, compose, compose_request
 from engine.assembly.estimates import advise, estimate_plan
@@ -242,7 +243,7 @@ class EngineService:
         cancel: CancelToken | None,
     ) -> Plan:
         """Return `plan` with estimates, and with what is known from the headers of the weights and from the sound."""
-        plan = estimate_plan(plan, config, self._registry)
+        plan = plan_attention(estimate_plan(plan, config, self._registry), config, self._registry)
         if (folder := plan.weights) is None:
             try:
                 check_device(config, self._registry)

@@ -18,6 +18,7 @@ from engine.config import Config
 from engine.data import Plan, Weights
 from engine.data.adapters import LoraUse
 from engine.errors import ConfigError, MissingExtra, MissingWeights, SourceError
+from engine.hub.manifest import read_manifest
 from engine.loading.key_map import engine_name
 from engine.loading.layout import QUANTISED, ComponentLayout, describe_unread, find_parts, gguf_names, other_quant
 from engine.loading.lora_alpha import strengths
@@ -66,13 +67,19 @@ def check_suited(config: Config, folder: Path, registry: Registry) -> Mapping[Pa
         raise ConfigError("LoRAs cannot be merged into a GGUF file", field="lora.mode", hint="use lora.mode=runtime")
     for path in dict(loras):
         if not path.exists():
-            key = named_by(config, folder, path)
+            key, get = named_by(config, folder, path), _get(needed, folder, path)
             raise SourceError(
                 f"no LoRA file {path}",
                 field="lora",
-                hint=f"{key} refers to it: put the file there, or change {key} ([] for none)",
+                hint=f"{key} refers to it: {get}put the file there, or change {key} ([] for none)",
             )
     return look_at_loras(needed, folder, loras)
+
+
+def _get(needed: Weights, folder: Path, path: Path) -> str:
+    """Return the command that downloads a published LoRA, as the beginning of a hint; "" if it is not published."""
+    part = read_manifest().part_of(path.relative_to(folder).as_posix()) if path.is_relative_to(folder) else None
+    return f"{needed.commands[0][0]} --with {part}, or " if part and needed.commands else ""
 
 
 def _incomplete(needed: Weights, folder: Path, missing: tuple[str, ...]) -> MissingWeights:

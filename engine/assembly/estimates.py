@@ -200,13 +200,13 @@ def multiplied_by(config: Config, quantiser: Quantiser | None) -> Multiplied | N
 
 def lora_files(config: Config) -> set[str]:
     """Return the LoRAs that a config loads, as paths relative to the weights folder."""
-    model = config.model
-    return {lora.file for lora in (*model.standard.loras, *model.turbo.loras, *config.lora.extra)}
+    bundled = [lora for bundle in config.model.bundles.values() for lora in bundle.loras]
+    return {lora.file for lora in (*bundled, *config.lora.extra)}
 
 
 def _is_adapted(config: Config) -> bool:
     """Return whether a config switches on LoRAs that are kept separate from the weights."""
-    bundle = config.model.turbo if config.sampler.bundle == "turbo" else config.model.standard
+    bundle = config.model.bundles[config.sampler.bundle]
     return config.lora.mode == "runtime" and bool(bundle.loras or config.lora.extra)
 
 

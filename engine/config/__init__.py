@@ -242,7 +242,7 @@ class RequestConfig:
 class SamplerConfig(ComponentConfig):
     """The base of every sampler's config. Defaults of steps and shift come from the model's bundle."""
 
-    #: "standard" or "turbo": the model's bundle that provides the defaults.
+    #: "standard", "turbo" or "distilled": the model's bundle that provides the defaults.
     bundle: str = field(default="standard", metadata=BUNDLE)
     #: Number of sampling steps.
     steps: int = field(default=II("model.${sampler.bundle}.steps"), metadata=STEPS)

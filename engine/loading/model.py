@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from engine.components import MultiplyingQuantiser, Quantiser, Reader
 from engine.data import Weights
+from engine.data.attention import Attend
 from engine.data.cancel import CancelToken
 from engine.errors import RequestError, SourceError, UnknownComponent
 from engine.loading import dynamic
@@ -34,8 +35,9 @@ from engine.loading.lora_names import unmatched_warning
 from engine.loading.placement import Placement, Profile, activation_bytes, place, reduce_memory, resolve_profile
 from engine.loading.quantize import change_weight, is_block_linear
 from engine.loading.safetensors_reader import AheadReader
+from engine.machine.kernels import dispatched, head_refusal
 from engine.machine.products import check_products
-from engine.multitalk.attention import set_self_attention_backend
+from engine.multitalk.attention import prepare_attention, set_own_self_attention, set_self_attention_backend
 from engine.multitalk.audio import AudioEncoder
 from engine.multitalk.codec import LatentCodec, WanCodec
 from engine.multitalk.image import ImageEncoder
@@ -126,6 +128,7 @@ def load_model(
     quantiser: Quantiser | None = None,
     wanted: Weights | None = None,
     attention: str = "native",
+    attend: Attend | None = None,
     memory: Profile | None = None,
     reader: Reader | None = None,
     loras: Sequence[Lora] = (),
@@ -145,7 +148,8 @@ def load_model(
             quantiser's name.
         quantiser: quantises the network's layers after they are read; None: they are not quantised.
         wanted: which file to use if there are several.
-        attention: name of diffusers' attention backend, from an AttentionBackend's `resolve`.
+        attention: name of diffusers' attention backend, from an AttentionBackend.
+        attend: computes self-attention in place of a backend of diffusers; `attention` is then only its name.
         memory: what is in memory and on the device at a time; None: everything on the device.
         reader: reads tensors from files; None: the engine's own.
         loras: files and scales. "merged": added to the weights. "runtime": loaded and switched off; see `set_loras`.
@@ -177,7 +181,10 @@ def load_model(
             quantiser.apply(transformer, is_block_linear)
             check(transformer)
         adapters.attach_adapters(transformer)
-        set_self_attention_backend(transformer, attention)
+        if attend is None:
+            set_self_attention_backend(transformer, attention)
+        else:
+            set_own_self_attention(transformer, attend)
         if compiling is not None:
             compile_blocks(transformer, compiling)
 
@@ -206,6 +213,9 @@ def load_model(
     }
     meta_models: dict[str, Any] = {name: part.meta_model for name, part in parts.items()}
     check_heads(meta_models["transformer"].config.num_attention_heads, processes)
+    if attend is None:
+        _check_heads(attention, meta_models["transformer"].config.attention_head_dim)
+        prepare_attention(attention)
     hearing = _load_audio(files["audio_encoder"].folder)
     _check_fit(
         files["transformer"],
@@ -259,6 +269,13 @@ def load_model(
     }
     model.placement = place(profile, components, device=device)
     return model
+
+
+def _check_heads(attention: str, head_dim: int) -> None:
+    """Raise ConfigError if a kernel of diffusers does not work with the network's heads."""
+    kernel = dispatched(attention)
+    if kernel is not None and (problem := head_refusal(kernel, head_dim)) is not None:
+        raise problem
 
 
 def _choose(field: str, name: str, choices: tuple[str, ...]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from engine.data.attention import Attend, TokenGrid
 from engine.errors import ConfigError, UnknownComponent
 from engine.multitalk.compat import (
     AttentionBackendName,
@@ -14,6 +16,7 @@ from engine.multitalk.compat import (
     WanAttention,
     check_attention_backend_requirements,
     dispatch_attention_fn,
+    fetch_kernel,
 )
 from engine.multitalk.embeddings import RMSNorm, Rotary, rotate
 from engine.multitalk.sequence import Shard
@@ -22,12 +25,11 @@ from engine.multitalk.speakers import Speakers, label_positions, rotary_at
 NATIVE = AttentionBackendName.NATIVE
 
 
-def set_self_attention_backend(model: nn.Module, name: str) -> None:
-    """Switch the self-attention of every block of `model` to diffusers' attention backend `name`.
+def prepare_attention(name: str) -> AttentionBackendName:
+    """Check what diffusers' attention backend `name` needs, and fetch its kernel if it comes from the Hub.
 
-    Only `attn1` is switched, and only of this model: diffusers' own `set_attention_backend` would switch the short
-    text and audio attentions too and change the default of the whole process. Raises UnknownComponent for a name
-    diffusers does not have, ConfigError if what the backend needs is not installed.
+    Called before weights are read. Raises UnknownComponent for a name diffusers does not have, and ConfigError if what
+    it needs is not installed, or if it cannot be fetched.
     """
     names = [backend.value for backend in AttentionBackendName]
     if name not in names:
@@ -37,9 +39,50 @@ def set_self_attention_backend(model: nn.Module, name: str) -> None:
         check_attention_backend_requirements(backend)
     except (RuntimeError, ImportError) as error:
         raise ConfigError(str(error), field="attention", hint="choose attention=sdpa or install the package") from error
+    try:
+        fetch_kernel(backend)
+    except Exception as error:  # a hub, a cache or the code of a kernel may raise anything
+        what = f"the attention kernel {name} cannot be fetched from the Hub: {error}"
+        raise ConfigError(what, field="attention", hint="choose attention=sdpa") from error
+    return backend
+
+
+def set_self_attention_backend(model: nn.Module, name: str) -> None:
+    """Switch the self-attention of every block of `model` to diffusers' attention backend `name`.
+
+    Only `attn1` is switched, and only of this model: diffusers' own `set_attention_backend` would switch the short
+    text and audio attentions too and change the default of the whole process. Raises as `prepare_attention`.
+    """
+    backend = prepare_attention(name)
+    for attention in _self_attentions(model):
+        attention.processor._attention_backend, attention.processor.attend = backend, None
+
+
+def set_own_self_attention(model: nn.Module, attend: Attend) -> None:
+    """Have `attend` compute the self-attention of every block of a MultiTalkTransformer3DModel.
+
+    It gets queries, keys and values (1, L, heads, D), and the grid of the L tokens, which the model's own call knows.
+    """
+    attentions = list(_self_attentions(model))
+    patch: Any = model.config.patch_size  # type: ignore[union-attr]
+
+    def set_grid(_model: nn.Module, _args: Any, kwargs: Any) -> None:
+        latents = kwargs.get("hidden_states")
+        if latents is not None:
+            sides = (size // step for size, step in zip(latents.shape[2:], patch, strict=True))
+            frames, rows, columns = map(int, sides)
+            for layer, attention in enumerate(attentions):
+                attention.processor.grid = TokenGrid(frames, rows, columns, layer, len(attentions))
+
+    for attention in attentions:
+        attention.processor.attend = attend
+    model.register_forward_pre_hook(set_grid, with_kwargs=True)
+
+
+def _self_attentions(model: nn.Module) -> Iterator[WanAttention]:
     for module in model.modules():
         if isinstance(module, WanAttention) and isinstance(module.processor, SelfAttentionProcessor):
-            module.processor._attention_backend = backend
+            yield module
 
 
 def add(own: Tensor, other: Tensor) -> Tensor:
@@ -62,6 +105,9 @@ class SelfAttentionProcessor:
     # Not None: that would use the process-wide default, which another model may have changed.
     _attention_backend = NATIVE
     _parallel_config = None
+    #: Computes attention in place of a backend, with the grid of the tokens (`set_own_self_attention`).
+    attend: Attend | None = None
+    grid: TokenGrid | None = None
 
     def __call__(
         self,
@@ -89,7 +135,9 @@ class SelfAttentionProcessor:
             first = key if shard is None else shard.first(key, speakers.values.shape[1])
             scores = class_scores(query, first, speakers)
         query, key = query.to(value.dtype), key.to(value.dtype)
-        if shard is None:
+        if self.attend is not None and self.grid is not None:
+            output = self.attend(query, key, value, self.grid)
+        elif shard is None:
             output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         else:
             output = shard.attend(query, key, value, self._attention_backend)

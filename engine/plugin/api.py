@@ -72,9 +72,18 @@ API = (
     Public("engine.components", "AttentionBackend", "attention", "protocol"),
     Public(
         "engine.machine.packaged_backend",
-        "PackagedBackend",
+        "KernelBackend PackagedBackend",
         "attention",
-        "base class: a kernel from an installed package",
+        "a kernel of diffusers by its name, and the base class for one of another package",
+    ),
+    Public(
+        "engine.machine.kernels", "Found find_kernel installed_version refusal", "attention", "the table of kernels"
+    ),
+    Public(
+        "engine.data",
+        "AttentionChoice AttentionSite TokenGrid",
+        "attention",
+        "types of a choosing backend; the grid is the order of the tokens, for one that computes attention itself",
     ),
     Public("engine.components", "Reader Stored", "reader", "protocol, and a tensor's place in a file"),
     Public("engine.loading.safetensors_reader", "by_file", "reader", "tensors by file, in file order"),

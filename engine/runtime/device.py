@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from engine.data.attention import AttentionSite
 from engine.errors import ConfigError
 from engine.machine.device import resolve_decode_dtype, resolve_device, resolve_dtype
 
@@ -27,6 +28,13 @@ def pick_device(name: str) -> str:
             raise ConfigError("this machine has no CUDA device that torch can use", field="device", hint="device=cpu")
         _let_segments_grow()
     return device
+
+
+def attention_site(device: str, dtype: str, processes: int = 1) -> AttentionSite:
+    """Return what a choice of attention kernel may depend on, on this machine: `device` is "cuda" or "cpu"."""
+    card = device == "cuda" and torch.cuda.is_available()
+    capability = torch.cuda.get_device_capability() if card else None
+    return AttentionSite(device, dtype, capability, torch.version.hip is not None, processes)
 
 
 def _let_segments_grow() -> None:

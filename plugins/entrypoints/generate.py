@@ -122,6 +122,7 @@ def describe(plan: Plan, request: Request) -> str:
         *([_native(plan)] if plan.timing == "native" else []),
         *(("windows" if index == 0 else "", line) for index, line in enumerate(_windows(plan.windows))),
         ("sampling", f"{sampling}: {plan.forwards} forwards in all"),
+        *([("attention", plan.attention)] if plan.attention else []),
         *([] if plan.estimates is None else _estimates(plan.estimates)),
     ]
     return "\n".join(f"{name:<10}{plain(text)}" for name, text in lines)

@@ -38,6 +38,7 @@ def answer(job: ParsedJob, delivery: Delivery | Resumed, *, local_caller: bool =
         **_overlapped(delivery),
         **_memory(delivery),
         **_loras(delivery),
+        **_attention(delivery),
         "engine_version": engine_version(),
         "warnings": [scrub(warning, _secrets(job), local_caller=local_caller) for warning in delivery.warnings],
     }
@@ -106,6 +107,12 @@ def _loras(delivery: Delivery | Resumed) -> dict[str, Any]:
     if isinstance(delivery, Resumed) or not delivery.plan.loras:
         return {}
     return {"loras": [asdict(lora) for lora in delivery.plan.loras]}
+
+
+def _attention(delivery: Delivery | Resumed) -> dict[str, Any]:
+    if isinstance(delivery, Resumed) or not delivery.plan.attention:
+        return {}
+    return {"attention": delivery.plan.attention}
 
 
 def _internal(error: BaseException) -> dict[str, str]:
