@@ -36,7 +36,8 @@ CHANGES = (
     ("quant=int8", "memory=group-offload"),
 )
 _COMPILED = (
-    "compile=blocks: the first forward of each number of speakers compiles, which the predicted seconds leave out"
+    "compile=blocks: the predicted seconds do not include the time to compile, "
+    "once for each number of speakers in each process"
 )
 
 

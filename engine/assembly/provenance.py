@@ -89,9 +89,8 @@ def make_provenance(
 
 
 def compiled_by(config: Config) -> str:
-    """Return the backend that generated the network's kernels; "none" if they are torch's own."""
-    compiles = config.compile.name != "none" and config.compile.backend == "inductor"
-    return config.compile.backend if compiles else "none"
+    """Return the backend that compiled the network; "none" if nothing is compiled. The last bits depend on it."""
+    return "none" if config.compile.name == "none" else config.compile.backend
 
 
 def input_hashes(media: Media) -> dict[str, Any]:

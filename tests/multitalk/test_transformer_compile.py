@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -29,6 +30,10 @@ def counters() -> Iterator[Any]:
     torch._dynamo.reset()
 
 
+#: A graph rotates pairs by real arithmetic, other forwards as complex numbers: they differ in the last bits.
+close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)
+
+
 def inputs(tiny: Any, model: Any, speakers: int) -> dict[str, Any]:
     return {**tiny.latents(), "conditions": model.embed_conditions(tiny.latent_shape, **tiny.conditions(speakers))}
 
@@ -41,7 +46,7 @@ def test_the_whole_network_is_one_graph_at_its_first_and_second_call(tiny: Any, 
     compiled = torch.compile(model, fullgraph=True, backend="eager")
 
     for _ in range(2):
-        assert torch.equal(tiny.run(compiled, speakers), expected)
+        close(tiny.run(compiled, speakers), expected)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
 
@@ -59,7 +64,7 @@ def test_an_exported_network_takes_conditions_and_survives_a_file(tiny: Any, spe
     with torch.serialization.safe_globals([TransformerConditions, Rotary, Speakers]):
         loaded = torch.export.load(file).module()
 
-    assert torch.equal(loaded(**given).sample, model(**given).sample)
+    close(loaded(**given).sample, model(**given).sample)
 
 
 @pytest.mark.slow
@@ -70,7 +75,7 @@ def test_a_network_is_exported_with_everything_that_it_embeds(tiny: Any) -> None
 
     exported = torch.export.export(model, (), given).module()
 
-    assert torch.equal(exported(**given).sample, model(**given).sample)
+    close(exported(**given).sample, model(**given).sample)
 
 
 @torch.no_grad()
@@ -81,7 +86,8 @@ def test_constants_of_speakers_are_traced_with_a_mask_that_has_no_token(tiny: An
     traced = torch.compile(prepare_speakers, fullgraph=True, backend="eager")(masks, 3, 12, 24, 4, torch.float32)
 
     expected = prepare_speakers(masks, 3, 12, 24, 4, torch.float32)
-    assert all(torch.equal(*pair) for pair in zip(traced[:-1], expected[:-1], strict=True))
+    for one, other in zip(traced[:-1], expected[:-1], strict=True):
+        close(one, other)
 
 
 def lora(rank: int, seed: int) -> dict[str, Tensor]:
@@ -109,8 +115,8 @@ def test_a_compiled_network_swaps_loras_without_compiling_again(tiny: Any, count
     model.load_lora_adapter(second, prefix=None, adapter_name="voice", hotswap=True)
     after = tiny.run(compiled)
 
-    torch.testing.assert_close(before, expected[0])
-    torch.testing.assert_close(after, expected[1])
+    close(before, expected[0])
+    close(after, expected[1])
     assert (after - before).abs().max() > 0.1
     assert counters["stats"]["unique_graphs"] == 1
 
@@ -125,7 +131,7 @@ def test_compiled_blocks_run_with_group_offloading_of_diffusers(tiny: Any, count
     )
     model.compile(backend="eager")
 
-    assert torch.equal(tiny.run(model), expected)
+    close(tiny.run(model), expected)
     assert counters["stats"]["unique_graphs"] > 0
 
 
