@@ -67,7 +67,10 @@ API = (
     Public("engine.components", "StepCache Agree CacheCost", "cache", "protocol, and types of its methods"),
     Public("engine.config", "CacheConfig", "cache", "base class of the config"),
     Public("engine.components", "Quantiser", "quant", "protocol"),
-    Public("engine.config", "QuantConfig", "quant", "base class of the config"),
+    Public("engine.config", "QuantConfig DynamicQuantConfig", "quant", "base classes of the config"),
+    Public(
+        "engine.loading.dynamic", "quantise_blocks quantise_text", "quant", "make layers multiply in 8 bits"
+    ),
     Public("engine.multitalk.diffusers_cache", "DiffusersCache", "cache", "makes a step cache from one of diffusers"),
     Public("engine.components", "AttentionBackend", "attention", "protocol"),
     Public(
