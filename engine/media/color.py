@@ -103,6 +103,8 @@ class _Buffers:
         self._four = like.new_ones(4 * size)
         self._three = like.new_empty(3 * size)
         self._filled = size
+        # Copied to the device once, because the host waits for it.
+        self.to_xyz, self.to_rgb = _TO_XYZ.to(like.device), _TO_RGB.to(like.device)
 
     def pair(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return memory (4, n) whose last row is 1, its other rows in the shape of `like`, and the same once more."""
@@ -130,7 +132,6 @@ def _to_roots(frames: Tensor, buffers: _Buffers) -> Tensor:
     two values for each pixel.
     """
     roots = buffers.roots[:, : frames.shape[1]]
-    matrix = _TO_XYZ.to(frames.device)
     for piece in _pieces(frames):
         given = frames[:, :, piece]
         four, one, other = buffers.pair(given)
@@ -138,7 +139,7 @@ def _to_roots(frames: Tensor, buffers: _Buffers) -> Tensor:
         torch.add(_ENCODED_SHIFT, one, alpha=0.5 / 1.055, out=one).log2_().mul_(2.4).exp2_()
         torch.clamp(given, -1, _BEND, out=other)
         one.add_(other, alpha=0.5 / _SLOPE)
-        torch.mm(matrix, four, out=other.flatten(1))
+        torch.mm(buffers.to_xyz, four, out=other.flatten(1))
         torch.clamp(other, min=_CUBE, out=one)
         one.log2_().mul_(1 / 3).exp2_().add_(other.clamp_(max=_CUBE), alpha=_LINE)
         torch.add(_ROOT_SHIFT, one[1], out=roots[0, :, piece])
@@ -149,7 +150,6 @@ def _to_roots(frames: Tensor, buffers: _Buffers) -> Tensor:
 
 def _to_rgb(roots: Tensor, shift: Tensor, result: Tensor, buffers: _Buffers) -> None:
     """Write frames in -1 .. 1 of `roots`, to whose channels `shift` is added first. Colours out of gamut are clipped."""
-    matrix = _TO_RGB.to(roots.device)
     for piece in _pieces(roots):
         light, a, b = roots[:, :, piece]
         four, one, other = buffers.pair(roots[:, :, piece])
@@ -159,7 +159,7 @@ def _to_rgb(roots: Tensor, shift: Tensor, result: Tensor, buffers: _Buffers) -> 
         torch.sub(one[1], b, out=one[2]).sub_(shift[2]).clamp_(min=0)
         torch.clamp(one, max=_ROOT, out=other)
         one.clamp_(min=_ROOT).pow_(3).add_(other, alpha=1 / _LINE)
-        torch.mm(matrix, four, out=other.flatten(1))
+        torch.mm(buffers.to_rgb, four, out=other.flatten(1))
         torch.clamp(other, _LINEAR, 1, out=one)
         one.log2_().mul_(1 / 2.4).exp2_().mul_(2 * 1.055)
         one.add_(other.clamp_(0, _LINEAR), alpha=2 * _SLOPE)

@@ -164,7 +164,10 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) ->
     unpacked = sizes.counts["transformer"].linear if load.quant != "none" and load.multiplied is None else 0
     total, step = seconds.link_seconds(card, _brought_once(load, weights)), 0.0
     width, height = plan.canvas.target
+    # Seconds until the host has encoded the frames of the windows so far, after the card has made them.
+    encoding = 0.0
     for window in plan.windows:
+        begin = total
         latents = latents_of(sizes, window.frames, plan.canvas.target)
         forward = forward_work(
             transformer,
@@ -178,11 +181,17 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) ->
         share = plan.forwards / (len(plan.windows) * plan.steps * plan.passes)
         of_step = share * plan.passes * seconds.forward_seconds(card, forward, moved_weights=moved, unpacked=unpacked)
         step = max(step, of_step)
-        total += plan.steps * of_step + seconds.codec_seconds(card, sum(_codec(plan, sizes, window, load.tile)))
-        # The decoded frames are copied to the host, and the last of them back.
-        pictures = 3 * 4 * width * height * (window.frames + window.motion)
+        coded, decoded = _codec(plan, sizes, window, load.tile)
+        total += plan.steps * of_step + seconds.codec_seconds(card, coded)
+        total += seconds.codec_seconds(card, decoded, bfloat16=load.decoded == 2)
+        total += seconds.colors_seconds(card, width * height * (window.keep + window.motion))
+        # The new frames are copied to the host as bytes; those that the next window continues there and back.
+        pictures = 3 * width * height * (window.keep + 2 * 4 * window.motion)
         total += seconds.link_seconds(card, _brought_each(sizes, load, weights) + pictures)
-        total += seconds.host_seconds(width * height * window.keep)
+        # They are encoded while the next window is computed.
+        wait = max(0.0, encoding - (total - begin))
+        total, encoding = total + wait, seconds.host_seconds(width * height * window.keep)
+    total += encoding
     return CardEstimate(
         card=card.name,
         memory_bytes=card.memory,

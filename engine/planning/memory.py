@@ -12,7 +12,7 @@ from engine.machine.device import resolve_decode_dtype
 from engine.machine.profiles import PROFILES
 from engine.planning import activations
 from engine.planning.operations import Multiplied
-from engine.planning.parameters import PARTS, Quant, Sizes, width
+from engine.planning.parameters import PARTS, Quant, Sizes, vae_layers, width
 
 #: Of files: each row has a float32 scale. GGUF files have types of their own.
 QUANTS: Mapping[str, Quant | None] = {
@@ -127,6 +127,8 @@ def weights_bytes(sizes: Sizes, load: Load) -> dict[str, int]:
     sizes_in_bytes["transformer"] = sizes.counts["transformer"].bytes(value, load.kept) + load.loras
     if load.text:
         sizes_in_bytes["text_encoder"] = sizes.counts["text_encoder"].bytes(value, load.kept)
+    decoder = sum(layer.parameters for layer in vae_layers(sizes.configs["vae"]) if layer.side == "decoder")
+    sizes_in_bytes["vae"] -= decoder * (4 - load.decoded)
     return sizes_in_bytes
 
 

@@ -19,9 +19,13 @@ CONVOLUTIONS = 0.3
 BANDWIDTH = 0.8
 #: Share of the link's rate: weights are pinned once, when they are loaded.
 LINK = 0.8
-#: Host seconds per pixel of a frame: matching its colours, and encoding it as H.264 with the default preset. Processor
-#: time on one thread of an AMD EPYC with AVX-512, measured by `multitalk bench host`, 2026-11-30.
-COLORS = 1.5e-7
+#: Share of the card's bfloat16 rate when the autoencoder decodes in it: 1.7 times as fast as in float32 (TF32), as the
+#: public comparison of Wan's autoencoder on an H100 reports (HeyGen: 14.5 s and 8.4 s). Norms and copies bound it, too.
+DECODING = 0.25
+#: Bytes of a card's memory that matching the colours of a pixel moves, as the rehearsal counts it.
+COLORS = 1250
+#: Host seconds per pixel of a frame to encode it as H.264 with the default preset. Processor time on one thread of an
+#: AMD EPYC with AVX-512, measured by `multitalk bench host`, 2026-11-30.
 ENCODING = 7.5e-8
 
 
@@ -38,8 +42,10 @@ def forward_seconds(card: Card, work: Forward, *, moved_weights: int = 0, unpack
     return max(computing, link_seconds(card, moved_weights))
 
 
-def codec_seconds(card: Card, operations: int) -> float:
-    """Return the seconds of the autoencoder's convolutions."""
+def codec_seconds(card: Card, operations: int, *, bfloat16: bool = False) -> float:
+    """Return the seconds of the autoencoder's convolutions, in float32 or in bfloat16."""
+    if bfloat16:
+        return operations / (card.bf16_tflops * 1e12 * DECODING)
     return operations / (card.tf32_tflops * 1e12 * CONVOLUTIONS)
 
 
@@ -48,6 +54,11 @@ def link_seconds(card: Card, moved: int) -> float:
     return moved / (card.link_gb * 1e9 * LINK)
 
 
+def colors_seconds(card: Card, pixels: int) -> float:
+    """Return the seconds to match the colours of frames with so many pixels in total."""
+    return pixels * COLORS / (card.bandwidth_gb * 1e9 * BANDWIDTH)
+
+
 def host_seconds(pixels: int) -> float:
-    """Return the host's seconds to match colours of frames with so many pixels in total and to encode them."""
-    return pixels * (COLORS + ENCODING)
+    """Return the host's seconds to encode frames with so many pixels in total."""
+    return pixels * ENCODING
