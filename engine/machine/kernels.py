@@ -53,6 +53,8 @@ class Kernel:
     #: Devices, and dtypes of queries, keys and values (none: all).
     devices: tuple[str, ...] = ("cuda",)
     dtypes: tuple[str, ...] = ("bfloat16", "float16")
+    #: Dtypes on CUDA, if they are fewer.
+    cuda_dtypes: tuple[str, ...] = ()
     #: Head dimensions: a divisor, the largest, and the only ones (none: all).
     multiple: int = 8
     largest: int = 256
@@ -107,7 +109,7 @@ KERNELS = (
         *("cudnn", "_native_cudnn"),
     ),
     _named(replace(_TORCH, capability=(5, 0), devices=("cuda",), multiple=4), "efficient", "_native_efficient"),
-    _named(replace(_TORCH, capability=(8, 0), largest=256), "sdpa-flash", "_native_flash"),
+    _named(replace(_TORCH, capability=(8, 0), cuda_dtypes=_HALVES, largest=256), "sdpa-flash", "_native_flash"),
     _named(_TORCH, "math", "_native_math"),
     _named(_TORCH, "flex", "flex"),
     _named(_FA2, "flash", "flash"),
@@ -173,8 +175,9 @@ def refusal(kernel: Kernel, site: AttentionSite, found: Found = installed_versio
         major, minor = site.capability
         if site.capability < kernel.capability or (kernel.majors and major not in kernel.majors):
             return _refused(f"{choice} does not run on compute capability {major}.{minor}; it needs {_cards(kernel)}")
-    if site.dtype not in kernel.dtypes:
-        return _refused(f"{choice} computes in {' or '.join(kernel.dtypes)}, not in {site.dtype}", "or dtype=bfloat16")
+    dtypes = (kernel.cuda_dtypes if site.device == "cuda" else ()) or kernel.dtypes
+    if site.dtype not in dtypes:
+        return _refused(f"{choice} computes in {' or '.join(dtypes)}, not in {site.dtype}", "or dtype=bfloat16")
     if not kernel.package:
         return None
     there = found(kernel.package, kernel.modules[0])

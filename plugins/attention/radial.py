@@ -69,7 +69,8 @@ class Radial:
         if grid.layer < self._config.dense_layers:
             return _dense(query, key, value)
         parts, frames = parts_of(grid.frame, self._config.parts), range(grid.frames)
-        queries, keys, values = (tensor[0].unflatten(0, (grid.frames, grid.frame)) for tensor in (query, key, value))
+        by_frame = (grid.frames, grid.frame, *query.shape[2:])
+        queries, keys, values = (tensor[0].reshape(by_frame) for tensor in (query, key, value))
         outputs = []
         for frame in frames:
             widths = [self.width(frame, other, grid.frame, parts) for other in frames]
@@ -78,8 +79,9 @@ class Radial:
                 outputs.append(_dense(chosen[None], key, value)[0])
                 continue
             # (parts, tokens of a part, heads, D), and the keys that each part sees.
-            seen = [_gather(tensor, widths, parts) for tensor in (keys, values)]
-            outputs.append(_dense(chosen.unflatten(0, (parts, -1)), *seen).flatten(0, 1))
+            grouped = chosen.reshape(parts, -1, *query.shape[2:])
+            attended = _dense(grouped, _gather(keys, widths, parts), _gather(values, widths, parts))
+            outputs.append(attended.flatten(0, 1))
         return torch.cat(outputs)[None]
 
     def width(self, frame: int, other: int, tokens: int, parts: int) -> int:
@@ -87,7 +89,7 @@ class Radial:
         times = abs(frame - other) // self._config.near
         if other < self._config.first or times < 2:
             return tokens
-        return max(tokens // parts, -(-tokens // 2 ** (times.bit_length() - 1)))
+        return max(tokens // parts, -(-tokens // (1 << (times.bit_length() - 1))))
 
     def share(self, grid: TokenGrid) -> float:
         """Return the share of all pairs of tokens that a sparse layer computes."""
@@ -124,8 +126,8 @@ def _gather(frames: Tensor, widths: Sequence[int], parts: int) -> Tensor:
 def _dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     from torch.nn import functional as F
 
-    heads_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    return F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
 @hookimpl

@@ -105,6 +105,7 @@ def test_kernels_for_cards_are_refused_on_the_cpu(kernel: Kernel) -> None:
         ("sage3-hub", card(9, 0), "it needs 10.0 or 12.x"),
         ("flash", card(8, 9, "float32"), "computes in bfloat16 or float16, not in float32"),
         ("cudnn", card(9, 0, "float32"), "not in float32"),
+        ("sdpa-flash", card(9, 0, "float32"), "computes in bfloat16 or float16, not in float32"),
         ("aiter-hub", card(9, 0), "built for AMD ROCm"),
         ("flash", AttentionSite("cuda", "bfloat16", (9, 4), rocm=True), "built for NVIDIA CUDA"),
     ],

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from engine.data import AttentionSite, TokenGrid
@@ -17,7 +18,18 @@ from plugins.attention.radial import Radial, RadialConfig, begin, parts_of
 FULL = TokenGrid(21, 52, 28, layer=1, layers=40)
 
 
-def masked(backend: Radial, inputs: list[torch.Tensor], grid: TokenGrid, parts: int) -> torch.Tensor:
+def dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+
+
+def noise(grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(1)
+    shape = (1, grid.frames * grid.frame, 2, 8)
+    return tuple(torch.randn(shape, generator=random) for _ in range(3))  # type: ignore[return-value]
+
+
+def masked(backend: Radial, inputs: tuple[Tensor, Tensor, Tensor], grid: TokenGrid, parts: int) -> Tensor:
     """Attention with a mask of all pairs, which says for each pair of tokens whether it counts."""
     total, frame = grid.frames * grid.frame, grid.frame
     mask = torch.zeros(total, total, dtype=torch.bool)
@@ -29,8 +41,7 @@ def masked(backend: Radial, inputs: list[torch.Tensor], grid: TokenGrid, parts: 
             start = other * frame + begin(part, parts, frame, width)
             mask[one, start : start + width] = True
     assert mask.float().mean() == pytest.approx(backend.share(grid))
-    query, key, value = (tensor.transpose(1, 2) for tensor in inputs)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+    return dense(*inputs, mask)
 
 
 @pytest.mark.parametrize(
@@ -45,8 +56,7 @@ def masked(backend: Radial, inputs: list[torch.Tensor], grid: TokenGrid, parts: 
 )
 def test_the_result_is_that_of_dense_attention_with_the_pattern_as_mask(settings: Any, grid: TokenGrid) -> None:
     backend = Radial(RadialConfig(**settings))
-    random = torch.Generator().manual_seed(1)
-    inputs = [torch.randn(1, grid.frames * grid.frame, 2, 8, generator=random) for _ in range(3)]
+    inputs = noise(grid)
     parts = parts_of(grid.frame, backend._config.parts)
     attended = backend.attend(*inputs, grid)
     # Rounding of float32.
@@ -55,11 +65,9 @@ def test_the_result_is_that_of_dense_attention_with_the_pattern_as_mask(settings
 
 def test_first_layers_stay_dense() -> None:
     backend = Radial(RadialConfig(dense_layers=2))
-    random = torch.Generator().manual_seed(1)
-    inputs = [torch.randn(1, 9 * 12, 2, 8, generator=random) for _ in range(3)]
-    dense = F.scaled_dot_product_attention(*(tensor.transpose(1, 2) for tensor in inputs)).transpose(1, 2)
+    inputs = noise(TokenGrid(9, 4, 3))
     for layer, same in ((0, True), (1, True), (2, False)):
-        assert torch.equal(backend.attend(*inputs, TokenGrid(9, 4, 3, layer, 3)), dense) == same
+        assert torch.equal(backend.attend(*inputs, TokenGrid(9, 4, 3, layer, 3)), dense(*inputs)) == same
 
 
 def test_a_window_of_the_real_model_computes_less_than_half_of_the_pairs() -> None:
@@ -96,11 +104,10 @@ def test_the_network_hands_its_grid_to_an_own_computation(tiny: Any) -> None:
     model = tiny.model()
     seen: list[TokenGrid] = []
 
-    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+    def attend(query: Tensor, key: Tensor, value: Tensor, grid: TokenGrid) -> Tensor:
         assert query.shape[:2] == (1, grid.frames * grid.frame)
         seen.append(grid)
-        heads_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
-        return F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+        return dense(query, key, value)
 
     frames, height, width = tiny.latent_shape
     latents = torch.randn(1, model.config.in_channels, frames, height, width)
