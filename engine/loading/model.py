@@ -19,6 +19,7 @@ from engine.components import Quantiser, Reader
 from engine.data import Weights
 from engine.data.cancel import CancelToken
 from engine.errors import RequestError, SourceError, UnknownComponent
+from engine.imports.deferred import without_compiler
 from engine.loading.component import Component
 from engine.loading.component_files import ComponentFiles, first_sentence, unusable_folder
 from engine.loading.file_kinds import what_is
@@ -112,6 +113,7 @@ class Model:
         self.placement.close()
 
 
+@without_compiler()
 def load_model(
     folder: Path,
     *,
