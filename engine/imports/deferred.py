@@ -109,7 +109,9 @@ def _disable(module: str, name: str) -> Any:
 
 #: Decorators, which do nothing before anything is compiled; compiling imports `torch._dynamo`. The decorators of
 #: torch.compiler are these, too.
-_DYNAMO: _Names = {"torch._dynamo": {"allow_in_graph": _mark, "assume_constant_result": _mark, "disable": _disable}}
+_DYNAMO: dict[str, Mapping[str, _Maker]] = {
+    "torch._dynamo": {"allow_in_graph": _mark, "assume_constant_result": _mark, "disable": _disable}
+}
 _SYMPY = {"torch.fx.experimental.symbolic_shapes": _names("guard_or_false", "statically_known_true")}
 _PEFT_LAYER = {"peft.tuners.tuners_utils": _names("BaseTunerLayer")}
 
