@@ -89,3 +89,18 @@ def test_what_must_not_be_compiled_is_marked_when_something_is_compiled() -> Non
 
 def test_libraries_that_are_looked_up_later_are_the_real_ones() -> None:
     assert run()["beta"] == pytest.approx([0.5, 0.5])
+
+
+def imported_by(words: list[str]) -> set[str]:
+    code = f"import sys; from engine.cli.main import main; main({words!r}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_imports_no_library_of_numbers_or_media() -> None:
+    assert not imported_by(["--help"]) & {"av", "engine.service", "numpy", "PIL", "scipy", "soxr", "torch"}
+
+
+def test_a_plan_imports_no_network() -> None:
+    words = ["plan", "--image", str(EXAMPLES / "one.png"), "--audio", str(EXAMPLES / "one.flac"), "--prompt", "a talk"]
+    assert not imported_by(words) & {"accelerate", "diffusers", "peft", "scipy", "skimage", "torch", "transformers"}
