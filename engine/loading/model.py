@@ -20,6 +20,7 @@ from engine.data import Weights
 from engine.data.attention import Attend
 from engine.data.cancel import CancelToken
 from engine.errors import RequestError, SourceError, UnknownComponent
+from engine.imports.deferred import without_compiler
 from engine.loading import dynamic
 from engine.loading.checkpoint import Keep
 from engine.loading.compiling import Compiling, compile_blocks
@@ -118,6 +119,7 @@ class Model:
         self.placement.close()
 
 
+@without_compiler()
 def load_model(
     folder: Path,
     *,

@@ -293,7 +293,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         )
         return conditions
 
-    @apply_lora_scale("attention_kwargs")  # type: ignore[untyped-decorator]
+    @apply_lora_scale("attention_kwargs")
     def forward(
         self,
         hidden_states: Tensor | None = None,
