@@ -187,6 +187,8 @@ def make_load(config: Config, registry: Registry, **others: Any) -> Load:
         "continuation": config.continuation.style,
         "window": largest_window(config),
         "compiled": config.compile.name != "none",
+        "fused": config.kernels != "eager",
+        "residual_dtype": config.residual_dtype,
     }
     return Load(**(values | others))
 

@@ -41,6 +41,7 @@ from engine.machine.products import check_products
 from engine.multitalk.attention import prepare_attention, set_own_self_attention, set_self_attention_backend
 from engine.multitalk.audio import AudioEncoder
 from engine.multitalk.codec import LatentCodec, WanCodec
+from engine.multitalk.fused import set_fused
 from engine.multitalk.image import ImageEncoder
 from engine.multitalk.sequence import check_heads
 from engine.multitalk.text import TextEncoder
@@ -136,6 +137,8 @@ def load_model(
     loras: Sequence[Lora] = (),
     lora_mode: str = "runtime",
     compiling: Compiling | None = None,
+    fused: bool = False,
+    residual_dtype: str = "float32",
     processes: int = 1,
     alone: bool = False,
 ) -> Model:
@@ -157,6 +160,8 @@ def load_model(
         loras: files and scales. "merged": added to the weights. "runtime": loaded and switched off; see `set_loras`.
         lora_mode: "runtime" or "merged".
         compiling: how the blocks of the network are compiled; None: they are not.
+        fused: whether norms and rotations run in Triton kernels.
+        residual_dtype: "float32" or "bfloat16", for the tokens between the network's layers.
         processes: how many processes share a forward.
         alone: load only the transformer of the large parts; the others cannot be used.
 
@@ -168,6 +173,7 @@ def load_model(
     _choose("vae.decode_dtype", decode_dtype, tuple(DTYPES))
     if quantiser is None:
         _choose("quant", quant, QUANTS)
+    _choose("residual_dtype", residual_dtype, tuple(DTYPES))
     _choose("lora.mode", lora_mode, LORA_MODES)
     profile = memory or Profile()
     files = _check_files(folder, replace(wanted or Weights("", "", COMPONENTS), quant=quant))
@@ -187,6 +193,8 @@ def load_model(
             set_self_attention_backend(transformer, attention)
         else:
             set_own_self_attention(transformer, attend)
+        transformer.stream_dtype = DTYPES[residual_dtype]
+        set_fused(transformer, fused)
         if compiling is not None:
             compile_blocks(transformer, compiling)
 

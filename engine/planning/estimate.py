@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from engine.data import Plan, Window
 from engine.data.estimates import CardEstimate, Estimates
@@ -44,12 +45,7 @@ def estimate(
     on_cards = tuple(_on_card(one, plan, sizes, load, work) for one in cards() if multiplies(one, load.multiplied))
     here = next((one for one in on_cards if gpu is not None and one.card == gpu.name), None)
     forward = forward_work(
-        sizes.configs["transformer"],
-        work.latents,
-        value=2,
-        speakers=work.speakers,
-        multiplied=load.multiplied,
-        compiled=load.compiled,
+        sizes.configs["transformer"], work.latents, value=2, speakers=work.speakers, multiplied=load.multiplied
     )
     source = prices()
     return Estimates(
@@ -94,6 +90,11 @@ def largest_work(plan: Plan, sizes: Sizes) -> Work:
         windows=len(plan.windows),
         motion=max(window.motion for window in plan.windows),
     )
+
+
+def _passes(load: memory.Load) -> dict[str, Any]:
+    """Return what decides how many bytes a forward moves."""
+    return {"compiled": load.compiled, "fused": load.fused, "stream": memory.WIDTHS[load.residual_dtype]}
 
 
 def _operations(plan: Plan, sizes: Sizes, window: Window) -> int:
@@ -175,7 +176,7 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) ->
             value=2,
             speakers=len(plan.seats),
             multiplied=load.multiplied,
-            compiled=load.compiled,
+            **_passes(load),
         )
         # A sampler may make several evaluations in a step.
         share = plan.forwards / (len(plan.windows) * plan.steps * plan.passes)
