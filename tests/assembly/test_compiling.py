@@ -98,10 +98,13 @@ def test_compiling_is_refused_on_a_cpu_in_plans_and_videos(tmp_path: Path) -> No
         assert "compile=none" in str(caught.value.hint)
 
 
-def test_compiling_is_refused_beside_several_processes() -> None:
-    config = compose(["compile=blocks", "parallel=ulysses", "device=cuda"])
+@pytest.mark.parametrize(
+    ("other", "why"), [("parallel=ulysses", "exchange between processes"), ("quant=gguf", "unpacking of GGUF")]
+)
+def test_what_cannot_be_compiled_is_refused_by_name(other: str, why: str) -> None:
+    config = compose(["compile=blocks", other, "device=cuda"])
 
-    with pytest.raises(ConfigError, match="exchange between processes") as caught:
+    with pytest.raises(ConfigError, match=why) as caught:
         check_compile(config)
     assert caught.value.field == "compile"
 
