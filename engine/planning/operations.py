@@ -68,8 +68,8 @@ def block_linears(config: Config, latents: tuple[int, int, int], *, speakers: in
     square: dict[str, int] = {
         **dict.fromkeys(("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"), length),
         **dict.fromkeys(("attn2.to_q", "attn2.to_out.0", "audio_attn.to_q", "audio_attn.to_out"), length),
-        **dict.fromkeys(("attn2.to_k", "attn2.to_v"), config["text_len"]),
-        **dict.fromkeys(("attn2.add_k_proj", "attn2.add_v_proj"), config["image_tokens"]),
+        **dict.fromkeys(("attn2.to_k", "attn2.to_v"), int(config["text_len"])),
+        **dict.fromkeys(("attn2.add_k_proj", "attn2.add_v_proj"), int(config["image_tokens"])),
     }
     return (
         *(Linear(name, rows, dim, dim) for name, rows in square.items()),

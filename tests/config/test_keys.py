@@ -263,6 +263,9 @@ def is_read(key: Key) -> bool:
         file = provider_of(*key.choice.split("=")).replace(".", "/") + ".py"
         if group == "entrypoint" and ("self", last) in accesses(JOBS_CONFIG) and ("config", "terms") in accesses(file):
             return True
+        if group == "quant" and ("self", last) in accesses("engine/config/__init__.py"):
+            # `DynamicQuantConfig.form` is made of what those quantisations have in common.
+            return True
         return bool({(owner, last) for owner in ("config", "self", "_config")} & accesses(file))
     owner = group.rpartition(".")[2]
     if last == "name" and owner in {register.group for register in installed().registers}:
