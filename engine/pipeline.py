@@ -102,14 +102,12 @@ class Engine:
                 conditioning = encode_prompt_and_voices(model, inputs, prompts, options.encode, cancel=meter)
             provenance = make_provenance(request, media, config, weights=loaded.fingerprint, runtime=self.runtime)
             path, size, named, history = folder / "video.mp4", plan.canvas.target, request.filename, None
-            with (
-                Writer(path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=named) as file,
-                WriteBehind(file, overlap=options.overlap, cancel=meter) as writer,
-            ):
+            file = Writer(path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=named)
+            with WriteBehind(file, overlap=options.overlap, cancel=meter) as writer:
 
-                def report(step: int, _steps: int) -> None:
+                def step(number: int, _steps: int) -> None:
                     writer.check()
-                    self._hooks.step_finished(request=request, progress=meter.step(step))
+                    self._hooks.step_finished(request=request, progress=meter.step(number))
 
                 for window in plan.windows:
                     number = window.index + 1
@@ -117,7 +115,7 @@ class Engine:
                         conditions = encode(model, inputs, window, conditioning, options.encode, history, cancel=meter)
                     with meter.stage("denoise", window=number):
                         latents = self._group.denoise(
-                            model, conditions, sampling, generator, config, report, cancel=meter
+                            model, conditions, sampling, generator, config, step, cancel=meter
                         )
                     with meter.stage("decode", window=number):
                         frames, history = decode(
