@@ -101,8 +101,9 @@ class Engine:
                 prompts = prompts_of(request, config)
                 conditioning = encode_prompt_and_voices(model, inputs, prompts, options.encode, cancel=meter)
             provenance = make_provenance(request, media, config, weights=loaded.fingerprint, runtime=self.runtime)
-            path, size, named, history = folder / "video.mp4", plan.canvas.target, request.filename, None
-            file = Writer(path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=named)
+            path, size, colors, history = folder / "video.mp4", plan.canvas.target, conditioning.colors, None
+            name = request.filename
+            file = Writer(path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=name)
             with WriteBehind(file, overlap=options.overlap, cancel=meter) as writer:
 
                 def step(number: int, _steps: int) -> None:
@@ -118,9 +119,7 @@ class Engine:
                             model, conditions, sampling, generator, config, step, cancel=meter
                         )
                     with meter.stage("decode", window=number):
-                        frames, history = decode(
-                            model, latents, window, conditioning.colors, options.decode, history, cancel=meter
-                        )
+                        frames, history = decode(model, latents, window, colors, options.decode, history, cancel=meter)
                     with meter.stage("write", window=number):
                         self._hooks.window_finished(request=request, window=window, frames=frames)
                         writer.add(resample(frames, window, plan))
