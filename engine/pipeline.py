@@ -103,15 +103,14 @@ class Engine:
                 prompts = prompts_of(request, config)
                 conditioning = encode_prompt_and_voices(model, inputs, prompts, options.encode, cancel=meter)
             provenance = make_provenance(request, media, config, weights=loaded.fingerprint, runtime=self.runtime)
-            path, size, named, history = folder / "video.mp4", plan.canvas.target, request.filename, None
-            with (
-                Writer(path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=named) as file,
-                WriteBehind(file, overlap=options.overlap, cancel=meter) as writer,
-            ):
+            path, size, colors, history = folder / "video.mp4", plan.canvas.target, conditioning.colors, None
+            name = request.filename
+            file = Writer(path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=name)
+            with WriteBehind(file, overlap=options.overlap, cancel=meter) as writer:
 
-                def report(step: int, _steps: int) -> None:
+                def step(number: int, _steps: int) -> None:
                     writer.check()
-                    self._hooks.step_finished(request=request, progress=meter.step(step))
+                    self._hooks.step_finished(request=request, progress=meter.step(number))
 
                 for window in plan.windows:
                     number = window.index + 1
@@ -119,12 +118,10 @@ class Engine:
                         conditions = encode(model, inputs, window, conditioning, options.encode, history, cancel=meter)
                     with meter.stage("denoise", window=number):
                         latents = self._group.denoise(
-                            model, conditions, sampling, generator, config, report, cancel=meter
+                            model, conditions, sampling, generator, config, step, cancel=meter
                         )
                     with meter.stage("decode", window=number):
-                        frames, history = decode(
-                            model, latents, window, conditioning.colors, options.decode, history, cancel=meter
-                        )
+                        frames, history = decode(model, latents, window, colors, options.decode, history, cancel=meter)
                     with meter.stage("write", window=number):
                         self._hooks.window_finished(request=request, window=window, frames=frames)
                         writer.add(resample(frames, window, plan))

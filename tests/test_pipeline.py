@@ -232,6 +232,24 @@ def test_tiles_change_frames_and_are_told(service: EngineService, tmp_path: Path
     assert not np.array_equal(first_frame(delivery), first_frame(service.generate(TWO)))
 
 
+def test_decoding_in_bfloat16_changes_frames_slightly_and_is_kept_in_the_video(
+    service: EngineService, tmp_path: Path
+) -> None:
+    other = EngineService([f"sink.folder={tmp_path}", "vae.decode_dtype=bfloat16", *FEW])
+    try:
+        delivery = other.generate(TWO)
+        usual = service.generate(TWO)
+        assert delivery.address is not None
+        assert usual.address is not None
+        kept = [read_provenance(Path(address))["decode_dtype"] for address in (delivery.address, usual.address)]
+        assert kept == ["bfloat16", "float32"]
+        difference = np.abs(first_frame(delivery).astype(int) - first_frame(usual))
+        # H.264 at crf 18 of frames that differ by less than a level.
+        assert 0 < difference.mean() < 1
+    finally:
+        other.close()
+
+
 def test_silent_speaker_is_first_class(service: EngineService) -> None:
     silent = replace(TWO, speakers=(TWO.speakers[0], Speaker(None)))
     delivery = service.generate(silent)
