@@ -13,7 +13,7 @@ from engine.assembly.prompts import prompts_of
 from engine.assembly.provenance import Runtime, make_provenance
 from engine.assembly.sinks import make_delivery, sink_for_request
 from engine.assembly.weights import LoadedModel, WeightsHolder
-from engine.components import CancelToken, ProgressCallback, evaluations_of
+from engine.components import CancelToken, ProgressCallback
 from engine.config import Config
 from engine.data import Access, Delivery, Request
 from engine.files.scratch import scratch
@@ -95,7 +95,7 @@ class Engine:
             with meter.stage("load"):
                 loaded = self.load(weights)
                 model = loaded.set_loras(config)
-            meter.expect(len(plan.windows), plan.steps, evaluations_of(sampling.sampler, plan.steps))
+            meter.expect(len(plan.windows), plan.steps, sampling.forwards(plan.steps))
             plan = loaded.annotate(plan, request, config, sampling.guidance.branches)
             options = make_options(config, plan, sampling)
             with meter.stage("listen"):
@@ -126,7 +126,9 @@ class Engine:
                     artifact = writer.finish()
             with meter.stage("keep"):
                 kept = sink.put(artifact)
-        delivery = make_delivery(kept, artifact, plan, inputs, self.memory, meter.timings, meter.peaks.found)
+        delivery = make_delivery(
+            kept, artifact, plan, inputs, self.memory, meter, sampling.tally, conditioning.text.reused
+        )
         self._hooks.generation_finished(request=request, delivery=delivery)
         return delivery
 

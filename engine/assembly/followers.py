@@ -122,4 +122,5 @@ def _denoise(
             generator=generator,
             on_step=on_step,
             cancel=cancel,
+            tally=sampling.tally,
         )

@@ -39,6 +39,7 @@ def make_plan_inputs(config: Config, registry: Registry, weights: WeightsFinder)
         evaluations=sum(evaluations_of(sampling.sampler, config.sampler.steps)),
         guidance=config.guidance.name,
         passes=len(sampling.guidance.branches),
+        forwards=sum(sampling.forwards(config.sampler.steps)),
         untrained=location.folder is not None and _is_untrained(location.folder),
         weights=location.folder,
         absent=absent,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
 from engine.components import BoundSink, CancelToken, JobSink, KeepingSink, PatientSink, Sink
-from engine.data import Access, Artifact, Delivery, Inputs, Kept, Peak, Plan, Request, Resumed
+from engine.data import Access, Artifact, Delivery, Inputs, Kept, Plan, Request, Resumed
 from engine.errors import RequestError, UnknownComponent
 from engine.plugin.manager import Registry
+from engine.runtime.progress import Meter
+from engine.stages.passes import Tally
 
 
 def sink_for_request(
@@ -51,12 +52,13 @@ def make_delivery(
     plan: Plan,
     inputs: Inputs,
     memory: str,
-    timings: Mapping[str, float],
-    peaks: Mapping[str, Peak],
+    meter: Meter,
+    tally: Tally,
+    prompts_reused: bool,
 ) -> Delivery:
     """Return the delivery of a video that a sink keeps, with the warnings of plan, inputs and sink.
 
-    `memory` is the memory profile, `timings` the seconds and `peaks` the memory of its stages.
+    `memory` is the memory profile; `meter` measured the stages, `tally` counted the forwards.
     """
     return Delivery(
         address=kept.address,
@@ -68,10 +70,12 @@ def make_delivery(
         frames=artifact.frames,
         fps=plan.fps,
         seed=plan.seed,
-        timings=timings,
+        timings=meter.timings,
         plan=plan,
         memory=memory,
-        peaks=peaks,
+        forwards=tally.made,
+        prompts_reused=prompts_reused,
+        peaks=meter.peaks.found,
         warnings=(*plan.warnings, *inputs.warnings, *kept.warnings),
     )
 

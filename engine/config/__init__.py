@@ -71,6 +71,9 @@ class MemoryConfig:
     pin: bool | None = None
     #: Side of the VAE's tiles in pixels, a multiple of 32; 0: no tiles. With tiles the frames change a little.
     tile: int = field(default=0, metadata=within(0, 4096))
+    #: Maximum MiB of host memory for the features of earlier prompts, so that a job with the same prompt does not run
+    #: the text encoder; never written to disk. 0: none are kept.
+    prompts: int = field(default=64, metadata=within(0, 65_536))
 
 
 @dataclass
@@ -216,9 +219,16 @@ class GuidanceConfig(ComponentConfig):
     text_scale: float = field(default=II("model.${sampler.bundle}.text_scale"), metadata=SCALE)
     #: Scale of the voices; 1: without guidance by them.
     audio_scale: float = field(default=II("model.${sampler.bundle}.audio_scale"), metadata=SCALE)
+    #: Share of the steps before which there is no guidance, only one forward per evaluation.
+    start: float = field(default=0.0, metadata=within(0, 1))
+    #: Share of the steps after which there is no guidance any more; 1: guidance to the last step.
+    until: float = field(default=1.0, metadata=within(0, 1))
 
     def check(self) -> None:
-        """Raise ConfigError if a scale is not finite."""
+        """Raise ConfigError if a scale is not finite, or if guidance ends before it starts."""
+        if not self.start <= self.until:
+            what = f"guidance from {self.start:g} of the steps until {self.until:g}"
+            raise ConfigError(what, field="guidance.until", hint=f"give {self.start:g} to 1")
         for name, value in (("text_scale", self.text_scale), ("audio_scale", self.audio_scale)):
             if not math.isfinite(value):
                 raise ConfigError(f"{value} is not a scale", field=f"guidance.{name}", hint="give a number")

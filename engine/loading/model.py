@@ -35,6 +35,7 @@ from engine.multitalk.attention import set_self_attention_backend
 from engine.multitalk.audio import AudioEncoder
 from engine.multitalk.codec import LatentCodec, WanCodec
 from engine.multitalk.image import ImageEncoder
+from engine.multitalk.prompt_cache import PromptCache
 from engine.multitalk.sequence import check_heads
 from engine.multitalk.text import TextEncoder
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
@@ -92,6 +93,8 @@ class Model:
     #: Where forwards run: "cuda" or "cpu". Audio is always encoded on the CPU.
     device: str
     loras: Loras = field(default_factory=lambda: Loras())
+    #: Features of earlier prompts.
+    prompts: PromptCache = field(default_factory=PromptCache)
     #: The memory profile in use; `reason` says why it was chosen, if it was "auto".
     memory: str = "none"
     reason: str = ""
@@ -110,6 +113,7 @@ class Model:
     def close(self) -> None:
         """Release everything. The model cannot be used afterwards."""
         self.placement.close()
+        self.prompts.clear()
 
 
 def load_model(
@@ -205,6 +209,7 @@ def load_model(
         placement=place(Profile(), {}, device=device),
         device=device,
         loras=adapters,
+        prompts=PromptCache(profile.prompts * 2**20),
         memory=profile.name,
         reason=reason,
     )

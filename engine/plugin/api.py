@@ -69,6 +69,12 @@ API = (
     Public("engine.components", "Quantiser", "quant", "protocol"),
     Public("engine.config", "QuantConfig", "quant", "base class of the config"),
     Public("engine.multitalk.diffusers_cache", "DiffusersCache", "cache", "makes a step cache from one of diffusers"),
+    Public(
+        "engine.multitalk.step_caches",
+        "ResidualCache OutputCache",
+        "cache",
+        "base classes of caches that skip all blocks, or a whole forward",
+    ),
     Public("engine.components", "AttentionBackend", "attention", "protocol"),
     Public(
         "engine.machine.packaged_backend",

@@ -11,6 +11,8 @@ from torch import Tensor
 from engine.components import CancelToken, ExtendedSchedule, Guidance, Sampler, StepCache, StepTools, evaluations_of
 from engine.data import Conditions, Motion
 from engine.errors import Cancelled, ConfigError
+from engine.multitalk.step_caches import CountingCache, TimedCache
+from engine.stages.passes import Tally, guidance_of
 
 
 def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -31,14 +33,15 @@ def denoise(
     on_step: Callable[[int, int], None] | None = None,
     cancel: CancelToken | None = None,
     motion_noise: Iterator[Tensor] | None = None,
+    tally: Tally | None = None,
 ) -> Tensor:
     """Denoise `noise`, float32 (16, T, h, w), to latents of that shape and dtype on the conditions' device.
 
     Motion latents that are mixed with noise get fresh noise before the first step, after every step, and before each
     evaluation within a step except the first. It comes from `motion_noise`, or by default from `generator` (on the
     CPU). A schedule that asks for noise also draws from `generator`. `on_step(step, steps)` is called after each step,
-    counted from 1. Raises Cancelled between guidance passes and steps once `cancel` is set, and ConfigError if a step
-    makes another number of evaluations than its sampler declares.
+    counted from 1. The forwards are added to `tally` at the end. Raises Cancelled between guidance passes and steps
+    once `cancel` is set, and ConfigError if a step makes another number of evaluations than its sampler declares.
     """
     device = conditions.latents.device
     schedule = sampler.schedule()
@@ -51,14 +54,17 @@ def denoise(
     # Copied at once: a copy in each step would make the host wait for the step before.
     on_device = torch.tensor(times[:steps], dtype=torch.float32).to(device)
     moments = {time: on_device[index : index + 1] for index, time in enumerate(times[:steps])}
-    evaluations = 0
+    evaluations = asked = 0
+    current = guidance
 
     def evaluate(latents: Tensor, time: float) -> Tensor:
-        nonlocal evaluations
+        nonlocal evaluations, asked
         moment = moments[time] if time in moments else torch.tensor([time], dtype=torch.float32).to(device)
         inputs = torch.cat([latents, conditions.latents])[None]
         predictions = {}
-        for branch in guidance.branches:
+        if isinstance(cache, TimedCache):
+            cache.at(time)
+        for branch in current.branches:
             _check(cancel)
             with cache.branch(branch, evaluations):
                 predictions[branch] = transformer(
@@ -68,7 +74,8 @@ def denoise(
                     return_dict=False,
                 )[0][0].float()
         evaluations += 1
-        return guidance.combine(predictions)
+        asked += len(predictions)
+        return current.combine(predictions)
 
     tools = StepTools(
         evaluate=lambda latents, time: evaluate(hold(latents, time), time),
@@ -76,7 +83,7 @@ def denoise(
     )
     with cache.attach(transformer):
         for index in range(steps):
-            before = evaluations
+            before, current = evaluations, guidance_of(guidance, index, steps)
             velocity = evaluate(latents, times[index])
             if isinstance(schedule, ExtendedSchedule):
                 stepped = schedule.step_with(velocity, index, latents, tools)
@@ -92,6 +99,10 @@ def denoise(
             latents = hold(stepped, times[index + 1])
             if on_step is not None:
                 on_step(index + 1, steps)
+        if tally is not None:
+            tally.asked += asked
+            tally.skipped += cache.skipped if isinstance(cache, CountingCache) else 0
+            tally.counted &= isinstance(cache, CountingCache)
     _check(cancel)
     return latents
 
