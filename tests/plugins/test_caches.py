@@ -270,9 +270,7 @@ def test_no_tensor_of_a_state_outlives_its_window(
 
 
 def test_unknown_cache_lists_the_known() -> None:
-    with pytest.raises(
-        UnknownComponent, match="installed: easycache, firstblock, magcache, none, taylorseer, teacache"
-    ):
+    with pytest.raises(UnknownComponent, match="installed: easycache, firstblock, magcache, none, taylorseer"):
         compose(["cache=tecache"])
 
 
