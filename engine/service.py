@@ -121,6 +121,7 @@ class EngineService:
             "attention": config.attention.name,
             "lora": config.lora.mode,
             "reader": config.reader.name,
+            "compile": config.compile.name,
             "memory": config.memory.name if self._engine is None else self._engine.memory,
             "sink": config.sink.name,
             "sinks": list(self._registry.sinks.names()),

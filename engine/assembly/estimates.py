@@ -31,6 +31,7 @@ CHANGES = (
     ("quant=int8", "memory=model-offload"),
     ("quant=int8", "memory=group-offload"),
 )
+_COMPILED = "compile=blocks: the predicted seconds are without compiling, which the first forward of each number of speakers does"
 
 
 def estimate_plan(plan: Plan, config: Config, registry: Registry) -> Plan:
@@ -46,8 +47,10 @@ def estimate_plan(plan: Plan, config: Config, registry: Registry) -> Plan:
     except SourceError as error:
         why = error.what
     else:
-        alone = () if config.parallel.name == "none" else ("the plan's estimates are for a single device",)
-        return replace(plan, estimates=estimates, warnings=(*plan.warnings, *alone))
+        notes = [] if config.parallel.name == "none" else ["the plan's estimates are for a single device"]
+        if config.compile.name != "none":
+            notes.append(_COMPILED)
+        return replace(plan, estimates=estimates, warnings=(*plan.warnings, *notes))
     return replace(plan, warnings=(*plan.warnings, f"memory, time and cost are not estimated: {why}"))
 
 
@@ -158,6 +161,7 @@ def make_load(config: Config, registry: Registry, **others: Any) -> Load:
         "tile": config.memory.tile,
         "continuation": config.continuation.style,
         "window": largest_window(config),
+        "compiled": config.compile.name != "none",
     }
     return Load(**(values | others))
 

@@ -80,7 +80,15 @@ def make_provenance(
         "device": runtime.device,
         "dtype": runtime.dtype,
         "attention": runtime.attention,
+        # Left out if nothing is compiled, so that the provenance of other videos does not change.
+        **({} if (kernels := compiled_by(config)) == "none" else {"compile": kernels}),
     }
+
+
+def compiled_by(config: Config) -> str:
+    """Return the backend that generated the network's kernels; "none" if they are torch's own."""
+    compiles = config.compile.name != "none" and config.compile.backend == "inductor"
+    return config.compile.backend if compiles else "none"
 
 
 def input_hashes(media: Media) -> dict[str, Any]:

@@ -79,6 +79,8 @@ def check_form(provenance: Mapping[str, Any]) -> None:
     _require(provenance, "weights", _is_text)
     _require(provenance, "device", _is_text)
     _require(provenance, "attention", _is_text)
+    if "compile" in provenance:
+        _require(provenance, "compile", _is_text)
     _require(provenance, "threads", _is_whole)
     versions = _part(provenance, "versions")
     for key in versions:

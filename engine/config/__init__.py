@@ -93,6 +93,19 @@ class ParallelConfig:
 
 
 @dataclass
+class CompileConfig:
+    """Whether torch.compile compiles the network, for a GPU: see docs/compile.md."""
+
+    #: "none", or "blocks": every transformer block is one graph for all sizes.
+    name: str = "none"
+    #: Backend of torch.compile: "inductor" generates kernels; "eager" and "aot_eager" only trace, also on a CPU.
+    backend: str = field(default="inductor", metadata=one_of("inductor", "aot_eager", "eager"))
+    #: Folder in which compiled kernels are kept for later processes; null: ".compiled" next to the model's folder on a
+    #: volume, if it is writable, else TORCHINDUCTOR_CACHE_DIR. Its files are executed: nobody else may write to it.
+    cache: str | None = None
+
+
+@dataclass
 class ContinuationConfig:
     """How a window continues the one before it."""
 
@@ -300,6 +313,8 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
     #: Which parts of the model are in host memory and on the device at a time.
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    #: Whether torch.compile compiles the network.
+    compile: CompileConfig = field(default_factory=CompileConfig)
     #: How many devices work on one video.
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     #: The solver, its steps and its schedule.
@@ -337,6 +352,7 @@ FIXED = (
     "attention",
     "lora",
     "memory",
+    "compile",
     "parallel",
     "sink",
     "entrypoint",
@@ -358,6 +374,7 @@ def store_schema() -> None:
     store(group="model", name="schema", node=ModelConfig)
     store(group="quant", name="schema", node=QuantConfig)
     store(group="memory", name="schema", node=MemoryConfig)
+    store(group="compile", name="schema", node=CompileConfig)
     store(group="parallel", name="schema", node=ParallelConfig)
 
 

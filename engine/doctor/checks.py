@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.assembly.compatibility import check_suited
+from engine.assembly.compiling import check_compile as check_compile_config
 from engine.assembly.location import locate_weights
 from engine.components import RehearsingSink
 from engine.data import Request, Speaker
 from engine.data.estimates import Estimates
 from engine.errors import EngineError
+from engine.machine.compiler import find_compiler, missing_for_triton
 from engine.machine.device import resolve_device
 from engine.machine.host_memory import free_host_memory
 from engine.planning.gpus import installed_cards
@@ -212,6 +214,22 @@ def check_attention(context: CheckContext) -> Iterator[CheckResult]:
         yield CheckResult(f"attention={name}", "ok" if right else bad, what, hint)
 
 
+def check_compile(context: CheckContext) -> Iterator[CheckResult]:
+    """Whether torch.compile could generate kernels for this machine's card, and whether the config asks for it."""
+    import torch
+
+    chosen = context.config.compile.name
+    name = f"compile={chosen}"
+    # Raises ConfigError for what the config does not allow.
+    check_compile_config(context.config)
+    if not torch.cuda.is_available():
+        yield CheckResult(name, "ok", "compiles nothing on a CPU")
+    elif (missing := missing_for_triton()) is None:
+        yield CheckResult(name, "ok", f"Triton compiles with {find_compiler()}")
+    else:
+        yield CheckResult(name, "note" if chosen == "none" else "broken", missing[0], missing[1])
+
+
 def check_weights(context: CheckContext) -> Iterator[CheckResult]:
     """The weights of the chosen source, and whether quantisation and LoRAs are compatible with them."""
     folder = locate_weights(context.config, context.registry)
@@ -291,6 +309,7 @@ CHECKS: tuple[Check, ...] = (
     check_device,
     check_memory,
     check_attention,
+    check_compile,
     check_weights,
     check_volume,
     check_disk,

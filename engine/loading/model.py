@@ -19,6 +19,7 @@ from engine.components import Quantiser, Reader
 from engine.data import Weights
 from engine.data.cancel import CancelToken
 from engine.errors import RequestError, SourceError, UnknownComponent
+from engine.loading.compiling import Compiling, compile_blocks
 from engine.loading.component import Component
 from engine.loading.component_files import ComponentFiles, first_sentence, unusable_folder
 from engine.loading.file_kinds import what_is
@@ -129,6 +130,7 @@ def load_model(
     reader: Reader | None = None,
     loras: Sequence[Lora] = (),
     lora_mode: str = "runtime",
+    compiling: Compiling | None = None,
     processes: int = 1,
     alone: bool = False,
 ) -> Model:
@@ -147,6 +149,7 @@ def load_model(
         reader: reads tensors from files; None: the engine's own.
         loras: files and scales. "merged": added to the weights. "runtime": loaded and switched off; see `set_loras`.
         lora_mode: "runtime" or "merged".
+        compiling: how the blocks of the network are compiled; None: they are not.
         processes: how many processes share a forward.
         alone: load only the transformer of the large parts; the others cannot be used.
 
@@ -168,6 +171,8 @@ def load_model(
             quantiser.apply(transformer, is_block_linear)
         adapters.attach_adapters(transformer)
         set_self_attention_backend(transformer, attention)
+        if compiling is not None:
+            compile_blocks(transformer, compiling)
 
     kept = None if quantiser is None else quantiser.cost()[0]
     parts = {

@@ -72,30 +72,30 @@ class SelfAttentionProcessor:
         rotary_emb: Rotary | None = None,
         speakers: Speakers | None = None,
         shard: Shard | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend over (1, L, D); returns the output (1, L, D) and the class scores (C, L), None without `speakers`.
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attend over (1, L, D); returns the output (1, L, D), and with `speakers` the class scores (C, L) as well.
 
         With a `shard` the L tokens are its own; they attend to the tokens of all processes.
         """
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
+        # Scores need queries and keys in their own dtype: the last bits can decide the class of a token.
+        precise = hidden_states.dtype if speakers is None else speakers.values.dtype
+        query = attn.norm_q(attn.to_q(hidden_states), attn.heads, rotary_emb, precise)
+        key = attn.norm_k(attn.to_k(hidden_states), attn.heads, rotary_emb, precise)
         value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
-        # Scores need unrounded queries and keys: the last bits can decide the class of a token.
-        precise = value.dtype if speakers is None else torch.float32
-        if rotary_emb is not None:
-            query, key = rotate(query, rotary_emb, precise), rotate(key, rotary_emb, precise)
         scores = None
         if speakers is not None:
             # Not from the keys that attention exchanges: those of one frame are few, and a mean over heads in another
             # order differs in the last bits.
-            first = key if shard is None else shard.first(key.to(speakers.values.dtype), speakers.values.shape[1])
+            first = key if shard is None else shard.first(key, speakers.values.shape[1])
             scores = class_scores(query, first, speakers)
         query, key = query.to(value.dtype), key.to(value.dtype)
         if shard is None:
             output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         else:
             output = shard.attend(query, key, value, self._attention_backend)
-        return attn.to_out[1](attn.to_out[0](output.flatten(2, 3))), scores
+        attended: Tensor = attn.to_out[1](attn.to_out[0](output.flatten(2, 3)))
+        # Not (attended, None): step caches of diffusers keep all outputs of an attention, and expect tensors.
+        return attended if scores is None else (attended, scores)
 
 
 def class_scores(query: Tensor, key: Tensor, speakers: Speakers) -> Tensor:
@@ -137,11 +137,11 @@ class CrossAttentionProcessor:
         image = encoder_hidden_states[:, : self.image_tokens]
         text = encoder_hidden_states[:, self.image_tokens :]
         value = attn.to_v(text).unflatten(2, (attn.heads, -1))
-        query = attn.norm_q(attn.to_q(hidden_states)).type_as(value).unflatten(2, (attn.heads, -1))
-        key = attn.norm_k(attn.to_k(text)).type_as(value).unflatten(2, (attn.heads, -1))
+        query = attn.norm_q(attn.to_q(hidden_states), attn.heads, None, value.dtype)
+        key = attn.norm_k(attn.to_k(text), attn.heads, None, value.dtype)
         output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         value = attn.add_v_proj(image).unflatten(2, (attn.heads, -1))
-        key = attn.norm_added_k(attn.add_k_proj(image)).type_as(value).unflatten(2, (attn.heads, -1))
+        key = attn.norm_added_k(attn.add_k_proj(image), attn.heads, None, value.dtype)
         output = add(output, dispatch_attention_fn(query, key, value, backend=self._attention_backend))
         attended: Tensor = attn.to_out[1](attn.to_out[0](output.flatten(2, 3)))
         return attended

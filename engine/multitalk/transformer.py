@@ -12,6 +12,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import _register_namedtuple, register_dataclass
 
 from engine.errors import ConfigError, RequestError
 from engine.multitalk.attention import (
@@ -37,6 +38,8 @@ from engine.multitalk.speakers import Speakers, prepare_speakers, token_masks
 
 #: Attribute of a module: functions that change its modulation table when it is read (`engine.loading.lora`).
 TABLE_CHANGES = "_multitalk_table_changes"
+#: Pattern of the names of all attentions.
+_ATTENTIONS = r"blocks\.\d+\.(attn1|attn2|audio_attn)"
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,16 @@ class TransformerConditions:
 
     def split(self, group: Any, rank: int, size: int) -> TransformerConditions:
         """Return the part of undivided conditions for process `rank` of `size` in a process group."""
-        total = self.rotary.cos.shape[1]
+        total = self.rotary.turns.shape[1]
         shard = Shard(group, rank, size, total, total // self.audio.shape[0])
-        rotary = Rotary(*(shard.select(table) for table in self.rotary))
+        rotary = Rotary(shard.select(self.rotary.turns))
         return replace(self, audio=shard.select_frames(self.audio), rotary=rotary, shard=shard)
+
+
+# Compiled and exported networks take conditions as inputs; the names are stored in files of exported networks.
+for _kind in (Rotary, Speakers):
+    _register_namedtuple(_kind, serialized_type_name=f"engine.multitalk.{_kind.__name__}")
+register_dataclass(TransformerConditions, serialized_type_name="engine.multitalk.TransformerConditions")
 
 
 class ModulatedLayerNorm(nn.Module):
@@ -122,7 +131,8 @@ class MultiTalkTransformerBlock(nn.Module):
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(0)
 
         normed = self.norm1(hidden_states, shift, scale).to(dtype)
-        attended, scores = self.attn1(normed, rotary_emb=rotary_emb, speakers=speakers, shard=shard)
+        attended = self.attn1(normed, rotary_emb=rotary_emb, speakers=speakers, shard=shard)
+        attended, scores = (attended, None) if speakers is None else attended
         # Out of place: step caches and callers keep their input tokens.
         tokens = torch.addcmul(hidden_states, attended, gate)
         tokens = add(tokens, self.attn2(self.norm2(tokens).to(dtype), encoder_hidden_states))
@@ -328,6 +338,28 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         sample = self._unpatchify(patches, shape)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
+    def enable_cache(self, config: Any) -> None:
+        """Switch on one of diffusers' step caches.
+
+        TaylorSeer without patterns and not in lite mode works on all attentions of the blocks. Its own patterns match
+        only names that end in "attn", which the audio attention alone has.
+        """
+        from diffusers import TaylorSeerCacheConfig
+
+        if isinstance(config, TaylorSeerCacheConfig) and not config.use_lite_mode:
+            named = (config.cache_identifiers, config.skip_predict_identifiers)
+            if all(patterns is None for patterns in named):
+                config = replace(config, cache_identifiers=[_ATTENTIONS])
+        super().enable_cache(config)
+
+    def fuse_qkv_projections(self) -> None:
+        """Raise ConfigError: the attentions compute with separate projections, which LoRAs and quantisation change."""
+        raise ConfigError(
+            "the projections of this network's attentions cannot be fused",
+            field="fuse_qkv_projections",
+            hint="leave it out",
+        )
+
     def _unpatchify(self, patches: Tensor, shape: tuple[int, int, int]) -> Tensor:
         t, h, w = self.config.patch_size
         frames, rows, columns = shape[0] // t, shape[1] // h, shape[2] // w
@@ -386,6 +418,9 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         )
 
     def _rotary_table(self, frames: int, rows: int, columns: int, device: torch.device) -> Rotary:
+        if torch.compiler.is_compiling():
+            # A table that is kept would be a constant of the graph, with a guard on whether one is there already.
+            return rotary_grid(frames, rows, columns, self.config.attention_head_dim, device)
         # All branches of a window, and usually all windows, have the same size and share one table.
         size = (frames, rows, columns, device)
         if self._rotary is None or self._rotary[0] != size:
@@ -407,7 +442,8 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         _check_shape("hidden_states", latents, (1, self.config.in_channels, None, None, None))
         _check_shape("timestep", timestep, (1,))
         frames, height, width = latents.shape[2:]
-        return int(frames), int(height), int(width)
+        # Not int(): in a graph of all sizes it would fix this one.
+        return frames, height, width
 
     def _check_grid(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         patch = self.config.patch_size

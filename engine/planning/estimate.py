@@ -43,7 +43,9 @@ def estimate(
     stages = memory.stages(sizes, resolved, work)
     on_cards = tuple(_on_card(one, plan, sizes, load, work) for one in cards())
     here = next((one for one in on_cards if gpu is not None and one.card == gpu.name), None)
-    forward = forward_work(sizes.configs["transformer"], work.latents, value=2, speakers=work.speakers)
+    forward = forward_work(
+        sizes.configs["transformer"], work.latents, value=2, speakers=work.speakers, compiled=load.compiled
+    )
     source = prices()
     return Estimates(
         device=load.device,
@@ -153,7 +155,7 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) ->
     width, height = plan.canvas.target
     for window in plan.windows:
         latents = latents_of(sizes, window.frames, plan.canvas.target)
-        forward = forward_work(transformer, latents, value=2, speakers=len(plan.seats))
+        forward = forward_work(transformer, latents, value=2, speakers=len(plan.seats), compiled=load.compiled)
         # A sampler may make several evaluations in a step.
         share = plan.forwards / (len(plan.windows) * plan.steps * plan.passes)
         of_step = share * plan.passes * seconds.forward_seconds(card, forward, moved_weights=moved, unpacked=unpacked)

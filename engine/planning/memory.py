@@ -67,6 +67,8 @@ class Load:
     converted: bool = False
     #: Whether files have low-bit weights with separate scales, which become dense in host memory.
     scaled: bool = False
+    #: Whether torch.compile compiles the network's blocks.
+    compiled: bool = False
 
     @property
     def kept(self) -> Quant | None:

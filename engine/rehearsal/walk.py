@@ -109,6 +109,12 @@ def walk(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool
     """
     steps = () if scene.steps is None else (f"sampler.steps={scene.steps}",)
     composed = compose(overrides)
+    if composed.compile.name != "none":
+        raise ConfigError(
+            f"compile={composed.compile.name} generates code for a real card, which a rehearsal does not have",
+            field="compile",
+            hint="rehearse compile=none: products, copies and weights are the same",
+        )
     least = composed.memory.blocks + 3
     if scene.blocks is not None and scene.blocks < least:
         # With fewer, all blocks would be on the device at once.
