@@ -55,7 +55,7 @@ class Engine:
         self.sink = registry.sinks.build(config.sink)
         self.reader = registry.readers.build(config.reader)
         attention = registry.attention.build(config.attention).resolve(device)
-        self.runtime = Runtime(device, dtype, attention, self._group.size, alone=self._group.follows)
+        self.runtime = Runtime(device, dtype, attention, self._group.size, self._group.sharing, self._group.follows)
         before = None if after is None else after._weights
         self._weights: WeightsHolder = WeightsHolder(config, registry, self.runtime, before)
 

@@ -32,6 +32,8 @@ class Runtime:
     attention: str
     #: Number of processes in the group, including this one.
     processes: int
+    #: Number of those among which the tokens of a forward are divided.
+    divided: int
     #: Whether this process follows another one, and so needs only the transformer.
     alone: bool
 

@@ -18,6 +18,8 @@ class Sampling:
     sampler: Sampler
     guidance: Guidance
     cache: StepCache
+    #: Whether the passes of an evaluation are one forward of a batch: true, false or "auto".
+    batched: bool | str = False
     #: The forwards that were made so far.
     tally: Tally = field(default_factory=Tally)
 
@@ -39,6 +41,7 @@ def build_sampling(config: Config, registry: Registry, *, agree: Agree | None = 
         sampler=_sampler(config, registry),
         guidance=_guidance(config, registry),
         cache=cache if agree is None else _shared(cache, config, agree),
+        batched=config.guidance.batched if agree is None else _alone(config),
     )
 
 
@@ -76,6 +79,17 @@ def _known(config: Config, guidance: Guidance) -> Guidance:
             what, field="guidance", hint=f"fix the guidance's plugin: it must name some of {', '.join(BRANCHES)}"
         )
     return guidance
+
+
+def _alone(config: Config) -> bool:
+    """Return False; raise ConfigError if several processes should batch passes."""
+    if config.guidance.batched is True:
+        raise ConfigError(
+            "several processes share forwards of one pass only",
+            field="guidance.batched",
+            hint="leave it at auto, or choose parallel=none",
+        )
+    return False
 
 
 def _shared(cache: StepCache, config: Config, agree: Agree) -> StepCache:

@@ -78,10 +78,16 @@ class MemoryConfig:
 
 @dataclass
 class ParallelConfig:
-    """How many devices work on one video: "none" (one), or "ulysses", one per process that torchrun started."""
+    """How many devices work on one video: "none" (one), or one per process that torchrun started.
+
+    "ulysses" divides the tokens of each forward among them, "guidance" the passes of each evaluation.
+    """
 
     #: The way, one of the presets' names.
     name: str = "none"
+    #: parallel=guidance: number of groups among which the passes are divided; within a group, tokens are divided. 0:
+    #: every process is its own group.
+    groups: int = field(default=0, metadata=within(0, 65_536))
     #: Number of this process (rank) among all processes; torchrun sets it.
     rank: int | None = field(default="${oc.env:RANK,null}", metadata=within(0, 65_536))  # type: ignore[assignment]
     #: Number of this process among those of its machine; torchrun sets it.
@@ -236,6 +242,9 @@ class GuidanceConfig(ComponentConfig):
     start: float = field(default=0.0, metadata=within(0, 1))
     #: Share of the steps after which there is no guidance any more; 1: guidance to the last step.
     until: float = field(default=1.0, metadata=within(0, 1))
+    #: Compute the passes of an evaluation as one forward of a batch; "auto": if blocks are streamed to a CUDA device
+    #: (memory=group-offload or lowest), which is then done once for all passes, and its memory is sufficient.
+    batched: bool | str = field(default="auto", metadata=one_of("auto"))
 
     def check(self) -> None:
         """Raise ConfigError if a scale is not finite, or if guidance ends before it starts."""

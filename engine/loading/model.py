@@ -132,6 +132,7 @@ def load_model(
     lora_mode: str = "runtime",
     compiling: Compiling | None = None,
     processes: int = 1,
+    divided: int | None = None,
     alone: bool = False,
 ) -> Model:
     """Load a model from `folder`, which has each of COMPONENTS in a layout of `find_parts`. Nothing is downloaded.
@@ -150,7 +151,8 @@ def load_model(
         loras: files and scales. "merged": added to the weights. "runtime": loaded and switched off; see `set_loras`.
         lora_mode: "runtime" or "merged".
         compiling: how the blocks of the network are compiled; None: they are not.
-        processes: how many processes share a forward.
+        processes: how many processes share a video.
+        divided: among how many of them the tokens of a forward are divided; None: all.
         alone: load only the transformer of the large parts; the others cannot be used.
 
     Raises:
@@ -182,7 +184,7 @@ def load_model(
         "image_encoder": ComponentFiles(files["image_encoder"], "image_encoder", DTYPES[dtype]),
     }
     meta_models: dict[str, Any] = {name: part.meta_model for name, part in parts.items()}
-    check_heads(meta_models["transformer"].config.num_attention_heads, processes)
+    check_heads(meta_models["transformer"].config.num_attention_heads, divided or processes)
     hearing = _load_audio(files["audio_encoder"].folder)
     _check_fit(
         files["transformer"],

@@ -12,14 +12,14 @@ _COUNT = "multitalk_count"
 
 
 class _Count(ModelHook):  # type: ignore[misc]
-    """Counts the calls of a block that reach its own code."""
+    """Counts the samples that reach a block's own code."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls = 0
 
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        self.calls += 1
+        self.calls += len(args[0] if args else kwargs["hidden_states"])
         return args, kwargs
 
 
@@ -61,6 +61,6 @@ class DiffusersCache:
     @contextmanager
     def branch(self, name: str, step: int) -> Iterator[None]:
         """Say which context and which number the forward inside belongs to."""
-        self._forwards += 1
+        self._forwards += len(name.split("+"))
         with self._transformer.cache_context(name, step_index=step):
             yield

@@ -50,14 +50,15 @@ class SharedDecision(ABC):
         self.computed: list[bool] = []
         #: Forwards that were skipped.
         self.skipped = 0
-        self._branch = ""
+        #: Names of the branches of the forward: several if it is a batch.
+        self._branches: tuple[str, ...] = ()
         self._step = -1
         self._decided = -1
 
     @contextmanager
     def branch(self, name: str, step: int) -> Iterator[None]:
-        """Set the branch and the evaluation of the forward inside a `with`."""
-        self._branch, self._step = name, step
+        """Set the branch and the evaluation of the forward inside a `with`; "+" joins the branches of a batch."""
+        self._branches, self._step = tuple(name.split("+")), step
         yield
 
     def share(self, agree: Callable[[bool], bool]) -> None:
@@ -70,8 +71,8 @@ class SharedDecision(ABC):
             self._decided = self._step
             # A process that skips alone would block the others.
             self.computed.append(self._agree(self.must_compute(signal)))
-        computes = self.computed[-1] or not self.remembers(self._branch)
-        self.skipped += not computes
+        computes = self.computed[-1] or not all(map(self.remembers, self._branches))
+        self.skipped += 0 if computes else len(self._branches)
         return computes
 
     @abstractmethod
@@ -120,8 +121,8 @@ class ResidualCache(SharedDecision):
         self._residuals.clear()
 
     def recall(self, tokens: Tensor) -> Tensor:
-        """Return the estimated output of the blocks: `tokens` plus this branch's last residual."""
-        return tokens + self._residuals[self._branch]
+        """Return the estimated output of the blocks: `tokens` plus the last residual of each branch."""
+        return tokens + join([self._residuals[branch] for branch in self._branches])
 
     def begin(self, tokens: Tensor) -> None:
         """Store the input of the blocks."""
@@ -130,7 +131,7 @@ class ResidualCache(SharedDecision):
     def end(self, tokens: Tensor) -> None:
         """Store the residual: what the blocks added."""
         if self._input is not None:
-            self._residuals[self._branch] = tokens - self._input
+            self._residuals |= zip(self._branches, (tokens - self._input).split(1), strict=True)
         self._input = None
 
 
@@ -156,15 +157,22 @@ class OutputCache(SharedDecision):
 
     @abstractmethod
     def recall(self, latents: Tensor) -> Tensor:
-        """Return the estimated output of this branch for noisy latents, float32, of their shape."""
+        """Return the estimated outputs of the branches for noisy latents, float32: one sample for each branch."""
 
     @abstractmethod
     def learn(self, latents: Tensor, output: Tensor) -> None:
-        """Store what this branch needs of a computed forward."""
+        """Store what the branches need of a computed forward, whose output has one sample for each branch."""
 
     @abstractmethod
     def reset_tensors(self) -> None:
         """Release all tensors."""
+
+
+def join(parts: list[Tensor]) -> Tensor:
+    """Return samples as one batch."""
+    import torch
+
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @functools.cache

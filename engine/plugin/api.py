@@ -71,7 +71,7 @@ API = (
     Public("engine.multitalk.diffusers_cache", "DiffusersCache", "cache", "makes a step cache from one of diffusers"),
     Public(
         "engine.multitalk.step_caches",
-        "ResidualCache OutputCache",
+        "ResidualCache OutputCache join",
         "cache",
         "base classes of caches that skip all blocks, or a whole forward",
     ),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,18 @@ from engine.data import Conditions, Motion
 from engine.errors import Cancelled, ConfigError
 from engine.multitalk.step_caches import CountingCache, TimedCache
 from engine.stages.passes import Tally, guidance_of
+
+
+class SharedPasses(Protocol):
+    """The guidance passes of one evaluation, shared by several processes."""
+
+    def own(self, branches: Sequence[str]) -> Sequence[str | None]:
+        """Return the passes of this process, at least one; None where it only waits, so that all have as many."""
+        ...
+
+    def gather(self, predictions: Mapping[str, Tensor], branches: Sequence[str]) -> dict[str, Tensor]:
+        """Return the predictions of all `branches`, in their order, from those of this process."""
+        ...
 
 
 def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -34,14 +46,17 @@ def denoise(
     cancel: CancelToken | None = None,
     motion_noise: Iterator[Tensor] | None = None,
     tally: Tally | None = None,
+    batched: bool = False,
+    shared: SharedPasses | None = None,
 ) -> Tensor:
     """Denoise `noise`, float32 (16, T, h, w), to latents of that shape and dtype on the conditions' device.
 
     Motion latents that are mixed with noise get fresh noise before the first step, after every step, and before each
     evaluation within a step except the first. It comes from `motion_noise`, or by default from `generator` (on the
     CPU). A schedule that asks for noise also draws from `generator`. `on_step(step, steps)` is called after each step,
-    counted from 1. The forwards are added to `tally` at the end. Raises Cancelled between guidance passes and steps
-    once `cancel` is set, and ConfigError if a step makes another number of evaluations than its sampler declares.
+    counted from 1. `batched`: the passes of an evaluation are one forward of a batch; `shared`: other processes compute
+    some of them. The forwards are added to `tally` at the end. Raises Cancelled between guidance passes and steps once
+    `cancel` is set, and ConfigError if a step makes another number of evaluations than its sampler declares.
     """
     device = conditions.latents.device
     schedule = sampler.schedule()
@@ -64,15 +79,22 @@ def denoise(
         predictions = {}
         if isinstance(cache, TimedCache):
             cache.at(time)
-        for branch in current.branches:
+        own = current.branches if shared is None else shared.own(current.branches)
+        for branches in (current.branches,) if batched else zip(own):
             _check(cancel)
-            with cache.branch(branch, evaluations):
-                predictions[branch] = transformer(
+            if None in branches:
+                continue
+            parts = [conditions.branches[branch] for branch in branches]
+            with cache.branch("+".join(branches), evaluations):
+                output = transformer(
                     hidden_states=inputs,
                     timestep=moment,
-                    conditions=conditions.branches[branch],
+                    conditions=parts if len(parts) > 1 else parts[0],
                     return_dict=False,
-                )[0][0].float()
+                )[0].float()
+            predictions |= zip(branches, output, strict=True)
+        if shared is not None:
+            predictions = shared.gather(predictions, current.branches)
         evaluations += 1
         asked += len(predictions)
         return current.combine(predictions)
@@ -102,7 +124,8 @@ def denoise(
         if tally is not None:
             tally.asked += asked
             tally.skipped += cache.skipped if isinstance(cache, CountingCache) else 0
-            tally.counted &= isinstance(cache, CountingCache)
+            # Each process counts its own passes only.
+            tally.counted &= isinstance(cache, CountingCache) and (shared is None or not cache.skipped)
     _check(cancel)
     return latents
 

@@ -9,7 +9,7 @@ from engine import hookimpl
 from engine.components import Agree, CacheCost, StepCache
 from engine.config import CacheConfig, within
 from engine.errors import ConfigError
-from engine.multitalk.step_caches import OutputCache
+from engine.multitalk.step_caches import OutputCache, join
 from engine.plugin.register import Register
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ class EasyCache(OutputCache):
     def must_compute(self, signal: Tensor) -> bool:
         """Return whether the predicted changes of the output since the last computed step reach the threshold."""
         before, self._before = self._before, signal
-        if self._branch != self._decider:
-            # Another branch's rate says nothing about this one, as after a guidance interval.
-            self._decider, self._computed, self._rate = self._branch, None, None
+        if self._branches[0] != self._decider:
+            # Another branch's rate says nothing about this one.
+            self._decider, self._computed, self._rate = self._branches[0], None, None
         if self._step >= self.warmup and before is not None and self._rate is not None and self._computed is not None:
             change = (signal - before).abs().mean() * self._rate / self._computed[1].abs().mean()
             self._accumulated += float(change)
@@ -87,12 +87,13 @@ class EasyCache(OutputCache):
         return True
 
     def recall(self, latents: Tensor) -> Tensor:
-        return latents + self._differences[self._branch]
+        return latents + join([self._differences[branch] for branch in self._branches])
 
     def learn(self, latents: Tensor, output: Tensor) -> None:
-        self._differences[self._branch] = output - latents
-        if self._branch != self._decider:
+        self._differences |= zip(self._branches, (output - latents).split(1), strict=True)
+        if self._branches[0] != self._decider:
             return
+        output = output[:1]
         if self._computed is not None:
             inputs, outputs = self._computed
             self._rate = (output - outputs).abs().mean() / (latents - inputs).abs().mean().clamp(min=1e-12)

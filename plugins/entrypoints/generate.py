@@ -313,6 +313,7 @@ def _card(card: CardEstimate) -> str:
         return f"{needed}  too much; it fits with {' '.join(card.change)}" if card.change else f"{needed}  too much"
     took = f"{card.step_seconds:.1f} s a step" if card.step_seconds >= 0.05 else "under 0.1 s a step"
     picked = f", {card.picked}" if card.picked else ""
+    picked += ", passes batched" if card.batched else ""
     return f"{needed}  {took}, {_minutes(card.seconds)}, {card.cost:.2f}{picked}"
 
 

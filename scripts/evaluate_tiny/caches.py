@@ -180,11 +180,11 @@ class Watch(ResidualCache):
 
     def end(self, tokens: Tensor) -> None:
         super().end(tokens)
-        norms = self._residuals[self._branch].norm(dim=-1)
-        before = self._norms.get(self._branch)
+        norms = self._residuals[self._branches[0]].norm(dim=-1)
+        before = self._norms.get(self._branches[0])
         ratio = 1.0 if before is None else float((norms / before.clamp(min=1e-12)).mean())
-        self.curves.setdefault((self._runs, self._branch), []).append((self._time, ratio))
-        self._norms[self._branch] = norms
+        self.curves.setdefault((self._runs, self._branches[0]), []).append((self._time, ratio))
+        self._norms[self._branches[0]] = norms
 
 
 def magnitudes(

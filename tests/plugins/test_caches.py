@@ -269,6 +269,46 @@ def test_no_tensor_of_a_state_outlives_its_window(
     assert not alive
 
 
+@pytest.mark.parametrize("name", ["none", *SKIPPING])
+def test_a_batch_of_branches_gives_what_they_give_one_by_one(
+    name: str, transformer: Any, conditions: dict[str, Any]
+) -> None:
+    branches = ("cond", "drop_text", "uncond")
+    alone, batch = (make_cache(name, **SKIPPING.get(name, {})) for _ in range(2))
+    wanted = run(transformer, conditions, alone, branches)
+    outputs: list[Tensor] = []
+    with torch.no_grad(), batch.attach(transformer):
+        for step, time in enumerate(TIMES):
+            latents = torch.randn(1, 36, *SHAPE, generator=torch.Generator().manual_seed(step))
+            if isinstance(batch, TimedCache):
+                batch.at(time)
+            with batch.branch("+".join(branches), step):
+                parts = [conditions[branch] for branch in branches]
+                outputs += transformer(latents, torch.tensor([time]), conditions=parts).sample.split(1)
+        assert isinstance(batch, CountingCache)
+        skipped = batch.skipped
+        assert isinstance(alone, CountingCache)
+
+    assert skipped == alone.skipped
+    for ours, theirs in zip(outputs, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["magcache", "easycache", "teacache"])
+def test_a_branch_that_leaves_the_batch_keeps_its_residual(
+    name: str, transformer: Any, conditions: dict[str, Any]
+) -> None:
+    cache = make_cache(name, **SKIPPING[name])
+    latents = torch.randn(1, 36, *SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), cache.attach(transformer):
+        for step, branches in enumerate([("cond", "uncond")] * 2 + [("cond",)] * 2):
+            with cache.branch("+".join(branches), step):
+                parts = [conditions[branch] for branch in branches]
+                transformer(latents, torch.tensor([TIMES[step]]), conditions=parts)
+        assert isinstance(cache, CountingCache)
+        assert cache.skipped == 2
+
+
 def test_unknown_cache_lists_the_known() -> None:
     with pytest.raises(UnknownComponent, match="installed: easycache, firstblock, magcache, none, taylorseer"):
         compose(["cache=tecache"])
