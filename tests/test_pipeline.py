@@ -113,7 +113,12 @@ def test_a_second_job_with_the_same_prompt_does_not_run_the_text_encoder(
     asked: list[str] = []
     text: Any = service.engine.load().model.text
     encode = text.encode
-    monkeypatch.setattr(text, "encode", lambda prompt: asked.append(prompt) or encode(prompt))
+
+    def listen(prompt: str) -> Any:
+        asked.append(prompt)
+        return encode(prompt)
+
+    monkeypatch.setattr(text, "encode", listen)
     request = replace(ONE, prompt="A person who was never described before.", frames=5)
 
     first, second = service.generate(request), service.generate(request)

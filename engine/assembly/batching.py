@@ -11,14 +11,14 @@ from engine.planning.activations import forward_bytes
 from engine.planning.memory import CONTEXT, FRAGMENTED
 
 
-def is_batched(choice: bool | str, model: Model, conditions: Conditions, passes: int) -> bool:
-    """Return whether `passes` passes are batched: as `choice` says, or for "auto" if blocks are streamed to a CUDA
+def is_batched(choice: bool | None, model: Model, conditions: Conditions, passes: int) -> bool:
+    """Return whether `passes` passes are batched: as `choice` says, or for None if blocks are streamed to a CUDA
     device, which is then done once for all passes, and the device has the memory.
 
     Call it while the transformer is in use. It counts the device's whole memory and this process's own tensors, not
     those of other processes: the same job must not give other bytes because a neighbour uses the device.
     """
-    if passes < 2 or isinstance(choice, bool):
+    if passes < 2 or choice is not None:
         return bool(choice) and passes > 1
     if model.device != "cuda" or model.memory not in STREAMED:
         return False

@@ -18,8 +18,8 @@ class Sampling:
     sampler: Sampler
     guidance: Guidance
     cache: StepCache
-    #: Whether the passes of an evaluation are one forward of a batch: true, false or "auto".
-    batched: bool | str = False
+    #: Whether the passes of an evaluation are one forward of a batch: None: if it pays and the memory is sufficient.
+    batched: bool | None = False
     #: The forwards that were made so far.
     tally: Tally = field(default_factory=Tally)
 
@@ -87,7 +87,7 @@ def _alone(config: Config) -> bool:
         raise ConfigError(
             "several processes share forwards of one pass only",
             field="guidance.batched",
-            hint="leave it at auto, or choose parallel=none",
+            hint="leave it out, or choose parallel=none",
         )
     return False
 

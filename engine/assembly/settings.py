@@ -75,6 +75,13 @@ def check_parallel(config: Config) -> None:
                 field="parallel",
                 hint="choose parallel=ulysses or parallel=guidance, or start without torchrun",
             )
+    elif isinstance(entrypoint, EntrypointConfig) and entrypoint.leads:
+        if parallel.run is not None:
+            raise ConfigError(
+                f"{entrypoint.name} starts the processes of parallel={parallel.name} itself",
+                field="parallel",
+                hint="start it without torchrun",
+            )
     elif not (isinstance(entrypoint, EntrypointConfig) and entrypoint.parallel):
         raise ConfigError(
             f"{entrypoint.name} does not work on several devices", field="parallel", hint="choose parallel=none"

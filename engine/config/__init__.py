@@ -78,7 +78,7 @@ class MemoryConfig:
 
 @dataclass
 class ParallelConfig:
-    """How many devices work on one video: "none" (one), or one per process that torchrun started.
+    """How many devices work on one video: "none" (one), or one per process that torchrun or a worker started.
 
     "ulysses" divides the tokens of each forward among them, "guidance" the passes of each evaluation.
     """
@@ -88,6 +88,8 @@ class ParallelConfig:
     #: parallel=guidance: number of groups among which the passes are divided; within a group, tokens are divided. 0:
     #: every process is its own group.
     groups: int = field(default=0, metadata=within(0, 65_536))
+    #: A worker's number of processes, itself included; 0: one for each CUDA device. Others are started by torchrun.
+    processes: int = field(default=0, metadata=within(0, 65_536))
     #: Number of this process (rank) among all processes; torchrun sets it.
     rank: int | None = field(default="${oc.env:RANK,null}", metadata=within(0, 65_536))  # type: ignore[assignment]
     #: Number of this process among those of its machine; torchrun sets it.
@@ -242,9 +244,9 @@ class GuidanceConfig(ComponentConfig):
     start: float = field(default=0.0, metadata=within(0, 1))
     #: Share of the steps after which there is no guidance any more; 1: guidance to the last step.
     until: float = field(default=1.0, metadata=within(0, 1))
-    #: Compute the passes of an evaluation as one forward of a batch; "auto": if blocks are streamed to a CUDA device
+    #: Compute the passes of an evaluation as one forward of a batch; null: if blocks are streamed to a CUDA device
     #: (memory=group-offload or lowest), which is then done once for all passes, and its memory is sufficient.
-    batched: bool | str = field(default="auto", metadata=one_of("auto"))
+    batched: bool | None = None
 
     def check(self) -> None:
         """Raise ConfigError if a scale is not finite, or if guidance ends before it starts."""
@@ -295,6 +297,8 @@ class EntrypointConfig(ComponentConfig):
 
     #: Whether it supports `parallel`: its process ends with its first error and ends the others, too.
     parallel: ClassVar[bool] = False
+    #: Whether it starts the other processes of `parallel` itself.
+    leads: ClassVar[bool] = False
 
     @classmethod
     def boot(cls, overrides: Sequence[str]) -> list[str]:

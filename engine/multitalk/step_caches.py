@@ -131,7 +131,7 @@ class ResidualCache(SharedDecision):
     def end(self, tokens: Tensor) -> None:
         """Store the residual: what the blocks added."""
         if self._input is not None:
-            self._residuals |= zip(self._branches, (tokens - self._input).split(1), strict=True)
+            self._residuals |= zip(self._branches, (tokens - self._input).chunk(len(self._branches)), strict=True)
         self._input = None
 
 

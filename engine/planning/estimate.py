@@ -132,13 +132,13 @@ def resolve_memory(sizes: Sizes, load: Load, device_free: int | None, host_free:
 
 
 def resolve_batch(sizes: Sizes, load: Load, work: Work, memory_bytes: int | None) -> Load:
-    """Return `load` with batched="auto" resolved; `memory_bytes` are a card's, None: on a CPU.
+    """Return `load` with batched=None resolved; `memory_bytes` are a card's, None: on a CPU.
 
     It is true if blocks are streamed, which is then done once for all passes, and if the memory is sufficient.
     """
     if work.passes < 2 or memory_bytes is None:
-        return replace(load, batched=load.batched is True and work.passes > 1)
-    if load.batched != "auto":
+        return replace(load, batched=bool(load.batched) and work.passes > 1)
+    if load.batched is not None:
         return load
     together = replace(load, batched=True)
     fits = load.memory in STREAMED and memory.device_bytes(memory.stages(sizes, together, work)) <= memory_bytes
@@ -174,7 +174,7 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) ->
         forward = forward_work(transformer, latents, value=2, speakers=len(plan.seats), compiled=load.compiled)
         # On average: a sampler may make several evaluations in a step, and guidance may be in some steps only.
         each = plan.forwards / (len(plan.windows) * plan.steps)
-        samples = plan.forwards / (len(plan.windows) * (plan.evaluations or plan.steps)) if load.batched is True else 1
+        samples = plan.forwards / (len(plan.windows) * (plan.evaluations or plan.steps)) if load.batched else 1
         of_step = (each / samples) * seconds.forward_seconds(
             card, forward, moved_weights=moved, unpacked=unpacked, samples=samples
         )
@@ -197,7 +197,7 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) ->
         seconds=total,
         cost=total * card.price,
         picked=load.memory if choices.memory == "auto" else "",
-        batched=load.batched is True,
+        batched=bool(load.batched),
     )
 
 

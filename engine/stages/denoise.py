@@ -76,13 +76,14 @@ def denoise(
         nonlocal evaluations, asked
         moment = moments[time] if time in moments else torch.tensor([time], dtype=torch.float32).to(device)
         inputs = torch.cat([latents, conditions.latents])[None]
-        predictions = {}
+        predictions: dict[str, Tensor] = {}
         if isinstance(cache, TimedCache):
             cache.at(time)
         own = current.branches if shared is None else shared.own(current.branches)
-        for branches in (current.branches,) if batched else zip(own):
+        groups = [current.branches] if batched else [() if name is None else (name,) for name in own]
+        for branches in groups:
             _check(cancel)
-            if None in branches:
+            if not branches:
                 continue
             parts = [conditions.branches[branch] for branch in branches]
             with cache.branch("+".join(branches), evaluations):

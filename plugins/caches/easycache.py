@@ -90,7 +90,7 @@ class EasyCache(OutputCache):
         return latents + join([self._differences[branch] for branch in self._branches])
 
     def learn(self, latents: Tensor, output: Tensor) -> None:
-        self._differences |= zip(self._branches, (output - latents).split(1), strict=True)
+        self._differences |= zip(self._branches, (output - latents).chunk(len(self._branches)), strict=True)
         if self._branches[0] != self._decider:
             return
         output = output[:1]

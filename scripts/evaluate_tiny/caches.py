@@ -105,7 +105,7 @@ def _film(studio: Studio, name: str, overrides: Sequence[str]) -> dict[str, Any]
         for case in cases:
             video = generate_video(studio.service, case, overrides=overrides)
             forwards += video.forwards or 0
-            sync[people] += [row.own for row in mouth_rows(video.frames, case, fps=FPS)]
+            sync[people] += [row.own or 0.0 for row in mouth_rows(video.frames, case, fps=FPS)]
             sharp.append(drift_of(case_looks(video.frames, case, video.plan)).sharpness)
     count = len(studio.one_cases) + len(studio.two_cases)
     row = {
