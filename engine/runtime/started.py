@@ -42,13 +42,13 @@ def started(
             field="parallel.processes",
             hint="choose parallel=none, or give a number of processes",
         )
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(size)}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     # As it is now: this process sees only its own device later.
     before = dict(os.environ)
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(1, size):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
             process = subprocess.Popen(
                 [sys.executable, "-c", _CODE], stdin=subprocess.PIPE, env=before | address | place
             )
@@ -56,6 +56,7 @@ def started(
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError), process.stdin:
                 process.stdin.write(json.dumps(list(overrides)).encode())
+        # Not rank and size: configs of later requests would have them, and differ from that of the start.
         os.environ.update(address)
         threading.Thread(target=_watch, args=(processes, joined), name="multitalk-processes", daemon=True).start()
         yield replace(config, rank=0, local_rank=0, size=size)

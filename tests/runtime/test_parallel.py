@@ -198,7 +198,7 @@ def test_an_entrypoint_that_serves_many_is_refused() -> None:
 def test_unknown_parallel_lists_the_known() -> None:
     with pytest.raises(ConfigError) as caught:
         EngineService(["parallel=ring"])
-    assert "none, ulysses, guidance" in str(caught.value)
+    assert "guidance, none, ulysses" in str(caught.value)
 
 
 def test_processes_that_do_not_divide_into_groups_are_refused() -> None:
