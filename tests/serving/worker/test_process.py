@@ -176,7 +176,8 @@ def test_a_worker_shares_its_videos_with_a_process_it_started_and_ends_when_that
         platform.send("job-video", example(turbo=False, sampling_steps=2))
         video = platform.result("job-video", PATIENCE)
         assert base64.b64decode(video["output"]["video_base64"])[4:8] == b"ftyp", video
-        assert video["output"]["forwards"] == 2 * 2
+        # Two steps of three passes.
+        assert video["output"]["forwards"] == 2 * 3
 
         (other,) = sharers(process.pid)
         os.kill(other, signal.SIGKILL)
