@@ -14,7 +14,7 @@ from engine.assembly.prompts import prompts_of
 from engine.assembly.provenance import Runtime, make_provenance
 from engine.assembly.sinks import make_delivery, sink_for_request
 from engine.assembly.weights import LoadedModel, WeightsHolder
-from engine.components import CancelToken, ProgressCallback, evaluations_of
+from engine.components import CancelToken, ProgressCallback
 from engine.config import Config
 from engine.data import Access, Delivery, Request
 from engine.files.scratch import scratch
@@ -58,7 +58,8 @@ class Engine:
         self.reader = registry.readers.build(config.reader)
         self._attention = choose_attention(config.attention, registry, attention_site(device, dtype, self._group.size))
         decode_dtype, kernel = pick_decode_dtype(config.vae.decode_dtype, device, dtype), self._attention.kernel
-        self.runtime = Runtime(device, dtype, kernel, decode_dtype, self._group.size, alone=self._group.follows)
+        group = self._group
+        self.runtime = Runtime(device, dtype, kernel, decode_dtype, group.size, group.sharing, alone=group.follows)
         before, own = None if after is None else after._weights, self._attention.attend
         self._weights: WeightsHolder = WeightsHolder(config, registry, self.runtime, before, own)
 
@@ -95,7 +96,7 @@ class Engine:
             with meter.stage("load"):
                 loaded = self.load(weights)
                 model = loaded.set_loras(config)
-            meter.expect(len(plan.windows), plan.steps, evaluations_of(sampling.sampler, plan.steps))
+            meter.expect(len(plan.windows), plan.steps, sampling.forwards(plan.steps))
             plan = loaded.annotate(plan, request, config, sampling.guidance.branches)
             plan = with_attention(plan, config, self._attention)
             options = make_options(config, plan, sampling, self.runtime.device)
@@ -130,7 +131,11 @@ class Engine:
                     artifact = writer.finish()
             with meter.stage("keep"):
                 kept = sink.put(artifact)
-        delivery = make_delivery(kept, artifact, plan, inputs, self.memory, meter, writer.overlapped)
+        reused, overlapped = conditioning.text.reused, writer.overlapped
+        tally, memory = sampling.tally, self.memory
+        delivery = make_delivery(
+            kept, artifact, plan, inputs, memory, meter, tally, prompts_reused=reused, overlapped=overlapped
+        )
         self._hooks.generation_finished(request=request, delivery=delivery)
         return delivery
 

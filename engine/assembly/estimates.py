@@ -182,6 +182,7 @@ def make_load(config: Config, registry: Registry, **others: Any) -> Load:
         "resident": config.memory.resident,
         "adapted": _is_adapted(config),
         "cache": registry.caches.build(config.cache),
+        "batched": config.guidance.batched if config.parallel.name == "none" else False,
         "tile": config.memory.tile,
         "decode_dtype": config.vae.decode_dtype,
         "continuation": config.continuation.style,

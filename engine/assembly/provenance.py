@@ -34,6 +34,8 @@ class Runtime:
     decode_dtype: str
     #: Number of processes in the group, including this one.
     processes: int
+    #: Number of those among which the tokens of a forward are divided.
+    divided: int
     #: Whether this process follows another one, and so needs only the transformer.
     alone: bool
 

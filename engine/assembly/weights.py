@@ -177,6 +177,7 @@ def _profile(config: Config) -> Profile:
         streams=memory.streams,
         pin=memory.pin,
         tile=memory.tile,
+        prompts=memory.prompts,
     )
     # Left out if nothing depends on it, so that another resolution reuses the weights.
     fitted = "auto" in (memory.name, memory.resident)

@@ -43,6 +43,7 @@ from engine.multitalk.audio import AudioEncoder
 from engine.multitalk.codec import LatentCodec, WanCodec
 from engine.multitalk.fused import set_fused
 from engine.multitalk.image import ImageEncoder
+from engine.multitalk.prompt_cache import PromptCache
 from engine.multitalk.sequence import check_heads
 from engine.multitalk.text import TextEncoder
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
@@ -100,6 +101,8 @@ class Model:
     #: Where forwards run: "cuda" or "cpu". Audio is always encoded on the CPU.
     device: str
     loras: Loras = field(default_factory=lambda: Loras())
+    #: Features of earlier prompts.
+    prompts: PromptCache = field(default_factory=PromptCache)
     #: The memory profile in use; `reason` says why it was chosen, if it was "auto".
     memory: str = "none"
     reason: str = ""
@@ -118,6 +121,7 @@ class Model:
     def close(self) -> None:
         """Release everything. The model cannot be used afterwards."""
         self.placement.close()
+        self.prompts.clear()
 
 
 @without_compiler()
@@ -140,6 +144,7 @@ def load_model(
     fused: bool = False,
     residual_dtype: str = "float32",
     processes: int = 1,
+    divided: int | None = None,
     alone: bool = False,
 ) -> Model:
     """Load a model from `folder`, which has each of COMPONENTS in a layout of `find_parts`. Nothing is downloaded.
@@ -162,7 +167,8 @@ def load_model(
         compiling: how the blocks of the network are compiled; None: they are not.
         fused: whether norms and rotations run in Triton kernels.
         residual_dtype: "float32" or "bfloat16", for the tokens between the network's layers.
-        processes: how many processes share a forward.
+        processes: how many processes share a video.
+        divided: among how many of them the tokens of a forward are divided; None: all.
         alone: load only the transformer of the large parts; the others cannot be used.
 
     Raises:
@@ -222,7 +228,7 @@ def load_model(
         "image_encoder": ComponentFiles(files["image_encoder"], "image_encoder", DTYPES[dtype]),
     }
     meta_models: dict[str, Any] = {name: part.meta_model for name, part in parts.items()}
-    check_heads(meta_models["transformer"].config.num_attention_heads, processes)
+    check_heads(meta_models["transformer"].config.num_attention_heads, divided or processes)
     if attend is None:
         _check_heads(attention, meta_models["transformer"].config.attention_head_dim)
         prepare_attention(attention)
@@ -258,6 +264,7 @@ def load_model(
         placement=place(Profile(), {}, device=device),
         device=device,
         loras=adapters,
+        prompts=PromptCache(profile.prompts * 2**20),
         memory=profile.name,
         reason=reason,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.data import Plan, Window
 from engine.data.estimates import CardEstimate, Estimates
-from engine.machine.profiles import allowance, choose_profile, resident_blocks, room_for_blocks
+from engine.machine.profiles import STREAMED, allowance, choose_profile, resident_blocks, room_for_blocks
 from engine.planning import memory, seconds
 from engine.planning.activations import tiles, tokens
 from engine.planning.gpus import Card, cards, find_card, prices
@@ -41,6 +41,7 @@ def estimate(
     work, gpu = largest_work(plan, sizes), find_card(card or "")
     device_free = None if load.device == "cpu" else _ENOUGH if gpu is None else free_of(gpu)
     resolved = resolve_memory(sizes, load, device_free, host_free)
+    resolved = resolve_batch(sizes, resolved, work, None if gpu is None or load.device == "cpu" else gpu.memory)
     stages = memory.stages(sizes, resolved, work)
     on_cards = tuple(_on_card(one, plan, sizes, load, work) for one in cards() if multiplies(one, load.multiplied))
     here = next((one for one in on_cards if gpu is not None and one.card == gpu.name), None)
@@ -142,6 +143,20 @@ def resolve_memory(sizes: Sizes, load: Load, device_free: int | None, host_free:
     return replace(load, memory=name)
 
 
+def resolve_batch(sizes: Sizes, load: Load, work: Work, memory_bytes: int | None) -> Load:
+    """Return `load` with batched=None resolved; `memory_bytes` are a card's, None: on a CPU.
+
+    It is true if blocks are streamed, which is then done once for all passes, and if the memory is sufficient.
+    """
+    if work.passes < 2 or memory_bytes is None:
+        return replace(load, batched=bool(load.batched) and work.passes > 1)
+    if load.batched is not None:
+        return load
+    together = replace(load, batched=True)
+    fits = load.memory in STREAMED and memory.device_bytes(memory.stages(sizes, together, work)) <= memory_bytes
+    return together if fits else replace(load, batched=False)
+
+
 def _staying(sizes: Sizes, load: Load, room: int) -> int:
     value, quant = memory.WIDTHS[load.dtype], load.kept
     return resident_blocks(
@@ -155,13 +170,14 @@ def _staying(sizes: Sizes, load: Load, room: int) -> int:
 
 def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) -> CardEstimate:
     load = resolve_memory(sizes, replace(choices, device="cuda", dtype="bfloat16"), free_of(card), _ENOUGH)
+    load = resolve_batch(sizes, load, work, card.memory)
     stages = memory.stages(sizes, load, work)
     needed, host = memory.device_bytes(stages), memory.host_bytes(stages)
     weights = memory.weights_bytes(sizes, load)
     transformer = sizes.configs["transformer"]
     streamed = max(0, transformer["num_layers"] - int(load.resident))
     blocks = (sizes.block * streamed).bytes(2, load.kept)
-    moved = blocks if load.memory in ("group-offload", "lowest") else 0
+    moved = blocks if load.memory in STREAMED else 0
     unpacked = sizes.counts["transformer"].linear if load.quant != "none" and load.multiplied is None else 0
     total, step = seconds.link_seconds(card, _brought_once(load, weights)), 0.0
     width, height = plan.canvas.target
@@ -178,9 +194,12 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) ->
             multiplied=load.multiplied,
             **_passes(load),
         )
-        # A sampler may make several evaluations in a step.
-        share = plan.forwards / (len(plan.windows) * plan.steps * plan.passes)
-        of_step = share * plan.passes * seconds.forward_seconds(card, forward, moved_weights=moved, unpacked=unpacked)
+        # On average: a sampler may make several evaluations in a step, and guidance may be in some steps only.
+        each = plan.forwards / (len(plan.windows) * plan.steps)
+        samples = plan.forwards / (len(plan.windows) * (plan.evaluations or plan.steps)) if load.batched else 1
+        of_step = (each / samples) * seconds.forward_seconds(
+            card, forward, moved_weights=moved, unpacked=unpacked, samples=samples
+        )
         step = max(step, of_step)
         coded, decoded = _codec(plan, sizes, window, load.tile)
         total += plan.steps * of_step + seconds.codec_seconds(card, coded)
@@ -206,6 +225,7 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) ->
         seconds=total,
         cost=total * card.price,
         picked=load.memory if choices.memory == "auto" else "",
+        batched=bool(load.batched),
     )
 
 

@@ -65,6 +65,8 @@ class Load:
     adapted: bool = False
     #: Frames, height and width of the largest window, for memory=auto.
     window: tuple[int, int, int] = (81, 480, 832)
+    #: Whether the passes of an evaluation are one forward of a batch; None: if blocks are streamed and fit.
+    batched: bool | None = False
     #: Step cache, which keeps tensors from step to step; None: none.
     cache: StepCache | None = None
     #: Side of the VAE's tiles in pixels; 0: none.
@@ -329,7 +331,7 @@ def _denoising(sizes: Sizes, load: Load, work: Work, value: int) -> int:
     # The network's input, the latents and the prediction of each branch.
     latent = (config["in_channels"] + config["out_channels"] * (1 + work.passes)) * frames * rows * columns * 4
     cached = activations.cache_bytes(config, work.latents, cache=load.cache, passes=work.passes)
-    return forward + int(latent) + cached
+    return forward * (work.passes if load.batched else 1) + int(latent) + cached
 
 
 def _hearing(sizes: Sizes, work: Work) -> int:

@@ -29,16 +29,18 @@ COLORS = 1250
 ENCODING = 7.5e-8
 
 
-def forward_seconds(card: Card, work: Forward, *, moved_weights: int = 0, unpacked: int = 0) -> float:
-    """Return the seconds of one forward.
+def forward_seconds(
+    card: Card, work: Forward, *, moved_weights: int = 0, unpacked: int = 0, samples: float = 1
+) -> float:
+    """Return the seconds of one forward of `samples` samples; weights are copied and expanded once for all of them.
 
     `moved_weights`: bytes copied from the host at the same time; the slower of the two counts. `unpacked`: values of
     quantised weights that are expanded to bfloat16 for each product.
     """
     rate = card.bf16_tflops * 1e12
     products = work.products - work.in_8_bits + work.in_8_bits / card.speed_up(work.format)
-    computing = products / (rate * PRODUCTS) + work.attention / (rate * card.attention)
-    computing += (work.moved + 5 * unpacked) / (card.bandwidth_gb * 1e9 * BANDWIDTH)
+    computing = samples * (products / (rate * PRODUCTS) + work.attention / (rate * card.attention))
+    computing += (samples * work.moved + 5 * unpacked) / (card.bandwidth_gb * 1e9 * BANDWIDTH)
     return max(computing, link_seconds(card, moved_weights))
 
 

@@ -102,8 +102,8 @@ def composed(key: Key, word: str) -> Config:
 
 
 def choice_for(key: Key) -> str:
-    if key.name.endswith(".teacache"):
-        return "cache=teacache"
+    if key.name.endswith((".teacache", ".magcache")):
+        return f"cache={key.name.rpartition('.')[2]}"
     if key.name.startswith("model.distilled."):
         return "model=multitalk sampler=distilled"
     return "sampler=turbo" if key.name.startswith("model.turbo.") else key.choice
