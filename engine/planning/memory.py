@@ -217,7 +217,10 @@ def _temporaries(sizes: Sizes, load: Load, work: Work) -> dict[str, int]:
     before = persistent + transformer["out_channels"] * latent if work.windows > 1 else 0
     pixels = 3 * work.height * work.width * 4 * (1 + (work.motion if work.windows > 1 else 0))
     return {
-        "text": activations.text_bytes(configs["text_encoder"], transformer["text_len"], value=value),
+        "text": max(
+            activations.text_bytes(configs["text_encoder"], transformer["text_len"], value=value),
+            _expanded_text(sizes, load),
+        ),
         "vae encode": activations.encode_bytes(vae, *size, device=device, tile=load.tile) + before + pixels,
         "image": activations.image_bytes(configs["image_encoder"], value=value)
         + (0 if load.continuation == "infinitetalk" else before + pixels),
@@ -226,6 +229,15 @@ def _temporaries(sizes: Sizes, load: Load, work: Work) -> dict[str, int]:
         + persistent
         + 2 * transformer["out_channels"] * latent,
     }
+
+
+def _expanded_text(sizes: Sizes, load: Load) -> int:
+    """Return the bytes of the text encoder's one layer whose weights are expanded (engine.loading.dynamic)."""
+    if not load.text or load.multiplied is None:
+        return 0
+    config = sizes.configs["text_encoder"]
+    # torchao multiplies float8 with its scale in float32, and casts int8 directly; as counted by the rehearsal.
+    return int(config["d_model"] * config["d_ff"] * (10 if load.multiplied.format == "fp8" else 2))
 
 
 def _waiting(load: Load, weights: Mapping[str, int]) -> dict[str, int]:
