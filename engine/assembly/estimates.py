@@ -31,7 +31,10 @@ CHANGES = (
     ("quant=int8", "memory=model-offload"),
     ("quant=int8", "memory=group-offload"),
 )
-_COMPILED = "compile=blocks: the predicted seconds are without compiling, which the first forward of each number of speakers does"
+_COMPILED = (
+    "compile=blocks: the predicted seconds are without compiling, "
+    "which the first forward of each number of speakers does"
+)
 
 
 def estimate_plan(plan: Plan, config: Config, registry: Registry) -> Plan:
