@@ -57,18 +57,19 @@ def _sampler(config: Config, registry: Registry) -> Sampler:
 
 
 def _guidance(config: Config, registry: Registry) -> Guidance:
-    chosen = config.guidance
-    guidance = _known(config, registry.guidance.build(chosen))
-    if chosen.start <= 0 and chosen.until >= 1:
+    guidance = _known(config, registry.guidance.build(config.guidance))
+    start, until = config.guidance.start, config.guidance.until
+    if start <= 0 and until >= 1:
         return guidance
-    alone = _known(config, registry.guidance.build(replace(chosen, text_scale=1.0, audio_scale=1.0)))
+    plain = replace(config.guidance, text_scale=1.0, audio_scale=1.0)
+    alone = _known(config, registry.guidance.build(plain))
     if len(guidance.branches) > 1 and len(alone.branches) >= len(guidance.branches):
         raise ConfigError(
-            f"guidance={chosen.name} needs {len(alone.branches)} passes even without scales",
+            f"guidance={config.guidance.name} needs {len(alone.branches)} passes even without scales",
             field="guidance.until",
             hint="leave guidance.start and guidance.until at 0 and 1",
         )
-    return GuidanceInterval(guidance, alone, chosen.start, chosen.until)
+    return GuidanceInterval(guidance, alone, start, until)
 
 
 def _known(config: Config, guidance: Guidance) -> Guidance:

@@ -282,7 +282,7 @@ class GuidanceConfig(ComponentConfig):
     until: float = field(default=1.0, metadata=within(0, 1))
     #: Compute the passes of an evaluation as one forward of a batch; null: if blocks are streamed to a CUDA device
     #: (memory=group-offload or lowest), which is then done once for all passes, and its memory is sufficient.
-    batched: bool | None = None
+    batched: bool | None = False
 
     def check(self) -> None:
         """Raise ConfigError if a scale is not finite, or if guidance ends before it starts."""

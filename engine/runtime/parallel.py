@@ -191,10 +191,10 @@ class Ranks:
             raise
 
 
-def groups_of(config: ParallelConfig) -> int:
+def groups_of(parallel: ParallelConfig) -> int:
     """Return the number of groups of processes. Raises ConfigError if they cannot be of one size."""
-    size = config.size or 1
-    groups = 1 if config.name != "guidance" else config.groups or size
+    size = parallel.size or 1
+    groups = 1 if parallel.name != "guidance" else parallel.groups or size
     if size % groups:
         raise ConfigError(
             f"{size} processes cannot be divided into {groups} groups",

@@ -28,17 +28,17 @@ _POLL, _GRACE = 0.5, 10.0
 
 @contextmanager
 def started(
-    overrides: Sequence[str], config: ParallelConfig, device: str, joined: threading.Event
+    overrides: Sequence[str], parallel: ParallelConfig, device: str, joined: threading.Event
 ) -> Iterator[ParallelConfig]:
     """Start processes 1, 2, ... with `overrides`, and yield this process's config, as process 0; end them afterwards.
 
     The caller joins the group inside, and then sets `joined`. If a process ends before that, this process ends too,
     with status 1, because it would wait for the other for minutes. Raises ConfigError if there is nothing to share.
     """
-    size = config.processes or _devices(device)
+    size = parallel.processes or _devices(device)
     if size < 2:
         raise ConfigError(
-            f"parallel={config.name} needs two devices or more, and this machine has {size}",
+            f"parallel={parallel.name} needs two devices or more, and this machine has {size}",
             field="parallel.processes",
             hint="choose parallel=none, or give a number of processes",
         )
@@ -59,7 +59,7 @@ def started(
         # Not rank and size: configs of later requests would have them, and differ from that of the start.
         os.environ.update(address)
         threading.Thread(target=_watch, args=(processes, joined), name="multitalk-processes", daemon=True).start()
-        yield replace(config, rank=0, local_rank=0, size=size)
+        yield replace(parallel, rank=0, local_rank=0, size=size)
     finally:
         joined.set()
         _end(processes)
