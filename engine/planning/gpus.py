@@ -28,7 +28,7 @@ class Card:
     #: 10^9 bytes per second: its memory, and its link to the host in one direction.
     bandwidth_gb: float
     link_gb: float
-    #: Share of `bf16_tflops` that fused attention reaches; an assumption, see `engine.planning.seconds`.
+    #: Share of `bf16_tflops` that fused attention reaches; an assumption, see `engine.planning.rates`.
     attention: float
     #: Per second, in the currency of `prices`.
     price: float

@@ -1,24 +1,16 @@
-"""Seconds on a named GPU by a roofline model: operations and bytes at a stated share of the data sheet's rates.
+"""Seconds on a named GPU by a roofline model: operations and bytes at a share of the data sheet's rates.
 
-The shares are assumptions: nothing has run on a GPU, and they are round numbers of commonly reported results for large
-bfloat16 matrix products and FlashAttention 2. `multitalk bench device` measures them. The host's work between windows
-is measured on one processor; others are faster or slower. Not counted: reading the weights, decoding the media, and
-savings by step caches.
+`engine.planning.rates` has the shares: assumed ones, or what `multitalk bench device` measured. The host's work between
+windows is measured on one processor; others are faster or slower. Not counted: reading the weights, decoding the media,
+and savings by step caches.
 """
 
 from __future__ import annotations
 
 from engine.planning.gpus import Card
 from engine.planning.operations import Forward
+from engine.planning.rates import rates_of
 
-#: Share of the card's dense bfloat16 rate, for matrix products with thousands of rows.
-PRODUCTS = 0.6
-#: Share of the card's TF32 rate, for the autoencoder's float32 convolutions.
-CONVOLUTIONS = 0.3
-#: Share of the card's memory bandwidth.
-BANDWIDTH = 0.8
-#: Share of the link's rate: weights are pinned once, when they are loaded.
-LINK = 0.8
 #: Host seconds per pixel of a frame: matching its colours, and encoding it as H.264 with the default preset. Processor
 #: time on one thread of an AMD EPYC with AVX-512, measured by `multitalk bench host`, 2026-11-30.
 COLORS = 1.5e-7
@@ -31,20 +23,20 @@ def forward_seconds(card: Card, work: Forward, *, moved_weights: int = 0, unpack
     `moved_weights`: bytes copied from the host at the same time; the slower of the two counts. `unpacked`: values of
     quantised weights that are expanded to bfloat16 for each product.
     """
-    rate = card.bf16_tflops * 1e12
-    computing = work.products / (rate * PRODUCTS) + work.attention / (rate * card.attention)
-    computing += (work.moved + 5 * unpacked) / (card.bandwidth_gb * 1e9 * BANDWIDTH)
+    rate, shares = card.bf16_tflops * 1e12, rates_of(card)
+    computing = work.products / (rate * shares.products) + work.attention / (rate * shares.attention)
+    computing += (work.moved + 5 * unpacked) / (card.bandwidth_gb * 1e9 * shares.bandwidth)
     return max(computing, link_seconds(card, moved_weights))
 
 
 def codec_seconds(card: Card, operations: int) -> float:
     """Return the seconds of the autoencoder's convolutions."""
-    return operations / (card.tf32_tflops * 1e12 * CONVOLUTIONS)
+    return operations / (card.tf32_tflops * 1e12 * rates_of(card).convolutions)
 
 
 def link_seconds(card: Card, moved: int) -> float:
     """Return the seconds to copy `moved` bytes from or to the host."""
-    return moved / (card.link_gb * 1e9 * LINK)
+    return moved / (card.link_gb * 1e9 * rates_of(card).link)
 
 
 def host_seconds(pixels: int) -> float:

@@ -1,0 +1,83 @@
+"""How long a plan takes on a named GPU: of one forward, one step, one window, and in total."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from engine.data import Plan, Window
+from engine.planning import seconds
+from engine.planning.activations import tiles
+from engine.planning.gpus import Card
+from engine.planning.memory import Load
+from engine.planning.operations import codec_work, forward_work
+from engine.planning.parameters import Sizes, scales
+
+
+class Times(NamedTuple):
+    """Seconds with loaded weights: the longest forward, step and window, and all windows."""
+
+    forward: float
+    step: float
+    window: float
+    total: float
+
+
+def times(card: Card, plan: Plan, sizes: Sizes, load: Load, weights: Mapping[str, int]) -> Times:
+    """Return the seconds of `plan` on `card`, with `weights` (bytes by component) kept as `load` says."""
+    transformer = sizes.configs["transformer"]
+    streamed = max(0, transformer["num_layers"] - int(load.resident))
+    blocks = (sizes.block * streamed).bytes(2, load.kept)
+    moved = blocks if load.memory in ("group-offload", "lowest") else 0
+    unpacked = sizes.counts["transformer"].linear if load.quant != "none" else 0
+    # A sampler may make several evaluations in a step.
+    share = plan.forwards / (len(plan.windows) * plan.steps * plan.passes)
+    width, height = plan.canvas.target
+    windows = []
+    for window in plan.windows:
+        work = forward_work(
+            transformer, latents_of(sizes, window.frames, (width, height)), value=2, speakers=len(plan.seats)
+        )
+        forward = seconds.forward_seconds(card, work, moved_weights=moved, unpacked=unpacked)
+        step = share * plan.passes * forward
+        took = plan.steps * step + seconds.codec_seconds(card, sum(codec_operations(plan, sizes, window, load.tile)))
+        # The decoded frames are copied to the host, and the last of them back.
+        pictures = 3 * 4 * width * height * (window.frames + window.motion)
+        took += seconds.link_seconds(card, _brought_each(sizes, load, weights) + pictures)
+        windows.append((forward, step, took + seconds.host_seconds(width * height * window.keep)))
+    begin = seconds.link_seconds(card, _brought_once(load, weights))
+    forwards, steps, whole = zip(*windows, strict=True)
+    return Times(max(forwards), max(steps), max(whole), begin + sum(whole))
+
+
+def latents_of(sizes: Sizes, frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
+    """Return the latents (T, h, w) of a window of `frames` at `size` (width, height)."""
+    spatial, temporal = scales(sizes.configs["vae"])
+    return 1 + (frames - 1) // temporal, size[1] // spatial, size[0] // spatial
+
+
+def codec_operations(plan: Plan, sizes: Sizes, window: Window, tile: int = 0) -> tuple[int, int]:
+    """Return the autoencoder's operations to encode and to decode a window, in tiles of `tile` pixels (0: whole)."""
+    width, height = plan.canvas.target
+    # Tiles overlap.
+    rows, columns = map(sum, tiles(height, width, tile))
+    encoding, decoding = (
+        codec_work(sizes.configs["vae"], side, window.frames, rows, columns) for side in ("encoder", "decoder")
+    )
+    return encoding, decoding
+
+
+def _brought_once(load: Load, weights: Mapping[str, int]) -> int:
+    """Return the bytes of weights that a request copies to the device before its windows."""
+    return 0 if load.memory == "none" else weights["text_encoder"]
+
+
+def _brought_each(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> int:
+    """Return the bytes of weights that are copied to the device for each window, without streamed blocks.
+
+    The autoencoder is copied twice, to encode and to decode. Nothing is copied back.
+    """
+    if load.memory in ("none", "text-offload"):
+        return 0
+    small = 2 * weights["vae"] + weights["image_encoder"]
+    return small + (weights["transformer"] if load.memory == "model-offload" else sizes.root.bytes(2))
