@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from engine.data import Artifact, Delivery, Kept, Plan, Progress, Request, Resumed, Store, Weights
+from engine.data.attention import AttentionChoice, AttentionSite
 from engine.data.cancel import CancelToken as CancelToken  # re-exported
+from engine.data.stored import Stored as Stored  # re-exported
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 ProgressCallback: TypeAlias = Callable[[Progress], None]
@@ -51,22 +52,6 @@ class FetchingSource(ModelSource, Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Stored:
-    """The place of a tensor in a file."""
-
-    file: Path
-    #: Its name in the file.
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    #: Offset of the tensor from the file's start, and its size, in bytes.
-    offset: int
-    size: int
-    #: Whether it is used on the CPU exactly as it is stored, so that a reader may map it instead of copying it.
-    stays: bool = False
-
-
 class Reader(Protocol):
     """How tensors are read from their files into memory."""
 
@@ -97,6 +82,20 @@ class Quantiser(Protocol):
         ...
 
 
+@runtime_checkable
+class MultiplyingQuantiser(Quantiser, Protocol):
+    """A quantiser whose layers also multiply in 8 bits."""
+
+    #: Format of the products, "int8" or "fp8": a device that cannot multiply it is rejected.
+    products: str
+    #: Whether the text encoder is quantised, too.
+    text: bool
+
+    def apply_text(self, text_encoder: Any) -> None:
+        """Replace the text encoder's layers, in place on the CPU."""
+        ...
+
+
 class AttentionBackend(Protocol):
     """Which kernel computes the network's self-attention."""
 
@@ -105,6 +104,15 @@ class AttentionBackend(Protocol):
 
         Raises MissingExtra if its package is not installed, and ConfigError if the device cannot run it.
         """
+        ...
+
+
+@runtime_checkable
+class ChoosingBackend(AttentionBackend, Protocol):
+    """A backend that needs to know more than the device, gives reasons, or computes attention itself."""
+
+    def choose(self, site: AttentionSite) -> AttentionChoice:
+        """Return the choice for a site; called instead of `resolve`, before weights are read. Raises as `resolve`."""
         ...
 
 
@@ -157,7 +165,7 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class CountedSampler(Sampler, Protocol):
-    """A sampler that makes more than one evaluation of the network in some steps; others make one in each."""
+    """A sampler with more than one evaluation of the network in some steps; others make one in each."""
 
     def evaluations(self) -> Sequence[int]:
         """Return the number of evaluations of each step, including its first: 1 or more for each step.
@@ -308,51 +316,41 @@ class Service(Protocol):
     @property
     def overrides(self) -> Sequence[str]:
         """The overrides with which it was started, in Hydra's grammar, to start other services in the same way."""
-        ...
 
     def generate(
         self, request: Request, *, progress: ProgressCallback | None = None, cancel: CancelToken | None = None
     ) -> Delivery:
         """Make the video; load the weights first if they are not loaded yet. Raises EngineError."""
-        ...
 
     def load(self) -> Mapping[str, float]:
         """Load the weights if they are not loaded yet; return the seconds that each part took to load."""
-        ...
 
     def resume(self, request: Request, *, cancel: CancelToken | None = None) -> Resumed | None:
         """Deliver the video that an earlier attempt of `request.job` left undelivered; return None if there is none.
 
         It loads no weights and opens no media. Raises SinkError, RequestError and Cancelled.
         """
-        ...
 
     def plan(self, request: Request, *, cancel: CancelToken | None = None) -> Plan:
         """Return the plan of `generate`. It decodes the media but loads no weights. Raises EngineError."""
-        ...
 
     def preview(self, request: Request, path: Path) -> Plan:
         """Write a PNG to `path`: the picture as the network gets it, with the speakers' regions. Raises EngineError."""
-        ...
 
     def capabilities(self) -> Mapping[str, Any]:
         """Return the settings with which this service was started and the choices that a request has."""
-        ...
 
     def check(self) -> Mapping[str, Any]:
         """Return the state of weights and sink, without loading weights.
 
         "failed" maps "weights" or "sink" to one line if there is a problem with it, "hints" to that line's hint.
         """
-        ...
 
     def open(self, overrides: Sequence[str], *, alone: bool = False) -> Service:
         """Return another service, started with this one's overrides and `overrides`, or only with those if `alone`."""
-        ...
 
     def close(self) -> None:
         """Release weights and device."""
-        ...
 
 
 class JobWorker(Protocol):
@@ -363,22 +361,18 @@ class JobWorker(Protocol):
 
         Raises an EngineError that would make every job fail, Cancelled after `stop`, and WorkerLost.
         """
-        ...
 
     def work(self, job: Mapping[str, Any], tell: Callable[[Mapping[str, Any]], None]) -> Mapping[str, Any]:
         """Return the answer of a job (docs/api.md), also if it failed; `tell` is called with its progress updates.
 
         After an answer with `refresh_worker`, call `close` and `start`. Raises WorkerLost; then call `start`.
         """
-        ...
 
     def stop(self) -> None:
         """End the running work at its next check; may be called from another thread."""
-        ...
 
     def close(self) -> None:
         """Release weights and device, and end the process; kill it if that takes too long."""
-        ...
 
 
 class Launcher(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from engine.assembly.access import make_access
+from engine.assembly.attention import choose_attention, with_attention
 from engine.assembly.followers import ProcessGroup
 from engine.assembly.location import WeightsFinder
 from engine.assembly.options import make_options
@@ -18,9 +19,10 @@ from engine.config import Config
 from engine.data import Access, Delivery, Request
 from engine.files.scratch import scratch
 from engine.plugin.manager import Registry
-from engine.runtime.device import pick_device, pick_dtype
+from engine.runtime.device import attention_site, pick_decode_dtype, pick_device, pick_dtype
 from engine.runtime.parallel import Ranks
 from engine.runtime.progress import Meter
+from engine.stages.behind import WriteBehind
 from engine.stages.decode import decode
 from engine.stages.encode import encode, encode_prompt_and_voices
 from engine.stages.read import drawn, read
@@ -54,10 +56,11 @@ class Engine:
         dtype = pick_dtype(config.dtype, device)
         self.sink = registry.sinks.build(config.sink)
         self.reader = registry.readers.build(config.reader)
-        attention = registry.attention.build(config.attention).resolve(device)
-        self.runtime = Runtime(device, dtype, attention, self._group.size, alone=self._group.follows)
-        before = None if after is None else after._weights
-        self._weights: WeightsHolder = WeightsHolder(config, registry, self.runtime, before)
+        self._attention = choose_attention(config.attention, registry, attention_site(device, dtype, self._group.size))
+        decode_dtype, kernel = pick_decode_dtype(config.vae.decode_dtype, device, dtype), self._attention.kernel
+        self.runtime = Runtime(device, dtype, kernel, decode_dtype, self._group.size, alone=self._group.follows)
+        before, own = None if after is None else after._weights, self._attention.attend
+        self._weights: WeightsHolder = WeightsHolder(config, registry, self.runtime, before, own)
 
     def generate(
         self,
@@ -80,9 +83,6 @@ class Engine:
         meter = Meter(progress, cancel, self.runtime.device)
         weights = self._weights.finder(weights)
 
-        def report(step: int, _steps: int) -> None:
-            self._hooks.step_finished(request=request, progress=meter.step(step))
-
         with scratch() as folder:
             with meter.stage("read"):
                 media, plan = plan_request(request, config, self._registry, self.access, weights, folder, cancel=meter)
@@ -97,15 +97,22 @@ class Engine:
                 model = loaded.set_loras(config)
             meter.expect(len(plan.windows), plan.steps, evaluations_of(sampling.sampler, plan.steps))
             plan = loaded.annotate(plan, request, config, sampling.guidance.branches)
-            options = make_options(config, plan, sampling)
+            plan = with_attention(plan, config, self._attention)
+            options = make_options(config, plan, sampling, self.runtime.device)
             with meter.stage("listen"):
                 prompts = prompts_of(request, config)
                 conditioning = encode_prompt_and_voices(model, inputs, prompts, options.encode, cancel=meter)
             provenance = make_provenance(request, media, config, weights=loaded.fingerprint, runtime=self.runtime)
             path, size, named, history = folder / "video.mp4", plan.canvas.target, request.filename, None
-            with Writer(
-                path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=named
-            ) as writer:
+            with (
+                Writer(path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=named) as file,
+                WriteBehind(file, overlap=options.overlap, cancel=meter) as writer,
+            ):
+
+                def report(step: int, _steps: int) -> None:
+                    writer.check()
+                    self._hooks.step_finished(request=request, progress=meter.step(step))
+
                 for window in plan.windows:
                     number = window.index + 1
                     with meter.stage("encode", window=number):
@@ -126,7 +133,7 @@ class Engine:
                     artifact = writer.finish()
             with meter.stage("keep"):
                 kept = sink.put(artifact)
-        delivery = make_delivery(kept, artifact, plan, inputs, self.memory, meter.timings, meter.peaks.found)
+        delivery = make_delivery(kept, artifact, plan, inputs, self.memory, meter, writer.overlapped)
         self._hooks.generation_finished(request=request, delivery=delivery)
         return delivery
 

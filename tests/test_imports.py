@@ -30,7 +30,7 @@ cancel: data errors
 components: data
 config: errors
 files: data errors
-machine: errors text
+machine: data errors text
 multitalk: data errors
 client: errors files
 hub: errors files text

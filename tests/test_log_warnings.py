@@ -25,7 +25,10 @@ REASONS: dict[str, dict[str, str]] = {
     "engine/loading/pinned_memory.py": {"weights are not pinned": "a matter of speed: the frames are the same"},
     "engine/loading/model.py": {"": "in the answer as well, by engine.assembly.compatibility.with_loras"},
     "engine/serving/worker/handler.py": {"job failed": "the answer is that error"},
-    "engine/serving/worker/warm_engine.py": {"the device's memory ran out": "in the answer as well, by Handler._make"},
+    "engine/serving/worker/warm_engine.py": {
+        "the device's memory ran out": "in the answer as well, by Handler._make",
+        "the warm-up videos failed": "of no job; a job that cannot work is told by its own error",
+    },
     "engine/serving/worker/progress_sender.py": {
         "a progress update could not be sent": "the answer comes by another way"
     },

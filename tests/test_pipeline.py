@@ -306,6 +306,29 @@ def test_lifecycle_hooks_are_called_in_order(service: EngineService) -> None:
     assert calls == ["step 1.1", "step 1.2", "window 1: 81", "step 2.1", "step 2.2", "window 2: 1", "done: 82"]
 
 
+def test_windows_written_beside_the_next_one_make_the_same_video(tmp_path: Path) -> None:
+    short = (f"sink.folder={tmp_path}", "model.window=9", "continuation.frames=5", "sampler.steps=1")
+    stages: list[tuple[str, int]] = []
+    deliveries = []
+    for overlap in ("false", "true"):
+        service = EngineService([f"memory.overlap={overlap}", *short])
+        stages.clear()
+        try:
+            request = replace(TWO, frames=15)
+            deliveries.append(service.generate(request, progress=lambda now: stages.append((now.stage, now.window))))
+        finally:
+            service.close()
+    usual, delivery = deliveries
+    assert len(delivery.plan.windows) == 3
+    assert digest(delivery) == digest(usual)
+    # Its seconds are told apart from those of the stages, whose sum is the time that passed.
+    assert set(delivery.timings) == set(usual.timings)
+    assert delivery.overlapped["write"] > 0
+    assert usual.overlapped == {}
+    told = list(dict.fromkeys(stages))
+    assert told.index(("write", 1)) < told.index(("encode", 2)) < told.index(("write", 2)) < told.index(("write", 0))
+
+
 def test_a_window_hook_may_change_the_frames(service: EngineService) -> None:
     class Black:
         @hookimpl

@@ -13,17 +13,21 @@ from pathlib import Path
 
 from engine.assembly.location import weights_of
 from engine.assembly.loras import Loras, bundled_loras, loadable_loras, named_by
-from engine.components import Quantiser
+from engine.components import MultiplyingQuantiser, Quantiser
 from engine.config import Config
 from engine.data import Plan, Weights
 from engine.data.adapters import LoraUse
 from engine.errors import ConfigError, MissingExtra, MissingWeights, SourceError
+from engine.hub.manifest import read_manifest
 from engine.loading.key_map import engine_name
 from engine.loading.layout import QUANTISED, ComponentLayout, describe_unread, find_parts, gguf_names, other_quant
 from engine.loading.lora_alpha import strengths
 from engine.loading.lora_file import LoraFile, read_lora_header
 from engine.loading.lora_names import check_share, fits, no_match_error, shape_error, sort_entries, unmatched_warning
 from engine.loading.tensor_names import SCALES
+from engine.machine.device import resolve_device, resolve_dtype
+from engine.machine.products import check_products
+from engine.planning.gpus import find_card, installed_cards
 from engine.plugin.manager import Registry
 
 #: Tensor name -> shape; None: not known from the header.
@@ -50,6 +54,7 @@ def check_suited(config: Config, folder: Path, registry: Registry) -> Mapping[Pa
     Reads only headers and small JSON files, takes a fraction of a second and imports no torch. Damage after the headers
     is noticed only while loading.
     """
+    check_device(config, registry)
     needed = weights_of(config)
     _, missing = find_parts(folder, needed)
     if missing:
@@ -62,13 +67,19 @@ def check_suited(config: Config, folder: Path, registry: Registry) -> Mapping[Pa
         raise ConfigError("LoRAs cannot be merged into a GGUF file", field="lora.mode", hint="use lora.mode=runtime")
     for path in dict(loras):
         if not path.exists():
-            key = named_by(config, folder, path)
+            key, get = named_by(config, folder, path), _get(needed, folder, path)
             raise SourceError(
                 f"no LoRA file {path}",
                 field="lora",
-                hint=f"{key} refers to it: put the file there, or change {key} ([] for none)",
+                hint=f"{key} refers to it: {get}put the file there, or change {key} ([] for none)",
             )
     return look_at_loras(needed, folder, loras)
+
+
+def _get(needed: Weights, folder: Path, path: Path) -> str:
+    """Return the command that downloads a published LoRA, as the beginning of a hint; "" if it is not published."""
+    part = read_manifest().part_of(path.relative_to(folder).as_posix()) if path.is_relative_to(folder) else None
+    return f"{needed.commands[0][0]} --with {part}, or " if part and needed.commands else ""
 
 
 def _incomplete(needed: Weights, folder: Path, missing: tuple[str, ...]) -> MissingWeights:
@@ -87,6 +98,19 @@ def quantiser_of(config: Config, registry: Registry) -> Quantiser | None:
     """Return the quantiser that runs while weights are loaded; None if the files' own format is kept."""
     name = config.quant.name
     return None if name == "none" or name in QUANTISED else registry.quants.build(config.quant)
+
+
+def check_device(config: Config, registry: Registry) -> None:
+    """Raise ConfigError if this machine's GPU cannot multiply in the 8 bits that a config chose.
+
+    GPUs that are not in the table of planning are checked while the weights are loaded.
+    """
+    quantiser, drivers = quantiser_of(config, registry), installed_cards()
+    device = resolve_device(config.device, cuda=bool(drivers))
+    if isinstance(quantiser, MultiplyingQuantiser) and device == "cuda":
+        dtype = resolve_dtype(config.dtype, device)
+        for card in filter(None, map(find_card, drivers)):
+            check_products(quantiser.products, dtype, card.capability, card.name)
 
 
 def _check_packages(config: Config, registry: Registry) -> None:

@@ -131,6 +131,7 @@ def typed(composed: DictConfig) -> Config:
         _check_resolution(composed)
         # Before anything is resolved: steps and scales interpolate through the model's bundle of this name.
         check_word(OmegaConf.select(composed, "sampler.bundle"), "sampler.bundle", BUNDLE["one_of"])
+        _check_bundle(composed)
         config = OmegaConf.to_object(composed)
     if not isinstance(config, Config):
         raise ConfigError(f"the composed config is a {type(config).__name__}, not the engine's schema")
@@ -138,6 +139,21 @@ def typed(composed: DictConfig) -> Config:
     _check_extra(config, "")
     check_numbers(config)
     return config
+
+
+def _check_bundle(composed: DictConfig) -> None:
+    """Raise ConfigError if the model has no bundle of the sampler's name."""
+    bundle = OmegaConf.select(composed, "sampler.bundle")
+    if OmegaConf.select(composed, f"model.{bundle}") is None:
+        name, has = (
+            OmegaConf.select(composed, "model.name"),
+            [word for word in BUNDLE["one_of"] if OmegaConf.select(composed, f"model.{word}") is not None],
+        )
+        raise ConfigError(
+            f"model={name} has no {bundle!r} bundle",
+            field="sampler",
+            hint=f"choose {' or '.join(f'sampler={word}' for word in has)}",
+        )
 
 
 @contextmanager

@@ -10,16 +10,20 @@ from typing import Any
 from engine.assembly.compatibility import quantiser_of
 from engine.assembly.location import weights_of
 from engine.assembly.settings import largest_window
-from engine.config import Config
+from engine.components import MultiplyingQuantiser, Quantiser
+from engine.config import Config, DynamicQuantConfig
 from engine.data import Plan
 from engine.data.estimates import Estimates
 from engine.errors import EngineError, SourceError, UnknownComponent
-from engine.loading.layout import find_parts, is_scaled
+from engine.loading.layout import QUANTISED, find_parts, is_scaled
 from engine.machine.device import resolve_device, resolve_dtype
+from engine.machine.products import CAPABILITIES
 from engine.machine.profiles import free_on_host
-from engine.planning.estimate import estimate
+from engine.planning.estimate import estimate, multiplies
+from engine.planning.gpus import cards as known_cards
 from engine.planning.gpus import installed_cards
 from engine.planning.memory import Load
+from engine.planning.operations import Multiplied
 from engine.planning.parameters import PARTS, Quant, Sizes, published_sizes, read_sizes
 from engine.plugin.manager import Registry
 
@@ -30,6 +34,10 @@ CHANGES = (
     ("memory=group-offload",),
     ("quant=int8", "memory=model-offload"),
     ("quant=int8", "memory=group-offload"),
+)
+_COMPILED = (
+    "compile=blocks: the predicted seconds do not include the time to compile, "
+    "once for each number of speakers in each process"
 )
 
 
@@ -46,8 +54,10 @@ def estimate_plan(plan: Plan, config: Config, registry: Registry) -> Plan:
     except SourceError as error:
         why = error.what
     else:
-        alone = () if config.parallel.name == "none" else ("the plan's estimates are for a single device",)
-        return replace(plan, estimates=estimates, warnings=(*plan.warnings, *alone))
+        notes = [] if config.parallel.name == "none" else ["the plan's estimates are for a single device"]
+        if config.compile.name != "none":
+            notes.append(_COMPILED)
+        return replace(plan, estimates=estimates, warnings=(*plan.warnings, *notes, *_unable(config, registry)))
     return replace(plan, warnings=(*plan.warnings, f"memory, time and cost are not estimated: {why}"))
 
 
@@ -73,6 +83,20 @@ def _estimate(plan: Plan, config: Config, registry: Registry) -> Estimates:
         # Needed only for "auto".
         host_free=free_on_host() if load.memory == "auto" else 0,
     )
+
+
+def _unable(config: Config, registry: Registry) -> Iterable[str]:
+    """Yield a warning about the cards that an estimate leaves out."""
+    multiplied = multiplied_by(config, quantiser_of(config, registry))
+    if multiplied is None:
+        return
+    names = [card.name for card in known_cards() if not multiplies(card, multiplied)]
+    if names:
+        least = ".".join(map(str, CAPABILITIES[multiplied.format]))
+        yield (
+            f"{', '.join(names)} cannot run quant={config.quant.name}: {multiplied.format} products need compute "
+            f"capability {least}; choose quant=int8-dynamic there"
+        )
 
 
 def advise(estimates: Estimates, config: Config, replan: Callable[[Sequence[str]], Plan]) -> Estimates:
@@ -150,27 +174,41 @@ def make_load(config: Config, registry: Registry, **others: Any) -> Load:
     values: dict[str, Any] = {
         "quant": config.quant.name,
         "made": None if quantiser is None else Quant(*quantiser.cost()),
+        "stored": config.quant.form if config.quant.form in QUANTISED else "none",
+        "multiplied": multiplied_by(config, quantiser),
+        "text": isinstance(quantiser, MultiplyingQuantiser) and quantiser.text,
         "memory": config.memory.name,
         "blocks": config.memory.blocks,
         "resident": config.memory.resident,
         "adapted": _is_adapted(config),
         "cache": registry.caches.build(config.cache),
         "tile": config.memory.tile,
+        "decode_dtype": config.vae.decode_dtype,
         "continuation": config.continuation.style,
         "window": largest_window(config),
+        "attention": config.attention.name,
+        "compiled": config.compile.name != "none",
     }
     return Load(**(values | others))
 
 
+def multiplied_by(config: Config, quantiser: Quantiser | None) -> Multiplied | None:
+    """Return what a config multiplies in 8 bits; None: nothing."""
+    if not isinstance(quantiser, MultiplyingQuantiser):
+        return None
+    keep = config.quant.keep if isinstance(config.quant, DynamicQuantConfig) else ()
+    return Multiplied(quantiser.products, tuple(keep))
+
+
 def lora_files(config: Config) -> set[str]:
     """Return the LoRAs that a config loads, as paths relative to the weights folder."""
-    model = config.model
-    return {lora.file for lora in (*model.standard.loras, *model.turbo.loras, *config.lora.extra)}
+    bundled = [lora for bundle in config.model.bundles.values() for lora in bundle.loras]
+    return {lora.file for lora in (*bundled, *config.lora.extra)}
 
 
 def _is_adapted(config: Config) -> bool:
     """Return whether a config switches on LoRAs that are kept separate from the weights."""
-    bundle = config.model.turbo if config.sampler.bundle == "turbo" else config.model.standard
+    bundle = config.model.bundles[config.sampler.bundle]
     return config.lora.mode == "runtime" and bool(bundle.loras or config.lora.extra)
 
 

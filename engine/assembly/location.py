@@ -104,7 +104,7 @@ def weights_of(config: Config) -> Weights:
         command=commands[0][0] if commands else "",
         commands=commands,
         adapter=model.adapter,
-        quant=config.quant.name,
+        quant=config.quant.form,
         file=config.quant.file,
     )
 
@@ -114,7 +114,7 @@ def _commands(config: Config) -> tuple[tuple[str, str], ...]:
     if model.packaged or model.command:
         return ((model.command, ""),) if model.command else ()
     into = Path(source.path).expanduser() if isinstance(source, FolderConfig) else None
-    words = {"model": model.name, "model.folder": model.folder, "quant": config.quant.name}
+    words = {"model": model.name, "model.folder": model.folder, "quant": config.quant.form}
     return offers(words | {"resolution": config.resolution}, into)
 
 

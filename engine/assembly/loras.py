@@ -11,20 +11,20 @@ Loras = tuple[tuple[Path, float], ...]
 
 def bundled_loras(config: Config, weights: Path) -> Loras:
     """Return the LoRAs (file, scale) that the config's bundle switches on, and the extra ones."""
-    bundle = config.model.turbo if config.sampler.bundle == "turbo" else config.model.standard
+    bundle = config.model.bundles[config.sampler.bundle]
     return _files([*bundle.loras, *config.lora.extra], weights)
 
 
 def loadable_loras(config: Config, weights: Path) -> Loras:
     """Return the LoRAs to load at boot: those of the config and, if they can be switched, other files that exist.
 
-    Files of the other bundle may be missing: not everyone uses turbo.
+    Files of other bundles may be missing: not everyone uses them.
     """
     bundled = bundled_loras(config, weights)
     if config.lora.mode == "merged":
         return bundled
     loaded = {path for path, _ in bundled}
-    others = _files([*config.model.standard.loras, *config.model.turbo.loras], weights)
+    others = _files([lora for bundle in config.model.bundles.values() for lora in bundle.loras], weights)
     return (*bundled, *((path, scale) for path, scale in others if path not in loaded and path.is_file()))
 
 

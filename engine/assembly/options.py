@@ -19,11 +19,13 @@ class StageOptions:
     encode: EncodeOptions
     decode: DecodeOptions
     video: VideoOptions
+    #: Whether a window's frames are encoded while the next window is computed.
+    overlap: bool
 
 
-def make_options(config: Config, plan: Plan, sampling: Sampling) -> StageOptions:
-    """Return the stage options from a request's config and plan."""
-    continuation, video = config.continuation, config.video
+def make_options(config: Config, plan: Plan, sampling: Sampling, device: str) -> StageOptions:
+    """Return the stage options from a request's config and plan; `device` is "cpu" or "cuda"."""
+    continuation, video, overlap = config.continuation, config.video, config.memory.overlap
     return StageOptions(
         EncodeOptions(
             branches=sampling.guidance.branches,
@@ -38,4 +40,6 @@ def make_options(config: Config, plan: Plan, sampling: Sampling) -> StageOptions
             blend=continuation.blend,
         ),
         VideoOptions(crf=video.crf, preset=video.preset, audio_bitrate=video.audio_bitrate),
+        # On a CPU the network and the encoder would share the cores.
+        overlap=device == "cuda" if overlap is None else overlap,
     )

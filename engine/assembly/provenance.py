@@ -30,6 +30,8 @@ class Runtime:
     dtype: str
     #: Name of the attention kernel in diffusers' dispatcher.
     attention: str
+    #: Number format in which the VAE decodes.
+    decode_dtype: str
     #: Number of processes in the group, including this one.
     processes: int
     #: Whether this process follows another one, and so needs only the transformer.
@@ -79,8 +81,16 @@ def make_provenance(
         "processes": runtime.processes,
         "device": runtime.device,
         "dtype": runtime.dtype,
+        "decode_dtype": runtime.decode_dtype,
         "attention": runtime.attention,
+        # Left out if nothing is compiled, so that the provenance of other videos does not change.
+        **({} if (kernels := compiled_by(config)) == "none" else {"compile": kernels}),
     }
+
+
+def compiled_by(config: Config) -> str:
+    """Return the backend that compiled the network; "none" if nothing is compiled. The last bits depend on it."""
+    return "none" if config.compile.name == "none" else config.compile.backend
 
 
 def input_hashes(media: Media) -> dict[str, Any]:

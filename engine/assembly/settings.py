@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from engine.assembly.compiling import check_compile
 from engine.assembly.location import WeightsFinder
 from engine.assembly.sampling import build_sampling
 from engine.components import evaluations_of
@@ -80,6 +81,7 @@ def _check(config: Config) -> None:
     """Raise ConfigError for values that have the right type but are out of range."""
     # Needed for a config that was built in Python.
     check_numbers(config)
+    check_compile(config)
     for field, frames in (("model.window", config.model.window), ("continuation.frames", config.continuation.frames)):
         if frames < 1 or frames % 4 != 1:
             raise ConfigError(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
 from engine.components import BoundSink, CancelToken, JobSink, KeepingSink, PatientSink, Sink
-from engine.data import Access, Artifact, Delivery, Inputs, Kept, Peak, Plan, Request, Resumed
+from engine.data import Access, Artifact, Delivery, Inputs, Kept, Plan, Request, Resumed
 from engine.errors import RequestError, UnknownComponent
 from engine.plugin.manager import Registry
+from engine.runtime.progress import Meter
 
 
 def sink_for_request(
@@ -51,12 +51,13 @@ def make_delivery(
     plan: Plan,
     inputs: Inputs,
     memory: str,
-    timings: Mapping[str, float],
-    peaks: Mapping[str, Peak],
+    meter: Meter,
+    overlapped: float,
 ) -> Delivery:
     """Return the delivery of a video that a sink keeps, with the warnings of plan, inputs and sink.
 
-    `memory` is the memory profile, `timings` the seconds and `peaks` the memory of its stages.
+    `memory` is the memory profile, `meter` has the seconds and memory of its stages, and `overlapped` are the seconds
+    of writing beside other stages.
     """
     return Delivery(
         address=kept.address,
@@ -68,10 +69,11 @@ def make_delivery(
         frames=artifact.frames,
         fps=plan.fps,
         seed=plan.seed,
-        timings=timings,
+        timings=meter.timings,
+        overlapped={"write": overlapped} if overlapped else {},
         plan=plan,
         memory=memory,
-        peaks=peaks,
+        peaks=meter.peaks.found,
         warnings=(*plan.warnings, *inputs.warnings, *kept.warnings),
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.assembly.compatibility import LoraFit, check_suited, look_at_loras, quantiser_of, with_loras
+from engine.assembly.compiling import make_compiling
 from engine.assembly.location import WeightsFinder, weights_of
 from engine.assembly.loras import bundled_loras, loadable_loras
 from engine.assembly.prompts import with_prompts
@@ -17,6 +18,7 @@ from engine.assembly.settings import largest_window
 from engine.components import Quantiser, Reader
 from engine.config import ComponentConfig, Config
 from engine.data import Plan, Request
+from engine.data.attention import Attend
 from engine.loading.component_files import BUILDING
 from engine.loading.model import Model, load_model
 from engine.loading.placement import Profile
@@ -28,7 +30,7 @@ from engine.runtime.memory import reclaim
 class LoadSpec:
     """Which weights to load, and how. Equal specs load equal weights."""
 
-    #: Keyword arguments of `load_model`, except `reader` and `quantiser`.
+    #: Keyword arguments of `load_model`, except `reader`, `quantiser` and `attend`.
     arguments: dict[str, Any]
     #: Configs, because the built components cannot be compared.
     reader: ComponentConfig
@@ -67,14 +69,22 @@ class LoadedModel:
 class WeightsHolder:
     """The weights of one engine: loaded once, or reused from the engine before it."""
 
-    def __init__(self, config: Config, registry: Registry, runtime: Runtime, after: WeightsHolder | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        registry: Registry,
+        runtime: Runtime,
+        after: WeightsHolder | None,
+        attend: Attend | None = None,
+    ) -> None:
         """Load nothing yet. Take the weights of `after`: they are reused if this engine would load the same.
 
-        Otherwise they are released before others are loaded.
+        Otherwise they are released before others are loaded. `attend` computes self-attention, if no kernel does.
         """
         self._config = config
         self._registry = registry
         self._runtime = runtime
+        self._attend = attend
         self._quantiser = quantiser_of(config, registry)
         #: Weights of the engine before, until it is clear whether they are reused.
         self._before = None if after is None else after._hand_over()
@@ -125,7 +135,7 @@ class WeightsHolder:
             before.model.close()
             del before
             reclaim()
-        return load(spec, reader, self._quantiser)
+        return load(spec, reader, self._quantiser, self._attend)
 
 
 def make_load_spec(config: Config, weights: WeightsFinder, runtime: Runtime, registry: Registry) -> LoadSpec:
@@ -134,23 +144,24 @@ def make_load_spec(config: Config, weights: WeightsFinder, runtime: Runtime, reg
     check_suited(config, folder, registry)
     arguments = {
         "folder": folder,
-        "quant": config.quant.name,
+        "quant": config.quant.form,
         "wanted": weights_of(config),
         "memory": _profile(config),
         "loras": loadable_loras(config, folder),
         "lora_mode": config.lora.mode,
+        "compiling": make_compiling(config, folder, runtime.device),
         **asdict(runtime),
     }
     return LoadSpec(arguments, config.reader, config.quant)
 
 
-def load(spec: LoadSpec, reader: Reader, quantiser: Quantiser | None) -> LoadedModel:
+def load(spec: LoadSpec, reader: Reader, quantiser: Quantiser | None, attend: Attend | None = None) -> LoadedModel:
     """Load the weights of `spec`. Raises SourceError and ConfigError."""
     arguments = spec.arguments
     fingerprint = weights_hash(arguments["folder"])
     fits = look_at_loras(arguments["wanted"], arguments["folder"], arguments["loras"])
     with BUILDING:
-        model = load_model(**arguments, reader=reader, quantiser=quantiser)
+        model = load_model(**arguments, reader=reader, quantiser=quantiser, attend=attend)
     return LoadedModel(spec, model, fingerprint, fits)
 
 

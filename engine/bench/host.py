@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from engine.data import Frames
 from engine.errors import RequestError
@@ -40,10 +41,11 @@ def _measure(frames: int, runs: int, size: tuple[int, int]) -> dict[str, float]:
     width, height = size
     pictures = _moving(frames, height, width)
     whole = Frames(np.clip((pictures + 1) / 2 * 255, 0, 255).astype(np.uint8), 25)
-    reference = color_statistics(pictures[0])
+    pixels = torch.from_numpy(pictures).permute(3, 0, 1, 2).contiguous()
+    reference = color_statistics(pixels[:, 0])
 
     def matched() -> None:
-        match_color(pictures.copy(), reference, 1.0)
+        match_color(pixels.clone(), reference, 1.0)
 
     colors = min(_timed(time.thread_time, matched) for _ in range(runs))
     encoding = min(_timed(time.process_time, lambda: _encode(whole, size)) for _ in range(runs))

@@ -111,7 +111,6 @@ def run(cases: str = ",".join(HELD_OUT)) -> dict[str, Any]:
 
 def _import_all() -> None:
     import peft  # noqa: F401
-    import skimage.color  # noqa: F401
     import soxr  # noqa: F401
     import torch
     from diffusers import AutoencoderKLWan  # noqa: F401

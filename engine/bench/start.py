@@ -24,8 +24,8 @@ _PATIENCE = 900.0
 _IMPORTS = {
     #: Imports that every program with these networks needs.
     "bare": "import torch, diffusers, transformers",
-    #: Imports that this worker needs in addition: RunPod's SDK, video, sound, colours, configs.
-    "libraries": "import runpod.serverless, av, hydra, peft, skimage.color, soxr, torch, diffusers, transformers",
+    #: Imports that this worker needs in addition: RunPod's SDK, video, sound, configs.
+    "libraries": "import runpod.serverless, av, hydra, peft, soxr, torch, diffusers, transformers",
 }
 _PROGRAM = """
 import json, sys, time

@@ -12,7 +12,7 @@ from typing import Any
 from engine.assembly.escape import override, quoted
 from engine.assembly.location import locate_weights
 from engine.assembly.plan_request import fetch_media
-from engine.assembly.provenance import DECISIVE, FORMAT, input_hashes, versions, weights_hash
+from engine.assembly.provenance import DECISIVE, FORMAT, compiled_by, input_hashes, versions, weights_hash
 from engine.cli.parser import REQUEST, Flag, Parser, add_own_flags, add_request_flags, read_arguments
 from engine.cli.provenance_check import check_form, is_deep, suspicious_values
 from engine.cli.run import launch
@@ -91,7 +91,7 @@ def again(arguments: Sequence[str]) -> int:
             raise RequestError(
                 f"{argument!r} would change what the provenance says",
                 field="command line",
-                hint="choose only sink, source, attention, memory and device here, or use generate",
+                hint="choose only sink, source, attention, memory, compile and device here, or use generate",
             )
     own = read_arguments("generate", parser, values, rest[1:])
     try:
@@ -126,6 +126,8 @@ def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> lis
             overrides.append(f"{group}={quoted(group, value['name'])}")
         overrides += [f"{group}.{_key(key)}={_value(group, part)}" for key, part in value.items() if key != "name"]
     overrides.append(f"memory.tile={int(provenance.get('tile', 0))}")
+    # Before there was a choice, all decoding was in float32.
+    overrides.append(f"vae.decode_dtype={quoted('decode_dtype', provenance.get('decode_dtype', 'float32'))}")
     speakers = [
         {
             **({"silence": True} if speaker.audio is None else {"audio": speaker.audio}),
@@ -171,9 +173,10 @@ def differences(provenance: Mapping[str, Any], overrides: Sequence[str], request
     if provenance.get("processes", 1) != 1:
         lines.append(f"it was made by {provenance['processes']} processes, now there is one")
     engine = Engine(service.config, registry)
-    for key, value in (("device", engine.runtime.device), ("attention", engine.runtime.attention)):
-        if provenance[key] != value:
-            lines.append(f"its {key} was {provenance[key]!r}, now it is {value!r}")
+    runtime, kernels = engine.runtime, compiled_by(service.config)
+    for key, value in (("device", runtime.device), ("attention", runtime.attention), ("compile", kernels)):
+        if (before := provenance.get(key, "none")) != value:
+            lines.append(f"its {key} was {before!r}, now it is {value!r}")
     return lines
 
 

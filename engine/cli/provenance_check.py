@@ -79,10 +79,14 @@ def check_form(provenance: Mapping[str, Any]) -> None:
     _require(provenance, "weights", _is_text)
     _require(provenance, "device", _is_text)
     _require(provenance, "attention", _is_text)
+    if "compile" in provenance:
+        _require(provenance, "compile", _is_text)
     _require(provenance, "threads", _is_whole)
     versions = _part(provenance, "versions")
     for key in versions:
         _require(versions, key, _is_text, "versions.")
+    if "decode_dtype" in provenance:
+        _require(provenance, "decode_dtype", _is_text)
     for key in ("tile", "processes"):
         if key in provenance:
             _require(provenance, key, _is_whole)

@@ -42,6 +42,30 @@ class QuantConfig(ComponentConfig):
     #: The quantised file, in the weights' folder, if there are several.
     file: str | None = None
 
+    @property
+    def form(self) -> str:
+        """The form of the files that are read: `name`, unless the quantisation reads files of another one."""
+        return self.name
+
+
+@dataclass
+class DynamicQuantConfig(QuantConfig):
+    """Base of quantisations that multiply in 8 bits: activations are quantised row by row while the network runs."""
+
+    #: Files that are read: "none", full weights, which are quantised while they are loaded; or a published file's
+    #: quant, whose stored values are multiplied as they are.
+    stored: str = "none"
+    #: Layers of the transformer's blocks that are not quantised, as parts of their names, such as "audio_attn" or
+    #: "blocks.0.". With a published file their weights stay as stored, but they multiply in the model's dtype.
+    keep: list[str] = field(default_factory=list)
+    #: Whether the text encoder is quantised, too.
+    text_encoder: bool = True
+
+    @property
+    def form(self) -> str:
+        """See QuantConfig."""
+        return self.name if self.stored == "none" else self.stored
+
 
 @dataclass
 class LoraConfig:
@@ -71,6 +95,18 @@ class MemoryConfig:
     pin: bool | None = None
     #: Side of the VAE's tiles in pixels, a multiple of 32; 0: no tiles. With tiles the frames change a little.
     tile: int = field(default=0, metadata=within(0, 4096))
+    #: Encode a window's frames (H.264) while the next window is computed, with one more window's frames in host memory;
+    #: null: if the device is CUDA. The video has the same bytes.
+    overlap: bool | None = None
+
+
+@dataclass
+class VaeConfig:
+    """How the video autoencoder (VAE) computes."""
+
+    #: Number format of decoding: "float32", "bfloat16" (half the memory, and faster on a card), or "auto": bfloat16 if
+    #: the transformer computes in it on CUDA, else float32. Encoding is always in float32; docs/codec.md has figures.
+    decode_dtype: str = field(default="auto", metadata=one_of("auto", "float32", "bfloat16"))
 
 
 @dataclass
@@ -87,6 +123,19 @@ class ParallelConfig:
     size: int | None = field(default="${oc.env:WORLD_SIZE,null}", metadata=within(1, 65_536))  # type: ignore[assignment]
     #: Id of torchrun's run; null: torchrun did not start this process.
     run: str | None = "${oc.env:TORCHELASTIC_RUN_ID,null}"
+
+
+@dataclass
+class CompileConfig:
+    """Whether torch.compile compiles the network, for a GPU: see docs/compile.md."""
+
+    #: "none", or "blocks": every transformer block is one graph for all sizes.
+    name: str = "none"
+    #: Backend of torch.compile: "inductor" generates kernels; "eager" and "aot_eager" only trace, also on a CPU.
+    backend: str = field(default="inductor", metadata=one_of("inductor", "aot_eager", "eager"))
+    #: Folder in which compiled kernels are kept for later processes; null: ".compiled" next to the model's folder on a
+    #: volume, if it is writable, else TORCHINDUCTOR_CACHE_DIR. Its files are executed: nobody else may write to it.
+    cache: str | None = None
 
 
 @dataclass
@@ -193,7 +242,7 @@ class RequestConfig:
 class SamplerConfig(ComponentConfig):
     """The base of every sampler's config. Defaults of steps and shift come from the model's bundle."""
 
-    #: "standard" or "turbo": the model's bundle that provides the defaults.
+    #: "standard", "turbo" or "distilled": the model's bundle that provides the defaults.
     bundle: str = field(default="standard", metadata=BUNDLE)
     #: Number of sampling steps.
     steps: int = field(default=II("model.${sampler.bundle}.steps"), metadata=STEPS)
@@ -290,6 +339,10 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
     #: Which parts of the model are in host memory and on the device at a time.
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    #: Whether torch.compile compiles the network.
+    compile: CompileConfig = field(default_factory=CompileConfig)
+    #: How the video autoencoder computes.
+    vae: VaeConfig = field(default_factory=VaeConfig)
     #: How many devices work on one video.
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     #: The solver, its steps and its schedule.
@@ -327,6 +380,8 @@ FIXED = (
     "attention",
     "lora",
     "memory",
+    "compile",
+    "vae",
     "parallel",
     "sink",
     "entrypoint",
@@ -348,6 +403,7 @@ def store_schema() -> None:
     store(group="model", name="schema", node=ModelConfig)
     store(group="quant", name="schema", node=QuantConfig)
     store(group="memory", name="schema", node=MemoryConfig)
+    store(group="compile", name="schema", node=CompileConfig)
     store(group="parallel", name="schema", node=ParallelConfig)
 
 

@@ -96,5 +96,13 @@ class ModelConfig:
     standard: BundleConfig = field(default_factory=BundleConfig)
     #: The values for `sampler.bundle=turbo`.
     turbo: BundleConfig = field(default_factory=BundleConfig)
+    #: The values for `sampler.bundle=distilled`, a LoRA for fewer steps than turbo's; null: the model has none.
+    distilled: BundleConfig | None = None
     #: What the video should not show, unless the request sets its own text.
     negative_prompt: str = ""
+
+    @property
+    def bundles(self) -> dict[str, BundleConfig]:
+        """The bundles that the model has, by name."""
+        bundles = {"standard": self.standard, "turbo": self.turbo, "distilled": self.distilled}
+        return {name: bundle for name, bundle in bundles.items() if bundle is not None}

@@ -31,7 +31,7 @@ BLEND = within(0, 1001)
 COEFFICIENTS = within(-1e9, 1e9)
 
 #: The model's bundle that provides a sampler's defaults.
-BUNDLE = one_of("standard", "turbo")
+BUNDLE = one_of("standard", "turbo", "distilled")
 #: How a model continues a video from window to window.
 STYLE = one_of("multitalk", "infinitetalk")
 #: x264's presets, from the fastest encoding to the smallest file. x264 itself would report an unknown one on stderr.

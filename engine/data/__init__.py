@@ -5,6 +5,9 @@ from __future__ import annotations
 from engine.data.access import Access as Access
 from engine.data.access import Credentials as Credentials
 from engine.data.adapters import LoraUse as LoraUse
+from engine.data.attention import AttentionChoice as AttentionChoice
+from engine.data.attention import AttentionSite as AttentionSite
+from engine.data.attention import TokenGrid as TokenGrid
 from engine.data.budget import Budget as Budget
 from engine.data.estimates import CardEstimate as CardEstimate
 from engine.data.estimates import Estimates as Estimates
@@ -30,6 +33,7 @@ from engine.data.result import Motion as Motion
 from engine.data.result import Peak as Peak
 from engine.data.result import Progress as Progress
 from engine.data.result import Resumed as Resumed
+from engine.data.stored import Stored as Stored
 from engine.data.voices import Cut as Cut
 from engine.data.voices import Link as Link
 from engine.data.voices import Region as Region

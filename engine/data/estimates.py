@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class StageMemory:
     """The peak memory of one stage, in bytes."""
 
-    #: "load", "audio", "text", "vae encode", "image", "denoise", "vae decode" or "colors".
+    #: "load", "audio", "text", "vae encode", "image", "denoise", "vae decode", "colors" or "write".
     stage: str
     #: Weights in memory, by component, and temporary tensors.
     weights: Mapping[str, int]
@@ -87,6 +87,8 @@ class Estimates:
     #: Floating-point operations of one forward, and of the whole video including the autoencoder.
     forward_flops: int
     flops: int
+    #: Share of a forward's matrix products that run in 8 bits, at the card's rate for them.
+    products_in_8_bits: float
     #: Bytes of weights that are read at the start: sizes of the files, or published sizes if the files are missing.
     start_bytes: int
     cards: tuple[CardEstimate, ...]

@@ -114,5 +114,7 @@ class Plan:
     weights: Path | None
     warnings: tuple[str, ...] = ()
     loras: tuple[LoraUse, ...] = ()
+    #: The kernel of self-attention, and why it was chosen; "": not decided yet.
+    attention: str = ""
     #: Only `plan` calculates them; they are not a decision. None if the model's sizes are not known.
     estimates: Estimates | None = field(default=None, compare=False)

@@ -120,6 +120,8 @@ class Delivery(Delivered):
     """A video that was made and delivered."""
 
     plan: Plan
+    #: Seconds of work beside other stages, by stage: in addition to `timings`, whose sum is the time that passed.
+    overlapped: Mapping[str, float] = field(default_factory=dict)
     #: The memory profile with which it was made.
     memory: str = "none"
     #: Peak memory of "host" and "device", if known.

@@ -15,14 +15,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from engine.assembly.attention import choice_of, site_here
 from engine.assembly.compatibility import check_suited
+from engine.assembly.compiling import check_compile as check_compile_config
 from engine.assembly.location import locate_weights
 from engine.components import RehearsingSink
 from engine.data import Request, Speaker
+from engine.data.attention import AttentionSite
 from engine.data.estimates import Estimates
+from engine.doctor.attention import try_attention
 from engine.errors import EngineError
-from engine.machine.device import resolve_device
+from engine.machine.compiler import find_compiler, missing_for_triton
+from engine.machine.device import resolve_device, resolve_dtype
 from engine.machine.host_memory import free_host_memory
+from engine.machine.kernels import KERNELS, refusal
 from engine.planning.gpus import installed_cards
 from engine.plugin.manager import Registry, installed
 from engine.service import EngineService
@@ -36,8 +42,8 @@ _MIB, _GB = 2**20, 1e9
 _PROBE, _MAX_SECONDS = 64 * _MIB, 3.0
 #: Bytes per second below which a worker takes minutes to start.
 _SLOW = 100e6
-#: Largest error of attention in bfloat16 or 8 bits, as a share of the largest value.
-_WRONG = 0.1
+#: Largest error of attention in 16 bits, and in 8 or 4, as a share of the largest value.
+_WRONG, _WRONG_LOSSY = 0.1, 0.3
 #: Import names of this distribution; they are common words, so another distribution may install them, too.
 _PACKAGES = ("engine", "plugins")
 #: Variables of RunPod and of this project's docs; only their names are printed.
@@ -184,32 +190,70 @@ def check_memory(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def check_attention(context: CheckContext) -> Iterator[CheckResult]:
-    """Each attention backend, run once on the device and compared with torch's plain operations."""
+    """Each attention backend that this device can run, run once and compared with torch's plain operations.
+
+    A kernel from the Hub runs only if it is chosen, because its code would be downloaded. The backends for other
+    devices are listed in one line.
+    """
     import torch
 
     device = context.device
     if device == "cuda" and not torch.cuda.is_available():
         # Already reported.
         return
+    site = site_here(device, resolve_dtype(context.config.dtype, device))
+    elsewhere: dict[str, str] = {}
     for name in context.registry.attention.names():
         chosen = name == context.config.attention.name
-        bad: State = "broken" if chosen else "note"
-        try:
-            backends = context.registry.attention
-            backend = backends.build(context.config.attention) if chosen else backends.build_default(name)
-            kernel = backend.resolve(device)
-            error = try_attention(kernel, device)
-        except EngineError as problem:
-            yield CheckResult(f"attention={name}", bad, problem.what, problem.hint if chosen else "")
-            continue
-        except Exception as problem:  # noqa: BLE001 - a kernel may raise anything
-            what = f"its kernel fails ({type(problem).__name__})"
-            yield CheckResult(f"attention={name}", bad, what, "choose attention=sdpa" if chosen else "")
-            continue
-        what = f"runs as {kernel}, {error:.1e} from plain arithmetic"
-        right = error < _WRONG
-        hint = "" if right else "its result is wrong: choose another"
-        yield CheckResult(f"attention={name}", "ok" if right else bad, what, hint)
+        kernel = next((kernel for kernel in KERNELS if kernel.name == name), None)
+        if not chosen and kernel is not None and (other := refusal(kernel, site, lambda *_: "")) is not None:
+            elsewhere[name] = other.what
+        elif not chosen and kernel is not None and kernel.hub and refusal(kernel, site) is None:
+            what = f"not tried: it would download and run code from {kernel.hub}; choose it to try it"
+            yield CheckResult(f"attention={name}", "note", what)
+        else:
+            yield _try_backend(context, name, site)
+    if elsewhere:
+        where = "a CPU" if site.capability is None else "compute capability {}.{}".format(*site.capability)
+        what = f"not for {where} with {site.dtype}: {', '.join(sorted(elsewhere))}"
+        yield CheckResult("attention", "note", what, "", elsewhere)
+
+
+def _try_backend(context: CheckContext, name: str, site: AttentionSite) -> CheckResult:
+    chosen = name == context.config.attention.name
+    bad: State = "broken" if chosen else "note"
+    backends = context.registry.attention
+    try:
+        backend = backends.build(context.config.attention) if chosen else backends.build_default(name)
+        choice = choice_of(backend, site)
+        error = try_attention(choice, site)
+    except EngineError as problem:
+        return CheckResult(f"attention={name}", bad, problem.what.removeprefix(f"attention={name} "), problem.hint)
+    except Exception as problem:  # noqa: BLE001 - a kernel may raise anything
+        what = f"its kernel fails ({type(problem).__name__})"
+        return CheckResult(f"attention={name}", bad, what, "choose attention=sdpa" if chosen else "")
+    why = f" ({choice.reason})" if choice.reason else ""
+    what = f"runs as {choice.kernel}, {error:.1e} from plain arithmetic{why}"
+    # 8 and 4 bits are no fault of a kernel that says so.
+    right = error < (_WRONG if not choice.note else _WRONG_LOSSY)
+    hint = "" if right else "its result is wrong: choose another"
+    return CheckResult(f"attention={name}", "ok" if right else bad, what, hint)
+
+
+def check_compile(context: CheckContext) -> Iterator[CheckResult]:
+    """Whether torch.compile could generate kernels for this machine's card, and whether the config asks for it."""
+    import torch
+
+    chosen = context.config.compile.name
+    name = f"compile={chosen}"
+    # Raises ConfigError for what the config does not allow.
+    check_compile_config(context.config)
+    if not torch.cuda.is_available():
+        yield CheckResult(name, "ok", "compiles nothing on a CPU")
+    elif (missing := missing_for_triton()) is None:
+        yield CheckResult(name, "ok", f"Triton compiles with {find_compiler()}")
+    else:
+        yield CheckResult(name, "note" if chosen == "none" else "broken", missing[0], missing[1])
 
 
 def check_weights(context: CheckContext) -> Iterator[CheckResult]:
@@ -291,6 +335,7 @@ CHECKS: tuple[Check, ...] = (
     check_device,
     check_memory,
     check_attention,
+    check_compile,
     check_weights,
     check_volume,
     check_disk,
@@ -300,22 +345,6 @@ CHECKS: tuple[Check, ...] = (
 
 
 # --- what they measure ------------------------------------------------------------------------------------------------
-
-
-def try_attention(kernel: str, device: str) -> float:
-    """Run an attention backend once; return its largest error, as a share of the largest exact value."""
-    import torch
-
-    from engine.multitalk.compat import AttentionBackendName, dispatch_attention_fn
-
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    random = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, 256, 4, 128, generator=random).to(device, dtype) for _ in range(3))
-    with torch.no_grad():
-        result = dispatch_attention_fn(query, key, value, backend=AttentionBackendName(kernel)).float()
-        scores = torch.einsum("blhd,bmhd->bhlm", query.float(), key.float()) / 128**0.5
-        plain = torch.einsum("bhlm,bmhd->blhd", scores.softmax(-1), value.float())
-    return float((result - plain).abs().max() / plain.abs().max())
 
 
 def read_speed(path: Path) -> float:

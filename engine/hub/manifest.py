@@ -149,6 +149,10 @@ class Manifest:
                 return tuple({preset.words["quant"]: preset for preset in reversed(presets)}.values())[::-1]
         return ()
 
+    def part_of(self, place: str) -> str | None:
+        """Return the part that has a file at `place` in the model's folder; None if there is none."""
+        return next((part for part in self.parts() for file in self._files(part) if file.to == place), None)
+
     def _files(self, part: str) -> tuple[File, ...]:
         row = self._table["parts"][part]
         repository = row["repository"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ from engine.loading.scaled import Scaled, check_notes
 from engine.loading.tensor_names import scale_of, strip_prefixes
 from engine.multitalk.compat import gguf_parts
 from engine.multitalk.transformer import MultiTalkTransformer3DModel, kept_in_float32
+
+logger = logging.getLogger(__name__)
 
 Named = Iterator[tuple[str, Any]]
 
@@ -80,25 +84,68 @@ def build_empty(component: str, part: ComponentLayout) -> Any:
     return model
 
 
-def fill(model: Any, component: str, part: ComponentLayout, dtype: torch.dtype) -> None:
+@dataclass(frozen=True)
+class Keep:
+    """Which stored 8-bit weights stay as they are."""
+
+    #: Prefix of their names; None: no weights.
+    prefix: str | None = None
+    #: Values of this dtype stay, too, if a file has them with separate scales, and not more than one per row.
+    scaled: torch.dtype | None = None
+
+    def applies(self, name: str) -> bool:
+        """Return whether the weight `name` stays if it is stored quantised."""
+        return self.prefix is not None and name.startswith(self.prefix) and name.endswith(".weight")
+
+
+#: What stays without further choices, by component.
+KEEPS = {"transformer": Keep("blocks.")}
+
+
+def fill(model: Any, component: str, part: ComponentLayout, dtype: torch.dtype, keep: Keep | None = None) -> None:
     """Give every parameter of `model` (from `build_empty`) its tensor.
 
-    `dtype` applies to all parameters except the transformer's float32 parts. Quantised weights of the transformer's
-    blocks stay quantised. Raises SourceError, and MissingExtra if a quantisation package is not installed.
+    `dtype` applies to all parameters except the transformer's float32 parts. Quantised weights stay quantised as
+    `keep` says; None: those of the transformer's blocks. Raises SourceError, and MissingExtra if a quantisation package
+    is not installed.
     """
-    for name, tensor in read_tensors(part, _CONVERT[component]):
-        placed = place(model, component, name, tensor, dtype)
+    keep = keep or KEEPS.get(component, Keep())
+    dense: dict[str, list[str]] = {}
+    for name, stored in read_tensors(part, _CONVERT[component]):
+        tensor = stored
+        if keep.scaled is not None and keep.applies(name) and isinstance(stored, Scaled):
+            if (reason := _not_kept(stored, keep.scaled)) is None:
+                tensor = stored.rows()
+            else:
+                dense.setdefault(reason, []).append(name)
+        placed = place(model, component, name, tensor, dtype, keep)
         module, _, leaf = name.rpartition(".")
         trainable = placed.is_floating_point() and type(placed) is Tensor
         model.get_submodule(module)._parameters[leaf] = nn.Parameter(placed, requires_grad=trainable)
     if component == "text_encoder":
         model.tie_weights()
+    for reason, names in dense.items():
+        logger.info(
+            "%s: %d weights are %s (first %s): they become %s and are quantised again",
+            _names(part),
+            len(names),
+            reason,
+            names[0],
+            str(dtype).removeprefix("torch."),
+        )
 
 
-def place(model: Any, component: str, name: str, tensor: Any, dtype: torch.dtype) -> Tensor:
+def _not_kept(tensor: Scaled, dtype: torch.dtype) -> str | None:
+    """Return why a scaled weight cannot be multiplied in `dtype` as it is stored; None if it can be."""
+    if tensor.data.dtype != dtype:
+        return f"stored as {str(tensor.data.dtype).removeprefix('torch.')}"
+    return None if tensor.has_rows else "stored with more than one scale per row"
+
+
+def place(model: Any, component: str, name: str, tensor: Any, dtype: torch.dtype, keep: Keep | None = None) -> Tensor:
     """Return `tensor` as `model` keeps it under `name`: cast, and copied to its own memory."""
     target = torch.float32 if component == "transformer" and kept_in_float32(name) else dtype
-    stays_quantised = component == "transformer" and name.startswith("blocks.") and name.endswith(".weight")
+    stays_quantised = (keep or KEEPS.get(component, Keep())).applies(name)
     if isinstance(tensor, Scaled):
         return tensor.dense(target)
     if isinstance(tensor, Quantised):
@@ -111,12 +158,15 @@ def place(model: Any, component: str, name: str, tensor: Any, dtype: torch.dtype
     return placed
 
 
-def placed_size(component: str, part: ComponentLayout, dtype: torch.dtype) -> int:
+def placed_size(component: str, part: ComponentLayout, dtype: torch.dtype, keep: Keep | None = None) -> int:
     """Return the bytes that `fill` will need, from headers alone."""
     total = 0
-    for name, tensor in read_tensors(part, _CONVERT[component], headers_only=True):
+    keep = keep or KEEPS.get(component, Keep())
+    for name, stored in read_tensors(part, _CONVERT[component], headers_only=True):
+        kept = keep.scaled is not None and isinstance(stored, Scaled) and _not_kept(stored, keep.scaled) is None
+        tensor = stored.rows() if kept else stored
         packed = isinstance(tensor, Quantised) or hasattr(tensor, "quant_type")
-        if packed and component == "transformer" and name.startswith("blocks."):
+        if packed and keep.applies(name):
             stored_parts = (tensor.data, tensor.scale.float()) if isinstance(tensor, Quantised) else (tensor,)
             total += sum(part.nbytes for part in stored_parts)
         else:

@@ -45,11 +45,15 @@ class ComponentFiles:
         finish: Callable[[Any], None] = lambda _module: None,
         *,
         kept: float | None = None,
+        chosen: Callable[[nn.Module, str], bool] = is_block_linear,
+        keep: checkpoint.Keep | None = None,
     ) -> None:
         """Read only configs and headers. Raises SourceError unless they fit each other.
 
-        `kept`: bytes of a weight of the blocks' linear layers if `finish` quantises them.
+        `kept`: bytes of a weight of the layers for which `chosen(layer, name)` is true, if `finish` quantises them.
+        `keep`: which quantised weights stay as they are stored; None: those of the transformer's blocks.
         """
+        self.keep = keep
         self.part, self.folder, self.name, self.dtype = part, part.folder, name, dtype
         self.finish, self.quantised = finish, kept is not None
         #: Whether all files are in one folder in the layout of diffusers and transformers.
@@ -69,7 +73,7 @@ class ComponentFiles:
             if not any(map(has_scales, files)):
                 self.stored = {engine_name(key) or key: file[key] for file in files for key in strip_prefixes(file)}
         if self.stored is None:
-            self.size = checkpoint.placed_size(name, part, dtype)
+            self.size = checkpoint.placed_size(name, part, dtype, keep)
             return
         match(self.folder, self.meta_model, self.stored, tied=_TIED.keys() if name == "text_encoder" else ())
         in_float32 = (
@@ -79,7 +83,7 @@ class ComponentFiles:
         self.size = filled_size(self.stored, self.dtypes.__getitem__)
         if kept is not None:
             modules = self.meta_model.named_modules()
-            linears = (f"{key}.weight" for key, module in modules if is_block_linear(module, key))
+            linears = (f"{key}.weight" for key, module in modules if chosen(module, key))
             self.size -= int(sum(_saved(self.stored[key], self.dtypes[key], kept) for key in linears))
 
     def read(self, reader: Reader, device: str) -> nn.Module:
@@ -87,7 +91,7 @@ class ComponentFiles:
         module: Any = self.meta_model or self._build()
         self.meta_model = None
         if self.stored is None:
-            checkpoint.fill(module, self.name, self.part, self.dtype)
+            checkpoint.fill(module, self.name, self.part, self.dtype, self.keep)
             self.finish(module)
             converted: nn.Module = module.to(device).eval()
             return converted

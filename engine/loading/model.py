@@ -15,10 +15,14 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from engine.components import Quantiser, Reader
+from engine.components import MultiplyingQuantiser, Quantiser, Reader
 from engine.data import Weights
+from engine.data.attention import Attend
 from engine.data.cancel import CancelToken
 from engine.errors import RequestError, SourceError, UnknownComponent
+from engine.loading import dynamic
+from engine.loading.checkpoint import Keep
+from engine.loading.compiling import Compiling, compile_blocks
 from engine.loading.component import Component
 from engine.loading.component_files import ComponentFiles, first_sentence, unusable_folder
 from engine.loading.file_kinds import what_is
@@ -31,7 +35,9 @@ from engine.loading.lora_names import unmatched_warning
 from engine.loading.placement import Placement, Profile, activation_bytes, place, reduce_memory, resolve_profile
 from engine.loading.quantize import change_weight, is_block_linear
 from engine.loading.safetensors_reader import AheadReader
-from engine.multitalk.attention import set_self_attention_backend
+from engine.machine.kernels import dispatched, head_refusal
+from engine.machine.products import check_products
+from engine.multitalk.attention import prepare_attention, set_own_self_attention, set_self_attention_backend
 from engine.multitalk.audio import AudioEncoder
 from engine.multitalk.codec import LatentCodec, WanCodec
 from engine.multitalk.image import ImageEncoder
@@ -117,14 +123,17 @@ def load_model(
     *,
     device: str,
     dtype: str,
+    decode_dtype: str = "float32",
     quant: str = "none",
     quantiser: Quantiser | None = None,
     wanted: Weights | None = None,
     attention: str = "native",
+    attend: Attend | None = None,
     memory: Profile | None = None,
     reader: Reader | None = None,
     loras: Sequence[Lora] = (),
     lora_mode: str = "runtime",
+    compiling: Compiling | None = None,
     processes: int = 1,
     alone: bool = False,
 ) -> Model:
@@ -134,15 +143,18 @@ def load_model(
         folder: the weights; its files are not changed.
         device: "cuda" or "cpu".
         dtype: "float32" or "bfloat16", for transformer, text and image encoder; the rest is float32.
+        decode_dtype: "float32" or "bfloat16", for the VAE's decoder.
         quant: "none", one of `layout.QUANTISED`, which reads a quantised file and keeps it quantised, or the
             quantiser's name.
         quantiser: quantises the network's layers after they are read; None: they are not quantised.
         wanted: which file to use if there are several.
-        attention: name of diffusers' attention backend, from an AttentionBackend's `resolve`.
+        attention: name of diffusers' attention backend, from an AttentionBackend.
+        attend: computes self-attention in place of a backend of diffusers; `attention` is then only its name.
         memory: what is in memory and on the device at a time; None: everything on the device.
         reader: reads tensors from files; None: the engine's own.
         loras: files and scales. "merged": added to the weights. "runtime": loaded and switched off; see `set_loras`.
         lora_mode: "runtime" or "merged".
+        compiling: how the blocks of the network are compiled; None: they are not.
         processes: how many processes share a forward.
         alone: load only the transformer of the large parts; the others cannot be used.
 
@@ -151,6 +163,7 @@ def load_model(
         ConfigError: a choice does not exist, or the device does not support it.
     """
     _choose("dtype", dtype, tuple(DTYPES))
+    _choose("vae.decode_dtype", decode_dtype, tuple(DTYPES))
     if quantiser is None:
         _choose("quant", quant, QUANTS)
     _choose("lora.mode", lora_mode, LORA_MODES)
@@ -158,22 +171,51 @@ def load_model(
     files = _check_files(folder, replace(wanted or Weights("", "", COMPONENTS), quant=quant))
     adapters = Loras(loras, lora_mode)
 
+    products = quantiser.products if isinstance(quantiser, MultiplyingQuantiser) else None
+    if products is not None and device == "cuda":
+        check_products(products, dtype, torch.cuda.get_device_capability(), torch.cuda.get_device_name())
+
     def prepare(transformer: Any) -> None:
         adapters.merge(transformer)
         if quantiser is not None:
             quantiser.apply(transformer, is_block_linear)
+            check(transformer)
         adapters.attach_adapters(transformer)
-        set_self_attention_backend(transformer, attention)
+        if attend is None:
+            set_self_attention_backend(transformer, attention)
+        else:
+            set_own_self_attention(transformer, attend)
+        if compiling is not None:
+            compile_blocks(transformer, compiling)
+
+    def prepare_text(text_encoder: Any) -> None:
+        cast("MultiplyingQuantiser", quantiser).apply_text(text_encoder)
+        check(text_encoder)
+
+    def check(network: Any) -> None:
+        if device == "cuda":
+            dynamic.check_layers(network)
 
     kept = None if quantiser is None else quantiser.cost()[0]
+    # Values that a file stores in the format of the products become the layers' own.
+    scaled = None if products is None else dynamic.FORMATS[products]
+    text_options: dict[str, Any] = {}
+    if isinstance(quantiser, MultiplyingQuantiser) and quantiser.text:
+        keep_text = Keep("encoder.block.", scaled)
+        text_options = {"finish": prepare_text, "kept": kept, "chosen": dynamic.is_text_linear, "keep": keep_text}
     parts = {
-        "transformer": ComponentFiles(files["transformer"], "transformer", DTYPES[dtype], prepare, kept=kept),
+        "transformer": ComponentFiles(
+            files["transformer"], "transformer", DTYPES[dtype], prepare, kept=kept, keep=Keep("blocks.", scaled)
+        ),
         "vae": ComponentFiles(files["vae"], "vae", torch.float32, lambda vae: reduce_memory(vae, profile)),
-        "text_encoder": ComponentFiles(files["text_encoder"], "text_encoder", DTYPES[dtype]),
+        "text_encoder": ComponentFiles(files["text_encoder"], "text_encoder", DTYPES[dtype], **text_options),
         "image_encoder": ComponentFiles(files["image_encoder"], "image_encoder", DTYPES[dtype]),
     }
     meta_models: dict[str, Any] = {name: part.meta_model for name, part in parts.items()}
     check_heads(meta_models["transformer"].config.num_attention_heads, processes)
+    if attend is None:
+        _check_heads(attention, meta_models["transformer"].config.attention_head_dim)
+        prepare_attention(attention)
     hearing = _load_audio(files["audio_encoder"].folder)
     _check_fit(
         files["transformer"],
@@ -186,7 +228,8 @@ def load_model(
 
     text_len = int(meta_models["transformer"].config.text_len)
     text = TextEncoder(_load_tokenizer(files["tokenizer"].folder), meta_models["text_encoder"], text_len)
-    image, codec = ImageEncoder(meta_models["image_encoder"]), WanCodec(meta_models["vae"])
+    image = ImageEncoder(meta_models["image_encoder"])
+    codec = WanCodec(meta_models["vae"], DTYPES[decode_dtype])
 
     activations = activation_bytes(
         profile.window, meta_models["transformer"].config, codec.spatial, DTYPES[dtype].itemsize
@@ -226,6 +269,13 @@ def load_model(
     }
     model.placement = place(profile, components, device=device)
     return model
+
+
+def _check_heads(attention: str, head_dim: int) -> None:
+    """Raise ConfigError if a kernel of diffusers does not work with the network's heads."""
+    kernel = dispatched(attention)
+    if kernel is not None and (problem := head_refusal(kernel, head_dim)) is not None:
+        raise problem
 
 
 def _choose(field: str, name: str, choices: tuple[str, ...]) -> None:

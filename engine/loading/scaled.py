@@ -18,6 +18,7 @@ from torch import Tensor
 
 from engine.components import Stored
 from engine.errors import SourceError
+from engine.loading.quanto import Quantised
 
 #: ComfyUI's formats whose layers are just the product of values and scales.
 _FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "int8_rowwise")
@@ -41,6 +42,16 @@ class Scaled:
     @property
     def shape(self) -> torch.Size:
         return self.data.shape
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether no row has more than one scale."""
+        return blocks(tuple(self.scale.shape), tuple(self.data.shape)) in ((0, 0), (1, 0))
+
+    def rows(self) -> Quantised:
+        """Return the same weight with one scale for each row. Call it only if `has_rows`."""
+        scale = self.scale.float().reshape(-1, 1)
+        return Quantised(self.data, scale.expand(self.data.shape[0], 1))
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """Return the weight, multiplied in float32."""

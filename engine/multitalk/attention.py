@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from engine.data.attention import Attend, TokenGrid
 from engine.errors import ConfigError, UnknownComponent
+from engine.multitalk import fused
 from engine.multitalk.compat import (
     AttentionBackendName,
     AttentionModuleMixin,
     WanAttention,
     check_attention_backend_requirements,
     dispatch_attention_fn,
+    fetch_kernel,
 )
 from engine.multitalk.embeddings import RMSNorm, Rotary, rotate
 from engine.multitalk.sequence import Shard
@@ -22,12 +25,11 @@ from engine.multitalk.speakers import Speakers, label_positions, rotary_at
 NATIVE = AttentionBackendName.NATIVE
 
 
-def set_self_attention_backend(model: nn.Module, name: str) -> None:
-    """Switch the self-attention of every block of `model` to diffusers' attention backend `name`.
+def prepare_attention(name: str) -> AttentionBackendName:
+    """Check what diffusers' attention backend `name` needs, and fetch its kernel if it comes from the Hub.
 
-    Only `attn1` is switched, and only of this model: diffusers' own `set_attention_backend` would switch the short
-    text and audio attentions too and change the default of the whole process. Raises UnknownComponent for a name
-    diffusers does not have, ConfigError if what the backend needs is not installed.
+    Called before weights are read. Raises UnknownComponent for a name diffusers does not have, and ConfigError if what
+    it needs is not installed, or if it cannot be fetched.
     """
     names = [backend.value for backend in AttentionBackendName]
     if name not in names:
@@ -37,14 +39,50 @@ def set_self_attention_backend(model: nn.Module, name: str) -> None:
         check_attention_backend_requirements(backend)
     except (RuntimeError, ImportError) as error:
         raise ConfigError(str(error), field="attention", hint="choose attention=sdpa or install the package") from error
+    try:
+        fetch_kernel(backend)
+    except Exception as error:  # a hub, a cache or the code of a kernel may raise anything
+        what = f"the attention kernel {name} cannot be fetched from the Hub: {error}"
+        raise ConfigError(what, field="attention", hint="choose attention=sdpa") from error
+    return backend
+
+
+def set_self_attention_backend(model: nn.Module, name: str) -> None:
+    """Switch the self-attention of every block of `model` to diffusers' attention backend `name`.
+
+    Only `attn1` is switched, and only of this model: diffusers' own `set_attention_backend` would switch the short
+    text and audio attentions too and change the default of the whole process. Raises as `prepare_attention`.
+    """
+    backend = prepare_attention(name)
+    for attention in _self_attentions(model):
+        attention.processor._attention_backend, attention.processor.attend = backend, None
+
+
+def set_own_self_attention(model: nn.Module, attend: Attend) -> None:
+    """Have `attend` compute the self-attention of every block of a MultiTalkTransformer3DModel.
+
+    It gets queries, keys and values (1, L, heads, D), and the grid of the L tokens, which the model's own call knows.
+    """
+    attentions = list(_self_attentions(model))
+    patch: Any = model.config.patch_size  # type: ignore[union-attr]
+
+    def set_grid(_model: nn.Module, _args: Any, kwargs: Any) -> None:
+        latents = kwargs.get("hidden_states")
+        if latents is not None:
+            sides = (size // step for size, step in zip(latents.shape[2:], patch, strict=True))
+            frames, rows, columns = map(int, sides)
+            for layer, attention in enumerate(attentions):
+                attention.processor.grid = TokenGrid(frames, rows, columns, layer, len(attentions))
+
+    for attention in attentions:
+        attention.processor.attend = attend
+    model.register_forward_pre_hook(set_grid, with_kwargs=True)
+
+
+def _self_attentions(model: nn.Module) -> Iterator[WanAttention]:
     for module in model.modules():
         if isinstance(module, WanAttention) and isinstance(module.processor, SelfAttentionProcessor):
-            module.processor._attention_backend = backend
-
-
-def add(own: Tensor, other: Tensor) -> Tensor:
-    """Return own + other; without gradients in place in `own`, which nothing else may use."""
-    return own + other if torch.is_grad_enabled() else own.add_(other)
+            yield module
 
 
 def wan_attention(dim: int, heads: int, eps: float, **kwargs: Any) -> WanAttention:
@@ -62,6 +100,9 @@ class SelfAttentionProcessor:
     # Not None: that would use the process-wide default, which another model may have changed.
     _attention_backend = NATIVE
     _parallel_config = None
+    #: Computes attention in place of a backend, with the grid of the tokens (`set_own_self_attention`).
+    attend: Attend | None = None
+    grid: TokenGrid | None = None
 
     def __call__(
         self,
@@ -72,30 +113,32 @@ class SelfAttentionProcessor:
         rotary_emb: Rotary | None = None,
         speakers: Speakers | None = None,
         shard: Shard | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend over (1, L, D); returns the output (1, L, D) and the class scores (C, L), None without `speakers`.
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attend over (1, L, D); returns the output (1, L, D), and with `speakers` the class scores (C, L) as well.
 
         With a `shard` the L tokens are its own; they attend to the tokens of all processes.
         """
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
+        # Scores need queries and keys in their own dtype: the last bits can decide the class of a token.
+        precise = hidden_states.dtype if speakers is None else speakers.values.dtype
+        query = attn.norm_q(attn.to_q(hidden_states), attn.heads, rotary_emb, precise)
+        key = attn.norm_k(attn.to_k(hidden_states), attn.heads, rotary_emb, precise)
         value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
-        # Scores need unrounded queries and keys: the last bits can decide the class of a token.
-        precise = value.dtype if speakers is None else torch.float32
-        if rotary_emb is not None:
-            query, key = rotate(query, rotary_emb, precise), rotate(key, rotary_emb, precise)
         scores = None
         if speakers is not None:
             # Not from the keys that attention exchanges: those of one frame are few, and a mean over heads in another
             # order differs in the last bits.
-            first = key if shard is None else shard.first(key.to(speakers.values.dtype), speakers.values.shape[1])
+            first = key if shard is None else shard.first(key, speakers.values.shape[1])
             scores = class_scores(query, first, speakers)
         query, key = query.to(value.dtype), key.to(value.dtype)
-        if shard is None:
+        if self.attend is not None and self.grid is not None:
+            output = self.attend(query, key, value, self.grid)
+        elif shard is None:
             output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         else:
             output = shard.attend(query, key, value, self._attention_backend)
-        return attn.to_out[1](attn.to_out[0](output.flatten(2, 3))), scores
+        attended: Tensor = attn.to_out[1](attn.to_out[0](output.flatten(2, 3)))
+        # Not (attended, None): step caches of diffusers keep all outputs of an attention, and expect tensors.
+        return attended if scores is None else (attended, scores)
 
 
 def class_scores(query: Tensor, key: Tensor, speakers: Speakers) -> Tensor:
@@ -137,12 +180,13 @@ class CrossAttentionProcessor:
         image = encoder_hidden_states[:, : self.image_tokens]
         text = encoder_hidden_states[:, self.image_tokens :]
         value = attn.to_v(text).unflatten(2, (attn.heads, -1))
-        query = attn.norm_q(attn.to_q(hidden_states)).type_as(value).unflatten(2, (attn.heads, -1))
-        key = attn.norm_k(attn.to_k(text)).type_as(value).unflatten(2, (attn.heads, -1))
+        query = attn.norm_q(attn.to_q(hidden_states), attn.heads, None, value.dtype)
+        key = attn.norm_k(attn.to_k(text), attn.heads, None, value.dtype)
         output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         value = attn.add_v_proj(image).unflatten(2, (attn.heads, -1))
-        key = attn.norm_added_k(attn.add_k_proj(image)).type_as(value).unflatten(2, (attn.heads, -1))
-        output = add(output, dispatch_attention_fn(query, key, value, backend=self._attention_backend))
+        key = attn.norm_added_k(attn.add_k_proj(image), attn.heads, None, value.dtype)
+        image = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        output = fused.add(output, image, into=True)
         attended: Tensor = attn.to_out[1](attn.to_out[0](output.flatten(2, 3)))
         return attended
 
@@ -169,9 +213,13 @@ class AudioAttentionProcessor:
         query = attn.to_q(hidden_states).unflatten(2, (attn.heads, -1))
         key, value = attn.to_kv(encoder_hidden_states).unflatten(2, (2, attn.heads, -1)).unbind(2)
         if speakers is not None and scores is not None:
-            query = rotate(
-                query, rotary_at(label_positions(scores, speakers, shard), speakers.frequencies), value.dtype
-            )
+            labels = rotary_at(label_positions(scores, speakers, shard), speakers.frequencies)
+            if attn.fused and not fused.eager():
+                query = fused.rms_rotate(query.flatten(2), None, labels.turns, attn.heads, 0.0, value.dtype)
+                query = query.unflatten(2, (attn.heads, -1))  # type: ignore[no-untyped-call]
+            else:
+                query = rotate(query, labels, value.dtype)
+            # Few: in every frame a speaker has as many as the config's `audio_tokens`.
             key = rotate(key, speakers.keys, value.dtype)
         frames = encoder_hidden_states.shape[0]
         if shard is not None:
@@ -190,6 +238,8 @@ class AudioAttention(nn.Module, AttentionModuleMixin):  # type: ignore[misc]
     _available_processors = [AudioAttentionProcessor]
     _supports_qkv_fusion = False
     is_cross_attention = True
+    #: Whether our own kernel rotates the queries.
+    fused = False
     processor: Any
 
     def __init__(self, dim: int, heads: int, audio_dim: int) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from engine.data.cancel import CancelToken
 from engine.errors import Cancelled, RequestError, SourceError
-from engine.multitalk.compat import WanRMS_norm
+from engine.multitalk.compat import WanRMS_norm, WanUpsample
 
 
 class LatentCodec(Protocol):
@@ -37,15 +37,18 @@ class LatentCodec(Protocol):
 
 
 class WanCodec:
-    """Wan's video autoencoder, in float32 as the public implementation runs it.
+    """Wan's video autoencoder: encodes in float32, as the public implementation runs it, and decodes in `decode_dtype`.
 
     `vae` is diffusers' AutoencoderKLWan, which processes time in chunks and keeps what a chunk needs from the ones
-    before. Raises SourceError if it has no statistics of its latents.
+    before; its decoder is converted. Encoding stays in float32, because a window continues from encoded frames: its
+    rounding would add up from window to window, that of decoding does not (docs/codec.md has figures). Raises
+    SourceError if it has no statistics of its latents.
     """
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, decode_dtype: torch.dtype = torch.float32) -> None:
         config = vae.config
         self.vae: Any = None
+        self._decode_dtype = decode_dtype
         self.set_module(vae)
         self.spatial = int(config.scale_factor_spatial or 8)
         self.temporal = int(config.scale_factor_temporal or 4)
@@ -67,6 +70,12 @@ class WanCodec:
                     _fold_time(module)
                 if isinstance(module, WanRMS_norm) and module.channel_first:
                     _sum_squares(module)
+                if isinstance(module, WanUpsample):
+                    _repeat_as_given(module)
+        if vae is not None:
+            # Each time: weights may have been read into the same network again.
+            for part in (vae.decoder, vae.post_quant_conv):
+                part.to(self._decode_dtype)
         self.vae = vae
 
     @torch.no_grad()
@@ -79,6 +88,7 @@ class WanCodec:
                 field="pixels",
                 hint=f"{self.temporal}n + 1 frames, sides a multiple of {self.spatial}",
             )
+        _lay_channels_last(self.vae.encoder, self._device)
         with self._tidied(), _watched(self.vae.encoder, cancel, "encode"):
             latents = self.vae.encode(pixels[None].to(self._device, torch.float32)).latent_dist.mode()[0]
         normalised: Tensor = (latents - self._mean.to(latents.device)) / self._std.to(latents.device)
@@ -88,10 +98,12 @@ class WanCodec:
     def decode(self, latents: Tensor, *, cancel: CancelToken | None = None) -> Tensor:
         """Return the frames, clipped to -1 .. 1."""
         latents = latents.to(self._device, torch.float32)
-        latents = latents * self._std.to(latents.device) + self._mean.to(latents.device)
+        latents = (latents * self._std.to(latents.device) + self._mean.to(latents.device)).to(self._decode_dtype)
+        _lay_channels_last(self.vae.decoder, self._device)
         with self._tidied(), _watched(self.vae.decoder, cancel, "decode"):
             pixels: Tensor = self.vae.decode(latents[None], return_dict=False)[0][0]
-        return pixels.clamp(-1, 1)
+        # In float32 not a copy.
+        return pixels.float().clamp_(-1, 1)
 
     @contextmanager
     def _tidied(self) -> Iterator[None]:
@@ -140,6 +152,8 @@ def _sum_squares(layer: WanRMS_norm) -> None:
     usual: Callable[[Tensor], Tensor] = layer.forward
 
     def normalise(x: Tensor) -> Tensor:
+        if x.dtype == torch.bfloat16:
+            return _normalise_bfloat16(layer, x)
         if x.device.type != "cpu" or x.dtype != torch.float32:
             return usual(x)
         norm = x.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
@@ -147,6 +161,32 @@ def _sum_squares(layer: WanRMS_norm) -> None:
         return normalised
 
     layer.forward = normalise
+
+
+def _normalise_bfloat16(layer: WanRMS_norm, x: Tensor) -> Tensor:
+    """Normalise as `layer` does, without copies of `x` in float32: only the norm, a channel's size, is one."""
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+    normalised = torch.mul(x, layer.scale / norm.clamp_(min=1e-12), out=torch.empty_like(x))
+    return normalised.mul_(layer.gamma).add_(layer.bias)
+
+
+def _repeat_as_given(layer: WanUpsample) -> None:
+    """Make `layer` repeat pixels in their own dtype, not by way of float32: same values, a third of the memory."""
+    layer.forward = nn.Upsample.forward.__get__(layer)
+
+
+def _lay_channels_last(part: nn.Module, device: torch.device) -> None:
+    """Store the weights of convolutions with channels last, which on CUDA selects kernels of that layout.
+
+    Tensor cores want it; otherwise cuDNN converts input and output of each convolution. Values stay the same. Weights
+    that come from pinned memory lose it, so this is called before each use.
+    """
+    if device.type != "cuda":
+        return
+    for module in part.modules():
+        if isinstance(module, nn.Conv3d | nn.Conv2d):
+            layout = torch.channels_last_3d if isinstance(module, nn.Conv3d) else torch.channels_last
+            module.weight.data = module.weight.data.contiguous(memory_format=layout)
 
 
 @contextmanager

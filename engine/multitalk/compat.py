@@ -15,9 +15,10 @@ from diffusers.models.attention_dispatch import (
     AttentionBackendName,
     SeqAllToAllDim,
     _check_attention_backend_requirements,
+    _maybe_download_kernel_for_backend,
     dispatch_attention_fn,
 )
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm, WanUpsample
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbedding
 from diffusers.models.normalization import FP32LayerNorm
@@ -25,6 +26,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanImage
 from diffusers.utils.peft_utils import apply_lora_scale
 
 check_attention_backend_requirements = _check_attention_backend_requirements
+fetch_kernel = _maybe_download_kernel_for_backend
 
 __all__ = [
     "AttentionBackendName",
@@ -42,10 +44,12 @@ __all__ = [
     "WanAttention",
     "WanImageEmbedding",
     "WanRMS_norm",
+    "WanUpsample",
     "apply_lora_scale",
     "check_attention_backend_requirements",
     "convert_wan_vae_to_diffusers",
     "dispatch_attention_fn",
+    "fetch_kernel",
     "gguf_parts",
     "register_cached_block",
 ]

@@ -7,21 +7,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from engine.multitalk import fused
 from engine.multitalk.compat import PixArtAlphaTextProjection, TimestepEmbedding, WanImageEmbedding
 
 ROPE_THETA = 10000.0
 
 
 class Rotary(NamedTuple):
-    """Rotary tables (1, L, 1, head_dim), float32, broadcastable against queries and keys (B, L, heads, head_dim).
+    """A rotary table: cosine and sine of every pair's angle, float32, (1, L, 1, head_dim / 2, 2).
 
-    For the pair (2j, 2j+1) rotated by angle p: `cos` is cos p at both positions, `after` is -sin p at 2j and 0 at
-    2j+1, `before` 0 at 2j and sin p at 2j+1: what the next and the previous channel contribute.
+    It is broadcast over the heads of queries and keys (B, L, heads, head_dim).
     """
 
-    cos: Tensor
-    after: Tensor
-    before: Tensor
+    turns: Tensor
 
 
 def timestep_sinusoid(timestep: Tensor, channels: int) -> Tensor:
@@ -55,41 +53,67 @@ def rotary_grid(frames: int, rows: int, columns: int, head_dim: int, device: tor
         view = [1, 1, 1, -1]
         view[axis] = shape[axis]
         angles.append(phase.view(view).expand(*shape, -1))
-    table = torch.cat(angles, dim=-1).flatten(0, 2)
-    return Rotary(*(part.float().to(device) for part in rotary_tables(table)))
+    exact = rotary_table(torch.cat(angles, dim=-1).flatten(0, 2))
+    return Rotary(exact.turns.float().to(device))
 
 
-def rotary_tables(angles: Tensor) -> Rotary:
-    """Build tables from angles (L, head_dim / 2), in their dtype."""
-    angles = angles.repeat_interleave(2, dim=-1)[None, :, None]
-    # Created on the device: a constant from the host would be a blocking copy in every block.
-    even = 1 - torch.arange(angles.shape[-1], device=angles.device).to(angles.dtype) % 2
-    sin = angles.sin()
-    return Rotary(angles.cos(), sin * -even, sin * (1 - even))
+def rotary_table(angles: Tensor) -> Rotary:
+    """Build the table of angles (L, head_dim / 2), in their dtype."""
+    return Rotary(torch.stack((angles.cos(), angles.sin()), dim=-1)[None, :, None])
 
 
 def rotate(x: Tensor, rotary: Rotary, dtype: torch.dtype) -> Tensor:
-    """Rotate the interleaved pairs (2j, 2j+1) of `x` (B, L, heads, head_dim) in float32; return them in `dtype`."""
-    x = x.float()
-    if torch.is_grad_enabled():
-        first, second = x.unflatten(-1, (-1, 2)).unbind(-1)  # type: ignore[no-untyped-call]
-        cos, sin = rotary.cos[..., 0::2], rotary.before[..., 1::2]
-        return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2).to(dtype)
-    # Three contiguous passes with zeros in the tables are three times faster than strided access to pairs.
-    turned = x * rotary.cos
-    turned[..., :-1].addcmul_(x[..., 1:], rotary.after[..., :-1])
-    turned[..., 1:].addcmul_(x[..., :-1], rotary.before[..., 1:])
+    """Rotate the interleaved pairs (2j, 2j+1) of `x` (B, L, heads, head_dim) in float32; return them in `dtype`.
+
+    Without gradients a float32 `x` is overwritten.
+    """
+    pairs = x.float().unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
+    if fused.eager():
+        # Inductor fuses real arithmetic; for complex numbers it generates no code.
+        (first, second), (cos, sin) = pairs.unbind(-1), rotary.turns.unbind(-1)
+        pairs = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    else:
+        # As complex numbers: one pass that reads and writes every pair once, in order.
+        torch.view_as_complex(pairs).mul_(torch.view_as_complex(rotary.turns))
+    turned: Tensor = pairs.flatten(-2)
     return turned.to(dtype)
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm over all channels that computes and returns float32, so that values are not rounded before rotation."""
+    """RMSNorm over all channels, and the rotation of its result, both in float32: nothing is rounded in between.
 
-    def forward(self, x: Tensor) -> Tensor:
+    The result is linear in `weight`, so that a LoRA can add the result of a change of it.
+    """
+
+    #: Whether our own kernel computes it.
+    fused = False
+
+    def forward(
+        self, x: Tensor, heads: int = 1, rotary: Rotary | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Normalise (B, L, D) to (B, L, heads, D / heads) of `dtype`; with `rotary` its pairs are rotated."""
+        assert self.eps is not None
+        if self.fused and not fused.eager():
+            turned = fused.rms_rotate(x, self.weight, None if rotary is None else rotary.turns, heads, self.eps, dtype)
+            result: Tensor = turned.unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
+            return result
         # A norm as a reduction reads x once; torch's composite kernel writes the squares first.
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scaled = x * torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
-        return scaled * self.weight if torch.is_grad_enabled() else scaled.mul_(self.weight)
+        scale = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
+        if rotary is not None:
+            weighted = (x * self.weight.float()).unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
+            # The norm is a factor of the table, which is smaller than x by the number of heads.
+            return rotate(weighted, Rotary(rotary.turns * scale[..., None, None]), dtype)
+        scaled = x * scale
+        if fused.eager():
+            scaled = (scaled * self.weight).to(dtype)
+        elif scaled.is_cpu:
+            scaled = scaled.mul_(self.weight).to(dtype)
+        else:
+            # On a GPU the kernel itself casts what it writes.
+            scaled = torch.mul(scaled, self.weight, out=torch.empty_like(scaled, dtype=dtype))
+        normed: Tensor = scaled.unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
+        return normed
 
 
 class TimeTextImageEmbedding(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.errors import RequestError
-from engine.multitalk.embeddings import Rotary, rotary_frequencies, rotary_tables
+from engine.multitalk.embeddings import Rotary, rotary_frequencies, rotary_table
 from engine.multitalk.sequence import Shard
 
 
@@ -65,7 +65,8 @@ def prepare_speakers(
 
     `audio_tokens` is the number of tokens of one speaker in one latent frame. `device` is the device of the constants;
     None: that of the masks. Masks on the CPU need no read from a device. An empty mask gets no token; the reference
-    divides 0 by 0 there, and assigns every token to the background. Raises RequestError if all are empty.
+    divides 0 by 0 there, and assigns every token to the background. Raises RequestError if all are empty; a compiled or
+    exported network cannot look at values, and assigns every token to the first speaker then.
     """
     classes = masks.shape[0]
     if classes > head_dim:
@@ -75,7 +76,7 @@ def prepare_speakers(
             hint=f"give at most {head_dim - 1}",
         )
     tokens = masks.sum(dim=1)
-    if not bool(tokens.any()):
+    if not torch.compiler.is_compiling() and not bool(tokens.any()):
         raise RequestError("every mask is empty", field="speaker_masks", hint="mark at least one region")
     starts, background = label_ranges(classes - 1, class_range, class_interval)
     device = masks.device if device is None else device
@@ -98,8 +99,8 @@ def prepare_speakers(
 
 
 def rotary_at(positions: Tensor, frequencies: Tensor) -> Rotary:
-    """Return float32 rotary tables for positions (L,) on the label axis."""
-    return rotary_tables(positions[:, None] * frequencies)
+    """Return a float32 rotary table for positions (L,) on the label axis."""
+    return rotary_table(positions[:, None] * frequencies)
 
 
 def label_positions(scores: Tensor, speakers: Speakers, shard: Shard | None = None) -> Tensor:

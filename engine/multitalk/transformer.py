@@ -12,13 +12,14 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import _register_namedtuple, register_dataclass
 
 from engine.errors import ConfigError, RequestError
+from engine.multitalk import fused
 from engine.multitalk.attention import (
     AudioAttention,
     CrossAttentionProcessor,
     SelfAttentionProcessor,
-    add,
     wan_attention,
 )
 from engine.multitalk.audio_projection import AudioProjection
@@ -26,7 +27,6 @@ from engine.multitalk.compat import (
     AttentionMixin,
     CacheMixin,
     FeedForward,
-    FP32LayerNorm,
     PeftAdapterMixin,
     apply_lora_scale,
     register_cached_block,
@@ -37,6 +37,8 @@ from engine.multitalk.speakers import Speakers, prepare_speakers, token_masks
 
 #: Attribute of a module: functions that change its modulation table when it is read (`engine.loading.lora`).
 TABLE_CHANGES = "_multitalk_table_changes"
+#: Pattern of the names of all attentions.
+_ATTENTIONS = r"blocks\.\d+\.(attn1|attn2|audio_attn)"
 
 
 @dataclass(frozen=True)
@@ -58,24 +60,57 @@ class TransformerConditions:
 
     def split(self, group: Any, rank: int, size: int) -> TransformerConditions:
         """Return the part of undivided conditions for process `rank` of `size` in a process group."""
-        total = self.rotary.cos.shape[1]
+        total = self.rotary.turns.shape[1]
         shard = Shard(group, rank, size, total, total // self.audio.shape[0])
-        rotary = Rotary(*(shard.select(table) for table in self.rotary))
+        rotary = Rotary(shard.select(self.rotary.turns))
         return replace(self, audio=shard.select_frames(self.audio), rotary=rotary, shard=shard)
+
+
+# Compiled and exported networks take conditions as inputs; the names are stored in files of exported networks.
+for _kind in (Rotary, Speakers):
+    _register_namedtuple(_kind, serialized_type_name=f"engine.multitalk.{_kind.__name__}")
+register_dataclass(TransformerConditions, serialized_type_name="engine.multitalk.TransformerConditions")
 
 
 class ModulatedLayerNorm(nn.Module):
     """LayerNorm without parameters, then scale and shift by the time embedding, all in float32."""
+
+    #: Whether our own kernel computes it.
+    fused = False
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.dim = dim
         self.eps = eps
 
-    def forward(self, hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """Normalise (1, L, D) float32; `shift` and `scale` are float32 (D,)."""
+    def forward(self, hidden_states: Tensor, shift: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """Normalise (1, L, D) and return it in `dtype`; `shift` and `scale` are float32 (D,)."""
         # One sample has one time, so the modulation is the affine part of a LayerNorm: a single fused kernel.
-        return F.layer_norm(hidden_states, (self.dim,), 1 + scale, shift, self.eps)
+        return fused.layer_norm(hidden_states, 1 + scale, shift, self.eps, dtype, fused=self.fused)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm with parameters, in float32. Linear in them, so that a LoRA can add the result of their change."""
+
+    #: Whether our own kernel computes it.
+    fused = False
+
+    def forward(self, input: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:  # noqa: A002 - its name in torch
+        """Normalise (1, L, D) and return it in `dtype`."""
+        weight, bias = self.weight.float(), self.bias.float()
+        return fused.layer_norm(input, weight, bias, self.eps, dtype, fused=self.fused)
+
+
+class Activation(nn.Module):
+    """The first layer of a feed-forward and its activation, like diffusers' GELU, computed by `fused.gelu`."""
+
+    def __init__(self, proj: nn.Module) -> None:
+        super().__init__()
+        self.proj = proj
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map (1, L, D) to (1, L, ffn_dim)."""
+        return fused.gelu(self.proj(hidden_states))
 
 
 class MultiTalkTransformerBlock(nn.Module):
@@ -87,7 +122,7 @@ class MultiTalkTransformerBlock(nn.Module):
         super().__init__()
         self.norm1 = ModulatedLayerNorm(dim, eps)
         self.attn1 = wan_attention(dim, heads, eps, processor=SelfAttentionProcessor())
-        self.norm2 = FP32LayerNorm(dim, eps, elementwise_affine=True) if cross_attn_norm else nn.Identity()
+        self.norm2 = LayerNorm(dim, eps) if cross_attn_norm else None
         self.attn2 = wan_attention(
             dim,
             heads,
@@ -96,10 +131,11 @@ class MultiTalkTransformerBlock(nn.Module):
             cross_attention_dim_head=dim // heads,
             processor=CrossAttentionProcessor(image_tokens),
         )
-        self.norm_audio = FP32LayerNorm(dim, eps, elementwise_affine=True)
+        self.norm_audio = LayerNorm(dim, eps)
         self.audio_attn = AudioAttention(dim, heads, audio_dim)
         self.norm3 = ModulatedLayerNorm(dim, eps)
         self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
+        self.ffn.net[0] = Activation(self.ffn.net[0].proj)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
     def forward(
@@ -112,26 +148,27 @@ class MultiTalkTransformerBlock(nn.Module):
         speakers: Speakers | None = None,
         shard: Shard | None = None,
     ) -> Tensor:
-        """Transform tokens (1, L, D), float32; `temb` (1, 6, D), float32; the others as in TransformerConditions.
+        """Transform tokens (1, L, D); `temb` (1, 6, D), float32; the others as in TransformerConditions.
 
-        The layers compute in the conditions' dtype; the residual stream stays float32, which needs no more casts than
-        rounding it in every layer and halves the error of a bfloat16 network.
+        The layers compute in the conditions' dtype. The residual stream has the tokens' dtype, usually float32: that
+        halves the error of a bfloat16 network.
         """
         dtype = encoder_hidden_states.dtype
         table = _modulation(self) + temb[0]
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(0)
 
-        normed = self.norm1(hidden_states, shift, scale).to(dtype)
-        attended, scores = self.attn1(normed, rotary_emb=rotary_emb, speakers=speakers, shard=shard)
+        normed = self.norm1(hidden_states, shift, scale, dtype)
+        attended = self.attn1(normed, rotary_emb=rotary_emb, speakers=speakers, shard=shard)
+        attended, scores = (attended, None) if speakers is None else attended
         # Out of place: step caches and callers keep their input tokens.
-        tokens = torch.addcmul(hidden_states, attended, gate)
-        tokens = add(tokens, self.attn2(self.norm2(tokens).to(dtype), encoder_hidden_states))
-        normed_tokens = self.norm_audio(tokens).to(dtype)
-        tokens = add(
-            tokens, self.audio_attn(normed_tokens, audio_hidden_states, scores=scores, speakers=speakers, shard=shard)
-        )
-        forwarded = self.ffn(self.norm3(tokens, ffn_shift, ffn_scale).to(dtype))
-        return torch.addcmul(tokens, forwarded, ffn_gate)
+        tokens = fused.add(hidden_states, attended, gate)
+        normed = tokens.to(dtype) if self.norm2 is None else self.norm2(tokens, dtype)
+        tokens = fused.add(tokens, self.attn2(normed, encoder_hidden_states), into=True)
+        normed = self.norm_audio(tokens, dtype)
+        audio = self.audio_attn(normed, audio_hidden_states, scores=scores, speakers=speakers, shard=shard)
+        tokens = fused.add(tokens, audio, into=True)
+        forwarded = self.ffn(self.norm3(tokens, ffn_shift, ffn_scale, dtype))
+        return fused.add(tokens, forwarded, ffn_gate, into=True)
 
 
 register_cached_block(MultiTalkTransformerBlock)
@@ -230,6 +267,8 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         self.proj_out = nn.Linear(dim, out_channels * math.prod(patch_size))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
         self.gradient_checkpointing = False
+        #: Number format of the tokens between the blocks' layers, the residual stream.
+        self.stream_dtype = torch.float32
         self._rotary: tuple[tuple[int, int, int, torch.device], Rotary] | None = None
 
     def embed_conditions(
@@ -309,7 +348,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
 
         temb, time_proj = self.condition_embedder(timestep)
         tokens = self.patch_embedding(hidden_states.to(self.patch_embedding.weight.dtype))
-        tokens = tokens.flatten(2).transpose(1, 2).float().contiguous()
+        tokens = tokens.flatten(2).transpose(1, 2).to(self.stream_dtype).contiguous()
         shard = conditions.shard
         if shard is not None:
             tokens = shard.select(tokens)
@@ -321,12 +360,33 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
                 tokens = block(tokens, *arguments)
 
         shift, scale = (_modulation(self) + temb).unbind(0)
-        tokens = self.norm_out(tokens, shift, scale).to(self.proj_out.weight.dtype)
-        patches = self.proj_out(tokens).float()
+        patches = self.proj_out(self.norm_out(tokens, shift, scale, self.proj_out.weight.dtype)).float()
         if shard is not None:
             patches = shard.gather(patches)
         sample = self._unpatchify(patches, shape)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def enable_cache(self, config: Any) -> None:
+        """Switch on one of diffusers' step caches.
+
+        TaylorSeer without patterns and not in lite mode works on all attentions of the blocks. Its own patterns match
+        only names that end in "attn", which the audio attention alone has.
+        """
+        from diffusers import TaylorSeerCacheConfig
+
+        if isinstance(config, TaylorSeerCacheConfig) and not config.use_lite_mode:
+            named = (config.cache_identifiers, config.skip_predict_identifiers)
+            if all(patterns is None for patterns in named):
+                config = replace(config, cache_identifiers=[_ATTENTIONS])
+        super().enable_cache(config)
+
+    def fuse_qkv_projections(self) -> None:
+        """Raise ConfigError: the attentions compute with separate projections, which LoRAs and quantisation change."""
+        raise ConfigError(
+            "the projections of this network's attentions cannot be fused",
+            field="fuse_qkv_projections",
+            hint="leave it out",
+        )
 
     def _unpatchify(self, patches: Tensor, shape: tuple[int, int, int]) -> Tensor:
         t, h, w = self.config.patch_size
@@ -386,6 +446,9 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         )
 
     def _rotary_table(self, frames: int, rows: int, columns: int, device: torch.device) -> Rotary:
+        if torch.compiler.is_compiling():
+            # A table that is kept would be a constant of the graph, with a guard on whether one is there already.
+            return rotary_grid(frames, rows, columns, self.config.attention_head_dim, device)
         # All branches of a window, and usually all windows, have the same size and share one table.
         size = (frames, rows, columns, device)
         if self._rotary is None or self._rotary[0] != size:
@@ -407,7 +470,8 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         _check_shape("hidden_states", latents, (1, self.config.in_channels, None, None, None))
         _check_shape("timestep", timestep, (1,))
         frames, height, width = latents.shape[2:]
-        return int(frames), int(height), int(width)
+        # Not int(): in a graph of all sizes it would fix this one.
+        return frames, height, width
 
     def _check_grid(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         patch = self.config.patch_size

@@ -20,6 +20,8 @@ _EXACT = 4
 _KEPT = 2
 #: Pixel frames that the autoencoder encodes or decodes at a time.
 _CHUNK = 4
+#: Pixels whose colours are converted at a time on a GPU.
+_COLORED = 2**22
 #: Convolutions with fewer values than this (without the last dimension) take another path on a CPU; see
 #: engine.multitalk.codec.
 SLOW_BELOW = 20480
@@ -94,30 +96,40 @@ def encode_bytes(config: Config, frames: int, height: int, width: int, *, device
     return one + 3 * frames * (height * width - rows * columns) * _EXACT
 
 
-def decode_bytes(config: Config, frames: int, height: int, width: int, *, device: str = "cuda", tile: int = 0) -> int:
-    """Return the peak of decoding to `frames` pictures, with their pixels; see `encode_bytes`."""
+def decode_bytes(
+    config: Config, frames: int, height: int, width: int, *, device: str = "cuda", tile: int = 0, value: int = _EXACT
+) -> int:
+    """Return the peak of decoding to `frames` pictures, with their pixels; see `encode_bytes`.
+
+    The decoder computes with values of `value` bytes; the pixels that it returns are float32.
+    """
     rows, columns = tiles(height, width, tile)
+    # Its pixels, beside the ones that are returned if they are converted.
+    converted = 3 * frames * height * width * (value + _EXACT) if value != _EXACT else 0
     if len(rows) * len(columns) == 1:
-        return _decoding(config, frames, height, width, device)[0]
-    pixel = 3 * frames * _EXACT
+        return max(_decoding(config, frames, height, width, device, value)[0], converted)
+    pixel = 3 * frames * value
     # All tiles are decoded before they are put together: in rows, and those to pictures.
     decoded = peak = 0
     for tall in rows:
         for wide in columns:
-            peak = max(peak, decoded + _decoding(config, frames, tall, wide, device)[0])
+            peak = max(peak, decoded + _decoding(config, frames, tall, wide, device, value)[0])
             decoded += pixel * tall * wide
-    return max(peak, decoded + 2 * pixel * height * width)
+    return max(peak, decoded + 2 * pixel * height * width, converted)
 
 
-def workspace_bytes(config: Config, side: str, frames: int, height: int, width: int, *, tile: int = 0) -> int:
+def workspace_bytes(
+    config: Config, side: str, frames: int, height: int, width: int, *, tile: int = 0, value: int = _EXACT
+) -> int:
     """Return cuDNN's workspace for encoding or decoding ("encoder", "decoder") in bytes: an assumption.
 
     Its kernels for tensor cores want another layout than torch's tensors have, so input and output of a convolution
     are there a second time.
     """
-    count = _encoding if side == "encoder" else _decoding
     rows, columns = map(max, tiles(height, width, tile))
-    return count(config, frames, rows, columns, "cuda")[1]
+    if side == "encoder":
+        return _encoding(config, frames, rows, columns, "cuda")[1]
+    return _decoding(config, frames, rows, columns, "cuda", value)[1]
 
 
 def _encoding(config: Config, frames: int, height: int, width: int, device: str) -> tuple[int, int]:
@@ -142,10 +154,12 @@ def _encoding(config: Config, frames: int, height: int, width: int, device: str)
     return (2 if patch > 1 else 1) * pixels + walk.peak, walk.workspace
 
 
-def _decoding(config: Config, frames: int, height: int, width: int, device: str) -> tuple[int, int]:
+def _decoding(
+    config: Config, frames: int, height: int, width: int, device: str, value: int = _EXACT
+) -> tuple[int, int]:
     patch, last = int(config["patch_size"] or 1), len(config["dim_mult"]) - 1
-    walk = _Walk(device, 1, height // patch // 2**last, width // patch // 2**last)
-    pixels = 3 * frames * height * width * _EXACT
+    walk = _Walk(device, 1, height // patch // 2**last, width // patch // 2**last, value)
+    pixels = 3 * frames * height * width * value
     base, factors = config["base_dim"], [config["dim_mult"][-1], *reversed(config["dim_mult"])]
     upward = list(reversed(config["temperal_downsample"]))
     channels = base * factors[0]
@@ -167,15 +181,16 @@ def _decoding(config: Config, frames: int, height: int, width: int, device: str)
                 walk.time *= 2
             walk.grow(channels)
     walk.convolution(base * factors[-1], config["out_channels"])
-    # All decoded frames are concatenated again for each chunk, and clipped twice at the end.
-    return max(walk.peak + pixels, walk.cached * _EXACT + 3 * pixels), walk.workspace
+    # All decoded frames are concatenated again for each chunk, and clipped at the end.
+    return max(walk.peak + pixels, walk.cached * value + 2 * pixels), walk.workspace
 
 
 class _Walk:
-    """Counts float32 values that are alive at the peak; what convolutions keep for the next chunk is summed up."""
+    """Counts values that are alive at the peak; what convolutions keep for the next chunk is summed up."""
 
-    def __init__(self, device: str, time: int, rows: int, columns: int) -> None:
+    def __init__(self, device: str, time: int, rows: int, columns: int, value: int = _EXACT) -> None:
         self.time, self.rows, self.columns = time, rows, columns
+        self._value = value
         self.cached = 0
         self._cpu = device == "cpu"
         self._worst = self._layouts = 0
@@ -183,12 +198,12 @@ class _Walk:
     @property
     def peak(self) -> int:
         """Return the bytes of the peak, including everything kept from the previous chunk."""
-        return (self._worst + self.cached) * _EXACT
+        return (self._worst + self.cached) * self._value
 
     @property
     def workspace(self) -> int:
         """Return the most bytes that a CUDA library may need in addition."""
-        return self._layouts * _EXACT
+        return self._layouts * self._value
 
     def values(self, channels: int, time: int | None = None, border: int = 0) -> int:
         """Return the number of values of a tensor at this point, with a border around its pictures."""
@@ -248,6 +263,13 @@ class _Walk:
         input_values = self.values(channels)
         self.rows, self.columns = 2 * self.rows, 2 * self.columns
         self.moment(2 * input_values + 2 * self.values(channels) + self.values(channels) // 2)
+
+
+def colors_bytes(frames: int, height: int, width: int) -> int:
+    """Return the peak of matching a window's colours on a GPU (engine.media.color), with its pixels."""
+    together = min(frames, max(1, _COLORED // (height * width)))
+    # Roots; two tensors in which curves are computed, one of them with a row of ones.
+    return 3 * frames * height * width * _EXACT + 10 * together * height * width * _EXACT
 
 
 def text_bytes(config: Config, length: int, *, value: int) -> int:

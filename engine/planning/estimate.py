@@ -12,7 +12,7 @@ from engine.planning import memory
 from engine.planning.activations import tokens
 from engine.planning.gpus import Card, cards, find_card, prices
 from engine.planning.memory import Load, Work
-from engine.planning.operations import forward_work
+from engine.planning.operations import Multiplied, forward_work
 from engine.planning.parameters import PARTS, Count, Sizes, width
 from engine.planning.rates import rates_of
 from engine.planning.timing import codec_operations, latents_of, times
@@ -42,9 +42,16 @@ def estimate(
     device_free = None if load.device == "cpu" else _ENOUGH if gpu is None else free_of(gpu)
     resolved = resolve_memory(sizes, load, device_free, host_free)
     stages = memory.stages(sizes, resolved, work)
-    on_cards = tuple(_on_card(one, plan, sizes, load, work) for one in cards())
+    on_cards = tuple(_on_card(one, plan, sizes, load, work) for one in cards() if multiplies(one, load.multiplied))
     here = next((one for one in on_cards if gpu is not None and one.card == gpu.name), None)
-    forward = forward_work(sizes.configs["transformer"], work.latents, value=2, speakers=work.speakers)
+    forward = forward_work(
+        sizes.configs["transformer"],
+        work.latents,
+        value=2,
+        speakers=work.speakers,
+        multiplied=load.multiplied,
+        compiled=load.compiled,
+    )
     source = prices()
     return Estimates(
         device=load.device,
@@ -58,8 +65,9 @@ def estimate(
         weights=memory.weights_bytes(sizes, resolved),
         stages=stages,
         forward_flops=forward.operations,
+        products_in_8_bits=forward.in_8_bits / forward.products,
         flops=sum(_operations(plan, sizes, window) for window in plan.windows),
-        start_bytes=start_bytes if start_bytes is not None else _published(sizes, load.quant),
+        start_bytes=_start_bytes(sizes, load) if start_bytes is None else start_bytes,
         cards=on_cards,
         prices=f"{source.currency}, {source.what}, {source.source}, {source.date}",
         picked=resolved.memory if load.memory == "auto" else "",
@@ -87,6 +95,11 @@ def _operations(plan: Plan, sizes: Sizes, window: Window) -> int:
     latents = latents_of(sizes, window.frames, plan.canvas.target)
     forward = forward_work(sizes.configs["transformer"], latents, value=2, speakers=len(plan.seats))
     return plan.forwards // len(plan.windows) * forward.operations + sum(codec_operations(plan, sizes, window))
+
+
+def multiplies(card: Card, multiplied: Multiplied | None) -> bool:
+    """Return whether a card has the products in 8 bits that are chosen, if any are."""
+    return multiplied is None or card.speed_up(multiplied.format) > 1
 
 
 def free_of(card: Card) -> int:
@@ -150,6 +163,10 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) ->
         measured_where=rates.source,
         picked=load.memory if choices.memory == "auto" else "",
     )
+
+
+def _start_bytes(sizes: Sizes, load: Load) -> int:
+    return _published(sizes, load.quant if load.stored == "none" else load.stored)
 
 
 def _published(sizes: Sizes, quant: str) -> int:

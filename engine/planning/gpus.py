@@ -32,10 +32,18 @@ class Card:
     attention: float
     #: Per second, in the currency of `prices`.
     price: float
+    #: Dense rates of products in 8 bits, 10^12 operations per second: int8 with 32-bit sums, float8 with float32 sums;
+    #: 0: its tensor cores do not have them.
+    int8_tops: float
+    fp8_tflops: float
     #: 10^9 bytes of memory of the machines that are rented with it: the least that was observed, and what is listed;
     #: None: no source was found.
     host_gb: float | None = None
     host_listed_gb: float | None = None
+
+    def speed_up(self, products: str) -> float:
+        """Return how many times faster than in bfloat16 it multiplies in "int8" or "fp8"; 1 if it cannot, or for ""."""
+        return ({"int8": self.int8_tops, "fp8": self.fp8_tflops}.get(products) or self.bf16_tflops) / self.bf16_tflops
 
     @property
     def memory(self) -> int:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from engine.components import StepCache
 from engine.data.estimates import StageMemory
 from engine.errors import UnknownComponent
+from engine.machine.device import resolve_decode_dtype
 from engine.machine.profiles import PROFILES
 from engine.planning import activations
-from engine.planning.parameters import PARTS, Quant, Sizes, width
+from engine.planning.operations import Multiplied
+from engine.planning.parameters import PARTS, Quant, Sizes, vae_layers, width
 
 #: Of files: each row has a float32 scale. GGUF files have types of their own.
 QUANTS: Mapping[str, Quant | None] = {
@@ -51,6 +53,12 @@ class Load:
     resident: int | str = 0
     #: How layers are kept if they are quantised while loading; None: `quant` is a file's.
     made: Quant | None = None
+    #: The quantised file that is read in that case; "none": full weights.
+    stored: str = "none"
+    #: What multiplies in 8 bits; None: quantised weights are expanded for each product.
+    multiplied: Multiplied | None = None
+    #: Whether the text encoder is quantised, too.
+    text: bool = False
     #: Bytes of attached LoRAs.
     loras: int = 0
     #: Whether any of them is switched on.
@@ -61,12 +69,24 @@ class Load:
     cache: StepCache | None = None
     #: Side of the VAE's tiles in pixels; 0: none.
     tile: int = 0
+    #: In what the VAE decodes, "auto" too: see `engine.machine.device`.
+    decode_dtype: str = "float32"
     #: How windows continue: "infinitetalk" encodes the picture once per request, "multitalk" in each window.
     continuation: str = "multitalk"
     #: Whether files have another layout than ours: encoders and autoencoder are then converted in host memory.
     converted: bool = False
     #: Whether files have low-bit weights with separate scales, which become dense in host memory.
     scaled: bool = False
+    #: Whether torch.compile compiles the network's blocks.
+    compiled: bool = False
+
+    #: attention=NAME, which decides how fast self-attention is.
+    attention: str = "auto"
+
+    @property
+    def decoded(self) -> int:
+        """Return the bytes of a value while the VAE decodes."""
+        return WIDTHS[resolve_decode_dtype(self.decode_dtype, self.device, self.dtype)]
 
     @property
     def kept(self) -> Quant | None:
@@ -108,6 +128,10 @@ def weights_bytes(sizes: Sizes, load: Load) -> dict[str, int]:
     value = WIDTHS[load.dtype]
     sizes_in_bytes = {name: count.bytes(value) for name, count in sizes.counts.items()}
     sizes_in_bytes["transformer"] = sizes.counts["transformer"].bytes(value, load.kept) + load.loras
+    if load.text:
+        sizes_in_bytes["text_encoder"] = sizes.counts["text_encoder"].bytes(value, load.kept)
+    decoder = sum(layer.parameters for layer in vae_layers(sizes.configs["vae"]) if layer.side == "decoder")
+    sizes_in_bytes["vae"] -= decoder * (4 - load.decoded)
     return sizes_in_bytes
 
 
@@ -157,11 +181,21 @@ def _stages(sizes: Sizes, load: Load, work: Work) -> Iterator[StageMemory]:
             yield StageMemory(stage, _on_host(load, work, weights, stage, part), temporaries[stage], "cpu")
             continue
         side = {"vae encode": "encoder", "vae decode": "decoder"}.get(stage)
-        layouts = 0 if side is None else activations.workspace_bytes(vae, side, *size, tile=load.tile)
+        layouts = (
+            0 if side is None else activations.workspace_bytes(vae, side, *size, tile=load.tile, value=load.decoded)
+        )
         yield StageMemory(stage, _resident(sizes, load, weights, part), temporaries[stage], "cuda", layouts)
-    pixels = 3 * work.frames * work.height * work.width * 4
-    # The decoded window, its frames in another order, with matched colours, and before they become bytes.
-    yield StageMemory("colors", _on_host(load, work, weights, "colors", "vae"), 4 * pixels, "cpu")
+    picture = 3 * work.height * work.width
+    # Frames as bytes, of this window and twice of the one that is encoded; and those that the next one continues.
+    pictures = picture * (3 * work.frames + 4 * work.motion)
+    on_host = _on_host(load, work, weights, "colors", "vae")
+    colors = activations.colors_bytes(*size)
+    if load.device == "cpu":
+        # Colours are changed in place, then frame after frame becomes bytes.
+        yield StageMemory("colors", on_host, picture * work.frames * 4 + pictures, "cpu")
+        return
+    yield StageMemory("colors", _resident(sizes, load, weights, "vae"), colors, "cuda")
+    yield StageMemory("write", on_host, pictures, "cpu")
 
 
 def _temporaries(sizes: Sizes, load: Load, work: Work) -> dict[str, int]:
@@ -184,7 +218,7 @@ def _temporaries(sizes: Sizes, load: Load, work: Work) -> dict[str, int]:
         "image": activations.image_bytes(configs["image_encoder"], value=value)
         + (0 if load.continuation == "infinitetalk" else before + pixels),
         "denoise": _denoising(sizes, load, work, value) + persistent,
-        "vae decode": activations.decode_bytes(vae, *size, device=device, tile=load.tile)
+        "vae decode": activations.decode_bytes(vae, *size, device=device, tile=load.tile, value=load.decoded)
         + persistent
         + 2 * transformer["out_channels"] * latent,
     }
@@ -224,14 +258,17 @@ def _loading(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> StageMemor
     # All others go from their file to the device.
     through |= {"vae", "text_encoder", "image_encoder"} if load.converted else set()
     through |= {"transformer"} if load.quant != "none" or load.memory == "lowest" or load.scaled else set()
+    through |= {"text_encoder"} if load.text else set()
     arriving, temporaries = dict(weights), dict.fromkeys(PARTS, BUFFER)
     if load.scaled:
         # Values of a layer and their product with the scale, both in float32.
         temporaries["transformer"] = max(BUFFER, _largest_layer(sizes) * 8)
-    if load.made is not None:
+    if load.made is not None and load.stored == "none":
         # Read completely, then quantised in place, one layer in float32 at a time.
         arriving["transformer"] = sizes.counts["transformer"].bytes(WIDTHS[load.dtype]) + load.loras
         temporaries["transformer"] = max(temporaries["transformer"], _largest_layer(sizes) * 4)
+        if load.text:
+            arriving["text_encoder"] = sizes.counts["text_encoder"].bytes(WIDTHS[load.dtype])
     present = {"audio_encoder": weights["audio_encoder"]}
     moments = [StageMemory("load", present, BUFFER, "cpu")]
     for name in order:
@@ -273,7 +310,7 @@ def _denoising(sizes: Sizes, load: Load, work: Work, value: int) -> int:
     one = activations.conditions_bytes(config, work.latents, value=value, speakers=work.speakers, passes=1)
     forward = activations.forward_bytes(config, work.latents, value=value, speakers=work.speakers, adapted=load.adapted)
     forward -= one
-    if load.quant != "none":
+    if load.quant != "none" and load.multiplied is None:
         # Quantised weights are expanded one layer at a time, while one of the two wide tensors of the feed-forward
         # is in memory.
         wide = activations.tokens(config, work.latents) * config["ffn_dim"] * value

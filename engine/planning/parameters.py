@@ -32,7 +32,8 @@ class Count:
 
     cast: int = 0
     float32: int = 0
-    #: Weights of the blocks' linear layers, and their output rows, which get scales when quantised.
+    #: Weights of the linear layers of the transformer's or text encoder's blocks, and their output rows, which get
+    #: scales when quantised.
     linear: int = 0
     rows: int = 0
 
@@ -106,7 +107,7 @@ def make_sizes(configs: Mapping[str, Config]) -> Sizes:
         counts = {
             "transformer": block * filled["transformer"]["num_layers"] + root,
             "vae": Count(float32=sum(layer.parameters for layer in vae_layers(filled["vae"]))),
-            "text_encoder": Count(cast=_text(filled["text_encoder"])),
+            "text_encoder": _text(filled["text_encoder"]),
             "image_encoder": Count(cast=_image(filled["image_encoder"])),
             "audio_encoder": Count(float32=_audio(filled["audio_encoder"])),
         }
@@ -164,12 +165,15 @@ def _linears(*layers: tuple[int, int]) -> int:
 # --- encoders ---------------------------------------------------------------------------------------------------------
 
 
-def _text(config: Config) -> int:
+def _text(config: Config) -> Count:
     dim, inner, ffn = config["d_model"], config["num_heads"] * config["d_kv"], config["d_ff"]
     gates = 3 if str(config["feed_forward_proj"]).startswith("gated") else 2
     bias = config["relative_attention_num_buckets"] * config["num_heads"]
-    layer = 4 * dim * inner + gates * dim * ffn + 2 * dim + bias
-    return int(config["vocab_size"] * dim + config["num_layers"] * layer + dim)
+    linear = 4 * dim * inner + gates * dim * ffn
+    # Queries, keys and values; the inner values; what is added to the stream, by attention and feed-forward.
+    rows = 3 * inner + (gates - 1) * ffn + 2 * dim
+    cast = config["vocab_size"] * dim + config["num_layers"] * (2 * dim + bias) + dim
+    return Count(cast=cast, linear=config["num_layers"] * linear, rows=config["num_layers"] * rows)
 
 
 def _encoder_layer(dim: int, ffn: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from engine.data import Plan, Window
@@ -15,7 +15,7 @@ from engine.planning.parameters import Sizes, scales
 
 
 class Times(NamedTuple):
-    """Seconds with loaded weights: the longest forward, step and window, and all windows."""
+    """Seconds with loaded weights: the longest forward, step and window (with its encoding), and all windows."""
 
     forward: float
     step: float
@@ -25,29 +25,51 @@ class Times(NamedTuple):
 
 def times(card: Card, plan: Plan, sizes: Sizes, load: Load, weights: Mapping[str, int]) -> Times:
     """Return the seconds of `plan` on `card`, with `weights` (bytes by component) kept as `load` says."""
+    forward_of = _forwards(card, plan, sizes, load)
+    # A sampler may make several evaluations in a step.
+    share = plan.forwards / (len(plan.windows) * plan.steps * plan.passes)
+    width, height = plan.canvas.target
+    forwards, windows = [], []
+    # Seconds until the host has encoded the frames of the window before, after the card has made them.
+    encoding = 0.0
+    for window in plan.windows:
+        forward = forward_of(window)
+        coded, decoded = codec_operations(plan, sizes, window, load.tile)
+        took = plan.steps * share * plan.passes * forward + seconds.codec_seconds(card, coded)
+        took += seconds.codec_seconds(card, decoded, bfloat16=load.decoded == 2)
+        took += seconds.colors_seconds(card, width * height * (window.keep + window.motion))
+        # The new frames are copied to the host as bytes; those that the next window continues there and back.
+        pictures = 3 * width * height * (window.keep + 2 * 4 * window.motion)
+        took += seconds.link_seconds(card, _brought_each(sizes, load, weights) + pictures)
+        # The host encodes frames while the card makes the next window.
+        took = max(took, encoding)
+        encoding = seconds.host_seconds(width * height * window.keep)
+        forwards.append(forward)
+        windows.append(took)
+    total = seconds.link_seconds(card, _brought_once(load, weights)) + sum(windows) + encoding
+    return Times(max(forwards), share * plan.passes * max(forwards), max(windows) + encoding, total)
+
+
+def _forwards(card: Card, plan: Plan, sizes: Sizes, load: Load) -> Callable[[Window], float]:
+    """Return a function that returns the seconds of one forward of a window."""
     transformer = sizes.configs["transformer"]
     streamed = max(0, transformer["num_layers"] - int(load.resident))
     blocks = (sizes.block * streamed).bytes(2, load.kept)
     moved = blocks if load.memory in ("group-offload", "lowest") else 0
-    unpacked = sizes.counts["transformer"].linear if load.quant != "none" else 0
-    # A sampler may make several evaluations in a step.
-    share = plan.forwards / (len(plan.windows) * plan.steps * plan.passes)
-    width, height = plan.canvas.target
-    windows = []
-    for window in plan.windows:
+    unpacked = sizes.counts["transformer"].linear if load.quant != "none" and load.multiplied is None else 0
+
+    def took(window: Window) -> float:
         work = forward_work(
-            transformer, latents_of(sizes, window.frames, (width, height)), value=2, speakers=len(plan.seats)
+            transformer,
+            latents_of(sizes, window.frames, plan.canvas.target),
+            value=2,
+            speakers=len(plan.seats),
+            multiplied=load.multiplied,
+            compiled=load.compiled,
         )
-        forward = seconds.forward_seconds(card, work, moved_weights=moved, unpacked=unpacked)
-        step = share * plan.passes * forward
-        took = plan.steps * step + seconds.codec_seconds(card, sum(codec_operations(plan, sizes, window, load.tile)))
-        # The decoded frames are copied to the host, and the last of them back.
-        pictures = 3 * 4 * width * height * (window.frames + window.motion)
-        took += seconds.link_seconds(card, _brought_each(sizes, load, weights) + pictures)
-        windows.append((forward, step, took + seconds.host_seconds(width * height * window.keep)))
-    begin = seconds.link_seconds(card, _brought_once(load, weights))
-    forwards, steps, whole = zip(*windows, strict=True)
-    return Times(max(forwards), max(steps), max(whole), begin + sum(whole))
+        return seconds.forward_seconds(card, work, moved_weights=moved, unpacked=unpacked, kernel=load.attention)
+
+    return took
 
 
 def latents_of(sizes: Sizes, frames: int, size: tuple[int, int]) -> tuple[int, int, int]:

@@ -67,14 +67,24 @@ API = (
     Public("engine.components", "StepCache Agree CacheCost", "cache", "protocol, and types of its methods"),
     Public("engine.config", "CacheConfig", "cache", "base class of the config"),
     Public("engine.components", "Quantiser", "quant", "protocol"),
-    Public("engine.config", "QuantConfig", "quant", "base class of the config"),
+    Public("engine.config", "QuantConfig DynamicQuantConfig", "quant", "base classes of the config"),
+    Public("engine.loading.dynamic", "quantise_blocks quantise_text", "quant", "make layers multiply in 8 bits"),
     Public("engine.multitalk.diffusers_cache", "DiffusersCache", "cache", "makes a step cache from one of diffusers"),
     Public("engine.components", "AttentionBackend", "attention", "protocol"),
     Public(
         "engine.machine.packaged_backend",
-        "PackagedBackend",
+        "KernelBackend PackagedBackend",
         "attention",
-        "base class: a kernel from an installed package",
+        "a kernel of diffusers by its name, and the base class for one of another package",
+    ),
+    Public(
+        "engine.machine.kernels", "Found find_kernel installed_version refusal", "attention", "the table of kernels"
+    ),
+    Public(
+        "engine.data",
+        "AttentionChoice AttentionSite TokenGrid",
+        "attention",
+        "types of a choosing backend; the grid is the order of the tokens, for one that computes attention itself",
     ),
     Public("engine.components", "Reader Stored", "reader", "protocol, and a tensor's place in a file"),
     Public("engine.loading.safetensors_reader", "by_file", "reader", "tensors by file, in file order"),

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from engine.multitalk import eight_bit
 from engine.planning.gpus import Card
 from engine.planning.memory import CONTEXT
 from engine.rehearsal.allocator import CachingAllocator
@@ -25,6 +26,7 @@ from engine.rehearsal.attention import Call, attend, pick_kernel
 from engine.rehearsal.guard import provide_cuda_guard
 from engine.rehearsal.ledger import Ledger
 from engine.rehearsal.places import where
+from engine.rehearsal.products import checked
 from engine.rehearsal.streams import Event, Stream
 
 #: CUDA tensor types with Python's names in torch's errors; the others have C++ names.
@@ -46,6 +48,8 @@ def pretended(card: Card, *, expandable: bool = False) -> Iterator[Ledger]:
         stack.enter_context(patch.object(torch.accelerator, "empty_host_cache", lambda: None, create=True))
         for kind, name, method in _methods(ledger):
             stack.enter_context(patch.object(kind, name, method, create=True))
+        # Every CUDA build of torch for Linux brings it.
+        stack.enter_context(patch.object(eight_bit, "has_triton", lambda: True))
         stack.enter_context(_packed_weights())
         stack.enter_context(patch.object(FakeTensorMode, "avoid_device_init", property(lambda _: True)))
         stack.enter_context(torch.no_grad())
@@ -236,6 +240,7 @@ class _Calls(TorchFunctionMode):
             torch.Tensor.numpy: self._to_numpy,
             torch.Tensor.cuda: _to_cuda,
             torch.Tensor.data.__set__: partial(_set_data, ledger),  # type: ignore[attr-defined]
+            **checked(capability),
         }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -48,7 +48,7 @@ class Counts:
     #: Kernels launched, by operator, and the bytes that each operator reads and writes.
     launches: Counter[str] = field(default_factory=Counter)
     moved: Counter[str] = field(default_factory=Counter)
-    #: Floating-point operations, by operator and dtype.
+    #: Operations of products, convolutions and attention, by operator and dtype of its inputs.
     flops: Counter[tuple[str, str]] = field(default_factory=Counter)
     #: Attention: kernel, shape of queries and keys, dtype.
     attention: Counter[tuple[str, str, str]] = field(default_factory=Counter)
@@ -66,3 +66,6 @@ class ForwardCounts(NamedTuple):
     down: int
     waits: int
     reads: int
+    #: Operations of linear layers, and how many of them multiply in 8 bits.
+    linear: int = 0
+    linear_8_bits: int = 0

@@ -29,6 +29,12 @@ _COPIES = (_aten._to_copy.default, _aten.copy_.default)
 _EMPTY = (_aten.empty, _aten.empty_strided, _aten.empty_like, _aten.new_empty, _aten.new_empty_strided)
 #: Plain tensors; other types first unpack themselves into these.
 _PLAIN = (Tensor, nn.Parameter, FakeTensor, nn.Buffer)
+#: Operators of linear layers, as they are named in counts.
+_LINEAR = ("mm", "addmm", "_int_mm", "_scaled_mm")
+#: dtypes of products in 8 bits.
+_EIGHT_BITS = ("int8", "float8_e4m3fn")
+#: Operations of operators that torch's own table lacks.
+_COUNTED = {_aten._int_mm: flop_registry[_aten.mm]}
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -93,6 +99,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ways["down"],
             now.waits.total(),
             now.reads.total(),
+            sum(count for (name, _), count in now.flops.items() if name in _LINEAR),
+            sum(count for (name, dtype), count in now.flops.items() if name in _LINEAR and dtype in _EIGHT_BITS),
         )
 
     # --- memory -------------------------------------------------------------------------------------------------------
@@ -249,10 +257,14 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         name = func._schema.name.removeprefix("aten::")
         self.now.launches[name] += 1
-        count = flop_registry.get(func._overloadpacket)
+        count = flop_registry.get(func._overloadpacket) or _COUNTED.get(func._overloadpacket)
         if count is not None:
-            self.now.flops[name, str(outputs[0].dtype).removeprefix("torch.")] += count(*args, **kwargs, out_val=out)
-        self.now.moved[name] += sum(_touched(tensor) for tensor in inputs if tensor.device.type == "cuda")
+            # The first input of addmm is the bias.
+            dtype = str(inputs[1 if name == "addmm" else 0].dtype).removeprefix("torch.")
+            self.now.flops[name, dtype] += count(*args, **kwargs, out_val=out)
+        # A tensor given as `out` is written, and not read.
+        read = [*_tensors(args), *_tensors(value for key, value in kwargs.items() if key != "out")]
+        self.now.moved[name] += sum(_touched(tensor) for tensor in read if tensor.device.type == "cuda")
         self.now.moved[name] += sum(map(_touched, outputs))
         self._used(inputs, (*outputs, *_written(func, args, kwargs)))
 

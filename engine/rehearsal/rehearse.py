@@ -129,5 +129,6 @@ def _forwards(report: Report) -> Iterator[str]:
             yield (
                 f"a forward of window {stage['window']}: {forward['launches']:.0f} launches, "
                 f"{forward['flops'] / 1e12:.1f} TFLOP, {forward['moved'] / 1e9:.0f} GB read and written, "
-                f"{forward['copies']:.0f} copies, {forward['up'] / 1e9:.2f} GB up, {forward['waits']:.0f} waits"
+                f"{forward['copies']:.0f} copies, {forward['up'] / 1e9:.2f} GB up, {forward['waits']:.0f} waits, "
+                f"{forward['linear_8_bits'] / max(forward['linear'], 1):.1%} of linear operations in 8 bits"
             )

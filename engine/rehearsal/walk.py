@@ -44,9 +44,8 @@ _RESTS = {"listen": "audio", "encode": "inputs", "denoise": "noise", "decode": "
 #: A prompt as long as the text encoder allows.
 _PROMPT = "a person talks " * 200
 _VOICES = ("left.flac", "right.flac", "one.flac")
-#: What a rehearsal changes of every config, and why: colours are matched on the host, frame by frame for seconds, and
-#: nothing of that is on the card; the file goes to a folder that is deleted.
-_FIXED = ("device=cuda", "continuation.color_strength=0", "sink=disk", "sink.overwrite=true")
+#: What a rehearsal changes of every config: the file goes to a folder that is deleted.
+_FIXED = ("device=cuda", "sink=disk", "sink.overwrite=true")
 
 
 @dataclass(frozen=True)
@@ -109,6 +108,12 @@ def walk(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool
     """
     steps = () if scene.steps is None else (f"sampler.steps={scene.steps}",)
     composed = compose(overrides)
+    if composed.compile.name != "none":
+        raise ConfigError(
+            f"compile={composed.compile.name} generates code for a real card, which a rehearsal does not have",
+            field="compile",
+            hint="rehearse compile=none: products, copies and weights are the same",
+        )
     least = composed.memory.blocks + 3
     if scene.blocks is not None and scene.blocks < least:
         # With fewer, all blocks would be on the device at once.
@@ -237,7 +242,7 @@ def _weights(config: Config, scene: Scene, folder: Path) -> tuple[str, ...]:
     write_published(
         folder / model.folder,
         architecture_of(config, scene),
-        quant=config.quant.name,
+        quant=config.quant.form,
         adapter=model.adapter,
         loras=sorted(lora_files(config)),
     )

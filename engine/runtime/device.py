@@ -6,8 +6,9 @@ import os
 
 import torch
 
+from engine.data.attention import AttentionSite
 from engine.errors import ConfigError
-from engine.machine.device import resolve_device, resolve_dtype
+from engine.machine.device import resolve_decode_dtype, resolve_device, resolve_dtype
 
 #: Environment variables of torch's CUDA allocator: the current name, and the one before torch 2.9.
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -29,6 +30,13 @@ def pick_device(name: str) -> str:
     return device
 
 
+def attention_site(device: str, dtype: str, processes: int = 1) -> AttentionSite:
+    """Return what a choice of attention kernel may depend on, on this machine: `device` is "cuda" or "cpu"."""
+    card = device == "cuda" and torch.cuda.is_available()
+    capability = torch.cuda.get_device_capability() if card else None
+    return AttentionSite(device, dtype, capability, torch.version.hip is not None, processes)
+
+
 def _let_segments_grow() -> None:
     """Enable expandable segments of the allocator, before it starts.
 
@@ -45,3 +53,13 @@ def pick_dtype(name: str, device: str) -> str:
     if name not in ("auto", "bfloat16", "float32"):
         raise ConfigError(f"no dtype named {name!r}", field="dtype", hint="auto, bfloat16 or float32")
     return resolve_dtype(name, device)
+
+
+def pick_decode_dtype(name: str, device: str, dtype: str) -> str:
+    """Return "bfloat16" or "float32" for `name`, which may be "auto"; `dtype` is the transformer's. Raises ConfigError.
+
+    "auto" follows the transformer on CUDA. Whoever asks for float32 there, or works on a CPU, wants exact frames.
+    """
+    if name not in ("auto", "bfloat16", "float32"):
+        raise ConfigError(f"no dtype named {name!r}", field="vae.decode_dtype", hint="auto, bfloat16 or float32")
+    return resolve_decode_dtype(name, device, dtype)

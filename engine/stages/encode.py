@@ -90,7 +90,7 @@ def encode_prompt_and_voices(
     return Conditioning(
         text=encode_text(model, *prompts, options.branches),
         voices=encode_voices(model, inputs.voices, options.native_fps, cancel),
-        colors=color_statistics(to_pixels(inputs.image).permute(1, 2, 0).numpy()),
+        colors=color_statistics(to_pixels(inputs.image)),
     )
 
 

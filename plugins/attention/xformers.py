@@ -17,7 +17,7 @@ _PUBLISHED, _CUDA = "0.0.35", "12"
 
 @dataclass
 class XformersConfig(ComponentConfig):
-    """xformers.ops.memory_efficient_attention; exact."""
+    """xformers.ops.memory_efficient_attention, package xformers; exact."""
 
     name: str = "xformers"
 

@@ -122,6 +122,7 @@ def describe(plan: Plan, request: Request) -> str:
         *([_native(plan)] if plan.timing == "native" else []),
         *(("windows" if index == 0 else "", line) for index, line in enumerate(_windows(plan.windows))),
         ("sampling", f"{sampling}: {plan.forwards} forwards in all"),
+        *([("attention", plan.attention)] if plan.attention else []),
         *([] if plan.estimates is None else _estimates(plan.estimates)),
     ]
     return "\n".join(f"{name:<10}{plain(text)}" for name, text in lines)
@@ -295,6 +296,8 @@ def _estimates(estimates: Estimates) -> list[tuple[str, str]]:
     host = "" if estimates.device_memory_bytes is None else f", and {_giga(estimates.host_memory_bytes)} of the host's"
     weights = ", ".join(f"{name} {_giga(size)}" for name, size in estimates.weights.items())
     work = f"{_operations(estimates.forward_flops)} operations per forward, {_operations(estimates.flops)} in all"
+    if estimates.products_in_8_bits:
+        work += f", {estimates.products_in_8_bits:.1%} of matrix products in 8 bits"
     return [
         ("memory", f"{_giga(peak)} ({where}), most in {worst.stage}{host}"),
         ("kept", weights),

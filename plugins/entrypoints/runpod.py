@@ -35,6 +35,10 @@ class RunpodConfig(JobsConfig):
         default="${oc.env:MULTITALK_LOG_LEVEL,INFO}",
         metadata={"help": "lowest level of log lines: DEBUG, INFO, WARNING or ERROR", "word": "LEVEL"},
     )
+    warm_up: bool = field(
+        default=False,
+        metadata={"help": "make two short videos before the first job, which compile and load all kernels"},
+    )
     test_input: str | None = field(
         default=None, metadata={"help": "run this one job and exit, without a platform", "word": "JSON"}
     )
@@ -62,7 +66,14 @@ class Runpod:
         from engine.serving.worker.serve import serve
 
         config = self.config
-        return serve(service, self._terms, grace=config.grace, log_level=config.log_level, test_input=config.test_input)
+        return serve(
+            service,
+            self._terms,
+            grace=config.grace,
+            log_level=config.log_level,
+            test_input=config.test_input,
+            warm=config.warm_up,
+        )
 
 
 @hookimpl

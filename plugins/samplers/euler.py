@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from engine import hookimpl
 from engine.components import Sampler, Schedule
-from engine.config import SamplerConfig
+from engine.config import SamplerConfig, one_of
 from engine.plugin.register import Register
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ class EulerConfig(SamplerConfig):
     """Euler: one evaluation per step, first order, float32."""
 
     name: str = "euler"
+    #: Noise levels before the shift: "linspace": from 1 to 0.001, as in the public code; "trailing": from 1 in steps of
+    #: 1 / steps (arXiv 2305.08891, table 2), as distilled models are trained.
+    spacing: str = field(default="linspace", metadata=one_of("linspace", "trailing"))
 
 
 class Euler:
@@ -29,21 +32,22 @@ class Euler:
         config.check()
         self.steps = config.steps
         self.shift = config.shift
+        self.last = 1.0 if config.spacing == "linspace" else 1000.0 / config.steps
 
     def schedule(self) -> Schedule:
-        """Return a fresh schedule over linspace(1000, 1, steps), shifted."""
-        return _EulerSchedule(self.steps, self.shift)
+        """Return a fresh schedule over linspace(1000, last, steps), shifted."""
+        return _EulerSchedule(self.steps, self.shift, self.last)
 
 
 class _EulerSchedule:
-    def __init__(self, steps: int, shift: float) -> None:
+    def __init__(self, steps: int, shift: float, last: float) -> None:
         import numpy as np
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         kind = cast("Any", FlowMatchEulerDiscreteScheduler)
         self._scheduler = kind(shift=shift)
         # Without explicit sigmas diffusers would start from an already shifted smallest sigma and shift it again.
-        self._scheduler.set_timesteps(sigmas=np.linspace(1000, 1, steps, dtype=np.float32) / 1000)
+        self._scheduler.set_timesteps(sigmas=np.linspace(1000, last, steps, dtype=np.float32) / 1000)
         self._scheduler.set_begin_index(0)
         self.timesteps: Sequence[float] = (*self._scheduler.timesteps.tolist(), 0.0)
 

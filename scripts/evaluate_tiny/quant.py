@@ -61,6 +61,10 @@ SCHEMES = {
     "int8": Scheme("int8"),
     "int8-quanto": Scheme("int8-quanto", _quanto(torch.int8)),
     "fp8-quanto": Scheme("fp8-quanto", _quanto(torch.float8_e4m3fn)),
+    "int8-dynamic": Scheme("int8-dynamic"),
+    "fp8-dynamic": Scheme("fp8-dynamic"),
+    "int8-quanto-dynamic": Scheme("int8-quanto-dynamic", _quanto(torch.int8)),
+    "fp8-quanto-dynamic": Scheme("fp8-quanto-dynamic", _quanto(torch.float8_e4m3fn)),
     "gguf-q8_0": Scheme("gguf", _gguf("Q8_0")),
     "gguf-q4_0": Scheme("gguf", _gguf("Q4_0")),
 }

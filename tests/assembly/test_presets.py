@@ -11,7 +11,9 @@ from hydra.core.config_store import ConfigStore
 
 from engine.assembly.compose import compose
 from engine.config import ModelConfig
+from engine.errors import ConfigError
 from engine.plugin.manager import installed
+from plugins.samplers.euler import Euler, EulerConfig
 
 CONF = Path(__file__).parents[2] / "conf"
 PRESETS = sorted(path for path in CONF.glob("*/*.yaml"))
@@ -26,7 +28,7 @@ def model(name: str) -> ModelConfig:
 @pytest.mark.parametrize("preset", NAMES)
 def test_preset_composes(preset: str) -> None:
     group, _, name = preset.partition("=")
-    config = compose([preset])
+    config = compose([preset] if preset != "sampler=distilled" else [preset, "model=multitalk"])
     if group in ("model", "quant", "memory", "parallel"):
         assert getattr(config, group).name == name
 
@@ -37,7 +39,16 @@ def test_preset_composes_with_every_model_that_has_its_resolution(path: Path) ->
     resolution = wanted.get("resolution") if path.parent.name == "recipe" else None
     for name in MODELS:
         if path.parent.name != "model" and (resolution is None or resolution in model(name).resolutions):
-            compose([f"model={name}", f"{path.parent.name}={path.stem}"])
+            words = [f"model={name}", f"{path.parent.name}={path.stem}"]
+            if path.parent.name == "sampler" and path.stem not in model(name).bundles:
+                with pytest.raises(ConfigError, match=f"model={name} has no '{path.stem}' bundle") as caught:
+                    compose(words)
+                assert (caught.value.field, caught.value.hint) == (
+                    "sampler",
+                    "choose sampler=standard or sampler=turbo",
+                )
+                continue
+            compose(words)
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=NAMES)
@@ -78,6 +89,20 @@ def test_model_gives_steps_shift_and_scales_of_both_modes(name: str) -> None:
         assert (config.guidance.text_scale, config.guidance.audio_scale) == (bundle.text_scale, bundle.audio_scale)
     assert model(name).turbo.loras
     assert model(name).turbo.steps < model(name).standard.steps
+
+
+@pytest.mark.parametrize("recipe", ["none", "card-24gb", "card-48gb-720p", "card-80gb", "long"])
+@pytest.mark.parametrize("name", ["multitalk", "infinitetalk"])
+def test_distilled_takes_the_noise_levels_of_its_publisher_and_no_guidance(name: str, recipe: str) -> None:
+    config = compose([f"recipe={recipe}", f"model={name}", "sampler=distilled"])
+    assert isinstance(config.sampler, EulerConfig)
+    # LightX2V, denoising_step_list 1000, 750, 500, 250 with sample_shift 5.
+    shifted = [1000 * 5 * level / (1 + 4 * level) for level in (1, 0.75, 0.5, 0.25)]
+    assert Euler(config.sampler).schedule().timesteps == pytest.approx([*shifted, 0])
+    assert config.guidance.branches() == ("cond",)
+    # Turbo stays as it is.
+    turbo = compose([f"model={name}", "sampler=turbo"])
+    assert (turbo.sampler.steps, getattr(turbo.sampler, "spacing", "")) == (8, "linspace")
 
 
 @pytest.mark.parametrize("name", MODELS)

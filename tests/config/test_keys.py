@@ -84,7 +84,7 @@ def override(key: Key, value: str) -> str:
 def by_choice(choice: str) -> DictConfig:
     installed()
     with hydra.initialize_config_module(CONF, version_base="1.3"):
-        return hydra.compose("config", [choice] if choice else [])
+        return hydra.compose("config", choice.split())
 
 
 def composed(key: Key, word: str) -> Config:
@@ -104,13 +104,19 @@ def composed(key: Key, word: str) -> Config:
 def choice_for(key: Key) -> str:
     if key.name.endswith(".teacache"):
         return "cache=teacache"
+    if key.name.startswith("model.distilled."):
+        return "model=multitalk sampler=distilled"
     return "sampler=turbo" if key.name.startswith("model.turbo.") else key.choice
 
 
 def refused(key: Key, value: str) -> ConfigError:
     word = override(key, value)
     # What is within a list gets its place by the words, not by the merge.
-    attempt = partial(compose, [word]) if "[]." in key.name else partial(composed, key, word)
+    attempt = (
+        partial(compose, [*(choice_for(key).split() if "distilled" in key.name else ()), word])
+        if "[]." in key.name
+        else partial(composed, key, word)
+    )
     with pytest.raises(ConfigError) as caught:
         attempt()
     assert str(caught.value).isprintable()
@@ -196,7 +202,7 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 @cache
 def before(choice: str) -> dict[str, Any]:
-    return dict(leaves(asdict(compose([choice] if choice else []))))
+    return dict(leaves(asdict(compose(choice.split()))))
 
 
 def test_a_wrong_value_is_named_through_the_whole_composition_too() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from engine.cli.main import main
+from engine.data import AttentionSite
 from engine.doctor import checks
 from engine.doctor.checks import CheckContext, CheckResult, examine
 
@@ -50,7 +51,12 @@ def test_a_machine_that_can_run_the_tiny_model_is_well(
     names |= {"disk", "sink", "runpod"}
     assert {found[name]["state"] for name in names} == {"ok"}
     assert "runs as native" in found["attention=sdpa"]["what"]
-    assert found["attention=flash"]["state"] == "note"
+    assert found["attention"]["state"] == "note"
+    assert found["attention"]["details"]["flash"] == "attention=flash runs on CUDA, not on 'cpu'"
+    # Each kernel that a CPU can run has run.
+    ours = {name.partition("=")[2] for name in found if name.startswith("attention=")}
+    assert ours == {"auto", "sdpa", "sdpa-flash", "math", "flex", "radial"}
+    assert {found[f"attention={name}"]["state"] for name in ours} == {"ok"}
     assert found["volume"]["details"]["read_bytes_per_second"] > 0
     assert found["host memory"]["details"]["needed_bytes"] < found["host memory"]["details"]["free_bytes"]
 
@@ -91,12 +97,33 @@ def test_a_chosen_backend_that_cannot_run_is_broken_and_others_are_notes() -> No
     found = by_name(list(checks.check_attention(CheckContext([*TINY, "attention=flash"]))))
     assert found["attention=flash"].state == "broken"
     assert "attention=sdpa" in found["attention=flash"].hint
-    assert found["attention=sage"].state == "note"
+    assert "sage" in found["attention"].details
     assert found["attention=auto"].state == "ok"
 
 
+def test_on_a_card_missing_packages_and_kernels_of_the_hub_say_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(checks, "site_here", lambda *_: AttentionSite("cuda", "bfloat16", (8, 9)))
+    monkeypatch.setattr(checks, "try_attention", lambda choice, site: 0.001)
+    found = by_name(list(checks.check_attention(CheckContext([*TINY, "device=cuda"]))))
+    assert found["attention=cudnn"].state == "ok"
+    assert "multitalk-engine[flash]" in found["attention=flash"].hint
+    assert "multitalk-engine[kernels]" in found["attention=flash-hub"].hint
+    assert set(found["attention"].details) == {
+        *("flash3", "flash3-hub", "flash3-varlen", "flash3-varlen-hub", "flash4-hub"),
+        *("aiter-hub", "sage-fp8-sm90", "sage3-hub"),
+    }
+    monkeypatch.setattr(checks, "refusal", lambda kernel, site, *_: None)
+    found = by_name(list(checks.check_attention(CheckContext([*TINY, "device=cuda"]))))
+    assert found["attention=flash-hub"].what.startswith("not tried: it would download and run code from kernels-com")
+
+
 def test_a_backend_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "try_attention", lambda kernel, device: 0.5)
+    monkeypatch.setattr(checks, "try_attention", lambda choice, site: 0.5)
     found = by_name(list(checks.check_attention(CheckContext([*TINY, "attention=sdpa"]))))
     assert found["attention=sdpa"].state == "broken"
     assert found["attention=auto"].state == "note"

@@ -413,3 +413,13 @@ def test_the_lora_of_turbo_is_where_the_model_looks_for_it() -> None:
     model = compose(["model=multitalk"]).model
     places = {file.to for file in read_manifest().preset("multitalk").files}
     assert {lora.file for lora in model.turbo.loras} <= places
+    # The distilled one is no part of a preset: it is added.
+    assert model.distilled is not None
+    places = {file.to for file in read_manifest().preset("multitalk", extra=["lora-distilled"]).files}
+    assert {lora.file for lora in model.distilled.loras} <= places
+
+
+def test_the_distilled_lora_has_a_revision_a_size_and_a_hash() -> None:
+    files = read_manifest().preset("multitalk", extra=["lora-distilled"]).files
+    (lora,) = [file for file in files if file.part == "lora-distilled"]
+    assert (lora.exact, len(lora.revision), lora.licence) == (True, 40, "Apache-2.0")

@@ -278,6 +278,61 @@ def test_change_of_the_modulation_is_the_same_beside_the_weights_and_merged(
     assert torch.equal(forward(model, home_recordings), before)
 
 
+#: Norms of a published file; they are changed as whole tensors.
+NORMS = ("norm_q", "norm_k", "norm_k_img", "norm3", "img_emb.proj.0", "img_emb.proj.4")
+
+
+def distilled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a LoRA of a whole network in the layout of LightX2V's published step distillations.
+
+    Pairs `lora_down` and `lora_up` for linear layers, `diff` for norms and the head, `diff_b` for biases, `diff_m` for
+    modulation tables; nothing for the audio layers, which those networks do not have.
+    """
+    random = torch.Generator().manual_seed(4)
+
+    def noise(*shape: int) -> Tensor:
+        return 0.05 * torch.randn(*shape, generator=random)
+
+    file = {}
+    for name, tensor in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        if "audio" in name or "norm_x" in name:
+            continue
+        name = f"diffusion_model.{module}"
+        if leaf == "modulation":
+            file[f"{name}.diff_m"] = noise(*tensor.shape)
+        elif leaf == "bias":
+            file[f"{name}.diff_b"] = noise(*tensor.shape)
+        elif module.endswith((*NORMS, "head.head", "patch_embedding")):
+            file[f"{name}.diff"] = noise(*tensor.shape)
+        else:
+            file[f"{name}.lora_down.weight"] = noise(2, tensor.shape[1])
+            file[f"{name}.lora_up.weight"] = noise(tensor.shape[0], 2)
+    return file
+
+
+def test_every_entry_of_a_published_distillation_changes_the_network(home_recordings: Any) -> None:
+    before = home_recordings.tensors("model_A")
+    file = distilled(before)
+    kinds = {name.rpartition(".")[2] for name in file}
+    assert {"diff", "diff_b", "diff_m", "weight"} == kinds
+    merged = dict(before)
+    coverage = merge_lora(merged, file)
+    changed = {name for name in before if not torch.equal(merged[name], before[name])}
+    assert coverage.unmatched == ()
+    assert changed == {name for name in before if "audio" not in name and "norm_x" not in name}
+    expected = forward(home_recordings.model("model_A", state=merged), home_recordings)
+    model = home_recordings.model("model_A")
+    plain = forward(model, home_recordings)
+    lora = load_runtime_lora(model, file, "distilled")
+    with lora.use():
+        on = forward(model, home_recordings)
+    # Sums in another order, in float32.
+    torch.testing.assert_close(on, expected, atol=1e-4, rtol=0)
+    assert not torch.allclose(on, plain, atol=1e-2)
+    assert torch.equal(forward(model, home_recordings), plain)
+
+
 def test_bias_of_a_pair_is_scaled_as_its_pair_is(home_recordings: Any) -> None:
     down, up, bias = torch.randn(4, 64), torch.randn(64, 4), torch.randn(64)
     name = "transformer.blocks.0.attn1.to_q"

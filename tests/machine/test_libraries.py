@@ -94,7 +94,7 @@ def test_attention_that_cannot_be_loaded_says_why_in_one_line(installed: Path, m
 
 
 def test_attention_that_the_image_leaves_out_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.machine.packaged_backend.find_spec", lambda _: None)
+    monkeypatch.setattr("engine.machine.kernels.find_spec", lambda _: None)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     with pytest.raises(ConfigError, match=r"PyPI's builds, up to 0\.0\.35, are for CUDA 12") as caught:
         Xformers(XformersConfig()).resolve("cuda")

@@ -90,7 +90,7 @@ def test_entry_points_are_named_after_their_file() -> None:
     for name, value in bundled().items():
         kind, file = value.split(".")[1:]
         kind = {"addresses": "address"}.get(kind, kind.removesuffix("s"))
-        assert name == f"multitalk-{kind}-{file}"
+        assert name == f"multitalk-{kind}-{file.replace('_', '-')}"
 
 
 def test_installed_entry_points_are_those_of_setup_cfg() -> None:
@@ -117,7 +117,7 @@ def test_every_bundled_plugin_is_registered_under_its_file_name() -> None:
     for value in bundled().values():
         kind, file = value.split(".")[1:]
         if kind != "addresses":
-            assert file in known[kind]
+            assert file.replace("_", "-") in known[kind]
         assert registry.packages[value] == "multitalk-engine"
 
 

@@ -40,11 +40,15 @@ BOUNDS = {
     "int8": (0.02, 0.5),
     "int8-quanto": (0.02, 0.5),
     "fp8-quanto": (0.06, 0.5),
+    "int8-dynamic": (0.02, 0.5),
+    "fp8-dynamic": (0.07, 0.5),
+    "int8-quanto-dynamic": (0.02, 0.5),
+    "fp8-quanto-dynamic": (0.07, 0.5),
     "gguf-q8_0": (0.02, 0.6),
     "gguf-q4_0": (0.2, 0.5),
 }
-#: Two of the schemes are much like others.
-SLOW = ("fp8-quanto", "gguf-q8_0")
+#: Some of the schemes are much like others.
+SLOW = ("fp8-quanto", "gguf-q8_0", "int8-quanto-dynamic", "fp8-dynamic")
 CASES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SCHEMES]
 GIVEN = ("model=tiny", "model.turbo.loras=[]", "sampler.steps=2", "sink=base64")
 EXAMPLES = Path(engine.__file__).parent / "examples"
@@ -68,13 +72,11 @@ def plain() -> tuple[Tensor, int]:
 
 
 def test_every_scheme_of_the_engine_is_measured() -> None:
-    assert {scheme.quant for scheme in SCHEMES.values()} == {"int8", *QUANTISED}
+    presets = {"int8-quanto-dynamic", "fp8-quanto-dynamic"}
+    assert {scheme.quant for scheme in SCHEMES.values()} == {*installed().quants.names(), *QUANTISED, *presets}
 
 
-@pytest.mark.parametrize(
-    "scheme",
-    [pytest.param(name, marks=pytest.mark.slow if name in ("fp8-quanto", "gguf-q8_0") else ()) for name in SCHEMES],
-)
+@pytest.mark.parametrize("scheme", CASES)
 def test_scheme_keeps_the_embedded_model_near_its_plain_weights(
     scheme: str, plain: tuple[Tensor, int], tmp_path: Path
 ) -> None:

@@ -354,7 +354,7 @@ def test_the_assembled_folder_is_conditioned_as_in_training(trained: Path, data:
     example = example_of(sample, ClipUse("first", 5, 0, 0.5))
     assert example.masks is not None
     picture = sample.pictures[0].numpy()
-    colors = color_statistics(to_pixels(picture).permute(1, 2, 0).numpy())
+    colors = color_statistics(to_pixels(picture))
     conditions = encode(
         model,
         Inputs(image=picture, voices=(), masks=example.masks.numpy(), sound=np.zeros((0, 2), "f4")),

@@ -64,7 +64,7 @@ def run(
     conditioning = Conditioning(
         encode_text(model, "a person speaks", "still face", ALL),
         encode_voices(model, inputs.voices, 25.0),
-        color_statistics(to_pixels(inputs.image).permute(1, 2, 0).numpy()),
+        color_statistics(to_pixels(inputs.image)),
         picture or PictureCache(),
     )
     options = EncodeOptions(branches=ALL, style=style, fps=25.0, native_fps=25.0)

@@ -280,7 +280,7 @@ def replay(loop: Loop, meet: Meet) -> None:
     voices = loop.recorded["full_audio"]
     height, width = (8 * size for size in loop.recorded["clip0.decoded_s8"].shape[2:])
     picture = _fit(loop.source, height, width)
-    reference = color_statistics(to_pixels(picture).permute(1, 2, 0).numpy())
+    reference = color_statistics(to_pixels(picture))
     history, start = None, 0
     for index in range(loop.clips):
         clip = loop.clip(index)

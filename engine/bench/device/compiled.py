@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from engine.bench.device.codec import decode, random_latents
-from engine.bench.device.machine import find_compiler
 from engine.bench.device.measure import DeviceBench, Rows, Skipped, largest_difference
 from engine.bench.device.modules import autoencoder, transformer
 from engine.bench.device.network import fitting_layers
 from engine.bench.transformer import build_inputs
+from engine.machine.compiler import missing_for_triton
 
 #: Seconds for compiling the autoencoder.
 _AUTOENCODER = 40.0
@@ -64,10 +63,8 @@ def _options(bench: DeviceBench) -> dict[str, Any]:
     if not bench.cuda:
         # Graphs and numerics without generating code, which takes minutes on a CPU.
         return {"backend": "eager"}
-    if find_spec("triton") is None:
-        raise Skipped("Triton is not installed")
-    if find_compiler() is None:
-        raise Skipped("no C compiler, which Triton needs to build its launcher")
+    if (missing := missing_for_triton()) is not None:
+        raise Skipped(missing[0])
     return {}
 
 

@@ -17,6 +17,7 @@ import torch
 
 from engine.bench.device.measure import DeviceBench, Rows, Skipped
 from engine.errors import EngineError
+from engine.machine.compiler import find_compiler
 from engine.machine.profiles import free_on_host
 
 #: Fields of nvidia-smi's query; clocks in MHz, power in W, memory in MiB.
@@ -125,13 +126,6 @@ def _host() -> dict[str, Any]:
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"processor": model, "cores": usable, "free_bytes": free_on_host(), "system": platform.platform()}
-
-
-def find_compiler() -> str | None:
-    """Return the C compiler that Triton and torch.compile would use; None if there is none."""
-    return next(
-        (path for name in (os.environ.get("CC"), "gcc", "cc", "clang") if name and (path := shutil.which(name))), None
-    )
 
 
 # --- link -------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,10 @@ def derive(report: Report) -> dict[str, Any]:
     if report.get("reduced", True):
         return {}
     card = find_card(driver_name(report) or "")
-    return {name: _share(name, rate, card, origin) for name, rate, origin in _rates(report)}
+    rates = {name: (rate, origin) for name, rate, origin in _rates(report)}
+    if card is not None and not card.int8_tops:
+        rates.pop("eight_bit", None)
+    return {name: _share(name, rate, card, origin) for name, (rate, origin) in rates.items()}
 
 
 def driver_name(report: Report) -> str | None:
@@ -47,6 +50,7 @@ def _share(name: str, rate: float, card: Card | None, origin: str) -> dict[str, 
 
 def _data_sheet(name: str, card: Card) -> float:
     sheet = {"convolutions": card.tf32_tflops, "bandwidth": card.bandwidth_gb, "link": card.link_gb}
+    sheet["eight_bit"] = card.int8_tops
     return sheet.get(name, card.bf16_tflops)
 
 
@@ -56,7 +60,15 @@ def _rates(report: Report) -> Iterator[tuple[str, float, str]]:
         ("products", (_forward(report, "products"), _single(report, "products", "bfloat16", "tflops"))),
         ("attention", (_forward(report, "attention"), _single(report, "attention", "native", "tflops"))),
         ("bandwidth", (_forward(report, "moved"), _single(report, "bandwidth", "layer_norm", "gb_per_second"))),
+        ("eight_bit", (_single(report, "products", "int8 rows, _int_mm", "tflops"),)),
         ("convolutions", (_single(report, "codec", "float32, TF32", "tflops"),)),
+        (
+            "decoding",
+            (
+                _single(report, "codec", "bfloat16, channels_last_3d", "tflops"),
+                _single(report, "codec", "bfloat16", "tflops"),
+            ),
+        ),
         (
             "link",
             (

@@ -35,11 +35,19 @@ def answer(job: ParsedJob, delivery: Delivery | Resumed, *, local_caller: bool =
         "fps": delivery.fps,
         "seconds": round(delivery.seconds, 3),
         "timings": {stage: round(seconds, 3) for stage, seconds in delivery.timings.items()},
+        **_overlapped(delivery),
         **_memory(delivery),
         **_loras(delivery),
+        **_attention(delivery),
         "engine_version": engine_version(),
         "warnings": [scrub(warning, _secrets(job), local_caller=local_caller) for warning in delivery.warnings],
     }
+
+
+def _overlapped(delivery: Delivery | Resumed) -> dict[str, Any]:
+    if isinstance(delivery, Resumed) or not delivery.overlapped:
+        return {}
+    return {"overlapped": {stage: round(seconds, 3) for stage, seconds in delivery.overlapped.items()}}
 
 
 def error_answer(error: BaseException, job: ParsedJob | None = None, *, local_caller: bool = False) -> dict[str, str]:
@@ -99,6 +107,12 @@ def _loras(delivery: Delivery | Resumed) -> dict[str, Any]:
     if isinstance(delivery, Resumed) or not delivery.plan.loras:
         return {}
     return {"loras": [asdict(lora) for lora in delivery.plan.loras]}
+
+
+def _attention(delivery: Delivery | Resumed) -> dict[str, Any]:
+    if isinstance(delivery, Resumed) or not delivery.plan.attention:
+        return {}
+    return {"attention": delivery.plan.attention}
 
 
 def _internal(error: BaseException) -> dict[str, str]:

@@ -28,8 +28,8 @@ def selftest(
     examples = files("engine") / "examples"
     request = Request(
         prompt="a person talks",
-        image=_inline(examples.joinpath("one.png").read_bytes()),
-        speakers=(Speaker(_inline(examples.joinpath("one.flac").read_bytes())),),
+        image=inline(examples.joinpath("one.png").read_bytes()),
+        speakers=(Speaker(inline(examples.joinpath("one.flac").read_bytes())),),
         frames=FRAMES,
     )
     tiny = service.open([*_OVERRIDES, f"device={device}"], alone=True)
@@ -53,5 +53,6 @@ def selftest(
     }
 
 
-def _inline(content: bytes) -> str:
+def inline(content: bytes) -> str:
+    """Return a data URL of a file's content."""
     return "data:application/octet-stream;base64," + base64.b64encode(content).decode("ascii")

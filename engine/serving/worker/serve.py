@@ -8,6 +8,7 @@ from engine.serving.worker import heartbeat, logs, sdk
 from engine.serving.worker.fitness import checks
 from engine.serving.worker.handler import ENVELOPE, Handler, Terms
 from engine.serving.worker.warm_engine import WarmEngine
+from engine.serving.worker.warm_up import warm_up
 
 
 def check_terms(terms: Terms) -> None:
@@ -20,10 +21,19 @@ def check_terms(terms: Terms) -> None:
         )
 
 
-def serve(service: Service, terms: Terms, *, grace: float, log_level: str, test_input: str | None = None) -> int:
+def serve(
+    service: Service,
+    terms: Terms,
+    *,
+    grace: float,
+    log_level: str,
+    test_input: str | None = None,
+    warm: bool = False,
+) -> int:
     """Take jobs from RunPod's queue until the worker is stopped, and return the process' exit status.
 
-    `grace` is the time in seconds that a running job then has to finish. `test_input` is a job as JSON that is done
+    `grace` is the time in seconds that a running job then has to finish. With `warm` the worker makes short videos
+    before it is ready. `test_input` is a job as JSON that is done
     instead, without the platform. Raises MissingExtra without RunPod's SDK, and ConfigError.
     """
     sdk.require()
@@ -33,7 +43,7 @@ def serve(service: Service, terms: Terms, *, grace: float, log_level: str, test_
     sdk.redact_sdk_log(context)
     logs.install(log_level, context)
     mirror = heartbeat.start()
-    warm_engine = WarmEngine(service)
+    warm_engine = WarmEngine(service, warm_up if warm else None)
     warm_engine.warm()
     try:
         return sdk.serve(

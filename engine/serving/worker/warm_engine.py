@@ -6,7 +6,7 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from engine.components import CancelToken, Service
@@ -30,9 +30,10 @@ State = Literal["cold", "loading", "ready", "unhealthy"]
 class WarmEngine:
     """Holds the worker's service. Only a job's thread calls `wait_until_ready`, `lower_memory` and `mark_ready`."""
 
-    def __init__(self, service: Service) -> None:
-        """Does not load the weights yet."""
+    def __init__(self, service: Service, first: Callable[[Service], None] | None = None) -> None:
+        """Does not load the weights yet. `first` uses the loaded service before it is ready for jobs."""
         self.service = service
+        self._first = first
         self.capabilities = service.capabilities()
         self.state: State = "cold"
         #: The error that loading the weights raised.
@@ -94,12 +95,26 @@ class WarmEngine:
         # memory=auto is resolved when the weights are loaded.
         self.state, self.capabilities = "ready", self.service.capabilities()
 
+    def _warm_up(self) -> None:
+        if self._first is None:
+            return
+        began = time.monotonic()
+        try:
+            self._first(self.service)
+        except Exception as error:  # noqa: BLE001 - the weights are loaded, and a job may need less than this
+            reason = str(error) if isinstance(error, EngineError) else type(error).__name__
+            _LOG.warning("the warm-up videos failed; the worker takes jobs without them: %s", reason)
+        seconds = time.monotonic() - began
+        self.seconds = {**self.seconds, "warm_up": seconds}
+        _LOG.info("warmed up in %.1f s", seconds)
+
     def _load(self) -> None:
         began = time.monotonic()
         try:
             self.seconds = self.service.load()
-            self._ready()
             _LOG.info("loaded in %.1f s", time.monotonic() - began)
+            self._warm_up()
+            self._ready()
         except EngineError as error:
             self.state, self.error = "unhealthy", error
             _LOG.error("the weights cannot be loaded: %s", error)

@@ -332,3 +332,10 @@ def test_paths_stay_for_the_owner_of_the_machine_and_keys_do_not() -> None:
     own = error_answer(error, local_caller=True)["error"]
     assert own.count(path) == 2
     assert "abcdef123456" not in own
+
+
+def test_the_answer_names_the_attention_kernel_and_why() -> None:
+    text = "native, by attention=auto: on a CPU torch's own kernel is the fastest"
+    found = answer(JOB, replace(DELIVERY, plan=replace(PLAN, attention=text)))
+    assert found["attention"] == text
+    assert "attention" not in answer(JOB, DELIVERY)

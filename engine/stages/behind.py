@@ -1,0 +1,93 @@
+"""Write each window's frames beside the next window's work, in order, by one thread."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
+from types import TracebackType
+from typing import Self
+
+from engine.cancel import LOOK
+from engine.components import CancelToken
+from engine.data import Artifact, Frames
+from engine.errors import Cancelled
+from engine.stages.write import Writer
+
+
+class WriteBehind:
+    """Encodes a window's frames with a `Writer` while the caller computes the next window.
+
+    At most one window is being encoded: `add` waits for the one before. So beside the frames that the caller holds
+    there is one window in memory, and the bytes are those of `Writer.add` in turn. An error of the thread is raised by
+    the next call of `check`, `add` or `finish`. As a context manager it ends the thread, within a frame's time.
+    """
+
+    def __init__(self, writer: Writer, *, overlap: bool = True, cancel: CancelToken | None = None) -> None:
+        """Without `overlap` there is no thread: `add` encodes. Once `cancel` is set, waiting raises Cancelled."""
+        self._writer = writer
+        self._cancel = cancel
+        self._thread = ThreadPoolExecutor(1, "multitalk-write") if overlap else None
+        self._running: Future[None] | None = None
+        self._stop = Event()
+        #: Seconds of encoding in the thread, and of these the ones for which the caller waited.
+        self._encoding = self._waiting = 0.0
+
+    @property
+    def overlapped(self) -> float:
+        """Return the seconds of encoding that took place beside other work."""
+        return max(0.0, self._encoding - self._waiting)
+
+    def add(self, frames: Frames) -> None:
+        """Have `frames`, which must not change any more, encoded after those before. Raises SinkError and Cancelled."""
+        if self._thread is None:
+            self._writer.add(frames)
+            return
+        self._wait()
+        self._running = self._thread.submit(self._encode, frames)
+
+    def check(self) -> None:
+        """Raise the thread's error, if there is one, and do not wait."""
+        if self._running is not None and self._running.done():
+            self._running.result()
+
+    def finish(self) -> Artifact:
+        """Wait for all frames, close the file and return it. Raises SinkError and Cancelled."""
+        self._wait()
+        return self._writer.finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # The file must not be closed while the thread writes to it.
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def _wait(self) -> None:
+        began = time.monotonic()
+        try:
+            while self._running is not None:
+                if self._cancel is not None and self._cancel.is_set():
+                    raise Cancelled("write")
+                try:
+                    running, self._running = self._running, None
+                    running.result(timeout=LOOK)
+                except TimeoutError:
+                    if running.done():
+                        # Raised by the thread itself.
+                        raise
+                    self._running = running
+        finally:
+            self._waiting += time.monotonic() - began
+
+    def _encode(self, frames: Frames) -> None:
+        began = time.monotonic()
+        for index in range(len(frames.pictures)):
+            if self._stop.is_set():
+                return
+            self._writer.add(Frames(frames.pictures[index : index + 1], frames.fps))
+        self._encoding += time.monotonic() - began
