@@ -218,9 +218,9 @@ class StepCache(Protocol):
         ...
 
     def branch(self, name: str, step: int) -> AbstractContextManager[None]:
-        """Set the branch of the guidance and the evaluation (from 0) of the forward inside a `with`.
+        """Set the branch of the guidance and the evaluation (from 0; of one per step, its index) inside a `with`.
 
-        With one evaluation per step, the evaluation is the step's index.
+        In a batched forward the name has all its branches, in the order of the samples, with "+" between them.
         """
         ...
 

@@ -197,7 +197,7 @@ class ProcessLost(EngineError):
     """Another process of the same job has ended, so the job has failed."""
 
     def __init__(self) -> None:
-        super().__init__("another process of this job ended", field="parallel", hint="torchrun's report says how")
+        super().__init__("another process of this job ended", field="parallel", hint="its own report says why")
 
 
 class Cancelled(EngineError):

@@ -14,7 +14,7 @@ from engine.assembly.prompts import prompts_of
 from engine.assembly.provenance import Runtime, make_provenance
 from engine.assembly.sinks import make_delivery, sink_for_request
 from engine.assembly.weights import LoadedModel, WeightsHolder
-from engine.components import CancelToken, ProgressCallback, evaluations_of
+from engine.components import CancelToken, ProgressCallback
 from engine.config import Config
 from engine.data import Access, Delivery, Request
 from engine.files.scratch import scratch
@@ -58,7 +58,8 @@ class Engine:
         self.reader = registry.readers.build(config.reader)
         self._attention = choose_attention(config.attention, registry, attention_site(device, dtype, self._group.size))
         decode_dtype, kernel = pick_decode_dtype(config.vae.decode_dtype, device, dtype), self._attention.kernel
-        self.runtime = Runtime(device, dtype, kernel, decode_dtype, self._group.size, alone=self._group.follows)
+        group = self._group
+        self.runtime = Runtime(device, dtype, kernel, decode_dtype, group.size, group.sharing, alone=group.follows)
         before, own = None if after is None else after._weights, self._attention.attend
         self._weights: WeightsHolder = WeightsHolder(config, registry, self.runtime, before, own)
 
@@ -95,7 +96,7 @@ class Engine:
             with meter.stage("load"):
                 loaded = self.load(weights)
                 model = loaded.set_loras(config)
-            meter.expect(len(plan.windows), plan.steps, evaluations_of(sampling.sampler, plan.steps))
+            meter.expect(len(plan.windows), plan.steps, sampling.forwards(plan.steps))
             plan = loaded.annotate(plan, request, config, sampling.guidance.branches)
             plan = with_attention(plan, config, self._attention)
             options = make_options(config, plan, sampling, self.runtime.device)
@@ -103,15 +104,14 @@ class Engine:
                 prompts = prompts_of(request, config)
                 conditioning = encode_prompt_and_voices(model, inputs, prompts, options.encode, cancel=meter)
             provenance = make_provenance(request, media, config, weights=loaded.fingerprint, runtime=self.runtime)
-            path, size, named, history = folder / "video.mp4", plan.canvas.target, request.filename, None
-            with (
-                Writer(path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=named) as file,
-                WriteBehind(file, overlap=options.overlap, cancel=meter) as writer,
-            ):
+            path, size, colors, history = folder / "video.mp4", plan.canvas.target, conditioning.colors, None
+            name = request.filename
+            file = Writer(path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=name)
+            with WriteBehind(file, overlap=options.overlap, cancel=meter) as writer:
 
-                def report(step: int, _steps: int) -> None:
+                def step(number: int, _steps: int) -> None:
                     writer.check()
-                    self._hooks.step_finished(request=request, progress=meter.step(step))
+                    self._hooks.step_finished(request=request, progress=meter.step(number))
 
                 for window in plan.windows:
                     number = window.index + 1
@@ -119,12 +119,10 @@ class Engine:
                         conditions = encode(model, inputs, window, conditioning, options.encode, history, cancel=meter)
                     with meter.stage("denoise", window=number):
                         latents = self._group.denoise(
-                            model, conditions, sampling, generator, config, report, cancel=meter
+                            model, conditions, sampling, generator, config, step, cancel=meter
                         )
                     with meter.stage("decode", window=number):
-                        frames, history = decode(
-                            model, latents, window, conditioning.colors, options.decode, history, cancel=meter
-                        )
+                        frames, history = decode(model, latents, window, colors, options.decode, history, cancel=meter)
                     with meter.stage("write", window=number):
                         self._hooks.window_finished(request=request, window=window, frames=frames)
                         writer.add(resample(frames, window, plan))
@@ -133,7 +131,11 @@ class Engine:
                     artifact = writer.finish()
             with meter.stage("keep"):
                 kept = sink.put(artifact)
-        delivery = make_delivery(kept, artifact, plan, inputs, self.memory, meter, writer.overlapped)
+        reused, overlapped = conditioning.text.reused, writer.overlapped
+        tally, memory = sampling.tally, self.memory
+        delivery = make_delivery(
+            kept, artifact, plan, inputs, memory, meter, tally, prompts_reused=reused, overlapped=overlapped
+        )
         self._hooks.generation_finished(request=request, delivery=delivery)
         return delivery
 

@@ -27,7 +27,7 @@ from engine.cancel import acquire, apart, check
 from engine.components import CancelToken, ProgressCallback
 from engine.config import Config
 from engine.data import Access, Delivery, Media, Plan, Request, Resumed
-from engine.errors import ConfigError, EngineError, SourceError
+from engine.errors import ConfigError, EngineError, ProcessLost, SourceError
 from engine.files.scratch import scratch
 from engine.loading.prefetch import reading_ahead
 from engine.plugin.manager import installed
@@ -70,6 +70,9 @@ class EngineService:
         acquire(self._lock, cancel, "wait")
         try:
             engine = self._build_engine(weights)
+            if self._ranks is not None and self._ranks.broken:
+                # An earlier error left the other processes behind.
+                raise ProcessLost()
             return engine.generate(request, config=config, progress=progress, cancel=cancel, weights=weights)
         finally:
             self._lock.release()
@@ -123,6 +126,7 @@ class EngineService:
             "lora": config.lora.mode,
             "reader": config.reader.name,
             "compile": config.compile.name,
+            "parallel": config.parallel.name,
             "memory": config.memory.name if self._engine is None else self._engine.memory,
             "sink": config.sink.name,
             "sinks": list(self._registry.sinks.names()),
@@ -176,6 +180,27 @@ class EngineService:
 
         with join_group(parallel, self.config.device) as self._ranks:
             yield self._ranks.rank > 0
+
+    @contextmanager
+    def lead(self) -> Iterator[None]:
+        """Start the other processes of `parallel` inside, if the config asks for several, and lead them.
+
+        After the block they end. Raises ConfigError for what does not go together.
+        """
+        parallel = self.config.parallel
+        if parallel.name == "none":
+            yield
+            return
+        from engine.runtime.parallel import join_group
+        from engine.runtime.started import started
+
+        joined = threading.Event()
+        with (
+            started(self.overrides, parallel, self.config.device, joined) as own,
+            join_group(own, self.config.device) as self._ranks,
+        ):
+            joined.set()
+            yield
 
     def follow(self) -> int:
         """Share the work of the process that leads until it has done; return the exit status."""

@@ -1,7 +1,8 @@
 """What decoding in bfloat16 changes: `python -m scripts.codec_dtype > docs/measured/codec.json`.
 
 One window's frames decoded in float32 and in bfloat16 from the same latents, and a video of ten windows generated with
-each, on the embedded model, whose autoencoder is of the same class as the published one. Takes minutes on a CPU.
+each in both styles of continuation, on the embedded model. Its autoencoder is of the same class as the published one.
+Takes minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -31,14 +32,23 @@ STEPS = 4
 
 def main() -> int:
     """Print the report as JSON."""
-    runs = {dtype: _generate(dtype) for dtype in ("float32", "bfloat16")}
-    (exact, windows), (rounded, _) = runs.values()
     report = {
         "measures": "codec",
         "windows": WINDOWS,
         "frames_of_a_window": FRAMES,
         "steps": STEPS,
         "psnr_of_one_window_from_the_same_latents": round(_psnr(*_decoded()), 2),
+        "continuation": {style: _compare(style) for style in ("multitalk", "infinitetalk")},
+    }
+    print(json.dumps(report, indent=2))
+    return 0
+
+
+def _compare(style: str) -> dict[str, Any]:
+    """Compare two videos of ten windows that continue in a style."""
+    runs = {dtype: _generate(style, dtype) for dtype in ("float32", "bfloat16")}
+    (exact, windows), (rounded, _) = runs.values()
+    return {
         "psnr_by_window": [
             round(_psnr(exact[part], rounded[part]), 2)
             for part in (slice(one.start + one.motion, one.start + one.motion + one.keep) for one in windows)
@@ -52,11 +62,9 @@ def main() -> int:
             for dtype, (pictures, _) in runs.items()
         },
     }
-    print(json.dumps(report, indent=2))
-    return 0
 
 
-def _generate(dtype: str) -> tuple[Pictures, Sequence[Window]]:
+def _generate(style: str, dtype: str) -> tuple[Pictures, Sequence[Window]]:
     """Return the frames of a video of ten windows, before H.264, and its windows."""
     found: list[Pictures] = []
 
@@ -74,6 +82,7 @@ def _generate(dtype: str) -> tuple[Pictures, Sequence[Window]]:
                 f"sink.folder={folder}",
                 "device=cpu",
                 f"vae.decode_dtype={dtype}",
+                f"continuation.style={style}",
                 f"model.window={FRAMES}",
                 "continuation.frames=5",
                 f"sampler.steps={STEPS}",

@@ -42,6 +42,7 @@ def tables(measured: Path, rehearsed: Path) -> dict[str, str]:
     return {
         "published": _published(),
         "recipes": _recipes(),
+        "eight-bits": _eight_bits(),
         "rehearsed": _rehearsed(rehearsed),
         "measured": _measured_table(measured),
     }
@@ -75,6 +76,19 @@ def _recipes() -> str:
                 f"| `{recipe}` | {sampler} | {name} | {sizes} "
                 f"| {card.step_seconds:.1f} | {card.seconds / 60:.1f} min | {card.cost:.2f} |"
             )
+    return "\n".join(rows)
+
+
+def _eight_bits() -> str:
+    quants = ("none", "int8", "int8-dynamic", "fp8-dynamic")
+    rows = ["| card | " + " | ".join(f"`quant={quant}`" for quant in quants) + " |", "|---" * 5 + "|"]
+    found = {
+        quant: {card.card: card for card in _estimates(["model=multitalk", "memory=none", f"quant={quant}"]).cards}
+        for quant in quants
+    }
+    for name in found["none"]:
+        cells = [f"{cards[name].step_seconds:.1f}" if name in cards else "–" for cards in found.values()]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

@@ -159,7 +159,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str], list[str]]] = {
         ["speakers[0]", "'regoin'", "did you mean region"],
     ),
     "speaker both loud and silent": ({"--audio": None}, ["--speakers", "@/both.yaml"], ["speakers[0]", "both"]),
-    "unknown sampler": ({}, ["sampler=eulr"], ["sampler", "'eulr'", "installed: euler", "unipc"]),
+    "unknown sampler": ({}, ["sampler=eulr"], ["sampler", "'eulr'", "installed: distilled, euler", "unipc"]),
     "unknown model": ({}, ["model=large"], ["model", "'large'", "multitalk"]),
     "unknown quantisation": ({}, ["quant=int5"], ["quant", "'int5'", "int8"]),
     "unknown attention": ({}, ["attention=flsh"], ["attention", "'flsh'", "flash"]),

@@ -24,6 +24,7 @@ FILES = sorted([*(ROOT / "engine").rglob("*.py"), *(ROOT / "plugins").rglob("*.p
 TABLE = """
 data:
 errors:
+imports:
 redaction:
 text:
 cancel: data errors
@@ -31,10 +32,10 @@ components: data
 config: errors
 files: data errors
 machine: data errors text
-multitalk: data errors
+multitalk: data errors imports
 client: errors files
 hub: errors files text
-loading: components data errors machine multitalk text
+loading: components data errors imports machine multitalk text
 media: cancel components data errors
 net: cancel data errors
 planning: components data errors machine
@@ -69,7 +70,10 @@ ROOT_FILES = 9
 #: Lines of engine/pipeline.py: a table of contents of a generation, whose chapters stand elsewhere.
 PIPELINE = 160
 #: Modules that import by name what they are told, with the reason.
-BY_NAME = {"engine.bench.device.worker": "a fresh process measures the part that its parent names, a test's own too"}
+BY_NAME = {
+    "engine.bench.device.worker": "a fresh process measures the part that its parent names, a test's own too",
+    "engine.imports.deferred": "a library that a stand-in stands for, from a table in the file",
+}
 #: What a plugin may import when it is loaded, beside Python's own library and ours: what loading it costs anyway.
 LIGHT = {"engine", "hydra", "omegaconf"}
 

@@ -87,6 +87,7 @@ def test_frames_are_those_asked_for_and_sound_is_as_long(service: EngineService,
         (["sampler.steps=3"], 2 * 3),
         (["sampler=heun", "sampler.steps=3"], 2 * (2 + 2 + 1)),
         (["sampler=heun", "sampler.steps=2", "guidance=apg", "guidance.text_scale=3"], 3 * (2 + 1)),
+        (["sampler.steps=4", "guidance.text_scale=3", "guidance.start=0.25", "guidance.until=0.5"], 1 + 3 + 1 + 1),
     ],
 )
 def test_forwards_are_those_of_the_plan(service: EngineService, overrides: list[str], forwards: int) -> None:
@@ -96,7 +97,35 @@ def test_forwards_are_those_of_the_plan(service: EngineService, overrides: list[
     handle = block.register_forward_hook(lambda *_: calls.append("forward"))
     delivery = service.generate(request)
     handle.remove()
-    assert len(calls) == forwards == delivery.plan.forwards == service.plan(request).forwards
+    assert len(calls) == forwards == delivery.plan.forwards == service.plan(request).forwards == delivery.forwards
+
+
+def test_the_answer_counts_the_forwards_that_a_cache_left(service: EngineService) -> None:
+    cached = ("sampler.steps=4", "cache=magcache", "cache.warmup=1", "cache.skips=1", "cache.threshold=100")
+    delivery = service.generate(replace(ONE, frames=5, overrides=cached))
+
+    assert (delivery.plan.forwards, delivery.forwards) == (2 * 4, 2 * 2)
+
+
+def test_a_second_job_with_the_same_prompt_does_not_run_the_text_encoder(
+    service: EngineService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    text: Any = service.engine.load().model.text
+    encode = text.encode
+
+    def listen(prompt: str) -> Any:
+        asked.append(prompt)
+        return encode(prompt)
+
+    monkeypatch.setattr(text, "encode", listen)
+    request = replace(ONE, prompt="A person who was never described before.", frames=5)
+
+    first, second = service.generate(request), service.generate(request)
+
+    assert asked == [request.prompt]
+    assert (first.prompts_reused, second.prompts_reused) == (False, True)
+    assert digest(first) == digest(second)
 
 
 def test_a_delivery_tells_the_memory_of_its_stages(service: EngineService) -> None:
@@ -172,6 +201,9 @@ def test_merged_lora_refuses_the_other_bundle(tmp_path: Path) -> None:
         ("cache=teacache", "cache.warmup=1", "sampler.steps=3"),
         ("cache=firstblock",),
         ("cache=taylorseer", "sampler.steps=6"),
+        ("cache=magcache", "cache.warmup=1", "cache.threshold=1", "sampler.steps=3"),
+        ("cache=easycache", "cache.warmup=2", "cache.threshold=1", "sampler.steps=3"),
+        ("guidance.until=0.5",),
         ("resolution=large",),
         ("continuation.style=multitalk",),
         ("continuation.color_strength=0",),
@@ -230,6 +262,24 @@ def test_tiles_change_frames_and_are_told(service: EngineService, tmp_path: Path
     delivery = other.generate(TWO)
     assert any("memory.tile=64" in warning for warning in delivery.warnings)
     assert not np.array_equal(first_frame(delivery), first_frame(service.generate(TWO)))
+
+
+def test_decoding_in_bfloat16_changes_frames_slightly_and_is_kept_in_the_video(
+    service: EngineService, tmp_path: Path
+) -> None:
+    other = EngineService([f"sink.folder={tmp_path}", "vae.decode_dtype=bfloat16", *FEW])
+    try:
+        delivery = other.generate(TWO)
+        usual = service.generate(TWO)
+        assert delivery.address is not None
+        assert usual.address is not None
+        kept = [read_provenance(Path(address))["decode_dtype"] for address in (delivery.address, usual.address)]
+        assert kept == ["bfloat16", "float32"]
+        difference = np.abs(first_frame(delivery).astype(int) - first_frame(usual))
+        # H.264 at crf 18 of frames that differ by less than a level.
+        assert 0 < difference.mean() < 1
+    finally:
+        other.close()
 
 
 def test_silent_speaker_is_first_class(service: EngineService) -> None:

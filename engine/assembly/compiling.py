@@ -31,6 +31,12 @@ def check_compile(config: Config) -> None:
             field="compile",
             hint="choose compile=none, or parallel=none",
         )
+    if config.quant.name == "gguf":
+        raise ConfigError(
+            f"compile={config.compile.name} does not include the unpacking of GGUF weights",
+            field="compile",
+            hint="choose compile=none, or another quant",
+        )
     if config.compile.backend == "inductor" and resolve_device(config.device, cuda=_has_cuda()) == "cpu":
         raise ConfigError(
             f"compile={config.compile.name} makes nothing faster on a CPU",

@@ -182,12 +182,15 @@ def make_load(config: Config, registry: Registry, **others: Any) -> Load:
         "resident": config.memory.resident,
         "adapted": _is_adapted(config),
         "cache": registry.caches.build(config.cache),
+        "batched": config.guidance.batched if config.parallel.name == "none" else False,
         "tile": config.memory.tile,
         "decode_dtype": config.vae.decode_dtype,
         "continuation": config.continuation.style,
         "window": largest_window(config),
         "attention": config.attention.name,
         "compiled": config.compile.name != "none",
+        "fused": config.kernels != "eager",
+        "residual_dtype": config.residual_dtype,
     }
     return Load(**(values | others))
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor
 
+from engine.assembly.batching import is_batched
 from engine.assembly.sampling import Sampling, build_sampling
 from engine.assembly.weights import LoadedModel
 from engine.components import CancelToken
@@ -32,6 +33,8 @@ class ProcessGroup:
         self._ranks = require_ranks(config.parallel, ranks)
         #: Number of processes in the group, including this one.
         self.size = 1 if ranks is None else ranks.size
+        #: Number of processes among which the tokens of a forward are divided.
+        self.sharing = 1 if ranks is None else ranks.sharing
 
     @property
     def follows(self) -> bool:
@@ -76,7 +79,8 @@ class ProcessGroup:
             return _denoise(model, conditions, noise, sampling, generator, on_step, cancel)
         self._ranks.broadcast(DenoiseWindow(config, conditions, noise, generator.get_state()))
         with self._ranks.denoising(cancel) as agreed:
-            return _denoise(model, self._ranks.part_of(conditions), noise, sampling, generator, on_step, agreed)
+            part = self._ranks.part_of(conditions)
+            return _denoise(model, part, noise, sampling, generator, on_step, agreed, self._ranks)
 
     def follow(self, load: Callable[[], LoadedModel], device: str) -> None:
         """Follow rank 0 until it ends: load, and take part in denoising. Raises ProcessLost."""
@@ -99,7 +103,8 @@ class ProcessGroup:
         generator = torch.Generator()
         generator.set_state(message.generator.cpu())
         with ranks.denoising(None) as cancel, suppress(Cancelled):
-            _denoise(model, ranks.part_of(message.conditions), message.noise, sampling, generator, None, cancel)
+            part = ranks.part_of(message.conditions)
+            _denoise(model, part, message.noise, sampling, generator, None, cancel, ranks)
 
 
 def _denoise(
@@ -110,6 +115,7 @@ def _denoise(
     generator: torch.Generator,
     on_step: Callable[[int, int], None] | None,
     cancel: CancelToken,
+    ranks: Ranks | None = None,
 ) -> Tensor:
     with model.use("transformer"):
         return denoise(
@@ -122,4 +128,7 @@ def _denoise(
             generator=generator,
             on_step=on_step,
             cancel=cancel,
+            tally=sampling.tally,
+            shared=ranks if ranks is not None and ranks.groups > 1 else None,
+            batched=is_batched(sampling.batched, model, conditions, len(sampling.guidance.branches)),
         )

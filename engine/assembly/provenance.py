@@ -16,7 +16,7 @@ from engine.files.checksums import sha256_of
 FORMAT = 1
 
 #: Packages whose version can change the frames or their encoding.
-PACKAGES = ("multitalk-engine", "torch", "diffusers", "transformers", "numpy", "pillow", "av", "soxr", "pyloudnorm")
+PACKAGES = ("multitalk-engine", "torch", "diffusers", "transformers", "numpy", "pillow", "av", "soxr")
 
 #: Parts of the config that determine the frames.
 DECISIVE = ("resolution", "quant", "sampler", "guidance", "cache", "lora", "continuation", "video")
@@ -34,6 +34,8 @@ class Runtime:
     decode_dtype: str
     #: Number of processes in the group, including this one.
     processes: int
+    #: Number of those among which the tokens of a forward are divided.
+    divided: int
     #: Whether this process follows another one, and so needs only the transformer.
     alone: bool
 

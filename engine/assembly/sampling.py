@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from engine.components import BRANCHES, Agree, Guidance, Sampler, SharedCache, StepCache, evaluations_of
 from engine.config import Config
 from engine.errors import ConfigError
 from engine.plugin.manager import Registry
+from engine.stages.passes import GuidanceInterval, Tally, guidance_of
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """The components that control the denoising of one request; guidance and cache keep its state."""
+    """The components that control the denoising of one request; guidance, cache and tally keep its state."""
 
     sampler: Sampler
     guidance: Guidance
     cache: StepCache
+    #: Whether the passes of an evaluation are one forward of a batch: None: if it pays and the memory is sufficient.
+    batched: bool | None = False
+    #: The forwards that were made so far.
+    tally: Tally = field(default_factory=Tally)
+
+    def forwards(self, steps: int) -> tuple[int, ...]:
+        """Return the number of forwards of each of `steps` steps, without a step cache."""
+        evaluations = evaluations_of(self.sampler, steps)
+        return tuple(
+            count * len(guidance_of(self.guidance, index, steps).branches) for index, count in enumerate(evaluations)
+        )
 
 
 def build_sampling(config: Config, registry: Registry, *, agree: Agree | None = None) -> Sampling:
@@ -29,6 +41,7 @@ def build_sampling(config: Config, registry: Registry, *, agree: Agree | None = 
         sampler=_sampler(config, registry),
         guidance=_guidance(config, registry),
         cache=cache if agree is None else _shared(cache, config, agree),
+        batched=config.guidance.batched if agree is None else _alone(config),
     )
 
 
@@ -44,7 +57,21 @@ def _sampler(config: Config, registry: Registry) -> Sampler:
 
 
 def _guidance(config: Config, registry: Registry) -> Guidance:
-    guidance = registry.guidance.build(config.guidance)
+    chosen = config.guidance
+    guidance = _known(config, registry.guidance.build(chosen))
+    if chosen.start <= 0 and chosen.until >= 1:
+        return guidance
+    alone = _known(config, registry.guidance.build(replace(chosen, text_scale=1.0, audio_scale=1.0)))
+    if len(guidance.branches) > 1 and len(alone.branches) >= len(guidance.branches):
+        raise ConfigError(
+            f"guidance={chosen.name} needs {len(alone.branches)} passes even without scales",
+            field="guidance.until",
+            hint="leave guidance.start and guidance.until at 0 and 1",
+        )
+    return GuidanceInterval(guidance, alone, chosen.start, chosen.until)
+
+
+def _known(config: Config, guidance: Guidance) -> Guidance:
     unknown = [branch for branch in guidance.branches if branch not in BRANCHES]
     if unknown or not guidance.branches:
         what = f"guidance={config.guidance.name} asks for {', '.join(map(repr, unknown)) or 'no branch'}"
@@ -52,6 +79,17 @@ def _guidance(config: Config, registry: Registry) -> Guidance:
             what, field="guidance", hint=f"fix the guidance's plugin: it must name some of {', '.join(BRANCHES)}"
         )
     return guidance
+
+
+def _alone(config: Config) -> bool:
+    """Return False; raise ConfigError if several processes should batch passes."""
+    if config.guidance.batched is True:
+        raise ConfigError(
+            "several processes share forwards of one pass only",
+            field="guidance.batched",
+            hint="leave it out, or choose parallel=none",
+        )
+    return False
 
 
 def _shared(cache: StepCache, config: Config, agree: Agree) -> StepCache:

@@ -15,6 +15,9 @@ from engine.data import PlanInputs
 from engine.errors import ConfigError, UnknownComponent
 from engine.plugin.manager import Registry
 
+#: The ways in which processes share a video.
+WAYS = ("none", "ulysses", "guidance")
+
 
 def make_plan_inputs(config: Config, registry: Registry, weights: WeightsFinder) -> PlanInputs:
     """Return the values that determine windows and forwards. Raises ConfigError; missing weights are only noted."""
@@ -40,6 +43,7 @@ def make_plan_inputs(config: Config, registry: Registry, weights: WeightsFinder)
         evaluations=sum(evaluations_of(sampling.sampler, config.sampler.steps)),
         guidance=config.guidance.name,
         passes=len(sampling.guidance.branches),
+        forwards=sum(sampling.forwards(config.sampler.steps)),
         untrained=location.folder is not None and _is_untrained(location.folder),
         weights=location.folder,
         absent=absent,
@@ -62,14 +66,21 @@ def largest_window(config: Config) -> tuple[int, int, int]:
 def check_parallel(config: Config) -> None:
     """Raise ConfigError if several processes and the rest of the config do not fit together."""
     parallel, entrypoint = config.parallel, config.entrypoint
-    if parallel.name not in ("none", "ulysses"):
-        raise UnknownComponent("parallel", parallel.name, ("none", "ulysses"))
+    if parallel.name not in WAYS:
+        raise UnknownComponent("parallel", parallel.name, WAYS)
     if parallel.name == "none":
         if parallel.run is not None and (parallel.size or 1) > 1:
             raise ConfigError(
                 f"torchrun started {parallel.size} processes, and each would do the whole work",
                 field="parallel",
-                hint="choose parallel=ulysses, or start without torchrun",
+                hint="choose parallel=ulysses or parallel=guidance, or start without torchrun",
+            )
+    elif isinstance(entrypoint, EntrypointConfig) and entrypoint.leads:
+        if parallel.run is not None:
+            raise ConfigError(
+                f"{entrypoint.name} starts the processes of parallel={parallel.name} itself",
+                field="parallel",
+                hint="start it without torchrun",
             )
     elif not (isinstance(entrypoint, EntrypointConfig) and entrypoint.parallel):
         raise ConfigError(

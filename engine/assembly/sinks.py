@@ -9,6 +9,7 @@ from engine.data import Access, Artifact, Delivery, Inputs, Kept, Plan, Request,
 from engine.errors import RequestError, UnknownComponent
 from engine.plugin.manager import Registry
 from engine.runtime.progress import Meter
+from engine.stages.passes import Tally
 
 
 def sink_for_request(
@@ -52,12 +53,15 @@ def make_delivery(
     inputs: Inputs,
     memory: str,
     meter: Meter,
+    tally: Tally,
+    *,
+    prompts_reused: bool,
     overlapped: float,
 ) -> Delivery:
     """Return the delivery of a video that a sink keeps, with the warnings of plan, inputs and sink.
 
-    `memory` is the memory profile, `meter` has the seconds and memory of its stages, and `overlapped` are the seconds
-    of writing beside other stages.
+    `memory` is the memory profile; `meter` measured the stages, `tally` counted the forwards, and `overlapped` are the
+    seconds of writing beside other stages.
     """
     return Delivery(
         address=kept.address,
@@ -73,6 +77,8 @@ def make_delivery(
         overlapped={"write": overlapped} if overlapped else {},
         plan=plan,
         memory=memory,
+        forwards=tally.made,
+        prompts_reused=prompts_reused,
         peaks=meter.peaks.found,
         warnings=(*plan.warnings, *inputs.warnings, *kept.warnings),
     )

@@ -62,6 +62,12 @@ def _start() -> Callable[..., dict[str, Any]]:
     return start.run
 
 
+def _generate() -> Callable[..., dict[str, Any]]:
+    from engine.bench import generate
+
+    return generate.run
+
+
 def _overhead() -> Callable[..., dict[str, Any]]:
     from engine.bench import overhead
 
@@ -82,6 +88,7 @@ BENCHES = {
     "host": Bench("Time what the host does between two windows: matching colours, encoding H.264.", _host),
     "load": Bench("Time the loading of a checkpoint, cold and warm, against plain reading and libraries.", _load),
     "start": Bench("Time a worker's start to ready against its imports and the reading of its weights.", _start),
+    "generate": Bench("Time whole videos in new processes, by stage; --against: beside another version.", _generate),
     "overhead": Bench("Measure what the engine itself costs a worker's job, in seconds.", _overhead),
     "soak": Bench("Let a worker do many jobs: what its memory grows by, and what it leaves on the disk.", _soak),
 }

@@ -98,6 +98,9 @@ class MemoryConfig:
     #: Encode a window's frames (H.264) while the next window is computed, with one more window's frames in host memory;
     #: null: if the device is CUDA. The video has the same bytes.
     overlap: bool | None = None
+    #: Maximum MiB of host memory for the features of earlier prompts, so that a job with the same prompt does not run
+    #: the text encoder; never written to disk. 0: none are kept.
+    prompts: int = field(default=64, metadata=within(0, 65_536))
 
 
 @dataclass
@@ -111,10 +114,18 @@ class VaeConfig:
 
 @dataclass
 class ParallelConfig:
-    """How many devices work on one video: "none" (one), or "ulysses", one per process that torchrun started."""
+    """How many devices work on one video: "none" (one), or one per process that torchrun or a worker started.
+
+    "ulysses" divides the tokens of each forward among them, "guidance" the passes of each evaluation.
+    """
 
     #: The way, one of the presets' names.
     name: str = "none"
+    #: parallel=guidance: number of groups among which the passes are divided; within a group, tokens are divided. 0:
+    #: every process is its own group.
+    groups: int = field(default=0, metadata=within(0, 65_536))
+    #: A worker's number of processes, itself included; 0: one for each CUDA device. Others are started by torchrun.
+    processes: int = field(default=0, metadata=within(0, 65_536))
     #: Number of this process (rank) among all processes; torchrun sets it.
     rank: int | None = field(default="${oc.env:RANK,null}", metadata=within(0, 65_536))  # type: ignore[assignment]
     #: Number of this process among those of its machine; torchrun sets it.
@@ -265,9 +276,19 @@ class GuidanceConfig(ComponentConfig):
     text_scale: float = field(default=II("model.${sampler.bundle}.text_scale"), metadata=SCALE)
     #: Scale of the voices; 1: without guidance by them.
     audio_scale: float = field(default=II("model.${sampler.bundle}.audio_scale"), metadata=SCALE)
+    #: Share of the steps before which there is no guidance, only one forward per evaluation.
+    start: float = field(default=0.0, metadata=within(0, 1))
+    #: Share of the steps after which there is no guidance any more; 1: guidance to the last step.
+    until: float = field(default=1.0, metadata=within(0, 1))
+    #: Compute the passes of an evaluation as one forward of a batch; null: if blocks are streamed to a CUDA device
+    #: (memory=group-offload or lowest), which is then done once for all passes, and its memory is sufficient.
+    batched: bool | None = None
 
     def check(self) -> None:
-        """Raise ConfigError if a scale is not finite."""
+        """Raise ConfigError if a scale is not finite, or if guidance ends before it starts."""
+        if not self.start <= self.until:
+            what = f"guidance from {self.start:g} of the steps until {self.until:g}"
+            raise ConfigError(what, field="guidance.until", hint=f"give {self.start:g} to 1")
         for name, value in (("text_scale", self.text_scale), ("audio_scale", self.audio_scale)):
             if not math.isfinite(value):
                 raise ConfigError(f"{value} is not a scale", field=f"guidance.{name}", hint="give a number")
@@ -312,6 +333,8 @@ class EntrypointConfig(ComponentConfig):
 
     #: Whether it supports `parallel`: its process ends with its first error and ends the others, too.
     parallel: ClassVar[bool] = False
+    #: Whether it starts the other processes of `parallel` itself.
+    leads: ClassVar[bool] = False
 
     @classmethod
     def boot(cls, overrides: Sequence[str]) -> list[str]:
@@ -369,6 +392,12 @@ class Config:
     device: str = field(default="auto", metadata=one_of("auto", "cpu", "cuda"))
     #: Number format of the transformer: "auto" (bfloat16 on CUDA, float32 on CPU), "bfloat16" or "float32".
     dtype: str = field(default="auto", metadata=one_of("auto", "bfloat16", "float32"))
+    #: Number format of the residual stream, the tokens between the network's layers. bfloat16 moves fewer bytes and
+    #: doubles the rounding error of a forward in bfloat16: see docs/kernels.md.
+    residual_dtype: str = field(default="float32", metadata=one_of("float32", "bfloat16"))
+    #: Norms and rotations: "eager" are torch's operators, "triton" kernels of our own, which move half the bytes.
+    #: "auto": Triton on CUDA where Triton can run, else eager. Without effect on compiled blocks.
+    kernels: str = field(default="auto", metadata=one_of("auto", "eager", "triton"))
 
 
 #: Groups and keys that are fixed when an engine starts: a request that changes one is rejected.
@@ -388,6 +417,8 @@ FIXED = (
     "launcher",
     "device",
     "dtype",
+    "residual_dtype",
+    "kernels",
     "video",
     "access",
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from engine.config.ranges import BLEND, COEFFICIENTS, FPS, SCALE, SHIFT, STEPS, STYLE, WINDOW, within
+from engine.config.ranges import BLEND, COEFFICIENTS, FPS, MAGNITUDES, SCALE, SHIFT, STEPS, STYLE, WINDOW, within
 
 
 @dataclass
@@ -19,6 +19,9 @@ class ResolutionConfig:
     shift: float = field(default=7.0, metadata=SHIFT)
     #: Polynomial of the TeaCache estimate, highest power first; empty: not measured for this model.
     teacache: list[float] = field(default_factory=list, metadata=COEFFICIENTS)
+    #: Magnitudes of the blocks' residual for MagCache, at equal distances of time from 1000 down to 0; empty: not
+    #: measured for this model.
+    magcache: list[float] = field(default_factory=list, metadata=MAGNITUDES)
 
 
 @dataclass

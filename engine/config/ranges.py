@@ -29,6 +29,7 @@ WINDOW = within(1, 1001)
 FPS = within(1, 60)
 BLEND = within(0, 1001)
 COEFFICIENTS = within(-1e9, 1e9)
+MAGNITUDES = within(1e-6, 1e6)
 
 #: The model's bundle that provides a sampler's defaults.
 BUNDLE = one_of("standard", "turbo", "distilled")

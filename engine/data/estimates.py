@@ -63,6 +63,8 @@ class CardEstimate:
     change: tuple[str, ...] = ()
     #: The profile that memory=auto would select there, used for these figures; empty if the config names a profile.
     picked: str = ""
+    #: Whether the guidance passes of an evaluation are one forward of a batch in these figures.
+    batched: bool = False
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ class PlanInputs:
     absent: str = ""
     #: Evaluations of the network in each window; None: one per step.
     evaluations: int | None = None
+    #: Forwards in each window; None: `passes` in each evaluation.
+    forwards: int | None = None
     #: Side of the VAE's tiles in pixels; 0: no tiles.
     tile: int = 0
     #: Seconds for which the style of continuation keeps a face, their source, and the alternative for longer videos;
@@ -105,8 +107,8 @@ class Plan:
     sampler: str
     steps: int
     guidance: str
-    #: Forwards of the network in each evaluation (guidance passes; most samplers make one evaluation per step), and in
-    #: total (without a step cache).
+    #: Maximum forwards of the network in each evaluation (guidance passes; most samplers make one evaluation per step),
+    #: and forwards in total (with a guidance interval, without a step cache).
     passes: int
     forwards: int
     seed: int
@@ -116,5 +118,7 @@ class Plan:
     loras: tuple[LoraUse, ...] = ()
     #: The kernel of self-attention, and why it was chosen; "": not decided yet.
     attention: str = ""
+    #: Evaluations of the network in each window; None: one per step.
+    evaluations: int | None = None
     #: Only `plan` calculates them; they are not a decision. None if the model's sizes are not known.
     estimates: Estimates | None = field(default=None, compare=False)

@@ -124,6 +124,10 @@ class Delivery(Delivered):
     overlapped: Mapping[str, float] = field(default_factory=dict)
     #: The memory profile with which it was made.
     memory: str = "none"
+    #: Forwards whose blocks were computed; the plan's number includes those that a step cache skipped. None: not known.
+    forwards: int | None = None
+    #: Whether the features of its prompts were known from an earlier generation, so that the text encoder did not run.
+    prompts_reused: bool = False
     #: Peak memory of "host" and "device", if known.
     peaks: Mapping[str, Peak] = field(default_factory=dict)
 

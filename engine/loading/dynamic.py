@@ -20,7 +20,7 @@ STAYS: Mapping[str, str] = {
     "patch_embedding": "a convolution in float32, the first layer; 0.1 % of the operations",
     "condition_embedder": "embeds time, text and picture: time needs float32, the others run once a window",
     "audio_proj": "embeds the voices, once a window; every block depends on it",
-    "scale_shift_table, norms": "modulation and norms are no products; they compute in float32",
+    "scale_shift_table": "modulation tables are no products; they, and all norms, compute in float32",
     "proj_out": "the head, in float32: its errors would go directly to the latents; 0.1 % of the operations",
 }
 #: Linear layers of the text encoder whose products stay in the model's dtype. T5's inner values have outliers there:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.errors import SourceError
+from engine.imports.deferred import without_torchao
 from engine.loading.key_map import engine_name
 from engine.loading.lora_alpha import StatedAlpha, strengths
 from engine.loading.lora_names import check_share, fits, no_match_error, pair_of, shape_error, sort_entries
@@ -251,7 +252,9 @@ def load_runtime_lora(
         _add_branch(layer, _Constant(changes["bias"]) if constant else _like(layer, changes), active, name)
     if adapter:
         trainable = [parameter for parameter in parameters.values() if parameter.requires_grad]
-        model.load_lora_adapter(adapter, prefix=None, adapter_name=name)
+        # PEFT asks of every layer whether torchao has quantised it. It has not where torchao is not imported.
+        with without_torchao():
+            model.load_lora_adapter(adapter, prefix=None, adapter_name=name)
         # PEFT freezes the network; torch picks other kernels for frozen weights, whose results differ in the last bits.
         for parameter in trainable:
             parameter.requires_grad_(True)

@@ -20,6 +20,7 @@ from engine.data import Weights
 from engine.data.attention import Attend
 from engine.data.cancel import CancelToken
 from engine.errors import RequestError, SourceError, UnknownComponent
+from engine.imports.deferred import without_compiler
 from engine.loading import dynamic
 from engine.loading.checkpoint import Keep
 from engine.loading.compiling import Compiling, compile_blocks
@@ -40,7 +41,9 @@ from engine.machine.products import check_products
 from engine.multitalk.attention import prepare_attention, set_own_self_attention, set_self_attention_backend
 from engine.multitalk.audio import AudioEncoder
 from engine.multitalk.codec import LatentCodec, WanCodec
+from engine.multitalk.fused import set_fused
 from engine.multitalk.image import ImageEncoder
+from engine.multitalk.prompt_cache import PromptCache
 from engine.multitalk.sequence import check_heads
 from engine.multitalk.text import TextEncoder
 from engine.multitalk.transformer import MultiTalkTransformer3DModel
@@ -98,6 +101,8 @@ class Model:
     #: Where forwards run: "cuda" or "cpu". Audio is always encoded on the CPU.
     device: str
     loras: Loras = field(default_factory=lambda: Loras())
+    #: Features of earlier prompts.
+    prompts: PromptCache = field(default_factory=PromptCache)
     #: The memory profile in use; `reason` says why it was chosen, if it was "auto".
     memory: str = "none"
     reason: str = ""
@@ -116,8 +121,10 @@ class Model:
     def close(self) -> None:
         """Release everything. The model cannot be used afterwards."""
         self.placement.close()
+        self.prompts.clear()
 
 
+@without_compiler()
 def load_model(
     folder: Path,
     *,
@@ -134,7 +141,10 @@ def load_model(
     loras: Sequence[Lora] = (),
     lora_mode: str = "runtime",
     compiling: Compiling | None = None,
+    fused: bool = False,
+    residual_dtype: str = "float32",
     processes: int = 1,
+    divided: int | None = None,
     alone: bool = False,
 ) -> Model:
     """Load a model from `folder`, which has each of COMPONENTS in a layout of `find_parts`. Nothing is downloaded.
@@ -155,7 +165,10 @@ def load_model(
         loras: files and scales. "merged": added to the weights. "runtime": loaded and switched off; see `set_loras`.
         lora_mode: "runtime" or "merged".
         compiling: how the blocks of the network are compiled; None: they are not.
-        processes: how many processes share a forward.
+        fused: whether norms and rotations run in Triton kernels.
+        residual_dtype: "float32" or "bfloat16", for the tokens between the network's layers.
+        processes: how many processes share a video.
+        divided: among how many of them the tokens of a forward are divided; None: all.
         alone: load only the transformer of the large parts; the others cannot be used.
 
     Raises:
@@ -166,6 +179,7 @@ def load_model(
     _choose("vae.decode_dtype", decode_dtype, tuple(DTYPES))
     if quantiser is None:
         _choose("quant", quant, QUANTS)
+    _choose("residual_dtype", residual_dtype, tuple(DTYPES))
     _choose("lora.mode", lora_mode, LORA_MODES)
     profile = memory or Profile()
     files = _check_files(folder, replace(wanted or Weights("", "", COMPONENTS), quant=quant))
@@ -185,6 +199,8 @@ def load_model(
             set_self_attention_backend(transformer, attention)
         else:
             set_own_self_attention(transformer, attend)
+        transformer.stream_dtype = DTYPES[residual_dtype]
+        set_fused(transformer, fused)
         if compiling is not None:
             compile_blocks(transformer, compiling)
 
@@ -212,7 +228,7 @@ def load_model(
         "image_encoder": ComponentFiles(files["image_encoder"], "image_encoder", DTYPES[dtype]),
     }
     meta_models: dict[str, Any] = {name: part.meta_model for name, part in parts.items()}
-    check_heads(meta_models["transformer"].config.num_attention_heads, processes)
+    check_heads(meta_models["transformer"].config.num_attention_heads, divided or processes)
     if attend is None:
         _check_heads(attention, meta_models["transformer"].config.attention_head_dim)
         prepare_attention(attention)
@@ -248,6 +264,7 @@ def load_model(
         placement=place(Profile(), {}, device=device),
         device=device,
         loras=adapters,
+        prompts=PromptCache(profile.prompts * 2**20),
         memory=profile.name,
         reason=reason,
     )

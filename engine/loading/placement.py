@@ -60,6 +60,8 @@ class Profile:
     pin: bool | None = None
     #: Side of the VAE's tiles in pixels, a multiple of 32; 0: no tiles. Frames made with tiles differ slightly.
     tile: int = 0
+    #: Most MiB of host memory for features of earlier prompts; 0: none are kept.
+    prompts: int = 0
     #: For "auto": frames, height and width of the largest window that will be made.
     window: tuple[int, int, int] = (81, 480, 832)
 

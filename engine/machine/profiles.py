@@ -9,6 +9,8 @@ from engine.text.amounts import gigabytes
 
 #: By how much stays on the device, the most first; `docs/plan.md` says what each does.
 PROFILES = ("none", "text-offload", "model-offload", "group-offload", "lowest")
+#: Those that copy the transformer's blocks to the device in every forward.
+STREAMED = ("group-offload", "lowest")
 #: Share of free memory that a profile may use: allocators leave gaps, and other processes need some, too.
 USABLE = 0.9
 #: Memory reserved for activations, as a multiple of the tokens: 13 GB were published for 81 frames of 448 x 896 with

@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import soxr
 
 from engine.components import CancelToken
 from engine.data import AudioType, Cut
+from engine.media.loudness import integrated_loudness
 from engine.media.pieces import Damage, Piece, Samples, pieces
 from engine.media.tracks import inspect
 
@@ -27,8 +28,6 @@ Layout = Literal["mono", "stereo"]
 LOUDNESS_SECONDS = 30.0
 #: Samples per step where a long array is processed without a full copy.
 _BLOCK = 1 << 18
-#: ITU-R BS.1770 measures blocks of 0.4 s.
-_GATE = 0.4
 #: The meter ignores quieter blocks, LUFS.
 _GATED = -70
 #: A voice at -23 LUFS whose largest sample is below this is silent: -60 dB.
@@ -61,36 +60,6 @@ def set_loudness(voice: Samples, current: float, target: float = LOUDNESS) -> Sa
     if not math.isfinite(current) or abs(current) > 100:
         return voice
     return voice * np.float32(10 ** ((target - current) / 20))
-
-
-def loudness(voice: Samples, rate: int = VOICE_RATE) -> float:
-    """Return the integrated loudness of mono samples in LUFS (ITU-R BS.1770, by pyloudnorm); -inf for silence.
-
-    A voice shorter than the meter's 0.4 s block is measured as if it were repeated.
-    """
-    if not voice.any():
-        return -math.inf
-    import pyloudnorm  # imports scipy.signal, which takes a second
-
-    block = math.ceil(_GATE * rate)
-    if len(voice) < block:
-        voice = np.tile(voice, math.ceil(block / len(voice)))
-    meter = pyloudnorm.Meter(rate)
-    voice = voice.copy()
-    for stage in meter._filters.values():
-        _weight(stage, voice)
-    # Like the meter's filters, but block by block: the meter's would make float64 copies of a whole hour.
-    meter._filters = {}
-    return float(meter.integrated_loudness(voice))
-
-
-def _weight(stage: Any, voice: Samples) -> None:
-    from scipy.signal import lfilter
-
-    state = np.zeros(max(len(stage.a), len(stage.b)) - 1)
-    for i in range(0, len(voice), _BLOCK):
-        filtered, state = lfilter(stage.b, stage.a, voice[i : i + _BLOCK], zi=state)
-        voice[i : i + _BLOCK] = stage.passband_gain * filtered
 
 
 def voice_spans(
@@ -236,7 +205,7 @@ class _Voice:
                 )
         if self.video_seconds <= 0:
             return voice, [*warnings, f"the voice begins at {self.begin:.2f} s, when the video is over"]
-        loud = loudness(voice)
+        loud = integrated_loudness(voice, VOICE_RATE)
         voice = set_loudness(voice, loud)
         if not self._complete:
             # A plan decodes less than the video needs, so the checks below do not apply.

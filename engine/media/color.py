@@ -67,7 +67,9 @@ def color_statistics(picture: Tensor) -> Statistics:
 
 
 def match_color(frames: Tensor, reference: Statistics, strength: float = 1.0) -> None:
-    """Pull each frame's Lab statistics to those of `reference`, in place; float32 RGB (3, time, height, width), -1 .. 1.
+    """Pull each frame's Lab statistics to those of `reference`, in place.
+
+    `frames` are float32 RGB (3, time, height, width) in -1 .. 1.
 
     `strength` 0 .. 1 mixes the result with the given frames; 0 changes nothing. A channel whose deviation is below
     `FLOOR` is stretched as one with that deviation; one without variance becomes the reference's mean. Frames are
@@ -149,7 +151,7 @@ def _to_roots(frames: Tensor, buffers: _Buffers) -> Tensor:
 
 
 def _to_rgb(roots: Tensor, shift: Tensor, result: Tensor, buffers: _Buffers) -> None:
-    """Write frames in -1 .. 1 of `roots`, to whose channels `shift` is added first. Colours out of gamut are clipped."""
+    """Write frames in -1 .. 1 of `roots`, to whose channels `shift` is added first; clip colours out of gamut."""
     for piece in _pieces(roots):
         light, a, b = roots[:, :, piece]
         four, one, other = buffers.pair(roots[:, :, piece])

@@ -111,20 +111,27 @@ class SelfAttentionProcessor:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         rotary_emb: Rotary | None = None,
-        speakers: Speakers | None = None,
+        speakers: Speakers | list[Speakers | None] | None = None,
         shard: Shard | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Attend over (1, L, D); returns the output (1, L, D), and with `speakers` the class scores (C, L) as well.
+    ) -> Tensor | tuple[Tensor, Tensor | list[Tensor | None]]:
+        """Attend over (B, L, D); returns the output (B, L, D), and with `speakers` the class scores (C, L) as well.
 
-        With a `shard` the L tokens are its own; they attend to the tokens of all processes.
+        With a `shard` the L tokens are its own; they attend to the tokens of all processes. In a batch, speakers and
+        scores are lists with one entry for each sample.
         """
         # Scores need queries and keys in their own dtype: the last bits can decide the class of a token.
-        precise = hidden_states.dtype if speakers is None else speakers.values.dtype
+        batch = speakers if isinstance(speakers, list) else [speakers]
+        precise = next((one.values.dtype for one in batch if one is not None), hidden_states.dtype)
         query = attn.norm_q(attn.to_q(hidden_states), attn.heads, rotary_emb, precise)
         key = attn.norm_k(attn.to_k(hidden_states), attn.heads, rotary_emb, precise)
         value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
-        scores = None
-        if speakers is not None:
+        scores: Tensor | list[Tensor | None] | None = None
+        if isinstance(speakers, list):
+            scores = [
+                None if one is None else class_scores(query[index : index + 1], key[index : index + 1], one)
+                for index, one in enumerate(speakers)
+            ]
+        elif speakers is not None:
             # Not from the keys that attention exchanges: those of one frame are few, and a mean over heads in another
             # order differs in the last bits.
             first = key if shard is None else shard.first(key, speakers.values.shape[1])
@@ -250,6 +257,33 @@ class AudioAttention(nn.Module, AttentionModuleMixin):  # type: ignore[misc]
         self.to_out = nn.Linear(dim, dim)
         self.processor = AudioAttentionProcessor()
 
-    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        output: Tensor = self.processor(self, hidden_states, encoder_hidden_states, **kwargs)
-        return output
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | list[Tensor],
+        scores: Tensor | list[Tensor | None] | None = None,
+        speakers: Speakers | list[Speakers | None] | None = None,
+        shard: Shard | None = None,
+    ) -> Tensor:
+        """Do as the processor; in a batch, audio tokens, scores and speakers are lists, one entry for each sample.
+
+        Samples of a batch have different numbers of audio tokens, so their attentions are computed one by one.
+        """
+        if not isinstance(encoder_hidden_states, list):
+            output: Tensor = self.processor(
+                self, hidden_states, encoder_hidden_states, scores=scores, speakers=speakers, shard=shard
+            )
+            return output
+        places = range(len(encoder_hidden_states))
+        return torch.cat(
+            [
+                self.processor(
+                    self,
+                    hidden_states[index : index + 1],
+                    encoder_hidden_states[index],
+                    scores=scores[index] if isinstance(scores, list) else None,
+                    speakers=speakers[index] if isinstance(speakers, list) else None,
+                )
+                for index in places
+            ]
+        )

@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 _LIBRARY: Any = torch.library.Library("multitalk", "DEF")  # type: ignore[no-untyped-call]
@@ -46,6 +46,13 @@ def _alike(x: Tensor, *arguments: Any) -> Tensor:
 for _name, _kernel in (("layer_norm", _layer_norm), ("rms_rotate", _rms_rotate)):
     _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"multitalk::{_name}", _alike, lib=_LIBRARY)
+
+
+def set_fused(model: nn.Module, fused: bool) -> None:
+    """Have the norms and rotations of `model` computed by our kernels, or by torch's operators."""
+    for module in model.modules():
+        if hasattr(module, "fused"):
+            setattr(module, "fused", fused)  # noqa: B010 - modules annotate every attribute as a tensor or module
 
 
 def eager() -> bool:
@@ -85,7 +92,7 @@ def gelu(x: Tensor) -> Tensor:
     for part in torch.split(x.view(-1, x.shape[-1]), max(1, _AT_ONCE // x.shape[-1])):
         exact = part.float()
         inner = torch.addcmul(linear, exact, exact, value=_CUBIC).mul_(exact)
-        torch.mul(exact, inner.sigmoid_(), out=part)
+        part.copy_(inner.sigmoid_().mul_(exact))
     return x
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -144,11 +145,13 @@ class MultiTalkTransformerBlock(nn.Module):
         encoder_hidden_states: Tensor,
         temb: Tensor,
         rotary_emb: Rotary,
-        audio_hidden_states: Tensor,
-        speakers: Speakers | None = None,
+        audio_hidden_states: Tensor | list[Tensor],
+        speakers: Speakers | list[Speakers | None] | None = None,
         shard: Shard | None = None,
     ) -> Tensor:
-        """Transform tokens (1, L, D); `temb` (1, 6, D), float32; the others as in TransformerConditions.
+        """Transform tokens (B, L, D); `temb` (1, 6, D), float32; the others as in TransformerConditions.
+
+        In a batch, audio tokens and speakers are lists with one entry for each sample.
 
         The layers compute in the conditions' dtype. The residual stream has the tokens' dtype, usually float32: that
         halves the error of a bfloat16 network.
@@ -293,7 +296,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         )
         return conditions
 
-    @apply_lora_scale("attention_kwargs")  # type: ignore[untyped-decorator]
+    @apply_lora_scale("attention_kwargs")
     def forward(
         self,
         hidden_states: Tensor | None = None,
@@ -302,7 +305,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         encoder_hidden_states_image: Tensor | None = None,
         audio_windows: Tensor | None = None,
         speaker_masks: Tensor | None = None,
-        conditions: TransformerConditions | None = None,
+        conditions: TransformerConditions | Sequence[TransformerConditions] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
         latent_shape: tuple[int, int, int] | None = None,
@@ -319,13 +322,15 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
             speaker_masks: (n + 1, h, w), inside where above 0, last row the background. Used when n is 2 or more;
                 None: every token attends to all speakers equally. On the CPU, whatever the network's device: only
                 what is computed from them is moved.
-            conditions: result of `embed_conditions`, instead of the four arguments above.
+            conditions: result of `embed_conditions`, instead of the four arguments above. A sequence of B of them for
+                latents of the same shape makes one forward of a batch; `hidden_states` may then have B samples, or one
+                that all conditions share.
             attention_kwargs: {"scale": s} scales LoRA adapters in this forward.
             return_dict: False returns a tuple of the sample.
             latent_shape: (T, h, w) instead of `hidden_states`: only embed the conditions and return them.
 
         Returns:
-            `sample` (1, out_channels, T, h, w), float32.
+            `sample` (B, out_channels, T, h, w), float32.
 
         Raises:
             RequestError: a tensor has the wrong shape; the argument is named.
@@ -336,23 +341,30 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
             )
         if hidden_states is None or timestep is None:
             raise RequestError("a forward needs latents and a timestep", field="hidden_states, timestep")
-        shape = self._check_latents(hidden_states, timestep)
-        if conditions is None:
-            conditions = self._embed(
-                shape, encoder_hidden_states, encoder_hidden_states_image, audio_windows, speaker_masks
-            )
-        elif conditions.latent_shape != shape:
-            raise RequestError(
-                f"conditions were embedded for latents of {conditions.latent_shape}, not {shape}", field="conditions"
-            )
+        batch = list(conditions) if isinstance(conditions, Sequence) else [] if conditions is None else [conditions]
+        shape = self._check_latents(hidden_states, timestep, len(batch))
+        if not batch:
+            batch = [
+                self._embed(shape, encoder_hidden_states, encoder_hidden_states_image, audio_windows, speaker_masks)
+            ]
+        for one in batch:
+            if one.latent_shape != shape:
+                raise RequestError(
+                    f"conditions were embedded for latents of {one.latent_shape}, not {shape}", field="conditions"
+                )
+            if len(batch) > 1 and one.shard is not None:
+                raise RequestError("several processes share forwards of one sample only", field="conditions")
 
         temb, time_proj = self.condition_embedder(timestep)
         tokens = self.patch_embedding(hidden_states.to(self.patch_embedding.weight.dtype))
         tokens = tokens.flatten(2).transpose(1, 2).to(self.stream_dtype).contiguous()
-        shard = conditions.shard
+        first, shard = batch[0], batch[0].shard
         if shard is not None:
             tokens = shard.select(tokens)
-        arguments = (conditions.context, time_proj, conditions.rotary, conditions.audio, conditions.speakers, shard)
+        arguments: tuple[Any, ...] = (first.context, time_proj, first.rotary, first.audio, first.speakers, shard)
+        if len(batch) > 1:
+            tokens = tokens.expand(len(batch), -1, -1)
+            arguments = (torch.cat([one.context for one in batch]), time_proj, first.rotary, *_listed(batch), None)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, *arguments)
@@ -391,8 +403,8 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
     def _unpatchify(self, patches: Tensor, shape: tuple[int, int, int]) -> Tensor:
         t, h, w = self.config.patch_size
         frames, rows, columns = shape[0] // t, shape[1] // h, shape[2] // w
-        patches = patches.view(frames, rows, columns, t, h, w, self.config.out_channels)
-        return patches.permute(6, 0, 3, 1, 4, 2, 5).reshape(1, self.config.out_channels, *shape)
+        patches = patches.view(-1, frames, rows, columns, t, h, w, self.config.out_channels)
+        return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(-1, self.config.out_channels, *shape)
 
     def _embed(
         self,
@@ -466,8 +478,9 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         dtype: torch.dtype = self.condition_embedder.text_embedder.linear_1.weight.dtype
         return dtype
 
-    def _check_latents(self, latents: Tensor, timestep: Tensor) -> tuple[int, int, int]:
-        _check_shape("hidden_states", latents, (1, self.config.in_channels, None, None, None))
+    def _check_latents(self, latents: Tensor, timestep: Tensor, batch: int) -> tuple[int, int, int]:
+        samples = batch if batch > 1 and latents.shape[0] == batch else 1
+        _check_shape("hidden_states", latents, (samples, self.config.in_channels, None, None, None))
         _check_shape("timestep", timestep, (1,))
         frames, height, width = latents.shape[2:]
         # Not int(): in a graph of all sizes it would fix this one.
@@ -487,6 +500,12 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
                 hint=f"at most {self.config.rope_max_seq_len}",
             )
         return grid
+
+
+def _listed(batch: Sequence[TransformerConditions]) -> tuple[list[Tensor], list[Speakers | None] | None]:
+    """Return audio tokens and speakers of a batch; None if no sample has several speakers."""
+    speakers = [one.speakers for one in batch]
+    return [one.audio for one in batch], None if all(one is None for one in speakers) else speakers
 
 
 def _modulation(module: nn.Module) -> Tensor:
@@ -519,7 +538,7 @@ def _check_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...]) ->
     )
     if not matches:
         text = ", ".join("any" if want is None else str(want) for want in expected)
-        batch = " (one sample at a time: run guidance branches one after the other)" if expected[0] == 1 else ""
+        batch = " (one sample; a batch takes as many embedded conditions)" if expected[0] == 1 else ""
         raise RequestError(f"shape {tuple(tensor.shape)}", field=name, hint=f"must be ({text}){batch}")
 
 

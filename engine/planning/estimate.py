@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from engine.data import Plan, Window
 from engine.data.estimates import CardEstimate, Estimates
-from engine.machine.profiles import allowance, choose_profile, resident_blocks, room_for_blocks
+from engine.machine.profiles import STREAMED, allowance, choose_profile, resident_blocks, room_for_blocks
 from engine.planning import memory
 from engine.planning.activations import tokens
 from engine.planning.gpus import Card, cards, find_card, prices
@@ -41,16 +41,12 @@ def estimate(
     work, gpu = largest_work(plan, sizes), find_card(card or "")
     device_free = None if load.device == "cpu" else _ENOUGH if gpu is None else free_of(gpu)
     resolved = resolve_memory(sizes, load, device_free, host_free)
+    resolved = resolve_batch(sizes, resolved, work, None if gpu is None or load.device == "cpu" else gpu.memory)
     stages = memory.stages(sizes, resolved, work)
     on_cards = tuple(_on_card(one, plan, sizes, load, work) for one in cards() if multiplies(one, load.multiplied))
     here = next((one for one in on_cards if gpu is not None and one.card == gpu.name), None)
     forward = forward_work(
-        sizes.configs["transformer"],
-        work.latents,
-        value=2,
-        speakers=work.speakers,
-        multiplied=load.multiplied,
-        compiled=load.compiled,
+        sizes.configs["transformer"], work.latents, value=2, speakers=work.speakers, multiplied=load.multiplied
     )
     source = prices()
     return Estimates(
@@ -126,6 +122,20 @@ def resolve_memory(sizes: Sizes, load: Load, device_free: int | None, host_free:
     return replace(load, memory=name)
 
 
+def resolve_batch(sizes: Sizes, load: Load, work: Work, memory_bytes: int | None) -> Load:
+    """Return `load` with batched=None resolved; `memory_bytes` are a card's, None: on a CPU.
+
+    It is true if blocks are streamed, which is then done once for all passes, and if the memory is sufficient.
+    """
+    if work.passes < 2 or memory_bytes is None:
+        return replace(load, batched=bool(load.batched) and work.passes > 1)
+    if load.batched is not None:
+        return load
+    together = replace(load, batched=True)
+    fits = load.memory in STREAMED and memory.device_bytes(memory.stages(sizes, together, work)) <= memory_bytes
+    return together if fits else replace(load, batched=False)
+
+
 def _staying(sizes: Sizes, load: Load, room: int) -> int:
     value, quant = memory.WIDTHS[load.dtype], load.kept
     return resident_blocks(
@@ -139,6 +149,7 @@ def _staying(sizes: Sizes, load: Load, room: int) -> int:
 
 def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) -> CardEstimate:
     load = resolve_memory(sizes, replace(choices, device="cuda", dtype="bfloat16"), free_of(card), _ENOUGH)
+    load = resolve_batch(sizes, load, work, card.memory)
     stages = memory.stages(sizes, load, work)
     needed, host = memory.device_bytes(stages), memory.host_bytes(stages)
     weights = memory.weights_bytes(sizes, load)
@@ -162,6 +173,7 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) ->
         measured=rates.measured,
         measured_where=rates.source,
         picked=load.memory if choices.memory == "auto" else "",
+        batched=bool(load.batched),
     )
 
 

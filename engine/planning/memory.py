@@ -65,6 +65,8 @@ class Load:
     adapted: bool = False
     #: Frames, height and width of the largest window, for memory=auto.
     window: tuple[int, int, int] = (81, 480, 832)
+    #: Whether the passes of an evaluation are one forward of a batch; None: if blocks are streamed and fit.
+    batched: bool | None = False
     #: Step cache, which keeps tensors from step to step; None: none.
     cache: StepCache | None = None
     #: Side of the VAE's tiles in pixels; 0: none.
@@ -79,6 +81,10 @@ class Load:
     scaled: bool = False
     #: Whether torch.compile compiles the network's blocks.
     compiled: bool = False
+    #: Whether norms and rotations run in our own kernels on a GPU.
+    fused: bool = True
+    #: Number format of the residual stream.
+    residual_dtype: str = "float32"
 
     #: attention=NAME, which decides how fast self-attention is.
     attention: str = "auto"
@@ -98,6 +104,7 @@ class Load:
         for field, name, choices in (
             ("device", self.device, ("cuda", "cpu")),
             ("dtype", self.dtype, tuple(WIDTHS)),
+            ("residual_dtype", self.residual_dtype, tuple(WIDTHS)),
             ("memory", self.memory, (*PROFILES, "auto")),
             ("quant", self.quant, (*QUANTS, *([] if self.made is None else [self.quant]))),
         ):
@@ -308,7 +315,15 @@ def _denoising(sizes: Sizes, load: Load, work: Work, value: int) -> int:
     """Return the bytes of a forward and of the steps between forwards, without the conditions."""
     config = sizes.configs["transformer"]
     one = activations.conditions_bytes(config, work.latents, value=value, speakers=work.speakers, passes=1)
-    forward = activations.forward_bytes(config, work.latents, value=value, speakers=work.speakers, adapted=load.adapted)
+    forward = activations.forward_bytes(
+        config,
+        work.latents,
+        value=value,
+        speakers=work.speakers,
+        adapted=load.adapted,
+        stream=WIDTHS[load.residual_dtype],
+        device=load.device,
+    )
     forward -= one
     if load.quant != "none" and load.multiplied is None:
         # Quantised weights are expanded one layer at a time, while one of the two wide tensors of the feed-forward
@@ -319,7 +334,7 @@ def _denoising(sizes: Sizes, load: Load, work: Work, value: int) -> int:
     # The network's input, the latents and the prediction of each branch.
     latent = (config["in_channels"] + config["out_channels"] * (1 + work.passes)) * frames * rows * columns * 4
     cached = activations.cache_bytes(config, work.latents, cache=load.cache, passes=work.passes)
-    return forward + int(latent) + cached
+    return forward * (work.passes if load.batched else 1) + int(latent) + cached
 
 
 def _hearing(sizes: Sizes, work: Work) -> int:

@@ -19,9 +19,15 @@ ENCODING = 7.5e-8
 
 
 def forward_seconds(
-    card: Card, work: Forward, *, moved_weights: int = 0, unpacked: int = 0, kernel: str = "auto"
+    card: Card,
+    work: Forward,
+    *,
+    moved_weights: int = 0,
+    unpacked: int = 0,
+    samples: float = 1,
+    kernel: str = "auto",
 ) -> float:
-    """Return the seconds of one forward.
+    """Return the seconds of one forward of `samples` samples; weights are copied and expanded once for all of them.
 
     `moved_weights`: bytes copied from the host at the same time; the slower of the two counts. `unpacked`: values of
     quantised weights that are expanded to bfloat16 for each product. `kernel`: attention=NAME.
@@ -30,7 +36,8 @@ def forward_seconds(
     computing = (work.products - work.in_8_bits) / (rate * shares.products)
     computing += work.in_8_bits / (rate * card.speed_up(work.format) * shares.eight_bit)
     computing += work.attention / (rate * attention_share(card, shares, kernel))
-    computing += (work.moved + 5 * unpacked) / (card.bandwidth_gb * 1e9 * shares.bandwidth)
+    moving = (samples * work.moved + 5 * unpacked) / (card.bandwidth_gb * 1e9 * shares.bandwidth)
+    computing = samples * computing + moving
     return max(computing, link_seconds(card, moved_weights))
 
 

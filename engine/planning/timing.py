@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from engine.data import Plan, Window
+from engine.machine.profiles import STREAMED
 from engine.planning import seconds
 from engine.planning.activations import tiles
 from engine.planning.gpus import Card
-from engine.planning.memory import Load
+from engine.planning.memory import WIDTHS, Load
 from engine.planning.operations import codec_work, forward_work
 from engine.planning.parameters import Sizes, scales
 
@@ -25,9 +26,10 @@ class Times(NamedTuple):
 
 def times(card: Card, plan: Plan, sizes: Sizes, load: Load, weights: Mapping[str, int]) -> Times:
     """Return the seconds of `plan` on `card`, with `weights` (bytes by component) kept as `load` says."""
-    forward_of = _forwards(card, plan, sizes, load)
-    # A sampler may make several evaluations in a step.
-    share = plan.forwards / (len(plan.windows) * plan.steps * plan.passes)
+    # On average: a sampler may make several evaluations in a step, and guidance may be in some steps only.
+    each = plan.forwards / (len(plan.windows) * plan.steps)
+    samples = plan.forwards / (len(plan.windows) * (plan.evaluations or plan.steps)) if load.batched else 1
+    forward_of = _forwards(card, plan, sizes, load, samples)
     width, height = plan.canvas.target
     forwards, windows = [], []
     # Seconds until the host has encoded the frames of the window before, after the card has made them.
@@ -35,7 +37,7 @@ def times(card: Card, plan: Plan, sizes: Sizes, load: Load, weights: Mapping[str
     for window in plan.windows:
         forward = forward_of(window)
         coded, decoded = codec_operations(plan, sizes, window, load.tile)
-        took = plan.steps * share * plan.passes * forward + seconds.codec_seconds(card, coded)
+        took = plan.steps * each * forward + seconds.codec_seconds(card, coded)
         took += seconds.codec_seconds(card, decoded, bfloat16=load.decoded == 2)
         took += seconds.colors_seconds(card, width * height * (window.keep + window.motion))
         # The new frames are copied to the host as bytes; those that the next window continues there and back.
@@ -47,18 +49,18 @@ def times(card: Card, plan: Plan, sizes: Sizes, load: Load, weights: Mapping[str
         forwards.append(forward)
         windows.append(took)
     total = seconds.link_seconds(card, _brought_once(load, weights)) + sum(windows) + encoding
-    return Times(max(forwards), share * plan.passes * max(forwards), max(windows) + encoding, total)
+    return Times(max(forwards), each * max(forwards), max(windows) + encoding, total)
 
 
-def _forwards(card: Card, plan: Plan, sizes: Sizes, load: Load) -> Callable[[Window], float]:
-    """Return a function that returns the seconds of one forward of a window."""
+def _forwards(card: Card, plan: Plan, sizes: Sizes, load: Load, samples: float) -> Callable[[Window], float]:
+    """Return a function that returns the seconds of one forward of a window, its part of `samples` in a batch."""
     transformer = sizes.configs["transformer"]
     streamed = max(0, transformer["num_layers"] - int(load.resident))
     blocks = (sizes.block * streamed).bytes(2, load.kept)
-    moved = blocks if load.memory in ("group-offload", "lowest") else 0
+    moved = blocks if load.memory in STREAMED else 0
     unpacked = sizes.counts["transformer"].linear if load.quant != "none" and load.multiplied is None else 0
 
-    def took(window: Window) -> float:
+    def of(window: Window) -> float:
         work = forward_work(
             transformer,
             latents_of(sizes, window.frames, plan.canvas.target),
@@ -66,10 +68,15 @@ def _forwards(card: Card, plan: Plan, sizes: Sizes, load: Load) -> Callable[[Win
             speakers=len(plan.seats),
             multiplied=load.multiplied,
             compiled=load.compiled,
+            fused=load.fused,
+            stream=WIDTHS[load.residual_dtype],
         )
-        return seconds.forward_seconds(card, work, moved_weights=moved, unpacked=unpacked, kernel=load.attention)
+        took = seconds.forward_seconds(
+            card, work, moved_weights=moved, unpacked=unpacked, samples=samples, kernel=load.attention
+        )
+        return took / samples
 
-    return took
+    return of
 
 
 def latents_of(sizes: Sizes, frames: int, size: tuple[int, int]) -> tuple[int, int, int]:

@@ -70,6 +70,12 @@ API = (
     Public("engine.config", "QuantConfig DynamicQuantConfig", "quant", "base classes of the config"),
     Public("engine.loading.dynamic", "quantise_blocks quantise_text", "quant", "make layers multiply in 8 bits"),
     Public("engine.multitalk.diffusers_cache", "DiffusersCache", "cache", "makes a step cache from one of diffusers"),
+    Public(
+        "engine.multitalk.step_caches",
+        "ResidualCache OutputCache join",
+        "cache",
+        "base classes of caches that skip all blocks, or a whole forward",
+    ),
     Public("engine.components", "AttentionBackend", "attention", "protocol"),
     Public(
         "engine.machine.packaged_backend",

@@ -1,7 +1,7 @@
 """The process group that torchrun started for one job: joining it, messages of rank 0 to the others, errors, the end.
 
 Rank 0 does everything that a single process does. The other ranks wait for its messages, load the transformer when it
-does, and run the same denoising loop on their part of the tokens.
+does, and run the same denoising loop: on their part of the tokens, on their part of the guidance passes, or on both.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass, replace
 from datetime import timedelta
@@ -72,14 +72,27 @@ class Ranks:
     Methods raise ProcessLost if another process has ended.
     """
 
-    def __init__(self, rank: int, size: int) -> None:
+    def __init__(self, rank: int, size: int, groups: int = 1) -> None:
+        """Divide `size` processes into `groups`: guidance passes are divided among groups, tokens within each."""
         self.rank = rank
         self.size = size
-        #: The process group over which the tokens are divided.
-        self.group = dist.group.WORLD
+        self.groups = groups
+        #: Processes of one group; this process's group, and its place in it.
+        self.sharing = size // groups
+        self.group_index, self.place = divmod(rank, self.sharing)
+        #: The process group over which the tokens are divided, and that of the processes of this place in all groups.
+        self.group = self._one_of([range(first, first + self.sharing) for first in range(0, size, self.sharing)])
+        self.across = self._one_of([range(place, size, self.sharing) for place in range(self.sharing)])
         #: Whether the processes are out of step; then each of them can only end.
         self.broken = False
         self._control_group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+    def _one_of(self, divisions: Sequence[range]) -> Any:
+        """Return the process group of the division that contains this process; all processes make all of them."""
+        if len(divisions) == 1:
+            return dist.group.WORLD
+        made = [dist.new_group(list(ranks)) for ranks in divisions]
+        return next(group for group, ranks in zip(made, divisions, strict=True) if self.rank in ranks)
 
     def broadcast(self, message: Any) -> None:
         """Send `message`, any object with tensors, from rank 0 to all others, which call `receive`."""
@@ -110,16 +123,37 @@ class Ranks:
 
     def part_of(self, conditions: Conditions) -> Conditions:
         """Return this process's part of a window's conditions."""
+        if self.sharing == 1:
+            return conditions
         branches = {
-            name: branch.split(self.group, self.rank, self.size) for name, branch in conditions.branches.items()
+            name: branch.split(self.group, self.place, self.sharing) for name, branch in conditions.branches.items()
         }
         return replace(conditions, branches=branches)
+
+    def own(self, branches: Sequence[str]) -> list[str | None]:
+        """Return the passes of this process's group, in their order; None where it only waits for the others.
+
+        A group without any computes the first pass, whose result is not used: a step cache decides in every process.
+        """
+        most = -(-len(branches) // self.groups)
+        own: list[str | None] = list(branches[self.group_index :: self.groups]) or [branches[0]]
+        return own + [None] * (most - len(own))
+
+    def gather(self, predictions: Mapping[str, Tensor], branches: Sequence[str]) -> dict[str, Tensor]:
+        """Return the predictions of all passes, of which `predictions` has those of this process's group."""
+        own = self.own(branches)
+        like = next(iter(predictions.values()))
+        mine = torch.stack([torch.zeros_like(like) if name is None else predictions[name] for name in own])
+        gathered = [torch.empty_like(mine) for _ in range(self.groups)]
+        with together():
+            dist.all_gather(gathered, mine, group=self.across)
+        return {name: gathered[index % self.groups][index // self.groups] for index, name in enumerate(branches)}
 
     def destroy(self) -> None:
         """Destroy the process group; no messages are possible afterwards."""
         dist.destroy_process_group()
         # Its threads end with the last reference to the group. A thread that outlives Python may abort the process.
-        del self.group, self._control_group
+        del self.group, self.across, self._control_group
 
     @contextmanager
     def synchronised(self) -> Iterator[None]:
@@ -157,10 +191,24 @@ class Ranks:
             raise
 
 
+def groups_of(config: ParallelConfig) -> int:
+    """Return the number of groups of processes. Raises ConfigError if they cannot be of one size."""
+    size = config.size or 1
+    groups = 1 if config.name != "guidance" else config.groups or size
+    if size % groups:
+        raise ConfigError(
+            f"{size} processes cannot be divided into {groups} groups",
+            field="parallel.groups",
+            hint=f"give a divisor of {size}, or start a multiple of {groups} processes",
+        )
+    return groups
+
+
 def require_ranks(config: ParallelConfig, ranks: Ranks | None) -> Ranks | None:
     """Return `ranks`. Raises ConfigError if the config asks for several processes and there is only one."""
     if config.name != "none" and ranks is None:
-        raise ConfigError("parallel=ulysses needs processes started by torchrun", field="parallel", hint=COMMAND)
+        what = f"parallel={config.name} needs processes started by torchrun"
+        raise ConfigError(what, field="parallel", hint=COMMAND.replace("ulysses", config.name))
     return ranks
 
 
@@ -223,7 +271,7 @@ def _join(config: ParallelConfig, device: str, store: Any) -> Ranks:
     backend = "cpu:gloo,cuda:nccl" if pick_device(device) == "cuda" else "gloo"
     with _rendezvous_errors():
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
-        return Ranks(rank, size)
+        return Ranks(rank, size, groups_of(config))
 
 
 def _is_first_error(store: Any) -> bool:

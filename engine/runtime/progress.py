@@ -33,7 +33,7 @@ class Meter:
         self._cancel = cancel
         self._clock = clock
         self._steps = self._windows = self._window = 0
-        #: Evaluations of the network in each step.
+        #: Forwards of the network in each step.
         self._sizes: tuple[int, ...] = ()
         #: Kind of piece -> number of finished pieces, and their seconds.
         self._done = dict.fromkeys(_PIECES, 0)
@@ -50,13 +50,13 @@ class Meter:
         self.peaks = Peaks(device)
         self.last: Progress = TimedProgress("start")
 
-    def expect(self, windows: int, steps: int, evaluations: Sequence[int] = ()) -> None:
+    def expect(self, windows: int, steps: int, forwards: Sequence[int] = ()) -> None:
         """Set the amount of work: `windows` windows of `steps` steps.
 
-        `evaluations` are those of the network in each step, of which one takes as long as another; empty: one a step.
+        `forwards` are those of the network in each step, of which one takes as long as another; empty: one a step.
         """
         self._windows, self._steps = windows, steps
-        self._sizes = tuple(evaluations) or (1,) * steps
+        self._sizes = tuple(forwards) or (1,) * steps
 
     def warn(self, warnings: Sequence[str]) -> None:
         """Add `warnings` to all progress updates from now on."""
@@ -106,7 +106,7 @@ class Meter:
             raise Cancelled(stage)
 
     def _units(self, piece: str) -> int:
-        """Return what a window has of a piece: of steps their evaluations."""
+        """Return what a window has of a piece: of steps their forwards."""
         return sum(self._sizes) if piece == "step" else 1
 
     def _begin(self, piece: str, step: int = 0) -> None:

@@ -20,7 +20,8 @@ class WriteBehind:
 
     At most one window is being encoded: `add` waits for the one before. So beside the frames that the caller holds
     there is one window in memory, and the bytes are those of `Writer.add` in turn. An error of the thread is raised by
-    the next call of `check`, `add` or `finish`. As a context manager it ends the thread, within a frame's time.
+    the next call of `check`, `add` or `finish`. As a context manager it ends the thread,
+    within a frame's time, and then leaves the writer.
     """
 
     def __init__(self, writer: Writer, *, overlap: bool = True, cancel: CancelToken | None = None) -> None:
@@ -66,6 +67,7 @@ class WriteBehind:
         self._stop.set()
         if self._thread is not None:
             self._thread.shutdown()
+        self._writer.__exit__(kind, error, trace)
 
     def _wait(self) -> None:
         began = time.monotonic()

@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,6 +16,9 @@ from engine.media.color import Statistics, match_color
 from engine.stages.seam import blend_seam
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from engine.loading.model import Model
 
 #: Values that become bytes at a time.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,20 @@ from torch import Tensor
 from engine.components import CancelToken, ExtendedSchedule, Guidance, Sampler, StepCache, StepTools, evaluations_of
 from engine.data import Conditions, Motion
 from engine.errors import Cancelled, ConfigError
+from engine.multitalk.step_caches import CountingCache, TimedCache
+from engine.stages.passes import Tally, guidance_of
+
+
+class SharedPasses(Protocol):
+    """The guidance passes of one evaluation, shared by several processes."""
+
+    def own(self, branches: Sequence[str]) -> Sequence[str | None]:
+        """Return the passes of this process, at least one; None where it only waits, so that all have as many."""
+        ...
+
+    def gather(self, predictions: Mapping[str, Tensor], branches: Sequence[str]) -> dict[str, Tensor]:
+        """Return the predictions of all `branches`, in their order, from those of this process."""
+        ...
 
 
 def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -31,14 +45,18 @@ def denoise(
     on_step: Callable[[int, int], None] | None = None,
     cancel: CancelToken | None = None,
     motion_noise: Iterator[Tensor] | None = None,
+    tally: Tally | None = None,
+    batched: bool = False,
+    shared: SharedPasses | None = None,
 ) -> Tensor:
     """Denoise `noise`, float32 (16, T, h, w), to latents of that shape and dtype on the conditions' device.
 
     Motion latents that are mixed with noise get fresh noise before the first step, after every step, and before each
     evaluation within a step except the first. It comes from `motion_noise`, or by default from `generator` (on the
     CPU). A schedule that asks for noise also draws from `generator`. `on_step(step, steps)` is called after each step,
-    counted from 1. Raises Cancelled between guidance passes and steps once `cancel` is set, and ConfigError if a step
-    makes another number of evaluations than its sampler declares.
+    counted from 1. `batched`: the passes of an evaluation are one forward of a batch; `shared`: other processes compute
+    some of them. The forwards are added to `tally` at the end. Raises Cancelled between guidance passes and steps once
+    `cancel` is set, and ConfigError if a step makes another number of evaluations than its sampler declares.
     """
     device = conditions.latents.device
     schedule = sampler.schedule()
@@ -51,24 +69,36 @@ def denoise(
     # Copied at once: a copy in each step would make the host wait for the step before.
     on_device = torch.tensor(times[:steps], dtype=torch.float32).to(device)
     moments = {time: on_device[index : index + 1] for index, time in enumerate(times[:steps])}
-    evaluations = 0
+    evaluations = asked = 0
+    current = guidance
 
     def evaluate(latents: Tensor, time: float) -> Tensor:
-        nonlocal evaluations
+        nonlocal evaluations, asked
         moment = moments[time] if time in moments else torch.tensor([time], dtype=torch.float32).to(device)
         inputs = torch.cat([latents, conditions.latents])[None]
-        predictions = {}
-        for branch in guidance.branches:
+        predictions: dict[str, Tensor] = {}
+        if isinstance(cache, TimedCache):
+            cache.at(time)
+        own = current.branches if shared is None else shared.own(current.branches)
+        groups = [current.branches] if batched else [() if name is None else (name,) for name in own]
+        for branches in groups:
             _check(cancel)
-            with cache.branch(branch, evaluations):
-                predictions[branch] = transformer(
+            if not branches:
+                continue
+            parts = [conditions.branches[branch] for branch in branches]
+            with cache.branch("+".join(branches), evaluations):
+                output = transformer(
                     hidden_states=inputs,
                     timestep=moment,
-                    conditions=conditions.branches[branch],
+                    conditions=parts if len(parts) > 1 else parts[0],
                     return_dict=False,
-                )[0][0].float()
+                )[0].float()
+            predictions |= zip(branches, output, strict=True)
+        if shared is not None:
+            predictions = shared.gather(predictions, current.branches)
         evaluations += 1
-        return guidance.combine(predictions)
+        asked += len(predictions)
+        return current.combine(predictions)
 
     tools = StepTools(
         evaluate=lambda latents, time: evaluate(hold(latents, time), time),
@@ -76,7 +106,7 @@ def denoise(
     )
     with cache.attach(transformer):
         for index in range(steps):
-            before = evaluations
+            before, current = evaluations, guidance_of(guidance, index, steps)
             velocity = evaluate(latents, times[index])
             if isinstance(schedule, ExtendedSchedule):
                 stepped = schedule.step_with(velocity, index, latents, tools)
@@ -92,6 +122,11 @@ def denoise(
             latents = hold(stepped, times[index + 1])
             if on_step is not None:
                 on_step(index + 1, steps)
+        if tally is not None:
+            tally.asked += asked
+            tally.skipped += cache.skipped if isinstance(cache, CountingCache) else 0
+            # Each process counts its own passes only.
+            tally.counted &= isinstance(cache, CountingCache) and (shared is None or not cache.skipped)
     _check(cancel)
     return latents
 

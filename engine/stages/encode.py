@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ class Texts:
 
     prompt: Tensor
     negative: Tensor | None
+    #: Whether all of them were known from an earlier request, so that the text encoder did not run.
+    reused: bool = False
 
 
 class PictureCache:
@@ -96,12 +99,17 @@ def encode_prompt_and_voices(
 
 @torch.no_grad()
 def encode_text(model: Model, prompt: str, negative: str, branches: Sequence[str]) -> Texts:
-    """Encode the prompts, once per request; the negative one only if one of `branches` drops the text."""
-    with model.use("text_encoder"):
-        return Texts(
-            prompt=model.text.encode(prompt).to(model.device),
-            negative=model.text.encode(negative).to(model.device) if _textless(branches) else None,
-        )
+    """Encode the prompts, once per request; the negative one only if one of `branches` drops the text.
+
+    Features that the model's `prompts` knows are not encoded again. If it knows all, the text encoder is not even moved
+    to the device.
+    """
+    texts = (prompt, negative) if _textless(branches) else (prompt,)
+    found = [model.prompts.find(text) for text in texts]
+    reused = None not in found
+    with nullcontext() if reused else model.use("text_encoder"):
+        features = [model.prompts.once(text, model.text.encode).to(model.device) for text in texts]
+    return Texts(features[0], features[1] if len(features) > 1 else None, reused)
 
 
 @torch.no_grad()

@@ -81,11 +81,17 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
         steps=inputs.steps,
         guidance=inputs.guidance,
         passes=inputs.passes,
-        forwards=len(windows) * (inputs.evaluations or inputs.steps) * inputs.passes,
+        forwards=len(windows) * _forwards(inputs),
         seed=request.seed,
         weights=inputs.weights,
         warnings=tuple(warnings),
+        evaluations=inputs.evaluations,
     )
+
+
+def _forwards(inputs: PlanInputs) -> int:
+    """Return the forwards of each window."""
+    return (inputs.evaluations or inputs.steps) * inputs.passes if inputs.forwards is None else inputs.forwards
 
 
 def voices_end(spans: Sequence[tuple[float, float]]) -> float:
@@ -190,12 +196,13 @@ def _check_budget(request: Request, inputs: PlanInputs, seconds: float, generate
         raise _too_much(what, "frames", f"at most {most}; ask for fewer frames, or for timing=direct")
     windows = count_windows(generated, window=inputs.window, motion=inputs.motion)
     evaluations = inputs.evaluations or inputs.steps
-    forwards = windows * evaluations * inputs.passes
+    forwards = windows * _forwards(inputs)
     if forwards > budget.forwards:
         per_steps = "" if evaluations == inputs.steps else f" of {evaluations} evaluations"
+        at_most = "" if forwards == windows * evaluations * inputs.passes else "at most "
         raise _too_much(
-            f"{windows} windows, {inputs.steps} steps{per_steps} and {inputs.passes} passes per step make {forwards} "
-            "forwards",
+            f"{windows} windows, {inputs.steps} steps{per_steps} and {at_most}{inputs.passes} passes per step make "
+            f"{forwards} forwards",
             "frames",
             f"at most {budget.forwards}; ask for a shorter video or fewer steps",
         )

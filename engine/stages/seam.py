@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def blend_seam(frames: Tensor, last: Tensor, repeated: Tensor, length: int) -> None:

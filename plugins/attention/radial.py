@@ -115,12 +115,12 @@ def _gather(frames: Tensor, widths: Sequence[int], parts: int) -> Tensor:
 
     tokens = frames.shape[1]
     rows = [
-        torch.cat(
-            [frames[other].narrow(0, begin(part, parts, tokens, width), width) for other, width in enumerate(widths)]
-        )
+        frames[other].narrow(0, begin(part, parts, tokens, width), width)
         for part in range(parts)
+        for other, width in enumerate(widths)
     ]
-    return torch.stack(rows)
+    # One copy.
+    return torch.cat(rows).reshape(parts, -1, *frames.shape[2:])
 
 
 def _dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

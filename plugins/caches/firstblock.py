@@ -61,6 +61,11 @@ class FirstBlockCache:
         self._cache = DiffusersCache(Settings(threshold=self._threshold))
         return self._cache.attach(transformer)  # type: ignore[no-any-return]
 
+    @property
+    def skipped(self) -> int:
+        """The number of forwards of this window so far that were skipped."""
+        return 0 if self._cache is None else self._cache.skipped
+
     def branch(self, name: str, step: int) -> AbstractContextManager[None]:
         return self._cache.branch(name, step)  # type: ignore[no-any-return]
 

@@ -22,6 +22,9 @@ class NoneConfig(CacheConfig):
 class NoCache:
     """Computes everything."""
 
+    #: The number of forwards that were skipped.
+    skipped = 0
+
     def __init__(self, config: NoneConfig) -> None:
         pass
 

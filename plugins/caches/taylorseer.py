@@ -65,6 +65,11 @@ class TaylorSeerCache:
         self._cache = DiffusersCache(settings)
         return self._cache.attach(transformer)  # type: ignore[no-any-return]
 
+    @property
+    def skipped(self) -> int:
+        """The number of forwards of this window so far that were skipped."""
+        return 0 if self._cache is None else self._cache.skipped
+
     def branch(self, name: str, step: int) -> AbstractContextManager[None]:
         return self._cache.branch(name, step)  # type: ignore[no-any-return]
 

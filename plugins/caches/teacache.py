@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import II
 
@@ -14,12 +11,11 @@ from engine import hookimpl
 from engine.components import Agree, CacheCost, StepCache
 from engine.config import CacheConfig, within
 from engine.errors import ConfigError
+from engine.multitalk.step_caches import ResidualCache
 from engine.plugin.register import Register
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-_HOOK = "multitalk_teacache"
+    from torch import Tensor
 
 
 @dataclass
@@ -37,12 +33,12 @@ class TeaCacheConfig(CacheConfig):
     )
 
 
-class TeaCache:
+class TeaCache(ResidualCache):
     """TeaCache (arXiv 2411.19108): skip the blocks while the time embedding has changed little.
 
     The modulated time embedding does not depend on the conditions, so all branches of a step share one decision and
-    each keeps its own residual (what the blocks added to their input when last computed). Steps are identified by
-    number and branches by name, so any number of branches works. Raises ConfigError for a value out of range.
+    each keeps its own residual (what the blocks added to their input when last computed). Raises ConfigError for a
+    value out of range.
     """
 
     def __init__(self, config: TeaCacheConfig) -> None:
@@ -56,67 +52,27 @@ class TeaCache:
         self.threshold = config.threshold
         self.warmup = config.warmup
         self.coefficients = tuple(config.coefficients)
-        self._agree: Agree = bool
-        #: Which steps of the window ran the blocks.
-        self.computed: list[bool] = []
-        self._reset()
+        super().__init__()
 
     def shared(self, agree: Agree) -> StepCache:
         """Make all processes decide alike: on different devices, values may differ in the last bit."""
-        self._agree = agree
+        self.share(agree)
         return self
 
     def cost(self, *, branches: int, tokens: int, channels: int, blocks: int) -> CacheCost:
         """One residual for each branch and, within a forward pass, the input of the blocks; one decision for all."""
         return CacheCost(kept=(branches + 1) * tokens * channels * 4, reads=1)
 
-    def _reset(self) -> None:
-        self.computed = []
-        self._branch = ""
-        self._step = -1
-        self._decided = -1
+    def reset(self) -> None:
+        super().reset()
         self._accumulated = 0.0
         self._signal: Tensor | None = None
-        self._input: Tensor | None = None
-        self._residuals: dict[str, Tensor] = {}
-        self.running = True
 
-    @contextmanager
-    def attach(self, transformer: Any) -> Iterator[None]:
-        """Hook every block of `transformer`; a skipped block does not run, so offloading does not load it."""
-        from diffusers.hooks import HookRegistry
-
-        blocks: list[nn.Module] = list(transformer.blocks)
-        self._reset()
-        try:
-            for index, block in enumerate(blocks):
-                registry = HookRegistry.check_if_exists_or_initialize(block)
-                registry.register_hook(_hook()(self, index == 0, index == len(blocks) - 1), _HOOK)
-            yield
-        finally:
-            for block in blocks:
-                HookRegistry.check_if_exists_or_initialize(block).remove_hook(_HOOK, recurse=False)
-            self._signal = self._input = None
-            self._residuals.clear()
-
-    @contextmanager
-    def branch(self, name: str, step: int) -> Iterator[None]:
-        """Name the forward pass in this context; the first one of a step decides for all of them."""
-        self._branch, self._step = name, step
-        yield
-
-    def decide(self, signal: Tensor) -> bool:
-        """Return whether this forward pass runs the blocks; `signal` is its time modulation, (1, 6, D)."""
-        if self._decided != self._step:
-            self._decided = self._step
-            # Different devices may differ in the last bit; a process that skips alone would block the others.
-            self.computed.append(self._agree(self._changed(signal)))
-            self._signal = signal
-        return self.computed[-1] or self._branch not in self._residuals
-
-    def _changed(self, signal: Tensor) -> bool:
-        if self._step >= self.warmup and self._signal is not None:
-            change = float((signal - self._signal).abs().mean() / self._signal.abs().mean())
+    def must_compute(self, signal: Tensor) -> bool:
+        """Return whether the time modulation has changed enough since the last computed step."""
+        before, self._signal = self._signal, signal
+        if self._step >= self.warmup and before is not None:
+            change = float((signal - before).abs().mean() / before.abs().mean())
             estimate = 0.0
             for coefficient in self.coefficients:
                 estimate = estimate * change + coefficient
@@ -126,51 +82,13 @@ class TeaCache:
         self._accumulated = 0.0
         return True
 
-    def recall(self, tokens: Tensor) -> Tensor:
-        """Return the estimated output of the blocks: `tokens` plus this branch's last residual."""
-        return tokens + self._residuals[self._branch]
-
-    def begin(self, tokens: Tensor) -> None:
-        """Store the input of the blocks."""
-        self._input = tokens
-
-    def end(self, tokens: Tensor) -> None:
-        """Store the residual: what the blocks added."""
-        if self._input is not None:
-            self._residuals[self._branch] = tokens - self._input
-        self._input = None
+    def _release(self) -> None:
+        super()._release()
+        self._signal = None
 
 
 def _out_of_range(name: str, what: str, hint: str) -> ConfigError:
     return ConfigError(what, field=f"cache.{name}", hint=hint)
-
-
-@functools.cache
-def _hook() -> Any:
-    """Return the class of the hook of one block; defined here because its base class needs torch."""
-    from diffusers.hooks import ModelHook
-
-    class TeaCacheHook(ModelHook):  # type: ignore[misc]
-        def __init__(self, cache: TeaCache, first: bool, last: bool) -> None:
-            super().__init__()
-            self.cache, self.first, self.last = cache, first, last
-
-        def new_forward(self, module: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            cache = self.cache
-            if self.first:
-                # The third argument of MultiTalkTransformerBlock.forward, the second after hidden_states, is temb.
-                cache.running = cache.decide(kwargs["temb"] if "temb" in kwargs else args[1])
-                if not cache.running:
-                    return cache.recall(hidden_states)
-                cache.begin(hidden_states)
-            elif not cache.running:
-                return hidden_states
-            output: Tensor = self.fn_ref.original_forward(hidden_states, *args, **kwargs)
-            if self.last:
-                cache.end(output)
-            return output
-
-    return TeaCacheHook
 
 
 @hookimpl

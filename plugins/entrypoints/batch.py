@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import II
 
-from engine import EngineService, hookimpl
+from engine import hookimpl
 from engine.components import Entrypoint, Launcher, Service
 from engine.config import ComponentConfig, one_of, within
 from engine.errors import ConfigError, plain
@@ -95,6 +95,7 @@ class Batch:
 
     def run(self, service: Service) -> int:
         """Do the jobs without a result. Raises EngineError for errors that concern all jobs."""
+        from engine import EngineService
         from engine.serving.batch.check import check
         from engine.serving.batch.jobs import JobFile
         from engine.serving.batch.results import open_results

@@ -103,8 +103,10 @@ def make_request(config: RequestConfig) -> Request:
 def describe(plan: Plan, request: Request) -> str:
     """Return the plan as text."""
     passes = "1 pass" if plan.passes == 1 else f"{plan.passes} passes"
-    evaluations = plan.forwards // (len(plan.windows) * plan.passes)
+    evaluations = plan.evaluations or plan.forwards // (len(plan.windows) * plan.passes)
     each = "per step" if evaluations == plan.steps else f"in each of {evaluations} evaluations per window"
+    if plan.forwards < len(plan.windows) * evaluations * plan.passes:
+        passes = f"at most {passes}"
     sampling = f"{plan.sampler}, {plan.steps} steps, guidance {plan.guidance}, {passes} {each}"
     lines = [
         # One clause per line: warnings about weights have many clauses.
@@ -314,6 +316,7 @@ def _card(card: CardEstimate) -> str:
         return f"{needed}  too much; it fits with {' '.join(card.change)}" if card.change else f"{needed}  too much"
     took = f"{_time(card.forward_seconds)} a forward, {_time(card.window_seconds)} a window"
     picked = f", {card.picked}" if card.picked else ""
+    picked += ", passes batched" if card.batched else ""
     price = f"{card.cost:.2f} ({card.cost_of_second:.3f} a second)"
     return f"{needed}  {took}, {_minutes(card.seconds)}, {price}{picked}"
 

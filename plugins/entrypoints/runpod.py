@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from engine import hookimpl
 from engine.components import Entrypoint, Service
@@ -17,6 +18,7 @@ from engine.serving.worker.limits import JobsConfig
 class RunpodConfig(JobsConfig):
     """Serves jobs as a RunPod serverless worker (docs/worker.md)."""
 
+    leads: ClassVar[bool] = True
     name: str = "runpod"
     #: A worker cannot distinguish /run (10 MB) from /runsync (20 MB).
     answer_bytes: int = field(

@@ -1,4 +1,4 @@
-"""`python -m scripts.evaluate_tiny talk|quant|table [flags]`: run one evaluation and print its figures as JSON."""
+"""`python -m scripts.evaluate_tiny NAME [flags]`: run one evaluation and print its figures as JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from engine.cli.bench import Bench, run_bench
 from engine.errors import EngineError
-from scripts.evaluate_tiny import quant, talk
+from scripts.evaluate_tiny import caches, quant, talk
 
 EVALUATIONS = {
     "talk": Bench(
@@ -15,6 +15,9 @@ EVALUATIONS = {
     ),
     "quant": Bench("Quantised weights against the plain ones on a CPU: errors, lips, bytes.", lambda: quant.run),
     "table": Bench("Write the measured report of `quant` into its page.", lambda: quant.write_table),
+    "caches": Bench("Step caches and guidance intervals: forwards, lips, sharpness.", lambda: caches.run),
+    "caches-table": Bench("Write the measured report of `caches` into its page.", lambda: caches.write_table),
+    "magnitudes": Bench("The magnitudes of a model that cache=magcache needs.", lambda: caches.magnitudes),
 }
 
 

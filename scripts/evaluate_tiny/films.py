@@ -31,6 +31,8 @@ class GeneratedVideo:
     seconds: float
     #: float32 mono, 16 kHz; None if it was not requested.
     sound: Floats | None = None
+    #: Forwards that were computed, if they were counted.
+    forwards: int | None = None
 
 
 def generate_video(
@@ -83,7 +85,7 @@ def generate_video(
     else:
         keep.mkdir(parents=True, exist_ok=True)
         shutil.move(path, keep / f"{case.image.stem}.mp4")
-    return GeneratedVideo(pictures, delivery.plan, seconds, sound)
+    return GeneratedVideo(pictures, delivery.plan, seconds, sound, delivery.forwards)
 
 
 def mouth_rows(pictures: Pictures, case: Case, *, fps: float, swapped: bool = False) -> tuple[Row, ...]:

@@ -68,8 +68,9 @@ SCHEMES = {
     "gguf-q8_0": Scheme("gguf", _gguf("Q8_0")),
     "gguf-q4_0": Scheme("gguf", _gguf("Q4_0")),
 }
-#: The page, and the report from which `python -m scripts.evaluate_tiny table` makes its table.
-PAGE, MEASURED = Path("docs/weights.md"), Path("docs/measured/quant.json")
+#: The page, and the reports from which `python -m scripts.evaluate_tiny table` makes its tables.
+PAGE = Path("docs/weights.md")
+MEASURED = {"quant": Path("docs/measured/quant.json"), "quant-dynamic": Path("docs/measured/quant-dynamic.json")}
 
 
 def run(
@@ -283,9 +284,10 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def write_table(root: Path = Path()) -> None:
-    """Write the table of the measured report into the page, between its two markers."""
+    """Write the tables of the measured reports into the page, each between its two markers."""
     page = root / PAGE
-    begin, _, rest = page.read_text("utf-8").partition("<!-- quant -->\n")
-    _, _, end = rest.partition("<!-- /quant -->")
-    text = table(json.loads((root / MEASURED).read_text("utf-8")))
-    page.write_text(f"{begin}<!-- quant -->\n{text}\n<!-- /quant -->{end}", "utf-8")
+    for name, path in MEASURED.items():
+        begin, _, rest = page.read_text("utf-8").partition(f"<!-- {name} -->\n")
+        _, _, end = rest.partition(f"<!-- /{name} -->")
+        text = table(json.loads((root / path).read_text("utf-8")))
+        page.write_text(f"{begin}<!-- {name} -->\n{text}\n<!-- /{name} -->{end}", "utf-8")

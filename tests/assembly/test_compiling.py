@@ -83,7 +83,7 @@ def test_the_video_is_that_without_compiling_and_needs_two_graphs(
     assert graphs["stats"]["unique_graphs"] <= 2
     assert not graphs["graph_break"]
     # The last bits of a rotation differ; a token may change its speaker by that, and the encoder spreads it.
-    assert np.abs(frames(made) - frames(expected)).mean() < 0.5
+    assert np.abs(frames(made) - frames(expected)).mean() < 2
     assert read_provenance(made)["compile"] == "eager"
     assert "compile" not in read_provenance(expected)
 
@@ -98,10 +98,13 @@ def test_compiling_is_refused_on_a_cpu_in_plans_and_videos(tmp_path: Path) -> No
         assert "compile=none" in str(caught.value.hint)
 
 
-def test_compiling_is_refused_beside_several_processes() -> None:
-    config = compose(["compile=blocks", "parallel=ulysses", "device=cuda"])
+@pytest.mark.parametrize(
+    ("other", "why"), [("parallel=ulysses", "exchange between processes"), ("quant=gguf", "unpacking of GGUF")]
+)
+def test_what_cannot_be_compiled_is_refused_by_name(other: str, why: str) -> None:
+    config = compose(["compile=blocks", other, "device=cuda"])
 
-    with pytest.raises(ConfigError, match="exchange between processes") as caught:
+    with pytest.raises(ConfigError, match=why) as caught:
         check_compile(config)
     assert caught.value.field == "compile"
 

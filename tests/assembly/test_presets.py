@@ -111,6 +111,8 @@ def test_resolution_chooses_shift_and_cache_coefficients(name: str) -> None:
         config = compose([f"model={name}", f"resolution={key}", "cache=teacache"])
         assert config.sampler.shift == resolution.shift
         assert getattr(config.cache, "coefficients") == resolution.teacache  # noqa: B009 - a field of this cache alone
+        config = compose([f"model={name}", f"resolution={key}", "cache=magcache"])
+        assert getattr(config.cache, "magnitudes") == resolution.magcache  # noqa: B009 - a field of this cache alone
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -140,7 +142,9 @@ def test_preset_sets_no_key_twice(path: Path) -> None:
 
 def test_modes_and_guidances_and_caches_combine() -> None:
     for sampler, guidance, cache in itertools.product(
-        ("standard", "turbo", "unipc"), ("cfg", "apg"), ("none", "teacache", "firstblock", "taylorseer")
+        ("standard", "turbo", "unipc"),
+        ("cfg", "apg"),
+        ("none", "teacache", "firstblock", "taylorseer", "magcache", "easycache"),
     ):
         config = compose([f"sampler={sampler}", f"guidance={guidance}", f"cache={cache}"])
         assert (config.guidance.name, config.cache.name) == (guidance, cache)

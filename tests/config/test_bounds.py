@@ -25,7 +25,16 @@ from engine.stages.read import check_request
 ABSURD = ("nan", "inf", "-inf", "1e308", "9223372036854775808", "1" + "0" * 400)
 #: Choices that bring keys of their own.
 CHOICES = (
-    *("guidance=apg", "cache=teacache", "cache=firstblock", "cache=taylorseer", "sampler=unipc", "sampler=heun"),
+    *(
+        "guidance=apg",
+        "cache=teacache",
+        "cache=firstblock",
+        "cache=taylorseer",
+        "cache=magcache",
+        "cache=easycache",
+        "sampler=unipc",
+        "sampler=heun",
+    ),
     "model=multitalk",
     *("sink=s3", "sink=base64", "launcher=ray", "entrypoint=runpod", "entrypoint=batch", "entrypoint=endpoint"),
 )

@@ -102,8 +102,8 @@ def composed(key: Key, word: str) -> Config:
 
 
 def choice_for(key: Key) -> str:
-    if key.name.endswith(".teacache"):
-        return "cache=teacache"
+    if key.name.endswith((".teacache", ".magcache")):
+        return f"cache={key.name.rpartition('.')[2]}"
     if key.name.startswith("model.distilled."):
         return "model=multitalk sampler=distilled"
     return "sampler=turbo" if key.name.startswith("model.turbo.") else key.choice
@@ -262,6 +262,9 @@ def is_read(key: Key) -> bool:
     if key.choice:
         file = provider_of(*key.choice.split("=")).replace(".", "/") + ".py"
         if group == "entrypoint" and ("self", last) in accesses(JOBS_CONFIG) and ("config", "terms") in accesses(file):
+            return True
+        if group == "quant" and ("self", last) in accesses("engine/config/__init__.py"):
+            # `DynamicQuantConfig.form` is made of what those quantisations have in common.
             return True
         return bool({(owner, last) for owner in ("config", "self", "_config")} & accesses(file))
     owner = group.rpartition(".")[2]

@@ -129,6 +129,17 @@ def test_a_backend_that_computes_something_else_is_found(monkeypatch: pytest.Mon
     assert found["attention=auto"].state == "note"
 
 
+def test_a_missing_compiler_is_broken_only_if_compiling_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    assert one(checks.check_compile, *TINY).state == "ok"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(checks, "missing_for_triton", lambda: ("there is no C compiler", "install gcc"))
+    for chosen, state in (("none", "note"), ("blocks", "broken")):
+        found = one(checks.check_compile, "model=tiny", "device=cuda", f"compile={chosen}")
+        assert (found.name, found.state, found.hint) == (f"compile={chosen}", state, "install gcc")
+
+
 def test_the_probe_of_a_folder_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "_PROBE", 4 * 2**20)
     (tmp_path / "weights").write_bytes(bytes(2**20))

@@ -10,11 +10,13 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
+import pyloudnorm
 import pytest
 from safetensors.numpy import load_file
 
 from engine.errors import RequestError
-from engine.media.audio import decode, loudness, read_sounds, set_loudness, voice_spans
+from engine.media.audio import VOICE_RATE, decode, read_sounds, set_loudness, voice_spans
+from engine.media.loudness import integrated_loudness
 from engine.media.pieces import Samples
 from engine.media.tracks import inspect
 from engine.stages.plan import voices_end
@@ -128,13 +130,24 @@ def test_resampling_keeps_length_and_pitch(tmp_path: Path) -> None:
 
 
 def normalized(voice: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return set_loudness(voice, loudness(voice))
+    return set_loudness(voice, integrated_loudness(voice, VOICE_RATE))
 
 
 @pytest.mark.parametrize("name", ["loud", "quiet", "silent"])
 def test_loudness_is_that_of_the_reference(name: str) -> None:
-    assert loudness(GOLDEN[f"{name}.in"]) == pytest.approx(float(GOLDEN[f"{name}.lufs"]), abs=1e-9)
+    assert integrated_loudness(GOLDEN[f"{name}.in"], VOICE_RATE) == pytest.approx(
+        float(GOLDEN[f"{name}.lufs"]), abs=1e-9
+    )
     assert np.abs(normalized(GOLDEN[f"{name}.in"]) - GOLDEN[f"{name}.out"]).max() < 1e-7
+
+
+@pytest.mark.parametrize(("samples", "rate"), [(3_000, 16_000), (200_001, 16_000), (150_000, 48_000)])
+def test_loudness_is_that_of_pyloudnorm_to_the_last_bit(samples: int, rate: int) -> None:
+    noise = np.random.default_rng(0).standard_normal(samples) * np.sin(np.arange(samples) / 9_000) ** 4
+    voice = (0.3 * noise).astype(np.float32)
+    repeated = np.tile(voice, 3) if samples < 0.4 * rate else voice
+
+    assert integrated_loudness(voice, rate) == pyloudnorm.Meter(rate).integrated_loudness(repeated)
 
 
 def test_clip_shorter_than_the_meters_block_is_levelled() -> None:
@@ -187,7 +200,7 @@ def test_each_voice_is_brought_to_the_loudness_of_speech(tmp_path: Path) -> None
     quiet = write_wav(tmp_path / "a.wav", tone(1.0) * 0.02)
     (voice,) = read_voices([quiet], [(0, 1)], 1.0)
 
-    assert loudness(voice) == pytest.approx(-23, abs=0.1)
+    assert integrated_loudness(voice, VOICE_RATE) == pytest.approx(-23, abs=0.1)
 
 
 @pytest.mark.parametrize("seconds", [0.4, 1.0 / 3, 1.7])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.errors import Cancelled, RequestError
 from engine.multitalk.audio import AudioEncoder, audio_frames, audio_windows
-from engine.multitalk.codec import WanCodec
+from engine.multitalk.codec import WanCodec, _lay_channels_last
 from engine.multitalk.image import MEAN, STD, ImageEncoder, clip_pixels
 from engine.multitalk.text import TextEncoder, clean_prompt
 
@@ -257,6 +257,74 @@ def test_small_pictures_take_another_convolution_to_the_same_numbers(codec: WanC
         # float32 sums in another order.
         torch.testing.assert_close(codec.vae.encode(pixels[None]).latent_dist.mode(), latents, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(codec.vae.decode(latents).sample, frames, atol=1e-5, rtol=1e-5)
+
+
+PARTS_OF_VAE = ("encoder", "quant_conv", "decoder", "post_quant_conv")
+
+
+def psnr(one: Tensor, other: Tensor) -> float:
+    """Return the peak signal-to-noise ratio in dB of pixels in -1 .. 1."""
+    return float(10 * torch.log10(4 / (one - other).square().mean()))
+
+
+def test_decoding_in_bfloat16_stays_near_and_encoding_stays_exact(codec: WanCodec) -> None:
+    rounded = WanCodec(build_vae(), torch.bfloat16)
+    pixels = torch.rand(3, 9, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = torch.randn(16, 3, 2, 3, generator=torch.Generator().manual_seed(0))
+
+    decoded = rounded.decode(latents)
+
+    assert torch.equal(rounded.encode(pixels), codec.encode(pixels))
+    assert decoded.dtype == torch.float32
+    # Random weights amplify rounding; with trained ones it is 54 dB (docs/codec.md). diffusers rounds more often.
+    plain = build_vae().bfloat16()
+    std, offset = (torch.tensor(plain.config[key]).view(-1, 1, 1, 1) for key in ("latents_std", "latents_mean"))
+    with torch.no_grad():
+        theirs = plain.decode((latents * std + offset)[None].bfloat16()).sample[0].float()
+    exact = codec.decode(latents)
+    assert 20 < psnr(theirs, exact) < psnr(decoded, exact) + 1
+    kinds = {name: {value.dtype for value in getattr(rounded.vae, name).parameters()} for name in PARTS_OF_VAE}
+    assert kinds == {
+        "encoder": {torch.float32},
+        "quant_conv": {torch.float32},
+        "decoder": {torch.bfloat16},
+        "post_quant_conv": {torch.bfloat16},
+    }
+
+
+def test_weights_that_are_read_into_the_same_network_again_are_converted_again() -> None:
+    vae = build_vae()
+    codec = WanCodec(vae, torch.bfloat16)
+    vae.float()
+
+    codec.set_module(vae)
+
+    assert vae.decoder.conv_in.weight.dtype == torch.bfloat16
+    assert vae.encoder.conv_in.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 3e4])
+def test_norms_in_bfloat16_are_those_of_diffusers(scale: float) -> None:
+    plain, ours = (vae.decoder.norm_out for vae in (build_vae(), WanCodec(build_vae(), torch.bfloat16).vae))
+    x = (torch.randn(1, plain.gamma.shape[0], 2, 3, 4, generator=torch.Generator().manual_seed(0)) * scale).bfloat16()
+
+    # It rounds twice more than we do.
+    torch.testing.assert_close(ours(x), plain.bfloat16()(x), rtol=0.02, atol=0)
+
+
+def test_channels_last_changes_no_number(codec: WanCodec) -> None:
+    latents = torch.randn(16, 3, 2, 3, generator=torch.Generator().manual_seed(0))
+    pixels = torch.rand(3, 9, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    other = WanCodec(build_vae())
+    # As on a card.
+    for part in (other.vae.encoder, other.vae.decoder):
+        _lay_channels_last(part, torch.device("cuda"))
+
+    assert other.vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(other.decode(latents), codec.decode(latents), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(other.encode(pixels), codec.encode(pixels), atol=1e-5, rtol=1e-5)
+    _lay_channels_last(codec.vae.decoder, torch.device("cpu"))
+    assert codec.vae.decoder.conv_in.weight.is_contiguous()
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 16, 16), (3, 9, 12, 16), (3, 9, 16, 20)])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from crossings import Crossings
+from recordings import TinyNetwork
 from tiny_folder import SIZES, build_transformer
 
 from engine.errors import ConfigError, EngineError, RequestError, UnknownComponent
@@ -338,3 +339,28 @@ def test_a_forward_brings_nothing_to_the_device_and_reads_nothing_from_it(speake
     assert "aten._local_scalar_dense.default" not in embedding.seen
     # The table of the grid, and what is made of the masks.
     assert len(embedding.seen) == (1 if speakers == 1 else 6)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["one input", "an input each"])
+def test_a_batch_gives_what_its_samples_give_one_by_one(shared: bool) -> None:
+    network = TinyNetwork(latent_shape=(3, 4, 8))
+    model = network.model()
+    latents = torch.randn(1 if shared else 3, 36, 3, 4, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        # One, two and three speakers: other numbers of audio tokens, and scores in two of the samples.
+        batch = [model.embed_conditions((3, 4, 8), **network.conditions(people)) for people in (1, 2, 3)]
+        whole = model(latents, torch.tensor([500.0]), conditions=batch).sample
+        alone = [
+            model(latents if shared else latents[index : index + 1], torch.tensor([500.0]), conditions=one).sample
+            for index, one in enumerate(batch)
+        ]
+    torch.testing.assert_close(whole, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def test_a_batch_with_another_number_of_inputs_is_refused() -> None:
+    network = TinyNetwork(latent_shape=(1, 2, 2))
+    model = network.model()
+    with torch.no_grad():
+        one = model.embed_conditions((1, 2, 2), **network.conditions(1))
+        with pytest.raises(RequestError, match=r"shape \(2, 36, 1, 2, 2\)"):
+            model(torch.zeros(2, 36, 1, 2, 2), torch.tensor([500.0]), conditions=[one] * 3)

@@ -21,6 +21,7 @@ from engine.data.estimates import CardEstimate, Estimates
 from engine.errors import RequestError, SourceError, UnknownComponent
 from engine.loading.random_weights import build_part
 from engine.planning import activations, memory
+from engine.planning.estimate import resolve_batch
 from engine.planning.gpus import cards, find_card, installed_cards, prices
 from engine.planning.memory import Load, Work
 from engine.planning.operations import codec_work, forward_work
@@ -140,11 +141,15 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     ("dtype", "speakers", "ffn_dim"),
     [("float32", 1, 688), ("bfloat16", 1, 688), ("float32", 2, 256), ("bfloat16", 2, 256)],
 )
-def test_a_forward_holds_what_is_counted(dtype: str, speakers: int, ffn_dim: int) -> None:
+def test_a_forward_holds_what_is_counted(
+    dtype: str, speakers: int, ffn_dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     from engine.bench.transformer import build_inputs, build_model
 
+    # The pieces in which a CPU activates: nothing at any real size.
+    monkeypatch.setattr("engine.multitalk.fused._AT_ONCE", 2**10)
     model = build_model(256, ffn_dim, 4, 2, getattr(torch, dtype), torch.Generator().manual_seed(0))
     latents, time, conditions = build_inputs(model, (3, 16, 16), speakers, torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -153,9 +158,9 @@ def test_a_forward_holds_what_is_counted(dtype: str, speakers: int, ffn_dim: int
     shape = conditions.latent_shape
     value = 2 if dtype == "bfloat16" else 4
     kept = activations.conditions_bytes(model.config, shape, value=value, speakers=speakers, passes=1)
-    predicted = activations.forward_bytes(model.config, shape, value=value, speakers=speakers) - kept
+    predicted = activations.forward_bytes(model.config, shape, value=value, speakers=speakers, device="cpu") - kept
     # The time embedding and single vectors are not counted: a hundredth at this size, nothing at any real one.
-    assert predicted == pytest.approx(measured, rel=0.02)
+    assert predicted == pytest.approx(measured, rel=0.04)
 
 
 @pytest.mark.parametrize(("side", "slack"), [("encode", 0.06), ("decode", 0.06)])
@@ -259,6 +264,33 @@ def test_loading_holds_on_the_host_what_does_not_go_straight_to_the_device(
     # Quantising has a layer in float32 beside it; what goes to pinned pieces has one of these beside it.
     waiting = BUFFER if profile == "none" else memory.PIECE
     assert stage.temporaries == (5120 * 13824 * 4 if "dense" in parts else waiting)
+
+
+def test_a_batch_of_passes_needs_memory_for_each_and_copies_weights_once() -> None:
+    sizes = published_sizes("wan-14b")
+    work = Work((21, 56, 112), 81, 448, 896, speakers=2, passes=3, seconds=3.24)
+    one = Load("cuda", "bfloat16", "none", "group-offload", 1, batched=None)
+    card = next(card for card in cards() if card.memory > 70e9)
+
+    together = resolve_batch(sizes, one, work, card.memory)
+    assert together.batched
+    assert not resolve_batch(sizes, one, work, int(16e9)).batched
+    # Nothing is copied in a forward, so a batch would only need more memory.
+    assert not resolve_batch(sizes, replace(one, memory="none"), work, card.memory).batched
+    assert not resolve_batch(sizes, one, work, None).batched
+    assert not resolve_batch(sizes, one, replace(work, passes=1), card.memory).batched
+    alone, batch = (
+        next(stage.temporaries for stage in memory.stages(sizes, load, work) if stage.stage == "denoise")
+        for load in (replace(one, batched=False), together)
+    )
+    assert 2 < batch / alone < 3
+    forward = forward_work(sizes.configs["transformer"], work.latents, value=2, speakers=2)
+    computing = forward_seconds(card, forward)
+    copying = int(card.link_gb * 1e9)
+    assert forward_seconds(card, forward, samples=3) == pytest.approx(3 * computing)
+    small = forward_work(sizes.configs["transformer"], (1, 8, 8), value=2, speakers=2)
+    copied = forward_seconds(card, small, moved_weights=copying)
+    assert forward_seconds(card, small, moved_weights=copying, samples=3) == copied
 
 
 def test_lowest_holds_one_part_at_a_time_on_a_cpu() -> None:

@@ -61,7 +61,7 @@ def test_each_stage_of_a_plan_is_what_was_rehearsed(report: dict[str, Any], tmp_
     for row in report["stages"]:
         peaks[row["stage"]] = max(row["peak"], peaks.get(row["stage"], 0))
 
-    assert stages.keys() == {"text", "vae encode", "image", "denoise", "vae decode"}
+    assert stages.keys() == {"text", "vae encode", "image", "denoise", "vae decode", "colors"}
     for name, stage in stages.items():
         assert stage.tensors == pytest.approx(peaks[name], rel=TOLERANCE), name
     assert host == pytest.approx(report["host_peak"], rel=TOLERANCE)

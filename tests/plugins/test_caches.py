@@ -18,6 +18,9 @@ from torch import Tensor
 from engine.assembly.compose import compose
 from engine.components import StepCache
 from engine.errors import ConfigError, UnknownComponent
+from engine.multitalk.step_caches import CountingCache, TimedCache
+from plugins.caches.easycache import EasyCache
+from plugins.caches.magcache import MagCache
 from plugins.caches.teacache import TeaCache
 
 SHAPE = (2, 4, 4)
@@ -60,9 +63,13 @@ def run(transformer: Any, conditions: dict[str, Any], cache: StepCache, branches
     with torch.no_grad(), cache.attach(transformer):
         for step, time in enumerate(TIMES):
             latents = torch.randn(1, 36, *SHAPE, generator=torch.Generator().manual_seed(step))
+            if isinstance(cache, TimedCache):
+                cache.at(time)
             for branch in branches:
                 with cache.branch(branch, step):
                     outputs.append(transformer(latents, torch.tensor([time]), conditions=conditions[branch]).sample)
+        assert isinstance(cache, CountingCache)
+        assert cache.skipped == len(outputs) - counter.calls
     counter.handle.remove()
     run.calls = counter.calls  # type: ignore[attr-defined]
     return outputs
@@ -82,6 +89,8 @@ SKIPPING: dict[str, dict[str, Any]] = {
     "teacache": {"threshold": 1e9, "warmup": 2, "coefficients": IDENTITY},
     "firstblock": {"threshold": 1e9},
     "taylorseer": {"warmup": 2, "interval": 3, "order": 1},
+    "magcache": {"threshold": 1e9, "warmup": 2, "skips": 3, "magnitudes": (1.0, 0.5)},
+    "easycache": {"threshold": 1e9, "warmup": 2},
 }
 
 
@@ -126,6 +135,8 @@ def test_nothing_stays_behind_after_an_error(
         ("teacache", {"threshold": 1e-9, "warmup": 1, "coefficients": IDENTITY}),
         ("firstblock", {"threshold": 0.0}),
         ("taylorseer", {"warmup": 2, "interval": 1, "order": 1}),
+        ("magcache", {"threshold": 1e-9, "warmup": 1, "magnitudes": (1.0, 0.5)}),
+        ("easycache", {"threshold": 1e-9}),
     ],
 )
 def test_the_strictest_setting_is_exact(
@@ -160,6 +171,50 @@ def test_teacache_decides_by_the_summed_change_of_the_time_embedding(
     assert calls() == 2 * sum(wanted)
 
 
+def test_magcache_decides_by_the_summed_error_of_measured_magnitudes(
+    transformer: Any, conditions: dict[str, Any]
+) -> None:
+    # The magnitude is 2 ** (time / 1000): its logarithm is linear.
+    magnitudes = [2.0 ** (1 - index / 4) for index in range(5)]
+    wanted, error, reference = [], 0.0, TIMES[0]
+    for step, time in enumerate(TIMES):
+        error += abs(1 - 2 ** ((time - reference) / 1000))
+        wanted.append(step < 2 or error >= 0.2)
+        if wanted[-1]:
+            error, reference = 0.0, time
+    cache = make_cache("magcache", threshold=0.2, warmup=2, skips=9, magnitudes=magnitudes)
+
+    run(transformer, conditions, cache, ("cond", "drop_text"))
+
+    assert isinstance(cache, MagCache)
+    assert cache.computed == wanted
+    assert len(set(wanted[2:])) == 2
+
+
+def test_magcache_skips_no_more_steps_in_a_row_than_allowed(transformer: Any, conditions: dict[str, Any]) -> None:
+    cache = make_cache("magcache", threshold=1e9, warmup=1, skips=2, magnitudes=(1.0, 0.5))
+
+    run(transformer, conditions, cache, ("cond",))
+
+    assert isinstance(cache, MagCache)
+    assert cache.computed == [True, False, False, True, False, False, True, False]
+
+
+def test_a_model_without_magnitudes_is_refused_with_the_command_that_measures_them() -> None:
+    with pytest.raises(ConfigError, match="evaluate_tiny magnitudes"):
+        make_cache("magcache", magnitudes=[])
+
+
+def test_easycache_adds_the_last_difference_of_output_and_input(transformer: Any, conditions: dict[str, Any]) -> None:
+    cache = make_cache("easycache", threshold=1e9, warmup=2)
+    outputs = run(transformer, conditions, cache, ("cond",))
+
+    assert isinstance(cache, EasyCache)
+    assert cache.computed == [True, True, *[False] * 6]
+    latents = [torch.randn(1, 36, *SHAPE, generator=torch.Generator().manual_seed(step))[:, :16] for step in (1, 5)]
+    torch.testing.assert_close(outputs[5], outputs[1] + latents[1] - latents[0], atol=1e-5, rtol=0)
+
+
 def test_teacache_works_on_one_block(conditions: dict[str, Any]) -> None:
     transformer = build_transformer(num_layers=1)
     cache = make_cache("teacache", threshold=1e9, warmup=1, coefficients=IDENTITY)
@@ -184,7 +239,7 @@ def test_first_block_cache_needs_blocks_to_skip() -> None:
         pass
 
 
-@pytest.mark.parametrize("name", ["teacache", "firstblock", "taylorseer"])
+@pytest.mark.parametrize("name", SKIPPING)
 @pytest.mark.parametrize("cancelled", [False, True], ids=["to its end", "cancelled"])
 def test_no_tensor_of_a_state_outlives_its_window(
     transformer: Any, conditions: dict[str, Any], name: str, cancelled: bool
@@ -214,8 +269,48 @@ def test_no_tensor_of_a_state_outlives_its_window(
     assert not alive
 
 
+@pytest.mark.parametrize("name", ["none", *SKIPPING])
+def test_a_batch_of_branches_gives_what_they_give_one_by_one(
+    name: str, transformer: Any, conditions: dict[str, Any]
+) -> None:
+    branches = ("cond", "drop_text", "uncond")
+    alone, batch = (make_cache(name, **SKIPPING.get(name, {})) for _ in range(2))
+    wanted = run(transformer, conditions, alone, branches)
+    outputs: list[Tensor] = []
+    with torch.no_grad(), batch.attach(transformer):
+        for step, time in enumerate(TIMES):
+            latents = torch.randn(1, 36, *SHAPE, generator=torch.Generator().manual_seed(step))
+            if isinstance(batch, TimedCache):
+                batch.at(time)
+            with batch.branch("+".join(branches), step):
+                parts = [conditions[branch] for branch in branches]
+                outputs += transformer(latents, torch.tensor([time]), conditions=parts).sample.split(1)
+        assert isinstance(batch, CountingCache)
+        skipped = batch.skipped
+        assert isinstance(alone, CountingCache)
+
+    assert skipped == alone.skipped
+    for ours, theirs in zip(outputs, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["magcache", "easycache", "teacache"])
+def test_a_branch_that_leaves_the_batch_keeps_its_residual(
+    name: str, transformer: Any, conditions: dict[str, Any]
+) -> None:
+    cache = make_cache(name, **SKIPPING[name])
+    latents = torch.randn(1, 36, *SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), cache.attach(transformer):
+        for step, branches in enumerate([("cond", "uncond")] * 2 + [("cond",)] * 2):
+            with cache.branch("+".join(branches), step):
+                parts = [conditions[branch] for branch in branches]
+                transformer(latents, torch.tensor([TIMES[step]]), conditions=parts)
+        assert isinstance(cache, CountingCache)
+        assert cache.skipped == 2
+
+
 def test_unknown_cache_lists_the_known() -> None:
-    with pytest.raises(UnknownComponent, match="installed: firstblock, none, taylorseer, teacache"):
+    with pytest.raises(UnknownComponent, match="installed: easycache, firstblock, magcache, none, taylorseer"):
         compose(["cache=tecache"])
 
 
@@ -229,6 +324,13 @@ def test_unknown_cache_lists_the_known() -> None:
         ("taylorseer", "cache.interval", {"interval": 0}),
         ("taylorseer", "cache.order", {"order": -1}),
         ("taylorseer", "cache.warmup", {"order": 2, "warmup": 2}),
+        ("magcache", "cache.magnitudes", {"magnitudes": ()}),
+        ("magcache", "cache.magnitudes", {"magnitudes": (1.0, 0.0)}),
+        ("magcache", "cache.threshold", {"magnitudes": (1.0, 0.5), "threshold": 0.0}),
+        ("magcache", "cache.skips", {"magnitudes": (1.0, 0.5), "skips": 0}),
+        ("magcache", "cache.warmup", {"magnitudes": (1.0, 0.5), "warmup": 0}),
+        ("easycache", "cache.threshold", {"threshold": 0.0}),
+        ("easycache", "cache.warmup", {"warmup": 1}),
     ],
 )
 def test_values_out_of_range_are_named(name: str, field: str, arguments: dict[str, Any]) -> None:

@@ -12,7 +12,10 @@ from steering import make_guidance
 from torch import Tensor
 
 from engine.assembly.compose import compose
+from engine.assembly.sampling import build_sampling
 from engine.errors import ConfigError, UnknownComponent
+from engine.plugin.manager import installed
+from engine.stages.passes import GuidanceInterval
 
 
 def predictions(seed: int = 0) -> dict[str, Tensor]:
@@ -126,3 +129,41 @@ def test_counting_branches_needs_no_torch() -> None:
     )
 
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_guidance_outside_of_its_interval_is_one_forward_with_prompt_and_voices() -> None:
+    config = compose(["guidance.text_scale=3", "guidance.until=0.5", "guidance.start=0.2", "sampler.steps=10"])
+    sampling = build_sampling(config, installed())
+    cond, others = torch.ones(2), torch.zeros(2)
+
+    assert sampling.forwards(10) == (1, 1, 3, 3, 3, 1, 1, 1, 1, 1)
+    assert isinstance(sampling.guidance, GuidanceInterval)
+    outside = sampling.guidance.of_step(5, 10)
+    assert torch.equal(outside.combine({"cond": cond}), cond)
+    inside = sampling.guidance.of_step(2, 10).combine({"cond": cond, "drop_text": others, "uncond": others})
+    assert torch.equal(inside, 3 * cond)
+
+
+def test_a_whole_interval_changes_nothing() -> None:
+    sampling = build_sampling(compose(["guidance=apg", "guidance.text_scale=3"]), installed())
+
+    assert not isinstance(sampling.guidance, GuidanceInterval)
+
+
+@pytest.mark.parametrize("name", ["cfg", "apg"])
+@pytest.mark.parametrize(("text_scale", "passes"), [(1, 2), (3, 3)])
+def test_a_plan_counts_the_forwards_of_an_interval_with_every_sampler(name: str, text_scale: int, passes: int) -> None:
+    words = [f"guidance={name}", f"guidance.text_scale={text_scale}", "guidance.until=0.5", "sampler.steps=4"]
+
+    for sampler, evaluations in (("standard", (1, 1, 1, 1)), ("heun", (2, 2, 2, 1))):
+        config = compose([*words, f"sampler={sampler}"])
+        sampling = build_sampling(config, installed())
+        wanted = tuple(count * (passes if index < 2 else 1) for index, count in enumerate(evaluations))
+        assert sampling.forwards(4) == wanted
+
+
+def test_an_interval_that_ends_before_it_starts_is_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_sampling(compose(["guidance.start=0.5", "guidance.until=0.4"]), installed())
+
+    assert caught.value.field == "guidance.until"

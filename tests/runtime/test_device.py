@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from engine.errors import ConfigError
-from engine.runtime.device import ALLOCATOR, pick_device
+from engine.runtime.device import ALLOCATOR, pick_decode_dtype, pick_device
 
 #: In a process of its own: an engine is built as on a machine with a GPU, which this one is not, and loads nothing.
 PREPARE = """
@@ -61,3 +61,24 @@ def test_an_engine_on_a_cpu_sets_nothing() -> None:
 def test_a_device_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match="tpu"):
         pick_device("tpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "dtype", "picked"),
+    [
+        ("auto", "cuda", "bfloat16", "bfloat16"),
+        # Whoever asks for float32 wants exact frames.
+        ("auto", "cuda", "float32", "float32"),
+        ("auto", "cpu", "bfloat16", "float32"),
+        ("bfloat16", "cpu", "float32", "bfloat16"),
+        ("float32", "cuda", "bfloat16", "float32"),
+    ],
+)
+def test_decoding_follows_the_transformer_on_a_card(name: str, device: str, dtype: str, picked: str) -> None:
+    assert pick_decode_dtype(name, device, dtype) == picked
+
+
+def test_an_unknown_dtype_of_decoding_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="no dtype named 'float16'") as caught:
+        pick_decode_dtype("float16", "cuda", "bfloat16")
+    assert caught.value.field == "vae.decode_dtype"

@@ -18,13 +18,15 @@ from steering import make_cache
 
 from engine import EngineService
 from engine.assembly.compose import compose
+from engine.assembly.sampling import build_sampling
 from engine.assembly.settings import check_parallel
 from engine.cli.main import main
 from engine.data import Motion
 from engine.errors import ConfigError
 from engine.loading.model import load_model
 from engine.multitalk.sequence import Shard, check_heads
-from engine.runtime.parallel import LoadWeights, message_classes, take_device
+from engine.plugin.manager import installed
+from engine.runtime.parallel import LoadWeights, groups_of, message_classes, take_device
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "engine" / "weights" / "tiny"
@@ -73,6 +75,17 @@ def test_two_processes_give_the_latents_of_one(case: str, report: Any) -> None:
 
     assert len(differences) == (2 if parallel_processes.CASES[case][1] == parallel_processes.LONG else 1)
     assert max(differences) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", parallel_processes.GUIDED)
+def test_processes_that_share_guidance_passes_give_the_bits_of_one(case: str, report: Any) -> None:
+    assert report["guided"][case]
+    assert all(report["guided"][case])
+
+
+def test_processes_that_share_passes_all_have_the_same_latents(report: Any) -> None:
+    assert report["guided alike"]
+    assert all(report["guided alike"])
 
 
 def test_the_tokens_were_divided_and_steps_skipped(report: Any) -> None:
@@ -185,7 +198,23 @@ def test_an_entrypoint_that_serves_many_is_refused() -> None:
 def test_unknown_parallel_lists_the_known() -> None:
     with pytest.raises(ConfigError) as caught:
         EngineService(["parallel=ring"])
-    assert "none, ulysses" in str(caught.value)
+    assert "guidance, none, ulysses" in str(caught.value)
+
+
+def test_processes_that_do_not_divide_into_groups_are_refused() -> None:
+    config = compose(["parallel=guidance", "parallel.groups=2", "parallel.size=3"])
+
+    with pytest.raises(ConfigError, match="3 processes cannot be divided into 2 groups"):
+        groups_of(config.parallel)
+    assert [groups_of(compose([f"parallel={way}", "parallel.size=4"]).parallel) for way in ("ulysses", "guidance")] == [
+        1,
+        4,
+    ]
+
+
+def test_a_batch_is_refused_where_processes_share_forwards() -> None:
+    with pytest.raises(ConfigError, match="one pass only"):
+        build_sampling(compose(["guidance.batched=true"]), installed(), agree=bool)
 
 
 def test_a_sweep_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:

@@ -120,7 +120,7 @@ def test_nothing_to_measure_is_an_error(change: dict[str, Any]) -> None:
 
 def test_the_page_holds_the_table_of_the_measured_report(tmp_path: Path) -> None:
     root = Path(quant.__file__).parents[2]
-    for path in (quant.PAGE, quant.MEASURED):
+    for path in (quant.PAGE, *quant.MEASURED.values()):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / path, tmp_path / path)
 

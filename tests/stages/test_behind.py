@@ -73,7 +73,7 @@ def test_seconds_beside_other_work_are_those_that_nobody_waited_for(tmp_path: Pa
         writer.finish()
         whole = writer.overlapped
     assert 0.25 < whole < 1.5
-    with Writer(tmp_path / "b.mp4", SIZE, 25.0) as file, WriteBehind(file, overlap=False) as writer:
+    with Slow(tmp_path / "b.mp4", SIZE, 25.0) as file, WriteBehind(file, overlap=False) as writer:
         writer.add(noise(2))
         writer.finish()
         assert writer.overlapped == 0

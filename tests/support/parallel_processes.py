@@ -42,6 +42,18 @@ CASES: dict[str, tuple[int, int, list[str]]] = {
     "turbo, two persons": (2, 9, ["sampler=turbo"]),
 }
 
+#: The same with parallel=guidance: two processes share two and three passes, or both make the only one.
+GUIDED: dict[str, tuple[int, int, list[str]]] = {
+    "standard, two persons, two windows": CASES["standard, two persons, two windows"],
+    "standard, one person, three passes": CASES["standard, one person, three passes"],
+    "teacache, one person": CASES["teacache, one person"],
+    "easycache and an interval": (
+        1,
+        9,
+        ["sampler.steps=6", "guidance.until=0.7", "cache=easycache", "cache.warmup=2", "cache.threshold=0.5"],
+    ),
+}
+
 
 class Watch:
     """Keeps what every window that this process denoised came to."""
@@ -88,6 +100,25 @@ def forwards(ranks: Ranks) -> Iterator[tuple[str, float]]:
             yield f"{shape}, {speakers}", float((outputs[0] - outputs[1]).abs().max())
 
 
+def guided(ranks: Ranks, folder: Path, watch: Watch) -> dict[str, list[Tensor]]:
+    """Make the cases of GUIDED with the processes of `ranks`; return the latents of this process."""
+    service = EngineService([*BOOT, "parallel=guidance", f"sink.folder={folder / 'guided'}"])
+    service._ranks = Ranks(ranks.rank, ranks.size, groups=ranks.size)
+    latents = {}
+    if ranks.rank:
+        follow(service)
+        latents["all"] = watch.take()
+    else:
+        for name, case in GUIDED.items():
+            service.generate(request(*case))
+            latents[name] = watch.take()
+        service._ranks.broadcast(None)
+    service.close()
+    watch.divided.clear()
+    watch.computed.clear()
+    return latents
+
+
 def compare(folder: Path) -> None:
     """Make every case in both processes and in one, and write by how much the latents differ."""
     installed().samplers(Ancestral, AncestralConfig)
@@ -98,7 +129,9 @@ def compare(folder: Path) -> None:
         ranks = service._ranks
         assert ranks is not None
         report["forwards"] = dict(forwards(ranks))
+        passes = guided(ranks, folder, watch)
         if led:
+            torch.save(passes["all"], folder / "guided.pt")
             follow(service)
             torch.save(watch.take(), folder / "followed.pt")
             return
@@ -127,6 +160,13 @@ def compare(folder: Path) -> None:
             report["firstblock"] = str(error)
     report["threads"] = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
     alone = EngineService([*BOOT, f"sink.folder={folder / 'alone'}"])
+    report["guided"] = {}
+    for name, latents in passes.items():
+        alone.generate(request(*GUIDED[name]))
+        report["guided"][name] = [torch.equal(*pair) for pair in zip(latents, watch.take(), strict=True)]
+    followed = torch.load(folder / "guided.pt")
+    led_latents = [window for windows in passes.values() for window in windows]
+    report["guided alike"] = [torch.equal(*pair) for pair in zip(led_latents, followed, strict=True)]
     report["loops"] = {}
     for name, latents in shared.items():
         alone.generate(request(*CASES[name]))

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine.bench.device.kernels import longest_kernel
 from engine.bench.device.measure import DeviceBench, Row, Rows, largest_difference
+from engine.machine.kernels import KERNELS
 from engine.multitalk.attention import class_scores
 from engine.multitalk.compat import AttentionBackendName, dispatch_attention_fn
 from engine.multitalk.speakers import prepare_speakers
@@ -41,7 +42,8 @@ def attention(bench: DeviceBench) -> Rows:
         exact = _attend_exactly(*inputs)
         operations = 4 * length * length * shapes.dim
         yield from _forced(bench, f"{length}", partial(_attend, "native", *inputs), operations, exact)
-        for name in backends.names():
+        # Not kernels of the Hub, which would be downloaded, and not sparse attention, whose result is another.
+        for name in ("auto", *(kernel.name for kernel in KERNELS if not kernel.hub)):
 
             def measure(name: str = name, inputs: tuple[Tensor, ...] = inputs, exact: Tensor = exact) -> dict[str, Any]:
                 kernel = backends.build_default(name).resolve(bench.device)

@@ -36,6 +36,7 @@ def answer(job: ParsedJob, delivery: Delivery | Resumed, *, local_caller: bool =
         "seconds": round(delivery.seconds, 3),
         "timings": {stage: round(seconds, 3) for stage, seconds in delivery.timings.items()},
         **_overlapped(delivery),
+        **_forwards(delivery),
         **_memory(delivery),
         **_loras(delivery),
         **_attention(delivery),
@@ -94,6 +95,13 @@ def _video(delivery: Delivery | Resumed) -> dict[str, str]:
     if delivery.address is None:
         raise SinkError("the sink returned no video", field="output.sink", hint="choose another sink")
     return {"video_url" if "://" in delivery.address else "video_path": delivery.address}
+
+
+def _forwards(delivery: Delivery | Resumed) -> dict[str, Any]:
+    if isinstance(delivery, Resumed):
+        return {}
+    forwards = {} if delivery.forwards is None else {"forwards": delivery.forwards}
+    return forwards | {"prompts_reused": delivery.prompts_reused}
 
 
 def _memory(delivery: Delivery | Resumed) -> dict[str, Any]:

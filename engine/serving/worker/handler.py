@@ -16,7 +16,7 @@ from typing import Any
 
 from engine.components import CancelToken, ProgressCallback
 from engine.data import Delivery, Plan, Progress, Request
-from engine.errors import Cancelled, EngineError, RequestError, SinkError
+from engine.errors import Cancelled, EngineError, ProcessLost, RequestError, SinkError
 from engine.redaction import scrub
 from engine.serving.jobs.answers import answer, engine_version, error_answer
 from engine.serving.jobs.defaults import JOB_DEFAULTS, JobDefaults, input_defaults
@@ -264,7 +264,7 @@ class Handler:
         if isinstance(error, EngineError):
             _LOG.warning("job failed (%s): %s", error.code, error)
         result: dict[str, Any] = {**error_answer(error, job, local_caller=self.terms.local_caller)}
-        if result["error_code"] == "out_of_memory" or is_device_lost(error):
+        if result["error_code"] == "out_of_memory" or is_device_lost(error) or isinstance(error, ProcessLost):
             # The SDK removes it from the answer, and the platform restarts this worker.
             result["refresh_worker"] = True
         return result

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol, runtime_checkable
+
 from engine.components import Service
 from engine.errors import ConfigError
 from engine.serving.worker import heartbeat, logs, sdk
@@ -9,6 +12,15 @@ from engine.serving.worker.fitness import checks
 from engine.serving.worker.handler import ENVELOPE, Handler, Terms
 from engine.serving.worker.warm_engine import WarmEngine
 from engine.serving.worker.warm_up import warm_up
+
+
+@runtime_checkable
+class LeadingService(Protocol):
+    """A service that can share its videos with processes that it starts."""
+
+    def lead(self) -> AbstractContextManager[None]:
+        """Have the other processes of `parallel` inside a `with`, if the config asks for some. Raises ConfigError."""
+        ...
 
 
 def check_terms(terms: Terms) -> None:
@@ -43,17 +55,18 @@ def serve(
     sdk.redact_sdk_log(context)
     logs.install(log_level, context)
     mirror = heartbeat.start()
-    warm_engine = WarmEngine(service, warm_up if warm else None)
-    warm_engine.warm()
-    try:
-        return sdk.serve(
-            Handler(warm_engine, terms, poster=sdk.poster, context=context),
-            warm_engine,
-            checks(service),
-            grace=grace,
-            context=context,
-            mirror=mirror,
-            test_input=test_input,
-        )
-    finally:
-        warm_engine.close()
+    with service.lead() if isinstance(service, LeadingService) else nullcontext():
+        warm_engine = WarmEngine(service, warm_up if warm else None)
+        warm_engine.warm()
+        try:
+            return sdk.serve(
+                Handler(warm_engine, terms, poster=sdk.poster, context=context),
+                warm_engine,
+                checks(service),
+                grace=grace,
+                context=context,
+                mirror=mirror,
+                test_input=test_input,
+            )
+        finally:
+            warm_engine.close()

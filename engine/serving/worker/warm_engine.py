@@ -76,7 +76,8 @@ class WarmEngine:
     def lower_memory(self) -> str | None:
         """Replace the service by one with the next lower memory profile; return its name, None if there is none."""
         name = LOWER.get(self.memory)
-        if name is None:
+        # Other processes of the same video keep their weights as they are.
+        if name is None or self.capabilities.get("parallel", "none") != "none":
             return None
         options = ("memory.resident=0",) if name in ("group-offload", "lowest") else ()
         smaller = self.service.open([f"memory={name}", *options])

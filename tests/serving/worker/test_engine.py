@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import threading
 from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
 import pytest
-from worker_fakes import ask
+from worker_fakes import FakeService, ask
 
 from engine import EngineService, hookimpl
+from engine.errors import RequestError
 from engine.plugin.manager import installed
 from engine.serving.worker.handler import Handler, Terms
 from engine.serving.worker.warm_engine import WarmEngine
+from engine.serving.worker.warm_up import warm_up
 
 
 class Greedy:
@@ -66,3 +69,45 @@ def test_memory_that_runs_out_costs_a_retry_then_the_worker(greedy: Greedy, job:
 
     assert ask(handler, job)["video_base64"]
     handler.warm_engine.close()
+
+
+@pytest.mark.slow
+def test_a_warm_up_makes_one_and_two_speakers_ready_and_its_seconds_are_told(
+    job: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    # Such a worker cannot read paths, and a store that does not exist must not get the warm-up's videos.
+    boot = ["model=tiny", "sink=s3", "sink.bucket=none", "access.schemes=[data]"]
+    service = EngineService([*boot, "sampler.steps=2", "compile=blocks", "compile.backend=eager"])
+    handler = Handler(WarmEngine(service, warm_up), Terms())
+    caplog.set_level("INFO", logger="engine.serving")
+
+    handler.warm_engine.warm()
+    handler.warm_engine.wait_until_ready(threading.Event())
+    warmed = counters["stats"]["unique_graphs"]
+    told = ask(handler, {**job, "output": {"sink": "base64"}})
+    handler.warm_engine.close()
+    torch._dynamo.reset()
+
+    assert handler.warm_engine.error is None
+    assert told.get("error") is None
+    assert told["cold_start"]["warm_up"] > 0
+    assert sum("warm-up: 5 frames" in record.getMessage() for record in caplog.records) == 2
+    # Speakers, and none: the job of one speaker finds its graph.
+    assert (warmed, counters["stats"]["unique_graphs"]) == (2, 2)
+
+
+def test_a_warm_up_that_fails_is_logged_and_the_worker_is_ready(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_service: Any) -> None:
+        raise RequestError("no picture", field="request.image")
+
+    engine = WarmEngine(FakeService(), fail)
+    engine.warm()
+    engine.wait_until_ready(threading.Event())
+
+    assert engine.state == "ready"
+    assert "the worker takes jobs without them: request.image: no picture" in caplog.text

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from engine import EngineService
 from engine.bench.platform import Platform, working
+from engine.errors import ConfigError
 
 #: Seconds; a busy machine imports torch for a minute.
 PATIENCE = 300.0
@@ -155,3 +157,39 @@ def test_one_job_is_done_without_a_platform_and_its_answer_is_printed(
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(b"{")]
     found = json.loads(line)
     assert {key: found.get(key) for key in answer} == answer
+
+
+def sharers(worker: int) -> list[int]:
+    """Return the processes that a worker started to share its videos."""
+    children = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
+    return [int(child) for child in children if b"engine.cli.run" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="children are looked up in /proc")
+def test_a_worker_shares_its_videos_with_a_process_it_started_and_ends_when_that_is_lost(
+    platform: Platform, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    overrides = ["model=tiny", "device=cpu", "parallel=guidance", "parallel.processes=2", "entrypoint.grace=1"]
+    with working(platform, overrides, log=log, OMP_NUM_THREADS="1") as process:
+        platform.send("job-video", example(turbo=False, sampling_steps=2))
+        video = platform.result("job-video", PATIENCE)
+        assert base64.b64decode(video["output"]["video_base64"])[4:8] == b"ftyp", video
+        # Two steps of three passes.
+        assert video["output"]["forwards"] == 2 * 3
+
+        (other,) = sharers(process.pid)
+        os.kill(other, signal.SIGKILL)
+        platform.send("job-lost", example(turbo=False, sampling_steps=2, seed=7))
+        lost = platform.result("job-lost", PATIENCE)
+        assert "another process of this job ended" in json.dumps(lost)
+        # The platform starts a new worker.
+        process.wait(PATIENCE)
+
+
+def test_a_worker_with_one_device_has_nothing_to_share() -> None:
+    service = EngineService(["model=tiny", "device=cpu", "parallel=ulysses", "entrypoint=runpod"])
+
+    with pytest.raises(ConfigError, match="needs two devices or more, and this machine has 1"), service.lead():
+        pass

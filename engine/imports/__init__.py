@@ -1,0 +1,1 @@
+"""Which libraries are imported when: large ones only by the runs that use them."""
