@@ -187,6 +187,7 @@ def make_load(config: Config, registry: Registry, **others: Any) -> Load:
         "decode_dtype": config.vae.decode_dtype,
         "continuation": config.continuation.style,
         "window": largest_window(config),
+        "attention": config.attention.name,
         "compiled": config.compile.name != "none",
         "fused": config.kernels != "eager",
         "residual_dtype": config.residual_dtype,

@@ -47,11 +47,18 @@ class CardEstimate:
     host_listed_bytes: int | None
     #: Whether the plan fits such a machine with the minimum memory; None: not known.
     fits_host: bool | None
-    #: Seconds of one step and of all windows, with loaded weights; they depend on assumptions, see docs/plan.md.
+    #: Seconds of one forward, of one step, of the longest window from its inputs to its finished frames, and of all
+    #: windows, with loaded weights; they depend on assumptions, see docs/plan.md.
+    forward_seconds: float
     step_seconds: float
+    window_seconds: float
     seconds: float
-    #: Cost of those seconds, by the price table.
+    #: Cost of those seconds, by the price table, and of a second of the finished video.
     cost: float
+    cost_of_second: float
+    #: Shares of the card's data sheet that were measured (engine/planning/rates.py), and where; empty: all are assumed.
+    measured: tuple[str, ...] = ()
+    measured_where: str = ""
     #: Overrides with which it fits, found by planning them; empty if it fits or if no tried override helps.
     change: tuple[str, ...] = ()
     #: The profile that memory=auto would select there, used for these figures; empty if the config names a profile.

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from engine.data import Plan, Window
 from engine.data.estimates import CardEstimate, Estimates
 from engine.machine.profiles import STREAMED, allowance, choose_profile, resident_blocks, room_for_blocks
-from engine.planning import memory, seconds
-from engine.planning.activations import tiles, tokens
+from engine.planning import memory
+from engine.planning.activations import tokens
 from engine.planning.gpus import Card, cards, find_card, prices
 from engine.planning.memory import Load, Work
-from engine.planning.operations import Multiplied, codec_work, forward_work
-from engine.planning.parameters import PARTS, Count, Sizes, scales, width
+from engine.planning.operations import Multiplied, forward_work
+from engine.planning.parameters import PARTS, Count, Sizes, width
+from engine.planning.rates import rates_of
+from engine.planning.timing import codec_operations, latents_of, times
 
 #: Stands for unknown free memory, which is assumed to be enough.
 _ENOUGH = sys.maxsize
@@ -70,12 +70,6 @@ def estimate(
     )
 
 
-def latents_of(sizes: Sizes, frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
-    """Return the latents (T, h, w) of a window of `frames` at `size` (width, height)."""
-    spatial, temporal = scales(sizes.configs["vae"])
-    return 1 + (frames - 1) // temporal, size[1] // spatial, size[0] // spatial
-
-
 def largest_work(plan: Plan, sizes: Sizes) -> Work:
     """Return the largest window of `plan` and the voices in it."""
     frames = max(window.frames for window in plan.windows)
@@ -93,25 +87,10 @@ def largest_work(plan: Plan, sizes: Sizes) -> Work:
     )
 
 
-def _passes(load: memory.Load) -> dict[str, Any]:
-    """Return what decides how many bytes a forward moves."""
-    return {"compiled": load.compiled, "fused": load.fused, "stream": memory.WIDTHS[load.residual_dtype]}
-
-
 def _operations(plan: Plan, sizes: Sizes, window: Window) -> int:
     latents = latents_of(sizes, window.frames, plan.canvas.target)
     forward = forward_work(sizes.configs["transformer"], latents, value=2, speakers=len(plan.seats))
-    return plan.forwards // len(plan.windows) * forward.operations + sum(_codec(plan, sizes, window))
-
-
-def _codec(plan: Plan, sizes: Sizes, window: Window, tile: int = 0) -> tuple[int, int]:
-    width, height = plan.canvas.target
-    # Tiles overlap.
-    rows, columns = map(sum, tiles(height, width, tile))
-    encoding, decoding = (
-        codec_work(sizes.configs["vae"], side, window.frames, rows, columns) for side in ("encoder", "decoder")
-    )
-    return encoding, decoding
+    return plan.forwards // len(plan.windows) * forward.operations + sum(codec_operations(plan, sizes, window))
 
 
 def multiplies(card: Card, multiplied: Multiplied | None) -> bool:
@@ -174,44 +153,8 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) ->
     stages = memory.stages(sizes, load, work)
     needed, host = memory.device_bytes(stages), memory.host_bytes(stages)
     weights = memory.weights_bytes(sizes, load)
-    transformer = sizes.configs["transformer"]
-    streamed = max(0, transformer["num_layers"] - int(load.resident))
-    blocks = (sizes.block * streamed).bytes(2, load.kept)
-    moved = blocks if load.memory in STREAMED else 0
-    unpacked = sizes.counts["transformer"].linear if load.quant != "none" and load.multiplied is None else 0
-    total, step = seconds.link_seconds(card, _brought_once(load, weights)), 0.0
-    width, height = plan.canvas.target
-    # Seconds until the host has encoded the frames of the windows so far, after the card has made them.
-    encoding = 0.0
-    for window in plan.windows:
-        begin = total
-        latents = latents_of(sizes, window.frames, plan.canvas.target)
-        forward = forward_work(
-            transformer,
-            latents,
-            value=2,
-            speakers=len(plan.seats),
-            multiplied=load.multiplied,
-            **_passes(load),
-        )
-        # On average: a sampler may make several evaluations in a step, and guidance may be in some steps only.
-        each = plan.forwards / (len(plan.windows) * plan.steps)
-        samples = plan.forwards / (len(plan.windows) * (plan.evaluations or plan.steps)) if load.batched else 1
-        of_step = (each / samples) * seconds.forward_seconds(
-            card, forward, moved_weights=moved, unpacked=unpacked, samples=samples
-        )
-        step = max(step, of_step)
-        coded, decoded = _codec(plan, sizes, window, load.tile)
-        total += plan.steps * of_step + seconds.codec_seconds(card, coded)
-        total += seconds.codec_seconds(card, decoded, bfloat16=load.decoded == 2)
-        total += seconds.colors_seconds(card, width * height * (window.keep + window.motion))
-        # The new frames are copied to the host as bytes; those that the next window continues there and back.
-        pictures = 3 * width * height * (window.keep + 2 * 4 * window.motion)
-        total += seconds.link_seconds(card, _brought_each(sizes, load, weights) + pictures)
-        # They are encoded while the next window is computed.
-        wait = max(0.0, encoding - (total - begin))
-        total, encoding = total + wait, seconds.host_seconds(width * height * window.keep)
-    total += encoding
+    took = times(card, plan, sizes, load, weights)
+    rates, cost = rates_of(card), took.total * card.price
     return CardEstimate(
         card=card.name,
         memory_bytes=card.memory,
@@ -221,28 +164,17 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) ->
         host_memory_bytes=card.host_memory,
         host_listed_bytes=card.host_listed,
         fits_host=None if card.host_memory is None else host <= card.host_memory,
-        step_seconds=step,
-        seconds=total,
-        cost=total * card.price,
+        forward_seconds=took.forward,
+        step_seconds=took.step,
+        window_seconds=took.window,
+        seconds=took.total,
+        cost=cost,
+        cost_of_second=cost / plan.seconds if plan.seconds else 0.0,
+        measured=rates.measured,
+        measured_where=rates.source,
         picked=load.memory if choices.memory == "auto" else "",
         batched=bool(load.batched),
     )
-
-
-def _brought_once(load: Load, weights: Mapping[str, int]) -> int:
-    """Return the bytes of weights that a request copies to the device before its windows."""
-    return 0 if load.memory == "none" else weights["text_encoder"]
-
-
-def _brought_each(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> int:
-    """Return the bytes of weights that are copied to the device for each window, without streamed blocks.
-
-    The autoencoder is copied twice, to encode and to decode. Nothing is copied back.
-    """
-    if load.memory in ("none", "text-offload"):
-        return 0
-    small = 2 * weights["vae"] + weights["image_encoder"]
-    return small + (weights["transformer"] if load.memory == "model-offload" else sizes.root.bytes(2))
 
 
 def _start_bytes(sizes: Sizes, load: Load) -> int:

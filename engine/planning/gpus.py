@@ -28,7 +28,8 @@ class Card:
     #: 10^9 bytes per second: its memory, and its link to the host in one direction.
     bandwidth_gb: float
     link_gb: float
-    #: Share of `bf16_tflops` that fused attention reaches; an assumption, see `engine.planning.seconds`.
+    #: Share of `bf16_tflops` that attention=auto reaches: an assumption. RTX 4090: arXiv 2411.10958
+    #: shows FlashAttention 2 near the whole rate. H100, H200: cuDNN in arXiv 2407.08608, figure 5.
     attention: float
     #: Per second, in the currency of `prices`.
     price: float

@@ -86,6 +86,9 @@ class Load:
     #: Number format of the residual stream.
     residual_dtype: str = "float32"
 
+    #: attention=NAME, which decides how fast self-attention is.
+    attention: str = "auto"
+
     @property
     def decoded(self) -> int:
         """Return the bytes of a value while the VAE decodes."""

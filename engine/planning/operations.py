@@ -33,9 +33,6 @@ class Forward(NamedTuple):
 _EXACT = 4
 #: Reads and writes of the rotary tables in a block: of the grid, and of the tokens' own positions by speaker.
 _TABLES, _OWN_TABLES = 6, 6.5
-#: Reads and writes of compiled blocks, with speakers, in float32 values a token and channel: a prediction, counted as
-#: if each norm, rotation and sum were one kernel with its casts. No card has measured it.
-_FUSED = 20
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,10 @@ def forward_work(
     keys = length + context + audio_tokens + (length // frames if speakers > 1 else 0)
     ends = length * math.prod(config["patch_size"]) * (config["in_channels"] + config["out_channels"]) * dim
     # Of a token's channel.
-    touched = _FUSED * _EXACT if compiled else _touched(value, stream, labelled=speakers > 1, fused=fused)
+    touched = _touched(value, stream, labelled=speakers > 1, fused=fused or compiled)
+    if compiled:
+        # A prediction: the compiler joins each norm to the sum whose result it reads.
+        touched -= 4 * stream
     tables = 0 if compiled else (_TABLES + (_OWN_TABLES if speakers > 1 else 0)) * config["attention_head_dim"] * _EXACT
     moved = layers * length * (touched * dim + tables + 2 * ffn * value)
     small, quantising = 0, 0

@@ -306,7 +306,7 @@ def _estimates(estimates: Estimates) -> list[tuple[str, str]]:
         ("work", f"{work}; {_giga(estimates.start_bytes)} of weights read at the start"),
         *(("cards" if index == 0 else "", _card(card)) for index, card in enumerate(estimates.cards)),
         ("", f"host: of machines that RunPod rents with the card (docs/plan.md); {estimates.prices}"),
-        ("", "bfloat16, by a model that has not met a GPU yet (docs/plan.md)"),
+        ("", _predicted(estimates.cards)),
     ]
 
 
@@ -314,10 +314,25 @@ def _card(card: CardEstimate) -> str:
     needed = f"{card.card:<15}{_giga(card.needed_bytes):>9}  {_host(card)}"
     if not card.fits:
         return f"{needed}  too much; it fits with {' '.join(card.change)}" if card.change else f"{needed}  too much"
-    took = f"{card.step_seconds:.1f} s a step" if card.step_seconds >= 0.05 else "under 0.1 s a step"
+    took = f"{_time(card.forward_seconds)} a forward, {_time(card.window_seconds)} a window"
     picked = f", {card.picked}" if card.picked else ""
     picked += ", passes batched" if card.batched else ""
-    return f"{needed}  {took}, {_minutes(card.seconds)}, {card.cost:.2f}{picked}"
+    price = f"{card.cost:.2f} ({card.cost_of_second:.3f} a second)"
+    return f"{needed}  {took}, {_minutes(card.seconds)}, {price}{picked}"
+
+
+def _time(seconds: float) -> str:
+    if seconds >= 120:
+        return _minutes(seconds)
+    return f"{seconds:.1f} s" if seconds >= 0.05 else "under 0.1 s"
+
+
+def _predicted(cards: Sequence[CardEstimate]) -> str:
+    measured = [
+        f"{card.card}: {', '.join(card.measured)} measured {card.measured_where}" for card in cards if card.measured
+    ]
+    assumed = "bfloat16; predicted, by assumed shares of the data sheet's rates (docs/speed.md)"
+    return "; ".join([assumed, *measured])
 
 
 def _host(card: CardEstimate) -> str:

@@ -23,13 +23,15 @@ from engine.bench.device.machine import read_driver
 from engine.bench.device.measure import DeviceBench, psnr
 from engine.bench.device.parts import PARTS, BenchPart
 from engine.bench.device.shapes import FULL, REDUCED
-from engine.bench.device.shares import corrections, derive
+from engine.bench.device.shares import corrections, derive, keep
 from engine.bench.device.supervisor import measure
 from engine.cli.main import main
 from engine.errors import ConfigError
-from engine.planning import seconds as assumed
 from engine.planning.gpus import cards
+from engine.planning.operations import forward_work
 from engine.planning.parameters import make_sizes, published_sizes
+from engine.planning.rates import assumed, file_of, rates_of
+from engine.planning.seconds import forward_seconds
 
 TESTS = Path(__file__).parents[1] / "support"
 CPU = {"device": "cpu", "runs": 1}
@@ -386,7 +388,15 @@ def test_what_the_driver_says_is_read() -> None:
 # --- shares -----------------------------------------------------------------------------------------------------------
 
 CARD = next(card for card in cards() if card.name == "H100 80 GB")
-REACHED = {"PRODUCTS": 0.7, "attention": 0.55, "BANDWIDTH": assumed.BANDWIDTH, "CONVOLUTIONS": 0.25, "LINK": 0.8}
+REACHED = {
+    "products": 0.7,
+    "attention": 0.75,
+    "eight_bit": 0.5,
+    "bandwidth": 0.8,
+    "convolutions": 0.25,
+    "decoding": 0.2,
+    "link": 0.8,
+}
 
 
 def made_report(name: str = CARD.driver) -> dict[str, Any]:
@@ -394,9 +404,9 @@ def made_report(name: str = CARD.driver) -> dict[str, Any]:
     tera, giga = 1e12, 1e9
     work = {"products": 863 * tera, "attention": 823 * tera, "moved": 1770 * giga}
     groups = {
-        "products": work["products"] / (CARD.bf16_tflops * tera * REACHED["PRODUCTS"]),
+        "products": work["products"] / (CARD.bf16_tflops * tera * REACHED["products"]),
         "attention": work["attention"] / (CARD.bf16_tflops * tera * REACHED["attention"]),
-        "element-wise": work["moved"] / (CARD.bandwidth_gb * giga * REACHED["BANDWIDTH"]) - 0.1,
+        "element-wise": work["moved"] / (CARD.bandwidth_gb * giga * REACHED["bandwidth"]) - 0.1,
         "copies": 0.1,
         "gaps": 0.2,
     }
@@ -412,8 +422,12 @@ def made_report(name: str = CARD.driver) -> dict[str, Any]:
     tables: dict[str, dict[str, Any]] = {
         "machine": {"card": {"name": name}},
         "forward": {"480p, 1 speaker": other, "480p, 2 speakers": forward, "720p, 2 speakers": other},
-        "codec": {"float32, TF32": {"tflops": CARD.tf32_tflops * REACHED["CONVOLUTIONS"]}},
-        "offload": {"bfloat16": {"link_gb_per_second": CARD.link_gb * REACHED["LINK"]}},
+        "products": {"a to b, int8 rows, _int_mm": {"tflops": CARD.int8_tops * REACHED["eight_bit"]}},
+        "codec": {
+            "float32, TF32": {"tflops": CARD.tf32_tflops * REACHED["convolutions"]},
+            "bfloat16": {"tflops": CARD.bf16_tflops * REACHED["decoding"]},
+        },
+        "offload": {"bfloat16": {"link_gb_per_second": CARD.link_gb * REACHED["link"]}},
         "attention": {"30576, native": {"tflops": 1.0}, "30576, cudnn": {"failed": "RuntimeError: no"}},
     }
     parts = {part: {"state": "done", "rows": table} for part, table in tables.items()}
@@ -423,9 +437,9 @@ def made_report(name: str = CARD.driver) -> dict[str, Any]:
 def test_shares_are_what_the_card_reached_of_its_data_sheet() -> None:
     result = derive(made_report())
     assert {name: share["measured"] for name, share in result.items()} == pytest.approx(REACHED)
-    assert result["PRODUCTS"]["assumed"] == assumed.PRODUCTS
+    assert result["products"]["assumed"] == assumed(CARD).products
     assert result["attention"]["assumed"] == CARD.attention
-    assert result["PRODUCTS"]["from"] == "forward: 480p, 2 speakers"
+    assert result["products"]["from"] == "forward: 480p, 2 speakers"
 
 
 def test_without_a_forward_single_kernels_say_the_shares() -> None:
@@ -436,8 +450,8 @@ def test_without_a_forward_single_kernels_say_the_shares() -> None:
     report["parts"]["link"] = {"state": "done", "rows": {"host to device, pinned": {"gb_per_second": 31.5}}}
     result = derive(report)
     assert result["attention"]["rate"] == 2.0
-    assert (result["PRODUCTS"]["measured"], result["LINK"]["measured"]) == (0.5, 0.5)
-    assert "BANDWIDTH" not in result
+    assert (result["products"]["measured"], result["link"]["measured"]) == (0.5, 0.5)
+    assert "bandwidth" not in result
 
 
 def test_corrections_name_the_constant_and_its_new_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -445,11 +459,46 @@ def test_corrections_name_the_constant_and_its_new_value(tmp_path: Path, capsys:
     path.write_text(json.dumps(made_report()))
     assert print_corrections([str(path)]) == 0
     printed = capsys.readouterr().out
-    assert "engine/planning/seconds.py: PRODUCTS = 0.6 -> 0.70 (692.3 TFLOP/s, forward: 480p, 2 speakers)" in printed
-    assert "engine/planning/gpus.json: attention = 0.4 -> 0.55" in printed
-    assert "engine/planning/seconds.py: BANDWIDTH = 0.8 holds" in printed
+    assert "products = 0.6 -> 0.70 (692.3 TFLOP/s, forward: 480p, 2 speakers)" in printed
+    assert "attention = 0.6 -> 0.75" in printed
+    assert "bandwidth = 0.8 holds" in printed
     assert "forward: 480p, 2 speakers: 4 s, planned 4.2 s (+5%)" in printed
     assert "forward: 480p, 2 speakers: 4 GB, planned 4.2 GB (+5%)" in printed
+
+
+def test_kept_shares_become_those_of_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = published_sizes("wan-14b").configs["transformer"]
+    work = forward_work(config, (21, 56, 112), value=2, speakers=2)
+    before = forward_seconds(CARD, work)
+    path = keep(made_report() | {"date": "2026-11-30T12:00:00+00:00"}, tmp_path)
+    assert path.name == file_of(CARD.driver) == "nvidia-h100-80gb-hbm3.json"
+    monkeypatch.setattr("engine.planning.rates.folder", lambda: tmp_path)
+
+    rates = rates_of(CARD)
+    assert {name: getattr(rates, name) for name in rates.measured} == pytest.approx(REACHED)
+    assert rates.source.startswith("2026-11-30T12:00:00")
+    assert forward_seconds(CARD, work) < 0.9 * before
+    other = next(card for card in cards() if card.name == "A100 80 GB")
+    assert rates_of(other) == assumed(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"reduced": True}, "reduced sizes"),
+        ({"parts": {"machine": {"rows": {"card": {"name": "NVIDIA B300"}}}}}, "'NVIDIA B300'"),
+        ({"parts": {"machine": {"rows": {"card": {"name": CARD.driver}}}}}, "no part was measured"),
+    ],
+)
+def test_a_report_without_shares_of_a_known_card_is_not_kept(tmp_path: Path, change: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        keep(made_report() | change, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_cpu_says_about_a_card_is_refused_before_it_is_measured() -> None:
+    with pytest.raises(ConfigError, match="reduced sizes"):
+        device_run(device="cpu", keep=True)
 
 
 def test_corrections_need_no_torch() -> None:
@@ -461,7 +510,7 @@ def test_corrections_need_no_torch() -> None:
 def test_a_card_without_a_data_sheet_has_rates_alone() -> None:
     lines = corrections([("file", made_report("NVIDIA B300"))])
     assert any('no card in engine/planning/gpus.json has "driver": "NVIDIA B300"' in line for line in lines)
-    assert any("PRODUCTS: reached 692.3 TFLOP/s" in line for line in lines)
+    assert any("products: reached 692.3 TFLOP/s" in line for line in lines)
 
 
 def test_a_file_that_is_no_report_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -501,7 +501,7 @@ def test_the_command_line_shows_what_fits_and_what_would(
     (memory_line,) = [line for line in lines if line.startswith("memory")]
     assert "(cuda, bfloat16), most in" in memory_line
     assert any("RTX 4090 24 GB" in line and "it fits with memory=group-offload" in line for line in lines)
-    assert any("H100 80 GB" in line and "s a step" in line for line in lines)
+    assert any("H100 80 GB" in line and "s a forward" in line for line in lines)
     assert any(prices().date in line for line in lines)
 
 
@@ -596,3 +596,17 @@ def test_the_tables_of_the_page_are_todays() -> None:
         ROOT / "docs" / "measured" / "plan.json", ROOT / "docs" / "measured" / "rehearsal.json"
     ).items():
         assert f"<!-- {name} -->\n{table}\n" in page, f"python -m scripts.plan_tables prints the table {name!r}"
+
+
+def test_times_of_a_plan_add_up() -> None:
+    long = replace(REQUEST, frames=161)
+    one, two = (card(estimates("model=multitalk", request=request), "H100 80 GB") for request in (REQUEST, long))
+    assert one.step_seconds == pytest.approx(3 * one.forward_seconds)
+    assert one.window_seconds == pytest.approx(one.seconds, rel=0.01)
+    assert (two.forward_seconds, two.window_seconds) == (
+        one.forward_seconds,
+        pytest.approx(one.window_seconds, rel=0.02),
+    )
+    assert two.seconds > 1.9 * one.seconds
+    assert one.cost_of_second == pytest.approx(one.cost / 3.24)
+    assert (one.measured, one.measured_where) == ((), "")

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from engine.planning import seconds
+from engine.errors import ConfigError
+from engine.files.atomic import write
 from engine.planning.gpus import Card, find_card
+from engine.planning.rates import NAMES, assumed, file_of
 
 Report = Mapping[str, Any]
 Figures = Mapping[str, Any]
 
-#: Where each share is defined.
-PLACES = {
-    "PRODUCTS": "engine/planning/seconds.py",
-    "CONVOLUTIONS": "engine/planning/seconds.py",
-    "BANDWIDTH": "engine/planning/seconds.py",
-    "LINK": "engine/planning/seconds.py",
-    "attention": "engine/planning/gpus.json",
-}
 #: Smallest change of a share, or of a number of bytes, that is reported: 3 %.
 _SAME = 0.03
 
@@ -33,7 +29,10 @@ def derive(report: Report) -> dict[str, Any]:
     if report.get("reduced", True):
         return {}
     card = find_card(driver_name(report) or "")
-    return {name: _share(name, rate, card, origin) for name, rate, origin in _rates(report)}
+    rates = {name: (rate, origin) for name, rate, origin in _rates(report)}
+    if card is not None and not card.int8_tops:
+        rates.pop("eight_bit", None)
+    return {name: _share(name, rate, card, origin) for name, (rate, origin) in rates.items()}
 
 
 def driver_name(report: Report) -> str | None:
@@ -43,27 +42,35 @@ def driver_name(report: Report) -> str | None:
 
 
 def _share(name: str, rate: float, card: Card | None, origin: str) -> dict[str, Any]:
-    share = {"rate": rate, "unit": "GB/s" if name in ("BANDWIDTH", "LINK") else "TFLOP/s", "from": origin}
+    share = {"rate": rate, "unit": "GB/s" if name in ("bandwidth", "link") else "TFLOP/s", "from": origin}
     if card is None:
         return share | {"assumed": None, "measured": None}
-    assumed = card.attention if name == "attention" else getattr(seconds, name)
-    return share | {"assumed": assumed, "measured": rate / _data_sheet(name, card)}
+    return share | {"assumed": getattr(assumed(card), name), "measured": rate / _data_sheet(name, card)}
 
 
 def _data_sheet(name: str, card: Card) -> float:
-    sheet = {"CONVOLUTIONS": card.tf32_tflops, "BANDWIDTH": card.bandwidth_gb, "LINK": card.link_gb}
+    sheet = {"convolutions": card.tf32_tflops, "bandwidth": card.bandwidth_gb, "link": card.link_gb}
+    sheet["eight_bit"] = card.int8_tops
     return sheet.get(name, card.bf16_tflops)
 
 
 def _rates(report: Report) -> Iterator[tuple[str, float, str]]:
     """Yield (name, rate, its source); a whole forward counts before a single kernel."""
     for name, sources in (
-        ("PRODUCTS", (_forward(report, "products"), _single(report, "products", "bfloat16", "tflops"))),
+        ("products", (_forward(report, "products"), _single(report, "products", "bfloat16", "tflops"))),
         ("attention", (_forward(report, "attention"), _single(report, "attention", "native", "tflops"))),
-        ("BANDWIDTH", (_forward(report, "moved"), _single(report, "bandwidth", "layer_norm", "gb_per_second"))),
-        ("CONVOLUTIONS", (_single(report, "codec", "float32, TF32", "tflops"),)),
+        ("bandwidth", (_forward(report, "moved"), _single(report, "bandwidth", "layer_norm", "gb_per_second"))),
+        ("eight_bit", (_single(report, "products", "int8 rows, _int_mm", "tflops"),)),
+        ("convolutions", (_single(report, "codec", "float32, TF32", "tflops"),)),
         (
-            "LINK",
+            "decoding",
+            (
+                _single(report, "codec", "bfloat16, channels_last_3d", "tflops"),
+                _single(report, "codec", "bfloat16", "tflops"),
+            ),
+        ),
+        (
+            "link",
             (
                 _single(report, "offload", "bfloat16", "link_gb_per_second"),
                 _single(report, "link", "host to device, pinned", "gb_per_second"),
@@ -112,6 +119,54 @@ def _row(report: Report, part: str, row: str) -> Figures:
     return figures
 
 
+def keep(report: Report, where: Path) -> Path:
+    """Write the measured shares into the folder `where`, for plans of that card, and return the file.
+
+    Raises ConfigError if the report says nothing about a known card, or if the folder cannot be written.
+    """
+    shares = {name: share for name, share in derive(report).items() if share["measured"] is not None}
+    if not shares:
+        raise ConfigError(_nothing(report), field="bench device --keep", hint="run it on a card that plans know")
+    driver = driver_name(report) or ""
+    kept = {
+        "driver": driver,
+        "date": report["date"],
+        "versions": _versions(report),
+        "shares": {name: round(shares[name]["measured"], 4) for name in NAMES if name in shares},
+        "from": {name: shares[name]["from"] for name in NAMES if name in shares},
+    }
+    path = where / file_of(driver)
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        write(path, (json.dumps(kept, indent=1) + "\n").encode())
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror}",
+            field="bench device --keep",
+            hint="use an environment in which the package's files can be written",
+        ) from error
+    return path
+
+
+def _nothing(report: Report) -> str:
+    driver = driver_name(report)
+    if report.get("reduced", True):
+        return "the report is of reduced sizes, which say nothing about a card"
+    if find_card(driver or "") is None:
+        return f"no card in engine/planning/gpus.json has the driver's name {driver!r}"
+    return "no part was measured from which a share follows"
+
+
+def _versions(report: Report) -> str:
+    found = _row(report, "machine", "versions")
+    names = (("torch", found.get("torch")), ("CUDA", found.get("cuda")), ("driver", _driver_version(report)))
+    return ", ".join(f"{name} {version}" for name, version in names if version)
+
+
+def _driver_version(report: Report) -> Any:
+    return _row(report, "machine", "driver").get("driver_version")
+
+
 # --- what to change ---------------------------------------------------------------------------------------------------
 
 
@@ -141,13 +196,13 @@ def _about(name: str, report: Report) -> Iterator[str]:
 
 def _shares(report: Report) -> Iterator[str]:
     for name, share in derive(report).items():
-        place, rate = f"{PLACES[name]}: {name}", f"{share['rate']:.4g} {share['unit']}, {share['from']}"
+        rate = f"{share['rate']:.4g} {share['unit']}, {share['from']}"
         if share["measured"] is None:
-            yield f"{place}: reached {rate}"
+            yield f"{name}: reached {rate}"
         elif abs(share["measured"] / share["assumed"] - 1) <= _SAME:
-            yield f"{place} = {share['assumed']:g} holds ({rate})"
+            yield f"{name} = {share['assumed']:g} holds ({rate})"
         else:
-            yield f"{place} = {share['assumed']:g} -> {share['measured']:.2f} ({rate})"
+            yield f"{name} = {share['assumed']:g} -> {share['measured']:.2f} ({rate})"
 
 
 def _predictions(report: Report) -> Iterator[str]:

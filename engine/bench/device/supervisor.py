@@ -19,8 +19,10 @@ from typing import Any
 
 from engine.bench.device.parts import GRACE, PARTS, BenchPart
 from engine.bench.device.shares import derive
+from engine.bench.device.shares import keep as keep_shares
 from engine.errors import ConfigError
 from engine.files.atomic import write
+from engine.planning.rates import folder
 
 #: Most seconds in which a new process must import torch and open its device.
 _START = 180.0
@@ -43,14 +45,15 @@ def run(
     output: str = "",
     parts: str = "",
     reduced: bool = False,
+    keep: bool = False,
 ) -> dict[str, Any]:
     """Measure `device`, "auto", "cuda" or "cpu", on random weights, without network and without files of a model.
 
     A CPU, or `reduced`, gets small sizes, and the report says so. Figures are medians of at most `runs` runs. `parts`
     are names of PARTS with commas between them; without them all run. After `seconds` the report is returned as it is:
     parts that would not fit are skipped. A part that fails, hangs or takes its process with it does not stop the
-    others. `output` is a file that holds the report from the beginning and is replaced after each row. Raises
-    ConfigError.
+    others. `output` is a file that holds the report from the beginning and is replaced after each row. With `keep` the
+    measured shares of the card's data sheet become those of plans (engine/planning/rates.py). Raises ConfigError.
     """
     names = [name.strip() for name in parts.split(",") if name.strip()]
     parts_by_name = {part.name: part for part in PARTS}
@@ -59,7 +62,21 @@ def run(
             raise ConfigError(f"no part named {name!r}", field="bench device --parts", hint=", ".join(parts_by_name))
     selected = [parts_by_name[name] for name in names] or list(PARTS)
     settings = {"device": device, "runs": runs, "reduced": reduced}
-    return measure(selected, settings, seconds=seconds, output=Path(output) if output else None)
+    if keep and (reduced or device == "cpu"):
+        what = "reduced sizes say nothing about a card"
+        raise ConfigError(what, field="bench device --keep", hint="run it on a card")
+    report = measure(selected, settings, seconds=seconds, output=Path(output) if output else None)
+    if keep:
+        _say(_keep(report))
+    return report
+
+
+def _keep(report: Message) -> str:
+    try:
+        return f"kept in {keep_shares(report, folder())}"
+    except ConfigError as error:
+        # The report is worth more than its shares.
+        return f"not kept: {error}"
 
 
 def measure(parts: Sequence[BenchPart], settings: Mapping[str, Any], *, seconds: float, output: Path | None) -> Message:
