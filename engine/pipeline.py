@@ -5,21 +5,21 @@ from __future__ import annotations
 import torch
 
 from engine.assembly.access import make_access
-from engine.assembly.attention import choose_attention, with_attention
+from engine.assembly.attention import with_attention
 from engine.assembly.followers import ProcessGroup
 from engine.assembly.location import WeightsFinder
 from engine.assembly.options import make_options
 from engine.assembly.plan_request import plan_request
 from engine.assembly.prompts import prompts_of
-from engine.assembly.provenance import Runtime, make_provenance
-from engine.assembly.sinks import make_delivery, sink_for_request
+from engine.assembly.provenance import make_provenance
+from engine.assembly.runtime import make_runtime
+from engine.assembly.sinks import Making, make_delivery, sink_for_request
 from engine.assembly.weights import LoadedModel, WeightsHolder
 from engine.components import CancelToken, ProgressCallback
 from engine.config import Config
 from engine.data import Access, Delivery, Request
 from engine.files.scratch import scratch
 from engine.plugin.manager import Registry
-from engine.runtime.device import attention_site, pick_decode_dtype, pick_device, pick_dtype
 from engine.runtime.parallel import Ranks
 from engine.runtime.progress import Meter
 from engine.stages.behind import WriteBehind
@@ -52,14 +52,9 @@ class Engine:
         self._registry = registry
         self._hooks = registry.plugins.hook
         self._group = ProcessGroup(config, registry, ranks)
-        device = pick_device(config.device)
-        dtype = pick_dtype(config.dtype, device)
         self.sink = registry.sinks.build(config.sink)
         self.reader = registry.readers.build(config.reader)
-        self._attention = choose_attention(config.attention, registry, attention_site(device, dtype, self._group.size))
-        decode_dtype, kernel = pick_decode_dtype(config.vae.decode_dtype, device, dtype), self._attention.kernel
-        group = self._group
-        self.runtime = Runtime(device, dtype, kernel, decode_dtype, group.size, group.sharing, alone=group.follows)
+        self.runtime, self._attention = make_runtime(config, registry, self._group)
         before, own = None if after is None else after._weights, self._attention.attend
         self._weights: WeightsHolder = WeightsHolder(config, registry, self.runtime, before, own)
 
@@ -131,11 +126,9 @@ class Engine:
                     artifact = writer.finish()
             with meter.stage("keep"):
                 kept = sink.put(artifact)
-        reused, overlapped = conditioning.text.reused, writer.overlapped
-        tally, memory = sampling.tally, self.memory
-        delivery = make_delivery(
-            kept, artifact, plan, inputs, memory, meter, tally, prompts_reused=reused, overlapped=overlapped
-        )
+        forwards, reused = sampling.tally.made, conditioning.text.reused
+        made = Making(self.memory, forwards, reused, writer.overlapped)
+        delivery = make_delivery(kept, artifact, plan, inputs, meter, made)
         self._hooks.generation_finished(request=request, delivery=delivery)
         return delivery
 

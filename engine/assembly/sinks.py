@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from engine.components import BoundSink, CancelToken, JobSink, KeepingSink, PatientSink, Sink
 from engine.data import Access, Artifact, Delivery, Inputs, Kept, Plan, Request, Resumed
 from engine.errors import RequestError, UnknownComponent
 from engine.plugin.manager import Registry
 from engine.runtime.progress import Meter
-from engine.stages.passes import Tally
 
 
 def sink_for_request(
@@ -46,22 +46,31 @@ def _bound(sink: Sink, request: Request, access: Access) -> Sink:
     return sink
 
 
+@dataclass(frozen=True)
+class Making:
+    """How a video was made, for its answer."""
+
+    #: The memory profile.
+    memory: str
+    #: Forwards that were computed; None: not counted.
+    forwards: int | None
+    #: Whether the features of the prompts were known already.
+    prompts_reused: bool
+    #: Seconds of writing beside other stages.
+    overlapped: float
+
+
 def make_delivery(
     kept: Kept,
     artifact: Artifact,
     plan: Plan,
     inputs: Inputs,
-    memory: str,
     meter: Meter,
-    tally: Tally,
-    *,
-    prompts_reused: bool,
-    overlapped: float,
+    making: Making,
 ) -> Delivery:
     """Return the delivery of a video that a sink keeps, with the warnings of plan, inputs and sink.
 
-    `memory` is the memory profile; `meter` measured the stages, `tally` counted the forwards, and `overlapped` are the
-    seconds of writing beside other stages.
+    `meter` measured the stages.
     """
     return Delivery(
         address=kept.address,
@@ -74,11 +83,11 @@ def make_delivery(
         fps=plan.fps,
         seed=plan.seed,
         timings=meter.timings,
-        overlapped={"write": overlapped} if overlapped else {},
+        overlapped={"write": making.overlapped} if making.overlapped else {},
         plan=plan,
-        memory=memory,
-        forwards=tally.made,
-        prompts_reused=prompts_reused,
+        memory=making.memory,
+        forwards=making.forwards,
+        prompts_reused=making.prompts_reused,
         peaks=meter.peaks.found,
         warnings=(*plan.warnings, *inputs.warnings, *kept.warnings),
     )

@@ -222,8 +222,8 @@ def check_attention(context: CheckContext) -> Iterator[CheckResult]:
 def _try_backend(context: CheckContext, name: str, site: AttentionSite) -> CheckResult:
     chosen = name == context.config.attention.name
     bad: State = "broken" if chosen else "note"
-    backends = context.registry.attention
     try:
+        backends = context.registry.attention
         backend = backends.build(context.config.attention) if chosen else backends.build_default(name)
         choice = choice_of(backend, site)
         error = try_attention(choice, site)
@@ -232,12 +232,12 @@ def _try_backend(context: CheckContext, name: str, site: AttentionSite) -> Check
     except Exception as problem:  # noqa: BLE001 - a kernel may raise anything
         what = f"its kernel fails ({type(problem).__name__})"
         return CheckResult(f"attention={name}", bad, what, "choose attention=sdpa" if chosen else "")
-    why = f" ({choice.reason})" if choice.reason else ""
-    what = f"runs as {choice.kernel}, {error:.1e} from plain arithmetic{why}"
+    what = f"runs as {choice.kernel}, {error:.1e} from plain arithmetic"
+    what += f" ({choice.reason})" if choice.reason else ""
     # 8 and 4 bits are no fault of a kernel that says so.
-    right = error < (_WRONG if not choice.note else _WRONG_LOSSY)
-    hint = "" if right else "its result is wrong: choose another"
-    return CheckResult(f"attention={name}", "ok" if right else bad, what, hint)
+    if error < (_WRONG_LOSSY if choice.note else _WRONG):
+        return CheckResult(f"attention={name}", "ok", what)
+    return CheckResult(f"attention={name}", bad, what, "its result is wrong: choose another")
 
 
 def check_compile(context: CheckContext) -> Iterator[CheckResult]:
@@ -395,10 +395,7 @@ def _compare_memory(name: str, needed: int | None, free: int, text: str, estimat
     text = f"{text}; a window needs {gigabytes(needed)}"
     if needed <= free:
         return CheckResult(name, "ok", text, "", details)
-    change = (
-        next((one.change for one in estimates.cards if estimates and one.card == estimates.card), ())
-        if estimates
-        else ()
-    )
-    hint = f"try {' '.join(change)}" if change else "multitalk plan says what would fit: memory=, quant=, resolution="
+    card = estimates and next((one for one in estimates.cards if one.card == estimates.card), None)
+    change = " ".join(card.change) if card else ""
+    hint = f"try {change}" if change else "multitalk plan says what would fit: memory=, quant=, resolution="
     return CheckResult(name, "broken", text, hint, details)
