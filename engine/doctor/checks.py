@@ -192,8 +192,7 @@ def check_memory(context: CheckContext) -> Iterator[CheckResult]:
 def check_attention(context: CheckContext) -> Iterator[CheckResult]:
     """Each attention backend that this device can run, run once and compared with torch's plain operations.
 
-    A kernel from the Hub runs only if it is chosen, because its code would be downloaded. The backends for other
-    devices are listed in one line.
+    A kernel from the Hub, whose code would be downloaded, runs only if it is chosen. Others are listed in one line.
     """
     import torch
 
