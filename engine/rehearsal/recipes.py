@@ -26,6 +26,10 @@ OTHERS: tuple[tuple[tuple[str, ...], int], ...] = (
     (("memory=text-offload", "recipe=long"), 2),
     (("model=infinitetalk", "memory=group-offload", "quant=int8-quanto"), 2),
     (("sampler=turbo", "lora.mode=merged", "memory=none"), 2),
+    (("memory=none", "quant=int8-dynamic"), 2),
+    (("memory=model-offload", "quant=fp8-dynamic"), 2),
+    (("memory=group-offload", "quant=int8-quanto-dynamic", "sampler=turbo"), 2),
+    (("memory=none", "cache=magcache", "residual_dtype=bfloat16"), 2),
 )
 #: Number of blocks for these.
 _BLOCKS = 5
