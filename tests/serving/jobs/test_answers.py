@@ -76,6 +76,7 @@ def test_url_of_a_video_is_answered_whole() -> None:
         "fps": 8.0,
         "seconds": 12.5,
         "timings": {"denoise": 1.235},
+        "prompts_reused": False,
         "engine_version": engine_version(),
         "warnings": ["the audio is cut"],
     }
