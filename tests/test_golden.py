@@ -97,7 +97,7 @@ def test_every_recorded_part_of_a_forward_is_met(forward_recording: str, recordi
     keep("text_embedding", embedder.text_embedder)
     keep("img_emb", embedder.image_embedder)
     keep("audio_tokens", model.audio_proj)
-    keep("block0.self_attn", block.attn1, lambda output: output[0])
+    keep("block0.self_attn", block.attn1, lambda output: output[0] if isinstance(output, tuple) else output)
     keep("block0.cross_attn", block.attn2)
     keep("block0.audio_cross_attn", block.audio_attn)
     keep("block0.ffn", block.ffn)

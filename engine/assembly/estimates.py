@@ -31,7 +31,10 @@ CHANGES = (
     ("quant=int8", "memory=model-offload"),
     ("quant=int8", "memory=group-offload"),
 )
-_COMPILED = "compile=blocks: the predicted seconds are without compiling, which the first forward of each number of speakers does"
+_COMPILED = (
+    "compile=blocks: the predicted seconds are without compiling, "
+    "which the first forward of each number of speakers does"
+)
 
 
 def estimate_plan(plan: Plan, config: Config, registry: Registry) -> Plan:
@@ -163,6 +166,8 @@ def make_load(config: Config, registry: Registry, **others: Any) -> Load:
         "continuation": config.continuation.style,
         "window": largest_window(config),
         "compiled": config.compile.name != "none",
+        "fused": config.kernels != "eager",
+        "residual_dtype": config.residual_dtype,
     }
     return Load(**(values | others))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.assembly.compatibility import LoraFit, check_suited, look_at_loras, quantiser_of, with_loras
 from engine.assembly.compiling import make_compiling
+from engine.assembly.kernels import uses_triton
 from engine.assembly.location import WeightsFinder, weights_of
 from engine.assembly.loras import bundled_loras, loadable_loras
 from engine.assembly.prompts import with_prompts
@@ -140,6 +141,8 @@ def make_load_spec(config: Config, weights: WeightsFinder, runtime: Runtime, reg
         "memory": _profile(config),
         "loras": loadable_loras(config, folder),
         "lora_mode": config.lora.mode,
+        "fused": uses_triton(config, runtime.device),
+        "residual_dtype": config.residual_dtype,
         "compiling": make_compiling(config, folder, runtime.device),
         **asdict(runtime),
     }

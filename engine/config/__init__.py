@@ -354,6 +354,12 @@ class Config:
     device: str = field(default="auto", metadata=one_of("auto", "cpu", "cuda"))
     #: Number format of the transformer: "auto" (bfloat16 on CUDA, float32 on CPU), "bfloat16" or "float32".
     dtype: str = field(default="auto", metadata=one_of("auto", "bfloat16", "float32"))
+    #: Number format of the residual stream, the tokens between the network's layers. bfloat16 moves fewer bytes and
+    #: doubles the rounding error of a forward in bfloat16: see docs/kernels.md.
+    residual_dtype: str = field(default="float32", metadata=one_of("float32", "bfloat16"))
+    #: Norms and rotations: "eager" are torch's operators, "triton" kernels of our own, which move half the bytes.
+    #: "auto": Triton on CUDA where Triton can run, else eager. Without effect on compiled blocks.
+    kernels: str = field(default="auto", metadata=one_of("auto", "eager", "triton"))
 
 
 #: Groups and keys that are fixed when an engine starts: a request that changes one is rejected.
@@ -372,6 +378,8 @@ FIXED = (
     "launcher",
     "device",
     "dtype",
+    "residual_dtype",
+    "kernels",
     "video",
     "access",
 )

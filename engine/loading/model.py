@@ -35,6 +35,7 @@ from engine.loading.safetensors_reader import AheadReader
 from engine.multitalk.attention import set_self_attention_backend
 from engine.multitalk.audio import AudioEncoder
 from engine.multitalk.codec import LatentCodec, WanCodec
+from engine.multitalk.fused import set_fused
 from engine.multitalk.image import ImageEncoder
 from engine.multitalk.prompt_cache import PromptCache
 from engine.multitalk.sequence import check_heads
@@ -131,6 +132,8 @@ def load_model(
     loras: Sequence[Lora] = (),
     lora_mode: str = "runtime",
     compiling: Compiling | None = None,
+    fused: bool = False,
+    residual_dtype: str = "float32",
     processes: int = 1,
     divided: int | None = None,
     alone: bool = False,
@@ -151,6 +154,8 @@ def load_model(
         loras: files and scales. "merged": added to the weights. "runtime": loaded and switched off; see `set_loras`.
         lora_mode: "runtime" or "merged".
         compiling: how the blocks of the network are compiled; None: they are not.
+        fused: whether norms and rotations run in Triton kernels.
+        residual_dtype: "float32" or "bfloat16", for the tokens between the network's layers.
         processes: how many processes share a video.
         divided: among how many of them the tokens of a forward are divided; None: all.
         alone: load only the transformer of the large parts; the others cannot be used.
@@ -162,6 +167,7 @@ def load_model(
     _choose("dtype", dtype, tuple(DTYPES))
     if quantiser is None:
         _choose("quant", quant, QUANTS)
+    _choose("residual_dtype", residual_dtype, tuple(DTYPES))
     _choose("lora.mode", lora_mode, LORA_MODES)
     profile = memory or Profile()
     files = _check_files(folder, replace(wanted or Weights("", "", COMPONENTS), quant=quant))
@@ -173,6 +179,8 @@ def load_model(
             quantiser.apply(transformer, is_block_linear)
         adapters.attach_adapters(transformer)
         set_self_attention_backend(transformer, attention)
+        transformer.stream_dtype = DTYPES[residual_dtype]
+        set_fused(transformer, fused)
         if compiling is not None:
             compile_blocks(transformer, compiling)
 

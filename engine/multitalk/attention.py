@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import ConfigError, UnknownComponent
+from engine.multitalk import fused
 from engine.multitalk.compat import (
     AttentionBackendName,
     AttentionModuleMixin,
@@ -40,11 +41,6 @@ def set_self_attention_backend(model: nn.Module, name: str) -> None:
     for module in model.modules():
         if isinstance(module, WanAttention) and isinstance(module.processor, SelfAttentionProcessor):
             module.processor._attention_backend = backend
-
-
-def add(own: Tensor, other: Tensor) -> Tensor:
-    """Return own + other; without gradients in place in `own`, which nothing else may use."""
-    return own + other if torch.is_grad_enabled() else own.add_(other)
 
 
 def wan_attention(dim: int, heads: int, eps: float, **kwargs: Any) -> WanAttention:
@@ -149,7 +145,8 @@ class CrossAttentionProcessor:
         output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         value = attn.add_v_proj(image).unflatten(2, (attn.heads, -1))
         key = attn.norm_added_k(attn.add_k_proj(image), attn.heads, None, value.dtype)
-        output = add(output, dispatch_attention_fn(query, key, value, backend=self._attention_backend))
+        image = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        output = fused.add(output, image, into=True)
         attended: Tensor = attn.to_out[1](attn.to_out[0](output.flatten(2, 3)))
         return attended
 
@@ -176,9 +173,13 @@ class AudioAttentionProcessor:
         query = attn.to_q(hidden_states).unflatten(2, (attn.heads, -1))
         key, value = attn.to_kv(encoder_hidden_states).unflatten(2, (2, attn.heads, -1)).unbind(2)
         if speakers is not None and scores is not None:
-            query = rotate(
-                query, rotary_at(label_positions(scores, speakers, shard), speakers.frequencies), value.dtype
-            )
+            labels = rotary_at(label_positions(scores, speakers, shard), speakers.frequencies)
+            if attn.fused and not fused.eager():
+                query = fused.rms_rotate(query.flatten(2), None, labels.turns, attn.heads, 0.0, value.dtype)
+                query = query.unflatten(2, (attn.heads, -1))  # type: ignore[no-untyped-call]
+            else:
+                query = rotate(query, labels, value.dtype)
+            # Few: in every frame a speaker has as many as the config's `audio_tokens`.
             key = rotate(key, speakers.keys, value.dtype)
         frames = encoder_hidden_states.shape[0]
         if shard is not None:
@@ -197,6 +198,8 @@ class AudioAttention(nn.Module, AttentionModuleMixin):  # type: ignore[misc]
     _available_processors = [AudioAttentionProcessor]
     _supports_qkv_fusion = False
     is_cross_attention = True
+    #: Whether our own kernel rotates the queries.
+    fused = False
     processor: Any
 
     def __init__(self, dim: int, heads: int, audio_dim: int) -> None:

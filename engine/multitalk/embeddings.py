@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from engine.multitalk import fused
 from engine.multitalk.compat import PixArtAlphaTextProjection, TimestepEmbedding, WanImageEmbedding
 
 ROPE_THETA = 10000.0
@@ -67,7 +68,7 @@ def rotate(x: Tensor, rotary: Rotary, dtype: torch.dtype) -> Tensor:
     Without gradients a float32 `x` is overwritten.
     """
     pairs = x.float().unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if fused.eager():
         # Inductor fuses real arithmetic; for complex numbers it generates no code.
         (first, second), (cos, sin) = pairs.unbind(-1), rotary.turns.unbind(-1)
         pairs = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -84,10 +85,18 @@ class RMSNorm(nn.RMSNorm):
     The result is linear in `weight`, so that a LoRA can add the result of a change of it.
     """
 
+    #: Whether our own kernel computes it.
+    fused = False
+
     def forward(
         self, x: Tensor, heads: int = 1, rotary: Rotary | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Normalise (B, L, D) to (B, L, heads, D / heads) of `dtype`; with `rotary` its pairs are rotated."""
+        assert self.eps is not None
+        if self.fused and not fused.eager():
+            turned = fused.rms_rotate(x, self.weight, None if rotary is None else rotary.turns, heads, self.eps, dtype)
+            result: Tensor = turned.unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
+            return result
         # A norm as a reduction reads x once; torch's composite kernel writes the squares first.
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
@@ -96,7 +105,7 @@ class RMSNorm(nn.RMSNorm):
             # The norm is a factor of the table, which is smaller than x by the number of heads.
             return rotate(weighted, Rotary(rotary.turns * scale[..., None, None]), dtype)
         scaled = x * scale
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if fused.eager():
             scaled = (scaled * self.weight).to(dtype)
         elif scaled.is_cpu:
             scaled = scaled.mul_(self.weight).to(dtype)

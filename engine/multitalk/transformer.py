@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from torch.utils._pytree import _register_namedtuple, register_dataclass
 
 from engine.errors import ConfigError, RequestError
+from engine.multitalk import fused
 from engine.multitalk.attention import (
     AudioAttention,
     CrossAttentionProcessor,
     SelfAttentionProcessor,
-    add,
     wan_attention,
 )
 from engine.multitalk.audio_projection import AudioProjection
@@ -28,7 +28,6 @@ from engine.multitalk.compat import (
     AttentionMixin,
     CacheMixin,
     FeedForward,
-    FP32LayerNorm,
     PeftAdapterMixin,
     apply_lora_scale,
     register_cached_block,
@@ -77,15 +76,42 @@ register_dataclass(TransformerConditions, serialized_type_name="engine.multitalk
 class ModulatedLayerNorm(nn.Module):
     """LayerNorm without parameters, then scale and shift by the time embedding, all in float32."""
 
+    #: Whether our own kernel computes it.
+    fused = False
+
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.dim = dim
         self.eps = eps
 
-    def forward(self, hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """Normalise (1, L, D) float32; `shift` and `scale` are float32 (D,)."""
+    def forward(self, hidden_states: Tensor, shift: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """Normalise (1, L, D) and return it in `dtype`; `shift` and `scale` are float32 (D,)."""
         # One sample has one time, so the modulation is the affine part of a LayerNorm: a single fused kernel.
-        return F.layer_norm(hidden_states, (self.dim,), 1 + scale, shift, self.eps)
+        return fused.layer_norm(hidden_states, 1 + scale, shift, self.eps, dtype, fused=self.fused)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm with parameters, in float32. Linear in them, so that a LoRA can add the result of their change."""
+
+    #: Whether our own kernel computes it.
+    fused = False
+
+    def forward(self, input: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:  # noqa: A002 - its name in torch
+        """Normalise (1, L, D) and return it in `dtype`."""
+        weight, bias = self.weight.float(), self.bias.float()
+        return fused.layer_norm(input, weight, bias, self.eps, dtype, fused=self.fused)
+
+
+class Activation(nn.Module):
+    """The first layer of a feed-forward and its activation, like diffusers' GELU, computed by `fused.gelu`."""
+
+    def __init__(self, proj: nn.Module) -> None:
+        super().__init__()
+        self.proj = proj
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map (1, L, D) to (1, L, ffn_dim)."""
+        return fused.gelu(self.proj(hidden_states))
 
 
 class MultiTalkTransformerBlock(nn.Module):
@@ -97,7 +123,7 @@ class MultiTalkTransformerBlock(nn.Module):
         super().__init__()
         self.norm1 = ModulatedLayerNorm(dim, eps)
         self.attn1 = wan_attention(dim, heads, eps, processor=SelfAttentionProcessor())
-        self.norm2 = FP32LayerNorm(dim, eps, elementwise_affine=True) if cross_attn_norm else nn.Identity()
+        self.norm2 = LayerNorm(dim, eps) if cross_attn_norm else None
         self.attn2 = wan_attention(
             dim,
             heads,
@@ -106,10 +132,11 @@ class MultiTalkTransformerBlock(nn.Module):
             cross_attention_dim_head=dim // heads,
             processor=CrossAttentionProcessor(image_tokens),
         )
-        self.norm_audio = FP32LayerNorm(dim, eps, elementwise_affine=True)
+        self.norm_audio = LayerNorm(dim, eps)
         self.audio_attn = AudioAttention(dim, heads, audio_dim)
         self.norm3 = ModulatedLayerNorm(dim, eps)
         self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
+        self.ffn.net[0] = Activation(self.ffn.net[0].proj)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
     def forward(
@@ -122,29 +149,29 @@ class MultiTalkTransformerBlock(nn.Module):
         speakers: Speakers | list[Speakers | None] | None = None,
         shard: Shard | None = None,
     ) -> Tensor:
-        """Transform tokens (B, L, D), float32; `temb` (1, 6, D), float32; the others as in TransformerConditions.
+        """Transform tokens (B, L, D); `temb` (1, 6, D), float32; the others as in TransformerConditions.
 
         In a batch, audio tokens and speakers are lists with one entry for each sample.
 
-        The layers compute in the conditions' dtype; the residual stream stays float32, which needs no more casts than
-        rounding it in every layer and halves the error of a bfloat16 network.
+        The layers compute in the conditions' dtype. The residual stream has the tokens' dtype, usually float32: that
+        halves the error of a bfloat16 network.
         """
         dtype = encoder_hidden_states.dtype
         table = _modulation(self) + temb[0]
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(0)
 
-        normed = self.norm1(hidden_states, shift, scale).to(dtype)
+        normed = self.norm1(hidden_states, shift, scale, dtype)
         attended = self.attn1(normed, rotary_emb=rotary_emb, speakers=speakers, shard=shard)
         attended, scores = (attended, None) if speakers is None else attended
         # Out of place: step caches and callers keep their input tokens.
-        tokens = torch.addcmul(hidden_states, attended, gate)
-        tokens = add(tokens, self.attn2(self.norm2(tokens).to(dtype), encoder_hidden_states))
-        normed_tokens = self.norm_audio(tokens).to(dtype)
-        tokens = add(
-            tokens, self.audio_attn(normed_tokens, audio_hidden_states, scores=scores, speakers=speakers, shard=shard)
-        )
-        forwarded = self.ffn(self.norm3(tokens, ffn_shift, ffn_scale).to(dtype))
-        return torch.addcmul(tokens, forwarded, ffn_gate)
+        tokens = fused.add(hidden_states, attended, gate)
+        normed = tokens.to(dtype) if self.norm2 is None else self.norm2(tokens, dtype)
+        tokens = fused.add(tokens, self.attn2(normed, encoder_hidden_states), into=True)
+        normed = self.norm_audio(tokens, dtype)
+        audio = self.audio_attn(normed, audio_hidden_states, scores=scores, speakers=speakers, shard=shard)
+        tokens = fused.add(tokens, audio, into=True)
+        forwarded = self.ffn(self.norm3(tokens, ffn_shift, ffn_scale, dtype))
+        return fused.add(tokens, forwarded, ffn_gate, into=True)
 
 
 register_cached_block(MultiTalkTransformerBlock)
@@ -243,6 +270,8 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
         self.proj_out = nn.Linear(dim, out_channels * math.prod(patch_size))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
         self.gradient_checkpointing = False
+        #: Number format of the tokens between the blocks' layers, the residual stream.
+        self.stream_dtype = torch.float32
         self._rotary: tuple[tuple[int, int, int, torch.device], Rotary] | None = None
 
     def embed_conditions(
@@ -328,7 +357,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
 
         temb, time_proj = self.condition_embedder(timestep)
         tokens = self.patch_embedding(hidden_states.to(self.patch_embedding.weight.dtype))
-        tokens = tokens.flatten(2).transpose(1, 2).float().contiguous()
+        tokens = tokens.flatten(2).transpose(1, 2).to(self.stream_dtype).contiguous()
         first, shard = batch[0], batch[0].shard
         if shard is not None:
             tokens = shard.select(tokens)
@@ -343,8 +372,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
                 tokens = block(tokens, *arguments)
 
         shift, scale = (_modulation(self) + temb).unbind(0)
-        tokens = self.norm_out(tokens, shift, scale).to(self.proj_out.weight.dtype)
-        patches = self.proj_out(tokens).float()
+        patches = self.proj_out(self.norm_out(tokens, shift, scale, self.proj_out.weight.dtype)).float()
         if shard is not None:
             patches = shard.gather(patches)
         sample = self._unpatchify(patches, shape)

@@ -32,28 +32,38 @@ def tokens(config: Config, latents: tuple[int, int, int]) -> int:
 
 
 def forward_bytes(
-    config: Config, latents: tuple[int, int, int], *, value: int, speakers: int = 1, adapted: bool = False
+    config: Config,
+    latents: tuple[int, int, int],
+    *,
+    value: int,
+    speakers: int = 1,
+    adapted: bool = False,
+    stream: int = _EXACT,
+    device: str = "cuda",
 ) -> int:
     """Return the peak of one forward (engine.multitalk.transformer) with values of `value` bytes.
 
-    `adapted`: attached LoRAs are switched on.
+    `adapted`: attached LoRAs are switched on. `stream`: bytes of a value of the residual stream.
     """
     dim, ffn, length = width(config), config["ffn_dim"], tokens(config, latents)
-    stream, thin, wide = length * dim * _EXACT, length * dim * value, length * ffn * value
+    held, thin, wide = length * dim * stream, length * dim * value, length * ffn * value
+    exact = length * dim * _EXACT
     # Feed-forward: the block's tokens before and after attention; input and output of self-attention, inputs of audio
     # attention and of the feed-forward; its inner values before and after the activation.
-    # With a LoRA also its part of a layer's output, in addition to the output and their sum.
-    forwarding = 2 * stream + 4 * thin + (3 if adapted else 2) * wide
-    # Self-attention while keys are rotated: tokens and their norm; queries and keys before and after; values.
-    rotated = stream if speakers > 1 else thin
+    # With a LoRA also its part of a layer's output, in addition to the output and their sum. A CPU activates in place,
+    # and holds the output of the feed-forward beside its inner values.
+    inner = wide + thin if device == "cpu" else 2 * wide
+    forwarding = 2 * held + 4 * thin + inner + (wide if adapted else 0)
+    # Self-attention while keys are rotated: tokens and their norm; queries; keys before, while and after.
+    rotated = exact if speakers > 1 else thin
     cast = 0 if value == _EXACT else thin
-    attending = 3 * stream + 2 * thin + rotated + stream + cast
+    attending = held + 2 * thin + rotated + exact + cast
     # Audio attention while queries are rotated by speaker: the block's tokens, four thin ones, the queries in float32,
     # rotated and cast, and the tables of every token's own position.
-    labels = 4 * length * config["attention_head_dim"] * _EXACT
-    labelling = 2 * stream + 4 * thin + (stream + cast if cast else 0) + stream + labels if speakers > 1 else 0
+    labels = 3 * length * config["attention_head_dim"] * _EXACT // 2
+    labelling = 2 * held + 4 * thin + (exact + cast if cast else 0) + labels if speakers > 1 else 0
     # Any attention while its output is projected: queries, output, the output in another layout, and its projection.
-    projecting = 2 * stream + 7 * thin
+    projecting = 2 * held + 7 * thin
     worst: int = max(forwarding, attending, labelling, projecting)
     return worst + conditions_bytes(config, latents, value=value, speakers=speakers, passes=1)
 
@@ -63,7 +73,7 @@ def conditions_bytes(config: Config, latents: tuple[int, int, int], *, value: in
     dim, length = width(config), tokens(config, latents)
     context = (config["image_tokens"] + config["text_len"]) * dim * value
     audio = latents[0] * speakers * config["audio_tokens"] * config["audio_output_dim"] * value
-    rotary = 3 * length * config["attention_head_dim"] * _EXACT
+    rotary = length * config["attention_head_dim"] * _EXACT
     return int(passes * (context + audio) + rotary)
 
 

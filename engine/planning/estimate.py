@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from engine.data import Plan, Window
 from engine.data.estimates import CardEstimate, Estimates
@@ -44,9 +45,7 @@ def estimate(
     stages = memory.stages(sizes, resolved, work)
     on_cards = tuple(_on_card(one, plan, sizes, load, work) for one in cards())
     here = next((one for one in on_cards if gpu is not None and one.card == gpu.name), None)
-    forward = forward_work(
-        sizes.configs["transformer"], work.latents, value=2, speakers=work.speakers, compiled=load.compiled
-    )
+    forward = forward_work(sizes.configs["transformer"], work.latents, value=2, speakers=work.speakers)
     source = prices()
     return Estimates(
         device=load.device,
@@ -89,6 +88,11 @@ def largest_work(plan: Plan, sizes: Sizes) -> Work:
         windows=len(plan.windows),
         motion=max(window.motion for window in plan.windows),
     )
+
+
+def _passes(load: memory.Load) -> dict[str, Any]:
+    """Return what decides how many bytes a forward moves."""
+    return {"compiled": load.compiled, "fused": load.fused, "stream": memory.WIDTHS[load.residual_dtype]}
 
 
 def _operations(plan: Plan, sizes: Sizes, window: Window) -> int:
@@ -171,7 +175,7 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) ->
     width, height = plan.canvas.target
     for window in plan.windows:
         latents = latents_of(sizes, window.frames, plan.canvas.target)
-        forward = forward_work(transformer, latents, value=2, speakers=len(plan.seats), compiled=load.compiled)
+        forward = forward_work(transformer, latents, value=2, speakers=len(plan.seats), **_passes(load))
         # On average: a sampler may make several evaluations in a step, and guidance may be in some steps only.
         each = plan.forwards / (len(plan.windows) * plan.steps)
         samples = plan.forwards / (len(plan.windows) * (plan.evaluations or plan.steps)) if load.batched else 1

@@ -71,6 +71,10 @@ class Load:
     scaled: bool = False
     #: Whether torch.compile compiles the network's blocks.
     compiled: bool = False
+    #: Whether norms and rotations run in our own kernels on a GPU.
+    fused: bool = True
+    #: Number format of the residual stream.
+    residual_dtype: str = "float32"
 
     @property
     def kept(self) -> Quant | None:
@@ -82,6 +86,7 @@ class Load:
         for field, name, choices in (
             ("device", self.device, ("cuda", "cpu")),
             ("dtype", self.dtype, tuple(WIDTHS)),
+            ("residual_dtype", self.residual_dtype, tuple(WIDTHS)),
             ("memory", self.memory, (*PROFILES, "auto")),
             ("quant", self.quant, (*QUANTS, *([] if self.made is None else [self.quant]))),
         ):
@@ -275,7 +280,15 @@ def _denoising(sizes: Sizes, load: Load, work: Work, value: int) -> int:
     """Return the bytes of a forward and of the steps between forwards, without the conditions."""
     config = sizes.configs["transformer"]
     one = activations.conditions_bytes(config, work.latents, value=value, speakers=work.speakers, passes=1)
-    forward = activations.forward_bytes(config, work.latents, value=value, speakers=work.speakers, adapted=load.adapted)
+    forward = activations.forward_bytes(
+        config,
+        work.latents,
+        value=value,
+        speakers=work.speakers,
+        adapted=load.adapted,
+        stream=WIDTHS[load.residual_dtype],
+        device=load.device,
+    )
     forward -= one
     if load.quant != "none":
         # Quantised weights are expanded one layer at a time, while one of the two wide tensors of the feed-forward

@@ -252,7 +252,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
             self.now.flops[name, str(outputs[0].dtype).removeprefix("torch.")] += count(*args, **kwargs, out_val=out)
-        self.now.moved[name] += sum(_touched(tensor) for tensor in inputs if tensor.device.type == "cuda")
+        # A tensor given as `out` is written, and not read.
+        read = [*_tensors(args), *_tensors(value for key, value in kwargs.items() if key != "out")]
+        self.now.moved[name] += sum(_touched(tensor) for tensor in read if tensor.device.type == "cuda")
         self.now.moved[name] += sum(map(_touched, outputs))
         self._used(inputs, (*outputs, *_written(func, args, kwargs)))
 

@@ -133,6 +133,8 @@ def walk(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool
             _forwards(ledger),
             # The memory of a machine with which the card is rented.
             patch("engine.loading.placement.free_on_host", lambda: scene.host),
+            # A CUDA build of torch brings Triton. Its kernels are operators, which do not run on fake tensors.
+            patch("engine.assembly.kernels.missing_for_triton", lambda: None),
         ):
             _run(result, config, request, ledger, installed())
     result.seconds = time.monotonic() - began

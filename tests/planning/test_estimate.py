@@ -141,11 +141,15 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     ("dtype", "speakers", "ffn_dim"),
     [("float32", 1, 688), ("bfloat16", 1, 688), ("float32", 2, 256), ("bfloat16", 2, 256)],
 )
-def test_a_forward_holds_what_is_counted(dtype: str, speakers: int, ffn_dim: int) -> None:
+def test_a_forward_holds_what_is_counted(
+    dtype: str, speakers: int, ffn_dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     from engine.bench.transformer import build_inputs, build_model
 
+    # The pieces in which a CPU activates: nothing at any real size.
+    monkeypatch.setattr("engine.multitalk.fused._AT_ONCE", 2**10)
     model = build_model(256, ffn_dim, 4, 2, getattr(torch, dtype), torch.Generator().manual_seed(0))
     latents, time, conditions = build_inputs(model, (3, 16, 16), speakers, torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -154,9 +158,9 @@ def test_a_forward_holds_what_is_counted(dtype: str, speakers: int, ffn_dim: int
     shape = conditions.latent_shape
     value = 2 if dtype == "bfloat16" else 4
     kept = activations.conditions_bytes(model.config, shape, value=value, speakers=speakers, passes=1)
-    predicted = activations.forward_bytes(model.config, shape, value=value, speakers=speakers) - kept
+    predicted = activations.forward_bytes(model.config, shape, value=value, speakers=speakers, device="cpu") - kept
     # The time embedding and single vectors are not counted: a hundredth at this size, nothing at any real one.
-    assert predicted == pytest.approx(measured, rel=0.02)
+    assert predicted == pytest.approx(measured, rel=0.04)
 
 
 @pytest.mark.parametrize(("side", "slack"), [("encode", 0.06), ("decode", 0.06)])
