@@ -71,8 +71,7 @@ class MemoryConfig:
     pin: bool | None = None
     #: Side of the VAE's tiles in pixels, a multiple of 32; 0: no tiles. With tiles the frames change a little.
     tile: int = field(default=0, metadata=within(0, 4096))
-    #: Maximum MiB of host memory for the features of earlier prompts, so that a job with the same prompt does not run
-    #: the text encoder; never written to disk. 0: none are kept.
+    #: Maximum MiB of host memory for features of earlier prompts, which are then not encoded again; 0: none are kept.
     prompts: int = field(default=64, metadata=within(0, 65_536))
 
 
@@ -85,8 +84,7 @@ class ParallelConfig:
 
     #: The way, one of the presets' names.
     name: str = "none"
-    #: parallel=guidance: number of groups among which the passes are divided; within a group, tokens are divided. 0:
-    #: every process is its own group.
+    #: parallel=guidance: groups that share the passes; within a group, tokens are divided. 0: a group each process.
     groups: int = field(default=0, metadata=within(0, 65_536))
     #: A worker's number of processes, itself included; 0: one for each CUDA device. Others are started by torchrun.
     processes: int = field(default=0, metadata=within(0, 65_536))
