@@ -128,7 +128,7 @@ def table(report: Mapping[str, Any]) -> str:
     for name, row in report["rows"].items():
         rows.append(
             f"| {name} | `{' '.join(row['overrides']) or '-'}` | {row['forwards']:g} | {row['fewer']:.2f} x "
-            f"| {row['one']:.3f} ({-row['lost']['one']:+.3f}) | {row['two']:.3f} ({-row['lost']['two']:+.3f}) "
+            f"| {row['one']:.3f} ({0 - row['lost']['one']:+.3f}) | {row['two']:.3f} ({0 - row['lost']['two']:+.3f}) "
             f"| {row['sharpness']:.3f} |"
         )
     return "\n".join(rows)
