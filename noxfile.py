@@ -3,8 +3,8 @@
 What takes longer runs only when it is asked for: `nox -s slow` runs the tests that are marked so, `nox -s talk`
 measures the embedded model, `nox -s long` its long videos, `nox -s kills` kills downloads and generations, `nox -s
 soak` tells what the memory of a worker does over 200 jobs, `nox -s show` shows clients, endpoint, worker and store at
-work together, `nox -s complete` reads checkpoints of full size, and `nox -s runpod` runs the worker's tests with the
-next release of RunPod's SDK.
+work together, `nox -s complete` reads checkpoints of full size, `nox -s runpod` runs the worker's tests with the next
+release of RunPod's SDK, `nox -s triton` runs our kernels in Triton's interpreter, and `nox -s device` measures a card.
 """
 
 from __future__ import annotations
@@ -192,6 +192,36 @@ def rehearse(session: nox.Session) -> None:
     ]
     if faults:
         session.error("; ".join(faults))
+
+
+@nox.session(venv_backend="none")
+def triton(session: nox.Session) -> None:
+    """Hold the Triton kernels to torch's operators on a CPU, by Triton's interpreter; arguments after -- go to pytest.
+
+    Installs Triton into a temporary folder: the CPU build of torch comes without it.
+    """
+    with tempfile.TemporaryDirectory(prefix="multitalk-triton-") as folder:
+        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+        session.run(*pip, "install", "--quiet", "--no-deps", "--target", folder, "triton")
+        tests = session.posargs or ["tests/multitalk/test_fused.py", "tests/multitalk/test_eight_bit.py"]
+        env = {"PYTHONPATH": folder, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+        session.run(sys.executable, "-m", "pytest", "-q", *tests, env=env)
+
+
+@nox.session(venv_backend="none")
+def device(session: nox.Session) -> None:
+    """Measure this machine's card, keep its report and shares, and write docs/speed.md; arguments after -- go on."""
+    kept = ROOT / "docs" / "measured"
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "device.json"
+        command = (sys.executable, "-m", "engine", "bench", "device", "--keep", "--output", str(report))
+        session.run(*command, *session.posargs, silent=True)
+        name = json.loads(report.read_text("utf-8"))["parts"]["machine"]["rows"]["card"].get("name")
+        if name is None:
+            session.error("no card was measured")
+        word = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        shutil.copyfile(report, kept / f"device-{word}.json")
+    session.run(sys.executable, "-m", "scripts.speed_tables", "--write")
 
 
 def _order(report: dict[str, Any]) -> tuple[bool, list[str], int]:

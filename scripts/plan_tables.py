@@ -1,4 +1,4 @@
-"""The tables of docs/plan.md: `python -m scripts.plan_tables` prints them, and a test holds the page to them."""
+"""The tables of docs/plan.md: `python -m scripts.plan_tables` prints them, `--write` puts them into the page."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from engine import EngineService, Request, Speaker
 from engine.data.estimates import CardEstimate, Estimates
+from scripts.page_tables import main as write_page
 
 #: Published figures for one A100 with 80 GB, three forwards per step: what is on the card, seconds per step, GB.
 PUBLISHED = (
@@ -161,11 +162,7 @@ def _card(estimates: Estimates, name: str) -> CardEstimate:
     return next(card for card in estimates.cards if card.card == name)
 
 
-def main() -> None:
-    """Print the tables for the page."""
-    for name, table in tables(Path("docs/measured/plan.json"), Path("docs/measured/rehearsal.json")).items():
-        print(f"<!-- {name} -->\n{table}\n")
-
-
 if __name__ == "__main__":
-    main()
+    write_page(
+        Path("docs/plan.md"), tables(Path("docs/measured/plan.json"), Path("docs/measured/rehearsal.json")), __doc__
+    )

@@ -5,9 +5,7 @@ A test holds the page to them. What is measured on a card (engine/planning/rates
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -23,10 +21,11 @@ from engine.data.estimates import CardEstimate
 from engine.planning import seconds
 from engine.planning.gpus import Card, cards
 from engine.planning.operations import Forward
+from scripts.page_tables import main as write_page
 
 PAGE = Path("docs/speed.md")
 #: What the planner of an older commit counted.
-BEFORE = Path("docs/measured/speed-before.json")
+BEFORE = Path(__file__).parents[1] / Path("docs/measured/speed-before.json")
 #: Card -> the recipe for it at 480p.
 FAST = {
     "L4 24 GB": "fast-24gb",
@@ -86,7 +85,7 @@ def _cards() -> str:
         figures = f"{forward:.1f} | {window:.0f} | – | {window * card.price / _SECONDS:.3f}"
         rows.append(f"| {card.name} | before | predicted | {figures} |")
         recipe = FAST[card.name]
-        turbo, few = (_on(card.name, f"recipe={recipe}", f"sampler={sampler}") for sampler in ("turbo", "distilled"))
+        turbo, few = _on(card.name, f"recipe={recipe}", "sampler=turbo"), few_steps(card.name)
         marked = f"{', '.join(few.measured)} measured" if few.measured else "predicted"
         figures = f"{few.forward_seconds:.1f} | {turbo.window_seconds:.0f} | {few.window_seconds:.0f} "
         rows.append(f"| | `recipe={recipe}` | {marked} | {figures}| {few.cost_of_second:.3f} |")
@@ -109,7 +108,7 @@ def _public() -> str:
     heads = ["who", "card", "work", "theirs, s", "s a forward", "ours, predicted s a forward", "source"]
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for one in PUBLIC:
-        ours = _on(one.card, f"recipe={FAST[one.card]}", "sampler=distilled", people=1)
+        ours = few_steps(one.card, people=1)
         rows.append(
             f"| {one.who} | {one.card} | {one.what} | {one.seconds:g} | {one.seconds / one.forwards:.2f} "
             f"| {ours.forward_seconds:.2f} | {_linked(one.source)} |"
@@ -125,12 +124,17 @@ def _linked(source: str) -> str:
 def _bars() -> str:
     rows = ["| card | what | at most, s | predicted, s |", "|---|---|---|---|"]
     for (card, what), most in BARS.items():
-        few = _on(card, f"recipe={FAST[card]}", "sampler=distilled")
+        few = few_steps(card)
         predicted = few.forward_seconds if what == "forward" else few.window_seconds
         rows.append(
             f"| {card} | {'a forward' if what == 'forward' else 'a 4-step window'} | {most:g} | {predicted:.1f} |"
         )
     return "\n".join(rows)
+
+
+def few_steps(card: str, people: int = 2) -> CardEstimate:
+    """Return what is predicted for a card with its recipe and four steps."""
+    return _on(card, f"recipe={FAST[card]}", "sampler=distilled", people=people)
 
 
 def _on(card: str, *overrides: str, people: int = 2) -> CardEstimate:
@@ -150,23 +154,5 @@ def plan(overrides: Sequence[str], people: int) -> Plan:
         return EngineService(overrides).plan(request)
 
 
-def written(page: str) -> str:
-    """Return the page with today's tables."""
-    for name, table in tables().items():
-        page = re.sub(rf"(<!-- {name} -->\n)(?:\|.*\n)+", lambda found: found[1] + table + "\n", page)  # noqa: B023
-    return page
-
-
-def main() -> None:
-    """Print the tables, or write them."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.speed_tables", description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"write them into {PAGE}")
-    if parser.parse_args().write:
-        PAGE.write_text(written(PAGE.read_text("utf-8")), "utf-8")
-        return
-    for name, table in tables().items():
-        print(f"<!-- {name} -->\n{table}\n")
-
-
 if __name__ == "__main__":
-    main()
+    write_page(PAGE, tables(), __doc__)
