@@ -64,17 +64,19 @@ def _run(
     encoder_hidden_states: Tensor,
     temb: Tensor,
     rotary_emb: Any,
-    audio_hidden_states: Tensor,
-    speakers: Speakers | None = None,
+    audio_hidden_states: Tensor | list[Tensor],
+    speakers: Speakers | list[Speakers | None] | None = None,
     shard: None = None,
 ) -> Tensor:
     # Only the numbers of tokens and of frames differ between windows. torch would find out with further graphs.
     mark(hidden_states, 1)
-    mark(audio_hidden_states, 0)
+    for voices in audio_hidden_states if isinstance(audio_hidden_states, list) else [audio_hidden_states]:
+        mark(voices, 0)
     for table in rotary_emb:
         mark(table, 1)
-    if speakers is not None:
-        mark(speakers.values, 1)
+    for map_ in speakers if isinstance(speakers, list) else [speakers]:
+        if map_ is not None:
+            mark(map_.values, 1)
     return compiled(block, hidden_states, encoder_hidden_states, temb, rotary_emb, audio_hidden_states, speakers, shard)
 
 

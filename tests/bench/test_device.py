@@ -146,11 +146,12 @@ def test_the_autoencoder_in_bfloat16_is_near_float32(report: dict[str, Any]) -> 
     assert result["float32, strict"]["psnr_to_strict_float32"] is None
 
 
-def test_a_second_size_makes_at_most_one_more_graph(report: dict[str, Any]) -> None:
+def test_a_second_size_makes_no_more_graphs(report: dict[str, Any]) -> None:
     result = rows(report, "compile")
-    assert result["first call"]["graphs"] == 1
-    assert result["second size"]["graphs"] == 2
-    assert result["compiled"]["largest_difference"] == result["second size"]["largest_difference"] == 0
+    assert result["first call"]["graphs"] == result["second size"]["graphs"] == 1
+    # Graphs rotate in real arithmetic, eager code in complex.
+    assert result["compiled"]["largest_difference"] < 0.05
+    assert result["second size"]["largest_difference"] < 0.05
 
 
 def test_the_engine_makes_a_video_and_the_doctor_looks(report: dict[str, Any]) -> None:

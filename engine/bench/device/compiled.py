@@ -11,6 +11,7 @@ from engine.bench.device.measure import DeviceBench, Rows, Skipped, largest_diff
 from engine.bench.device.modules import autoencoder, transformer
 from engine.bench.device.network import fitting_layers
 from engine.bench.transformer import build_inputs
+from engine.loading.compiling import Compiling, compile_blocks
 from engine.machine.compiler import missing_for_triton
 
 #: Seconds for compiling the autoencoder.
@@ -21,7 +22,7 @@ def compiled(bench: DeviceBench) -> Rows:
     """The blocks of the network, compiled as one graph each, at one size and at a second one; the autoencoder."""
     from torch._dynamo.utils import counters
 
-    options = _options(bench)
+    how = _how(bench)
     _, grid = bench.shapes.first
     model: Any = transformer(bench, fitting_layers(bench, grid))
     cases = [build_inputs(model, size, 2, bench.random) for size in (grid, bench.shapes.second)]
@@ -37,9 +38,9 @@ def compiled(bench: DeviceBench) -> Rows:
 
     plain = [call(0), call(1)]
     yield "eager", {"layers": len(model.blocks)} | bench.with_peak(lambda: call(0))
-    model.compile_repeated_blocks(fullgraph=True, **options)
+    compile_blocks(model, how)
     first = bench.once(lambda: call(0))
-    yield "first call", {"seconds": first, "graphs": graphs(), "backend": options.get("backend", "inductor")}
+    yield "first call", {"seconds": first, "graphs": graphs(), "backend": how.backend}
     yield "compiled", bench.with_peak(lambda: call(0)) | {"largest_difference": largest_difference(call(0), plain[0])}
     again = bench.once(lambda: call(1))
     difference = largest_difference(call(1), plain[1])
@@ -56,25 +57,25 @@ def compiled(bench: DeviceBench) -> Rows:
     # Frees memory for the next.
     model = None
     bench.free()
-    yield "autoencoder", bench.attempt(lambda: _autoencoder(bench, options))
+    yield "autoencoder", bench.attempt(lambda: _autoencoder(bench))
 
 
-def _options(bench: DeviceBench) -> dict[str, Any]:
+def _how(bench: DeviceBench) -> Compiling:
     if not bench.cuda:
         # Graphs and numerics without generating code, which takes minutes on a CPU.
-        return {"backend": "eager"}
+        return Compiling("eager")
     if (missing := missing_for_triton()) is not None:
         raise Skipped(missing[0])
-    return {}
+    return Compiling()
 
 
-def _autoencoder(bench: DeviceBench, options: dict[str, Any]) -> dict[str, Any]:
+def _autoencoder(bench: DeviceBench) -> dict[str, Any]:
     # On a CPU it shows nothing new, and tracing it takes longer than all other parts.
     bench.need_cuda()
     bench.need(_AUTOENCODER)
     vae, latents = autoencoder(bench), random_latents(bench)
     plain = decode(vae, latents, torch.float32)
-    vae.decoder.compile(**options)
+    vae.decoder.compile()
     first = bench.once(lambda: decode(vae, latents, torch.float32))
     figures = bench.with_peak(lambda: decode(vae, latents, torch.float32))
     difference = largest_difference(decode(vae, latents, torch.float32), plain)
