@@ -196,12 +196,11 @@ def _stages(sizes: Sizes, load: Load, work: Work) -> Iterator[StageMemory]:
     # Frames as bytes, of this window and twice of the one that is encoded; and those that the next one continues.
     pictures = picture * (3 * work.frames + 4 * work.motion)
     on_host = _on_host(load, work, weights, "colors", "vae")
-    colors = activations.colors_bytes(*size)
     if load.device == "cpu":
         # Colours are changed in place, then frame after frame becomes bytes.
         yield StageMemory("colors", on_host, picture * work.frames * 4 + pictures, "cpu")
         return
-    yield StageMemory("colors", _resident(sizes, load, weights, "vae"), colors, "cuda")
+    yield StageMemory("colors", _resident(sizes, load, weights, "vae"), temporaries["colors"], "cuda")
     yield StageMemory("write", on_host, pictures, "cpu")
 
 
@@ -231,6 +230,7 @@ def _temporaries(sizes: Sizes, load: Load, work: Work) -> dict[str, int]:
         "vae decode": activations.decode_bytes(vae, *size, device=device, tile=load.tile, value=load.decoded)
         + persistent
         + 2 * transformer["out_channels"] * latent,
+        "colors": activations.colors_bytes(*size) + persistent + transformer["out_channels"] * latent,
     }
 
 

@@ -68,9 +68,9 @@ def decode(
     8 bits. Raises Cancelled between chunks, and EngineError (`broken_window`) for a window with values that are not
     finite, or of one colour.
     """
-    # Read only after decoding, so that the host does not wait for the device twice.
-    largest = latents.abs().amax()
     with model.use("vae"):
+        # Read only after decoding, so that the host does not wait for the device twice.
+        largest = latents.abs().amax()
         decoded = model.codec.decode(latents, cancel=cancel)
     _check(float(largest), decoded[:, window.motion : window.motion + window.keep], window, reference)
     end = window.motion + window.keep
@@ -82,8 +82,9 @@ def decode(
     if history is not None and options.blend:
         last = history[:, -1].to(pixels.device)
         blend_seam(new, last, pixels[:, window.motion - begin - 1], options.blend)
-    # A copy, so that the memory of the window's other frames is freed.
-    history = pixels[:, -options.motion_frames :].to("cpu", copy=True).contiguous()
+    # A copy, so that the memory of the window's other frames is freed. Channel by channel: for all three at once a device
+    # would first put them next to each other.
+    history = torch.stack([plane[-options.motion_frames :].to("cpu", copy=True) for plane in pixels])
     return Decoded(Frames(_pictures(new), options.fps), history)
 
 
