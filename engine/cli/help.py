@@ -66,7 +66,7 @@ def _table(rows: dict[str, str]) -> str:
     lines = []
     for name, text in rows.items():
         head = f"  {name:<{width}}  "
-        body = textwrap.wrap(text, 110 - width) or [""]
+        body = textwrap.wrap(text, 110 - width, break_on_hyphens=False) or [""]
         if len(head) > width + 4:
             lines.append(head.rstrip())
             head = " " * (width + 4)

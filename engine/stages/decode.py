@@ -82,8 +82,8 @@ def decode(
     if history is not None and options.blend:
         last = history[:, -1].to(pixels.device)
         blend_seam(new, last, pixels[:, window.motion - begin - 1], options.blend)
-    # A copy, so that the memory of the window's other frames is freed. Channel by channel: for all three at once a device
-    # would first put them next to each other.
+    # A copy, so that the memory of the window's other frames is freed. Channel by channel: a device would first put all
+    # three next to each other.
     history = torch.stack([plane[-options.motion_frames :].to("cpu", copy=True) for plane in pixels])
     return Decoded(Frames(_pictures(new), options.fps), history)
 

@@ -160,8 +160,9 @@ def initialise(transformer: Any, *, binding: bool) -> None:
 def hold_labels(transformer: Any) -> None:
     """Block gradients through the label positions, whose assignment is a decision; this saves half of the time."""
 
-    def detach(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
-        return output[0], None if output[1] is None else output[1].detach()
+    def detach(_module: nn.Module, _inputs: Any, output: Tensor | tuple[Tensor, Tensor]) -> Any:
+        # One speaker needs no scores.
+        return output if isinstance(output, Tensor) else (output[0], output[1].detach())
 
     for block in transformer.blocks:
         block.attn1.register_forward_hook(detach)

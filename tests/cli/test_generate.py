@@ -141,7 +141,10 @@ def test_json_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> 
         "seed",
         "timings",
         "plan",
+        "overlapped",
         "memory",
+        "forwards",
+        "prompts_reused",
         "peaks",
     ]
     assert answer["address"] == "films/talk.mp4"
