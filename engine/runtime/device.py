@@ -32,9 +32,11 @@ def pick_device(name: str) -> str:
 
 def attention_site(device: str, dtype: str, processes: int = 1) -> AttentionSite:
     """Return what a choice of attention kernel may depend on, on this machine: `device` is "cuda" or "cpu"."""
-    card = device == "cuda" and torch.cuda.is_available()
-    capability = torch.cuda.get_device_capability() if card else None
-    return AttentionSite(device, dtype, capability, torch.version.hip is not None, processes)
+    rocm = torch.version.hip is not None
+    # Asking starts CUDA; `pick_device` has configured its allocator before.
+    asked = device == "cuda" and (rocm or torch.version.cuda is not None) and torch.cuda.is_available()
+    capability = torch.cuda.get_device_capability() if asked else None
+    return AttentionSite(device, dtype, capability, rocm, processes)
 
 
 def _let_segments_grow() -> None:
