@@ -29,6 +29,7 @@ from engine.config import Config
 from engine.data import Access, Delivery, Media, Plan, Request, Resumed
 from engine.errors import ConfigError, EngineError, ProcessLost, SourceError
 from engine.files.scratch import scratch
+from engine.imports.collection import uncollected
 from engine.loading.prefetch import reading_ahead
 from engine.plugin.manager import installed
 from engine.runtime.memory import reclaim
@@ -231,7 +232,8 @@ class EngineService:
         if self._engine is None:
             began = time.monotonic()
             # The libraries take seconds in which nothing would be read.
-            with reading_ahead(self._weight_files(weights)):
+            first = "engine.pipeline" not in sys.modules
+            with reading_ahead(self._weight_files(weights)), uncollected(final=first):
                 from engine.pipeline import Engine
 
             self._seconds["imports"] = time.monotonic() - began

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from engine.errors import Cancelled, ConfigError, EngineError, plain
+from engine.imports.collection import uncollected
 from engine.runtime.quiet import silence_libraries
 
 
@@ -108,12 +109,14 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _entrypoint(name: str, arguments: Sequence[str], *extra: str, prog: str = "", about: str = "") -> int:
-    from engine.cli.parser import entrypoint_parser, read_entrypoint
-    from engine.plugin.manager import installed
+    with uncollected():
+        from engine.cli.parser import entrypoint_parser, read_entrypoint
+        from engine.config import EntrypointConfig
+        from engine.plugin.manager import installed
 
-    config = installed().entrypoints.config(name)
-    parsed = read_entrypoint(name, entrypoint_parser(prog or name, config, about or config.__doc__ or ""), arguments)
-    from engine.config import EntrypointConfig
+        config = installed().entrypoints.config(name)
+        parser = entrypoint_parser(prog or name, config, about or config.__doc__ or "")
+        parsed = read_entrypoint(name, parser, arguments)
 
     overrides = [*parsed.overrides, *extra]
     if issubclass(config, EntrypointConfig):
@@ -122,7 +125,8 @@ def _entrypoint(name: str, arguments: Sequence[str], *extra: str, prog: str = ""
         from engine.sweeps.sweep import sweep
 
         return sweep(overrides)
-    from engine.cli.run import launch
+    with uncollected():
+        from engine.cli.run import launch
 
     return launch(overrides)
 

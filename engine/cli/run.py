@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
+from engine.imports.collection import own_process, uncollected
 from engine.plugin.manager import installed
 from engine.service import EngineService
 
@@ -15,7 +16,9 @@ def launch(overrides: Sequence[str]) -> int:
     A single run does not use hydra.main: the config is the same, but errors keep their type, and no files are written
     except the video.
     """
-    service = EngineService(overrides)
+    own_process()
+    with uncollected():
+        service = EngineService(overrides)
     try:
         with service.joined() as follower:
             if follower:

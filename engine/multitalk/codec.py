@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from engine.data.cancel import CancelToken
 from engine.errors import Cancelled, RequestError, SourceError
-from engine.multitalk.compat import WanRMS_norm, WanUpsample
+from engine.multitalk import codec_cpu
+from engine.multitalk.compat import WanRMS_norm, WanUpsample, unpatchify
 
 
 class LatentCodec(Protocol):
@@ -72,6 +73,9 @@ class WanCodec:
                     _sum_squares(module)
                 if isinstance(module, WanUpsample):
                     _repeat_as_given(module)
+            if not vae.config.is_residual:
+                codec_cpu.speed_up(vae.encoder)
+                codec_cpu.speed_up(vae.decoder)
         if vae is not None:
             # Each time: weights may have been read into the same network again.
             for part in (vae.decoder, vae.post_quant_conv):
@@ -101,9 +105,35 @@ class WanCodec:
         latents = (latents * self._std.to(latents.device) + self._mean.to(latents.device)).to(self._decode_dtype)
         _lay_channels_last(self.vae.decoder, self._device)
         with self._tidied(), _watched(self.vae.decoder, cancel, "decode"):
-            pixels: Tensor = self.vae.decode(latents[None], return_dict=False)[0][0]
+            pixels = self._decode(latents)
         # In float32 not a copy.
         return pixels.float().clamp_(-1, 1)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        vae = self.vae
+        count, rows, columns = latents.shape[1:]
+        direct = latents.device.type == "cpu" and latents.dtype == torch.float32
+        together = 1
+        if direct and not vae.use_tiling and not vae.config.is_residual:
+            height, width = rows * self.spatial, columns * self.spatial
+            together = codec_cpu.latents_at_a_time(vae.config.base_dim, height, width)
+        if together == 1 or count == 1:
+            one_by_one: Tensor = vae.decode(latents[None], return_dict=False)[0][0]
+            return one_by_one
+        # As diffusers does, but several latents at a time after the first.
+        vae.clear_cache()
+        inputs = vae.post_quant_conv(latents[None])
+        frames = 1 + self.temporal * (count - 1)
+        pixels = torch.empty(3, frames, rows * self.spatial, columns * self.spatial)
+        filled = 0
+        for chunk in (inputs[:, :, :1], *inputs[:, :, 1:].split(together, 2)):
+            some = vae.decoder(chunk, feat_cache=vae._feat_map, feat_idx=[0])
+            some = (unpatchify(some, vae.config.patch_size) if vae.config.patch_size else some)[0]
+            pixels[:, filled : filled + some.shape[1]] = some
+            filled += some.shape[1]
+            del some
+        vae.clear_cache()
+        return pixels
 
     @contextmanager
     def _tidied(self) -> Iterator[None]:
@@ -176,11 +206,13 @@ def _repeat_as_given(layer: WanUpsample) -> None:
 
 
 def _lay_channels_last(part: nn.Module, device: torch.device) -> None:
-    """Store the weights of convolutions with channels last, which on CUDA selects kernels of that layout.
+    """Store the weights of convolutions with channels last, which selects kernels of that layout.
 
     Tensor cores want it; otherwise cuDNN converts input and output of each convolution. Values stay the same. Weights
     that come from pinned memory lose it, so this is called before each use.
     """
+    if device.type == "cpu":
+        codec_cpu.lay_out(part)
     if device.type != "cuda":
         return
     for module in part.modules():

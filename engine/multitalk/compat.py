@@ -21,7 +21,14 @@ from diffusers.models.attention_dispatch import (
     _maybe_download_kernel_for_backend,
     dispatch_attention_fn,
 )
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm, WanUpsample
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    WanAttentionBlock,
+    WanResample,
+    WanResidualBlock,
+    WanRMS_norm,
+    WanUpsample,
+    unpatchify,
+)
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbedding
 from diffusers.models.normalization import FP32LayerNorm
@@ -45,8 +52,11 @@ __all__ = [
     "TransformerBlockMetadata",
     "TransformerBlockRegistry",
     "WanAttention",
+    "WanAttentionBlock",
     "WanImageEmbedding",
     "WanRMS_norm",
+    "WanResample",
+    "WanResidualBlock",
     "WanUpsample",
     "apply_lora_scale",
     "check_attention_backend_requirements",
@@ -55,6 +65,7 @@ __all__ = [
     "fetch_kernel",
     "gguf_parts",
     "register_cached_block",
+    "unpatchify",
 ]
 
 

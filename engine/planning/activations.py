@@ -25,6 +25,8 @@ _COLORED = 2**22
 #: Convolutions with fewer values than this (without the last dimension) take another path on a CPU; see
 #: engine.multitalk.codec.
 SLOW_BELOW = 20480
+#: Pixels times base_dim that are decoded at a time on a CPU; see engine.multitalk.codec_cpu.
+TOGETHER = 2**20
 
 
 def tokens(config: Config, latents: tuple[int, int, int]) -> int:
@@ -168,7 +170,8 @@ def _decoding(
     config: Config, frames: int, height: int, width: int, device: str, value: int = _EXACT
 ) -> tuple[int, int]:
     patch, last = int(config["patch_size"] or 1), len(config["dim_mult"]) - 1
-    walk = _Walk(device, 1, height // patch // 2**last, width // patch // 2**last, value)
+    together = _together(config, frames, height, width, device, value)
+    walk = _Walk(device, together, height // patch // 2**last, width // patch // 2**last, value)
     pixels = 3 * frames * height * width * value
     base, factors = config["base_dim"], [config["dim_mult"][-1], *reversed(config["dim_mult"])]
     upward = list(reversed(config["temperal_downsample"]))
@@ -181,7 +184,7 @@ def _decoding(
         entered = walk.values(channels)
         for number in range(config["num_res_blocks"] + 1):
             # The caller still holds the input of the stage.
-            walk.residual(channels, base * after, outer=entered if number else 0)
+            walk.residual(channels, base * after, outer=entered if number and not walk.direct else 0)
             channels = base * after
         if index != last:
             if upward[index] and frames > 1:
@@ -191,8 +194,17 @@ def _decoding(
                 walk.time *= 2
             walk.grow(channels)
     walk.convolution(base * factors[-1], config["out_channels"])
+    if together > 1:
+        return walk.peak + pixels, walk.workspace
     # All decoded frames are concatenated again for each chunk, and clipped at the end.
     return max(walk.peak + pixels, walk.cached * value + 2 * pixels), walk.workspace
+
+
+def _together(config: Config, frames: int, height: int, width: int, device: str, value: int) -> int:
+    """Return how many latents are decoded at a time (engine.multitalk.codec_cpu)."""
+    if device != "cpu" or value != _EXACT:
+        return 1
+    return max(1, min((frames - 1) // _CHUNK, TOGETHER // (int(config["base_dim"]) * height * width)))
 
 
 class _Walk:
@@ -203,6 +215,8 @@ class _Walk:
         self._value = value
         self.cached = 0
         self._cpu = device == "cpu"
+        #: Whether engine.multitalk.codec_cpu computes this.
+        self.direct = self._cpu and value == _EXACT
         self._worst = self._layouts = 0
 
     @property
@@ -235,6 +249,10 @@ class _Walk:
         )
         padded = self.values(inputs, self.time + _KEPT, 2)
         self.keep(cached_values)
+        if self.direct:
+            # The input behind the frames kept of the last chunk; the output, and the next frame's part of it.
+            self.moment(held + input_values + self.values(inputs, self.time + _KEPT) + 2 * output_values)
+            return
         # The input, and the frames kept from it; concatenated with those of the last chunk, and padded.
         self.moment(held + input_values + cached_values + input_values + cached_values + padded)
         self.moment(
@@ -256,6 +274,11 @@ class _Walk:
         """Norm, activation and convolution twice, with the block's input, its shortcut and the caller's tensors."""
         input_values, output_values = self.values(inputs), self.values(outputs)
         held = outer + input_values + (output_values if inputs != outputs else 0)
+        if self.direct:
+            # The shortcut is computed last. The first convolution's input is the block's.
+            self.convolution(inputs, outputs, outer)
+            self.convolution(outputs, outputs, outer + input_values)
+            return
         # Normed values times their weights, in addition to the values themselves.
         self.moment(held + 2 * input_values)
         self.convolution(inputs, outputs, held)
@@ -266,12 +289,19 @@ class _Walk:
         """Halve the pictures: a padded copy, a copy in another layout, and the output."""
         input_values = self.values(channels)
         self.rows, self.columns = self.rows // 2, self.columns // 2
+        if self.direct:
+            self.moment(2 * input_values + self.values(channels))
+            return
         self.moment(3 * input_values + self.values(channels))
 
     def grow(self, channels: int) -> None:
         """Double the pictures: a copy by frames, two larger ones, and the output with half the channels."""
         input_values = self.values(channels)
         self.rows, self.columns = 2 * self.rows, 2 * self.columns
+        if self.direct:
+            # The frames before they were doubled, at most; the larger ones, and the output.
+            self.moment(input_values // 2 + self.values(channels) + self.values(channels) // 2)
+            return
         self.moment(2 * input_values + 2 * self.values(channels) + self.values(channels) // 2)
 
 

@@ -323,8 +323,8 @@ def test_channels_last_changes_no_number(codec: WanCodec) -> None:
     assert other.vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last_3d)
     torch.testing.assert_close(other.decode(latents), codec.decode(latents), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(other.encode(pixels), codec.encode(pixels), atol=1e-5, rtol=1e-5)
-    _lay_channels_last(codec.vae.decoder, torch.device("cpu"))
-    assert codec.vae.decoder.conv_in.weight.is_contiguous()
+    taps = codec.vae.decoder.conv_in.weight.unbind(2)
+    assert all(tap.is_contiguous(memory_format=torch.channels_last) for tap in taps)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 16, 16), (3, 9, 12, 16), (3, 9, 16, 20)])
@@ -341,14 +341,14 @@ def test_cancel_is_seen_between_chunks(codec: WanCodec) -> None:
 
     with pytest.raises(Cancelled, match="encode"):
         codec.encode(torch.zeros(3, 13, 16, 16), cancel=After(2))
-    assert not any(isinstance(kept, torch.Tensor) for kept in codec.vae._enc_feat_map)
+    assert all(kept is None for kept in codec.vae._enc_feat_map)
     with pytest.raises(Cancelled, match="decode"):
-        codec.decode(torch.zeros(16, 4, 2, 2), cancel=After(3))
-    assert not any(isinstance(kept, torch.Tensor) for kept in codec.vae._feat_map)
+        codec.decode(torch.zeros(16, 4, 2, 2), cancel=After(1))
+    assert all(kept is None for kept in codec.vae._feat_map)
     for handle in handles:
         handle.remove()
 
-    assert len(chunks) == 5
+    assert len(chunks) == 3
     assert not codec.vae.encoder._forward_pre_hooks
     assert not codec.vae.decoder._forward_pre_hooks
     # Nothing of the broken run is left in what the next one computes.
