@@ -53,11 +53,11 @@ pipeline: assembly components config data files plugin runtime stages
 bench: assembly client components data errors evaluation files loading machine media multitalk pipeline planning
     plugin runtime stages
 rehearsal: assembly components config data errors files loading machine multitalk pipeline planning plugin text
-service: assembly cancel components config data errors files loading pipeline plugin runtime stages
+service: assembly cancel components config data errors files imports loading pipeline plugin runtime stages
 doctor: assembly components data errors machine multitalk planning plugin service serving text
 sweeps: assembly config data errors evaluation files media plugin redaction runtime service stages text
-cli: assembly bench config config_keys data doctor errors files hub media pipeline planning plugin redaction rehearsal
-    runtime service serving stages sweeps text
+cli: assembly bench config config_keys data doctor errors files hub imports media pipeline planning plugin redaction
+    rehearsal runtime service serving stages sweeps text
 """
 PACKAGES = {
     name: set(wanted.split())

@@ -128,6 +128,9 @@ _DEFERRED: Mapping[str, _Names] = {
     "diffusers.utils.torch_utils": _DYNAMO,
     "torch.distributed.tensor.*": _SYMPY,
     "torch.distributed.tensor._ops.*": _SYMPY,
+    "transformers.distributed.checkpoint": {
+        "torch.distributed.checkpoint.hf_storage": _names("HuggingFaceStorageReader", "HuggingFaceStorageWriter"),
+    },
     "transformers.generation.continuous_batching.cache": _DYNAMO,
     "transformers.integrations.*": _DYNAMO,
     "transformers.loss.*": {"scipy.optimize": _names("linear_sum_assignment")},

@@ -14,7 +14,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "engine" / "examples"
 #: What a video without LoRA, without compiling and without published int8 files has no use for.
 UNUSED: tuple[str, ...] = ("boto3", "gguf", "peft", "pyloudnorm", "scipy.optimize", "scipy.signal", "scipy.stats")
-UNUSED += ("torch._dynamo", "torch._inductor", "torchao")
+UNUSED += ("torch._dynamo", "torch._inductor", "torch.distributed.checkpoint", "torchao")
 
 RUN = """
 import json, sys
