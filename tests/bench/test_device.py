@@ -73,12 +73,14 @@ def gone(process: int) -> bool:
 # --- the whole run ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_part_runs_on_a_cpu_in_small_sizes_and_the_report_says_so(report: dict[str, Any]) -> None:
     assert (report["reduced"], report["device"], report["state"]) == (True, "cpu", "complete")
     assert {name: part["state"] for name, part in report["parts"].items()} == {part.name: "done" for part in PARTS}
     assert report["failed"] == []
 
 
+@pytest.mark.slow
 def test_rows_are_measured_or_say_what_they_need(report: dict[str, Any]) -> None:
     skipped = {
         figures["skipped"] for part in PARTS for figures in rows(report, part.name).values() if "skipped" in figures
@@ -91,12 +93,14 @@ def test_rows_are_measured_or_say_what_they_need(report: dict[str, Any]) -> None
         assert all(figures["seconds"] > 0 for figures in measured), part
 
 
+@pytest.mark.slow
 def test_the_file_is_the_report(report: dict[str, Any], folder: Path) -> None:
     kept = json.loads((folder / "device.json").read_text("utf-8"))
     assert kept == json.loads(json.dumps(report))
     assert [path.name for path in folder.iterdir()] == ["device.json"]
 
 
+@pytest.mark.slow
 def test_forced_kernels_agree_with_plain_arithmetic(report: dict[str, Any]) -> None:
     result = rows(report, "attention")
     assert result["96, native"]["largest_difference"] < 0.01
@@ -105,6 +109,7 @@ def test_forced_kernels_agree_with_plain_arithmetic(report: dict[str, Any]) -> N
     assert rows(report, "other_attention")["map of speakers, 480p, native"]["largest_difference"] < 1e-5
 
 
+@pytest.mark.slow
 def test_a_forward_says_what_ran_and_what_a_plan_counts(report: dict[str, Any]) -> None:
     result = rows(report, "forward")
     assert list(result) == ["480p, 1 speaker", "480p, 2 speakers", "720p, 2 speakers"]
@@ -115,6 +120,7 @@ def test_a_forward_says_what_ran_and_what_a_plan_counts(report: dict[str, Any]) 
     assert result["720p, 2 speakers"]["layers"] == 2
 
 
+@pytest.mark.slow
 def test_offloaded_blocks_give_the_same_and_their_bytes_are_counted(report: dict[str, Any]) -> None:
     pytest.importorskip("torchao")
     result = rows(report, "offload")
@@ -122,6 +128,7 @@ def test_offloaded_blocks_give_the_same_and_their_bytes_are_counted(report: dict
     assert 0.4 < result["int8"]["moved_bytes"] / result["bfloat16"]["moved_bytes"] < 0.7
 
 
+@pytest.mark.slow
 def test_narrow_products_have_an_error(report: dict[str, Any]) -> None:
     pytest.importorskip("torchao")
     result = rows(report, "products")
@@ -130,6 +137,7 @@ def test_narrow_products_have_an_error(report: dict[str, Any]) -> None:
     assert error["int8 rows, _int_mm"] < result["128 to 128, fp8 rows, _scaled_mm"]["relative_error"] < 0.06
 
 
+@pytest.mark.slow
 def test_encoders_hold_what_a_plan_counts(report: dict[str, Any]) -> None:
     counts = make_sizes(REDUCED.configs).counts
     result = rows(report, "encoders")
@@ -139,6 +147,7 @@ def test_encoders_hold_what_a_plan_counts(report: dict[str, Any]) -> None:
     assert result["image"]["finite"]
 
 
+@pytest.mark.slow
 def test_the_autoencoder_in_bfloat16_is_near_float32(report: dict[str, Any]) -> None:
     result = rows(report, "codec")
     # 8 bits of mantissa through some thirty layers.
@@ -146,6 +155,7 @@ def test_the_autoencoder_in_bfloat16_is_near_float32(report: dict[str, Any]) -> 
     assert result["float32, strict"]["psnr_to_strict_float32"] is None
 
 
+@pytest.mark.slow
 def test_a_second_size_makes_no_more_graphs(report: dict[str, Any]) -> None:
     result = rows(report, "compile")
     assert result["first call"]["graphs"] == result["second size"]["graphs"] == 1
@@ -154,6 +164,7 @@ def test_a_second_size_makes_no_more_graphs(report: dict[str, Any]) -> None:
     assert result["second size"]["largest_difference"] < 0.05
 
 
+@pytest.mark.slow
 def test_the_engine_makes_a_video_and_the_doctor_looks(report: dict[str, Any]) -> None:
     assert rows(report, "generate")["cpu"]["frames"] == 9
     assert rows(report, "doctor")["weights"]["state"] == "ok"
@@ -165,6 +176,7 @@ def test_the_engine_makes_a_video_and_the_doctor_looks(report: dict[str, Any]) -
     ]
 
 
+@pytest.mark.slow
 def test_small_sizes_give_no_shares(report: dict[str, Any]) -> None:
     assert report["shares"] == {}
     assert any("they say nothing about a card" in line for line in corrections([("file", report)]))
