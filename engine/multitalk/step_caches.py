@@ -6,7 +6,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,9 +61,10 @@ class SharedDecision(ABC):
         self._branches, self._step = tuple(name.split("+")), step
         yield
 
-    def share(self, agree: Callable[[bool], bool]) -> None:
-        """Let all processes decide alike: on different devices, values may differ in the last bit."""
+    def shared(self, agree: Callable[[bool], bool]) -> Self:
+        """Make all processes decide alike: on different devices, values may differ in the last bit."""
         self._agree = agree
+        return self
 
     def decide(self, signal: Tensor) -> bool:
         """Return whether this forward is computed; `signal` is what `must_compute` decides by."""

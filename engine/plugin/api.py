@@ -68,7 +68,7 @@ API = (
     Public("engine.config", "CacheConfig", "cache", "base class of the config"),
     Public("engine.components", "Quantiser", "quant", "protocol"),
     Public("engine.config", "QuantConfig DynamicQuantConfig", "quant", "base classes of the config"),
-    Public("engine.loading.dynamic", "quantise_blocks quantise_text", "quant", "make layers multiply in 8 bits"),
+    Public("engine.loading.dynamic_quantiser", "DynamicQuantiser", "quant", "base class: layers multiply in 8 bits"),
     Public("engine.multitalk.diffusers_cache", "DiffusersCache", "cache", "makes a step cache from one of diffusers"),
     Public(
         "engine.multitalk.step_caches",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine import hookimpl
-from engine.components import Agree, CacheCost, StepCache
+from engine.components import CacheCost, StepCache
 from engine.config import CacheConfig, within
 from engine.errors import ConfigError
 from engine.multitalk.step_caches import OutputCache, join
@@ -44,11 +44,6 @@ class EasyCache(OutputCache):
         self.threshold = config.threshold
         self.warmup = config.warmup
         super().__init__()
-
-    def shared(self, agree: Agree) -> StepCache:
-        """Make all processes decide alike: on different devices, values may differ in the last bit."""
-        self.share(agree)
-        return self
 
     def cost(self, *, branches: int, tokens: int, channels: int, blocks: int) -> CacheCost:
         """One value is read; latents and outputs are not counted, as they are small compared with all tokens."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from omegaconf import II
 
@@ -61,7 +61,7 @@ class MagCache(ResidualCache):
         self._logarithms = tuple(math.log(value) for value in config.magnitudes)
         super().__init__()
 
-    def shared(self, agree: Agree) -> StepCache:
+    def shared(self, agree: Agree) -> Self:
         """Return itself: it decides by time, which all processes share."""
         return self
 

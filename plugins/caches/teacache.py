@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from omegaconf import II
 
 from engine import hookimpl
-from engine.components import Agree, CacheCost, StepCache
+from engine.components import CacheCost, StepCache
 from engine.config import CacheConfig, within
 from engine.errors import ConfigError
 from engine.multitalk.step_caches import ResidualCache
@@ -53,11 +53,6 @@ class TeaCache(ResidualCache):
         self.warmup = config.warmup
         self.coefficients = tuple(config.coefficients)
         super().__init__()
-
-    def shared(self, agree: Agree) -> StepCache:
-        """Make all processes decide alike: on different devices, values may differ in the last bit."""
-        self.share(agree)
-        return self
 
     def cost(self, *, branches: int, tokens: int, channels: int, blocks: int) -> CacheCost:
         """One residual for each branch and, within a forward pass, the input of the blocks; one decision for all."""
