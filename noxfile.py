@@ -211,7 +211,8 @@ def triton(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def device(session: nox.Session) -> None:
     """Measure this machine's card, keep its report and shares, and write docs/speed.md; arguments after -- go on."""
-    kept = ROOT / "docs" / "measured"
+    from engine.planning.rates import file_of
+
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "device.json"
         command = (sys.executable, "-m", "engine", "bench", "device", "--keep", "--output", str(report))
@@ -219,8 +220,7 @@ def device(session: nox.Session) -> None:
         name = json.loads(report.read_text("utf-8"))["parts"]["machine"]["rows"]["card"].get("name")
         if name is None:
             session.error("no card was measured")
-        word = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        shutil.copyfile(report, kept / f"device-{word}.json")
+        shutil.copyfile(report, ROOT / "docs" / "measured" / f"device-{file_of(name)}")
     session.run(sys.executable, "-m", "scripts.speed_tables", "--write")
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from engine import EngineService, Request, Speaker, hookimpl
 from engine.data import Frames, Window
-from engine.evaluation.metrics import lab_drift, seam_ratio
+from engine.evaluation.metrics import lab_drift, psnr_of, seam_ratio
 from engine.plugin.manager import installed
 
 Pictures = npt.NDArray[np.uint8]
@@ -131,8 +131,7 @@ def _decoded() -> tuple[Pictures, Pictures]:
 
 
 def _psnr(one: Pictures, other: Pictures) -> float:
-    error = float(np.square(one.astype(np.float64) - other).mean())
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+    return psnr_of(float(np.square(one.astype(np.float64) - other).mean()))
 
 
 def _detail(pictures: Pictures) -> float:

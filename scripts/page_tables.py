@@ -9,13 +9,17 @@ from pathlib import Path
 
 
 def replaced(page: str, tables: Mapping[str, str]) -> str:
-    """Return the page with these tables in place of the ones below their names. Raises KeyError for a missing name."""
+    """Return the page with these tables in place of the ones below their names. Raises KeyError for a missing name.
+
+    What is replaced ends at `<!-- /name -->`, if the page has it, else with the rows.
+    """
     for name, table in tables.items():
-        head = f"<!-- {name} -->\n"
+        head, tail = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         before, found, rest = page.partition(head)
         if not found:
             raise KeyError(name)
-        page = before + head + table + "\n" + re.sub(r"\A(?:\|.*\n)*", "", rest)
+        _, ends, after = rest.partition(tail)
+        page = f"{before}{head}{table}\n" + (tail + after if ends else re.sub(r"\A(?:\|.*\n)*", "", rest))
     return page
 
 

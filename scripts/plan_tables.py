@@ -55,7 +55,7 @@ def _published() -> str:
         "|---|---|---|---|---|---|",
     ]
     for what, overrides, seconds, size in PUBLISHED:
-        card = _card(_estimates(["model=multitalk", *overrides]), "A100 80 GB")
+        card = card_of(estimates_of("model=multitalk", *overrides), "A100 80 GB")
         words = " ".join(overrides)
         rows.append(
             f"| {what} | `{words}` | {seconds or '–'} | {card.step_seconds:.0f} "
@@ -70,8 +70,7 @@ def _recipes() -> str:
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for recipe, name in SHOWN.items():
         for sampler in ("standard", "turbo"):
-            estimates = _estimates([f"recipe={recipe}", f"sampler={sampler}"])
-            card = _card(estimates, name)
+            card = card_of(estimates_of(f"recipe={recipe}", f"sampler={sampler}"), name)
             sizes = f"{card.needed_bytes / 1e9:.1f} GB | {card.host_needed_bytes / 1e9:.0f} GB | {_hosts(card)}"
             rows.append(
                 f"| `{recipe}` | {sampler} | {name} | {sizes} "
@@ -84,7 +83,7 @@ def _eight_bits() -> str:
     quants = ("none", "int8", "int8-dynamic", "fp8-dynamic")
     rows = ["| card | " + " | ".join(f"`quant={quant}`" for quant in quants) + " |", "|---" * 5 + "|"]
     found = {
-        quant: {card.card: card for card in _estimates(["model=multitalk", "memory=none", f"quant={quant}"]).cards}
+        quant: {card.card: card for card in estimates_of("model=multitalk", "memory=none", f"quant={quant}").cards}
         for quant in quants
     }
     for name in found["none"]:
@@ -140,13 +139,14 @@ def service(*overrides: str) -> EngineService:
     return EngineService(overrides)
 
 
-def _estimates(overrides: Sequence[str]) -> Estimates:
-    """Plan 81 frames of one person in a picture of 16 : 9."""
+@cache
+def estimates_of(*overrides: str, people: int = 1) -> Estimates:
+    """Plan 81 frames of `people` in a picture of 16 : 9."""
     voice = str(files("engine") / "examples" / "one.flac")
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "picture.png"
         Image.new("RGB", (1280, 720)).save(picture)
-        request = Request("a person talks", str(picture), (Speaker(voice),), frames=81)
+        request = Request("a person talks", str(picture), (Speaker(voice),) * people, frames=81)
         estimates = service(*overrides).plan(request).estimates
     assert estimates is not None
     return estimates
@@ -158,7 +158,8 @@ def _hosts(card: CardEstimate) -> str:
     return f"{text} GB" if sizes else "unknown"
 
 
-def _card(estimates: Estimates, name: str) -> CardEstimate:
+def card_of(estimates: Estimates, name: str) -> CardEstimate:
+    """Return the estimate for the card `name`."""
     return next(card for card in estimates.cards if card.card == name)
 
 

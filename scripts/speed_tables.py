@@ -6,22 +6,15 @@ A test holds the page to them. What is measured on a card (engine/planning/rates
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
-from engine import EngineService, Request, Speaker
-from engine.data import Plan
 from engine.data.estimates import CardEstimate
 from engine.planning import seconds
 from engine.planning.gpus import Card, cards
 from engine.planning.operations import Forward
 from scripts.page_tables import main as write_page
+from scripts.plan_tables import card_of, estimates_of
 
 PAGE = Path("docs/speed.md")
 #: What the planner of an older commit counted.
@@ -85,7 +78,8 @@ def _cards() -> str:
         figures = f"{forward:.1f} | {window:.0f} | – | {window * card.price / _SECONDS:.3f}"
         rows.append(f"| {card.name} | before | predicted | {figures} |")
         recipe = FAST[card.name]
-        turbo, few = _on(card.name, f"recipe={recipe}", "sampler=turbo"), few_steps(card.name)
+        turbo = card_of(estimates_of(f"recipe={recipe}", "sampler=turbo", people=2), card.name)
+        few = few_steps(card.name)
         marked = f"{', '.join(few.measured)} measured" if few.measured else "predicted"
         figures = f"{few.forward_seconds:.1f} | {turbo.window_seconds:.0f} | {few.window_seconds:.0f} "
         rows.append(f"| | `recipe={recipe}` | {marked} | {figures}| {few.cost_of_second:.3f} |")
@@ -134,24 +128,7 @@ def _bars() -> str:
 
 def few_steps(card: str, people: int = 2) -> CardEstimate:
     """Return what is predicted for a card with its recipe and four steps."""
-    return _on(card, f"recipe={FAST[card]}", "sampler=distilled", people=people)
-
-
-def _on(card: str, *overrides: str, people: int = 2) -> CardEstimate:
-    estimates = plan(overrides, people).estimates
-    assert estimates is not None
-    return next(one for one in estimates.cards if one.card == card)
-
-
-@cache
-def plan(overrides: Sequence[str], people: int) -> Plan:
-    """Plan 81 frames of `people` in a picture of 16:9."""
-    voice = str(files("engine") / "examples" / "one.flac")
-    with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "picture.png"
-        Image.new("RGB", (1280, 720)).save(picture)
-        request = Request("people talk", str(picture), (Speaker(voice),) * people, frames=81)
-        return EngineService(overrides).plan(request)
+    return card_of(estimates_of(f"recipe={FAST[card]}", "sampler=distilled", people=people), card)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,11 @@ def uses_triton(config: Config, device: str) -> bool:
 
     Raises ConfigError if `kernels=triton` and this machine cannot run them.
     """
-    if config.kernels == "eager":
+    if config.kernels == "eager" or (config.kernels == "auto" and device != "cuda"):
         return False
-    missing = missing_for_triton()
-    if config.kernels == "auto":
-        return device == "cuda" and missing is None
     if device != "cuda":
         raise ConfigError("Triton kernels need CUDA", field="kernels", hint="choose kernels=auto or kernels=eager")
-    if missing is not None:
+    missing = missing_for_triton()
+    if missing is not None and config.kernels == "triton":
         raise ConfigError(missing[0], field="kernels", hint=f"{missing[1]}, or choose kernels=eager")
-    return True
+    return missing is None

@@ -28,6 +28,7 @@ from scripts.evaluate_tiny.films import generate_video, mouth_rows
 from scripts.evaluate_tiny.long_voices import case_looks
 from scripts.evaluate_tiny.studio import Studio, opened
 from scripts.evaluate_tiny.talk import SIZES, machine, read_sizes
+from scripts.page_tables import replaced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,12 +136,10 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def write_table(root: Path = Path()) -> None:
-    """Write the table of the measured report into the page, between its two markers."""
+    """Write the table of the measured report into the page."""
     page = root / PAGE
-    begin, _, rest = page.read_text("utf-8").partition("<!-- caches -->\n")
-    _, _, end = rest.partition("<!-- /caches -->")
     text = table(json.loads((root / MEASURED).read_text("utf-8")))
-    page.write_text(f"{begin}<!-- caches -->\n{text}\n<!-- /caches -->{end}", "utf-8")
+    page.write_text(replaced(page.read_text("utf-8"), {"caches": text}), "utf-8")
 
 
 # --- what MagCache needs ----------------------------------------------------------------------------------------------

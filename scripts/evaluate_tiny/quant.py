@@ -28,6 +28,7 @@ from scripts.evaluate_tiny import kinds
 from scripts.evaluate_tiny.quantised_folder import write_gguf, write_quanto
 from scripts.evaluate_tiny.studio import Studio, opened
 from scripts.evaluate_tiny.talk import SIZES, machine, read_sizes
+from scripts.page_tables import replaced
 
 State = Mapping[str, Tensor]
 Writer = Callable[[Path, State, Sequence[str]], None]
@@ -284,10 +285,7 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def write_table(root: Path = Path()) -> None:
-    """Write the tables of the measured reports into the page, each between its two markers."""
+    """Write the tables of the measured reports into the page."""
     page = root / PAGE
-    for name, path in MEASURED.items():
-        begin, _, rest = page.read_text("utf-8").partition(f"<!-- {name} -->\n")
-        _, _, end = rest.partition(f"<!-- /{name} -->")
-        text = table(json.loads((root / path).read_text("utf-8")))
-        page.write_text(f"{begin}<!-- {name} -->\n{text}\n<!-- /{name} -->{end}", "utf-8")
+    tables = {name: table(json.loads((root / path).read_text("utf-8"))) for name, path in MEASURED.items()}
+    page.write_text(replaced(page.read_text("utf-8"), tables), "utf-8")
