@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import resource
 import shutil
 import struct
 import subprocess
@@ -13,13 +12,13 @@ import tempfile
 import wave
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from full_disk import file_limit
 from PIL import Image
 
 from engine.cli.main import main
@@ -264,22 +263,8 @@ def good(inputs: Path, *words: str) -> list[str]:
     return ["generate", *flags, "--quiet", "sampler.steps=1", *words]
 
 
-@contextmanager
-def file_limit() -> Iterator[None]:
-    """No file of this process can grow beyond 8 KiB: writing fails as on a full disk.
-
-    Not a fixture: pytest reports a test before its fixtures end, perhaps into a file that is larger.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_video_that_cannot_grow_is_one_line(desk: Path, inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with file_limit():
+    with file_limit(8192):
         line = told_once(good(inputs), desk, inputs, capsys)
     assert "sink" in line
     assert "File too large" in line

@@ -10,6 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from graphs import fresh_counters
 
 from engine import EngineService, Request, Speaker
 from engine.assembly.compiling import check_compile, make_compiling
@@ -34,13 +35,8 @@ TRACED = ("compile=blocks", "compile.backend=eager")
 
 @pytest.fixture
 def graphs() -> Iterator[Any]:
-    import torch._dynamo
-    from torch._dynamo.utils import counters
-
-    torch._dynamo.reset()
-    counters.clear()
-    yield counters
-    torch._dynamo.reset()
+    yield fresh_counters()
+    fresh_counters()
 
 
 def video(words: tuple[str, ...], folder: Path, request: Request = TWO) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
+from graphs import fresh_counters
 from torch import Tensor
 
 from engine.loading.compiling import Compiling, compile_blocks
@@ -31,11 +32,7 @@ class Graphs:
     """Counts the graphs that were made since the last look."""
 
     def __init__(self) -> None:
-        from torch._dynamo.utils import counters
-
-        torch._dynamo.reset()
-        counters.clear()
-        self._counters: Any = counters
+        self._counters = fresh_counters()
         self._before = 0
 
     def new(self) -> int:

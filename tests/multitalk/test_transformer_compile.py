@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import TaylorSeerCacheConfig
+from graphs import fresh_counters
 from torch import Tensor
 
 from engine.errors import ConfigError
@@ -22,12 +23,8 @@ from engine.multitalk.transformer import TransformerConditions
 @pytest.fixture
 def counters() -> Iterator[Any]:
     """What torch.compile counts, from zero."""
-    from torch._dynamo.utils import counters
-
-    torch._dynamo.reset()
-    counters.clear()
-    yield counters
-    torch._dynamo.reset()
+    yield fresh_counters()
+    fresh_counters()
 
 
 #: A graph rotates pairs by real arithmetic, other forwards as complex numbers: they differ in the last bits.

@@ -22,10 +22,10 @@ from engine.errors import RequestError, SourceError, UnknownComponent
 from engine.loading.random_weights import build_part
 from engine.planning import activations, memory
 from engine.planning.estimate import resolve_batch
-from engine.planning.gpus import cards, find_card, installed_cards, prices
+from engine.planning.gpus import cards, installed_cards, prices
 from engine.planning.memory import Load, Work
-from engine.planning.operations import codec_work, forward_work
-from engine.planning.parameters import PARTS, Config, Quant, make_sizes, published_sizes, read_sizes
+from engine.planning.operations import forward_work
+from engine.planning.parameters import PARTS, Quant, make_sizes, published_sizes, read_sizes
 from engine.planning.seconds import forward_seconds
 from scripts.plan_tables import service, tables
 
@@ -183,50 +183,6 @@ def test_the_autoencoder_holds_what_is_counted(side: str, slack: float) -> None:
         measured = allocated(lambda: codec.decode(torch.zeros(16, 3, height // 8, width // 8)))
         predicted = activations.decode_bytes(config, frames, height, width, device="cpu")
     assert predicted == pytest.approx(measured, rel=slack)
-
-
-# --- work and seconds -------------------------------------------------------------------------------------------------
-
-
-def test_work_counts_the_products_torch_counts() -> None:
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from engine.bench.transformer import build_inputs, build_model
-
-    model = build_model(128, 344, 2, 2, torch.float32, torch.Generator().manual_seed(0)).requires_grad_(False)
-    latents, time, conditions = build_inputs(model, (3, 4, 4), 2, torch.Generator().manual_seed(0))
-    # The fused kernel of a CPU is none that the counter knows.
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        model(latents, time, conditions=conditions)
-    work = forward_work(model.config, conditions.latent_shape, value=4, speakers=2)
-    # The time embedding runs once a forward, on one row.
-    assert work.operations == pytest.approx(counter.get_total_flops(), rel=0.02)
-
-
-def test_codec_work_counts_the_convolutions_torch_counts() -> None:
-    import torch
-    from diffusers import AutoencoderKLWan
-    from torch.utils.flop_counter import FlopCounterMode
-
-    config: Config = make_sizes(configs("wide") | {"vae": {"base_dim": 8, "num_res_blocks": 1}}).configs["vae"]
-    vae: Any = cast("Any", AutoencoderKLWan)(base_dim=8, num_res_blocks=1).eval()
-    given = {"encoder": torch.zeros(1, 3, 9, 32, 32), "decoder": torch.zeros(1, 16, 3, 4, 4)}
-    for side, tensor in given.items():
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            vae.encode(tensor) if side == "encoder" else vae.decode(tensor)
-        # torch counts the padding of causal chunks in time as frames.
-        assert codec_work(config, side, 9, 32, 32) == pytest.approx(counter.get_total_flops(), rel=0.15)
-
-
-def test_an_offloaded_forward_takes_the_longer_of_computing_and_moving() -> None:
-    a100 = find_card("A100 80 GB")
-    assert a100 is not None
-    config = published_sizes("wan-14b").configs["transformer"]
-    large, small = (forward_work(config, (frames, 56, 112), value=2) for frames in (21, 1))
-    assert forward_seconds(a100, large, moved_weights=38 * 10**9) == forward_seconds(a100, large)
-    assert forward_seconds(a100, small, moved_weights=38 * 10**9) > 2 * forward_seconds(a100, small)
 
 
 # --- estimates of a plan ----------------------------------------------------------------------------------------------

@@ -6,11 +6,11 @@ import base64
 import errno
 import hashlib
 import os
-import resource
 from pathlib import Path
 
 import pluggy
 import pytest
+from full_disk import file_limit
 
 from engine.components import Sink
 from engine.data import Artifact
@@ -162,13 +162,8 @@ def test_video_on_another_file_system_is_copied(tmp_path: Path, folder: Path, mo
 def test_full_disk_leaves_nothing_behind(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = artifact(tmp_path, b"x" * 200_000)
     other_file_system(monkeypatch, given.path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))
-    try:
-        with pytest.raises(SinkError, match="cannot store the video"):
-            DiskSink(DiskConfig(folder=str(folder))).put(given)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with file_limit(65_536), pytest.raises(SinkError, match="cannot store the video"):
+        DiskSink(DiskConfig(folder=str(folder))).put(given)
 
     assert names(folder) == []
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from full_disk import file_limit
 
 from engine.data import Frames
 from engine.errors import Cancelled, SinkError
@@ -91,13 +91,8 @@ def test_a_full_disk_is_reported_by_the_next_call_and_leaves_no_file(seen: str, 
                     time.sleep(0.05)
             (writer.finish if seen == "finish" else lambda: writer.add(noise(1)))()
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(SinkError, match="cannot be written") as caught:
-            fill()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with file_limit(1000), pytest.raises(SinkError, match="cannot be written") as caught:
+        fill()
     assert "space" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 

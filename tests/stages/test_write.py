@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import textwrap
@@ -13,6 +12,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 import pytest
+from full_disk import file_limit
 
 from engine.data import Frames
 from engine.errors import ConfigError, RequestError, SinkError
@@ -150,7 +150,12 @@ def test_bytes_depend_on_neither_process_nor_cores_nor_stale_memory(tmp_path: Pa
         arguments,
         check=True,
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "TZ": "Asia/Tokyo", "MALLOC_PERTURB_": "85"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, (root, root / "tests" / "support"))),
+            "TZ": "Asia/Tokyo",
+            "MALLOC_PERTURB_": "85",
+        },
     )
 
     assert first.read_bytes() == (tmp_path / "b.mp4").read_bytes()
@@ -220,14 +225,8 @@ def test_full_disk_is_a_sink_error_and_leaves_no_file(most: int, tmp_path: Path)
                 writer.add(Frames(noise, 25))
             writer.finish()
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # A limit on the size of files stands for the full disk: the same write fails, with another number.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-    try:
-        with pytest.raises(SinkError, match="cannot be written") as caught:
-            fill()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with file_limit(most), pytest.raises(SinkError, match="cannot be written") as caught:
+        fill()
 
     assert "space" in caught.value.hint
     assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
+from graphs import fresh_counters
 from worker_fakes import FakeService, ask
 
 from engine import EngineService, hookimpl
@@ -76,10 +77,8 @@ def test_a_warm_up_makes_one_and_two_speakers_ready_and_its_seconds_are_told(
     job: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     import torch
-    from torch._dynamo.utils import counters
 
-    torch._dynamo.reset()
-    counters.clear()
+    counters = fresh_counters()
     # Such a worker cannot read paths, and a store that does not exist must not get the warm-up's videos.
     boot = ["model=tiny", "sink=s3", "sink.bucket=none", "access.schemes=[data]"]
     service = EngineService([*boot, "sampler.steps=2", "compile=blocks", "compile.backend=eager"])
