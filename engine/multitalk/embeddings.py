@@ -101,7 +101,10 @@ class RMSNorm(nn.RMSNorm):
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
         if rotary is not None:
-            weighted = (x * self.weight.float()).unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
+            # A CPU multiplies bfloat16 by float32 value by value, more slowly than it converts and multiplies.
+            copied = x.is_cpu and x.dtype != torch.float32 and not fused.eager()
+            weighted = x.float().mul_(self.weight.float()) if copied else x * self.weight.float()
+            weighted = weighted.unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
             # The norm is a factor of the table, which is smaller than x by the number of heads.
             return rotate(weighted, Rotary(rotary.turns * scale[..., None, None]), dtype)
         scaled = x * scale
