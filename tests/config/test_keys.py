@@ -245,6 +245,8 @@ ALIASES = {"resolutions": ("table",), "loras": ("lora", "adapter"), "extra": ("l
 SHARED = {"sampler": "plugins/samplers", "guidance": "plugins/guidance"}
 #: Makes the terms of jobs of what entrypoints that do jobs have in common, for those that ask for them.
 JOBS_CONFIG = "engine/serving/worker/limits.py"
+#: The base class of quantisers of 8-bit products, which reads what their configs have in common.
+DYNAMIC_QUANTISER = "engine/loading/dynamic_quantiser.py"
 #: Keys that code reads by another name than that of their group: key -> file, owner.
 OTHERWISE = {
     "parallel.local_rank": ("engine/runtime/parallel.py", "config"),
@@ -265,6 +267,8 @@ def is_read(key: Key) -> bool:
             return True
         if group == "quant" and ("self", last) in accesses("engine/config/__init__.py"):
             # `DynamicQuantConfig.form` is made of what those quantisations have in common.
+            return True
+        if group == "quant" and ("config", last) in accesses(DYNAMIC_QUANTISER):
             return True
         return bool({(owner, last) for owner in ("config", "self", "_config")} & accesses(file))
     owner = group.rpartition(".")[2]
