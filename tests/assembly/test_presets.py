@@ -89,7 +89,8 @@ def test_model_gives_steps_shift_and_scales_of_both_modes(name: str) -> None:
         config = compose([f"model={name}", f"sampler={mode}"])
         assert (config.sampler.steps, config.sampler.shift) == (bundle.steps, bundle.shift)
         assert (config.guidance.text_scale, config.guidance.audio_scale) == (bundle.text_scale, bundle.audio_scale)
-    assert model(name).turbo.loras
+    # A model that was distilled itself needs no LoRA for fewer steps.
+    assert bool(model(name).turbo.loras) == model(name).made_for.guidance
     assert model(name).turbo.steps < model(name).standard.steps
 
 
