@@ -238,9 +238,7 @@ def test_flashtalk_colors_equal_the_recording(flashtalk_color_recording: str, re
         strength = 1.0 if told in ("1", "10") else strength
         result = recorded[source].clone()
         match_color(result, reference, strength)
-        torch.testing.assert_close(
-            result, recorded[name], atol=1e-3, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(result, recorded[name], atol=1e-3, rtol=0, msg=f"{name} differs")
 
 
 def test_flashtalk_voices_equal_the_recording(flashtalk_audio_recording: str, recordings: Any) -> None:

@@ -109,7 +109,8 @@ def test_image_features_leave_out_the_last_layer() -> None:
 
 @pytest.fixture(scope="module")
 def recorded_encoder(home_recordings: Any) -> AudioEncoder:
-    return home_recordings.audio_encoder("wav2vec2_tiny")
+    encoder: AudioEncoder = home_recordings.audio_encoder("wav2vec2_tiny")
+    return encoder
 
 
 @pytest.mark.parametrize("case", ["x", "y"])
