@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -81,18 +81,16 @@ class Teacher:
         self,
         latents: Tensor,
         condition: Tensor,
-        start: float,
-        end: float,
+        sigmas: Sequence[float],
         conditions: Mapping[str, TransformerConditions],
         hold: Any,
     ) -> Tensor:
-        """Go from one time to another by guided Euler steps, as the standard sampler does."""
-        sigmas = np.linspace(start, end, SUBSTEPS + 1)
+        """Go through decreasing times by guided Euler steps, as the standard sampler does."""
         for now, then in pairwise(sigmas):
             velocities = {
-                name: self.velocity(latents, condition, float(now), embedded) for name, embedded in conditions.items()
+                name: self.velocity(latents, condition, now, embedded) for name, embedded in conditions.items()
             }
-            latents = hold(latents + float(then - now) * self.guidance.combine(velocities), float(then))
+            latents = hold(latents + (then - now) * self.guidance.combine(velocities), then)
         return latents
 
 
@@ -140,45 +138,75 @@ def distil_once(
                 velocity = teacher.velocity(latents, condition, now, student_sees["cond"])
                 latents = hold(latents + (next_ - now) * velocity, next_)
     transformer.disable_adapters()
-    arrived = teacher.walk(latents, condition, sigma, then, teacher_sees, hold)
+    between = [float(time) for time in np.linspace(sigma, then, SUBSTEPS + 1)]
+    arrived = teacher.walk(latents, condition, between, teacher_sees, hold)
     transformer.enable_adapters()
     target = (latents - arrived) / (sigma - then)
     errors = (teacher.velocity(latents, condition, sigma, student_sees["cond"]) - target).square().mean(dim=0)
     return (errors * example.weights).sum() / example.weights.sum()
 
 
-def add_adapter(transformer: Any) -> None:
+def add_adapter(transformer: Any, name: str) -> None:
     """Add a LoRA with no initial effect to the transformer, and freeze the rest."""
     transformer.requires_grad_(False)
-    transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS), adapter_name="turbo")
+    transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS), adapter_name=name)
 
 
-def lora_state(transformer: Any) -> dict[str, Tensor]:
+def lora_state(transformer: Any, name: str) -> dict[str, Tensor]:
     """Return the adapter under the names that LoRA files of this network use, in float16."""
-    state = get_peft_model_state_dict(transformer, adapter_name="turbo")
+    state = get_peft_model_state_dict(transformer, adapter_name=name)
     return {f"transformer.{name}": tensor.detach().half().contiguous() for name, tensor in state.items()}
 
 
-def train(run: Path, data: Path, *, steps: int, seed: int, rate: float, accumulate: int, minutes: float) -> None:
+class Turbo:
+    """Draws a clip, and returns the loss of the student on it."""
+
+    name = "turbo"
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+        self._first = [index for index, facts in enumerate(samples.facts) if facts.plan.offset == 0]
+        self._sigmas = turbo_sigmas()
+
+    def loss(self, teacher: Teacher, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        """Return the loss of one step of one clip."""
+        samples = self._samples
+        mode: Mode = list(MODES)[int(rng.choice(len(MODES), p=list(MODES.values())))]
+        sample = samples[int(rng.choice(self._first if mode == "first" else len(samples)))]
+        case = draw_case(sample.facts, mode, 0.5, rng)
+        return distil_once(teacher, sample, case, self._sigmas, rng, generator)
+
+
+def train(
+    run: Path,
+    data: Path,
+    student: type[Any],
+    *,
+    steps: int,
+    seed: int,
+    rate: float,
+    accumulate: int,
+    minutes: float,
+) -> None:
     """Distil for `steps` steps of `accumulate` clips in all, or until `minutes` are over."""
     rank, world = place()
-    samples = Samples(data, "train")
-    first = [index for index, facts in enumerate(samples.facts) if facts.plan.offset == 0]
+    lesson = student(Samples(data, "train"))
+    name = lesson.name
     tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer", local_files_only=True, trust_remote_code=False)
     network = Network(CONFIGS, binding=False, pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id)
     load_parts(network, run)
     network.requires_grad_(False)
-    add_adapter(network.transformer)
+    add_adapter(network.transformer, name)
     hold_labels(network.transformer)
     learnt = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(learnt, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
-    checkpoint, step = run / "turbo.pt", 0
+    checkpoint, step = run / f"{name}.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        set_peft_model_state_dict(network.transformer, state["lora"], adapter_name="turbo")
+        set_peft_model_state_dict(network.transformer, state["lora"], adapter_name=name)
         optimiser.load_state_dict(state["optimiser"])
         step = int(state["step"])
-    teacher, sigmas = Teacher(network, tokenizer), turbo_sigmas()
+    teacher = Teacher(network, tokenizer)
     began, losses, by_step = time.monotonic(), [], 20
     over = step >= steps
     while not over:
@@ -189,10 +217,7 @@ def train(run: Path, data: Path, *, steps: int, seed: int, rate: float, accumula
                 rate * min(1.0, (step + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
             )
         for _ in range(accumulate // world):
-            mode: Mode = list(MODES)[int(rng.choice(len(MODES), p=list(MODES.values())))]
-            sample = samples[int(rng.choice(first if mode == "first" else len(samples)))]
-            case = draw_case(sample.facts, mode, 0.5, rng)
-            loss = distil_once(teacher, sample, case, sigmas, rng, generator)
+            loss = lesson.loss(teacher, rng, generator)
             torch.autograd.backward(loss * world / accumulate)
             losses.append(float(loss.detach()))
         over = time.monotonic() - began >= 60 * minutes
@@ -206,20 +231,20 @@ def train(run: Path, data: Path, *, steps: int, seed: int, rate: float, accumula
         if rank == 0 and (step % by_step == 0 or over):
             row = {"step": step, "loss": float(np.mean(losses)), "seconds": time.monotonic() - began}
             losses.clear()
-            with (run / "turbo.jsonl").open("a") as log:
+            with (run / f"{name}.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
         if rank == 0 and (step % 100 == 0 or over):
-            lora = get_peft_model_state_dict(network.transformer, adapter_name="turbo")
+            lora = get_peft_model_state_dict(network.transformer, adapter_name=name)
             torch.save({"lora": lora, "optimiser": optimiser.state_dict(), "step": step}, checkpoint)
     if rank == 0:
         (run / "loras").mkdir(exist_ok=True)
-        save_file(lora_state(network.transformer), run / "loras" / "turbo.safetensors", {"format": "pt"})
+        save_file(lora_state(network.transformer, name), run / "loras" / f"{name}.safetensors", {"format": "pt"})
 
 
-def main() -> None:
+def main(student: type[Any] = Turbo, about: str | None = __doc__) -> None:
     """Read the command line and distil."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of the transformer's training")
     parser.add_argument("--data", type=Path, required=True, help="folder of encoded clips")
     parser.add_argument("--steps", type=int, default=600)
@@ -233,6 +258,7 @@ def main() -> None:
     train(
         arguments.run,
         arguments.data,
+        student,
         steps=arguments.steps,
         seed=arguments.seed,
         rate=arguments.rate,
