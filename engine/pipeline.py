@@ -97,9 +97,9 @@ class Engine:
             options = make_options(config, plan, sampling, self.runtime.device)
             with meter.stage("listen"):
                 prompts = prompts_of(request, config)
-                conditioning = encode_prompt_and_voices(model, inputs, prompts, options.encode, cancel=meter)
+                conditioning = encode_prompt_and_voices(model, inputs, prompts, plan, options.encode, cancel=meter)
             provenance = make_provenance(request, media, config, weights=loaded.fingerprint, runtime=self.runtime)
-            path, size, colors, history = folder / "video.mp4", plan.canvas.target, conditioning.colors, None
+            path, size, history = folder / "video.mp4", plan.canvas.target, None
             name = request.filename
             file = Writer(path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=name)
             with WriteBehind(file, overlap=options.overlap, cancel=meter) as writer:
@@ -109,15 +109,17 @@ class Engine:
                     self._hooks.step_finished(request=request, progress=meter.step(number))
 
                 for window in plan.windows:
-                    number = window.index + 1
+                    number, given = window.index + 1, conditioning[window.index]
                     with meter.stage("encode", window=number):
-                        conditions = encode(model, inputs, window, conditioning, options.encode, history, cancel=meter)
+                        conditions = encode(model, inputs, window, given, options.encode, history, cancel=meter)
                     with meter.stage("denoise", window=number):
                         latents = self._group.denoise(
                             model, conditions, sampling, generator, config, step, cancel=meter
                         )
                     with meter.stage("decode", window=number):
-                        frames, history = decode(model, latents, window, colors, options.decode, history, cancel=meter)
+                        frames, history = decode(
+                            model, latents, window, given.colors, options.decode, history, cancel=meter
+                        )
                     with meter.stage("write", window=number):
                         self._hooks.window_finished(request=request, window=window, frames=frames)
                         writer.add(resample(frames, window, plan))
@@ -126,7 +128,7 @@ class Engine:
                     artifact = writer.finish()
             with meter.stage("keep"):
                 kept = sink.put(artifact)
-        forwards, reused = sampling.tally.made, conditioning.text.reused
+        forwards, reused = sampling.tally.made, conditioning[0].text.reused
         made = Making(self.memory, forwards, reused, writer.overlapped)
         delivery = make_delivery(kept, artifact, plan, inputs, meter, made)
         self._hooks.generation_finished(request=request, delivery=delivery)

@@ -48,6 +48,8 @@ def make_plan_inputs(config: Config, registry: Registry, weights: WeightsFinder)
         weights=location.folder,
         absent=absent,
         tile=config.memory.tile,
+        style=config.continuation.style,
+        windows=config.windows,
         holds=_holds(model.continuation) if config.continuation.style == "multitalk" else None,
     )
 
