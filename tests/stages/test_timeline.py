@@ -142,4 +142,7 @@ def test_each_entry_has_a_window_of_its_own_or_is_refused(frames: int, data: st.
     assert firsts[0] == 0
     assert sorted({cue_of(planned, window.index) for window in windows}) == list(range(len(cues)))
     for cue in planned:
-        assert abs(cue.begins - cue.requested) <= min(abs((w.start + w.motion) / 25 - cue.requested) for w in windows) + 1e-6
+        assert (
+            abs(cue.begins - cue.requested)
+            <= min(abs((w.start + w.motion) / 25 - cue.requested) for w in windows) + 1e-6
+        )
