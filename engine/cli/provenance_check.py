@@ -98,7 +98,7 @@ def _check_timelines(request: Mapping[str, Any], inputs: Mapping[str, Any]) -> N
         for index, entry in enumerate(request.get(key, ())):
             place = f"request.{key}[{index}]"
             _require({place: entry}, place, partial(_is_entry, known=known))
-    if "images" in request:
+    if len(request.get("images", ())) > 1:
         _require(inputs, "images", partial(_is_list, fits=_is_text, length=len(request["images"]) - 1), "inputs.")
 
 

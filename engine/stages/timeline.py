@@ -82,12 +82,9 @@ def plan_cues(
             raise _wrong(field, f"{_time(cue)} is not in the video, which ends at {seconds:.2f} s", "give less")
         window = min(range(len(begins)), key=lambda number: (round(abs(begins[number] - time), 6), -number))
         if planned and window <= planned[-1].window:
-            raise _wrong(
-                field,
-                f"from {_time(cue)} there is no window for it: the nearest is window {window + 1} at {begins[window]:.2f} s, "
-                f"which has the {kind.word} of entry {index - 1}",
-                _hint(begins, planned[-1].window),
-            )
+            taken = f"which has the {kind.word} of entry {index - 1}"
+            what = f"the nearest window to {_time(cue)} is window {window + 1} at {begins[window]:.2f} s, {taken}"
+            raise _wrong(field, what, _hint(begins, planned[-1].window))
         planned.append(PlannedCue(time, window, begins[window]))
     return tuple(planned)
 

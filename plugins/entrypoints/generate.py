@@ -22,6 +22,7 @@ from engine.errors import RequestError, SinkError, plain, plain_json
 from engine.plugin.register import Register
 from engine.redaction import redact
 from engine.runtime.bar import bar, elapsed
+from engine.serving.plan_lines import window_lines
 
 if TYPE_CHECKING:
     from engine.data import (
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
         Estimates,
         Fit,
         LoraUse,
-        PlannedCue,
-        Seam,
-        Seams,
         Seat,
         Timing,
     )
@@ -136,10 +134,7 @@ def describe(plan: Plan, request: Request) -> str:
         *(("speakers" if index == 0 else "", _seat(seat, request)) for index, seat in enumerate(plan.seats)),
         ("video", f"{plan.frames} frames at {plan.fps:g} per second, {plan.seconds:.2f} s, seed {plan.seed}"),
         *([_native(plan)] if plan.timing == "native" else []),
-        *(("windows" if index == 0 else "", line) for index, line in enumerate(_windows(plan))),
-        *([] if plan.seams is None else [("", _seams(plan.seams))]),
-        *(("prompts" if index == 0 else "", line) for index, line in enumerate(_cues(plan.prompts))),
-        *(("pictures" if index == 0 else "", line) for index, line in enumerate(_cues(plan.images))),
+        *window_lines(plan),
         ("sampling", f"{sampling}: {plan.forwards} forwards in all"),
         *([("attention", plan.attention)] if plan.attention else []),
         *([] if plan.estimates is None else _estimates(plan.estimates)),
@@ -291,41 +286,6 @@ def _native(plan: Plan) -> tuple[str, str]:
         "timing",
         f"native: {plan.generated_frames} frames at {plan.generated_fps:g} per second, selected for the video",
     )
-
-
-def _windows(plan: Plan) -> list[str]:
-    places = {seam.window: seam for seam in plan.seams.seams} if plan.seams is not None else {}
-    lines = [
-        f"{window.index + 1}: frames {window.start} to {window.start + window.frames - 1}"
-        + (f", {window.motion} of them repeated" if window.motion else "")
-        + f", {window.keep} kept"
-        + (_seam(places[window.index]) if window.index in places else "")
-        for window in plan.windows
-    ]
-    return lines if len(lines) <= 6 else [*lines[:4], f"... {len(lines) - 5} more ...", lines[-1]]
-
-
-def _seam(seam: Seam) -> str:
-    where = "a pause" if seam.pause else "speech, no pause within reach"
-    return f"; begins at {seam.seconds:.2f} s in {where} ({seam.level:.0f} dB)"
-
-
-def _seams(seams: Seams) -> str:
-    quiet = sum(seam.pause for seam in seams.seams)
-    cuts = "1 cut" if len(seams.seams) == 1 else f"{len(seams.seams)} cuts"
-    return (
-        f"windows=pauses: {quiet} of {cuts} in pauses; {seams.windows} windows with {seams.computed} frames are "
-        f"computed, {seams.fixed_windows} with {seams.fixed_computed} with windows=fixed"
-    )
-
-
-def _cues(cues: Sequence[PlannedCue]) -> list[str]:
-    return [
-        f"{index}: from {cue.requested:g} s becomes window {cue.window + 1}, {cue.begins:.2f} s"
-        if f"{cue.requested:.2f}" != f"{cue.begins:.2f}"
-        else f"{index}: from {cue.begins:.2f} s, window {cue.window + 1}"
-        for index, cue in enumerate(cues, start=1)
-    ]
 
 
 def _estimates(estimates: Estimates) -> list[tuple[str, str]]:

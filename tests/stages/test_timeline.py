@@ -36,9 +36,12 @@ MEDIA = Media(Path("a.png"), (64, 64), (Path("a.wav"),), (10.0,), (None,))
 
 
 def refused(request: Request, media: Media = MEDIA) -> RequestError:
-    with pytest.raises(RequestError) as caught:
+    def plan() -> None:
         check_request(request)
         plan_walk(request, media, INPUTS)
+
+    with pytest.raises(RequestError) as caught:
+        plan()
     assert str(caught.value).isprintable()
     return caught.value
 
@@ -91,7 +94,7 @@ def test_a_request_without_a_timeline_has_none_in_its_plan() -> None:
         ([Cue("sad", 0), Cue("a\ud800", 4)], "prompts[1].text", "not UTF-8"),
         ([Cue("sad", 0), "happy"], "prompts[1]", "str is not an entry"),
         ([Cue("sad", 0), Cue("happy", 10)], "prompts[1].from", "not in the video, which ends at 10.00 s"),
-        ([Cue("sad", 0), Cue("happy", 1)], "prompts[1].from", "the nearest is window 1 at 0.00 s"),
+        ([Cue("sad", 0), Cue("happy", 1)], "prompts[1].from", "the nearest window to 1 s is window 1 at 0.00 s"),
         ([Cue("sad", 0), Cue("happy", 3), Cue("calm", 3.5)], "prompts[2].from", "which has the prompt of entry 1"),
         ([Cue("sad", index / 10) for index in range(65)], "prompts", "65 entries are too many"),
     ],
@@ -122,7 +125,7 @@ def test_pictures_by_time_need_windows_that_see_the_picture() -> None:
     assert [cue.window for cue in plan.images] == [0, 1]
     # Scaled to cover the first picture's size.
     assert [(canvas.source, canvas.target) for canvas in plan.canvases] == [((128, 96), (64, 64))]
-    with pytest.raises(RequestError, match="continuation.style=multitalk continues from the frames before") as caught:
+    with pytest.raises(RequestError, match=r"continuation\.style=multitalk continues from the frames before") as caught:
         plan_walk(request, media, replace(INPUTS, style="multitalk"))
     assert (caught.value.field, caught.value.code) == ("request.images", "conflict")
 
