@@ -106,8 +106,13 @@ def test_each_text_is_encoded_once_and_known_the_next_time(service: EngineServic
     encoded: list[str] = []
     usual = encoder.encode
     request = timeline(Cue("One.", 0), Cue("Two.", frame=CUT), Cue("One.", frame=21), frames=29)
+
+    def encode(text: str) -> Any:
+        encoded.append(text)
+        return usual(text)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoder, "encode", lambda text: encoded.append(text) or usual(text))
+        patch.setattr(encoder, "encode", encode)
         first, second = service.generate(request), service.generate(request)
 
     assert encoded == ["One.", "Two."]
