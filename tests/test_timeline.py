@@ -261,4 +261,6 @@ def test_the_command_line_shows_where_prompts_and_windows_begin(
     assert main(["plan", *words, "windows=pauses"]) == 0
     shown = capsys.readouterr().out
     assert "begins at 0.52 s in speech, no pause within reach" in shown
-    assert "windows=pauses: 0 of 7 cuts in pauses; 8 windows with 104 frames are computed, 8 with 104" in shown
+    assert (
+        "windows=pauses: 0 of 7 cuts in pauses; 8 windows with 104 frames are computed; windows=fixed: 0 of 7" in shown
+    )

@@ -55,6 +55,8 @@ class Seams:
     computed: int
     fixed_windows: int
     fixed_computed: int
+    #: Number of cuts of windows=fixed that would be in pauses.
+    fixed_pauses: int
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,11 @@ def _seam(seam: Seam) -> str:
 def _seams(seams: Seams) -> str:
     quiet = sum(seam.pause for seam in seams.seams)
     cuts = "1 cut" if len(seams.seams) == 1 else f"{len(seams.seams)} cuts"
-    return (
-        f"windows=pauses: {quiet} of {cuts} in pauses; {seams.windows} windows with {seams.computed} frames are "
-        f"computed, {seams.fixed_windows} with {seams.fixed_computed} with windows=fixed"
+    own = f"{quiet} of {cuts} in pauses; {seams.windows} windows with {seams.computed} frames are computed"
+    fixed = (
+        f"{seams.fixed_pauses} of {seams.fixed_windows - 1}, {seams.fixed_windows} windows with {seams.fixed_computed}"
     )
+    return f"windows=pauses: {own}; windows=fixed: {fixed}"
 
 
 def _cues(cues: Sequence[PlannedCue]) -> list[str]:

@@ -48,6 +48,7 @@ def plan_in_pauses(
     candidates = np.arange(1, frames, TEMPORAL, dtype=np.float64)
     levels = loudness_at(loudness, (candidates - 0.5) / fps, max(REACH, 1 / fps))
     cuts = [] if frames <= window else _best_cuts(frames, levels, window=window, motion=motion, cancel=cancel)
+    fixed_cuts = [one.start + one.motion for one in fixed[1:]]
     windows = windows_between(cuts, frames, motion=motion)
     seams = tuple(
         Seam(index, cut / fps, round(float(level := levels[(cut - 1) // TEMPORAL]), 1), bool(level <= PAUSE))
@@ -59,6 +60,7 @@ def plan_in_pauses(
         computed=sum(one.frames for one in windows),
         fixed_windows=len(fixed),
         fixed_computed=sum(one.frames for one in fixed),
+        fixed_pauses=sum(bool(levels[(cut - 1) // TEMPORAL] <= PAUSE) for cut in fixed_cuts),
     )
 
 

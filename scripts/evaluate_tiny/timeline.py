@@ -69,8 +69,10 @@ def run(
 
 def _cut(studio: Studio, case: Case) -> dict[str, dict[str, float | None]]:
     videos = {way: generate_video(studio.service, case, overrides=(f"windows={way}",)) for way in ("fixed", "pauses")}
-    # How loud the fixed cuts are is what windows=pauses says about them if it cannot move them.
-    found = {}
+    seams = videos["pauses"].plan.seams
+    assert seams is not None
+    quiet = {"fixed": seams.fixed_pauses, "pauses": sum(seam.pause for seam in seams.seams)}
+    found: dict[str, dict[str, float | None]] = {}
     for way, video in videos.items():
         plan, pictures = video.plan, video.frames
         boxes, driving = regions(pictures, case), case.driving(len(pictures))
@@ -87,7 +89,8 @@ def _cut(studio: Studio, case: Case) -> dict[str, dict[str, float | None]]:
             "voice's opening at cuts": float(np.mean([driving[0][cut - 1 : cut + 1].max() for cut in cuts])),
             "seam": seam_ratio(pictures, plan.windows),
             "jump": _jump(pictures, cuts),
-            "in pauses": None if plan.seams is None else mean(float(seam.pause) for seam in plan.seams.seams),
+            "cuts": float(len(cuts)),
+            "cuts in pauses": float(quiet[way]),
         }
     return found
 

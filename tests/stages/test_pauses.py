@@ -38,6 +38,7 @@ def test_a_cut_moves_into_a_pause_without_another_window() -> None:
     ]
     assert (seams.windows, seams.fixed_windows) == (2, 2)
     assert (seams.computed, seams.fixed_computed) == (69 + 65, 81 + 53)
+    assert seams.fixed_pauses == 0
     assert not tell_pauses(seams)
 
 
