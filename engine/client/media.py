@@ -45,8 +45,8 @@ def talk(
     """Return the input of a job for a video of a picture and one voice per person, from left to right.
 
     Each is a local file or an address that the worker opens (`https://`, `s3://`, `data:`); None is a silent person.
-    Without `prompt`, `fields` has `prompts`. The video is as long as its voices, unless `fields`, further fields of the job API, set `num_frames`. Raises
-    ClientError as `file` does, and if there is no voice.
+    The video is as long as its voices, unless `fields`, further fields of the job API, set `num_frames`. Without
+    `prompt` they have `prompts`. Raises ClientError as `file` does, and if there is no voice.
     """
     if not any(voice is not None for voice in voices):
         raise ClientError("there is no voice", code="no_voice", hint="give an audio file for each speaking person")

@@ -34,13 +34,13 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
     Raises RequestError if the request is impossible or exceeds its budget, before any work that grows with its numbers,
     and Cancelled once `cancel` is set.
     """
-    if request.images and inputs.style != "infinitetalk":
+    _check_images(request, inputs)
+    if inputs.speakers and len(request.speakers) > inputs.speakers:
         raise RequestError(
-            f"several pictures need windows that see the picture, and continuation.style={inputs.style} continues from "
-            f"the frames before",
-            field="request.images",
-            hint="choose continuation.style=infinitetalk, or give one picture",
-            code="conflict",
+            f"model={inputs.model} was made for {inputs.speakers} speaker{'s'[: inputs.speakers != 1]}, not for "
+            f"{len(request.speakers)}",
+            field="request.speakers",
+            hint="give fewer voices, or choose another model",
         )
     fps = request.fps or inputs.native_fps
     spans = voice_spans(media.seconds, request.audio_type, media.delays)
@@ -121,7 +121,18 @@ def _windows(
     size = {"window": inputs.window, "motion": inputs.motion}
     if inputs.windows == "pauses" and media.loudness is not None:
         return plan_in_pauses(frames, media.loudness, fps=fps, **size, cancel=cancel)
-    return plan_windows(frames, **size, cancel=cancel), None
+    return plan_windows(frames, **size, whole=inputs.whole_windows, cancel=cancel), None
+
+
+def _check_images(request: Request, inputs: PlanInputs) -> None:
+    if request.images and inputs.style != "infinitetalk":
+        raise RequestError(
+            f"several pictures need windows that see the picture, and continuation.style={inputs.style} continues from "
+            f"the frames before",
+            field="request.images",
+            hint="choose continuation.style=infinitetalk, or give one picture",
+            code="conflict",
+        )
 
 
 def _forwards(inputs: PlanInputs) -> int:
