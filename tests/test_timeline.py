@@ -21,7 +21,7 @@ from engine.cli.provenance import _request as request_of
 from engine.cli.provenance import differences, load, provenance_overrides
 from engine.cli.provenance_check import check_form
 from engine.data import Frames, Window
-from engine.errors import RequestError
+from engine.errors import ConfigError, RequestError
 from engine.plugin.manager import installed
 from engine.stages.write import read_provenance
 from plugins.entrypoints.generate import make_request
@@ -185,6 +185,13 @@ def test_windows_meet_in_a_pause_and_the_answer_says_where(service: EngineServic
     assert sum(window.keep for window in planned.windows) == 21
     assert delivery.address is not None
     assert read_provenance(Path(delivery.address))["windows"] == "pauses"
+
+
+def test_cuts_in_pauses_are_refused_for_a_model_of_whole_windows() -> None:
+    service = EngineService([*BOOT, "windows=pauses", "model.whole_windows=true"])
+    with pytest.raises(ConfigError, match="makes only whole ones") as caught:
+        service.plan(BASE)
+    assert caught.value.field == "windows"
 
 
 def test_a_video_with_timelines_is_made_again_from_its_provenance(
