@@ -124,12 +124,18 @@ def encode_texts(model: Model, prompts: Sequence[str], negative: str, branches: 
     """Encode the prompts, once per request; the negative one only if one of `branches` drops the text.
 
     Each text is encoded once, however often it is used. Features that the model's `prompts` knows are not encoded
-    again. If it knows all, the text encoder is not even moved to the device.
+    again. If it knows all, the text encoder is not even moved to the device. The first prompt and the negative one are
+    returned on the model's device; later ones are on the CPU until their window, so that many take no device memory.
     """
     texts = dict.fromkeys((*prompts, negative) if _textless(branches) else prompts)
     reused = all(model.prompts.find(text) is not None for text in texts)
     with nullcontext() if reused else model.use("text_encoder"):
-        features = {text: model.prompts.once(text, model.text.encode).to(model.device) for text in texts}
+        features = {
+            text: model.prompts.once(text, model.text.encode).to(
+                model.device if text in (prompts[0], negative) else "cpu"
+            )
+            for text in texts
+        }
     return tuple(
         Texts(features[prompt], features[negative] if _textless(branches) else None, reused) for prompt in prompts
     )
@@ -216,7 +222,7 @@ def encode(
             silent = branch in ("drop_audio", "uncond")
             embedded[branch] = model.transformer.embed_conditions(
                 shape,
-                encoder_hidden_states=text,
+                encoder_hidden_states=text.to(model.device),
                 encoder_hidden_states_image=image,
                 audio_windows=None if silent else audio,
                 speaker_masks=None if silent else masks,
