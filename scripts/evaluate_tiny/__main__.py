@@ -18,6 +18,7 @@ EVALUATIONS = {
     "caches": Bench("Step caches and guidance intervals: forwards, lips, sharpness.", lambda: caches.run),
     "caches-table": Bench("Write the measured report of `caches` into its page.", lambda: caches.write_table),
     "timeline": Bench("Cuts in pauses against fixed cuts, and moods that change.", lambda: timeline.run),
+    "timeline-table": Bench("Write the measured report of `timeline` into its page.", lambda: timeline.write_table),
     "magnitudes": Bench("The magnitudes of a model that cache=magcache needs.", lambda: caches.magnitudes),
 }
 

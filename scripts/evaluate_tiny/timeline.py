@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,11 +22,27 @@ from scripts.evaluate_tiny.cases import FPS, Case
 from scripts.evaluate_tiny.films import generate_video, regions
 from scripts.evaluate_tiny.studio import Studio, opened
 from scripts.evaluate_tiny.talk import SIZES, machine, read_sizes
+from scripts.page_tables import replaced
 
 #: Seconds on each side of a cut in which mouths are compared with the voice there.
 _NEAR = 0.5
 #: Frames on each side of a cut whose changes are what is usual there.
 _AROUND = 4
+#: The page, and the report from which `python -m scripts.evaluate_tiny timeline-table` makes its tables.
+PAGE, MEASURED = Path("docs/timeline.md"), Path("docs/measured/timeline.json")
+#: Figure of the report -> its row in the page, and the digits after its point.
+_ROWS = {
+    "windows": ("windows", 2),
+    "frames": ("computed frames", 1),
+    "cuts": ("cuts", 2),
+    "cuts in pauses": ("cuts in pauses", 2),
+    "voice's opening at cuts": ("how far the voice opens a mouth at cuts, 0 to 1", 3),
+    "sync": ("lip sync of the whole video", 3),
+    "sync of the worst window": ("lip sync of the worst window", 3),
+    "mouth's error near cuts": ("difference of mouth and voice within 0.5 s of cuts", 3),
+    "seam": ("change at cuts against the median change", 2),
+    "jump": ("change at cuts against the changes around it", 2),
+}
 SAD, HAPPY = "A person talks, sad and gloomy.", "A person talks, happy and smiling."
 
 
@@ -141,3 +158,23 @@ def _video(studio: Studio, request: Request) -> tuple[Pictures, Plan]:
     pictures = read_video(path)
     path.unlink()
     return pictures, delivery.plan
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Return both tables of the page."""
+    ways = report["windows"]
+    lines = ["| mean of the videos | `windows=fixed` | `windows=pauses` |", "|---|---|---|"]
+    for key, (name, digits) in _ROWS.items():
+        lines.append(f"| {name} | {ways['fixed'][key]:.{digits}f} | {ways['pauses'][key]:.{digits}f} |")
+    lines += ["", "| part of the video | share of the way from sad to happy |", "|---|---|"]
+    for key, value in report["mood"].items():
+        if key.startswith("window"):
+            lines.append(f"| {key} | {value:.2f} |")
+    return "\n".join(lines)
+
+
+def write_table(root: Path = Path()) -> None:
+    """Write the tables of the measured report into the page."""
+    page = root / PAGE
+    text = table(json.loads((root / MEASURED).read_text("utf-8")))
+    page.write_text(replaced(page.read_text("utf-8"), {"timeline": text}), "utf-8")
