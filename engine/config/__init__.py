@@ -18,11 +18,14 @@ from engine.config.model import AdapterConfig as AdapterConfig
 from engine.config.model import BundleConfig as BundleConfig
 from engine.config.model import ContinuationModelConfig as ContinuationModelConfig
 from engine.config.model import ModelConfig as ModelConfig
+from engine.config.model import ReportModelConfig as ReportModelConfig
 from engine.config.model import ResolutionConfig as ResolutionConfig
 from engine.config.ranges import BLEND, BUNDLE, FPS, SCALE, SHIFT, STEPS, STYLE, WINDOW, X264_PRESET
 from engine.config.ranges import SECRET as SECRET
 from engine.config.ranges import one_of as one_of
 from engine.config.ranges import within as within
+from engine.config.report import ReportConfig as ReportConfig
+from engine.config.report import RetakeConfig as RetakeConfig
 from engine.errors import ConfigError
 
 
@@ -308,6 +311,10 @@ class Config:
     cache: CacheConfig = MISSING
     #: How a window continues the one before it.
     continuation: ContinuationConfig = field(default_factory=ContinuationConfig)
+    #: How windows are judged.
+    report: ReportConfig = field(default_factory=ReportConfig)
+    #: Which windows are made again.
+    retake: RetakeConfig = field(default_factory=RetakeConfig)
     #: How the MP4 is encoded.
     video: VideoConfig = field(default_factory=VideoConfig)
     #: What a request's addresses may reach.
@@ -356,7 +363,7 @@ FIXED = (
 )
 
 #: Keys that a request's overrides may set: these and, with a dot, the keys below them.
-OVERRIDABLE = ("resolution", "sampler", "guidance", "cache", "continuation")
+OVERRIDABLE = ("resolution", "sampler", "guidance", "cache", "continuation", "report", "retake")
 
 
 def store_schema() -> None:
