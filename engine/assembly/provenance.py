@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,9 @@ PACKAGES = ("multitalk-engine", "torch", "diffusers", "transformers", "numpy", "
 
 #: Parts of the config that determine the frames.
 DECISIVE = ("resolution", "quant", "sampler", "guidance", "cache", "lora", "continuation", "video")
+
+#: Parts of the config that determine the frames, too, if windows may be made again.
+RETAKING = ("report", "retake")
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,14 @@ def make_provenance(
         "attention": runtime.attention,
         # Left out if nothing is compiled, so that the provenance of other videos does not change.
         **({} if (kernels := compiled_by(config)) == "none" else {"compile": kernels}),
+        # Limits decide which windows are made again; without retakes they change no frame.
+        **({key: _plain(getattr(config, key)) for key in RETAKING} if config.retake.max else {}),
     }
+
+
+def groups_of(provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the groups of the config that a video's provenance has, or should have."""
+    return (*DECISIVE, *(group for group in RETAKING if group in provenance))
 
 
 def compiled_by(config: Config) -> str:

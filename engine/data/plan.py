@@ -37,6 +37,8 @@ class PlanInputs:
     forwards: int | None = None
     #: Side of the VAE's tiles in pixels; 0: no tiles.
     tile: int = 0
+    #: How often a window may be made again.
+    retakes: int = 0
     #: Seconds for which the style of continuation keeps a face, their source, and the alternative for longer videos;
     #: None: no limit.
     holds: tuple[float, str, str] | None = None
@@ -120,5 +122,9 @@ class Plan:
     attention: str = ""
     #: Evaluations of the network in each window; None: one per step.
     evaluations: int | None = None
+    #: How often a window may be made again if it is outside the report's limits (retake.max), and forwards in total if
+    #: every window is, each time; None: none is.
+    retakes: int = 0
+    most_forwards: int | None = None
     #: Only `plan` calculates them; they are not a decision. None if the model's sizes are not known.
     estimates: Estimates | None = field(default=None, compare=False)

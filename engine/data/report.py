@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+#: Most windows that a line of text names.
+_LISTED = 5
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -56,6 +59,13 @@ class WindowReport:
     #: Every time the window was made, in order; empty if that was once.
     attempts: tuple[Attempt, ...] = ()
 
+    @property
+    def gained(self) -> str:
+        """Return as text which of several attempts was kept, and by how much it is better than the first."""
+        kept = next(number for number, attempt in enumerate(self.attempts, 1) if attempt.kept)
+        first = "no video" if self.attempts[0].badness is None else f"{self.attempts[0].badness:.3g}"
+        return f"attempt {kept} of {len(self.attempts)}, badness {first} -> {self.badness:.3g}"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -71,3 +81,27 @@ class Report:
     unknown: Mapping[str, str]
     #: Seconds that the measures took.
     seconds: float
+
+    @property
+    def line(self) -> str:
+        """Return in one line which windows are outside their limits, and which were made again; "" if there is none."""
+        parts = [
+            f"window {one.window} ({', '.join(map(self._figure, one.below, [one] * len(one.below)))})"
+            for one in self.windows
+            if one.below
+        ]
+        more = len(parts) - _LISTED
+        faults = "; ".join([*parts[:_LISTED], *([f"{more} more"] if more > 0 else [])])
+        again = ", ".join(f"window {one.window} ({one.gained})" for one in self.windows if one.attempts)
+        told = [f"{len(parts)} of {len(self.windows)} windows outside the limits: {faults}"] if parts else []
+        return ". ".join([*told, *([f"made again: {again}"] if again else [])])
+
+    def _figure(self, name: str, window: WindowReport) -> str:
+        limit, value = self.limits[name], window.figures[name]
+        assert value is not None
+        bound = (
+            f"at least {limit.least:g}"
+            if limit.least is not None and value < limit.least
+            else f"at most {limit.most:g}"
+        )
+        return f"{name} {value:.3g}, {bound}"
