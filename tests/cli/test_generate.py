@@ -16,7 +16,7 @@ import pytest
 from engine import Delivery, Plan, Progress, Request
 from engine.components import CancelToken, ProgressCallback, Service
 from engine.config import RequestConfig
-from engine.data import Canvas, Resumed, Seat, Speaker, Window
+from engine.data import Canvas, Limit, Report, Resumed, Seat, Speaker, Window, WindowReport
 from engine.errors import Cancelled, RequestError, SinkError
 from plugins.entrypoints.generate import Generate, GenerateConfig, describe, interruptible, lines, make_request, state
 
@@ -54,10 +54,13 @@ class FakeService:
 
     overrides = ()
 
-    def __init__(self, *, interrupt: bool = False, address: str | None = "films/talk.mp4") -> None:
+    def __init__(
+        self, *, interrupt: bool = False, address: str | None = "films/talk.mp4", report: Report | None = None
+    ) -> None:
         self.requests: list[Request] = []
         self.interrupt = interrupt
         self.address = address
+        self.report = report
 
     def generate(
         self, request: Request, *, progress: ProgressCallback | None = None, cancel: CancelToken | None = None
@@ -81,6 +84,7 @@ class FakeService:
             seed=3,
             timings={"denoise": 2.5},
             plan=PLAN,
+            report=self.report,
         )
 
     def plan(self, request: Request, *, cancel: CancelToken | None = None) -> Plan:
