@@ -21,7 +21,7 @@ from engine.evaluation.mouths import Floats, correlation, find_mouths, mouth_ope
 from engine.evaluation.voices import LEVEL, SAMPLE_RATE, Voice, loudness, mouth_of
 
 #: Frames of a window whose sharpness and colours are measured, whose faces, and whose mouths, evenly spaced.
-_SAMPLED, _FACES, _MOUTHS = 5, 10, 20
+_SAMPLED, _FACES, _MOUTHS = 5, 5, 14
 #: Least number of new frames of a window in which a mouth can be found, or compared with a voice.
 _LEAST = 12
 #: Parts of a picture along a side in which changes are measured: a mouth fills one of them.
