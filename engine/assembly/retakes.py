@@ -12,8 +12,8 @@ from engine.errors import EngineError
 from engine.evaluation.judge import Judge, Look
 from engine.stages.decode import Decoded
 
-#: Seeds of retakes are below this number; every JSON parser reads them exactly.
-_SEEDS = 2**53
+#: Seeds of retakes are below this number, as a random seed of a request: every JSON parser reads them exactly.
+_SEEDS = 2**32
 
 
 class Retakes:
