@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -66,6 +67,16 @@ class Retakes:
         self._judge.keep(look)
         self._reports.append(replace(look.report, attempts=tuple(attempts) if len(attempts) > 1 else ()))
         return made
+
+    def state(self) -> tuple[dict[str, Any], tuple[WindowReport, ...]]:
+        """Return what another process needs to go on with the next window: `Judge.state`, and the reports so far."""
+        return {} if self._judge is None else self._judge.state(), tuple(self._reports)
+
+    def restore(self, state: Mapping[str, Any], reports: Sequence[WindowReport]) -> None:
+        """Go on after the windows of `reports`, from the `state` of another process."""
+        if self._judge is not None:
+            self._judge.restore(state)
+        self._reports = list(reports)
 
     def report(self) -> Report | None:
         """Return the report on all windows so far; None without a judge."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -186,6 +187,29 @@ class Judge:
         """Continue after that window: it stays in the video."""
         self._before = look.after
 
+    def state(self) -> dict[str, Any]:
+        """Return what the next window is compared with, as plain values and small arrays; {} before the first window.
+
+        `restore` continues from it in another process, with the same picture, plan, voices and limits.
+        """
+        before = self._before
+        if before is None:
+            return {}
+        people = {number: {"box": one.box, "identity": one.identity} for number, one in before.people.items()}
+        return {**{key: getattr(before, key) for key in ("sharpness", "colours", "last", "fast")}, "people": people}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from the `state` of another judge of the same video."""
+        if not state:
+            self._before = None
+            return
+        people = {
+            int(number): replace(self._person(np.asarray(one["box"], np.float64)), identity=one["identity"])
+            for number, one in state["people"].items()
+        }
+        colours, last = np.asarray(state["colours"], np.float32), np.asarray(state["last"], np.uint8)
+        self._before = _Reference(state["sharpness"], colours, people, last, float(state["fast"]))
+
     def report(self, windows: Sequence[WindowReport]) -> Report:
         """Return the report on the windows that are in the video."""
         missing = {name: self._why_never(name, windows) for name in MEASURES}
@@ -219,19 +243,20 @@ class Judge:
     def _people(self, pictures: Pictures, speech: Mapping[int, Floats]) -> dict[int, _Person]:
         """Return the people known before, and those who speak in this window for the first time."""
         known = {} if self._before is None else dict(self._before.people)
-        compared = bool({"identity", "identity_grown"} & set(self._limits))
-        if len(pictures) < _LEAST or not (compared or "mouth" in self._limits):
+        if len(pictures) < _LEAST or not {"identity", "identity_grown", "mouth"} & set(self._limits):
             return known
         # A mouth that hardly moves would not be told from eyes.
         new = [number for number, curve in speech.items() if number not in known and curve.std() >= SPEAKS_HERE]
         if new:
             boxes = find_mouths(pictures, [self._plan.seats[number].box for number in new])
-            places = _BESIDE if compared else ()
-            for number, box in zip(new, boxes, strict=True):
-                aside = (box[2] - box[0]) * np.array([1, 0, 1, 0])
-                faces = tuple(Face.of_mouth(self._picture, box + part * aside) for part in places)
-                known[number] = _Person(box, faces, None)
+            known |= {number: self._person(box) for number, box in zip(new, boxes, strict=True)}
         return known
+
+    def _person(self, box: npt.NDArray[np.float64]) -> _Person:
+        compared = {"identity", "identity_grown"} & set(self._limits)
+        aside = (box[2] - box[0]) * np.array([1, 0, 1, 0])
+        faces = tuple(Face.of_mouth(self._picture, box + part * aside) for part in (_BESIDE if compared else ()))
+        return _Person(box, faces, None)
 
     def _apart(self, pictures: Pictures, people: Mapping[int, _Person]) -> dict[int, float]:
         """Return the distance of each person's face from the picture's."""

@@ -251,6 +251,20 @@ def test_looking_at_another_try_of_a_window_does_not_change_what_is_kept() -> No
     assert judge.look(made.frames[25:50], WINDOWS[1]).report == once
 
 
+def test_a_judge_that_continues_from_the_state_of_another_gives_the_same_figures() -> None:
+    made = film(7_700_000)
+    first, second = (Judge(made.frames[0], planned((160, 96), made.silent), made.voices, limits()) for _ in range(2))
+    for window in WINDOWS[:2]:
+        first.keep(first.look(made.frames[window.start : window.start + 25], window))
+    second.restore(first.state())
+    look = [judge.look(made.frames[50:75], WINDOWS[2]).report for judge in (first, second)]
+    assert look[0] == look[1]
+    assert look[0].figures["identity_grown"] is not None
+    assert sum(value.nbytes for value in first.state().values() if isinstance(value, np.ndarray)) < 50_000
+    second.restore({})
+    assert second.look(made.frames[50:75], WINDOWS[2]).report.unknown["seam"] == FIRST
+
+
 # --- photographs ------------------------------------------------------------------------------------------------------
 
 
