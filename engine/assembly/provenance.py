@@ -22,8 +22,8 @@ PACKAGES = ("multitalk-engine", "torch", "diffusers", "transformers", "numpy", "
 #: Parts of the config that determine the frames.
 DECISIVE = ("resolution", "quant", "sampler", "guidance", "cache", "lora", "continuation", "video")
 
-#: Parts of the config that determine the frames, too, if windows may be made again.
-RETAKING = ("report", "retake")
+#: Parts that determine which windows are made again, and the report that is stored beside this. Older videos have none.
+JUDGING = ("report", "retake")
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,13 @@ def make_provenance(
         "attention": runtime.attention,
         # Left out if nothing is compiled, so that the provenance of other videos does not change.
         **({} if (kernels := compiled_by(config)) == "none" else {"compile": kernels}),
-        # Limits decide which windows are made again; without retakes they change no frame.
-        **({key: _plain(getattr(config, key)) for key in RETAKING} if config.retake.max else {}),
+        **{key: _plain(getattr(config, key)) for key in JUDGING},
     }
 
 
 def groups_of(provenance: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the groups of the config that a video's provenance has, or should have."""
-    return (*DECISIVE, *(group for group in RETAKING if group in provenance))
+    return (*DECISIVE, *(group for group in JUDGING if group in provenance))
 
 
 def compiled_by(config: Config) -> str:

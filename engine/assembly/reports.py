@@ -62,7 +62,6 @@ def facts_of(report: Report | None) -> dict[str, Any]:
             "windows": len(windows),
             "below": list(report.below[:_LISTED]),
             "figures": figures,
-            "limits": {name: [limit.least, limit.most] for name, limit in report.limits.items()},
             "unknown": dict(report.unknown),
             **({"badness_of_attempts": dict(list(tried.items())[:_LISTED])} if tried else {}),
         }

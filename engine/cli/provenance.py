@@ -15,7 +15,7 @@ from engine.assembly.plan_request import fetch_media
 from engine.assembly.provenance import (
     DECISIVE,
     FORMAT,
-    RETAKING,
+    JUDGING,
     compiled_by,
     groups_of,
     input_hashes,
@@ -94,7 +94,7 @@ def again(arguments: Sequence[str]) -> int:
     media = {flag.key: getattr(values, flag.key) for flag in _MEDIA}
     for key in media:
         setattr(values, key, None)
-    fixed_groups = ("model", "recipe", "experiment", "parallel", "request", "dtype", *DECISIVE, *RETAKING)
+    fixed_groups = ("model", "recipe", "experiment", "parallel", "request", "dtype", *DECISIVE, *JUDGING)
     for argument in rest[1:]:
         if argument.lstrip("+~").partition("=")[0].partition(".")[0] in fixed_groups:
             raise RequestError(
@@ -134,6 +134,9 @@ def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> lis
         if "name" in value:
             overrides.append(f"{group}={quoted(group, value['name'])}")
         overrides += [f"{group}.{_key(key)}={_value(group, part)}" for key, part in value.items() if key != "name"]
+    if "report" not in provenance:
+        # Made before windows were judged: a report would change its bytes.
+        overrides.append("report.enabled=false")
     overrides.append(f"memory.tile={int(provenance.get('tile', 0))}")
     # Before there was a choice, all decoding was in float32.
     overrides.append(f"vae.decode_dtype={quoted('decode_dtype', provenance.get('decode_dtype', 'float32'))}")
