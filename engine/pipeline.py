@@ -12,6 +12,7 @@ from engine.assembly.options import make_options
 from engine.assembly.plan_request import plan_request
 from engine.assembly.prompts import prompts_of
 from engine.assembly.provenance import make_provenance
+from engine.assembly.reports import facts_of, make_retakes
 from engine.assembly.runtime import make_runtime
 from engine.assembly.sinks import Making, make_delivery, sink_for_request
 from engine.assembly.weights import LoadedModel, WeightsHolder
@@ -107,8 +108,9 @@ class Engine:
                     writer.check()
                     self._hooks.step_finished(request=request, progress=meter.step(number))
 
+                retakes = make_retakes(config, inputs, plan, generator, meter)
                 maker = WindowMaker(
-                    model, inputs, conditioning, options, sampling, generator, config, self._group, meter, step
+                    model, inputs, conditioning, options, sampling, generator, config, self._group, meter, step, retakes
                 )
                 history = None
                 for window in plan.windows:
@@ -118,11 +120,11 @@ class Engine:
                         writer.add(resample(frames, window, plan), last=window is plan.windows[-1])
                     meter.window_done()
                 with meter.stage("write"):
-                    artifact = writer.finish()
+                    artifact = writer.finish(facts_of(report := retakes.report()))
             with meter.stage("keep"):
                 kept = sink.put(artifact)
         forwards, reused = sampling.tally.made, conditioning[0].text.reused
-        made = Making(self.memory, forwards, reused, writer.overlapped)
+        made = Making(self.memory, forwards, reused, writer.overlapped, report)
         delivery = make_delivery(kept, artifact, plan, inputs, meter, made)
         self._hooks.generation_finished(request=request, delivery=delivery)
         return delivery

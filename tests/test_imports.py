@@ -43,9 +43,9 @@ plugin: components config data errors
 runtime: components config data errors machine multitalk
 serving: components config data errors files hub machine media redaction runtime text
 stages: cancel components data errors files loading media multitalk text
-assembly: cancel components config data errors files hub loading machine multitalk net planning plugin runtime stages
-    text
 evaluation: data media stages
+assembly: cancel components config data errors evaluation files hub loading machine multitalk net planning plugin
+    runtime stages text
 plugins: cancel components config data errors files hub loading machine media multitalk net plugin redaction runtime
     serving text
 config_keys: assembly config plugin redaction

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from engine.components import BoundSink, CancelToken, JobSink, KeepingSink, PatientSink, Sink
-from engine.data import Access, Artifact, Delivery, Inputs, Kept, Plan, Request, Resumed
+from engine.data import Access, Artifact, Delivery, Inputs, Kept, Plan, Report, Request, Resumed
 from engine.errors import RequestError, UnknownComponent
 from engine.plugin.manager import Registry
 from engine.runtime.progress import Meter
@@ -58,6 +58,8 @@ class Making:
     prompts_reused: bool
     #: Seconds of writing beside other stages.
     overlapped: float
+    #: The judgement of its windows, if they were judged.
+    report: Report | None = None
 
 
 def make_delivery(
@@ -89,6 +91,7 @@ def make_delivery(
         forwards=making.forwards,
         prompts_reused=making.prompts_reused,
         peaks=meter.peaks.found,
+        report=making.report,
         warnings=(*plan.warnings, *inputs.warnings, *kept.warnings),
     )
 

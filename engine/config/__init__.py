@@ -18,11 +18,14 @@ from engine.config.model import AdapterConfig as AdapterConfig
 from engine.config.model import BundleConfig as BundleConfig
 from engine.config.model import ContinuationModelConfig as ContinuationModelConfig
 from engine.config.model import ModelConfig as ModelConfig
+from engine.config.model import ReportModelConfig as ReportModelConfig
 from engine.config.model import ResolutionConfig as ResolutionConfig
 from engine.config.ranges import BLEND, BUNDLE, FPS, SCALE, SHIFT, STEPS, STYLE, WINDOW, X264_PRESET
 from engine.config.ranges import SECRET as SECRET
 from engine.config.ranges import one_of as one_of
 from engine.config.ranges import within as within
+from engine.config.report import ReportConfig as ReportConfig
+from engine.config.report import RetakeConfig as RetakeConfig
 from engine.errors import ConfigError
 
 
@@ -316,6 +319,10 @@ class Config:
     continuation: ContinuationConfig = field(default_factory=ContinuationConfig)
     #: Where windows meet: "fixed", each is as long as possible; "pauses": in pauses of speech, if one is within reach.
     windows: str = field(default="fixed", metadata=one_of("fixed", "pauses"))
+    #: How windows are judged.
+    report: ReportConfig = field(default_factory=ReportConfig)
+    #: Which windows are made again.
+    retake: RetakeConfig = field(default_factory=RetakeConfig)
     #: How the MP4 is encoded.
     video: VideoConfig = field(default_factory=VideoConfig)
     #: What a request's addresses may reach.
@@ -364,7 +371,7 @@ FIXED = (
 )
 
 #: Keys that a request's overrides may set: these and, with a dot, the keys below them.
-OVERRIDABLE = ("resolution", "sampler", "guidance", "cache", "continuation", "windows")
+OVERRIDABLE = ("resolution", "sampler", "guidance", "cache", "continuation", "windows", "report", "retake")
 
 
 def store_schema() -> None:

@@ -16,6 +16,10 @@ from engine.data.plan import Plan as Plan
 from engine.data.plan import PlanInputs as PlanInputs
 from engine.data.plan import Seat as Seat
 from engine.data.plan import Window as Window
+from engine.data.report import Attempt as Attempt
+from engine.data.report import Limit as Limit
+from engine.data.report import Report as Report
+from engine.data.report import WindowReport as WindowReport
 from engine.data.request import AudioType as AudioType
 from engine.data.request import Fit as Fit
 from engine.data.request import Media as Media

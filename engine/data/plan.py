@@ -38,6 +38,8 @@ class PlanInputs:
     forwards: int | None = None
     #: Side of the VAE's tiles in pixels; 0: no tiles.
     tile: int = 0
+    #: How often a window may be made again.
+    retakes: int = 0
     #: Whether every window has the maximum number of frames.
     whole_windows: bool = False
     #: Largest number of speakers that the model was made for; 0: any.
@@ -136,5 +138,9 @@ class Plan:
     canvases: tuple[Canvas, ...] = ()
     #: Where windows meet with windows=pauses, and why.
     seams: Seams | None = None
+    #: How often a window may be made again if it is outside the report's limits (retake.max), and forwards in total if
+    #: every window is, each time; None: none is.
+    retakes: int = 0
+    most_forwards: int | None = None
     #: Only `plan` calculates them; they are not a decision. None if the model's sizes are not known.
     estimates: Estimates | None = field(default=None, compare=False)

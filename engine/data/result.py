@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.data.plan import Plan
+from engine.data.report import Report
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,6 +133,8 @@ class Delivery(Delivered):
     prompts_reused: bool = False
     #: Peak memory of "host" and "device", if known.
     peaks: Mapping[str, Peak] = field(default_factory=dict)
+    #: The judgement of its windows; None: the config asked for none.
+    report: Report | None = None
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ class Meter:
         #: Kind of piece -> number of finished pieces, and their seconds.
         self._done = dict.fromkeys(_PIECES, 0)
         self._took = dict.fromkeys(_PIECES, 0.0)
+        #: Kind of piece -> pieces in addition to those of `_windows`, for windows that are made again.
+        self._added = dict.fromkeys(_PIECES, 0)
         #: The kind of the current piece, and its start.
         self._piece = ""
         self._size = 1
@@ -89,11 +91,16 @@ class Meter:
         self._report("denoise", step=number)
         return self.last
 
+    def again(self) -> None:
+        """Note that the current window is denoised and decoded once more: the rest takes longer than it was said."""
+        for piece in ("step", "decode"):
+            self._added[piece] += self._units(piece)
+
     def window_done(self) -> None:
         """Note that the current window is done."""
         # Skipped pieces count as done.
         for piece in _PIECES:
-            self._done[piece] = max(self._done[piece], self._window * self._units(piece))
+            self._done[piece] = max(self._done[piece], self._window * self._units(piece) + self._added[piece])
         self._report("write", step=0)
 
     def is_set(self) -> bool:
@@ -131,7 +138,7 @@ class Meter:
 
     def _report(self, stage: str, *, step: int) -> None:
         costs = {piece: self._cost(piece) for piece in _PIECES}
-        counts = {piece: self._windows * self._units(piece) for piece in _PIECES}
+        counts = {piece: self._windows * self._units(piece) + self._added[piece] for piece in _PIECES}
         total = sum(counts[piece] * costs[piece] for piece in _PIECES)
         left = sum(max(0, counts[piece] - self._done[piece]) * costs[piece] for piece in _PIECES)
         measured = any(self._took.values())

@@ -80,6 +80,8 @@ class Generate:
         with interruptible() as cancel, progress_display(quiet=config.quiet) as show:
             delivery = service.generate(request, progress=warnings.of(show), cancel=cancel)
         warnings.print(delivery.warnings)
+        if delivery.report is not None and (line := delivery.report.line):
+            print(f"multitalk: report: {plain(line)}", file=sys.stderr)
         if config.json:
             print(to_json(delivery))
             return 0
@@ -136,6 +138,7 @@ def describe(plan: Plan, request: Request) -> str:
         *([_native(plan)] if plan.timing == "native" else []),
         *window_lines(plan),
         ("sampling", f"{sampling}: {plan.forwards} forwards in all"),
+        *([("retakes", _retakes(plan))] if plan.retakes else []),
         *([("attention", plan.attention)] if plan.attention else []),
         *([] if plan.estimates is None else _estimates(plan.estimates)),
     ]
@@ -281,6 +284,11 @@ def _seat(seat: Seat, request: Request) -> str:
     return f"{seat.speaker + 1}: in {list(seat.box)} ({seat.kind}), {voice}"
 
 
+def _retakes(plan: Plan) -> str:
+    times = "once" if plan.retakes == 1 else f"{plan.retakes} times"
+    return f"a window outside the report's limits is made again, at most {times}: at most {plan.most_forwards} forwards"
+
+
 def _native(plan: Plan) -> tuple[str, str]:
     return (
         "timing",
@@ -317,6 +325,8 @@ def _card(card: CardEstimate) -> str:
     if not card.fits:
         return f"{needed}  too much; it fits with {' '.join(card.change)}" if card.change else f"{needed}  too much"
     took = f"{_time(card.forward_seconds)} a forward, {_time(card.window_seconds)} a window"
+    if card.most_seconds is not None:
+        took += f", with every retake {_minutes(card.most_seconds)}"
     picked = f", {card.picked}" if card.picked else ""
     picked += ", passes batched" if card.batched else ""
     price = f"{card.cost:.2f} ({card.cost_of_second:.3f} a second)"

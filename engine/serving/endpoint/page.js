@@ -61,12 +61,60 @@ function clear() {
   blob = null;
   for (const id of ["video", "save"]) { $(id).hidden = true; $(id).removeAttribute(id === "video" ? "src" : "href"); }
   for (const id of ["failure", "detail"]) $(id).textContent = "";
+  judge(null);
   $("warnings").replaceChildren();
 }
 
 function warn(warnings) {
   $("warnings").replaceChildren(...(warnings || []).map(
     (warning) => Object.assign(document.createElement("li"), { textContent: warning })));
+}
+
+function cell(text, wrong = false, name = "td") {
+  const made = Object.assign(document.createElement(name), { textContent: text });
+  if (wrong) made.className = "error";
+  return made;
+}
+
+function row(cells) {
+  const made = document.createElement("tr");
+  made.append(...cells);
+  return made;
+}
+
+function bound(limit) {
+  const least = limit.least === null ? "" : `\u2265 ${limit.least}`;
+  const most = limit.most === null ? "" : `\u2264 ${limit.most}`;
+  return [least, most].filter(Boolean).join(", ");
+}
+
+// A table of the windows' figures; opened if one is outside its limit.
+function judge(report) {
+  $("report").hidden = !report;
+  $("figures").replaceChildren();
+  if (!report) return;
+  const names = Object.keys(report.limits);
+  const bad = report.below.length, again = report.retaken.length;
+  $("judged").textContent = (bad
+    ? `${bad} of ${report.windows.length} windows outside the limits`
+    : "All windows within the limits") + (again ? `, ${again} made again` : "");
+  $("report").open = bad > 0;
+  const head = ["window", "seconds", ...names.map((name) => name.replaceAll("_", " ")), "attempts"];
+  const limits = ["limit", "", ...names.map((name) => bound(report.limits[name])), ""];
+  const rows = report.windows.map((one) => row([
+    cell(String(one.window)),
+    cell(`${one.start.toFixed(1)} \u2013 ${one.end.toFixed(1)}`),
+    ...names.map((name) => {
+      const value = one.figures[name];
+      const made = cell(value === null || value === undefined ? "unknown" : String(Number(value.toPrecision(3))),
+        one.below.includes(name));
+      made.title = (one.unknown || {})[name] || "";
+      return made;
+    }),
+    cell(String(one.attempts.length || 1)),
+  ]));
+  $("figures").replaceChildren(
+    row(head.map((text) => cell(text, false, "th"))), row(limits.map((text) => cell(text))), ...rows);
 }
 
 function progress(output) {
@@ -96,11 +144,12 @@ async function finish(report) {
     $("video").src = $("save").href = address;
     $("video").hidden = $("save").hidden = false;
   }
-  const { video_base64: _, video_url: __, warnings, ...rest } = output;
+  const { video_base64: _, video_url: __, warnings, report: judged, ...rest } = output;
   $("detail").textContent = output.seconds
     ? `${output.seconds} s of video, ${output.frames} frames, seed ${output.seed}, made in ${(report.executionTime / 1000).toFixed(1)} s`
     : JSON.stringify(rest);
   warn(warnings);
+  judge(judged);
 }
 
 function show(report) {

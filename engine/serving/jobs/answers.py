@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import secrets
@@ -40,6 +41,7 @@ def answer(job: ParsedJob, delivery: Delivery | Resumed, *, local_caller: bool =
         **_memory(delivery),
         **_loras(delivery),
         **_attention(delivery),
+        **_report(delivery),
         "engine_version": engine_version(),
         "warnings": [scrub(warning, _secrets(job), local_caller=local_caller) for warning in delivery.warnings],
     }
@@ -121,6 +123,13 @@ def _attention(delivery: Delivery | Resumed) -> dict[str, Any]:
     if isinstance(delivery, Resumed) or not delivery.plan.attention:
         return {}
     return {"attention": delivery.plan.attention}
+
+
+def _report(delivery: Delivery | Resumed) -> dict[str, Any]:
+    if isinstance(delivery, Resumed) or delivery.report is None:
+        return {}
+    # Through JSON, so that tuples are lists.
+    return {"report": json.loads(json.dumps(asdict(delivery.report), allow_nan=False))}
 
 
 def _internal(error: BaseException) -> dict[str, str]:
