@@ -15,6 +15,7 @@ from engine.assembly.provenance import make_provenance
 from engine.assembly.runtime import make_runtime
 from engine.assembly.sinks import Making, make_delivery, sink_for_request
 from engine.assembly.weights import LoadedModel, WeightsHolder
+from engine.assembly.windows import WindowMaker
 from engine.components import CancelToken, ProgressCallback
 from engine.config import Config
 from engine.data import Access, Delivery, Request
@@ -23,8 +24,7 @@ from engine.plugin.manager import Registry
 from engine.runtime.parallel import Ranks
 from engine.runtime.progress import Meter
 from engine.stages.behind import WriteBehind
-from engine.stages.decode import decode
-from engine.stages.encode import encode, encode_prompt_and_voices
+from engine.stages.encode import encode_prompt_and_voices
 from engine.stages.read import drawn, read
 from engine.stages.windows import resample
 from engine.stages.write import Writer
@@ -97,10 +97,9 @@ class Engine:
             options = make_options(config, plan, sampling, self.runtime.device)
             with meter.stage("listen"):
                 prompts = prompts_of(request, config)
-                conditioning = encode_prompt_and_voices(model, inputs, prompts, options.encode, cancel=meter)
+                conditioning = encode_prompt_and_voices(model, inputs, prompts, plan, options.encode, cancel=meter)
             provenance = make_provenance(request, media, config, weights=loaded.fingerprint, runtime=self.runtime)
-            path, size, colors, history = folder / "video.mp4", plan.canvas.target, conditioning.colors, None
-            name = request.filename
+            path, size, name = folder / "video.mp4", plan.canvas.target, request.filename
             file = Writer(path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=name)
             with WriteBehind(file, overlap=options.overlap, cancel=meter) as writer:
 
@@ -108,25 +107,21 @@ class Engine:
                     writer.check()
                     self._hooks.step_finished(request=request, progress=meter.step(number))
 
+                maker = WindowMaker(
+                    model, inputs, conditioning, options, sampling, generator, config, self._group, meter, step
+                )
+                history = None
                 for window in plan.windows:
-                    number = window.index + 1
-                    with meter.stage("encode", window=number):
-                        conditions = encode(model, inputs, window, conditioning, options.encode, history, cancel=meter)
-                    with meter.stage("denoise", window=number):
-                        latents = self._group.denoise(
-                            model, conditions, sampling, generator, config, step, cancel=meter
-                        )
-                    with meter.stage("decode", window=number):
-                        frames, history = decode(model, latents, window, colors, options.decode, history, cancel=meter)
-                    with meter.stage("write", window=number):
+                    frames, history = maker.make(window, history)
+                    with meter.stage("write", window=window.index + 1):
                         self._hooks.window_finished(request=request, window=window, frames=frames)
-                        writer.add(resample(frames, window, plan))
+                        writer.add(resample(frames, window, plan), last=window is plan.windows[-1])
                     meter.window_done()
                 with meter.stage("write"):
                     artifact = writer.finish()
             with meter.stage("keep"):
                 kept = sink.put(artifact)
-        forwards, reused = sampling.tally.made, conditioning.text.reused
+        forwards, reused = sampling.tally.made, conditioning[0].text.reused
         made = Making(self.memory, forwards, reused, writer.overlapped)
         delivery = make_delivery(kept, artifact, plan, inputs, meter, made)
         self._hooks.generation_finished(request=request, delivery=delivery)

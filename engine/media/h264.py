@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _THREADS = 4
 #: x264's macroblock tree (165, assembly, with B-frames) reads uninitialised memory, so the bytes would differ from run
 #: to run. The bits that it saves do not matter here.
-_X264 = "mbtree=0"
+X264_PARAMS = "mbtree=0"
 #: Share of the allowed bytes that a smaller encoding aims at: two passes reach a size within a few per cent.
 _AIM = 0.95
 
@@ -46,12 +46,17 @@ def open_mp4(path: Path) -> tuple[av.container.OutputContainer, io.FileIO]:
     and whose header could not be written. Raises OSError.
     """
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
-    file = _File(str(path.absolute()), "w+")
+    file = open_file(path)
     try:
         return av.open(file, "w", format="mp4", options=options), file
     except BaseException:
         file.close()
         raise
+
+
+def open_file(path: Path) -> io.FileIO:
+    """Open a new file for writing and reading, which writes all or raises OSError."""
+    return _File(str(path.absolute()), "w+")
 
 
 @contextmanager
@@ -76,10 +81,15 @@ def add_video(
     container: av.container.OutputContainer, size: tuple[int, int], rate: Fraction, options: Mapping[str, str]
 ) -> av.VideoStream:
     """Add a stream of yuv420p (BT.709) frames of `size` (width, height) with the time base 1 / `rate`."""
-    video: av.VideoStream = container.add_stream("libx264", rate=rate, options={**options, "x264-params": _X264})
-    video.width, video.height = size
-    video.pix_fmt = "yuv420p"
-    context = video.codec_context
+    video: av.VideoStream = container.add_stream("libx264", rate=rate, options={**options, "x264-params": X264_PARAMS})
+    set_format(video.codec_context, size, rate)
+    return video
+
+
+def set_format(context: av.VideoCodecContext, size: tuple[int, int], rate: Fraction) -> None:
+    """Have `context` encode yuv420p (BT.709) frames of `size` (width, height) with the time base 1 / `rate`."""
+    context.width, context.height = size
+    context.pix_fmt = "yuv420p"
     context.thread_count = _THREADS
     context.time_base = 1 / rate
     context.flags |= Flags.bitexact
@@ -88,7 +98,6 @@ def add_video(
     context.color_range = ColorRange.MPEG
     context.color_primaries = ColorPrimaries.BT709
     context.color_trc = ColorTrc.BT709
-    return video
 
 
 @dataclass(frozen=True)

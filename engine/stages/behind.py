@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from engine.cancel import LOOK
 from engine.components import CancelToken
 from engine.data import Artifact, Frames
 from engine.errors import Cancelled
+from engine.media.segments import Segment
 from engine.stages.write import Writer
 
 
@@ -24,9 +26,21 @@ class WriteBehind:
     within a frame's time, and then leaves the writer.
     """
 
-    def __init__(self, writer: Writer, *, overlap: bool = True, cancel: CancelToken | None = None) -> None:
-        """Without `overlap` there is no thread: `add` encodes. Once `cancel` is set, waiting raises Cancelled."""
+    def __init__(
+        self,
+        writer: Writer,
+        *,
+        overlap: bool = True,
+        cancel: CancelToken | None = None,
+        on_segment: Callable[[Segment], None] | None = None,
+    ) -> None:
+        """Without `overlap` there is no thread: `add` encodes. Once `cancel` is set, waiting raises Cancelled.
+
+        `on_segment` gets each window's segment when it is encoded, in the thread. Its errors are treated as the
+        writer's.
+        """
         self._writer = writer
+        self._on_segment = on_segment
         self._cancel = cancel
         self._thread = ThreadPoolExecutor(1, "multitalk-write") if overlap else None
         self._running: Future[None] | None = None
@@ -39,23 +53,33 @@ class WriteBehind:
         """Return the seconds of encoding that took place beside other work."""
         return max(0.0, self._encoding - self._waiting)
 
-    def add(self, frames: Frames) -> None:
-        """Have `frames`, which must not change any more, encoded after those before. Raises SinkError and Cancelled."""
+    def add(self, frames: Frames, *, last: bool = False) -> None:
+        """Have a window's frames, which must not change any more, encoded after those before, as a segment.
+
+        `last` is set for the last window. Raises SinkError and Cancelled.
+        """
         if self._thread is None:
-            self._writer.add(frames)
+            self._encode(frames, last)
             return
         self._wait()
-        self._running = self._thread.submit(self._encode, frames)
+        self._running = self._thread.submit(self._timed, frames, last)
+
+    def take_over(self, segment: Segment, *, last: bool = False) -> None:
+        """Use a segment that was encoded earlier, before any window is added. Raises SinkError."""
+        self._hand_on(self._writer.take_over(segment, last=last))
 
     def check(self) -> None:
         """Raise the thread's error, if there is one, and do not wait."""
         if self._running is not None and self._running.done():
             self._running.result()
 
-    def finish(self) -> Artifact:
-        """Wait for all frames, close the file and return it. Raises SinkError and Cancelled."""
+    def finish(self, facts: Mapping[str, Any] | None = None) -> Artifact:
+        """Wait for all frames, write the file, with `facts` in its provenance, and return it.
+
+        Raises SinkError and Cancelled.
+        """
         self._wait()
-        return self._writer.finish()
+        return self._writer.finish(facts)
 
     def __enter__(self) -> Self:
         return self
@@ -86,10 +110,18 @@ class WriteBehind:
         finally:
             self._waiting += time.monotonic() - began
 
-    def _encode(self, frames: Frames) -> None:
+    def _timed(self, frames: Frames, last: bool) -> None:
         began = time.monotonic()
+        self._encode(frames, last)
+        self._encoding += time.monotonic() - began
+
+    def _encode(self, frames: Frames, last: bool) -> None:
         for index in range(len(frames.pictures)):
             if self._stop.is_set():
                 return
             self._writer.add(Frames(frames.pictures[index : index + 1], frames.fps))
-        self._encoding += time.monotonic() - began
+        self._hand_on(self._writer.end_segment(last=last))
+
+    def _hand_on(self, segment: Segment) -> None:
+        if self._on_segment is not None:
+            self._on_segment(segment)

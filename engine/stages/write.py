@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import av
-import numpy as np
-import numpy.typing as npt
-from av.codec.context import Flags
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from engine.data import Artifact, Frames
 from engine.errors import ConfigError, RequestError, SinkError
 from engine.media.audio import SOUND_RATE
 from engine.media.containers import open_input
 from engine.media.h264 import add_video, open_mp4
+from engine.media.segments import Packet, PictureEncoder, Segment, SoundEncoder, Spool, add_sound
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 #: Key of the provenance in the JSON of the comment tag.
 _KEY = "multitalk"
 _MEDIA_TYPE = "video/mp4"
-#: Audio samples encoded at a time.
-_CHUNK = SOUND_RATE
-#: Samples of an AAC packet; decoders return whole packets.
-_PACKET = 1024
 
 
 @dataclass(frozen=True)
@@ -44,12 +39,23 @@ class VideoOptions:
     #: AAC bits per second.
     audio_bitrate: int = 192_000
 
+    @property
+    def x264(self) -> dict[str, str]:
+        """The settings of x264."""
+        return {"crf": str(self.crf), "preset": self.preset}
+
+    def rejected(self) -> ConfigError:
+        """Return the error for settings that the encoders reject."""
+        what = f"the encoder rejects crf {self.crf}, preset {self.preset!r} or audio_bitrate {self.audio_bitrate}"
+        return ConfigError(what, field="video", hint="try crf 18, preset medium, audio_bitrate 192000")
+
 
 class Writer:
     """Encodes frames as they arrive: H.264 yuv420p (BT.709) and AAC in an MP4 with its index at the start.
 
-    The file gets its name only when it is complete. Use it as a context manager: without `finish` the file is removed.
-    The bytes depend only on frames, sound, settings and library versions, not on time, host or number of cores.
+    Pictures are encoded in segments, one per window; the MP4 consists of the same packets. The file gets its name only
+    when it is complete. Use it as a context manager: without `finish` all files are removed. The bytes depend only on
+    frames, their division into segments, sound, settings and library versions, not on time, host or number of cores.
     """
 
     def __init__(
@@ -63,7 +69,7 @@ class Writer:
         metadata: Mapping[str, Any] | None = None,
         filename: str | None = None,
     ) -> None:
-        """Open `path` for frames of `size` (width, height), both even.
+        """Prepare `path` for frames of `size` (width, height), both even.
 
         `sound` is float32 stereo 48 kHz (samples, 2), cut or extended with silence to the length of the frames; None
         is silence. `metadata` is stored in the file as its provenance. Raises ConfigError and SinkError.
@@ -74,66 +80,73 @@ class Writer:
                 field="model.resolutions",
                 hint="H.264 in yuv420p needs even sizes",
             )
-        options = options or VideoOptions()
+        self._options = options or VideoOptions()
         self.path = path
         # The name until it is complete: the rest that a killed process leaves is not mistaken for a video.
         self._part = path.with_name(f".{path.name}.part")
         self.size = size
         # As typed, not as the nearest binary fraction: 23.976 is 2997/125, 12.5 is 25/2.
         self.rate = Fraction(fps).limit_denominator(1001)
+        #: Frames of the segments that have ended.
         self.frames = 0
-        self._sound = np.zeros((0, 2), np.float32) if sound is None else sound
-        self._samples = 0
+        self.segments = 0
         self._metadata = dict(metadata or {})
         self._filename = filename
-        self._container: av.container.OutputContainer | None = None
-        self._file: io.FileIO | None = None
+        self._ended = False
+        self._spool: Spool | None = None
         try:
-            self._open(options)
+            self._pictures = PictureEncoder(size, self.rate, self._options.x264)
+            self._sound = SoundEncoder(sound, self.rate, self._options.audio_bitrate)
+            self._spool = Spool(path.with_name(f".{path.name}.segments"))
         except av.ArgumentError as error:
-            self.abort()
-            what = (
-                f"the encoder rejects crf {options.crf}, preset {options.preset!r} or "
-                f"audio_bitrate {options.audio_bitrate}"
-            )
-            raise ConfigError(what, field="video", hint="try crf 18, preset medium, audio_bitrate 192000") from error
+            raise self._options.rejected() from error
         except (av.FFmpegError, OSError) as error:
-            self.abort()
             raise _sink_error(error, path) from error
 
+    @property
+    def headers(self) -> tuple[bytes, bytes]:
+        """What decoders of pictures (avcC's parameter sets in Annex B) and of sound need before the first packet."""
+        return self._pictures.header, self._sound.header
+
     def add(self, frames: Frames) -> None:
-        """Encode frames, and the sound up to their end. Raises SinkError, and ValueError for frames of another size."""
+        """Encode frames into the open segment. Raises SinkError, and ValueError for frames of another size."""
         if frames.pictures.shape[1:] != (self.size[1], self.size[0], 3):
             raise ValueError(f"frames of shape {frames.pictures.shape} do not fit a video of {self.size}")
         try:
             for picture in frames.pictures:
-                self._encode_picture(picture)
-                until = self._sound_end()
-                self._encode_sound(until - until % _PACKET)
-        except (av.FFmpegError, OSError) as error:
+                self._pictures.add(picture)
+        except av.FFmpegError as error:
             raise _sink_error(error, self.path) from error
 
-    def finish(self) -> Artifact:
-        """Close the file and return it. Raises SinkError if it is incomplete."""
-        if self._container is None or self.frames == 0:
+    def end_segment(self, *, last: bool = False) -> Segment:
+        """End the open segment, which may have no frames, and return it; the last one has the rest of the sound.
+
+        Raises SinkError.
+        """
+        return self._append(self._pictures.frames, None, last)
+
+    def take_over(self, segment: Segment, *, last: bool = False) -> Segment:
+        """Use a segment that was encoded earlier, from the same request, in place of its frames. Raises SinkError."""
+        return self._append(segment.frames, segment.pictures, last)
+
+    def finish(self, facts: Mapping[str, Any] | None = None) -> Artifact:
+        """Write the file and return it; `facts` are added to its provenance. Raises SinkError if it is incomplete."""
+        if not self._ended:
+            self.end_segment(last=True)
+        if self._spool is None or self.frames == 0:
             raise ValueError("no frame was written")
-        container = self._container
+        self._metadata.update(facts or {})
         try:
-            self._encode_last_sound()
-            container.mux(self._video.encode(None))
-            container.mux(self._audio.encode(None))
-            container.close()
-            self._container = None
-            self._close_file()
+            self._mux(self._spool)
             with open_input(self._part) as written:
                 written_frames = written.streams.video[0].frames
             if written_frames == self.frames:
                 self._part.replace(self.path)
         except (av.FFmpegError, OSError) as error:
-            self.abort()
             raise _sink_error(error, self.path) from error
+        finally:
+            self.abort()
         if written_frames != self.frames:
-            self._part.unlink(missing_ok=True)
             raise SinkError(f"only {written_frames} of {self.frames} frames were written to {self.path}", field="sink")
         return Artifact(
             path=self.path,
@@ -145,18 +158,11 @@ class Writer:
         )
 
     def abort(self) -> None:
-        """Stop and remove the file."""
-        container, self._container = self._container, None
-        if container is not None:
-            # Errors do not matter: the file is deleted.
-            with suppress(av.FFmpegError, OSError):
-                container.close()
-        self._close_file()
+        """Stop and remove the files."""
+        spool, self._spool = self._spool, None
+        if spool is not None:
+            spool.remove()
         self._part.unlink(missing_ok=True)
-
-    def _close_file(self) -> None:
-        if self._file is not None:
-            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -164,63 +170,40 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._container is not None:
-            self.abort()
+        self.abort()
 
-    def _open(self, options: VideoOptions) -> None:
-        container, self._file = open_mp4(self._part)
-        self._container = container
-        container.metadata["comment"] = json.dumps({_KEY: self._metadata}, ensure_ascii=False, sort_keys=True)
+    def _append(self, frames: int, pictures: tuple[Packet, ...] | None, last: bool) -> Segment:
+        if self._spool is None or self._ended:
+            raise ValueError("the video has ended")
+        try:
+            if pictures is None:
+                pictures = self._pictures.end(self.frames)
+            # Encoded again for a segment that is taken over: the encoder's state depends on all sound before.
+            sound = self._sound.until(self.frames + frames, last=last)
+            segment = Segment(self.segments, self.frames, frames, pictures, sound)
+            self._spool.add(segment)
+        except (av.FFmpegError, OSError) as error:
+            raise _sink_error(error, self.path) from error
+        self.frames += frames
+        self.segments += 1
+        self._ended = last
+        return segment
 
-        settings = {"crf": str(options.crf), "preset": options.preset}
-        self._video = video = add_video(container, self.size, self.rate, settings)
-        self._reformatter = VideoReformatter()
-
-        self._audio = audio = container.add_stream("aac", rate=SOUND_RATE, layout="stereo")
-        audio.codec_context.bit_rate = options.audio_bitrate
-        audio.codec_context.flags |= Flags.bitexact
-        video.codec_context.open()
-        audio.codec_context.open()
-
-    def _encode_picture(self, picture: npt.NDArray[np.uint8]) -> None:
-        assert self._container is not None
-        frame = self._reformatter.reformat(
-            av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24"),
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-            src_color_range=ColorRange.JPEG,
-            dst_color_range=ColorRange.MPEG,
-            interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT,
-            threads=1,
-        )
-        frame.pts = self.frames
-        frame.time_base = 1 / self.rate
-        self.frames += 1
-        self._container.mux(self._video.encode(frame))
-
-    def _sound_end(self) -> int:
-        return round(self.frames / self.rate * SOUND_RATE)
-
-    def _encode_last_sound(self) -> None:
-        # The last packet is padded with silence. If a packet is longer than a frame, less than half a packet (11 ms) is
-        # dropped instead: sound and pictures then end within one frame of each other, up to 93 frames per second.
-        end = self._sound_end()
-        if self.rate * _PACKET <= SOUND_RATE or end % _PACKET >= _PACKET // 2:
-            self._encode_sound(end)
-
-    def _encode_sound(self, until: int) -> None:
-        assert self._container is not None
-        while self._samples < until:
-            count = min(until - self._samples, _CHUNK)
-            part = np.zeros((count, 2), np.float32)
-            samples = self._sound[self._samples : self._samples + count]
-            part[: len(samples)] = samples
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(part.T), format="fltp", layout="stereo")
-            frame.sample_rate = SOUND_RATE
-            frame.pts = self._samples
-            frame.time_base = Fraction(1, SOUND_RATE)
-            self._samples += count
-            self._container.mux(self._audio.encode(frame))
+    def _mux(self, spool: Spool) -> None:
+        container, file = open_mp4(self._part)
+        with file, container:
+            container.metadata["comment"] = json.dumps({_KEY: self._metadata}, ensure_ascii=False, sort_keys=True)
+            video = add_video(container, self.size, self.rate, self._options.x264)
+            audio = add_sound(container, self._options.audio_bitrate)
+            times = {video: 1 / self.rate, audio: Fraction(1, SOUND_RATE)}
+            for segment in spool:
+                packets = [(video, one) for one in segment.pictures] + [(audio, one) for one in segment.sound]
+                for stream, one in sorted(packets, key=lambda pair: pair[1].dts * times[pair[0]]):
+                    packet = av.Packet(one.data)
+                    packet.stream, packet.time_base = stream, times[stream]
+                    packet.pts, packet.dts, packet.duration = one.pts, one.dts, one.duration
+                    packet.is_keyframe = one.key
+                    container.mux(packet)
 
 
 def read_provenance(path: Path) -> dict[str, Any]:

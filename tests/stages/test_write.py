@@ -16,6 +16,7 @@ from full_disk import file_limit
 
 from engine.data import Frames
 from engine.errors import ConfigError, RequestError, SinkError
+from engine.media.segments import dump, load
 from engine.stages.write import VideoOptions, Writer, read_provenance
 
 SIZE = (64, 48)
@@ -205,10 +206,10 @@ def test_writer_left_early_leaves_no_file(tmp_path: Path) -> None:
 def test_disk_that_is_full_at_the_first_byte_leaves_no_file_and_none_open(tmp_path: Path) -> None:
     def fill() -> None:
         with Writer(tmp_path / "a.mp4", SIZE, 25) as writer:
-            for _ in range(20):
-                writer.add(Frames(pictures(20), 25))
+            writer.add(Frames(pictures(20), 25))
+            writer.end_segment()
 
-    (tmp_path / ".a.mp4.part").symlink_to("/dev/full")
+    (tmp_path / ".a.mp4.segments").symlink_to("/dev/full")
     with pytest.raises(SinkError, match="No space left on device"):
         fill()
     assert list(tmp_path.iterdir()) == []
@@ -230,6 +231,64 @@ def test_full_disk_is_a_sink_error_and_leaves_no_file(most: int, tmp_path: Path)
 
     assert "space" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fps", [25.0, 3.0, 100.0])
+@pytest.mark.parametrize("preset", ["medium", "ultrafast"])
+def test_segments_of_any_length_make_one_video_and_can_be_taken_over(fps: float, preset: str, tmp_path: Path) -> None:
+    counts = (7, 1, 1, 0, 2, 30)
+    frames = pictures(sum(counts))
+    sound, options = tone(sum(counts) / fps), VideoOptions(preset=preset, crf=4)
+    ends = list(np.cumsum(counts))
+    with Writer(tmp_path / "a.mp4", SIZE, fps, sound, options) as writer:
+        segments = []
+        for begin, end in zip([0, *ends], ends, strict=False):
+            writer.add(Frames(frames[begin:end], fps))
+            segments.append(writer.end_segment(last=end == ends[-1]))
+        writer.finish()
+    with Writer(tmp_path / "b.mp4", SIZE, fps, sound, options) as writer:
+        for segment in segments[:-1]:
+            writer.take_over(load(dump(segment)))
+        writer.add(Frames(frames[ends[-2] :], fps))
+        assert writer.end_segment(last=True) == segments[-1]
+        writer.finish()
+
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert [segment.frames for segment in segments] == list(counts)
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        packets = [packet for packet in file.demux(video=0) if packet.dts is not None]
+        times = [packet.dts or 0 for packet in packets]
+        assert times == sorted(set(times))
+        assert sum(packet.is_keyframe for packet in packets) == 5
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        shown = [frame.to_ndarray(format="rgb24").astype(int) for frame in file.decode(video=0)]
+    assert len(shown) == len(frames)
+    assert all(np.abs(one[40, 50] - frame[40, 50]).max() <= 4 for one, frame in zip(shown, frames, strict=True))
+
+
+def test_a_segment_that_is_cut_short_or_foreign_is_refused(tmp_path: Path) -> None:
+    with Writer(tmp_path / "a.mp4", SIZE, 25) as writer:
+        writer.add(Frames(pictures(4), 25))
+        content = dump(writer.end_segment())
+    assert load(content).frames == 4
+    for bad in (
+        content[:-1],
+        content[:20],
+        b"",
+        b"{}\n",
+        b"[]\n",
+        b'{"segment": 1, "tracks": [[], []]}\n',
+        b"\xff" * 40,
+    ):
+        with pytest.raises(ValueError):
+            load(bad)
+
+
+def test_facts_found_while_frames_are_made_are_in_the_provenance(tmp_path: Path) -> None:
+    with Writer(tmp_path / "a.mp4", SIZE, 25, metadata={"seed": 1}) as writer:
+        writer.add(Frames(pictures(2), 25))
+        artifact = writer.finish({"report": [1]})
+    assert read_provenance(artifact.path) == artifact.metadata == {"seed": 1, "report": [1]}
 
 
 def test_missing_folder_is_a_sink_error(tmp_path: Path) -> None:

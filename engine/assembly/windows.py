@@ -1,0 +1,56 @@
+"""A window -> its frames: encode, denoise and decode, with what all windows of a request share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.assembly.followers import ProcessGroup
+from engine.assembly.options import StageOptions
+from engine.assembly.sampling import Sampling
+from engine.config import Config
+from engine.data import Inputs, Window
+from engine.loading.model import Model
+from engine.runtime.progress import Meter
+from engine.stages.decode import Decoded, decode
+from engine.stages.encode import Conditioning, encode
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class WindowMaker:
+    """Makes the windows of one request, in order."""
+
+    model: Model
+    inputs: Inputs
+    #: One entry per window of the plan.
+    conditioning: Sequence[Conditioning]
+    options: StageOptions
+    sampling: Sampling
+    #: All noise of the request comes from it, so its state decides the next window.
+    generator: torch.Generator
+    config: Config
+    group: ProcessGroup
+    meter: Meter
+    #: Called after each step with its number, from 1, and the number of steps.
+    on_step: Callable[[int, int], None]
+
+    def make(self, window: Window, history: Tensor | None) -> Decoded:
+        """Make a window's new frames, and the history for the next window, from that of the window before.
+
+        Raises Cancelled, and EngineError (`broken_window`) for a window that is not a picture.
+        """
+        number, meter, options = window.index + 1, self.meter, self.options
+        given = self.conditioning[window.index]
+        with meter.stage("encode", window=number):
+            conditions = encode(self.model, self.inputs, window, given, options.encode, history, cancel=meter)
+        with meter.stage("denoise", window=number):
+            latents = self.group.denoise(
+                self.model, conditions, self.sampling, self.generator, self.config, self.on_step, cancel=meter
+            )
+        with meter.stage("decode", window=number):
+            return decode(self.model, latents, window, given.colors, options.decode, history, cancel=meter)
