@@ -251,6 +251,12 @@ def test_looking_around_does_not_import_torch(words: list[str]) -> None:
     assert python(code).splitlines()[-1] == "False"
 
 
+def test_the_help_does_not_import_hydra() -> None:
+    # It takes as long to import as everything else that the help needs.
+    code = "import sys; from engine.cli.main import main; main(['--help']); print('hydra' in sys.modules)"
+    assert python(code).splitlines()[-1] == "False"
+
+
 def test_dry_run_does_not_import_torch() -> None:
     examples = ROOT / "engine" / "examples"
     words = ["generate", "--dry-run", "--image", str(examples / "one.png"), "--audio", str(examples / "one.flac")]

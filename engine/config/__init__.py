@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING
 
 from engine.config.device import CompileConfig as CompileConfig  # re-exported, like the names below
@@ -376,6 +375,8 @@ OVERRIDABLE = ("resolution", "sampler", "guidance", "cache", "continuation", "wi
 
 def store_schema() -> None:
     """Store the engine's own schemas in Hydra's ConfigStore."""
+    from hydra.core.config_store import ConfigStore
+
     store = ConfigStore.instance().store
     store(name="schema", node=Config)
     store(group="model", name="schema", node=ModelConfig)
@@ -383,6 +384,3 @@ def store_schema() -> None:
     store(group="memory", name="schema", node=MemoryConfig)
     store(group="compile", name="schema", node=CompileConfig)
     store(group="parallel", name="schema", node=ParallelConfig)
-
-
-store_schema()

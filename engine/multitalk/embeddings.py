@@ -89,9 +89,18 @@ class RMSNorm(nn.RMSNorm):
     fused = False
 
     def forward(
-        self, x: Tensor, heads: int = 1, rotary: Rotary | None = None, dtype: torch.dtype = torch.float32
+        self,
+        x: Tensor,
+        heads: int = 1,
+        rotary: Rotary | None = None,
+        dtype: torch.dtype = torch.float32,
+        *,
+        into: bool = False,
     ) -> Tensor:
-        """Normalise (B, L, D) to (B, L, heads, D / heads) of `dtype`; with `rotary` its pairs are rotated."""
+        """Normalise (B, L, D) to (B, L, heads, D / heads) of `dtype`; with `rotary` its pairs are rotated.
+
+        `into`: without gradients a CPU may overwrite `x`, which nothing else uses.
+        """
         assert self.eps is not None
         if self.fused and not fused.eager():
             turned = fused.rms_rotate(x, self.weight, None if rotary is None else rotary.turns, heads, self.eps, dtype)
@@ -100,14 +109,16 @@ class RMSNorm(nn.RMSNorm):
         # A norm as a reduction reads x once; torch's composite kernel writes the squares first.
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
+        # In place, a CPU touches no new memory. A hook, such as a LoRA's, also gets `x`.
+        into = into and x.is_cpu and x.dtype == torch.float32 and not fused.eager() and not self._forward_hooks
         if rotary is not None:
             # A CPU multiplies bfloat16 by float32 value by value, more slowly than it converts and multiplies.
             copied = x.is_cpu and x.dtype != torch.float32 and not fused.eager()
-            weighted = x.float().mul_(self.weight.float()) if copied else x * self.weight.float()
+            weighted = x.float().mul_(self.weight.float()) if copied or into else x * self.weight.float()
             weighted = weighted.unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
             # The norm is a factor of the table, which is smaller than x by the number of heads.
             return rotate(weighted, Rotary(rotary.turns * scale[..., None, None]), dtype)
-        scaled = x * scale
+        scaled = x.mul_(scale) if into else x * scale
         if fused.eager():
             scaled = (scaled * self.weight).to(dtype)
         elif scaled.is_cpu:

@@ -72,9 +72,9 @@ API = (
     Public("engine.multitalk.diffusers_cache", "DiffusersCache", "cache", "makes a step cache from one of diffusers"),
     Public(
         "engine.multitalk.step_caches",
-        "ResidualCache OutputCache join",
+        "ResidualCache OutputCache join out_of_range",
         "cache",
-        "base classes of caches that skip all blocks, or a whole forward",
+        "base classes of caches that skip all blocks, or a whole forward, and the error of their keys",
     ),
     Public("engine.components", "AttentionBackend", "attention", "protocol"),
     Public(
