@@ -93,7 +93,9 @@ class SelfAttention(nn.Module):
                 None if one is None else class_scores(noisy[index : index + 1], key[index : index + 1], one)
                 for index, one in enumerate(speakers)
             ]
-        output = self._attend(query.to(value.dtype), key.to(value.dtype), value, layout, frame)
+        # Not as arguments: the exact ones are released.
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        output = self._attend(query, key, value, layout, frame)
         return self.proj(output.flatten(2, 3)), scores
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, layout: FrameLayout, frame: int) -> Tensor:

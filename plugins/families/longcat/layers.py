@@ -136,6 +136,7 @@ class AvatarBlock(nn.Module):
         )
         # Out of place: step caches and callers keep their input tokens.
         tokens = _add(hidden_states, attended, gate)
+        del attended
         if context is not None:
             given = layout.given if cached is None else 0
             begin = tokens.shape[1] // layout.total * given

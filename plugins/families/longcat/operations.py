@@ -101,6 +101,7 @@ def forward_bytes(
     cached: bool = True,
     batch: int = 1,
     stream: int = _EXACT,
+    device: str = "cuda",
 ) -> int:
     """Return the peak of temporary tensors of one forward, without weights, conditions and cache.
 
@@ -108,22 +109,33 @@ def forward_bytes(
     """
     dim, frame = int(config["hidden_size"]), _frame(config, rows, columns)
     cached = cached and layout.given > 0
-    every = batch * (layout.noisy if cached else layout.total) * frame
-    keys = batch * layout.total * frame
-    thin, held, exact = every * dim * value, every * dim * stream, every * dim * _EXACT
-    wide = every * inner_width(config) * value
-    # Feed-forward: the block's tokens before and after attention, its input, and three inner tensors.
+    every = batch * (layout.noisy if cached else layout.total) * frame * dim
+    keys = batch * layout.total * frame * dim
+    held, thin, exact = every * stream, every * value, every * _EXACT
+    wide = batch * (layout.noisy if cached else layout.total) * frame * inner_width(config) * value
+    # Bytes of a number of queries and keys before attention: on a CPU they are exact if two speak.
+    precise = _EXACT if voices > 1 and device == "cpu" else value
+    # Feed-forward: the block's tokens before and after attention, its input, and two inner tensors.
     forwarding = 2 * held + thin + 2 * wide
-    # Self-attention while the keys are rotated: tokens; queries, keys and values in one tensor; normed queries and
-    # keys, with cached ones before them; the copy that is rotated.
-    key, key_exact = keys * dim * value, keys * dim * _EXACT
-    attending = held + thin + 3 * thin + thin + (2 * key if cached else key) + (key_exact if value != _EXACT else 0)
-    # Its output and the projection of it.
-    projecting = held + thin + 3 * thin + thin + 2 * key + 2 * thin
-    # A norm of frames with several times, in float32, before it is cast.
-    norming = 2 * held + (2 * exact if layout.given and not cached else 0)
-    labelling = 2 * held + thin + 3 * exact if voices > 1 else 0
-    return max(forwarding, attending, projecting, norming, labelling)
+    # Self-attention holds the block's tokens, their norm, and queries, keys and values in one tensor.
+    common = held + 4 * thin
+    # While keys are normed: queries, a copy of the keys, and their norm before it is cast; a CPU also squares a copy.
+    twice = device == "cpu" and value != _EXACT
+    normalising = common + every * precise + thin + (2 * exact if twice else exact)
+    normalising += thin if precise != _EXACT and not twice else 0
+    # Cached keys and values are put before the others, in new tensors; then the one of all three is released.
+    joined = every * precise + (keys - every) * precise * (precise != value)
+    joining = common + (every + keys) * precise + max(keys * value, joined) if cached else 0
+    own = held + thin + keys * value if cached else common
+    # While keys are rotated: queries, keys, and where they are not exact a copy that is rotated, and its cast.
+    rotating = own + every * precise + keys * precise
+    rotating += keys * (_EXACT + precise) if precise != _EXACT else 0
+    # Attention: queries, keys, its output, and the output of all groups of frames together.
+    several = layout.hiding != (0, 0) or (layout.given > 0 and not cached)
+    attending = own + thin + keys * value + (2 if several else 1) * thin
+    # The norm of frames with different times.
+    norming = 2 * held + 2 * exact + thin if layout.given and not cached else 0
+    return max(forwarding, normalising, joining, rotating, attending, norming)
 
 
 def _touched(config: Config, every: int, noisy: int, keys: int, value: int, stream: int, *, labelled: bool) -> int:
