@@ -47,6 +47,12 @@ def longcat(pytestconfig: pytest.Config) -> longcat_recordings.LongcatRecordings
 
 
 @pytest.fixture(scope="session")
+def longcat_home() -> longcat_recordings.LongcatRecordings:
+    """LongCat's recordings that stand in the repository, whatever --golden-longcat says."""
+    return longcat_recordings.LongcatRecordings(longcat_recordings.HOME)
+
+
+@pytest.fixture(scope="session")
 def home_recordings() -> Recordings:
     """The recordings that stand in the repository, whatever --golden says."""
     return Recordings(HOME)

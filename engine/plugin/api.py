@@ -129,12 +129,22 @@ API = (
     Public("engine.errors", "WorkerLost", "launcher", "a worker's process has ended"),
     Public("engine.files.scratch", "scratch", "launcher", "a temporary folder that is always removed"),
     # --- families -----------------------------------------------------------------------------------------------------
-    Public("engine.components", "Guidance Stored", "family", "protocol, and a tensor's place in a file"),
+    Public("engine.components", "Guidance Reader Stored", "family", "protocols, and a tensor's place in a file"),
     Public("engine.errors", "SourceError", "family", "weights are missing, incomplete or damaged"),
     Public("engine.imports.deferred", "without_torchao", "family", "keeps PEFT from importing torchao"),
-    Public("engine.loading.fill", "check_names", "family", "whether config and tensors fit each other"),
+    Public(
+        "engine.loading.fill",
+        "check_names fill find_stored match",
+        "family",
+        "stored tensors into a network, and whether they fit it",
+    ),
     Public("engine.loading.quanto", "Quantised", "family", "a weight with one scale per row"),
-    Public("engine.loading.safetensors_reader", "stored_tensors", "family", "the tensors of a file, from its header"),
+    Public(
+        "engine.loading.safetensors_reader",
+        "AheadReader stored_tensors",
+        "family",
+        "the engine's own reader, and the tensors of a file",
+    ),
     Public("engine.loading.tensor_names", "strip_prefixes", "family", "tensor names without the prefixes of tools"),
     Public("engine.media.canvas", "choose_bucket", "family", "the size for a picture"),
     Public(

@@ -24,6 +24,13 @@ class LongcatRecordings(Recordings):
                 return path
         raise FileNotFoundError(f"{name} is neither in {self.folder} nor in {HOME}")
 
+    def of(self, name: str) -> LongcatRecordings:
+        """Return the recordings that `name` belongs to: these, or those in the repository if it is not in this folder.
+
+        Files of one folder belong to the models of that folder.
+        """
+        return self if (self.folder / f"{name}.safetensors").exists() else LongcatRecordings(HOME)
+
     def model_name(self, recording: str) -> str:
         told = self.header(recording).get("model")
         return str(told).strip('"') if told else next(iter(self.names("model_*") or ["model_A"]))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor
 from torch.nn import functional as F
 
 from engine.cancel import check
-from engine.components import CancelToken
+from engine.components import CancelToken, Reader
+from engine.errors import SourceError
+from engine.loading.fill import fill, find_stored, match
+from engine.loading.safetensors_reader import AheadReader
 from engine.multitalk.audio import SAMPLE_RATE
 
 #: Samples of one piece: the encoder hears 30 seconds at a time.
@@ -64,3 +69,28 @@ class WhisperFeatures:
         device = next(self.model.parameters()).device
         states: Sequence[Tensor] = self.model(mel.to(device, torch.float32), output_hidden_states=True).hidden_states
         return torch.stack([sum(states[a + 1 : b], states[a])[0] / (b - a) for a, b in self._groups], dim=1)
+
+
+def load_whisper(folder: Path, *, device: str = "cpu", reader: Reader | None = None) -> WhisperFeatures:
+    """Read the encoder of a Whisper in transformers' layout, in float32; its decoder is skipped. Raises SourceError."""
+    from transformers import WhisperConfig, WhisperFeatureExtractor
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    kinds: Any = (WhisperConfig, WhisperFeatureExtractor, WhisperEncoder)
+    try:
+        config = kinds[0].from_pretrained(folder)
+        described = (folder / "preprocessor_config.json").is_file()
+        extractor = kinds[1].from_pretrained(folder) if described else None
+        with init_empty_weights():
+            encoder = kinds[2](config)
+    except Exception as error:
+        # Config values reach constructors unchecked, so any error is possible.
+        raise SourceError(f"{folder} builds no Whisper: {error}", field="source", hint="get it again") from error
+    stored = {
+        name.removeprefix("model.").removeprefix("encoder."): entry
+        for name, entry in find_stored(folder).items()
+        if name.removeprefix("model.").startswith("encoder.")
+    }
+    match(folder, encoder, stored)
+    fill(encoder, stored, lambda _name: torch.float32, reader or AheadReader(), device)
+    return WhisperFeatures(encoder.eval(), extractor)

@@ -90,12 +90,13 @@ def save(folder: Path, config: dict[str, Any], tensors: dict[str, Any], stem: st
     return folder
 
 
-def dense(longcat: Any, folder: Path) -> Path:
-    return save(folder, longcat.config("model_A"), longcat.tensors("model_A"))
+def dense(longcat: Any, folder: Path, name: str = "model_A") -> Path:
+    return save(folder, longcat.config(name), longcat.tensors(name))
 
 
 def int8(longcat: Any, folder: Path) -> Path:
-    return save(folder, longcat.config("model_A"), longcat.tensors("quant_int8_model"), folders.STEMS[1])
+    name = longcat.model_name("quant_int8_model")
+    return save(folder, longcat.config(name), longcat.tensors("quant_int8_model"), folders.STEMS[1])
 
 
 # --- published sizes --------------------------------------------------------------------------------------------------
@@ -222,19 +223,19 @@ def test_an_index_that_cannot_be_trusted_is_refused(tmp_path: Path, text: str) -
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_dense_folder_gives_the_recorded_forward(longcat: Any, tmp_path: Path) -> None:
-    model: Any = load_transformer(dense(longcat, tmp_path), torch.float32)
-    played = replay(longcat, "forward_a_single", model)
+def test_a_dense_folder_gives_the_recorded_forward(longcat_home: Any, tmp_path: Path) -> None:
+    model: Any = load_transformer(dense(longcat_home, tmp_path), torch.float32)
+    played = replay(longcat_home, "forward_a_single", model)
 
     torch.testing.assert_close(played.run(), played.expected, atol=TOLERANCE, rtol=0)
 
 
-def test_prefixes_of_tools_and_shards_change_nothing(longcat: Any, tmp_path: Path) -> None:
-    tensors = longcat.tensors("model_A")
+def test_prefixes_of_tools_and_shards_change_nothing(longcat_home: Any, tmp_path: Path) -> None:
+    tensors = longcat_home.tensors("model_A")
     first = {f"model.diffusion_model.{name}": part for name, part in tensors.items() if "blocks.0" in name}
     second = {name: part for name, part in tensors.items() if "blocks.0" not in name}
-    save(tmp_path, longcat.config("model_A"), first, "one")
-    save(tmp_path, longcat.config("model_A"), second, "two")
+    save(tmp_path, longcat_home.config("model_A"), first, "one")
+    save(tmp_path, longcat_home.config("model_A"), second, "two")
     index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
     (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
 
@@ -247,8 +248,9 @@ def test_prefixes_of_tools_and_shards_change_nothing(longcat: Any, tmp_path: Pat
 def test_an_int8_folder_gives_the_recorded_forward(longcat: Any, tmp_path: Path, keep: bool) -> None:
     if keep:
         pytest.importorskip("torchao")
+    longcat = longcat.of("quant_int8_forward")
     model: Any = load_transformer(int8(longcat, tmp_path), torch.float32, keep_int8=keep)
-    played = replay(longcat, "forward_a_single", model)
+    played = replay(longcat, longcat.header("quant_int8_forward")["inputs"], model)
     expected = longcat.tensors("quant_int8_forward")["out"][:, :, played.layout.given :]
 
     torch.testing.assert_close(played.run(), expected, atol=TOLERANCE, rtol=0)
@@ -256,10 +258,10 @@ def test_an_int8_folder_gives_the_recorded_forward(longcat: Any, tmp_path: Path,
     assert hasattr(model.blocks[0].adaLN_modulation[1].weight, "qdata") == keep
 
 
-def test_int8_weights_are_multiplied_before_they_are_rounded(longcat: Any, tmp_path: Path) -> None:
+def test_int8_weights_are_multiplied_before_they_are_rounded(longcat_home: Any, tmp_path: Path) -> None:
     """Declined quirk: the reference rounds scales to bfloat16 first, which doubles the error of rounding."""
-    tensors = longcat.tensors("quant_int8_model")
-    model: Any = load_transformer(int8(longcat, tmp_path), torch.bfloat16, keep_int8=False)
+    tensors = longcat_home.tensors("quant_int8_model")
+    model: Any = load_transformer(int8(longcat_home, tmp_path), torch.bfloat16, keep_int8=False)
     name = "blocks.0.attn.qkv"
 
     exact = tensors[name + DATA].float() * tensors[name + SCALE][:, None]
@@ -267,8 +269,8 @@ def test_int8_weights_are_multiplied_before_they_are_rounded(longcat: Any, tmp_p
     assert torch.equal(model.get_parameter(f"{name}.weight"), exact.bfloat16())
 
 
-def test_tensors_that_do_not_fit_the_config_are_named(longcat: Any, tmp_path: Path) -> None:
-    whole, small = longcat.tensors("model_A"), longcat.tensors("quant_int8_model")
+def test_tensors_that_do_not_fit_the_config_are_named(longcat_home: Any, tmp_path: Path) -> None:
+    whole, small = longcat_home.tensors("model_A"), longcat_home.tensors("quant_int8_model")
     name = "blocks.1.attn.qkv"
     broken = (
         ({key: part for key, part in whole.items() if key != f"{name}.weight"}, 0, f"{name}.weight"),
@@ -278,16 +280,16 @@ def test_tensors_that_do_not_fit_the_config_are_named(longcat: Any, tmp_path: Pa
         (small | {name + SCALE: torch.ones(3)}, 1, name + SCALE),
     )
     for index, (tensors, stem, named) in enumerate(broken):
-        folder = save(tmp_path / str(index), longcat.config("model_A"), tensors, folders.STEMS[stem])
+        folder = save(tmp_path / str(index), longcat_home.config("model_A"), tensors, folders.STEMS[stem])
         with pytest.raises(SourceError, match=named):
             load_transformer(folder, torch.float32)
 
 
-def test_a_folder_without_its_weights_or_with_a_broken_config_is_refused(longcat: Any, tmp_path: Path) -> None:
+def test_a_folder_without_its_weights_or_with_a_broken_config_is_refused(longcat_home: Any, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(SourceError, match="missing"):
         weights.find_stored(tmp_path)
-    dense(longcat, tmp_path)
+    dense(longcat_home, tmp_path)
     for text in ("{", json.dumps({"hidden_size": "wide"}), json.dumps({"num_heads": 5})):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(SourceError, match="builds no transformer"):
@@ -295,6 +297,11 @@ def test_a_folder_without_its_weights_or_with_a_broken_config_is_refused(longcat
 
 
 # --- LoRA -------------------------------------------------------------------------------------------------------------
+
+
+def original(longcat: Any, folder: Path) -> Path:
+    """Save the model that the recorded LoRA changes."""
+    return dense(longcat, folder, longcat.model_name(longcat.header("lora_forward")["inputs"]))
 
 
 def changed_by_lora(longcat: Any, model: Any) -> None:
@@ -305,17 +312,19 @@ def changed_by_lora(longcat: Any, model: Any) -> None:
 
 
 def test_a_merged_lora_gives_the_recorded_forward(longcat: Any, tmp_path: Path) -> None:
+    longcat = longcat.of("lora_forward")
     lora = read_lora(longcat.path("lora_in.safetensors"))
     multiplier = float(longcat.header("lora_forward")["multiplier"])
 
-    model: Any = load_transformer(dense(longcat, tmp_path), torch.float32, lora=lora, multiplier=multiplier)
+    model: Any = load_transformer(original(longcat, tmp_path), torch.float32, lora=lora, multiplier=multiplier)
 
     changed_by_lora(longcat, model)
 
 
 def test_an_attached_lora_gives_the_recorded_forward_and_keeps_the_weights(longcat: Any, tmp_path: Path) -> None:
+    longcat = longcat.of("lora_forward")
     lora = read_lora(longcat.path("lora_in.safetensors"))
-    model: Any = load_transformer(dense(longcat, tmp_path), torch.float32)
+    model: Any = load_transformer(original(longcat, tmp_path), torch.float32)
     before = model.blocks[0].attn.qkv.weight.clone()
 
     lora.attach(model, multiplier=float(longcat.header("lora_forward")["multiplier"]))
@@ -324,23 +333,23 @@ def test_an_attached_lora_gives_the_recorded_forward_and_keeps_the_weights(longc
     assert torch.equal(model.blocks[0].attn.qkv.base_layer.weight, before)
 
 
-def test_a_lora_beside_int8_weights_is_that_beside_dense_ones(longcat: Any, tmp_path: Path) -> None:
+def test_a_lora_beside_int8_weights_is_that_beside_dense_ones(longcat_home: Any, tmp_path: Path) -> None:
     pytest.importorskip("torchao")
-    lora = read_lora(longcat.path("lora_in.safetensors"))
+    lora = read_lora(longcat_home.path("lora_in.safetensors"))
     samples = []
     for keep in (False, True):
-        model: Any = load_transformer(int8(longcat, tmp_path), torch.float32, keep_int8=keep)
+        model: Any = load_transformer(int8(longcat_home, tmp_path), torch.float32, keep_int8=keep)
         lora.attach(model, multiplier=0.7)
-        samples.append(replay(longcat, "forward_a_single", model).run())
+        samples.append(replay(longcat_home, "forward_a_single", model).run())
 
     torch.testing.assert_close(samples[0], samples[1], atol=TOLERANCE, rtol=0)
 
 
-def test_a_lora_merged_into_int8_weights_makes_them_dense(longcat: Any, tmp_path: Path) -> None:
+def test_a_lora_merged_into_int8_weights_makes_them_dense(longcat_home: Any, tmp_path: Path) -> None:
     pytest.importorskip("torchao")
-    lora = read_lora(longcat.path("lora_in.safetensors"))
+    lora = read_lora(longcat_home.path("lora_in.safetensors"))
 
-    model: Any = load_transformer(int8(longcat, tmp_path), torch.float32, lora=lora)
+    model: Any = load_transformer(int8(longcat_home, tmp_path), torch.float32, lora=lora)
 
     assert not hasattr(model.blocks[0].attn.qkv.weight, "qdata")
     assert hasattr(model.blocks[0].cross_attn.proj.weight, "qdata")
@@ -360,8 +369,8 @@ def test_each_part_of_a_fused_layer_changes_its_own_outputs() -> None:
     torch.testing.assert_close(pair.up() @ pair.down, expected)
 
 
-def test_a_lora_that_does_not_fit_is_refused(longcat: Any, avatar: Any, tmp_path: Path) -> None:
-    tensors = load_file(longcat.path("lora_in.safetensors"))
+def test_a_lora_that_does_not_fit_is_refused(longcat_home: Any, avatar: Any, tmp_path: Path) -> None:
+    tensors = load_file(longcat_home.path("lora_in.safetensors"))
     name = next(key.removesuffix(".alpha_scale") for key in tensors if key.endswith("qkv.alpha_scale"))
     without = {key: part for key, part in tensors.items() if key != f"{name}.lora_up.blocks.1.weight"}
     for broken in (
@@ -376,7 +385,9 @@ def test_a_lora_that_does_not_fit_is_refused(longcat: Any, avatar: Any, tmp_path
     with pytest.raises(SourceError, match="does not fit"):
         sort_lora(tensors).check(avatar.model())
     with pytest.raises(SourceError, match="does not have"):
-        sort_lora({key.replace("qkv", "kqv"): part for key, part in tensors.items()}).check(longcat.model("model_A"))
+        sort_lora({key.replace("qkv", "kqv"): part for key, part in tensors.items()}).check(
+            longcat_home.model("model_A")
+        )
     (tmp_path / "damaged.safetensors").write_bytes(b"no")
     with pytest.raises(EngineError):
         read_lora(tmp_path / "damaged.safetensors")

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from crossings import Crossings
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.errors import ConfigError, EngineError, RequestError, UnknownComponent
+from engine.multitalk.fused import set_fused
 from plugins.families.longcat.attention import SelfAttention, set_self_attention_backend
 from plugins.families.longcat.frames import FrameLayout
 from plugins.families.longcat.layers import Modulation
@@ -386,3 +388,41 @@ def test_tables_are_shared_by_forwards_of_one_size_until_they_are_forgotten(avat
 
     assert first.rotary.turns is second.rotary.turns
     assert model.embed_conditions(**given).rotary.turns is not first.rotary.turns
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_our_kernels_are_used_where_they_compute_the_same(avatar: Any, cached: bool) -> None:
+    model = avatar.model().to("meta")
+    set_fused(model, True)
+    given = avatar.conditions(NEXT)
+    on_device = {name: given[name].to("meta") for name in ("encoder_hidden_states", "audio_windows")}
+    latents, time = avatar.latents(NEXT).to("meta"), torch.zeros(1, device="meta")
+    calls: dict[str, int] = {}
+
+    class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "multitalk":
+                calls[func._opname] = calls.get(func._opname, 0) + 1
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad():
+        conditions = model.embed_conditions(**given | on_device)
+        cache = model.fill_cache(latents[:, :, : NEXT.given], NEXT) if cached else None
+        with Count():  # type: ignore[no-untyped-call]
+            (sample,) = model(latents[:, :, NEXT.given :] if cached else latents, time, conditions, cache)
+
+    assert sample.shape == (1, 16, NEXT.noisy, *avatar.grid)
+    # Queries and keys of three attentions. Two norms with parameters, and where all tokens have one time three others
+    # in each block and one in the head.
+    assert calls == {"rms_rotate": 2 * 6, "layer_norm": 2 * 5 + 1 if cached else 2 * 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cached", [False, True])
+def test_blocks_are_compiled_as_whole_graphs(avatar: Any, cached: bool) -> None:
+    expected = avatar.run(avatar.model().requires_grad_(False), NEXT, 2, cached=cached)
+    model = avatar.model().requires_grad_(False)
+    for block in model.blocks:
+        block.compile(backend="aot_eager", fullgraph=True)
+
+    torch.testing.assert_close(avatar.run(model, NEXT, 2, cached=cached), expected, atol=1e-4, rtol=0)

@@ -105,8 +105,8 @@ def test_every_recorded_part_of_a_forward_is_met(longcat_forward: str, longcat: 
         )
 
 
-def test_time_and_text_are_embedded_as_recorded(longcat: Any) -> None:
-    played = replay(longcat, "forward_a_single")
+def test_time_and_text_are_embedded_as_recorded(longcat_home: Any) -> None:
+    played = replay(longcat_home, "forward_a_single")
 
     text = played.model.y_embedder(played.recorded["in.encoder_hidden_states"])
     time = played.model.t_embedder(played.timestep)
@@ -116,9 +116,9 @@ def test_time_and_text_are_embedded_as_recorded(longcat: Any) -> None:
     torch.testing.assert_close(time[0], played.recorded["mid.t_embedder"], atol=FORWARD_TOLERANCE, rtol=0)
 
 
-def test_speakers_are_placed_as_recorded(longcat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speakers_are_placed_as_recorded(longcat_home: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("forward_b_two", "forward_f_continue_two", "forward_k_others"):
-        played = replay(longcat, name)
+        played = replay(longcat_home, name)
         places: list[Tensor] = []
         compute = label_positions
 
@@ -138,8 +138,8 @@ def test_speakers_are_placed_as_recorded(longcat: Any, monkeypatch: pytest.Monke
         assert torch.equal(speakers.keys.turns, turns)
 
 
-def test_cached_frames_give_the_forward_without_a_cache(longcat: Any) -> None:
-    whole, cached = replay(longcat, "forward_f_continue_two"), replay(longcat, "forward_h_cached_two")
+def test_cached_frames_give_the_forward_without_a_cache(longcat_home: Any) -> None:
+    whole, cached = replay(longcat_home, "forward_f_continue_two"), replay(longcat_home, "forward_h_cached_two")
 
     torch.testing.assert_close(cached.run(), whole.run(), atol=1e-5, rtol=0)
 
@@ -175,8 +175,8 @@ def test_loop_equals_the_recording(longcat_loop: str, longcat: Any) -> None:
     assert {f"clip{loop.clips - 1}.{what}" for what in ("audio", "sigmas", "final_latent", "decoded")} <= met
 
 
-def test_passes_in_one_batch_and_without_a_cache_give_the_same_window(longcat: Any) -> None:
-    loop = longcat_loops.load_loop(longcat, "loop_stream_two_v10")
+def test_passes_in_one_batch_and_without_a_cache_give_the_same_window(longcat_home: Any) -> None:
+    loop = longcat_loops.load_loop(longcat_home, "loop_stream_two_v10")
 
     plain = {one.what: one.ours for one in loop.replay()}
     batched = {one.what: one.ours for one in loop.replay(batched=True)}
@@ -189,6 +189,7 @@ def test_passes_in_one_batch_and_without_a_cache_give_the_same_window(longcat: A
 
 
 def test_windows_and_projection_equal_the_recording(longcat: Any) -> None:
+    longcat = longcat.of("audio_window_proj")
     recorded, header = longcat.tensors("audio_window_proj"), longcat.header("audio_window_proj")
     model = longcat.model(header["model"])
     frames, stride = int(header["num_frames"]), int(header["stride"])
@@ -240,15 +241,15 @@ def test_guidance_equals_the_recording(longcat: Any) -> None:
         torch.testing.assert_close(latents, recorded[f"latents{step + 1}"], atol=EXACT, rtol=EXACT)
 
 
-def test_the_recorded_cache_is_found_for_its_model(longcat: Any) -> None:
-    name = cache_recording(longcat, longcat.model_name("forward_h_cached_two"))
+def test_the_recorded_cache_is_found_for_its_model(longcat_home: Any) -> None:
+    name = cache_recording(longcat_home, longcat_home.model_name("forward_h_cached_two"))
 
-    assert json.loads(longcat.header(name)["call"])["return_kv"]
+    assert json.loads(longcat_home.header(name)["call"])["return_kv"]
 
 
-def test_empty_background_keeps_speakers_apart_where_the_reference_loses_them(longcat: Any) -> None:
+def test_empty_background_keeps_speakers_apart_where_the_reference_loses_them(longcat_home: Any) -> None:
     """Declined quirk: with an empty mask the reference divides 0 by 0 and places every token at the background."""
-    played = replay(longcat, "forward_l_empty_background")
+    played = replay(longcat_home, "forward_l_empty_background")
     places: list[Tensor] = []
     hook = played.model.blocks[0].attn.register_forward_hook(
         lambda _module, _args, output: places.append(label_positions(output[1][0], played.conditions[0].speakers))

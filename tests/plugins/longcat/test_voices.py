@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from engine.errors import Cancelled, RequestError
+from engine.errors import Cancelled, RequestError, SourceError
 from engine.media.audio import set_loudness
 from engine.media.loudness import integrated_loudness
 from engine.multitalk.audio import SAMPLE_RATE, audio_frames
 from plugins.families.longcat.versions import VERSIONS, version
 from plugins.families.longcat.voices import add_noise, join_tracks, low_pass, prepare_voice
-from plugins.families.longcat.whisper import PIECE, WhisperFeatures, layer_groups
+from plugins.families.longcat.whisper import PIECE, WhisperFeatures, layer_groups, load_whisper
 
 # Values reach 18; measured: 2.2e-5.
 TOLERANCE = 1e-4
@@ -71,6 +73,26 @@ def test_silence_has_features_of_its_own(longcat: Any, features: WhisperFeatures
 
     torch.testing.assert_close(found, recorded, atol=TOLERANCE, rtol=0)
     assert found.abs().max() > 0.1
+
+
+def test_the_encoder_is_read_from_a_whole_whisper_in_16_bits(
+    longcat: Any, features: WhisperFeatures, tmp_path: Path
+) -> None:
+    stored = longcat.tensors("whisper_tiny")
+    encoder = {f"model.encoder.{key[6:]}": part.half() for key, part in stored.items() if key.startswith("model.")}
+    save_file(encoder | {"model.decoder.embed_tokens.weight": torch.zeros(4, 4)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(longcat.header("whisper_tiny")["config"])
+
+    loaded = load_whisper(tmp_path)
+
+    for name, parameter in features.model.named_parameters():
+        assert torch.equal(loaded.model.get_parameter(name), parameter.half().float()), name
+    save_file({key: part for key, part in encoder.items() if "conv1" not in key}, tmp_path / "model.safetensors")
+    with pytest.raises(SourceError, match="conv1"):
+        load_whisper(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(SourceError, match="builds no Whisper"):
+        load_whisper(tmp_path)
 
 
 def test_layers_are_grouped_as_published() -> None:
