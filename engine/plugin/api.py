@@ -153,7 +153,7 @@ API = (
         "family",
         "attention kernels, and the scores of tokens by speaker",
     ),
-    Public("engine.multitalk.audio", "SAMPLE_RATE", "family", "samples per second of a voice"),
+    Public("engine.multitalk.audio", "SAMPLE_RATE audio_frames", "family", "samples and feature frames of a voice"),
     Public("engine.multitalk.audio_projection", "AudioProjection", "family", "audio windows to tokens"),
     Public(
         "engine.multitalk.compat",

@@ -22,6 +22,8 @@ class Version:
     audio_scale: float
     #: Whether a continuation starts from the latents of the window before as they are; else from its encoded frames.
     keeps_latents: bool
+    #: Whether voices get faint noise and a low-pass before their encoder.
+    prepares_voices: bool
     #: Audio encoder: layers (or groups of layers), and their channels.
     audio_block: int
     audio_channel: int
@@ -37,8 +39,32 @@ class Version:
 
 #: By name. 1.5 is used with its distillation (8 steps, scales 1); its guided values are those of 1.0.
 VERSIONS = {
-    "1.0": Version("1.0", 16, 32, 12.0, 50, 4.0, 4.0, keeps_latents=True, audio_block=12, audio_channel=768),
-    "1.5": Version("1.5", 25, 25, 7.0, 50, 4.0, 4.0, keeps_latents=False, audio_block=5, audio_channel=1280),
+    "1.0": Version(
+        "1.0",
+        fps=16,
+        feature_rate=32,
+        shift=12.0,
+        steps=50,
+        text_scale=4.0,
+        audio_scale=4.0,
+        keeps_latents=True,
+        prepares_voices=True,
+        audio_block=12,
+        audio_channel=768,
+    ),
+    "1.5": Version(
+        "1.5",
+        fps=25,
+        feature_rate=25,
+        shift=7.0,
+        steps=50,
+        text_scale=4.0,
+        audio_scale=4.0,
+        keeps_latents=False,
+        prepares_voices=False,
+        audio_block=5,
+        audio_channel=1280,
+    ),
 }
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from engine.components import CancelToken
 from engine.errors import RequestError
-from engine.multitalk.audio import SAMPLE_RATE
+from engine.multitalk.audio import SAMPLE_RATE, audio_frames
+from plugins.families.longcat.versions import Version
 
 Samples = npt.NDArray[np.float32]
 
@@ -44,6 +46,27 @@ def low_pass(voice: Samples) -> Samples:
     numerator, denominator = butter(order, cutoff / (SAMPLE_RATE / 2), btype="low")
     filtered: Samples = lfilter(numerator, denominator, voice).astype(np.float32)
     return filtered
+
+
+def encode_tracks(
+    version: Version,
+    encoder: Any,
+    tracks: Sequence[Samples],
+    generator: torch.Generator,
+    *,
+    cancel: CancelToken | None = None,
+) -> Tensor:
+    """Encode tracks of equal length, mono 16 kHz at -23 LUFS: (n, frames, blocks, channels), float32 on the CPU.
+
+    `encoder`: `WhisperFeatures`, or for 1.0 the engine's `AudioEncoder`. `generator` draws the noise of 1.0, track by
+    track; silent tracks get it, too. Raises Cancelled once `cancel` is set.
+    """
+    features = []
+    for track in tracks:
+        heard = prepare_voice(track, generator) if version.prepares_voices else track
+        frames = audio_frames(len(track), version.feature_rate)
+        features.append(encoder.encode(torch.tensor(heard), frames, cancel=cancel).cpu())
+    return torch.stack(features)
 
 
 def join_tracks(

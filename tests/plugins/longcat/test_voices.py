@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from engine.errors import Cancelled, RequestError, SourceError
 from engine.media.audio import set_loudness
 from engine.media.loudness import integrated_loudness
-from engine.multitalk.audio import SAMPLE_RATE, audio_frames
+from engine.multitalk.audio import SAMPLE_RATE, AudioEncoder, audio_frames
 from plugins.families.longcat.versions import VERSIONS, version
-from plugins.families.longcat.voices import add_noise, join_tracks, low_pass, prepare_voice
+from plugins.families.longcat.voices import add_noise, encode_tracks, join_tracks, low_pass, prepare_voice
 from plugins.families.longcat.whisper import PIECE, WhisperFeatures, layer_groups, load_whisper
 
 # Values reach 18; measured: 2.2e-5.
@@ -137,6 +137,30 @@ def test_the_noise_of_a_voice_is_that_of_its_generator() -> None:
     difference = first - other
     # Two noises of -45 dB, below 3 of 8 kHz.
     assert np.std(difference) == pytest.approx(10 ** (-45 / 20) * np.sqrt(2 * 3 / 8), rel=0.1)
+
+
+def test_tracks_are_encoded_at_the_rate_of_their_version(
+    features: WhisperFeatures, recordings: Any, longcat_home: Any
+) -> None:
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    stored = recordings.tensors("wav2vec2_tiny")
+    model: Any = Wav2Vec2Model(Wav2Vec2Config(**json.loads(recordings.header("wav2vec2_tiny")["config"])))
+    model.load_state_dict({key[6:]: part for key, part in stored.items() if key.startswith("model.")}, strict=False)
+    heard = AudioEncoder(model.eval())
+    tracks = [loud(drawn(1, 8000)), np.zeros(8000, np.float32)]
+
+    def encode(version: str, encoder: Any, seed: int) -> torch.Tensor:
+        return encode_tracks(VERSIONS[version], encoder, tracks, torch.Generator().manual_seed(seed))
+
+    old, again, other = (encode("1.0", heard, seed) for seed in (3, 3, 4))
+    new = encode("1.5", features, 3)
+
+    assert old.shape[:2] == (2, 16)
+    assert torch.equal(old, again)
+    assert not torch.equal(old, other)
+    assert new.shape[:3] == (2, 12, 5)
+    assert torch.equal(new, encode("1.5", features, 4))
 
 
 def test_voices_of_different_lengths_are_one_after_the_other_or_together() -> None:
