@@ -167,7 +167,7 @@ API = (
         "family",
         "positions, times and norms",
     ),
-    Public("engine.multitalk.fused", "add eager layer_norm", "family", "sums and norms in one pass"),
+    Public("engine.multitalk.fused", "add eager layer_norm rms_rotate", "family", "sums and norms in one pass"),
     Public(
         "engine.multitalk.speakers",
         "Speakers label_positions label_ranges rotary_at token_masks",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from engine.multitalk.attention import NATIVE, class_scores, prepare_attention
 from engine.multitalk.compat import dispatch_attention_fn
 from engine.multitalk.embeddings import RMSNorm, Rotary, rotate
+from engine.multitalk.fused import eager, rms_rotate
 from engine.multitalk.speakers import Speakers, label_positions, rotary_at
 from plugins.families.longcat.frames import FrameLayout
 
@@ -44,11 +45,20 @@ class HeadNorm(RMSNorm):
         return normed.view(x.shape)
 
 
+def _turn(x: Tensor, rotary: Rotary, dtype: torch.dtype, *, fused: bool) -> Tensor:
+    """Rotate (B, L, heads, head_dim), by our kernel or by torch's operators, which may overwrite `x`."""
+    if not fused or eager():
+        return rotate(x, rotary, dtype)
+    return rms_rotate(x.flatten(2), None, rotary.turns, x.shape[2], 0.0, dtype).view(x.shape)
+
+
 class SelfAttention(nn.Module):
     """Self-attention over given and noisy frames; also scores noisy tokens by speaker if two or more speak."""
 
     #: The kernel; see `set_self_attention_backend`.
     backend = NATIVE
+    #: Whether our own kernel rotates queries and keys.
+    fused = False
 
     def __init__(self, dim: int, heads: int, eps: float) -> None:
         super().__init__()
@@ -83,8 +93,10 @@ class SelfAttention(nn.Module):
             key = torch.cat([given.to(key.dtype), key], dim=1)
             value = torch.cat([given_value.to(value.dtype), value], dim=1)
         turns = rotary.turns
-        query = rotate(query, Rotary(turns[:, turns.shape[1] - query.shape[1] :]), precise)
-        key = rotate(key, rotary, precise)
+        own = Rotary(turns[:, turns.shape[1] - query.shape[1] :])
+        # One after the other: each releases what it was.
+        query = _turn(query, own, precise, fused=self.fused)
+        key = _turn(key, rotary, precise, fused=self.fused)
         frame = key.shape[1] // layout.total
         scores: list[Tensor | None] | None = None
         if speakers is not None:
@@ -157,6 +169,9 @@ class TextAttention(nn.Module):
 class AudioAttention(nn.Module):
     """Attention from the tokens of each noisy frame to that frame's audio tokens; L-RoPE separates the voices."""
 
+    #: Whether our own kernel rotates the queries.
+    fused = False
+
     def __init__(self, dim: int, heads: int, audio_dim: int, eps: float) -> None:
         super().__init__()
         self.heads = heads
@@ -198,7 +213,9 @@ class AudioAttention(nn.Module):
             # Not rounded between norm and rotation.
             query, key = self.q_norm.of_heads(query, torch.float32), self.k_norm.of_heads(key, torch.float32)
             labels = rotary_at(label_positions(scores, speakers), speakers.frequencies)
-            query, key = rotate(query, labels, value.dtype), rotate(key, speakers.keys, value.dtype)
+            query = _turn(query, labels, value.dtype, fused=self.fused)
+            # Few: in every frame a voice has as many as the config's `context_tokens`.
+            key = rotate(key, speakers.keys, value.dtype)
         query = query.unflatten(1, (len(audio), -1))[0]  # type: ignore[no-untyped-call]
         output: Tensor = dispatch_attention_fn(query, key, value, backend=NATIVE)
         return output.flatten(2, 3).flatten(0, 1)[None]

@@ -412,9 +412,9 @@ def test_our_kernels_are_used_where_they_compute_the_same(avatar: Any, cached: b
             (sample,) = model(latents[:, :, NEXT.given :] if cached else latents, time, conditions, cache)
 
     assert sample.shape == (1, 16, NEXT.noisy, *avatar.grid)
-    # Queries and keys of three attentions. Two norms with parameters, and where all tokens have one time three others
-    # in each block and one in the head.
-    assert calls == {"rms_rotate": 2 * 6, "layer_norm": 2 * 5 + 1 if cached else 2 * 2}
+    # Queries and keys of three attentions are normed, those of one rotated. There are two norms with parameters; where
+    # all tokens have one time there are three others in each block, and one in the head.
+    assert calls == {"rms_rotate": 2 * 8, "layer_norm": 2 * 5 + 1 if cached else 2 * 2}
 
 
 @pytest.mark.slow
