@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,17 +40,22 @@ def rotary_frequencies(dim: int) -> Tensor:
     return ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
 
 
-def rotary_grid(frames: int, rows: int, columns: int, head_dim: int, device: torch.device) -> Rotary:
+def rotary_grid(
+    frames: int, rows: int, columns: int, head_dim: int, device: torch.device, times: Sequence[int] | None = None
+) -> Rotary:
     """Build Wan's 3-D rotary table for tokens in (time, row, column) order.
 
     A head's channels are split into time, height and width; height and width have 2 * (head_dim // 6) each, time the
-    rest. Angles are computed in float64.
+    rest. Angles are computed in float64. `times`: the frames' positions in time, by default 0, 1, ...
     """
     side = 2 * (head_dim // 6)
     shape = (frames, rows, columns)
     angles = []
     for axis, dim in enumerate((head_dim - 2 * side, side, side)):
-        phase = torch.arange(shape[axis], dtype=torch.float64)[:, None] * rotary_frequencies(dim)
+        places = torch.arange(shape[axis], dtype=torch.float64)
+        if axis == 0 and times is not None:
+            places = torch.tensor(times, dtype=torch.float64)
+        phase = places[:, None] * rotary_frequencies(dim)
         view = [1, 1, 1, -1]
         view[axis] = shape[axis]
         angles.append(phase.view(view).expand(*shape, -1))
