@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 from engine.data import Artifact, Delivery, Kept, Plan, Progress, Request, Resumed, Store, Weights
 from engine.data.attention import AttentionChoice, AttentionSite
 from engine.data.cancel import CancelToken as CancelToken  # re-exported
+from engine.data.live import LiveFolder as LiveFolder  # re-exported
+from engine.data.live import LiveSink as LiveSink  # re-exported
 from engine.data.stored import Stored as Stored  # re-exported
 
 if TYPE_CHECKING:

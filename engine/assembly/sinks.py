@@ -58,6 +58,9 @@ class Making:
     prompts_reused: bool
     #: Seconds of writing beside other stages.
     overlapped: float
+    #: Path or URL of the playlist that was published meanwhile, and what went wrong with it.
+    live: str | None = None
+    live_warnings: tuple[str, ...] = ()
 
 
 def make_delivery(
@@ -88,8 +91,9 @@ def make_delivery(
         memory=making.memory,
         forwards=making.forwards,
         prompts_reused=making.prompts_reused,
+        live=making.live,
         peaks=meter.peaks.found,
-        warnings=(*plan.warnings, *inputs.warnings, *kept.warnings),
+        warnings=(*plan.warnings, *inputs.warnings, *making.live_warnings, *kept.warnings),
     )
 
 

@@ -14,7 +14,8 @@ from engine.data import Inputs, Window
 from engine.loading.model import Model
 from engine.runtime.progress import Meter
 from engine.stages.decode import Decoded, decode
-from engine.stages.encode import Conditioning, encode
+from engine.stages.encode import Conditioning, encode, to_pixels
+from engine.stages.previews import Previews
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,8 @@ class WindowMaker:
     meter: Meter
     #: Called after each step with its number, from 1, and the number of steps.
     on_step: Callable[[int, int], None]
+    #: None: nobody wants to see small pictures.
+    previews: Previews | None = None
 
     def make(self, window: Window, history: Tensor | None) -> Decoded:
         """Make a window's new frames, and the history for the next window, from that of the window before.
@@ -48,10 +51,27 @@ class WindowMaker:
             conditions = encode(
                 self.model, self.inputs, window, self.conditioning, options.encode, history, cancel=meter
             )
+        look = None
+        if self.previews is not None:
+            # In this style every window is conditioned on the picture.
+            recent = None if options.encode.style == "infinitetalk" else history
+            shown = to_pixels(self.inputs.image) if recent is None else recent[:, 0]
+            self.previews.begin(window, conditions, shown)
+            look = self.previews.step
         with meter.stage("denoise", window=number):
             latents = self.group.denoise(
-                self.model, conditions, self.sampling, self.generator, self.config, self.on_step, cancel=meter
+                self.model,
+                conditions,
+                self.sampling,
+                self.generator,
+                self.config,
+                self.on_step,
+                cancel=meter,
+                look=look,
             )
         with meter.stage("decode", window=number):
             colors = self.conditioning.colors
-            return decode(self.model, latents, window, colors, options.decode, history, cancel=meter)
+            decoded = decode(self.model, latents, window, colors, options.decode, history, cancel=meter)
+            if self.previews is not None:
+                self.previews.done(decoded.frames)
+        return decoded

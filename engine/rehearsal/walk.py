@@ -45,7 +45,8 @@ _RESTS = {"listen": "audio", "encode": "inputs", "denoise": "noise", "decode": "
 _PROMPT = "a person talks " * 200
 _VOICES = ("left.flac", "right.flac", "one.flac")
 #: What a rehearsal changes of every config: the file goes to a folder that is deleted.
-_FIXED = ("device=cuda", "sink=disk", "sink.overwrite=true")
+#: It has no pictures to publish.
+_FIXED = ("device=cuda", "sink=disk", "sink.overwrite=true", "live.enabled=false", "live.preview=none")
 
 
 @dataclass(frozen=True)
