@@ -14,7 +14,7 @@ from engine.files.live import DiskLiveFolder
 from engine.files.undelivered import JOB
 from engine.runtime.progress import Meter
 from engine.stages.previews import Previews
-from engine.stages.publish import Publisher
+from engine.stages.publish import Publisher, longest_part
 from engine.stages.write import Writer
 
 
@@ -55,4 +55,4 @@ def make_previews(request: Request, config: Config, meter: Meter) -> Previews | 
 def make_publisher(folder: LiveFolder | None, writer: Writer, plan: Plan, config: Config, meter: Meter) -> Publisher:
     """Return the publisher of a request, which reports each part through `meter`."""
     remove = config.live.on_failure == "remove"
-    return Publisher(folder, writer, plan, remove=remove, report=meter.publish, cancel=meter)
+    return Publisher(folder, writer, longest_part(plan), remove=remove, report=meter.publish, cancel=meter)

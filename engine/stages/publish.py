@@ -41,7 +41,7 @@ class Publisher:
         self,
         folder: LiveFolder | None,
         writer: Writer,
-        plan: Plan,
+        longest: int,
         *,
         remove: bool = False,
         report: Callable[[Live], None] | None = None,
@@ -49,6 +49,7 @@ class Publisher:
     ) -> None:
         """Publish the segments of `writer`'s video to `folder`; None publishes nothing.
 
+        `longest` are the seconds of its longest part, rounded up: players poll the playlist as often as that.
         `report` is called in the thread, whenever there is a new part or the end. `remove`: if the block raises, remove
         what was published.
         """
@@ -58,7 +59,7 @@ class Publisher:
         options, self._fragments = writer.options, None
         if folder is not None:
             self._fragments = Fragmenter(writer.size, writer.rate, options.x264, options.audio_bitrate)
-        self._head = _head(longest_part(plan))
+        self._head = _head(longest)
         self._lines: list[str] = []
         #: Segments without frames, whose sound is in the next part.
         self._held: list[Segment] = []
