@@ -67,7 +67,7 @@ def test_a_part_begins_with_a_key_frame_and_continues_the_times_of_the_part_befo
         (tmp_path / "part.mp4").write_bytes(init + part)
         with av.open(str(tmp_path / "part.mp4")) as file:
             packets = [
-                (packet.stream.type, packet.dts, packet.duration, packet.is_keyframe)
+                (packet.stream.type, packet.dts, packet.duration or 0, packet.is_keyframe)
                 for packet in file.demux()
                 if packet.dts is not None
             ]
