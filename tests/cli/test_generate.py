@@ -16,7 +16,7 @@ import pytest
 from engine import Delivery, Plan, Progress, Request
 from engine.components import CancelToken, ProgressCallback, Service
 from engine.config import RequestConfig
-from engine.data import Canvas, Resumed, Seat, Speaker, Window
+from engine.data import Canvas, Live, LivePart, Resumed, Seat, Speaker, Window
 from engine.errors import Cancelled, RequestError, SinkError
 from plugins.entrypoints.generate import Generate, GenerateConfig, describe, interruptible, lines, make_request, state
 
@@ -123,6 +123,27 @@ def test_the_video_is_on_stdout_and_the_rest_on_stderr(capsys: pytest.CaptureFix
 def test_quiet_leaves_the_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     Generate(GenerateConfig(request=ASKED, quiet=True)).run(FakeService())
     assert capsys.readouterr().err.splitlines() == [f"multitalk: warning: {PLAN.warnings[0]}"]
+
+
+class Publishing(FakeService):
+    """Publishes the video while it is made."""
+
+    def generate(
+        self, request: Request, *, progress: ProgressCallback | None = None, cancel: CancelToken | None = None
+    ) -> Delivery:
+        assert progress is not None
+        for parts in (1, 2):
+            live = Live("films/talk.live/index.m3u8", (LivePart("part-00000.m4s", 0.0, 3.2),) * parts)
+            progress(Progress("denoise", 2, 2, 1, 10, fraction=0.5, live=live))
+        return super().generate(request, progress=progress, cancel=cancel)
+
+
+def test_the_playlist_is_told_once_as_soon_as_it_can_be_played(capsys: pytest.CaptureFixture[str]) -> None:
+    Generate(GenerateConfig(request=ASKED)).run(Publishing())
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.count("multitalk: live: films/talk.live/index.m3u8") == 1
+    Generate(GenerateConfig(request=ASKED, quiet=True)).run(Publishing())
+    assert "live" not in capsys.readouterr().err
 
 
 def test_json_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> None:
