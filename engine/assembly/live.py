@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-from engine.components import Sink
+from engine.components import LiveSink, Sink
 from engine.config import Config
 from engine.data import Plan, Request
-from engine.data.live import LiveFolder, LiveSink
+from engine.data.live import LiveFolder
 from engine.errors import RequestError
 from engine.files.live import DiskLiveFolder
 from engine.files.undelivered import JOB

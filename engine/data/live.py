@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 
 class LiveFolder(Protocol):
@@ -27,15 +27,6 @@ class LiveFolder(Protocol):
 
     def remove(self) -> None:
         """Remove the playlist and all parts. Raises SinkError."""
-        ...
-
-
-@runtime_checkable
-class LiveSink(Protocol):
-    """A sink that can also publish a video while it is made."""
-
-    def live(self, filename: str | None) -> LiveFolder:
-        """Return the place of the next video; nothing is written yet. `filename` is that of the finished video."""
         ...
 
 

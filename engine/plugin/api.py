@@ -110,7 +110,7 @@ API = (
     Public("engine.hub.pull", "Options pull", "source", "download a preset"),
     Public("engine.hub.record", "Record", "source", "which presets are complete in a folder"),
     Public("engine.components", "Sink", "sink", "protocol"),
-    Public("engine.components", "LiveFolder LiveSink", "sink", "for sinks that publish a video while it is made"),
+    Public("engine.components", "LiveFolder", "sink", "protocol, for sinks that publish a video while it is made"),
     Public("engine.config", "SinkConfig", "sink", "base class of the config"),
     Public("engine.data", "Artifact Kept Store", "sink", "the video, a sink's answer, a job's own bucket"),
     Public(

@@ -166,6 +166,7 @@ def test_json_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> 
         "memory",
         "forwards",
         "prompts_reused",
+        "live",
         "peaks",
     ]
     assert answer["address"] == "films/talk.mp4"
