@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,8 @@ class WindowMaker:
 
     model: Model
     inputs: Inputs
-    conditioning: Conditioning
+    #: One entry per window of the plan.
+    conditioning: Sequence[Conditioning]
     options: StageOptions
     sampling: Sampling
     #: All noise of the request comes from it, so its state decides the next window.
@@ -47,15 +48,15 @@ class WindowMaker:
         Raises Cancelled, and EngineError (`broken_window`) for a window that is not a picture.
         """
         number, meter, options = window.index + 1, self.meter, self.options
+        given = self.conditioning[window.index]
         with meter.stage("encode", window=number):
-            conditions = encode(
-                self.model, self.inputs, window, self.conditioning, options.encode, history, cancel=meter
-            )
+            conditions = encode(self.model, self.inputs, window, given, options.encode, history, cancel=meter)
         look = None
         if self.previews is not None:
             # In this style every window is conditioned on the picture.
             recent = None if options.encode.style == "infinitetalk" else history
-            shown = to_pixels(self.inputs.image) if recent is None else recent[:, 0]
+            pictures = (self.inputs.image, *self.inputs.images)
+            shown = to_pixels(pictures[given.number]) if recent is None else recent[:, 0]
             self.previews.begin(window, conditions, shown)
             look = self.previews.step
         with meter.stage("denoise", window=number):
@@ -70,8 +71,7 @@ class WindowMaker:
                 look=look,
             )
         with meter.stage("decode", window=number):
-            colors = self.conditioning.colors
-            decoded = decode(self.model, latents, window, colors, options.decode, history, cancel=meter)
+            decoded = decode(self.model, latents, window, given.colors, options.decode, history, cancel=meter)
             if self.previews is not None:
                 self.previews.done(decoded.frames)
         return decoded
