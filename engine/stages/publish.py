@@ -97,6 +97,8 @@ class Publisher:
             if time.monotonic() < end:
                 continue
             if error is not None:
+                # The request is over: no progress may follow.
+                self._listener = None
                 return
             if cancelled:
                 raise Cancelled("publish")

@@ -171,3 +171,32 @@ def test_nothing_is_written_for_a_video_that_nobody_wants_early(tmp_path: Path) 
 
     assert live.address is None
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_failed_video_does_not_wait_for_a_place_that_is_stuck(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.stages.publish._GRACE", 0.1)
+    reports: list[Live] = []
+    stuck = threading.Event()
+
+    class Stuck(DiskLiveFolder):
+        def part(self, name: str, content: bytes, media_type: str) -> str:
+            assert stuck.wait(20)
+            return super().part(name, content, media_type)
+
+    with video(tmp_path / "a.mp4", 25.0, COUNTS) as writer:
+        live = Publisher(Stuck([tmp_path / "live"]), writer, 1, report=reports.append)
+
+        def fail() -> None:
+            with live:
+                write(writer, COUNTS[:1], live.add)
+                raise RuntimeError("window 2")
+
+        began = time.monotonic()
+        with pytest.raises(RuntimeError, match="window 2"):
+            fail()
+        assert time.monotonic() - began < 5
+    stuck.set()
+    until(lambda: (tmp_path / "live" / "index.m3u8").exists() and playlist(tmp_path / "live")[-1] == "#EXT-X-ENDLIST")
+    assert reports == []
