@@ -7,6 +7,7 @@ import torch
 from engine.assembly.access import make_access
 from engine.assembly.attention import with_attention
 from engine.assembly.followers import ProcessGroup
+from engine.assembly.live import live_folder, make_previews, make_publisher
 from engine.assembly.location import WeightsFinder
 from engine.assembly.options import make_options
 from engine.assembly.plan_request import plan_request
@@ -84,6 +85,7 @@ class Engine:
             with meter.stage("read"):
                 media, plan = plan_request(request, config, self._registry, self.access, weights, folder, cancel=meter)
                 sink.check(request.filename)
+                place = live_folder(sink, request, config)
                 # Says what is missing, or does not go together, before any sound is decoded.
                 self._weights.check(config, weights)
             meter.warn(plan.warnings)
@@ -102,7 +104,8 @@ class Engine:
             provenance = make_provenance(request, media, config, weights=loaded.fingerprint, runtime=self.runtime)
             path, size, name = folder / "video.mp4", plan.canvas.target, request.filename
             file = Writer(path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=name)
-            with WriteBehind(file, overlap=options.overlap, cancel=meter) as writer:
+            live = make_publisher(place, file, plan, config, meter)
+            with live, WriteBehind(file, overlap=options.overlap, cancel=meter, on_segment=live.add) as writer:
 
                 def step(number: int, _steps: int) -> None:
                     writer.check()
@@ -110,7 +113,9 @@ class Engine:
 
                 retakes = make_retakes(config, inputs, plan, generator, meter)
                 maker = WindowMaker(
-                    model, inputs, conditioning, options, sampling, generator, config, self._group, meter, step, retakes
+                    *(model, inputs, conditioning, options, sampling, generator, config, self._group, meter, step),
+                    retakes,
+                    make_previews(request, config, meter),
                 )
                 history = None
                 for window in plan.windows:
@@ -124,7 +129,7 @@ class Engine:
             with meter.stage("keep"):
                 kept = sink.put(artifact)
         forwards, reused = sampling.tally.made, conditioning[0].text.reused
-        made = Making(self.memory, forwards, reused, writer.overlapped, report)
+        made = Making(self.memory, forwards, reused, writer.overlapped, report, live.address, live.warnings)
         delivery = make_delivery(kept, artifact, plan, inputs, meter, made)
         self._hooks.generation_finished(request=request, delivery=delivery)
         return delivery

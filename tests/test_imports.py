@@ -43,7 +43,7 @@ plugin: components config data errors
 runtime: components config data errors machine multitalk
 serving: components config data errors files hub machine media redaction runtime text
 stages: cancel components data errors files loading media multitalk text
-evaluation: data media stages
+evaluation: data media
 assembly: cancel components config data errors evaluation files hub loading machine multitalk net planning plugin
     runtime stages text
 plugins: cancel components config data errors files hub imports loading machine media multitalk net planning plugin

@@ -60,6 +60,9 @@ class Making:
     overlapped: float
     #: The judgement of its windows, if they were judged.
     report: Report | None = None
+    #: Path or URL of the playlist that was published meanwhile, and what went wrong with it.
+    live: str | None = None
+    live_warnings: tuple[str, ...] = ()
 
 
 def make_delivery(
@@ -90,9 +93,10 @@ def make_delivery(
         memory=making.memory,
         forwards=making.forwards,
         prompts_reused=making.prompts_reused,
+        live=making.live,
         peaks=meter.peaks.found,
         report=making.report,
-        warnings=(*plan.warnings, *inputs.warnings, *kept.warnings),
+        warnings=(*plan.warnings, *inputs.warnings, *making.live_warnings, *kept.warnings),
     )
 
 

@@ -13,6 +13,7 @@ from engine.config.device import CompileConfig as CompileConfig  # re-exported, 
 from engine.config.device import MemoryConfig as MemoryConfig
 from engine.config.device import ParallelConfig as ParallelConfig
 from engine.config.device import VaeConfig as VaeConfig
+from engine.config.live import LiveConfig as LiveConfig
 from engine.config.model import AdapterConfig as AdapterConfig
 from engine.config.model import BundleConfig as BundleConfig
 from engine.config.model import ContinuationModelConfig as ContinuationModelConfig
@@ -324,6 +325,8 @@ class Config:
     retake: RetakeConfig = field(default_factory=RetakeConfig)
     #: How the MP4 is encoded.
     video: VideoConfig = field(default_factory=VideoConfig)
+    #: Publishing a video while it is made.
+    live: LiveConfig = field(default_factory=LiveConfig)
     #: What a request's addresses may reach.
     access: AccessConfig = field(default_factory=AccessConfig)
     #: Where a finished video goes.
@@ -366,6 +369,7 @@ FIXED = (
     "residual_dtype",
     "kernels",
     "video",
+    "live",
     "access",
 )
 

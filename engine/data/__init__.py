@@ -11,6 +11,9 @@ from engine.data.attention import TokenGrid as TokenGrid
 from engine.data.budget import Budget as Budget
 from engine.data.estimates import CardEstimate as CardEstimate
 from engine.data.estimates import Estimates as Estimates
+from engine.data.live import Live as Live
+from engine.data.live import LivePart as LivePart
+from engine.data.live import Preview as Preview
 from engine.data.plan import Canvas as Canvas
 from engine.data.plan import Plan as Plan
 from engine.data.plan import PlanInputs as PlanInputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,6 +93,11 @@ class Window:
     motion: int
     #: New frames used of this window: frames[motion : motion + keep].
     keep: int
+
+
+def cue_of(planned: Sequence[PlannedCue], window: int) -> int:
+    """Return the index of the entry that holds in the window of that index; 0 without a timeline."""
+    return max(0, sum(cue.window <= window for cue in planned) - 1)
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.data import Limit, Plan, Report, Window, WindowReport
+from engine.data.plan import cue_of
 from engine.evaluation.likeness import LUMA, Face, Pictures, fineness
 from engine.evaluation.metrics import LEAD, SPEAKS_HERE
 from engine.evaluation.mouths import Floats, correlation, find_mouths, mouth_openings
 from engine.evaluation.voices import LEVEL, SAMPLE_RATE, Voice, loudness, mouth_of
-from engine.stages.timeline import cue_of
 
 #: Frames of a window whose sharpness and colours are measured, whose faces, and whose mouths, evenly spaced.
 _SAMPLED, _FACES, _MOUTHS = 5, 5, 14

@@ -109,6 +109,7 @@ API = (
     ),
     Public("engine.hub.pull", "Options is_complete pull", "source", "download a preset, and whether it is there"),
     Public("engine.components", "Sink", "sink", "protocol"),
+    Public("engine.components", "LiveFolder", "sink", "protocol, for sinks that publish a video while it is made"),
     Public("engine.config", "SinkConfig", "sink", "base class of the config"),
     Public("engine.data", "Artifact Kept Store", "sink", "the video, a sink's answer, a job's own bucket"),
     Public(
@@ -119,8 +120,10 @@ API = (
     ),
     Public("engine.files.atomic", "Part make_folder part_in sweep", "sink", "files that appear only when complete"),
     Public("engine.files.checksums", "PART Sums compare read_sums", "sink", "checksums of an upload, as S3 has them"),
+    Public("engine.files.live", "DiskLiveFolder", "sink", "a published video in a folder"),
     Public("engine.files.undelivered", "JOB Shelf remove", "sink", "videos that are kept for another attempt"),
     Public("engine.media.h264", "shrink", "sink", "encodes a video again to a given size"),
+    Public("engine.net.s3_folder", "S3LiveFolder", "sink", "a published video in a bucket"),
     Public("engine.net.retry", "patiently", "sink", "retries with growing pauses"),
     Public("engine.net.s3", "Bucket Trouble", "sink address", "a bucket, and an error of it"),
     Public("engine.net.s3", "DAMAGED", "sink", "error codes for bytes that arrived damaged"),

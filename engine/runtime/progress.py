@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from engine.components import CancelToken, ProgressCallback
-from engine.data import Progress
+from engine.data import Live, Preview, Progress
 from engine.errors import Cancelled
 from engine.runtime.bar import TimedProgress
 from engine.runtime.memory import Peaks
@@ -46,6 +48,10 @@ class Meter:
         self._since = 0.0
         self._fraction = 0.0
         self._warnings: tuple[str, ...] = ()
+        self._live: Live | None = None
+        self._preview: Preview | None = None
+        #: The callback is called in two threads, but never at the same time.
+        self._lock = threading.Lock()
         #: Stage -> seconds.
         self.timings: dict[str, float] = {}
         #: Memory by stage.
@@ -96,6 +102,16 @@ class Meter:
         for piece in ("step", "decode"):
             self._added[piece] += self._units(piece)
 
+    def publish(self, live: Live) -> None:
+        """Add to all progress updates from now on what is published; may be called from another thread."""
+        with self._lock:
+            self._live = live
+            self._send(replace(self.last, live=live))
+
+    def show(self, preview: Preview) -> None:
+        """Add `preview` to all progress updates from now on."""
+        self._preview = preview
+
     def window_done(self) -> None:
         """Note that the current window is done."""
         # Skipped pieces count as done.
@@ -145,7 +161,7 @@ class Meter:
         # New measurements may make the rest longer, but the progress never decreases.
         self._fraction = max(self._fraction, 1 - left / total if total else 0.0)
         cost = costs.get(self._piece, 0.0) * self._size
-        self.last = TimedProgress(
+        update = TimedProgress(
             stage=stage,
             window=self._window,
             windows=self._windows,
@@ -156,6 +172,12 @@ class Meter:
             ahead=min(cost / total, 1 - self._fraction) if total else 0.0,
             expected=cost if measured and self._piece else None,
             warnings=self._warnings,
+            preview=self._preview,
         )
+        with self._lock:
+            self._send(replace(update, live=self._live))
+
+    def _send(self, progress: Progress) -> None:
+        self.last = progress
         if self._callback is not None:
-            self._callback(self.last)
+            self._callback(progress)

@@ -91,11 +91,6 @@ def plan_cues(
     return tuple(planned)
 
 
-def cue_of(planned: Sequence[PlannedCue], window: int) -> int:
-    """Return the index of the entry that holds in the window of that index; 0 without a timeline."""
-    return max(0, sum(cue.window <= window for cue in planned) - 1)
-
-
 def image_field(index: int, *, several: bool) -> str:
     """Return the request's field with the address of a reference picture; not `several`: of the only one."""
     return f"request.images[{index}].image" if several else "request.image"

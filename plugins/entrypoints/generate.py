@@ -172,7 +172,7 @@ def interruptible() -> Iterator[CancelToken]:
 
 
 class _Warnings:
-    """Prints each warning on stderr once, as soon as it is known; rich redraws a live bar below it."""
+    """Prints each warning, and the address of a published video, on stderr once; rich redraws a live bar below it."""
 
     def __init__(self) -> None:
         self._printed: set[str] = set()
@@ -183,10 +183,17 @@ class _Warnings:
                 self._printed.add(warning)
                 print(f"multitalk: warning: {plain(warning)}", file=sys.stderr, flush=True)
 
+    def _print_live(self, progress: Progress) -> None:
+        # From now on a player can open it.
+        if progress.live is not None and (address := progress.live.address) not in self._printed:
+            self._printed.add(address)
+            print(f"multitalk: live: {plain(address)}", file=sys.stderr, flush=True)
+
     def of(self, show: ProgressCallback | None) -> ProgressCallback:
         def report(progress: Progress) -> None:
             self.print(progress.warnings)
             if show is not None:
+                self._print_live(progress)
                 show(progress)
 
         return report

@@ -16,7 +16,18 @@ import pytest
 from engine import Delivery, Plan, Progress, Request
 from engine.components import CancelToken, ProgressCallback, Service
 from engine.config import RequestConfig
-from engine.data import Canvas, Limit, Report, Resumed, Seat, Speaker, Window, WindowReport
+from engine.data import (
+    Canvas,
+    Limit,
+    Live,
+    LivePart,
+    Report,
+    Resumed,
+    Seat,
+    Speaker,
+    Window,
+    WindowReport,
+)
 from engine.errors import Cancelled, RequestError, SinkError
 from plugins.entrypoints.generate import Generate, GenerateConfig, describe, interruptible, lines, make_request, state
 
@@ -129,6 +140,27 @@ def test_quiet_leaves_the_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.splitlines() == [f"multitalk: warning: {PLAN.warnings[0]}"]
 
 
+class Publishing(FakeService):
+    """Publishes the video while it is made."""
+
+    def generate(
+        self, request: Request, *, progress: ProgressCallback | None = None, cancel: CancelToken | None = None
+    ) -> Delivery:
+        assert progress is not None
+        for parts in (1, 2):
+            live = Live("films/talk.live/index.m3u8", (LivePart("part-00000.m4s", 0.0, 3.2),) * parts)
+            progress(Progress("denoise", 2, 2, 1, 10, fraction=0.5, live=live))
+        return super().generate(request, progress=progress, cancel=cancel)
+
+
+def test_the_playlist_is_told_once_as_soon_as_it_can_be_played(capsys: pytest.CaptureFixture[str]) -> None:
+    Generate(GenerateConfig(request=ASKED)).run(Publishing())
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.count("multitalk: live: films/talk.live/index.m3u8") == 1
+    Generate(GenerateConfig(request=ASKED, quiet=True)).run(Publishing())
+    assert "live" not in capsys.readouterr().err
+
+
 def test_windows_outside_their_limits_are_named_in_one_line_and_good_ones_in_none(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -176,6 +208,7 @@ def test_json_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> 
         "memory",
         "forwards",
         "prompts_reused",
+        "live",
         "peaks",
         "report",
     ]

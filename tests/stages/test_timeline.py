@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.data import Cue, Media, PlanInputs, Request, Speaker
+from engine.data.plan import cue_of
 from engine.errors import RequestError
 from engine.stages.plan import plan_walk
 from engine.stages.read import check_request
-from engine.stages.timeline import PROMPTS, cue_of, plan_cues
+from engine.stages.timeline import PROMPTS, plan_cues
 from engine.stages.windows import plan_windows
 
 INPUTS = PlanInputs(

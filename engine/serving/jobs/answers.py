@@ -29,6 +29,7 @@ def answer(job: ParsedJob, delivery: Delivery | Resumed, *, local_caller: bool =
     """
     return {
         **_video(delivery),
+        **_live(delivery),
         "sha256": delivery.sha256,
         "bytes": delivery.bytes,
         "seed": delivery.seed,
@@ -97,6 +98,12 @@ def _video(delivery: Delivery | Resumed) -> dict[str, str]:
     if delivery.address is None:
         raise SinkError("the sink returned no video", field="output.sink", hint="choose another sink")
     return {"video_url" if "://" in delivery.address else "video_path": delivery.address}
+
+
+def _live(delivery: Delivery | Resumed) -> dict[str, Any]:
+    if isinstance(delivery, Resumed) or delivery.live is None:
+        return {}
+    return {"live": {"playlist": delivery.live}}
 
 
 def _forwards(delivery: Delivery | Resumed) -> dict[str, Any]:
