@@ -98,7 +98,7 @@ class Engine:
             options = make_options(config, plan, sampling, self.runtime.device)
             with meter.stage("listen"):
                 prompts = prompts_of(request, config)
-                conditioning = encode_prompt_and_voices(model, inputs, prompts, options.encode, cancel=meter)
+                conditioning = encode_prompt_and_voices(model, inputs, prompts, plan, options.encode, cancel=meter)
             provenance = make_provenance(request, media, config, weights=loaded.fingerprint, runtime=self.runtime)
             path, size, name = folder / "video.mp4", plan.canvas.target, request.filename
             file = Writer(path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=name)
@@ -123,7 +123,7 @@ class Engine:
                     artifact = writer.finish(facts_of(report := retakes.report()))
             with meter.stage("keep"):
                 kept = sink.put(artifact)
-        forwards, reused = sampling.tally.made, conditioning.text.reused
+        forwards, reused = sampling.tally.made, conditioning[0].text.reused
         made = Making(self.memory, forwards, reused, writer.overlapped, report)
         delivery = make_delivery(kept, artifact, plan, inputs, meter, made)
         self._hooks.generation_finished(request=request, delivery=delivery)

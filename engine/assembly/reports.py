@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engine.assembly.retakes import Retakes
@@ -10,6 +11,7 @@ from engine.config import Config
 from engine.data import Inputs, Limit, Plan, Report
 from engine.evaluation.judge import Judge
 from engine.runtime.progress import Meter
+from engine.stages.timeline import cue_of
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +41,10 @@ def limits_of(config: Config) -> Mapping[str, Limit]:
 def make_retakes(config: Config, inputs: Inputs, plan: Plan, generator: torch.Generator, meter: Meter) -> Retakes:
     """Return what judges a request's windows and has them made again, as its config says."""
     report = config.report
-    judge = Judge(inputs.image, plan, inputs.voices, limits_of(config)) if report.enabled else None
+    judge = None
+    if report.enabled:
+        pictures, shows = (inputs.image, *inputs.images), partial(cue_of, plan.images)
+        judge = Judge(pictures, plan, inputs.voices, limits_of(config), shows=shows)
     return Retakes(judge, config.retake.max, generator, meter.again)
 
 

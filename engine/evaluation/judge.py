@@ -45,7 +45,7 @@ _AROUND = 0.3
 _COLOUR_SIDE = 160
 
 #: Why a measure has no figure.
-FIRST = "the first window"
+FIRST = "the first window of its picture"
 NO_FACES = "faces are only compared for drawn people (report.identity of this model is null)"
 NO_LIPS = "mouths are only measured for drawn people (report.mouth of this model is null)"
 SHORT = f"fewer than {_LEAST} frames"
@@ -108,31 +108,34 @@ class Judge:
 
     def __init__(
         self,
-        picture: Pictures,
+        pictures: Sequence[Pictures],
         plan: Plan,
         voices: Sequence[Floats],
         limits: Mapping[str, Limit],
         *,
+        shows: Callable[[int], int] = lambda _: 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Judge a video of `picture`, uint8 RGB (H, W, 3) at the video's size.
+        """Judge a video of `pictures`, uint8 RGB (H, W, 3) at the video's size.
 
+        `shows` returns the number of a window's picture, by the window's index; each new picture begins anew.
         `voices` are float32 mono 16 kHz, one per speaker of the plan's seats, on the video's time axis. `limits` are
         those of MEASURES; a measure without a limit is not made.
         """
-        self._picture, self._plan, self._limits, self._clock = picture, plan, dict(limits), clock
+        self._pictures, self._shows, self._number = pictures, shows, -1
+        self._plan, self._limits, self._clock = plan, dict(limits), clock
         speaking = [(number, seat.speaker) for number, seat in enumerate(plan.seats) if not seat.silent]
         self._voices = [(number, voices[speaker]) for number, speaker in speaking if speaker < len(voices)]
         self._gains: dict[int, float] = {}
-        self._contrast, self._fine = _contrast(picture), fineness(picture)
-        self._colours = _colours([picture])
         self._before: _Reference | None = None
+        self._turn_to(0)
         #: Seconds that all measures took so far.
         self.seconds = 0.0
 
     def look(self, pictures: Pictures, window: Window) -> Look:
         """Return the figures of a window's new frames, uint8 RGB (F, H, W, 3), after the windows kept so far."""
         began = self._clock()
+        self._turn_to(self._shows(window.index))
         before, begin = self._before, window.start + window.motion
         last = None if before is None else before.last
         changes = _changes(pictures, last)
@@ -187,6 +190,14 @@ class Judge:
         """Continue after that window: it stays in the video."""
         self._before = look.after
 
+    def _turn_to(self, number: int) -> None:
+        """Measure the picture of that number, and forget the windows of another one."""
+        if number == self._number:
+            return
+        self._number, self._picture, self._before = number, self._pictures[number], None
+        self._contrast, self._fine = _contrast(self._picture), fineness(self._picture)
+        self._colours = _colours([self._picture])
+
     def state(self) -> dict[str, Any]:
         """Return what the next window is compared with, as plain values and small arrays; {} before the first window.
 
@@ -196,13 +207,15 @@ class Judge:
         if before is None:
             return {}
         people = {number: {"box": one.box, "identity": one.identity} for number, one in before.people.items()}
-        return {**{key: getattr(before, key) for key in ("sharpness", "colours", "last", "fast")}, "people": people}
+        values = {key: getattr(before, key) for key in ("sharpness", "colours", "last", "fast")}
+        return {"picture": self._number, **values, "people": people}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from the `state` of another judge of the same video."""
         if not state:
             self._before = None
             return
+        self._turn_to(int(state["picture"]))
         people = {
             int(number): replace(self._person(np.asarray(one["box"], np.float64)), identity=one["identity"])
             for number, one in state["people"].items()
