@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engine.assembly.retakes import Retakes
 from engine.config import Config
 from engine.data import Inputs, Limit, Plan, Report
+from engine.data.plan import cue_of
 from engine.evaluation.judge import Judge
 from engine.runtime.progress import Meter
 
@@ -41,7 +43,8 @@ def make_retakes(config: Config, inputs: Inputs, plan: Plan, generator: torch.Ge
     report = config.report
     judge = None
     if report.enabled:
-        judge = Judge(inputs.image, plan, inputs.voices, limits_of(config), images=inputs.images)
+        pictures, shows = (inputs.image, *inputs.images), partial(cue_of, plan.images)
+        judge = Judge(pictures, plan, inputs.voices, limits_of(config), shows=shows)
     return Retakes(judge, config.retake.max, generator, meter.again)
 
 

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.data import Limit, Plan, Report, Window, WindowReport
-from engine.data.plan import cue_of
 from engine.evaluation.likeness import LUMA, Face, Pictures, fineness
 from engine.evaluation.metrics import LEAD, SPEAKS_HERE
 from engine.evaluation.mouths import Floats, correlation, find_mouths, mouth_openings
@@ -46,7 +45,7 @@ _AROUND = 0.3
 _COLOUR_SIDE = 160
 
 #: Why a measure has no figure.
-FIRST = "the first window"
+FIRST = "the first window of its picture"
 NO_FACES = "faces are only compared for drawn people (report.identity of this model is null)"
 NO_LIPS = "mouths are only measured for drawn people (report.mouth of this model is null)"
 SHORT = f"fewer than {_LEAST} frames"
@@ -109,35 +108,34 @@ class Judge:
 
     def __init__(
         self,
-        picture: Pictures,
+        pictures: Sequence[Pictures],
         plan: Plan,
         voices: Sequence[Floats],
         limits: Mapping[str, Limit],
         *,
-        images: Sequence[Pictures] = (),
+        shows: Callable[[int], int] = lambda _: 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Judge a video of `picture`, uint8 RGB (H, W, 3) at the video's size.
+        """Judge a video of `pictures`, uint8 RGB (H, W, 3) at the video's size.
 
+        `shows` returns the number of a window's picture, by the window's index; each new picture begins anew.
         `voices` are float32 mono 16 kHz, one per speaker of the plan's seats, on the video's time axis. `limits` are
-        those of MEASURES; a measure without a limit is not made. `images` are the pictures after the first of a plan
-        with pictures by time: with each, the comparison begins anew.
+        those of MEASURES; a measure without a limit is not made.
         """
-        self._pictures, self._plan, self._limits, self._clock = (picture, *images), plan, dict(limits), clock
+        self._pictures, self._shows, self._number = pictures, shows, -1
+        self._plan, self._limits, self._clock = plan, dict(limits), clock
         speaking = [(number, seat.speaker) for number, seat in enumerate(plan.seats) if not seat.silent]
         self._voices = [(number, voices[speaker]) for number, speaker in speaking if speaker < len(voices)]
         self._gains: dict[int, float] = {}
         self._before: _Reference | None = None
-        self._compare_with(0)
+        self._turn_to(0)
         #: Seconds that all measures took so far.
         self.seconds = 0.0
 
     def look(self, pictures: Pictures, window: Window) -> Look:
         """Return the figures of a window's new frames, uint8 RGB (F, H, W, 3), after the windows kept so far."""
         began = self._clock()
-        if (number := cue_of(self._plan.images, window.index)) != self._number:
-            self._compare_with(number)
-            self._before = None
+        self._turn_to(self._shows(window.index))
         before, begin = self._before, window.start + window.motion
         last = None if before is None else before.last
         changes = _changes(pictures, last)
@@ -188,14 +186,17 @@ class Judge:
         self.seconds += self._clock() - began
         return Look(report, after)
 
-    def _compare_with(self, number: int) -> None:
-        self._number, self._picture = number, self._pictures[number]
-        self._contrast, self._fine = _contrast(self._picture), fineness(self._picture)
-        self._colours = _colours([self._picture])
-
     def keep(self, look: Look) -> None:
         """Continue after that window: it stays in the video."""
         self._before = look.after
+
+    def _turn_to(self, number: int) -> None:
+        """Measure the picture of that number, and forget the windows of another one."""
+        if number == self._number:
+            return
+        self._number, self._picture, self._before = number, self._pictures[number], None
+        self._contrast, self._fine = _contrast(self._picture), fineness(self._picture)
+        self._colours = _colours([self._picture])
 
     def state(self) -> dict[str, Any]:
         """Return what the next window is compared with, as plain values and small arrays; {} before the first window.
@@ -207,14 +208,14 @@ class Judge:
             return {}
         people = {number: {"box": one.box, "identity": one.identity} for number, one in before.people.items()}
         values = {key: getattr(before, key) for key in ("sharpness", "colours", "last", "fast")}
-        return {**values, "people": people, "picture": self._number}
+        return {"picture": self._number, **values, "people": people}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from the `state` of another judge of the same video."""
         if not state:
             self._before = None
             return
-        self._compare_with(int(state["picture"]))
+        self._turn_to(int(state["picture"]))
         people = {
             int(number): replace(self._person(np.asarray(one["box"], np.float64)), identity=one["identity"])
             for number, one in state["people"].items()

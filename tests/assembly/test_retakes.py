@@ -29,7 +29,7 @@ def picture() -> Pictures:
 
 def judge() -> Judge:
     plan = replace(PLAN, canvas=Canvas((48, 32), (48, 32), (48, 32), (0, 0), "crop"), seats=(), windows=WINDOWS)
-    return Judge(picture(), plan, [], {"blank": Limit(None, 0.0)})
+    return Judge([picture()], plan, [], {"blank": Limit(None, 0.0)})
 
 
 def blank(number: int) -> Pictures:

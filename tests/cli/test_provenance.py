@@ -93,7 +93,7 @@ def test_a_video_with_a_window_made_again_is_made_again_with_the_same_bytes(
 
 def test_a_video_from_before_reports_is_not_judged_when_it_is_made_again(film: Path) -> None:
     kept = provenance.load(film)
-    request = provenance._request(kept, PICTURE, [LEFT], ["mask.png"])
+    request = provenance._request(kept, [PICTURE], [LEFT], ["mask.png"])
     old = {key: value for key, value in kept.items() if key not in ("report", "retake", "judged")}
     assert "report.enabled=false" in provenance.provenance_overrides(old, request)
     assert "report.enabled=true" in provenance.provenance_overrides(kept, request)

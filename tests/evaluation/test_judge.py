@@ -65,7 +65,7 @@ def judged(
     made = film(seed, people)
     shown = made.frames if frames is None else frames
     plan = planned((shown.shape[2], shown.shape[1]), made.silent, windows)
-    judge = Judge(made.frames[0], plan, made.voices if voices is None else voices, given or limits())
+    judge = Judge([made.frames[0]], plan, made.voices if voices is None else voices, given or limits())
     reports = []
     for window in windows:
         begin = window.start + window.motion
@@ -244,7 +244,7 @@ def test_a_video_of_one_frame_is_judged() -> None:
 
 def test_looking_at_another_try_of_a_window_does_not_change_what_is_kept() -> None:
     made = film(7_700_000)
-    judge = Judge(made.frames[0], planned((160, 96), made.silent), made.voices, limits())
+    judge = Judge([made.frames[0]], planned((160, 96), made.silent), made.voices, limits())
     judge.keep(judge.look(made.frames[:25], WINDOWS[0]))
     once = judge.look(made.frames[25:50], WINDOWS[1]).report
     judge.look(noisy(made.frames[25:50], 1), WINDOWS[1])
@@ -253,7 +253,7 @@ def test_looking_at_another_try_of_a_window_does_not_change_what_is_kept() -> No
 
 def test_a_judge_that_continues_from_the_state_of_another_gives_the_same_figures() -> None:
     made = film(7_700_000)
-    first, second = (Judge(made.frames[0], planned((160, 96), made.silent), made.voices, limits()) for _ in range(2))
+    first, second = (Judge([made.frames[0]], planned((160, 96), made.silent), made.voices, limits()) for _ in range(2))
     for window in WINDOWS[:2]:
         first.keep(first.look(made.frames[window.start : window.start + 25], window))
     second.restore(first.state())
@@ -263,6 +263,21 @@ def test_a_judge_that_continues_from_the_state_of_another_gives_the_same_figures
     assert sum(value.nbytes for value in first.state().values() if isinstance(value, np.ndarray)) < 50_000
     second.restore({})
     assert second.look(made.frames[50:75], WINDOWS[2]).report.unknown["seam"] == FIRST
+
+
+def test_windows_of_another_picture_are_compared_with_that_picture() -> None:
+    made, other = film(7_700_000), film(7_700_010)
+    plan, pictures = planned((160, 96), made.silent), [made.frames[0], other.frames[0]]
+    judge = Judge(pictures, plan, made.voices, limits(), shows=lambda index: index // 2)
+    reports = []
+    for window in WINDOWS:
+        shown = (other if window.index >= 2 else made).frames
+        look = judge.look(shown[window.start : window.start + 25], window)
+        judge.keep(look)
+        reports.append(look.report)
+    assert [set(report.below) - {"mouth"} for report in reports] == [set()] * 4
+    assert reports[2].unknown["seam"] == reports[2].unknown["colour_drift"] == FIRST
+    assert reports[3].figures["colour_drift"] is not None
 
 
 # --- photographs ------------------------------------------------------------------------------------------------------
@@ -289,7 +304,7 @@ def photograph() -> Pictures:
 def seen(frames: Pictures) -> Report:
     windows = (Window(0, 0, 25, 0, 25), Window(1, 25, 25, 0, 25))
     voice = film(7_700_000).voices[0]
-    judge = Judge(photograph()[0], planned((256, 256), (False,), windows), [voice], photographs())
+    judge = Judge([photograph()[0]], planned((256, 256), (False,), windows), [voice], photographs())
     reports = []
     for window in windows:
         look = judge.look(frames[window.start : window.start + 25], window)

@@ -74,7 +74,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Film:
 
 def judged(film: Film, windows: list[Pictures], voice: Floats | None = None) -> Report:
     limits = limits_of(compose(["model=tiny"]))
-    judge = Judge(film.windows[0][0], film.plan, [film.voice if voice is None else voice], limits)
+    judge = Judge([film.windows[0][0]], film.plan, [film.voice if voice is None else voice], limits)
     reports = []
     for pictures, window in zip(windows, film.plan.windows, strict=True):
         look = judge.look(pictures, window)
