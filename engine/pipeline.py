@@ -12,6 +12,7 @@ from engine.assembly.options import make_options
 from engine.assembly.plan_request import plan_request
 from engine.assembly.prompts import prompts_of
 from engine.assembly.provenance import make_provenance
+from engine.assembly.resuming import open_states
 from engine.assembly.runtime import make_runtime
 from engine.assembly.sinks import Making, make_delivery, sink_for_request
 from engine.assembly.weights import LoadedModel, WeightsHolder
@@ -99,30 +100,32 @@ class Engine:
                 prompts = prompts_of(request, config)
                 conditioning = encode_prompt_and_voices(model, inputs, prompts, options.encode, cancel=meter)
             provenance = make_provenance(request, media, config, weights=loaded.fingerprint, runtime=self.runtime)
-            path, size, name = folder / "video.mp4", plan.canvas.target, request.filename
-            file = Writer(path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=name)
-            with WriteBehind(file, overlap=options.overlap, cancel=meter) as writer:
+            with open_states(request, config, plan, provenance, loaded, self.runtime, folder, meter) as keeping:
+                path, size, name = folder / "video.mp4", plan.canvas.target, request.filename
+                file = Writer(path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=name)
+                with WriteBehind(file, overlap=options.overlap, cancel=meter, on_segment=keeping.segment) as writer:
 
-                def step(number: int, _steps: int) -> None:
-                    writer.check()
-                    self._hooks.step_finished(request=request, progress=meter.step(number))
+                    def step(number: int, _steps: int) -> None:
+                        writer.check()
+                        self._hooks.step_finished(request=request, progress=meter.step(number))
 
-                maker = WindowMaker(
-                    model, inputs, conditioning, options, sampling, generator, config, self._group, meter, step
-                )
-                history = None
-                for window in plan.windows:
-                    frames, history = maker.make(window, history)
-                    with meter.stage("write", window=window.index + 1):
-                        self._hooks.window_finished(request=request, window=window, frames=frames)
-                        writer.add(resample(frames, window, plan), last=window is plan.windows[-1])
-                    meter.window_done()
-                with meter.stage("write"):
-                    artifact = writer.finish()
-            with meter.stage("keep"):
-                kept = sink.put(artifact)
+                    maker = WindowMaker(
+                        model, inputs, conditioning, options, sampling, generator, config, self._group, meter, step
+                    )
+                    windows, history = keeping.take_over(writer, generator, sampling.tally, meter)
+                    for window in windows:
+                        frames, history = maker.make(window, history)
+                        keeping.made(window, history, generator, sampling.tally)
+                        with meter.stage("write", window=window.index + 1):
+                            self._hooks.window_finished(request=request, window=window, frames=frames)
+                            writer.add(resample(frames, window, plan), last=window is plan.windows[-1])
+                        meter.window_done()
+                    with meter.stage("write"):
+                        artifact = writer.finish(keeping.provenance)
+                with meter.stage("keep"):
+                    kept = keeping.deliver(lambda: sink.put(artifact))
         forwards, reused = sampling.tally.made, conditioning.text.reused
-        made = Making(self.memory, forwards, reused, writer.overlapped)
+        made = Making(self.memory, forwards, reused, writer.overlapped, keeping.taken, keeping.warnings)
         delivery = make_delivery(kept, artifact, plan, inputs, meter, made)
         self._hooks.generation_finished(request=request, delivery=delivery)
         return delivery

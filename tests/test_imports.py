@@ -43,8 +43,8 @@ plugin: components config data errors
 runtime: components config data errors machine multitalk
 serving: components config data errors files hub machine media redaction runtime text
 stages: cancel components data errors files loading media multitalk text
-assembly: cancel components config data errors files hub loading machine multitalk net planning plugin runtime stages
-    text
+assembly: cancel components config data errors files hub loading machine media multitalk net planning plugin runtime
+    stages text
 evaluation: data media stages
 plugins: cancel components config data errors files hub loading machine media multitalk net plugin redaction runtime
     serving text

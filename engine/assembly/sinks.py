@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.components import BoundSink, CancelToken, JobSink, KeepingSink, PatientSink, Sink
@@ -58,6 +59,10 @@ class Making:
     prompts_reused: bool
     #: Seconds of writing beside other stages.
     overlapped: float
+    #: Windows of an earlier attempt.
+    windows_taken_over: int = 0
+    #: What could not be kept for another attempt, or not be used of an earlier one.
+    warnings: Sequence[str] = ()
 
 
 def make_delivery(
@@ -88,8 +93,9 @@ def make_delivery(
         memory=making.memory,
         forwards=making.forwards,
         prompts_reused=making.prompts_reused,
+        windows_taken_over=making.windows_taken_over,
         peaks=meter.peaks.found,
-        warnings=(*plan.warnings, *inputs.warnings, *kept.warnings),
+        warnings=(*plan.warnings, *inputs.warnings, *making.warnings, *kept.warnings),
     )
 
 

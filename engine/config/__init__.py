@@ -23,6 +23,8 @@ from engine.config.ranges import BLEND, BUNDLE, FPS, SCALE, SHIFT, STEPS, STYLE,
 from engine.config.ranges import SECRET as SECRET
 from engine.config.ranges import one_of as one_of
 from engine.config.ranges import within as within
+from engine.config.resume import ResumeConfig as ResumeConfig
+from engine.config.resume import with_states
 from engine.errors import ConfigError
 
 
@@ -270,8 +272,11 @@ class EntrypointConfig(ComponentConfig):
 
     @classmethod
     def boot(cls, overrides: Sequence[str]) -> list[str]:
-        """Return the overrides with which the engine starts if the user gives `overrides`. Raises ConfigError."""
-        return list(overrides)
+        """Return the overrides with which the engine starts if the user gives `overrides`. Raises ConfigError.
+
+        An entrypoint with a field `resume` keeps states if it is set, by default in the folder "auto".
+        """
+        return with_states(overrides, "auto") if "entrypoint.resume=true" in overrides else list(overrides)
 
 
 @dataclass
@@ -310,6 +315,8 @@ class Config:
     continuation: ContinuationConfig = field(default_factory=ContinuationConfig)
     #: How the MP4 is encoded.
     video: VideoConfig = field(default_factory=VideoConfig)
+    #: States of unfinished videos, from which an interrupted job continues.
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
     #: What a request's addresses may reach.
     access: AccessConfig = field(default_factory=AccessConfig)
     #: Where a finished video goes.
@@ -352,6 +359,7 @@ FIXED = (
     "residual_dtype",
     "kernels",
     "video",
+    "resume",
     "access",
 )
 

@@ -128,6 +128,8 @@ class Delivery(Delivered):
     forwards: int | None = None
     #: Whether the features of its prompts were known from an earlier generation, so that the text encoder did not run.
     prompts_reused: bool = False
+    #: Windows that an earlier, interrupted attempt had finished, so that they were not made again.
+    windows_taken_over: int = 0
     #: Peak memory of "host" and "device", if known.
     peaks: Mapping[str, Peak] = field(default_factory=dict)
 

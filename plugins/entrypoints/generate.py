@@ -18,7 +18,7 @@ from omegaconf import II
 from engine import SILENCE, Delivery, Plan, Progress, Request, Speaker, hookimpl, read_speakers
 from engine.components import CancelToken, Entrypoint, ProgressCallback, Service
 from engine.config import EntrypointConfig, RequestConfig
-from engine.errors import RequestError, SinkError, plain, plain_json
+from engine.errors import Cancelled, RequestError, SinkError, plain, plain_json
 from engine.plugin.register import Register
 from engine.redaction import redact
 from engine.runtime.bar import bar, elapsed
@@ -47,6 +47,10 @@ class GenerateConfig(EntrypointConfig):
         default=None,
         metadata={"help": "first draw the speakers' regions on the picture as the network sees it", "word": "PNG"},
     )
+    resume: bool = field(
+        default=False,
+        metadata={"help": "keep finished windows until the video is done; the same command continues (resume.folder)"},
+    )
     quiet: bool = field(default=False, metadata={"help": "no progress and no summary; warnings are still shown"})
 
 
@@ -67,8 +71,13 @@ class Generate:
             print(to_json(plan) if config.json else describe(plan, request))
             return 0
         warnings = _Warnings()
-        with interruptible() as cancel, progress_display(quiet=config.quiet) as show:
-            delivery = service.generate(request, progress=warnings.of(show), cancel=cancel)
+        try:
+            with interruptible() as cancel, progress_display(quiet=config.quiet) as show:
+                delivery = service.generate(request, progress=warnings.of(show), cancel=cancel)
+        except Cancelled:
+            if config.resume and not config.quiet:
+                print("multitalk: the same command continues after the last finished window", file=sys.stderr)
+            raise
         warnings.print(delivery.warnings)
         if config.json:
             print(to_json(delivery))
@@ -236,10 +245,11 @@ def _draw(service: Service, request: Request, path: Path, *, quiet: bool) -> Non
 
 
 def _summary(delivery: Delivery) -> str:
-    took = sum(delivery.timings.values())
+    took, taken = sum(delivery.timings.values()), delivery.windows_taken_over
+    more = f", {taken} of {len(delivery.plan.windows)} windows taken over" if taken else ""
     return (
         f"{delivery.seconds:.2f} s of video, {delivery.frames} frames at {delivery.fps:g} per second, "
-        f"seed {delivery.seed}, made in {took:.0f} s"
+        f"seed {delivery.seed}, made in {took:.0f} s{more}"
     )
 
 

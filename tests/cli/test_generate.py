@@ -145,6 +145,7 @@ def test_json_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> 
         "memory",
         "forwards",
         "prompts_reused",
+        "windows_taken_over",
         "peaks",
     ]
     assert answer["address"] == "films/talk.mp4"
