@@ -158,13 +158,13 @@ class Keeping:
             if seed is None:
                 seed = int(torch.randint(2**63 - 1, (), generator=generator))
             generator.manual_seed(seed)
-            self.facts["retakes"] = [{"window": retake, "seed": seed}]
+            self.facts["made_again"] = [{"window": retake, "seed": seed}]
         return windows[self.taken :], history
 
     @property
     def provenance(self) -> dict[str, Any]:
         """The facts that belong into the video's provenance: windows that were made again."""
-        return {key: value for key, value in self.facts.items() if key == "retakes"}
+        return {key: value for key, value in self.facts.items() if key == "made_again"}
 
     def made(self, window: Window, history: Tensor, generator: torch.Generator, tally: Tally) -> None:
         """Note what the window after `window` needs; it is stored with the window's segment."""

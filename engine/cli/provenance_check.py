@@ -85,6 +85,7 @@ def check_form(provenance: Mapping[str, Any]) -> None:
     versions = _part(provenance, "versions")
     for key in versions:
         _require(versions, key, _is_text, "versions.")
+    _require({"made_again": provenance.get("made_again", [])}, "made_again", _is_made_again)
     if "decode_dtype" in provenance:
         _require(provenance, "decode_dtype", _is_text)
     for key in ("tile", "processes"):
@@ -148,6 +149,11 @@ def _is_number(value: Any) -> bool:
         return False
 
 
+def _is_made_again(value: Any) -> bool:
+    keys = ("window", "seed")
+    return _is_list(value, lambda one: isinstance(one, Mapping) and all(_is_whole(one.get(key)) for key in keys))
+
+
 def _is_list(value: Any, fits: Callable[[Any], bool], length: int | None = None) -> bool:
     return isinstance(value, list) and (length is None or len(value) == length) and all(map(fits, value))
 
@@ -192,7 +198,7 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
     elif isinstance(value, list):
         for index, part in enumerate(value):
             yield from _numbers(part, f"{place}[{index}]")
-    elif isinstance(value, int | float) and not isinstance(value, bool) and place != "request.seed":
+    elif isinstance(value, int | float) and not isinstance(value, bool) and place.rpartition(".")[2] != "seed":
         try:
             yield place, float(value)
         except OverflowError:
