@@ -6,6 +6,7 @@ A failure of the folder never fails the video: it is reported as a warning, and 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from engine.config.resume import ResumeConfig
 from engine.data import Plan, Request, Window
 from engine.errors import NotDelivered, RequestError
 from engine.files.aside import Aside
+from engine.files.lingering import keep_longer, remove_later
 from engine.files.states import Entry, Found, State, StateFolder, relatives, sweep_states
 from engine.media.segments import Segment, dump, load
 from engine.runtime.progress import Meter
@@ -47,9 +49,17 @@ class Keeping:
     """The states of one request. As a context manager it ends its thread; the states stay until `delivered`."""
 
     def __init__(
-        self, resume: ResumeConfig, name: str, source: str, plan: Plan, machine: dict[str, Any], meter: Meter
+        self,
+        resume: ResumeConfig,
+        name: str,
+        source: str,
+        plan: Plan,
+        machine: dict[str, Any],
+        meter: Meter,
+        job: str | None = None,
     ) -> None:
         """Touch nothing yet. `name` is that of the states; `source`: of the video whose windows are made again."""
+        self._job = None if job is None else hashlib.sha256(job.encode("utf-8", "surrogatepass")).hexdigest()
         self.resume = resume
         self._name = name
         self._source = source
@@ -93,6 +103,10 @@ class Keeping:
                 return None, None, Found(), False
             own = StateFolder(parent, self._name, keep=resume.keep, beat=self._aside.beat)
             windows = len(self._plan.windows)
+            keep_longer(own)
+            if not resume.keep and own.delivered() not in (None, self._job):
+                # Another job, which has its video already.
+                own.remove()
             found = own.find(into, most=windows)
             if found.state is None and retake > 1:
                 before = StateFolder(parent, self._source, beat=self._aside.beat)
@@ -219,7 +233,7 @@ class Keeping:
         except NotDelivered:
             self._remove()
             raise
-        self._remove()
+        self._remove(linger=True)
         return kept
 
     def __enter__(self) -> Self:
@@ -252,13 +266,17 @@ class Keeping:
             last = max(self._entries, default=-1) + 1
             self._warn(f"states are not kept any more after window {last}", error)
 
-    def _remove(self) -> None:
+    def _remove(self, *, linger: bool = False) -> None:
         self._settle()
         own, self._own = self._own, None
         if own is None or self.resume.keep:
             return
         try:
-            self._aside.wait(self._aside.begin(own.remove))
+            if linger and self._job is not None:
+                self._aside.wait(self._aside.begin(partial(own.mark_delivered, self._job)))
+                remove_later(own)
+            else:
+                self._aside.wait(self._aside.begin(own.remove))
         except OSError as error:
             self._warn("the states of the finished video cannot be removed", error)
 
@@ -311,7 +329,7 @@ def open_states(
     source = name()
     retake = (resume.retake, resume.retake_seed) if resume.retake else None
     own = source if retake is None else name(retake)
-    keeping = Keeping(resume, own, source, plan, machine_facts(runtime), meter)
+    keeping = Keeping(resume, own, source, plan, machine_facts(runtime), meter, request.job)
     try:
         with meter.stage("resume"):
             keeping.look(folder)

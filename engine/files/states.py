@@ -24,6 +24,10 @@ from engine.files.atomic import make_folder, part_in
 FORMAT = 1
 #: Names of videos: which video, and what computes it.
 NAME = re.compile(r"[0-9a-f]{24}-[0-9a-f]{24}")
+#: Suffix of a folder that is being removed: no state in it counts any more.
+_REMOVED = ".removed"
+#: File that says for which job a video was delivered.
+_DELIVERED = "delivered"
 _MAGIC = b"multitalk-state"
 _STATE = re.compile(r"(\d{5})\.state")
 _PIECE = 2**20
@@ -151,10 +155,26 @@ class StateFolder:
             break
         return found
 
+    def mark_delivered(self, job: str) -> None:
+        """Note that the video was delivered for `job`, in case this process ends before its answer arrives."""
+        self._write(_DELIVERED, [job.encode()])
+
+    def delivered(self) -> str | None:
+        """Return the job for which the video was delivered, if it was."""
+        try:
+            return (self.path / _DELIVERED).read_text("utf-8", "replace")
+        except FileNotFoundError:
+            return None
+
     def remove(self) -> None:
         """Remove all states of the video."""
+        dead = self.path.with_name(self.path.name + _REMOVED)
+        # At once for whoever looks for states: without a part of its files a folder would pass for a damaged one.
         with suppress(FileNotFoundError):
-            shutil.rmtree(self.path)
+            shutil.rmtree(dead)
+        with suppress(FileNotFoundError):
+            self.path.rename(dead)
+            shutil.rmtree(dead)
 
     def _state_path(self, windows: int) -> Path:
         return self.path / f"{windows:05}.state"
@@ -231,7 +251,7 @@ def sweep_states(parent: Path, *, days: float, most: float, using: str = "") -> 
     removed, now = 0, time.time()
     for path in _folders(parent):
         newest, size = _age_and_size(path)
-        if path.name != using and now - newest > days * 86_400:
+        if path.suffix == _REMOVED or (path.name != using and now - newest > days * 86_400):
             shutil.rmtree(path, ignore_errors=True)
             removed += 1
         else:
@@ -250,7 +270,7 @@ def sweep_states(parent: Path, *, days: float, most: float, using: str = "") -> 
 def _folders(parent: Path) -> Iterator[Path]:
     with suppress(FileNotFoundError), os.scandir(parent) as entries:
         for entry in entries:
-            if NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+            if NAME.fullmatch(entry.name.removesuffix(_REMOVED)) and entry.is_dir(follow_symlinks=False):
                 yield Path(entry.path)
 
 
