@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 from example_request import EXAMPLES
 
 from engine import Delivery, EngineService, Progress, Region, Request, Speaker
@@ -145,6 +148,26 @@ def test_a_video_that_its_sink_keeps_for_a_later_delivery_leaves_no_state(
         with pytest.raises(NotDelivered):
             place.service.generate(ONE)
 
+    assert not place.files()
+
+
+def test_a_killed_process_is_continued_by_another_one(place: Place, tmp_path: Path) -> None:
+    # `nox -s resume` kills sixty, in four ways.
+    words = [
+        *("--image", ONE.image, "--audio", str(EXAMPLES / "one.flac"), "--prompt", ONE.prompt, "--frames", "17"),
+        *(*BOOT, f"sink.folder={tmp_path}", "--resume", f"resume.folder={place.states}", "--quiet"),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([sys.executable, "-m", "engine", "generate", *words], env=environment)
+    while process.poll() is None and not list(place.states.glob("*/00002.state")):
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+
+    delivery = place.service.generate(ONE)
+
+    assert delivery.windows_taken_over >= 2
+    assert digest(delivery) == digest(place.whole)
     assert not place.files()
 
 
