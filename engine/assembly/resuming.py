@@ -345,11 +345,17 @@ def _parent(resume: ResumeConfig) -> Path | None:
     if resume.folder not in ("auto", "volume"):
         return Path(resume.folder).expanduser().absolute()
     volume = Path(resume.volume).expanduser().absolute()
+    folder = volume / _ON_VOLUME
     # The mount point of a missing volume is not created: its content would be lost with the container.
-    above = next((up for up in (volume, volume.parent) if up.is_dir()), None)
-    if above is not None and above != Path("/") and os.access(above, os.W_OK | os.X_OK):
-        return volume / _ON_VOLUME
-    return Path(_AT_HOME).expanduser() if resume.folder == "auto" else None
+    above = next((up for up in (folder, volume, volume.parent) if up.is_dir()), Path("/"))
+    mounted = above != Path("/")
+    if mounted and os.access(above, os.W_OK | os.X_OK):
+        return folder
+    if resume.folder == "auto":
+        return Path(_AT_HOME).expanduser()
+    if mounted:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    return None
 
 
 def _leave_room(path: Path, size: int) -> None:

@@ -27,10 +27,12 @@ from example_request import EXAMPLES
 from engine import Delivery, EngineService, Progress, Region, Request, Speaker
 from engine.assembly import resuming
 from engine.assembly.state_names import state_name
+from engine.config import ResumeConfig
 from engine.data import Kept
 from engine.errors import Cancelled, NotDelivered, RequestError
 from engine.files import lingering
 from engine.files.states import StateFolder
+from engine.serving.worker.defaults import boot
 from engine.stages.write import read_provenance
 
 #: Four windows: 5 frames, then 4 more each.
@@ -519,3 +521,25 @@ def test_made_again_windows_need_a_kept_state(place: Place) -> None:
         pytest.raises(RequestError, match="no state is kept of this video after window 2"),
     ):
         service.generate(ONE)
+
+
+def test_the_folder_is_on_the_volume_if_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    volume, missing = tmp_path / "volume" / "models", tmp_path / "missing" / "models"
+    volume.parent.mkdir()
+
+    def folder(name: str, volume: Path) -> Path | None:
+        return resuming._parent(ResumeConfig(folder=name, volume=str(volume)))
+
+    assert folder("volume", volume) == folder("auto", volume) == volume / "resume"
+    assert folder("volume", missing) is None
+    assert folder("auto", missing) == tmp_path / "home" / ".cache" / "multitalk" / "resume"
+    assert folder(str(tmp_path), volume) == tmp_path
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError):
+        folder("volume", volume)
+
+
+def test_a_worker_keeps_states_on_its_volume_unless_told_otherwise() -> None:
+    assert "resume.folder=volume" in boot([], {})
+    assert "resume.folder=volume" not in boot(["resume.folder=null"], {})
