@@ -18,6 +18,10 @@ PATTERNS = {
     "quant_recording": "quant_*_forward",
     "loop_recording": "loop_*",
     "infinite_loop_recording": "infinite_loop_*",
+    "flashtalk_loop_recording": "flashtalk_[los]*",
+    "flashtalk_audio_recording": "flashtalk_audio*",
+    "flashtalk_timesteps_recording": "flashtalk_timesteps*",
+    "flashtalk_color_recording": "flashtalk_color*",
 }
 
 

@@ -11,9 +11,14 @@ import torch
 from torch import Tensor
 
 from engine.loading.quanto import dequantize
+from engine.media.audio import VOICE_RATE, set_loudness
+from engine.media.color import color_statistics, match_color
+from engine.media.loudness import integrated_loudness
 from engine.multitalk import attention
+from engine.multitalk.audio import audio_frames, audio_windows
 from engine.multitalk.speakers import Speakers, label_positions
 from engine.multitalk.transformer import cast_model
+from plugins.samplers.renoise import Renoise, RenoiseConfig
 
 # The recordings are float32 of another order of operations; ours are within 6e-6, 1e-4 is what is promised.
 FORWARD_TOLERANCE = 1e-4
@@ -169,6 +174,10 @@ def test_infinite_loop_equals_the_recording(infinite_loop_recording: str, record
     meet_loop(infinite_loop_recording, recordings, emulate)
 
 
+def test_flashtalk_loop_equals_the_recording(flashtalk_loop_recording: str, recordings: Any, emulate: Any) -> None:
+    meet_loop(flashtalk_loop_recording, recordings, emulate)
+
+
 def test_audio_projection_equals_the_recording(home_recordings: Any) -> None:
     recorded = home_recordings.tensors("audio_window_proj")
     model = home_recordings.model(home_recordings.header("audio_window_proj")["model"])
@@ -206,3 +215,42 @@ def test_empty_background_keeps_speakers_apart_where_the_reference_loses_them(ho
     assert (((labels >= 0) & (labels <= 4)) | ((labels >= 20) & (labels <= 24))).all()
     assert (labels <= 4).any()
     assert (labels >= 20).any()
+
+
+def test_flashtalk_times_equal_the_recording(flashtalk_timesteps_recording: str, recordings: Any) -> None:
+    recorded = recordings.tensors(flashtalk_timesteps_recording)
+    for name, times in recorded.items():
+        steps, shift = name.removeprefix("steps").split("_shift")
+        sampler = Renoise(RenoiseConfig(bundle="standard", steps=int(steps), shift=float(shift)))
+        assert torch.equal(torch.tensor(sampler.schedule().timesteps), times)
+    assert recorded
+
+
+def test_flashtalk_colors_equal_the_recording(flashtalk_color_recording: str, recordings: Any) -> None:
+    """Its conversions have rounded constants of their own: equal to a level of 2000, except for one-coloured frames."""
+    recorded = {name: tensor[0] for name, tensor in recordings.tensors(flashtalk_color_recording).items()}
+    reference = color_statistics(recorded["reference"][:, 0])
+    cases = {name: "source" for name in recorded if name.startswith("out_strength_") and not name.endswith("bf16")}
+    cases["out_edge_1"] = "source_edge"
+    for name, source in cases.items():
+        told = name.removeprefix("out_strength_")
+        strength = float(f"{told[0]}.{told[1:]}") if source == "source" else 1.0
+        strength = 1.0 if told in ("1", "10") else strength
+        result = recorded[source].clone()
+        match_color(result, reference, strength)
+        torch.testing.assert_close(result, recorded[name], atol=1e-3, rtol=0, msg=f"{name} differs")
+
+
+def test_flashtalk_voices_equal_the_recording(flashtalk_audio_recording: str, recordings: Any) -> None:
+    recorded, header = recordings.tensors(flashtalk_audio_recording), recordings.header(flashtalk_audio_recording)
+    encoder = recordings.audio_encoder(flashtalk_audio_recording)
+    frames, motion = int(header["frame_num"]), int(header["motion_frame"])
+
+    voice = recorded["once.waveform"].numpy()
+    loud = set_loudness(voice, integrated_loudness(voice, VOICE_RATE))
+    features = encoder.encode(torch.tensor(loud), audio_frames(len(voice), 25))
+
+    torch.testing.assert_close(features, recorded["once.embedding"], atol=1e-4, rtol=0)
+    for index in range(int(recorded["once.clips"])):
+        windows = audio_windows(features[None], index * (frames - motion), frames, 25, 25)
+        torch.testing.assert_close(windows, recorded[f"once.clip{index}.audio"], atol=1e-4, rtol=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from engine.components import BRANCHES, Agree, Guidance, Sampler, SharedCache, StepCache, evaluations_of
-from engine.config import Config
+from engine.config import Config, SamplerConfig
 from engine.errors import ConfigError
 from engine.plugin.manager import Registry
 from engine.stages.passes import GuidanceInterval, Tally, guidance_of
@@ -46,7 +46,11 @@ def build_sampling(config: Config, registry: Registry, *, agree: Agree | None = 
 
 
 def _sampler(config: Config, registry: Registry) -> Sampler:
-    sampler, steps = registry.samplers.build(config.sampler), config.sampler.steps
+    chosen, kind = config.sampler, registry.samplers.config(config.sampler.name)
+    if issubclass(kind, SamplerConfig) and not isinstance(chosen, kind):
+        # The preset of a bundle has the keys of Euler; another solver of the model has only these in common with it.
+        chosen = kind(bundle=chosen.bundle, steps=chosen.steps, shift=chosen.shift)
+    sampler, steps = registry.samplers.build(chosen), chosen.steps
     counts = evaluations_of(sampler, steps)
     if len(counts) != steps or min(counts) < 1:
         what = f"sampler={config.sampler.name} declares {list(counts)} evaluations for {steps} steps"

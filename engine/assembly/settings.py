@@ -48,6 +48,8 @@ def make_plan_inputs(config: Config, registry: Registry, weights: WeightsFinder)
         weights=location.folder,
         absent=absent,
         tile=config.memory.tile,
+        whole_windows=model.whole_windows,
+        speakers=model.made_for.speakers,
         holds=_holds(model.continuation) if config.continuation.style == "multitalk" else None,
     )
 
@@ -93,6 +95,7 @@ def _check(config: Config) -> None:
     # Needed for a config that was built in Python.
     check_numbers(config)
     check_compile(config)
+    _check_made_for(config)
     for field, frames in (("model.window", config.model.window), ("continuation.frames", config.continuation.frames)):
         if frames < 1 or frames % 4 != 1:
             raise ConfigError(
@@ -118,6 +121,40 @@ def _check(config: Config) -> None:
             f"{config.continuation.blend} is out of range",
             field="continuation.blend",
             hint=f"0 to {config.model.window}",
+        )
+
+
+def _check_made_for(config: Config) -> None:
+    """Raise ConfigError for a way of sampling that a distilled model was not made for."""
+    made_for, model, sampler = config.model.made_for, config.model.name, config.sampler
+    if made_for.samplers and sampler.name not in made_for.samplers:
+        raise ConfigError(
+            f"model={model} was distilled for sampler={made_for.samplers[0]}, not for {sampler.name}",
+            field="sampler",
+            hint="leave it out, or choose sampler=standard or sampler=turbo, which are the model's own",
+        )
+    if made_for.steps and sampler.steps not in made_for.steps:
+        allowed = " or ".join(map(str, made_for.steps))
+        raise ConfigError(
+            f"model={model} was distilled for {allowed} steps, not for {sampler.steps}",
+            field="sampler.steps",
+            hint=f"give {allowed}, or leave it out",
+            code="out_of_range",
+        )
+    if not made_for.guidance:
+        for key in ("text_scale", "audio_scale"):
+            if (scale := getattr(config.guidance, key)) != 1:
+                raise ConfigError(
+                    f"model={model} was distilled without guidance, and the scale is {scale:g}",
+                    field=f"guidance.{key}",
+                    hint="give 1, or leave it out",
+                    code="out_of_range",
+                )
+    if not made_for.caches and config.cache.name != "none":
+        raise ConfigError(
+            f"model={model} has only {sampler.steps} steps, and cache={config.cache.name} would skip some of them",
+            field="cache",
+            hint="choose cache=none",
         )
 
 

@@ -6,7 +6,19 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from engine.config.ranges import BLEND, COEFFICIENTS, FPS, MAGNITUDES, SCALE, SHIFT, STEPS, STYLE, WINDOW, within
+from engine.config.ranges import (
+    BLEND,
+    COEFFICIENTS,
+    FPS,
+    MAGNITUDES,
+    SCALE,
+    SHIFT,
+    STEPS,
+    STYLE,
+    WINDOW,
+    one_of,
+    within,
+)
 
 
 @dataclass
@@ -46,6 +58,8 @@ class BundleConfig:
     text_scale: float = field(default=5.0, metadata=SCALE)
     #: Guidance scale of the voices; 1: no guidance.
     audio_scale: float = field(default=4.0, metadata=SCALE)
+    #: Name of the sampler.
+    solver: str = "euler"
     #: LoRAs that belong to this mode.
     loras: list[AdapterConfig] = field(default_factory=list)
 
@@ -70,6 +84,22 @@ class ContinuationModelConfig:
 
 
 @dataclass
+class MadeForConfig:
+    """What a distilled model was made for; everything else is refused. The defaults refuse nothing."""
+
+    #: Names of samplers; empty: all.
+    samplers: list[str] = field(default_factory=list)
+    #: Numbers of steps; empty: all.
+    steps: list[int] = field(default_factory=list, metadata=STEPS)
+    #: Whether it can be guided: with scales other than 1, and by a negative prompt.
+    guidance: bool = True
+    #: Whether forwards can be skipped by a step cache.
+    caches: bool = True
+    #: Largest number of speakers; 0: any.
+    speakers: int = field(default=0, metadata=within(0, 16))
+
+
+@dataclass
 class ModelConfig:
     """A model preset: its weights and everything that depends on them."""
 
@@ -89,6 +119,9 @@ class ModelConfig:
     fps: float = field(default=25.0, metadata=FPS)
     #: Maximum frames of one window: 4n + 1.
     window: int = field(default=81, metadata=WINDOW)
+    #: Whether every window has the maximum number of frames, the last one too, whose surplus is dropped: a distilled
+    #: model may never have seen a shorter one.
+    whole_windows: bool = False
     #: The model's resolutions, by name.
     resolutions: dict[str, ResolutionConfig] = field(default_factory=dict)
     #: The default of `resolution`.
@@ -101,6 +134,10 @@ class ModelConfig:
     turbo: BundleConfig = field(default_factory=BundleConfig)
     #: The values for `sampler.bundle=distilled`, a LoRA for fewer steps than turbo's; null: the model has none.
     distilled: BundleConfig | None = None
+    #: What the model was made for.
+    made_for: MadeForConfig = field(default_factory=MadeForConfig)
+    #: Defaults of a worker's jobs: "job": the API's own steps and scale; "model": those of the model.
+    defaults_of: str = field(default="job", metadata=one_of("job", "model"))
     #: What the video should not show, unless the request sets its own text.
     negative_prompt: str = ""
 

@@ -37,6 +37,10 @@ class PlanInputs:
     forwards: int | None = None
     #: Side of the VAE's tiles in pixels; 0: no tiles.
     tile: int = 0
+    #: Whether every window has the maximum number of frames.
+    whole_windows: bool = False
+    #: Largest number of speakers that the model was made for; 0: any.
+    speakers: int = 0
     #: Seconds for which the style of continuation keeps a face, their source, and the alternative for longer videos;
     #: None: no limit.
     holds: tuple[float, str, str] | None = None

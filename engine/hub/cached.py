@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.hub.manifest import Preset
+from engine.hub.manifest import Preset, expand
 from engine.text.names import is_inside, is_plain
 
 
@@ -42,15 +42,18 @@ def hub_cache() -> Path:
 def find(preset: Preset, caches: Sequence[Path]) -> tuple[dict[str, Path], list[str]]:
     """Return the cached files of `preset`, by their place in its folder, and the places of the others."""
     cached: dict[str, Path] = {}
-    for file in preset.files:
+    files = list(preset.files)
+    # Indexes add their shards while the list is walked.
+    for file in files:
         for cache in caches:
             folder = snapshot(cache, file.repository, file.revision)
             if folder is None or not (path := folder / file.path).is_file():
                 continue
             if not file.exact or path.stat().st_size == file.size:
                 cached[file.to] = path
+                files += expand(file, path)[1:]
                 break
-    return cached, [file.to for file in preset.files if file.to not in cached]
+    return cached, [file.to for file in files if file.to not in cached]
 
 
 def link(files: dict[str, Path], name: str, into: Path | None = None) -> Path:

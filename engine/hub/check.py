@@ -37,7 +37,7 @@ def verify(
     A file must have the SHA-256 of the manifest, or else of its first download. Foreign files affect no preset.
     """
     record = Record(folder)
-    files = {file.to: file for preset in presets for file in preset.files}
+    files = {file.to: file for preset in presets for file in preset.with_shards(folder).files}
     # Other recorded files belong to another preset in this folder.
     places = sorted({*files, *record.entries})
     findings = []

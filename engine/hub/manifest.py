@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from engine.errors import ConfigError
+from engine.errors import ConfigError, SourceError
 from engine.hub.record import COMPLETE
 from engine.text.names import is_inside, is_plain
 
@@ -36,6 +37,8 @@ class File:
     #: "" if no source records it.
     sha256: str
     licence: str
+    #: Approximate bytes of the shards that this file, an index, names; 0: it is no index, or they are listed.
+    shards: int = 0
 
     @property
     def key(self) -> str:
@@ -68,12 +71,19 @@ class Preset:
     @property
     def size(self) -> int:
         """Return its bytes on disk; a download never needs more, because no file is stored twice."""
-        return sum(file.size for file in self.files)
+        return sum(file.size + file.shards for file in self.files)
+
+    def with_shards(self, folder: Path) -> Preset:
+        """Return the preset with the shards that the indexes in `folder` name. Raises SourceError for a bad index.
+
+        Where an index is missing, its shards are not known yet.
+        """
+        return replace(self, files=tuple(one for file in self.files for one in expand(file, folder / file.to)))
 
     @property
     def exact(self) -> bool:
         """Whether `size` is exact."""
-        return all(file.exact for file in self.files)
+        return all(file.exact and not file.shards for file in self.files)
 
 
 class Manifest:
@@ -168,9 +178,30 @@ class Manifest:
                 exact="size" in file,
                 sha256=file.get("sha256", ""),
                 licence=source["licence"],
+                shards=file.get("shards", 0),
             )
             for file in row["files"]
         )
+
+
+def expand(file: File, index: Path) -> list[File]:
+    """Return `file`, and if it is an index, which exists at `index`, the shards that it names. Raises SourceError."""
+    if not file.shards or not index.is_file():
+        return [file]
+    try:
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        if not names or not all(map(is_plain, names)) or any(name.startswith(".") for name in names):
+            raise ValueError("it names no files of its own folder")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SourceError(
+            f"the index {file.to} cannot be used: {error}", field="download", hint="get it again with --repair"
+        ) from error
+    shard = replace(file, size=file.shards // len(names), exact=False, sha256="", shards=0)
+    path, place = Path(file.path), Path(file.to)
+    named = [
+        replace(shard, path=path.with_name(name).as_posix(), to=place.with_name(name).as_posix()) for name in names
+    ]
+    return [replace(file, shards=0), *named]
 
 
 def _check_places(name: str, folder: str, files: Sequence[File]) -> None:

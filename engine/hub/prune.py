@@ -46,9 +46,13 @@ class Removable:
 def states(manifest: Manifest, root: Path) -> list[State]:
     """Return the state of every preset of the manifest below `root`. Raises SourceError."""
     result = []
-    for preset in manifest.presets():
+    for listed in manifest.presets():
+        preset = listed.with_shards(root / listed.folder)
         record = Record(root / preset.folder)
-        sizes = [record.entries[file.to].size if file.to in record.entries else file.size for file in preset.files]
+        sizes = [
+            record.entries[file.to].size if file.to in record.entries else file.size + file.shards
+            for file in preset.files
+        ]
         there = [record.unchanged(file.to) for file in preset.files]
         # With the parts that were downloaded, which may differ from the manifest's.
         complete = preset.name in record.complete and all(map(record.unchanged, record.complete[preset.name]))
@@ -89,7 +93,7 @@ def removable(manifest: Manifest, root: Path, keep: Sequence[str] = (), *, forei
             file.to
             for preset in map(manifest.preset, keep)
             if preset.folder == record.folder.name
-            for file in preset.files
+            for file in preset.with_shards(record.folder).files
         }
         for place in record.entries:
             path = record.folder / place

@@ -66,13 +66,12 @@ def pull(preset: Preset, root: Path, options: Options | None = None) -> Path:
     """
     options = options or Options()
     folder = root / preset.folder
-    places = [file.to for file in preset.files]
     try:
-        if Record(folder).has_all(preset.name, places):
+        if is_complete(preset, folder):
             return folder
         with _quiet_hub(), locked(folder, lease=options.lease, say=options.say) as stop:
             # Another process may have downloaded everything while this one waited.
-            if not Record(folder).has_all(preset.name, places):
+            if not is_complete(preset, folder):
                 _Pull(preset, root, options, stop).run()
     except OSError as error:
         if error.errno not in _OF_THE_DISK:
@@ -83,6 +82,15 @@ def pull(preset: Preset, root: Path, options: Options | None = None) -> Path:
             hint="free disk space or allow writing, then start again to resume",
         ) from error
     return folder
+
+
+def is_complete(preset: Preset, folder: Path) -> bool:
+    """Return whether all files of `preset` were downloaded to `folder`, and none has changed. Raises SourceError."""
+    record = Record(folder)
+    # The index itself first: what it names must not be believed if it has changed.
+    return record.has_all(preset.name, [file.to for file in preset.files]) and record.has_all(
+        preset.name, [file.to for file in preset.with_shards(folder).files]
+    )
 
 
 class _Pull:
@@ -103,6 +111,17 @@ class _Pull:
         if preset.name in record.complete:
             del record.complete[preset.name]
             record.save()
+        self._get_all()
+        whole = preset.with_shards(self.folder)
+        if whole != preset:
+            self._preset, self._files = whole, [self._pin(file) for file in whole.files]
+            self._get_all()
+        record.complete[preset.name] = [file.to for file in self._files]
+        record.save()
+
+    def _get_all(self) -> None:
+        """Download the files that are missing."""
+        preset, record = self._preset, self.record
         to_get = [file for file in self._files if not record.unchanged(file.to)]
         to_get = [file for file in to_get if not self._link_from_sibling(file)]
         metadata: dict[File, HubMetadata] = {}
@@ -127,8 +146,6 @@ class _Pull:
         self.options.say(f"{preset.name}: {len(missing)} of {len(self._files)} files to get, into {self.folder}")
         with Progress(total, measure, self.options.out if missing else None):
             self._each(lambda file: self._get(file, metadata[file]), missing)
-        record.complete[preset.name] = [file.to for file in preset.files]
-        record.save()
 
     def _pin(self, file: File) -> File:
         """Return `file` with the commit, size and SHA-256 of its first download, if the manifest has none."""

@@ -36,7 +36,7 @@ def write_published(
 
     `architecture` has configs by part, as in engine/planning/architectures. `quant` decides the transformer's files:
     "int8-quanto", "fp8-quanto" and "gguf" have their own file, others use Wan's shards in float32. `adapter` is the
-    file of audio weights, `loras` are LoRAs of the network. Raises MissingExtra for a GGUF file without the gguf
+    file of audio weights; without, they are in the shards, in bfloat16, as FlashTalk's. `loras` are LoRAs of the network. Raises MissingExtra for a GGUF file without the gguf
     package.
     """
     config = architecture["transformer"]
@@ -56,14 +56,16 @@ def write_published(
         # These are in 16 bits, the network's in 32.
         _write_quanto(packed / f"t5_{quant}.safetensors", packed / f"t5_map_{quant}.json", text, kind, rest="BF16")
     else:
-        parts = [shapes for shapes in shards(wan, _SHARDS) if shapes]
+        parts = [shapes for shapes in shards(wan if adapter else wan | audio, _SHARDS) if shapes]
+        dtype = "F32" if adapter else "BF16"
         for number, shapes in enumerate(parts, 1):
             write_sparse(
-                base / shard_name(number, len(parts)), {name: ("F32", shape) for name, shape in shapes.items()}
+                base / shard_name(number, len(parts)), {name: (dtype, shape) for name, shape in shapes.items()}
             )
     if quant not in QUANTISED or quant == "gguf":
-        entries = {name: ("BF16" if ".norm_x." in name else "F32", shape) for name, shape in audio.items()}
-        write_sparse(root / adapter, entries)
+        if adapter or quant == "gguf":
+            entries = {name: ("BF16" if ".norm_x." in name else "F32", shape) for name, shape in audio.items()}
+            write_sparse(root / (adapter or "audio.safetensors"), entries)
         write_sparse_archive(root / "models_t5_umt5-xxl-enc-bf16.pth", _text(architecture["text_encoder"]), "bfloat16")
     _write_encoders(root, architecture)
     for name in loras:

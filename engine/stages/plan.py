@@ -32,6 +32,13 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
     Raises RequestError if the request is impossible or exceeds its budget, before any work that grows with its numbers,
     and Cancelled once `cancel` is set.
     """
+    if inputs.speakers and len(request.speakers) > inputs.speakers:
+        raise RequestError(
+            f"model={inputs.model} was made for {inputs.speakers} speaker{'s'[: inputs.speakers != 1]}, not for "
+            f"{len(request.speakers)}",
+            field="request.speakers",
+            hint="give fewer voices, or choose another model",
+        )
     fps = request.fps or inputs.native_fps
     spans = voice_spans(media.seconds, request.audio_type, media.delays)
     voices = voices_end(spans)
@@ -43,7 +50,9 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
     generated_fps = inputs.native_fps if native else fps
     generated = generated_frames(frames, fps, generated_fps) if native else frames
     _check_budget(request, inputs, frames / fps, generated, max(fps, inputs.native_fps))
-    windows = plan_windows(generated, window=inputs.window, motion=inputs.motion, cancel=cancel)
+    windows = plan_windows(
+        generated, window=inputs.window, motion=inputs.motion, whole=inputs.whole_windows, cancel=cancel
+    )
     # First what prevents the generation, then what is cut from voices: callers who set no length must see that.
     warnings = [f"no video can be generated {inputs.absent}"] if inputs.weights is None else []
     warnings += _length_warnings(spans, frames / fps, fps, request)

@@ -18,20 +18,23 @@ def count_windows(frames: int, *, window: int, motion: int) -> int:
     return 1 + max(0, -(-(frames - first) // (window - motion)))
 
 
-def plan_windows(frames: int, *, window: int, motion: int, cancel: CancelToken | None = None) -> tuple[Window, ...]:
+def plan_windows(
+    frames: int, *, window: int, motion: int, whole: bool = False, cancel: CancelToken | None = None
+) -> tuple[Window, ...]:
     """Cover `frames` frames with windows of at most `window` frames that overlap by `motion`.
 
     Every window except the first repeats the last `motion` frames of the one before and adds new ones. Each is as
     short as possible; its length must be 4n + 1, and surplus frames are dropped, so that the sum of `keep` is exactly
-    `frames`. `window` and `motion` must be 4n + 1, and motion < window. Raises Cancelled once `cancel` is set.
+    `frames`. With `whole`, each has `window` frames. `window` and `motion` must be 4n + 1, and motion < window. Raises
+    Cancelled once `cancel` is set.
     """
-    first = min(window, _round_up(frames))
+    first = window if whole else min(window, _round_up(frames))
     windows = [Window(index=0, start=0, frames=first, motion=0, keep=min(first, frames))]
     done = windows[0].keep
     while done < frames:
         if len(windows) % _CHECK_EVERY == 0:
             check(cancel, "plan")
-        size = min(window, _round_up(motion + frames - done))
+        size = window if whole else min(window, _round_up(motion + frames - done))
         keep = min(size - motion, frames - done)
         windows.append(Window(index=len(windows), start=done - motion, frames=size, motion=motion, keep=keep))
         done += keep

@@ -54,7 +54,7 @@ class BatchConfig(JobsConfig):
     check: bool = field(default=False, metadata={"help": "only check and plan all jobs; load, make and store nothing"})
     retry_failed: bool = field(default=False, metadata={"help": "repeat jobs that failed before"})
     defaults_of: str = field(
-        default="job",
+        default="${oc.select:model.defaults_of,job}",
         metadata={
             "help": "defaults of jobs: job: those of a worker; model: those of the command line, which are the model's "
             "rate, steps and scales and the length of the voices (job)",
@@ -94,9 +94,7 @@ class Batch:
         self._launcher = launcher
         self._jobs = Path(config.jobs)
         self._folder = None if config.folder is None else Path(config.folder)
-        self._terms = config.terms(
-            defaults_of=config.defaults_of, local_caller=True, folder=self._jobs.absolute().parent
-        )
+        self._terms = config.terms(local_caller=True, folder=self._jobs.absolute().parent)
 
     def run(self, service: Service) -> int:
         """Do the jobs without a result. Raises EngineError for errors that concern all jobs."""

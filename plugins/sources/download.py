@@ -13,8 +13,7 @@ from engine.config import FolderConfig
 from engine.data import Weights
 from engine.errors import SourceError
 from engine.hub.manifest import Preset, read_manifest
-from engine.hub.pull import Options, pull
-from engine.hub.record import Record
+from engine.hub.pull import Options, is_complete, pull
 from engine.plugin.register import Register
 
 logger = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ class Download:
         if preset is None:
             return None
         folder = self.root / preset.folder
-        return folder if Record(folder).has_all(preset.name, [file.to for file in preset.files]) else None
+        return folder if is_complete(preset, folder) else None
 
     def fetch(self, weights: Weights) -> Path | None:
         """Return the folder with all files, downloaded if necessary; None for a model that is not published.

@@ -10,7 +10,11 @@ import yaml
 from hydra.core.config_store import ConfigStore
 
 from engine.assembly.compose import compose
+from engine.assembly.location import WeightsFinder
+from engine.assembly.sampling import build_sampling
+from engine.assembly.settings import make_plan_inputs
 from engine.config import ModelConfig
+from engine.data import PlanInputs
 from engine.errors import ConfigError
 from engine.plugin.manager import installed
 from plugins.samplers.euler import Euler, EulerConfig
@@ -89,7 +93,8 @@ def test_model_gives_steps_shift_and_scales_of_both_modes(name: str) -> None:
         config = compose([f"model={name}", f"sampler={mode}"])
         assert (config.sampler.steps, config.sampler.shift) == (bundle.steps, bundle.shift)
         assert (config.guidance.text_scale, config.guidance.audio_scale) == (bundle.text_scale, bundle.audio_scale)
-    assert model(name).turbo.loras
+    # A model that was distilled itself needs no LoRA for fewer steps.
+    assert bool(model(name).turbo.loras) == model(name).made_for.guidance
     assert model(name).turbo.steps < model(name).standard.steps
 
 
@@ -150,3 +155,36 @@ def test_modes_and_guidances_and_caches_combine() -> None:
     ):
         config = compose([f"sampler={sampler}", f"guidance={guidance}", f"cache={cache}"])
         assert (config.guidance.name, config.cache.name) == (guidance, cache)
+
+
+@pytest.mark.parametrize(
+    ("word", "field"),
+    [
+        ("sampler=euler", "sampler"),
+        ("sampler=unipc", "sampler"),
+        ("sampler.steps=20", "sampler.steps"),
+        ("guidance.text_scale=7.5", "guidance.text_scale"),
+        ("guidance.audio_scale=2", "guidance.audio_scale"),
+        ("cache=teacache", "cache"),
+    ],
+)
+def test_what_flashtalk_was_not_made_for_is_refused(word: str, field: str) -> None:
+    with pytest.raises(ConfigError, match="model=flashtalk") as caught:
+        plan_inputs("model=flashtalk", word)
+    assert caught.value.field == field
+    assert caught.value.hint
+
+
+def test_flashtalk_samples_by_its_own_solver_in_both_modes() -> None:
+    for mode, times in (("standard", [1000, 937.5, 833.3333, 625, 0]), ("turbo", [1000, 833.3333, 0])):
+        inputs = plan_inputs("model=flashtalk", f"sampler={mode}")
+        assert (inputs.sampler, inputs.passes, inputs.whole_windows) == (f"renoise ({mode})", 1, True)
+        sampling = build_sampling(compose(["model=flashtalk", f"sampler={mode}"]), installed())
+        assert sampling.sampler.schedule().timesteps == pytest.approx(times)
+    # Only a distilled model has such limits.
+    assert plan_inputs("model=infinitetalk", "sampler=unipc", "cache=teacache").speakers == 0
+
+
+def plan_inputs(*words: str) -> PlanInputs:
+    config = compose(list(words))
+    return make_plan_inputs(config, installed(), WeightsFinder(installed()))

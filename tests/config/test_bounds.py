@@ -169,7 +169,15 @@ def test_a_request_takes_no_such_number_either(name: str, value: Any) -> None:
 
 def test_every_component_that_is_installed_was_walked() -> None:
     registry = installed()
-    named = {choice.partition("=")[2] for choice in CHOICES} | {"disk", "local", "generate", "euler", "auto", "ahead"}
+    named = {choice.partition("=")[2] for choice in CHOICES} | {
+        "disk",
+        "local",
+        "generate",
+        "euler",
+        "renoise",
+        "auto",
+        "ahead",
+    }
     for register in (registry.sinks, registry.launchers, registry.entrypoints, registry.samplers):
         for name in register.names():
             config = register.config(name)

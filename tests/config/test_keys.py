@@ -106,6 +106,8 @@ def choice_for(key: Key) -> str:
         return f"cache={key.name.rpartition('.')[2]}"
     if key.name.startswith("model.distilled."):
         return "model=multitalk sampler=distilled"
+    if key.name == "model.defaults_of":
+        return "entrypoint=batch"
     return "sampler=turbo" if key.name.startswith("model.turbo.") else key.choice
 
 
@@ -179,8 +181,8 @@ def other(key: Key, now: Any) -> str:
         return next(word for word in key.words if word != now)
     if key.type.startswith("table"):
         return "{a:[64,64]}"
-    if key.type == "list of float":
-        return "[1.5]"
+    if key.type in ("list of float", "list of int"):
+        return "[1.5]" if "float" in key.type else "[3]"
     if key.type.startswith("list"):
         return "[other]"
     kinds = key.type.split(" | ")

@@ -20,7 +20,7 @@ from hub_server import COMMIT, SIGNATURE, Fault, HubServer, hub_server
 
 from engine.errors import SourceError
 from engine.hub.manifest import Manifest, Preset
-from engine.hub.pull import Options, pull
+from engine.hub.pull import Options, is_complete, pull
 from engine.hub.record import COMPLETE, PRIVATE, Record
 
 BIG = random.Random(7).randbytes(600_000)
@@ -417,3 +417,42 @@ def test_the_mark_never_names_more_than_the_record(server: HubServer, tmp_path: 
     record.save()
     assert (folder / COMPLETE).read_text().split() == ["one_b"]
     assert json.loads((folder / PRIVATE / "record.json").read_text())["complete"].keys() == {"one_b"}
+
+
+def sharded(server: HubServer, *names: str) -> Preset:
+    """Return a preset whose shards only their index names."""
+    index = json.dumps({"weight_map": {f"layer{number}": name for number, name in enumerate(names)}}).encode()
+    for name, content in {
+        "model.safetensors.index.json": index,
+        "a-1.safetensors": BIG,
+        "a-2.safetensors": OTHER,
+    }.items():
+        server.files["acme/talk"][name] = content
+    table = server.manifest(one=["talk", "voice"])
+    table["parts"]["talk"]["files"] = [
+        {"path": "model.safetensors.index.json", "to": "base/", "about": 100, "shards": 900_000}
+    ]
+    return Manifest(table).preset("one")
+
+
+def test_shards_that_only_the_index_names_are_got_with_it(server: HubServer, tmp_path: Path) -> None:
+    preset = sharded(server, "a-1.safetensors", "a-2.safetensors", "a-1.safetensors")
+    assert not preset.exact
+    assert preset.size > 900_000
+
+    folder = pull(preset, tmp_path, options())
+
+    assert (folder / "base" / "a-1.safetensors").read_bytes() == BIG
+    assert (folder / "base" / "a-2.safetensors").read_bytes() == OTHER
+    assert is_complete(preset, folder)
+    (folder / "base" / "a-2.safetensors").unlink()
+    assert not is_complete(preset, folder)
+    pull(preset, tmp_path, options())
+    assert (folder / "base" / "a-2.safetensors").read_bytes() == OTHER
+
+
+@pytest.mark.parametrize("name", ["../a-1.safetensors", "/etc/passwd", ".hidden", "sub/a-1.safetensors", ""])
+def test_an_index_cannot_name_files_outside_its_folder(name: str, server: HubServer, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="index"):
+        pull(sharded(server, "a-1.safetensors", name), tmp_path, options())
+    assert {path.name for path in (tmp_path / "one" / "base").iterdir()} == {"model.safetensors.index.json"}

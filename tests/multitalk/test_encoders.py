@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -110,19 +109,8 @@ def test_image_features_leave_out_the_last_layer() -> None:
 
 @pytest.fixture(scope="module")
 def recorded_encoder(home_recordings: Any) -> AudioEncoder:
-    from transformers import Wav2Vec2Config, Wav2Vec2Model
-
-    told = json.loads(home_recordings.header("wav2vec2_tiny")["config"])
-    # What this version of the library refuses, and what only training reads.
-    told = {key: value for key, value in told.items() if not key.startswith("_") and key != "output_attentions"}
-    model = cast("Any", Wav2Vec2Model)(Wav2Vec2Config(**told)).eval()
-    state = {
-        name.removeprefix("model."): tensor
-        for name, tensor in home_recordings.tensors("wav2vec2_tiny").items()
-        if name.startswith("model.")
-    }
-    model.load_state_dict(state)
-    return AudioEncoder(model)
+    encoder: AudioEncoder = home_recordings.audio_encoder("wav2vec2_tiny")
+    return encoder
 
 
 @pytest.mark.parametrize("case", ["x", "y"])

@@ -249,3 +249,10 @@ def test_what_is_made_counts_and_not_how_long_it_is_shown() -> None:
     # One window goes on from nothing.
     wide = replace(LONG, window=401)
     assert not [text for text in plan_walk(REQUEST, media(16.0, 16.0), wide).warnings if "keeps a face" in text]
+
+
+def test_more_speakers_than_a_model_was_made_for_are_refused() -> None:
+    with pytest.raises(RequestError, match="made for 1 speaker, not for 2") as caught:
+        plan_walk(REQUEST, media(2.0, 4.0), replace(INPUTS, speakers=1))
+    assert caught.value.field == "request.speakers"
+    assert plan_walk(REQUEST, media(2.0, 4.0), replace(INPUTS, speakers=2)).seats

@@ -69,3 +69,12 @@ def test_picks_of_all_windows_are_the_whole_video_in_order(frames: int, fps: flo
 def test_equal_rates_pick_each_frame_once(frames: int) -> None:
     for window in plan_windows(frames, window=81, motion=25):
         assert output_frames(window, frames, 25.0, 25.0) == tuple(range(window.keep))
+
+
+@given(frames=st.integers(1, 400), motion=st.sampled_from([5, 9]))
+def test_whole_windows_are_never_shorter_and_keep_exactly_the_frames_asked_for(frames: int, motion: int) -> None:
+    windows = plan_windows(frames, window=33, motion=motion, whole=True)
+    assert {window.frames for window in windows} == {33}
+    assert sum(window.keep for window in windows) == frames
+    assert all(1 <= window.keep <= 33 - window.motion for window in windows)
+    assert len(windows) == count_windows(frames, window=33, motion=motion)

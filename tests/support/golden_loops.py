@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -17,17 +19,19 @@ from steering import make_cache, make_guidance
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.components import Guidance, StepCache
+from engine.components import Guidance, Sampler, StepCache
 from engine.data import Inputs, Window
 from engine.loading.model import Model
 from engine.loading.placement import Profile, place
 from engine.media.color import color_statistics
 from engine.multitalk.audio import audio_windows
+from engine.stages import encode as encode_stage
 from engine.stages.decode import DecodeOptions, decode
-from engine.stages.denoise import denoise
+from engine.stages.denoise import denoise, draw_noise
 from engine.stages.encode import Conditioning, EncodeOptions, Texts, encode, encode_text, to_pixels
 from plugins.caches.teacache import TeaCache
 from plugins.samplers.euler import Euler, EulerConfig
+from plugins.samplers.renoise import Renoise, RenoiseConfig
 
 HOME = Path(__file__).parents[1] / "golden"
 RATE = 25.0
@@ -105,6 +109,8 @@ class Loop:
     header: dict[str, str]
     #: Clean motion frames and a fixed reference.
     infinite: bool
+    #: FlashTalk: new noise after each step, no guidance, colours of every window matched to the picture.
+    renoised: bool
     image: RecordedImage
     model: Model
     #: Source picture, uint8 RGB.
@@ -131,6 +137,8 @@ class Loop:
         return int(self.number("motion_frame", 5 if later is None else 1 + 4 * (later.shape[1] - 1)))
 
     def guidance(self) -> Guidance:
+        if self.renoised:
+            return make_guidance("cfg", 1, 1)
         made = [
             make_guidance(
                 name,
@@ -207,13 +215,17 @@ def load_loop(recordings: Any, name: str) -> Loop:
     model = Model(
         transformer=transformer,
         codec=LinearCodec(recorded),
-        text=RecordedText({"prompt": recorded["context"], "negative": recorded["context_null"]}),
+        text=RecordedText(
+            {"prompt": recorded["context"], "negative": recorded.get("context_null", recorded["context"])}
+        ),
         image=image,
         audio=NoVoice(),
         placement=place(Profile(), {}, device="cpu"),
         device="cpu",
     )
-    return Loop(recorded, header, name.startswith("infinite"), image, model, _picture(recordings, recorded))
+    renoised = name.startswith("flashtalk")
+    infinite = renoised or name.startswith("infinite")
+    return Loop(recorded, header, infinite, renoised, image, model, _picture(recordings, recorded))
 
 
 def _picture(recordings: Any, recorded: Mapping[str, Tensor]) -> npt.NDArray[np.uint8]:
@@ -277,7 +289,7 @@ def replay(loop: Loop, meet: Meet) -> None:
     """Run every clip through encode, denoise and decode; `meet(what, ours, recorded)` is told of each tensor."""
     guidance, cache = loop.guidance(), loop.cache()
     text = encode_text(loop.model, "prompt", "negative", guidance.branches)
-    voices = loop.recorded["full_audio"]
+    generator = torch.Generator().manual_seed(int(loop.number("seed", 42)))
     height, width = (8 * size for size in loop.recorded["clip0.decoded_s8"].shape[2:])
     picture = _fit(loop.source, height, width)
     reference = color_statistics(to_pixels(picture))
@@ -287,15 +299,38 @@ def replay(loop: Loop, meet: Meet) -> None:
         frames = clip["decoded_s8"].shape[1]
         motion = 0 if index == 0 else loop.motion_frames
         start = start if index == 0 else start + frames - motion
-        if index > 0:
+        voices = loop.recorded.get("full_audio")
+        if voices is None:
+            start, voices = 2, _around(clip["audio"])
+        elif index > 0 and not loop.renoised:
             voices = mirrored(voices, start + frames)
-        if loop.infinite:
+        if loop.infinite and not loop.renoised:
             picture = _reference_frame(loop, clip, height, width)
         window = Window(index=index, start=start, frames=frames, motion=motion, keep=frames - motion)
         inputs = Inputs(
             image=picture, voices=(), masks=clip["ref_target_masks"].numpy(), sound=np.zeros((0, 2), np.float32)
         )
-        history = _replay_clip(loop, clip, inputs, window, history, text, voices, guidance, cache, reference, meet)
+        history = _replay_clip(
+            loop, clip, inputs, window, history, text, voices, guidance, cache, reference, generator, meet
+        )
+
+
+def _around(windows: Tensor) -> Tensor:
+    """Return features whose frames from 2 on have the recorded windows (n, frames, 5, layers, channels)."""
+    return torch.cat([windows[:, 0, :2], windows[:, :, 2], windows[:, -1, 3:]], dim=1)
+
+
+def _is_random(windows: Tensor) -> bool:
+    """Say whether recorded windows belong to no sound: neighbours do not share frames."""
+    return not torch.equal(windows[:, 1, 2], windows[:, 0, 3])
+
+
+@contextmanager
+def _given(windows: Tensor) -> Iterator[None]:
+    """Have `encode` use recorded windows that belong to no sound."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode_stage, "audio_windows", lambda *_: windows)
+        yield
 
 
 def _replay_clip(
@@ -309,6 +344,7 @@ def _replay_clip(
     guidance: Guidance,
     cache: StepCache,
     reference: Any,
+    generator: torch.Generator,
     meet: Meet,
 ) -> Tensor:
     def check(name: str, ours: Tensor, recorded: str) -> None:
@@ -316,15 +352,20 @@ def _replay_clip(
             meet(f"clip{window.index}.{name}", ours, clip[recorded], LOOP_TOLERANCE)
 
     loop.image.features = clip["clip_fea"]
-    conditions = encode(
-        loop.model,
-        inputs,
-        window,
-        Conditioning(text, voices, reference),
-        EncodeOptions(guidance.branches, "infinitetalk" if loop.infinite else "multitalk", fps=RATE, native_fps=RATE),
-        history=history,
-    )
-    check("audio", audio_windows(voices, window.start, window.frames, RATE, RATE), "audio")
+    heard = audio_windows(voices, window.start, window.frames, RATE, RATE)
+    with _given(clip["audio"]) if _is_random(clip["audio"]) else nullcontext():
+        conditions = encode(
+            loop.model,
+            inputs,
+            window,
+            Conditioning(text, voices, reference),
+            EncodeOptions(
+                guidance.branches, "infinitetalk" if loop.infinite else "multitalk", fps=RATE, native_fps=RATE
+            ),
+            history=history,
+        )
+    if not _is_random(clip["audio"]):
+        check("audio", heard, "audio")
     check("y", conditions.latents[None], "y")
     assert loop.image.seen is not None
     check("clip_vision_pixels", loop.image.seen[:, None, ::8, ::8], "clip_vision_pixels_s8")
@@ -332,7 +373,12 @@ def _replay_clip(
         check("motion_latent", conditions.motion.latents, "motion_latent")
 
     steps = clip["timesteps"].shape[0] - 1
-    sampler = Euler(EulerConfig(bundle="standard", steps=steps, shift=loop.number("shift", 7)))
+    shift = loop.number("shift", 7)
+    sampler: Sampler = Euler(EulerConfig(bundle="standard", steps=steps, shift=shift))
+    if loop.renoised:
+        sampler = Renoise(RenoiseConfig(bundle="standard", steps=steps, shift=shift))
+        # The order of all draws is that of the public implementation.
+        meet("noise", draw_noise(tuple(clip["noise"].shape), generator), clip["noise"], 0)
     check("timesteps", torch.tensor(sampler.schedule().timesteps), "timesteps")
     fed: list[Tensor] = []
     predicted: list[Tensor] = []
@@ -352,7 +398,7 @@ def _replay_clip(
         sampler=sampler,
         guidance=guidance,
         cache=cache,
-        generator=torch.Generator(),
+        generator=generator,
         motion_noise=noise,
     )
     handle.remove()
@@ -377,10 +423,12 @@ def _replay_clip(
             fps=RATE,
         ),
     )
-    ends = clip["decoded_s8"][:, -decoded.history.shape[1] :]
+    # Other recordings have them after the colours, too.
+    finished = clip.get("corrected_s8", clip["decoded_s8"])
+    ends = finished[:, -decoded.history.shape[1] :]
     meet(f"clip{window.index}.history", decoded.history[:, :, ::8, ::8], ends, LOOP_TOLERANCE)
     pictures = torch.from_numpy(decoded.frames.pictures).permute(3, 0, 1, 2)[:, :, ::8, ::8].float()
-    wanted = ((clip["decoded_s8"][:, window.motion :] + 1) / 2 * 255).clamp(0, 255).floor()
+    wanted = ((finished[:, window.motion :] + 1) / 2 * 255).clamp(0, 255).floor()
     # A value beside a whole number may be cut to either side of it.
     meet(f"clip{window.index}.pictures", pictures, wanted, 1)
     return decoded.history

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 HOME = Path(__file__).parents[1] / "golden"
 
@@ -61,6 +61,20 @@ class Recordings:
         tensors = (self.tensors(name) if state is None else state) | replaced
         model.load_state_dict({to_engine(key): tensor for key, tensor in tensors.items()})
         return model.eval()
+
+    def audio_encoder(self, name: str) -> Any:
+        """Build the recorded wav2vec 2.0 model `name`."""
+        from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+        from engine.multitalk.audio import AudioEncoder
+
+        told = json.loads(self.header(name)["config"])
+        # What this version of the library refuses, and what only training reads.
+        told = {key: value for key, value in told.items() if not key.startswith("_") and key != "output_attentions"}
+        model = cast("Any", Wav2Vec2Model)(Wav2Vec2Config(**told)).eval()
+        tensors = self.tensors(name)
+        model.load_state_dict({key[6:]: tensor for key, tensor in tensors.items() if key.startswith("model.")})
+        return AudioEncoder(model)
 
     def replay(self, model: Any, recorded: dict[str, Any]) -> Any:
         """Run `model` on a recorded forward's inputs: (1, 16, T, h, w)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engine.config import EntrypointConfig, within
+from engine.config import EntrypointConfig, one_of, within
 
 if TYPE_CHECKING:
     from engine.serving.worker.handler import Terms
@@ -36,7 +36,13 @@ class JobsConfig(EntrypointConfig):
         | within(1, 10_000_000),
     )
 
-    def terms(self, *, defaults_of: str = "job", **more: Any) -> Terms:
+    #: Defaults of jobs: "job": the API's own frame rate, steps and scale; "model": those of the model, and as many
+    #: frames as the voices last. A model that was distilled for its own steps and scales sets "model".
+    defaults_of: str = field(
+        default="${oc.select:model.defaults_of,job}", metadata={"flag": False} | one_of("job", "model")
+    )
+
+    def terms(self, **more: Any) -> Terms:
         """Return what jobs may ask for; `more` are fields of `Terms`. Raises ConfigError for impossible limits."""
         # The handler imports asyncio: only an entrypoint that is chosen pays for it.
         from engine.serving.jobs.defaults import JobDefaults
@@ -44,4 +50,4 @@ class JobsConfig(EntrypointConfig):
         from engine.serving.worker.handler import Terms
 
         limits = JobLimits(self.max_frames, self.max_steps, self.max_seconds, self.max_forwards)
-        return Terms(limits=limits, job_defaults=JobDefaults(self.num_frames, defaults_of), **more)
+        return Terms(limits=limits, job_defaults=JobDefaults(self.num_frames, self.defaults_of), **more)

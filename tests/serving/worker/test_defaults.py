@@ -45,7 +45,7 @@ def test_the_default_recipe_is_for_models_that_are_published_for_it() -> None:
 def test_what_a_model_boots_with_reads_weights_that_exist(model: str) -> None:
     config = booted(f"model={model}")
     preset = read_manifest().preset_of(model, config.quant.name)
-    assert config.model.packaged if preset is None else f"quant={config.quant.name}" in preset.use.split()
+    assert config.model.packaged if preset is None else config.quant.name == preset.words["quant"]
     if preset is None:
         assert locate_weights(config, installed()).is_dir()
     else:
