@@ -24,7 +24,7 @@ from engine.assembly.weights import LoadedModel
 from engine.config import Config
 from engine.config.resume import ResumeConfig
 from engine.data import Plan, Request, Window
-from engine.errors import NotDelivered, RequestError
+from engine.errors import Cancelled, NotDelivered, RequestError
 from engine.files.aside import Aside
 from engine.files.lingering import keep_longer, remove_later
 from engine.files.states import Entry, Found, State, StateFolder, relatives, sweep_states
@@ -261,7 +261,9 @@ class Keeping:
             return
         try:
             self._aside.wait(running, check=self._check)
-        except OSError as error:
+        except Cancelled:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the video can be made without states
             self._own = None
             last = max(self._entries, default=-1) + 1
             self._warn(f"states are not kept any more after window {last}", error)
@@ -296,9 +298,10 @@ class Keeping:
     def _check(self) -> None:
         self._meter.check("resume")
 
-    def _warn(self, what: str, error: OSError) -> None:
+    def _warn(self, what: str, error: Exception) -> None:
         # Without the path, which belongs to this machine.
-        self.warnings.append(f"{what}: {error.strerror or type(error).__name__}")
+        reason = error.strerror if isinstance(error, OSError) else None
+        self.warnings.append(f"{what}: {reason or type(error).__name__}")
 
 
 class NoKeeping(Keeping):

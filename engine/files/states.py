@@ -241,17 +241,22 @@ def relatives(parent: Path, name: str) -> int:
     return sum(bool(NAME.fullmatch(one)) and one != name and one[:25] == name[:25] for one in names)
 
 
+#: Seconds after which states of a delivered video are swept: its process removes them earlier, unless it was killed.
+_ANSWERED = 60.0
+
+
 def sweep_states(parent: Path, *, days: float, most: float, using: str = "") -> int:
     """Remove states older than `days`, then the oldest until all have at most `most` bytes; return their number.
 
-    The folder named `using`, and everything that is no folder of states, stays. Raises OSError for a folder that
+    Those of delivered videos are removed after a minute. The folder named `using`, and everything that is no folder of states, stays. Raises OSError for a folder that
     cannot be listed; states that cannot be removed stay.
     """
     kept: list[tuple[float, int, Path]] = []
     removed, now = 0, time.time()
     for path in _folders(parent):
         newest, size = _age_and_size(path)
-        if path.suffix == _REMOVED or (path.name != using and now - newest > days * 86_400):
+        most_age = min(days * 86_400, _ANSWERED) if (path / _DELIVERED).exists() else days * 86_400
+        if path.suffix == _REMOVED or (path.name != using and now - newest > most_age):
             shutil.rmtree(path, ignore_errors=True)
             removed += 1
         else:

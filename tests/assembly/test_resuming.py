@@ -185,6 +185,18 @@ def test_the_states_of_a_job_stay_until_its_answer_has_arrived(place: Place) -> 
     assert not place.files()
 
 
+def test_states_of_a_worker_that_was_killed_after_its_answer_are_swept_soon(place: Place) -> None:
+    place.service.generate(replace(ONE, job="anna-1"))
+    (delivered,) = place.states.iterdir()
+    past = time.time() - 61
+    for path in (*delivered.iterdir(), delivered):
+        os.utime(path, (past, past))
+
+    place.stop_in(2, replace(ONE, seed=1))
+
+    assert not delivered.exists()
+
+
 def test_a_cancelled_video_continues_too(place: Place) -> None:
     cancel = threading.Event()
 
