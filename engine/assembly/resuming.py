@@ -71,6 +71,7 @@ class Keeping:
         self._own: StateFolder | None = None
         self._parent: Path | None = None
         self._state: State | None = None
+        self._taken = 0
         self._segments: tuple[Path, ...] = ()
         self._entries: dict[int, Entry] = {}
         self._bytes = 0
@@ -84,7 +85,7 @@ class Keeping:
     @property
     def taken(self) -> int:
         """The number of windows that an earlier attempt finished, and that are not made again."""
-        return 0 if self._state is None else self._state.windows
+        return self._taken
 
     def look(self, into: Path) -> None:
         """Find the newest state, and copy its segments to the folder `into`. Raises Cancelled.
@@ -130,7 +131,7 @@ class Keeping:
         if found.state is None:
             self._tell_relatives()
         else:
-            self._state, self._segments = found.state, found.segments
+            self._state, self._taken, self._segments = found.state, found.state.windows, found.segments
             self._bytes = sum(entry.bytes for entry in found.state.segments)
             self.facts.update(found.state.facts.get("facts", {}))
             if not other:
@@ -144,7 +145,7 @@ class Keeping:
         if self._parent is not None:
             most = resume.gib * 2**30
             sweep = partial(sweep_states, self._parent, days=resume.days, most=most, using=self._name)
-            self._aside.begin(sweep)
+            self._aside.begin(partial(sweep, beat=self._aside.beat))
 
     def take_over(
         self, writer: WriteBehind, generator: torch.Generator, tally: Tally, meter: Meter
@@ -155,7 +156,9 @@ class Keeping:
         """
         import torch
 
-        windows, state, history = self._plan.windows, self._state, None
+        windows, history = self._plan.windows, None
+        # Its arrays need not stay in memory.
+        state, self._state = self._state, None
         if state is not None:
             for index, path in enumerate(self._segments):
                 writer.take_over(load(path.read_bytes()), last=index + 1 == len(windows))
@@ -254,13 +257,13 @@ class Keeping:
         """End the thread; nothing is kept any more."""
         self._aside.end()
 
-    def _settle(self) -> None:
-        """Wait for the state before, and give up keeping states if it failed."""
+    def _settle(self, *, delivered: bool = False) -> None:
+        """Wait for the state before, and give up keeping states if it failed. Raises Cancelled, unless `delivered`."""
         running, self._running = self._running, None
         if running is None:
             return
         try:
-            self._aside.wait(running, check=self._check)
+            self._aside.wait(running, check=(lambda: None) if delivered else self._check)
         except Cancelled:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the video can be made without states
@@ -269,7 +272,7 @@ class Keeping:
             self._warn(f"states are not kept any more after window {last}", error)
 
     def _remove(self, *, linger: bool = False) -> None:
-        self._settle()
+        self._settle(delivered=True)
         own, self._own = self._own, None
         if own is None or self.resume.keep:
             return
@@ -326,6 +329,10 @@ def open_states(
     Raises Cancelled and RequestError.
     """
     resume = config.resume
+    if resume.folder is None and resume.retake:
+        raise RequestError(
+            "windows are made again from kept states only", field="resume.folder", hint="name the folder of the states"
+        )
     if resume.folder is None:
         return NoKeeping(resume, "", "", plan, {}, meter)
     name = partial(state_name, request, config, plan, provenance, loaded, runtime)

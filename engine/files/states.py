@@ -245,15 +245,16 @@ def relatives(parent: Path, name: str) -> int:
 _ANSWERED = 60.0
 
 
-def sweep_states(parent: Path, *, days: float, most: float, using: str = "") -> int:
+def sweep_states(parent: Path, *, days: float, most: float, using: str = "", beat: Beat = lambda: None) -> int:
     """Remove states older than `days`, then the oldest until all have at most `most` bytes; return their number.
 
-    Those of delivered videos are removed after a minute. The folder named `using`, and everything that is no folder of states, stays. Raises OSError for a folder that
-    cannot be listed; states that cannot be removed stay.
+    Those of delivered videos are removed after a minute. The folder named `using`, and everything that is no folder of
+    states, stays. Raises OSError for a folder that cannot be listed; states that cannot be removed stay.
     """
     kept: list[tuple[float, int, Path]] = []
     removed, now = 0, time.time()
     for path in _folders(parent):
+        beat()
         newest, size = _age_and_size(path)
         most_age = min(days * 86_400, _ANSWERED) if (path / _DELIVERED).exists() else days * 86_400
         if path.suffix == _REMOVED or (path.name != using and now - newest > most_age):
@@ -265,6 +266,7 @@ def sweep_states(parent: Path, *, days: float, most: float, using: str = "") -> 
     for _, size, path in sorted(kept):
         if total <= most:
             break
+        beat()
         if path.name != using:
             shutil.rmtree(path, ignore_errors=True)
             total -= size

@@ -529,6 +529,11 @@ def decoded(delivery: Delivery) -> Any:
 
 def test_made_again_windows_need_a_kept_state(place: Place) -> None:
     with (
+        place.changed("resume.folder=null", "resume.retake=3") as service,
+        pytest.raises(RequestError, match="from kept states only"),
+    ):
+        service.generate(ONE)
+    with (
         place.changed("resume.retake=3") as service,
         pytest.raises(RequestError, match="no state is kept of this video after window 2"),
     ):
