@@ -17,6 +17,7 @@ from engine.config.device import VaeConfig as VaeConfig
 from engine.config.model import AdapterConfig as AdapterConfig
 from engine.config.model import BundleConfig as BundleConfig
 from engine.config.model import ContinuationModelConfig as ContinuationModelConfig
+from engine.config.model import MadeForConfig as MadeForConfig
 from engine.config.model import ModelConfig as ModelConfig
 from engine.config.model import ResolutionConfig as ResolutionConfig
 from engine.config.ranges import BLEND, BUNDLE, FPS, SCALE, SHIFT, STEPS, STYLE, WINDOW, X264_PRESET
