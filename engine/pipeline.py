@@ -98,7 +98,7 @@ class Engine:
             options = make_options(config, plan, sampling, self.runtime.device)
             with meter.stage("listen"):
                 prompts = prompts_of(request, config)
-                conditioning = encode_prompt_and_voices(model, inputs, prompts, options.encode, cancel=meter)
+                conditioning = encode_prompt_and_voices(model, inputs, prompts, plan, options.encode, cancel=meter)
             provenance = make_provenance(request, media, config, weights=loaded.fingerprint, runtime=self.runtime)
             with open_states(request, config, plan, provenance, loaded, self.runtime, folder, meter) as keeping:
                 path, size, name = folder / "video.mp4", plan.canvas.target, request.filename
@@ -124,7 +124,7 @@ class Engine:
                         artifact = writer.finish(keeping.provenance)
                 with meter.stage("keep"):
                     kept = keeping.deliver(lambda: sink.put(artifact))
-        forwards, reused = sampling.tally.made, conditioning.text.reused
+        forwards, reused = sampling.tally.made, conditioning[0].text.reused
         made = Making(self.memory, forwards, reused, writer.overlapped, keeping.taken, keeping.warnings)
         delivery = make_delivery(kept, artifact, plan, inputs, meter, made)
         self._hooks.generation_finished(request=request, delivery=delivery)

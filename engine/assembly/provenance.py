@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import Config
-from engine.data import Media, Request
+from engine.data import Cue, Media, Request
 from engine.files.checksums import sha256_of
 
 FORMAT = 1
@@ -75,6 +75,7 @@ def make_provenance(
                 }
                 for speaker, cut in zip(request.speakers, media.cuts, strict=True)
             ],
+            **_timeline(request),
         },
         "inputs": input_hashes(media),
         "weights": weights,
@@ -85,9 +86,21 @@ def make_provenance(
         "dtype": runtime.dtype,
         "decode_dtype": runtime.decode_dtype,
         "attention": runtime.attention,
-        # Left out if nothing is compiled, so that the provenance of other videos does not change.
+        # Left out if nothing is chosen, so that the provenance of other videos does not change.
+        **({} if config.windows == "fixed" else {"windows": config.windows}),
         **({} if (kernels := compiled_by(config)) == "none" else {"compile": kernels}),
     }
+
+
+def _timeline(request: Request) -> dict[str, Any]:
+    # Only if requested, so that the provenance of other videos does not change.
+    prompts = [{**_begin(cue), "text": cue.value} for cue in request.prompts]
+    images = [_begin(cue) for cue in request.images]
+    return {**({"prompts": prompts} if prompts else {}), **({"images": images} if images else {})}
+
+
+def _begin(cue: Cue) -> dict[str, Any]:
+    return {"from": float(cue.seconds or 0)} if cue.frame is None else {"from_frame": cue.frame}
 
 
 def compiled_by(config: Config) -> str:
@@ -101,6 +114,7 @@ def input_hashes(media: Media) -> dict[str, Any]:
         "image": sha256_of(media.image),
         "voices": [sha256_of(path) if path else None for path in media.voices],
         "masks": [sha256_of(path) if path else None for path in media.masks],
+        **({"images": [sha256_of(path) for path in media.images]} if media.images else {}),
     }
 
 

@@ -26,14 +26,14 @@ LEFT_OUT = (
 #: Fields of a request that change no bytes, or that reach the name otherwise: media by their hashes, overrides by the
 #: config, the rest by provenance and plan.
 LEFT_OUT_OF_REQUEST = (
-    *("image", "speakers", "filename", "job", "store", "sink", "answer_bytes", "overrides", "budget"),
+    *("image", "images", "speakers", "filename", "job", "store", "sink", "answer_bytes", "overrides", "budget"),
     *("frames", "fps", "negative_prompt"),
 )
 #: Keys of provenance that say how a video is computed; the others say which video.
 _HOW = ("weights", "versions", "threads", "processes", "device", "dtype", "decode_dtype", "attention", "compile")
 _PLAN = (
     *("canvas", "seats", "frames", "fps", "timing", "audio_type", "generated_frames", "generated_fps", "windows"),
-    *("steps", "passes", "evaluations"),
+    *("steps", "passes", "evaluations", "canvases"),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,8 @@ class WindowMaker:
 
     model: Model
     inputs: Inputs
-    conditioning: Conditioning
+    #: One entry per window of the plan.
+    conditioning: Sequence[Conditioning]
     options: StageOptions
     sampling: Sampling
     #: All noise of the request comes from it, so its state decides the next window.
@@ -44,14 +45,12 @@ class WindowMaker:
         Raises Cancelled, and EngineError (`broken_window`) for a window that is not a picture.
         """
         number, meter, options = window.index + 1, self.meter, self.options
+        given = self.conditioning[window.index]
         with meter.stage("encode", window=number):
-            conditions = encode(
-                self.model, self.inputs, window, self.conditioning, options.encode, history, cancel=meter
-            )
+            conditions = encode(self.model, self.inputs, window, given, options.encode, history, cancel=meter)
         with meter.stage("denoise", window=number):
             latents = self.group.denoise(
                 self.model, conditions, self.sampling, self.generator, self.config, self.on_step, cancel=meter
             )
         with meter.stage("decode", window=number):
-            colors = self.conditioning.colors
-            return decode(self.model, latents, window, colors, options.decode, history, cancel=meter)
+            return decode(self.model, latents, window, given.colors, options.decode, history, cancel=meter)

@@ -25,9 +25,11 @@ from engine.plugin.manager import installed
 from engine.redaction import redact
 from engine.service import EngineService
 from engine.serving.jobs.speakers import SILENCE
+from engine.serving.jobs.timeline import parse_timeline, plain_timeline
 
 _MEDIA = (
-    *(flag for flag in REQUEST if flag.key in ("image", "audio")),
+    Flag("image", "FILE", "the picture; if there were several by time, each in their order", many=True),
+    *(flag for flag in REQUEST if flag.key == "audio"),
     Flag("mask", "FILE", "a mask picture, once for each person who had one", many=True),
 )
 #: Largest width of the column of keys.
@@ -115,7 +117,7 @@ def repeat(
     own = read_arguments("generate", parser, values, rest[1:])
     try:
         check_form(provenance)
-        request = _request(provenance, media["image"], media["audio"] or [], media["mask"] or [])
+        request = _request(provenance, media["image"] or [], media["audio"] or [], media["mask"] or [])
         overrides = [*own.overrides, *provenance_overrides(provenance, request)]
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise RequestError(
@@ -144,6 +146,8 @@ def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> lis
         if "name" in value:
             overrides.append(f"{group}={quoted(group, value['name'])}")
         overrides += [f"{group}.{_key(key)}={_value(group, part)}" for key, part in value.items() if key != "name"]
+    if "windows" in provenance:
+        overrides.append(f"windows={quoted('windows', provenance['windows'])}")
     overrides.append(f"memory.tile={int(provenance.get('tile', 0))}")
     # Before there was a choice, all decoding was in float32.
     overrides.append(f"vae.decode_dtype={quoted('decode_dtype', provenance.get('decode_dtype', 'float32'))}")
@@ -156,10 +160,13 @@ def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> lis
         }
         for speaker in request.speakers
     ]
-    overrides.append(override("request.image", request.image))
+    for key, cues in (("prompts", request.prompts), ("images", request.images)):
+        if cues:
+            overrides.append(override(f"request.{key}", json.dumps({key: plain_timeline(cues, key)})))
     overrides.append(override("request.speakers", json.dumps({"speakers": speakers})))
-    for key in ("prompt", "negative_prompt", "seed", "frames", "fps", "audio_type", "timing", "fit"):
-        if (value := getattr(request, key)) is not None:
+    for key in ("image", "prompt", "negative_prompt", "seed", "frames", "fps", "audio_type", "timing", "fit"):
+        # Empty: there is a timeline instead.
+        if (value := getattr(request, key)) is not None and (value != "" or key == "negative_prompt"):
             overrides.append(override(f"request.{key}", str(value)))
     return overrides
 
@@ -175,8 +182,10 @@ def differences(provenance: Mapping[str, Any], overrides: Sequence[str], request
     with scratch() as folder:
         now = input_hashes(fetch_media(request, registry, service.access, folder))
     then, lines = provenance["inputs"], []
-    if then["image"] != now["image"]:
-        lines.append(f"{redact(request.image)} is not the picture that the video was made from")
+    hashes = zip([then["image"], *then.get("images", ())], [now["image"], *now.get("images", ())], strict=True)
+    for address, (one, other) in zip([cue.value for cue in request.images] or [request.image], hashes, strict=True):
+        if one != other:
+            lines.append(f"{redact(address)} is not the picture that the video was made from")
     for key, what in (("voices", "voice"), ("masks", "mask")):
         for index, (one, other) in enumerate(zip(then[key], now[key], strict=True)):
             if one != other:
@@ -203,13 +212,19 @@ def differences(provenance: Mapping[str, Any], overrides: Sequence[str], request
     return lines
 
 
-def _request(provenance: Mapping[str, Any], image: str | None, audio: Sequence[str], masks: Sequence[str]) -> Request:
+def _request(
+    provenance: Mapping[str, Any], images: Sequence[str], audio: Sequence[str], masks: Sequence[str]
+) -> Request:
     recorded = provenance["request"]
     voices = [address for address in audio if address != SILENCE]
     speaking = sum(not speaker["silence"] for speaker in recorded["speakers"])
     masked = sum(speaker["mask"] for speaker in recorded["speakers"])
-    if image is None:
+    pictures = recorded.get("images", ())
+    if not images:
         raise RequestError("no picture", field="request.image", hint="give the picture again with --image FILE")
+    if len(images) != (wanted := max(1, len(pictures))):
+        what = f"{len(images)} pictures given, the video has {wanted}"
+        raise RequestError(what, field="request.image", hint="give each picture again with --image FILE")
     if len(voices) != speaking:
         raise RequestError(
             f"{len(voices)} voices given, the video has {speaking}",
@@ -234,7 +249,12 @@ def _request(provenance: Mapping[str, Any], image: str | None, audio: Sequence[s
     )
     texts = {key: recorded[key] for key in ("prompt", "negative_prompt", "seed", "frames", "fps")}
     choices = {key: recorded[key] for key in ("audio_type", "timing", "fit")}
-    return Request(image=image, speakers=speakers, **texts, **choices)
+    prompts = parse_timeline(recorded["prompts"], "prompts") if "prompts" in recorded else ()
+    if not pictures:
+        return Request(image=images[0], speakers=speakers, prompts=prompts, **texts, **choices)
+    entries = [{**entry, "image": image} for entry, image in zip(pictures, images, strict=True)]
+    by_time = parse_timeline(entries, "images")
+    return Request(image="", speakers=speakers, prompts=prompts, images=by_time, **texts, **choices)
 
 
 def _value(key: str, value: Any) -> str:

@@ -156,6 +156,12 @@ class RequestConfig:
         },
     )
     prompt: str | None = _request_field(None, "what the video shows", "TEXT")
+    prompts: str | None = _request_field(
+        None, "YAML or JSON: prompts by time; replaces --prompt (see docs/timeline.md)", "FILE"
+    )
+    images: str | None = _request_field(
+        None, "YAML or JSON: reference pictures by time; replaces --image (see docs/timeline.md)", "FILE"
+    )
     negative_prompt: str | None = _request_field(None, "what the video should not show (the model's own)", "TEXT")
     frames: int | str | None = _request_field(
         None, "number of frames; auto: as long as the voices (auto)", "N|auto", within(1, 90_000)
@@ -314,6 +320,8 @@ class Config:
     cache: CacheConfig = MISSING
     #: How a window continues the one before it.
     continuation: ContinuationConfig = field(default_factory=ContinuationConfig)
+    #: Where windows meet: "fixed", each is as long as possible; "pauses": in pauses of speech, if one is within reach.
+    windows: str = field(default="fixed", metadata=one_of("fixed", "pauses"))
     #: How the MP4 is encoded.
     video: VideoConfig = field(default_factory=VideoConfig)
     #: States of unfinished videos, from which an interrupted job continues.
@@ -365,7 +373,7 @@ FIXED = (
 )
 
 #: Keys that a request's overrides may set: these and, with a dot, the keys below them.
-OVERRIDABLE = ("resolution", "sampler", "guidance", "cache", "continuation")
+OVERRIDABLE = ("resolution", "sampler", "guidance", "cache", "continuation", "windows")
 
 
 def store_schema() -> None:

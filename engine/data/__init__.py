@@ -34,6 +34,11 @@ from engine.data.result import Peak as Peak
 from engine.data.result import Progress as Progress
 from engine.data.result import Resumed as Resumed
 from engine.data.stored import Stored as Stored
+from engine.data.timeline import Cue as Cue
+from engine.data.timeline import Loudness as Loudness
+from engine.data.timeline import PlannedCue as PlannedCue
+from engine.data.timeline import Seam as Seam
+from engine.data.timeline import Seams as Seams
 from engine.data.voices import Cut as Cut
 from engine.data.voices import Link as Link
 from engine.data.voices import Region as Region

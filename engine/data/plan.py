@@ -9,6 +9,7 @@ from pathlib import Path
 from engine.data.adapters import LoraUse
 from engine.data.estimates import Estimates
 from engine.data.request import AudioType, Fit, Timing
+from engine.data.timeline import PlannedCue, Seams
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class PlanInputs:
     #: Seconds for which the style of continuation keeps a face, their source, and the alternative for longer videos;
     #: None: no limit.
     holds: tuple[float, str, str] | None = None
+    #: "multitalk" or "infinitetalk": whether a window sees the history or the reference picture.
+    style: str = ""
+    #: "fixed": windows as long as possible; "pauses": windows meet in pauses of speech.
+    windows: str = "fixed"
 
 
 @dataclass(frozen=True)
@@ -124,5 +129,12 @@ class Plan:
     attention: str = ""
     #: Evaluations of the network in each window; None: one per step.
     evaluations: int | None = None
+    #: The first window of each of the request's prompts and pictures by time; empty for a request with only one.
+    prompts: tuple[PlannedCue, ...] = ()
+    images: tuple[PlannedCue, ...] = ()
+    #: The canvas of each picture after the first, all with the same target.
+    canvases: tuple[Canvas, ...] = ()
+    #: Where windows meet with windows=pauses, and why.
+    seams: Seams | None = None
     #: Only `plan` calculates them; they are not a decision. None if the model's sizes are not known.
     estimates: Estimates | None = field(default=None, compare=False)

@@ -29,6 +29,8 @@ class Inputs:
     sound: npt.NDArray[np.float32]
     #: Facts found while decoding that change the result, one sentence each.
     warnings: tuple[str, ...] = ()
+    #: The reference pictures after the first, as `image`.
+    images: tuple[npt.NDArray[np.uint8], ...] = ()
 
 
 @dataclass(frozen=True)

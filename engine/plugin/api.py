@@ -133,7 +133,7 @@ API = (
     Public("engine.config", "EntrypointConfig", "entrypoint", "base class of a config with its own defaults"),
     Public("engine.config", "RequestConfig", "entrypoint", "the flags of a request"),
     Public("engine", "EngineService", "entrypoint", "an engine in a process of its own"),
-    Public("engine", "Speaker SILENCE read_speakers", "entrypoint", "parts of a request"),
+    Public("engine", "Speaker SILENCE read_speakers read_timeline", "entrypoint", "parts of a request"),
     Public("engine", "Request Progress Delivery Plan", "entrypoint hook", "a request and its results"),
     Public(
         "engine.data",
@@ -141,6 +141,7 @@ API = (
         "entrypoint",
         "types of a request's fields and parts of a plan",
     ),
+    Public("engine.serving.plan_lines", "window_lines", "entrypoint", "a plan's windows as text"),
     Public("engine.errors", "plain_json", "entrypoint", "an answer as one line of JSON"),
     Public("engine.redaction", "redact", "entrypoint", "removes secrets from a text"),
     Public("engine.runtime.bar", "bar elapsed", "entrypoint", "the progress bar, and seconds as text"),

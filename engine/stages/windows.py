@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from engine.cancel import check
 from engine.data import Frames, Plan, Window
 from engine.data.cancel import CancelToken
@@ -38,6 +41,19 @@ def plan_windows(
         keep = min(size - motion, frames - done)
         windows.append(Window(index=len(windows), start=done - motion, frames=size, motion=motion, keep=keep))
         done += keep
+    return tuple(windows)
+
+
+def windows_between(cuts: Sequence[int], frames: int, *, motion: int) -> tuple[Window, ...]:
+    """Cover `frames` frames with windows that begin at 0 and at `cuts`, sorted frames of the form 4n + 1.
+
+    As in `plan_windows`, each repeats the last `motion` frames before it, and is as short as possible.
+    """
+    windows = []
+    for index, (begin, end) in enumerate(pairwise([0, *cuts, frames])):
+        repeated = motion if index else 0
+        size = _round_up(repeated + end - begin)
+        windows.append(Window(index, start=begin - repeated, frames=size, motion=repeated, keep=end - begin))
     return tuple(windows)
 
 

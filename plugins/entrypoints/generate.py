@@ -15,16 +15,26 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from omegaconf import II
 
-from engine import SILENCE, Delivery, Plan, Progress, Request, Speaker, hookimpl, read_speakers
+from engine import SILENCE, Delivery, Plan, Progress, Request, Speaker, hookimpl, read_speakers, read_timeline
 from engine.components import CancelToken, Entrypoint, ProgressCallback, Service
 from engine.config import EntrypointConfig, RequestConfig
 from engine.errors import Cancelled, RequestError, SinkError, plain, plain_json
 from engine.plugin.register import Register
 from engine.redaction import redact
 from engine.runtime.bar import bar, elapsed
+from engine.serving.plan_lines import window_lines
 
 if TYPE_CHECKING:
-    from engine.data import AudioType, Canvas, CardEstimate, Estimates, Fit, LoraUse, Seat, Timing, Window
+    from engine.data import (
+        AudioType,
+        Canvas,
+        CardEstimate,
+        Estimates,
+        Fit,
+        LoraUse,
+        Seat,
+        Timing,
+    )
 
 #: Width of the column of a plan's table with the host memory of a card's machine.
 _HOST = len("host 100.0 GB of 100 to 100 GB, some too small")
@@ -90,13 +100,15 @@ class Generate:
 
 def make_request(config: RequestConfig) -> Request:
     """Build the request. Raises RequestError for missing inputs; the engine checks the values."""
-    if not config.image:
+    if not config.image and not config.images:
         raise RequestError("no picture", field="request.image", hint="give --image FILE")
-    if config.prompt is None:
+    if config.prompt is None and config.prompts is None:
         raise RequestError("no prompt", field="request.prompt", hint='give --prompt "what is to be seen"')
     return Request(
-        prompt=config.prompt,
-        image=config.image,
+        prompt=config.prompt or "",
+        image=config.image or "",
+        prompts=() if config.prompts is None else read_timeline(config.prompts, "prompts"),
+        images=() if config.images is None else read_timeline(config.images, "images"),
         speakers=_speakers(config),
         negative_prompt=config.negative_prompt,
         seed=config.seed,
@@ -131,7 +143,7 @@ def describe(plan: Plan, request: Request) -> str:
         *(("speakers" if index == 0 else "", _seat(seat, request)) for index, seat in enumerate(plan.seats)),
         ("video", f"{plan.frames} frames at {plan.fps:g} per second, {plan.seconds:.2f} s, seed {plan.seed}"),
         *([_native(plan)] if plan.timing == "native" else []),
-        *(("windows" if index == 0 else "", line) for index, line in enumerate(_windows(plan.windows))),
+        *window_lines(plan),
         ("sampling", f"{sampling}: {plan.forwards} forwards in all"),
         *([("attention", plan.attention)] if plan.attention else []),
         *([] if plan.estimates is None else _estimates(plan.estimates)),
@@ -284,16 +296,6 @@ def _native(plan: Plan) -> tuple[str, str]:
         "timing",
         f"native: {plan.generated_frames} frames at {plan.generated_fps:g} per second, selected for the video",
     )
-
-
-def _windows(windows: Sequence[Window]) -> list[str]:
-    lines = [
-        f"{window.index + 1}: frames {window.start} to {window.start + window.frames - 1}"
-        + (f", {window.motion} of them repeated" if window.motion else "")
-        + f", {window.keep} kept"
-        for window in windows
-    ]
-    return lines if len(lines) <= 6 else [*lines[:4], f"... {len(lines) - 5} more ...", lines[-1]]
 
 
 def _estimates(estimates: Estimates) -> list[tuple[str, str]]:
