@@ -67,7 +67,7 @@ class Round:
     #: Windows that were made in all, and that the last attempt took over.
     made: int = 0
     taken_over: int | None = None
-    #: Whether a worker was killed after its answer, so that the states wait for the next video to be removed.
+    #: Whether a worker was killed after its answer, so that the next video on the volume removes the states.
     swept_later: bool = False
     problems: list[str] = field(default_factory=list)
 
@@ -292,7 +292,7 @@ def run_round(way: str, seed: int, digest: str) -> Round:
             found.problems.append("other bytes than the video that was never interrupted")
         if not WINDOWS <= found.made <= WINDOWS + 1:
             found.problems.append(f"{found.made} windows were made")
-        if way == "worker" and not found.killed and list(home.states.glob("*/delivered")):
+        if found.made == WINDOWS and not found.taken_over and list(home.states.glob("*/delivered")):
             found.swept_later = True
             shutil.rmtree(home.states)
         if left := home.left():
