@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,9 @@ PACKAGES = ("multitalk-engine", "torch", "diffusers", "transformers", "numpy", "
 
 #: Parts of the config that determine the frames.
 DECISIVE = ("resolution", "quant", "sampler", "guidance", "cache", "lora", "continuation", "video")
+
+#: Parts that determine which windows are made again, and the report that is stored beside this. Older videos have none.
+JUDGING = ("report", "retake")
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ def make_provenance(
         # Left out if nothing is chosen, so that the provenance of other videos does not change.
         **({} if config.windows == "fixed" else {"windows": config.windows}),
         **({} if (kernels := compiled_by(config)) == "none" else {"compile": kernels}),
+        **{key: _plain(getattr(config, key)) for key in JUDGING},
     }
 
 
@@ -101,6 +106,11 @@ def _timeline(request: Request) -> dict[str, Any]:
 
 def _begin(cue: Cue) -> dict[str, Any]:
     return {"from": float(cue.seconds or 0)} if cue.frame is None else {"from_frame": cue.frame}
+
+
+def groups_of(provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the groups of the config that a video's provenance has, or should have."""
+    return (*DECISIVE, *(group for group in JUDGING if group in provenance))
 
 
 def compiled_by(config: Config) -> str:

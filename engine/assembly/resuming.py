@@ -16,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
+from engine.assembly.judge_states import Form, form_of, judge_state, restore_judge
 from engine.assembly.provenance import Runtime
+from engine.assembly.retakes import Retakes
 from engine.assembly.state_names import machine_facts, state_name
 from engine.assembly.weights import LoadedModel
 from engine.config import Config
@@ -57,8 +57,13 @@ class Keeping:
         machine: dict[str, Any],
         meter: Meter,
         job: str | None = None,
+        publish: Callable[[Segment], None] = lambda _: None,
     ) -> None:
-        """Touch nothing yet. `name` is that of the states; `source`: of the video whose windows are made again."""
+        """Touch nothing yet. `name` is that of the states; `source`: of the video whose windows are made again.
+
+        `publish` gets each segment, also those of an earlier attempt, before it is stored.
+        """
+        self._publish = publish
         self._job = None if job is None else hashlib.sha256(job.encode("utf-8", "surrogatepass")).hexdigest()
         self.resume = resume
         self._name = name
@@ -148,11 +153,11 @@ class Keeping:
             self._aside.begin(partial(sweep, beat=self._aside.beat))
 
     def take_over(
-        self, writer: WriteBehind, generator: torch.Generator, tally: Tally, meter: Meter
+        self, writer: WriteBehind, generator: torch.Generator, tally: Tally, retakes: Retakes
     ) -> tuple[tuple[Window, ...], Tensor | None]:
         """Put the finished windows into the video; return the windows that are left, and the history for the first.
 
-        The generator and the tally continue as after the last finished window. Raises SinkError.
+        Generator, tally and judge continue as after the last finished window. Raises SinkError.
         """
         import torch
 
@@ -168,7 +173,8 @@ class Keeping:
                 shape = state.forms["history"][1]
                 history = torch.frombuffer(bytearray(state.arrays["history"]), dtype=torch.float32).reshape(shape)
             tally.asked, tally.skipped, tally.counted = state.facts["tally"]
-            meter.take_over(state.windows)
+            restore_judge(retakes, state.facts["judge"], state.arrays, state.forms)
+            self._meter.take_over(state.windows)
         retake = self.resume.retake
         if retake and self.taken < retake:
             seed = self.resume.retake_seed
@@ -183,15 +189,18 @@ class Keeping:
         """The facts that belong into the video's provenance: windows that were made again."""
         return {key: value for key, value in self.facts.items() if key == "made_again"}
 
-    def made(self, window: Window, history: Tensor, generator: torch.Generator, tally: Tally) -> None:
+    def made(self, window: Window, history: Tensor, generator: torch.Generator, tally: Tally, retakes: Retakes) -> None:
         """Note what the window after `window` needs; it is stored with the window's segment."""
         if self._own is None:
             return
         arrays = {"generator": _array(generator.get_state())}
         if window is not self._plan.windows[-1]:
             arrays["history"] = _array(history)
+        judge, small = judge_state(retakes)
+        arrays |= {name: form_of(array) for name, array in small.items()}
         facts = {
             "machine": self._machine,
+            "judge": judge,
             "tally": [tally.asked, tally.skipped, tally.counted],
             "facts": dict(self.facts),
         }
@@ -206,6 +215,7 @@ class Keeping:
 
     def segment(self, segment: Segment) -> None:
         """Store a window's segment and state, in a thread; wait only for the one before. Raises Cancelled."""
+        self._publish(segment)
         own, index = self._own, segment.index
         if own is None or index in self._entries:
             return
@@ -237,6 +247,7 @@ class Keeping:
             self._remove()
             raise
         self._remove(linger=True)
+        self.close()
         return kept
 
     def __enter__(self) -> Self:
@@ -323,8 +334,11 @@ def open_states(
     runtime: Runtime,
     folder: Path,
     meter: Meter,
+    publish: Callable[[Segment], None],
 ) -> Keeping:
     """Return the states of a request, with the newest one of an earlier attempt; segments are copied to `folder`.
+
+    `publish` gets each segment before it is stored.
 
     Raises Cancelled and RequestError.
     """
@@ -334,12 +348,12 @@ def open_states(
             "windows are made again from kept states only", field="resume.folder", hint="name the folder of the states"
         )
     if resume.folder is None:
-        return NoKeeping(resume, "", "", plan, {}, meter)
+        return NoKeeping(resume, "", "", plan, {}, meter, publish=publish)
     name = partial(state_name, request, config, plan, provenance, loaded, runtime)
     source = name()
     retake = (resume.retake, resume.retake_seed) if resume.retake else None
     own = source if retake is None else name(retake)
-    keeping = Keeping(resume, own, source, plan, machine_facts(runtime), meter, request.job)
+    keeping = Keeping(resume, own, source, plan, machine_facts(runtime), meter, request.job, publish)
     try:
         with meter.stage("resume"):
             keeping.look(folder)
@@ -375,9 +389,8 @@ def _leave_room(path: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _array(tensor: Tensor) -> tuple[str, tuple[int, ...], memoryview]:
-    array = np.ascontiguousarray(tensor.numpy())
-    return str(array.dtype), array.shape, array.reshape(-1).view(np.uint8).data
+def _array(tensor: Tensor) -> Form:
+    return form_of(tensor.numpy())
 
 
 def _text(machine: Any) -> str:

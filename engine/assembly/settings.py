@@ -50,6 +50,7 @@ def make_plan_inputs(config: Config, registry: Registry, weights: WeightsFinder)
         tile=config.memory.tile,
         style=config.continuation.style,
         windows=config.windows,
+        retakes=config.retake.max,
         whole_windows=model.whole_windows,
         speakers=model.made_for.speakers,
         holds=_holds(model.continuation) if config.continuation.style == "multitalk" else None,
@@ -124,6 +125,12 @@ def _check(config: Config) -> None:
             field="continuation.frames",
             hint=f"at most {most}",
             code="out_of_range",
+        )
+    if config.retake.max and not config.report.enabled:
+        raise ConfigError(
+            "windows that are not judged cannot be made again",
+            field="retake.max",
+            hint="give 0, or report.enabled=true",
         )
     if config.continuation.blend > config.model.window:
         raise ConfigError(

@@ -20,14 +20,14 @@ from engine.files.states import FORMAT
 #: Groups and keys of a config that change no bytes, or that reach the name resolved: the weights by their hash, the
 #: device and its number formats as the runtime has them, the request by its media's hashes and the plan.
 LEFT_OUT = (
-    *("source", "reader", "memory", "access", "sink", "entrypoint", "launcher", "request", "resume"),
+    *("source", "reader", "memory", "access", "sink", "entrypoint", "launcher", "request", "resume", "live"),
     *("device", "dtype", "residual_dtype", "kernels", "attention", "compile", "parallel", "vae"),
 )
 #: Fields of a request that change no bytes, or that reach the name otherwise: media by their hashes, overrides by the
 #: config, the rest by provenance and plan.
 LEFT_OUT_OF_REQUEST = (
     *("image", "images", "speakers", "filename", "job", "store", "sink", "answer_bytes", "overrides", "budget"),
-    *("frames", "fps", "negative_prompt"),
+    *("frames", "fps", "negative_prompt", "live", "preview"),
 )
 #: Keys of provenance that say how a video is computed; the others say which video.
 _HOW = ("weights", "versions", "threads", "processes", "device", "dtype", "decode_dtype", "attention", "compile")

@@ -6,7 +6,7 @@ import textwrap
 
 from engine.cli.catalog import groups
 from engine.cli.parser import REQUEST
-from engine.plugin.manager import installed
+from engine.plugin.manager import loaded
 
 COMMANDS = {
     "plan": "show what generate would do: sizes, windows, memory, time and cost on GPUs (generate --dry-run)",
@@ -44,7 +44,7 @@ key=value sets one value (sampler.steps=20, guidance.text_scale=3, sink.folder=f
 
 def manual() -> str:
     """Return what the command does, its commands, flags, examples and the groups to choose from."""
-    entrypoints = installed().entrypoints
+    entrypoints = loaded().entrypoints
     about = {name: (entrypoints.config(name).__doc__ or "").partition("\n")[0] for name in entrypoints.names()}
     flags = {f"{flag.name} {flag.metavar}": flag.help for flag in REQUEST}
     flags["--output FILE"] = (

@@ -12,7 +12,16 @@ from typing import Any
 from engine.assembly.escape import override, quoted
 from engine.assembly.location import locate_weights
 from engine.assembly.plan_request import fetch_media
-from engine.assembly.provenance import DECISIVE, FORMAT, compiled_by, input_hashes, versions, weights_hash
+from engine.assembly.provenance import (
+    DECISIVE,
+    FORMAT,
+    JUDGING,
+    compiled_by,
+    groups_of,
+    input_hashes,
+    versions,
+    weights_hash,
+)
 from engine.cli.parser import REQUEST, Flag, Parser, add_own_flags, add_request_flags, read_arguments
 from engine.cli.provenance_check import check_form, is_deep, suspicious_values
 from engine.cli.run import launch
@@ -106,7 +115,7 @@ def repeat(
     media = {flag.key: getattr(values, flag.key) for flag in _MEDIA}
     for key in media:
         setattr(values, key, None)
-    fixed_groups = ("model", "recipe", "experiment", "parallel", "request", "dtype", *DECISIVE)
+    fixed_groups = ("model", "recipe", "experiment", "parallel", "request", "dtype", *DECISIVE, *JUDGING)
     for argument in rest[1:]:
         if argument.lstrip("+~").partition("=")[0].partition(".")[0] in fixed_groups:
             raise RequestError(
@@ -136,7 +145,7 @@ def repeat(
 def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> list[str]:
     """Return the overrides for the config of `provenance` and for `request`."""
     overrides = [f"model={quoted('model', provenance['model'])}"]
-    for group in (*DECISIVE, "dtype"):
+    for group in (*groups_of(provenance), "dtype"):
         value = provenance[group]
         if value is None:
             raise ValueError(f"{group} is empty")
@@ -148,6 +157,9 @@ def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> lis
         overrides += [f"{group}.{_key(key)}={_value(group, part)}" for key, part in value.items() if key != "name"]
     if "windows" in provenance:
         overrides.append(f"windows={quoted('windows', provenance['windows'])}")
+    if "report" not in provenance:
+        # Made before windows were judged: a report would change its bytes.
+        overrides.append("report.enabled=false")
     overrides.append(f"memory.tile={int(provenance.get('tile', 0))}")
     # Before there was a choice, all decoding was in float32.
     overrides.append(f"vae.decode_dtype={quoted('decode_dtype', provenance.get('decode_dtype', 'float32'))}")

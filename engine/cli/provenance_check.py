@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from engine.assembly.provenance import DECISIVE
+from engine.assembly.provenance import groups_of
 
 #: Largest nesting depth; the engine writes less deep provenance.
 MAX_DEPTH = 16
@@ -63,7 +63,7 @@ def check_form(provenance: Mapping[str, Any]) -> None:
             raise ValueError(f"{place} contains a zero byte")
     _require(provenance, "model", _is_text)
     _require(provenance, "dtype", _is_text)
-    for group in DECISIVE:
+    for group in groups_of(provenance):
         _require(provenance, group, lambda value: _is_text(value) or isinstance(value, Mapping))
     request = _part(provenance, "request")
     for key, fits in _REQUEST.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +38,8 @@ class PlanInputs:
     forwards: int | None = None
     #: Side of the VAE's tiles in pixels; 0: no tiles.
     tile: int = 0
+    #: How often a window may be made again.
+    retakes: int = 0
     #: Whether every window has the maximum number of frames.
     whole_windows: bool = False
     #: Largest number of speakers that the model was made for; 0: any.
@@ -93,6 +95,11 @@ class Window:
     keep: int
 
 
+def cue_of(planned: Sequence[PlannedCue], window: int) -> int:
+    """Return the index of the entry that holds in the window of that index; 0 without a timeline."""
+    return max(0, sum(cue.window <= window for cue in planned) - 1)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The whole generation, decided before any weights are loaded."""
@@ -136,5 +143,9 @@ class Plan:
     canvases: tuple[Canvas, ...] = ()
     #: Where windows meet with windows=pauses, and why.
     seams: Seams | None = None
+    #: How often a window may be made again if it is outside the report's limits (retake.max), and forwards in total if
+    #: every window is, each time; None: none is.
+    retakes: int = 0
+    most_forwards: int | None = None
     #: Only `plan` calculates them; they are not a decision. None if the model's sizes are not known.
     estimates: Estimates | None = field(default=None, compare=False)

@@ -55,6 +55,10 @@ class Request:
     sink: str | None = None
     #: Maximum bytes of the video as text in the answer; None: no limit.
     answer_bytes: int | None = None
+    #: Publish the video while it is made; None: as the config's `live.enabled`.
+    live: bool | None = None
+    #: Small pictures in progress updates: "none", "window" or "step"; None: as the config's `live.preview`.
+    preview: str | None = None
     #: Config overrides of this request only, e.g. "sampler=turbo", "guidance.text_scale=3".
     overrides: tuple[str, ...] = ()
     budget: Budget = Budget()

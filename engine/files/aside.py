@@ -76,9 +76,10 @@ class Aside:
         return done.result()
 
     def end(self) -> None:
-        """End the thread after the calls that have begun."""
+        """End the thread after the calls that have begun; a later call begins another one."""
         if self._thread is not None:
             self._calls.put(None)
+            self._thread = None
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:

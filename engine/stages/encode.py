@@ -12,10 +12,10 @@ from torch import Tensor
 
 from engine.components import CancelToken
 from engine.data import Conditions, Inputs, Motion, Plan, Window
+from engine.data.plan import cue_of
 from engine.errors import Cancelled, ConfigError
 from engine.media.color import Statistics, color_statistics
 from engine.multitalk.audio import audio_frames, audio_windows
-from engine.stages.timeline import cue_of
 
 if TYPE_CHECKING:
     import numpy as np

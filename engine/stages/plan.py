@@ -111,6 +111,8 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
         images=images,
         canvases=canvases,
         seams=seams,
+        retakes=inputs.retakes,
+        most_forwards=len(windows) * _forwards(inputs) * (1 + inputs.retakes) if inputs.retakes else None,
     )
 
 
@@ -254,15 +256,18 @@ def _check_budget(request: Request, inputs: PlanInputs, seconds: float, generate
 def _check_forwards(request: Request, inputs: PlanInputs, windows: int) -> None:
     budget = request.budget
     evaluations = inputs.evaluations or inputs.steps
-    forwards = windows * _forwards(inputs)
+    forwards = windows * _forwards(inputs) * (1 + inputs.retakes)
     if forwards > budget.forwards:
         per_steps = "" if evaluations == inputs.steps else f" of {evaluations} evaluations"
-        at_most = "" if forwards == windows * evaluations * inputs.passes else "at most "
+        at_most = "" if _forwards(inputs) == evaluations * inputs.passes else "at most "
+        again, fewer = "", "steps"
+        if inputs.retakes:
+            again, fewer = f" and {inputs.retakes} retakes of each", "steps or retakes"
         raise _too_much(
-            f"{windows} windows, {inputs.steps} steps{per_steps} and {at_most}{inputs.passes} passes per step make "
-            f"{forwards} forwards",
+            f"{windows} windows{again}, {inputs.steps} steps{per_steps} and {at_most}{inputs.passes} passes per step "
+            f"make {forwards} forwards",
             "frames",
-            f"at most {budget.forwards}; ask for a shorter video or fewer steps",
+            f"at most {budget.forwards}; ask for a shorter video or fewer {fewer}",
         )
 
 

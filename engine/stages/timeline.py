@@ -79,7 +79,9 @@ def plan_cues(
     for index, (cue, time) in enumerate(zip(cues, times, strict=True)):
         field = f"{kind.field}[{index}].{_key(cue)}"
         if time > seconds - _TINY:
-            raise _wrong(field, f"{_time(cue)} is not in the video, which ends at {seconds:.2f} s", "give less")
+            raise _wrong(
+                field, f"{_time(cue)} is not in the video, which ends at {seconds:.2f} s", "give an earlier time"
+            )
         window = min(range(len(begins)), key=lambda number: (round(abs(begins[number] - time), 6), -number))
         if planned and window <= planned[-1].window:
             taken = f"which has the {kind.word} of entry {index - 1}"
@@ -87,11 +89,6 @@ def plan_cues(
             raise _wrong(field, what, _hint(begins, planned[-1].window))
         planned.append(PlannedCue(time, window, begins[window]))
     return tuple(planned)
-
-
-def cue_of(planned: Sequence[PlannedCue], window: int) -> int:
-    """Return the index of the entry that holds in the window of that index; 0 without a timeline."""
-    return max(0, sum(cue.window <= window for cue in planned) - 1)
 
 
 def image_field(index: int, *, several: bool) -> str:
@@ -136,7 +133,7 @@ def _check_order(begin: float, after: float, one: Cue, other: Cue, index: int, k
     if after - begin > _TINY:
         return
     same = abs(after - begin) <= _TINY
-    what = f"{_time(other)} is {'the time' if same else 'before the time'} of the entry before it, {_time(one)}"
+    what = f"{_time(other)} is {'also the time' if same else f'earlier than {_time(one)}'} of the entry before it"
     raise _wrong(f"{kind.field}[{index}].{_key(other)}", what, "sort the entries by time, each time once")
 
 

@@ -88,6 +88,16 @@ def output_frames(window: Window, frames: int, fps: float, native_fps: float) ->
     return tuple(indices)
 
 
+def window_shares(plan: Plan) -> list[slice]:
+    """Return which frames of the finished video each window of a plan made."""
+    shares, end = [], 0
+    for window in plan.windows:
+        count = len(output_frames(window, plan.frames, plan.fps, plan.generated_fps))
+        shares.append(slice(end, end + count))
+        end += count
+    return shares
+
+
 def resample(frames: Frames, window: Window, plan: Plan) -> Frames:
     """Return the window's part of the finished video, at the video's rate, from the window's new frames."""
     chosen = output_frames(window, plan.frames, plan.fps, plan.generated_fps)

@@ -89,6 +89,8 @@ class Generate:
                 print("multitalk: the same command continues after the last finished window", file=sys.stderr)
             raise
         warnings.print(delivery.warnings)
+        if delivery.report is not None and (line := delivery.report.line):
+            print(f"multitalk: report: {plain(line)}", file=sys.stderr)
         if config.json:
             print(to_json(delivery))
             return 0
@@ -145,6 +147,7 @@ def describe(plan: Plan, request: Request) -> str:
         *([_native(plan)] if plan.timing == "native" else []),
         *window_lines(plan),
         ("sampling", f"{sampling}: {plan.forwards} forwards in all"),
+        *([("retakes", _retakes(plan))] if plan.retakes else []),
         *([("attention", plan.attention)] if plan.attention else []),
         *([] if plan.estimates is None else _estimates(plan.estimates)),
     ]
@@ -178,7 +181,7 @@ def interruptible() -> Iterator[CancelToken]:
 
 
 class _Warnings:
-    """Prints each warning on stderr once, as soon as it is known; rich redraws a live bar below it."""
+    """Prints each warning, and the address of a published video, on stderr once; rich redraws a live bar below it."""
 
     def __init__(self) -> None:
         self._printed: set[str] = set()
@@ -189,10 +192,17 @@ class _Warnings:
                 self._printed.add(warning)
                 print(f"multitalk: warning: {plain(warning)}", file=sys.stderr, flush=True)
 
+    def _print_live(self, progress: Progress) -> None:
+        # From now on a player can open it.
+        if progress.live is not None and (address := progress.live.address) not in self._printed:
+            self._printed.add(address)
+            print(f"multitalk: live: {plain(address)}", file=sys.stderr, flush=True)
+
     def of(self, show: ProgressCallback | None) -> ProgressCallback:
         def report(progress: Progress) -> None:
             self.print(progress.warnings)
             if show is not None:
+                self._print_live(progress)
                 show(progress)
 
         return report
@@ -291,6 +301,11 @@ def _seat(seat: Seat, request: Request) -> str:
     return f"{seat.speaker + 1}: in {list(seat.box)} ({seat.kind}), {voice}"
 
 
+def _retakes(plan: Plan) -> str:
+    times = "once" if plan.retakes == 1 else f"{plan.retakes} times"
+    return f"a window outside the report's limits is made again, at most {times}: at most {plan.most_forwards} forwards"
+
+
 def _native(plan: Plan) -> tuple[str, str]:
     return (
         "timing",
@@ -327,6 +342,8 @@ def _card(card: CardEstimate) -> str:
     if not card.fits:
         return f"{needed}  too much; it fits with {' '.join(card.change)}" if card.change else f"{needed}  too much"
     took = f"{_time(card.forward_seconds)} a forward, {_time(card.window_seconds)} a window"
+    if card.most_seconds is not None:
+        took += f", with every retake {_minutes(card.most_seconds)}"
     picked = f", {card.picked}" if card.picked else ""
     picked += ", passes batched" if card.batched else ""
     price = f"{card.cost:.2f} ({card.cost_of_second:.3f} a second)"

@@ -266,6 +266,7 @@ FREE = {
     "sink": "the video is the same wherever it goes",
     "entrypoint": "all make the same video",
     "launcher": "all make the same video",
+    "live": "what is published meanwhile is the same",
     "request": "flags; the request itself is in the name",
     "resume": "where states are kept; windows that are made again are in the name by another way",
 }

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.data import Cue, Media, PlanInputs, Request, Speaker
+from engine.data.plan import cue_of
 from engine.errors import RequestError
 from engine.stages.plan import plan_walk
 from engine.stages.read import check_request
-from engine.stages.timeline import PROMPTS, cue_of, plan_cues
+from engine.stages.timeline import PROMPTS, plan_cues
 from engine.stages.windows import plan_windows
 
 INPUTS = PlanInputs(
@@ -81,9 +82,17 @@ def test_a_request_without_a_timeline_has_none_in_its_plan() -> None:
     [
         ([Cue("sad", 1.0)], "prompts[0].from", "nothing holds from 0 to 1 s"),
         ([Cue("sad", frame=3)], "prompts[0].from_frame", "nothing holds from 0 to frame 3"),
-        ([Cue("sad", 0), Cue("happy", 5), Cue("calm", 4)], "prompts[2].from", "4 s is before the time"),
-        ([Cue("sad", 0), Cue("happy", 5), Cue("calm", 5.0)], "prompts[2].from", "5 s is the time of the entry before"),
-        ([Cue("sad", 0), Cue("happy", 5), Cue("calm", frame=100)], "prompts[2].from_frame", "frame 100 is before"),
+        ([Cue("sad", 0), Cue("happy", 5), Cue("calm", 4)], "prompts[2].from", "4 s is earlier than 5 s of the entry"),
+        (
+            [Cue("sad", 0), Cue("happy", 5), Cue("calm", 5.0)],
+            "prompts[2].from",
+            "5 s is also the time of the entry before",
+        ),
+        (
+            [Cue("sad", 0), Cue("happy", 5), Cue("calm", frame=100)],
+            "prompts[2].from_frame",
+            "frame 100 is earlier than 5 s",
+        ),
         ([Cue("sad", 0), Cue("happy", -1)], "prompts[1].from", "-1 is not a time"),
         ([Cue("sad", 0), Cue("happy", float("nan"))], "prompts[1].from", "nan is not a time"),
         ([Cue("sad", 0), Cue("happy", True)], "prompts[1].from", "True is not a time"),

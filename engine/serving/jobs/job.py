@@ -43,6 +43,8 @@ FIELDS = {
     "request.filename": "output.filename",
     "request.store": SECRET,
     "request.sink": "output.sink",
+    "request.live": "live",
+    "request.preview": "preview",
     "sink.limit": "output.sink",
 }
 
@@ -164,6 +166,8 @@ def _request(
         timing=values["timing"],
         fit=values["fit"],
         filename=values.get("output", {}).get("filename"),
+        live=values.get("live"),
+        preview=values.get("preview"),
         overrides=_overrides(values, inputs),
         budget=Budget(**asdict(limits)),
     )
