@@ -9,11 +9,12 @@ from engine.assembly.attention import with_attention
 from engine.assembly.followers import ProcessGroup
 from engine.assembly.live import live_folder, make_previews, make_publisher
 from engine.assembly.location import WeightsFinder
-from engine.assembly.options import make_options
+from engine.assembly.options import make_options, make_writer
 from engine.assembly.plan_request import plan_request
 from engine.assembly.prompts import prompts_of
 from engine.assembly.provenance import make_provenance
 from engine.assembly.reports import facts_of, make_retakes
+from engine.assembly.resuming import open_states
 from engine.assembly.runtime import make_runtime
 from engine.assembly.sinks import Making, make_delivery, sink_for_request
 from engine.assembly.weights import LoadedModel, WeightsHolder
@@ -29,7 +30,6 @@ from engine.stages.behind import WriteBehind
 from engine.stages.encode import encode_prompt_and_voices
 from engine.stages.read import drawn, read
 from engine.stages.windows import resample
-from engine.stages.write import Writer
 
 
 class Engine:
@@ -102,34 +102,35 @@ class Engine:
                 prompts = prompts_of(request, config)
                 conditioning = encode_prompt_and_voices(model, inputs, prompts, plan, options.encode, cancel=meter)
             provenance = make_provenance(request, media, config, weights=loaded.fingerprint, runtime=self.runtime)
-            path, size, name = folder / "video.mp4", plan.canvas.target, request.filename
-            file = Writer(path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=name)
+            file = make_writer(request, plan, inputs, options, provenance, folder)
             live = make_publisher(place, file, plan, config, meter)
-            with live, WriteBehind(file, overlap=options.overlap, cancel=meter, on_segment=live.add) as writer:
+            keeping = open_states(request, config, plan, provenance, loaded, self.runtime, folder, meter, live.add)
+            behind = WriteBehind(file, overlap=options.overlap, cancel=meter, on_segment=keeping.segment)
+            with live, keeping, behind as writer:
 
                 def step(number: int, _steps: int) -> None:
                     writer.check()
                     self._hooks.step_finished(request=request, progress=meter.step(number))
 
                 retakes = make_retakes(config, inputs, plan, generator, meter)
-                maker = WindowMaker(
-                    *(model, inputs, conditioning, options, sampling, generator, config, self._group, meter, step),
-                    retakes,
-                    make_previews(request, config, meter),
-                )
-                history = None
-                for window in plan.windows:
+                looks = retakes, make_previews(request, config, meter)
+                given = model, inputs, conditioning, options, sampling, generator, config, self._group, meter, step
+                maker = WindowMaker(*given, *looks)
+                windows, history = keeping.take_over(writer, generator, sampling.tally, retakes)
+                for window in windows:
                     frames, history = maker.make(window, history)
+                    keeping.made(window, history, generator, sampling.tally, retakes)
                     with meter.stage("write", window=window.index + 1):
                         self._hooks.window_finished(request=request, window=window, frames=frames)
                         writer.add(resample(frames, window, plan), last=window is plan.windows[-1])
                     meter.window_done()
                 with meter.stage("write"):
-                    artifact = writer.finish(facts_of(report := retakes.report()))
+                    artifact = writer.finish(facts_of(report := retakes.report()) | keeping.provenance)
             with meter.stage("keep"):
-                kept = sink.put(artifact)
+                kept = keeping.deliver(lambda: sink.put(artifact))
         forwards, reused = sampling.tally.made, conditioning[0].text.reused
-        made = Making(self.memory, forwards, reused, writer.overlapped, report, live.address, live.warnings)
+        told = report, live.address, live.warnings, keeping.taken, keeping.warnings
+        made = Making(self.memory, forwards, reused, writer.overlapped, *told)
         delivery = make_delivery(kept, artifact, plan, inputs, meter, made)
         self._hooks.generation_finished(request=request, delivery=delivery)
         return delivery

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.components import BoundSink, CancelToken, JobSink, KeepingSink, PatientSink, Sink
@@ -63,6 +64,10 @@ class Making:
     #: Path or URL of the playlist that was published meanwhile, and what went wrong with it.
     live: str | None = None
     live_warnings: tuple[str, ...] = ()
+    #: Windows of an earlier attempt.
+    windows_taken_over: int = 0
+    #: What could not be kept for another attempt, or not be used of an earlier one.
+    warnings: Sequence[str] = ()
 
 
 def make_delivery(
@@ -93,10 +98,11 @@ def make_delivery(
         memory=making.memory,
         forwards=making.forwards,
         prompts_reused=making.prompts_reused,
+        windows_taken_over=making.windows_taken_over,
         live=making.live,
         peaks=meter.peaks.found,
         report=making.report,
-        warnings=(*plan.warnings, *inputs.warnings, *making.live_warnings, *kept.warnings),
+        warnings=(*plan.warnings, *inputs.warnings, *making.warnings, *making.live_warnings, *kept.warnings),
     )
 
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "plugins": "list every component and preset by group, with its package (--json); new NAME: write one (--kind)",
     "config": "print the composed config and the origin of each value; KEY: explain a key (--json, docs/config.md)",
     "show": "FILE.mp4: print the settings that are stored in a video (--json)",
+    "retake": "FILE.mp4 --window N --image ... --audio ...: make a window and those after it again, from kept states",
     "again": "FILE.mp4 --image ... --audio ...: make a video again from its stored settings",
     "compare": "DIR: write a page with the videos of a sweep side by side and their measurements (docs/sweeps.md)",
     "models": "pull, verify, list, prune: manage the published weights on this machine or volume (docs/models.md)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from engine.assembly.provenance import (
 from engine.cli.parser import REQUEST, Flag, Parser, add_own_flags, add_request_flags, read_arguments
 from engine.cli.provenance_check import check_form, is_deep, suspicious_values
 from engine.cli.run import launch
+from engine.config import EntrypointConfig
 from engine.data import Region, Request, Speaker
 from engine.errors import RequestError, plain
 from engine.files.scratch import scratch
@@ -87,12 +88,30 @@ def again(arguments: Sequence[str]) -> int:
         description="Make a video again from its provenance.\n"
         "The bytes are the same if media, weights, versions and threads are; a warning says what differs.",
     )
+    add_flags(parser)
+    return launch(repeat(parser, arguments))
+
+
+def add_flags(parser: Parser) -> None:
+    """Add the flags of a command that makes a video again."""
     add_request_flags(parser, _MEDIA)
     add_own_flags(parser, installed().entrypoints.config("generate"))
+
+
+def repeat(
+    parser: Parser, arguments: Sequence[str], check: Callable[[Mapping[str, Any]], None] | None = None
+) -> list[str]:
+    """Return the overrides that make a video again, from arguments of `parser`, which has all flags.
+
+    `check` may refuse the provenance. Prints warnings about everything that differs from when the video was made.
+    Raises EngineError.
+    """
     values, rest = parser.read(arguments)
     if not rest or "=" in rest[0]:
         raise RequestError("no video", field="FILE.mp4", hint=f"see {parser.prog} --help")
     provenance = load(Path(rest[0]))
+    if check is not None:
+        check(provenance)
     media = {flag.key: getattr(values, flag.key) for flag in _MEDIA}
     for key in media:
         setattr(values, key, None)
@@ -120,7 +139,7 @@ def again(arguments: Sequence[str]) -> int:
         print(f"multitalk: warning: {plain(warning)}", file=sys.stderr)
     for warning in differences(provenance, overrides, request):
         print(f"multitalk: warning: {plain(warning)}", file=sys.stderr)
-    return launch(overrides)
+    return EntrypointConfig.boot(overrides)
 
 
 def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> list[str]:
@@ -185,6 +204,10 @@ def differences(provenance: Mapping[str, Any], overrides: Sequence[str], request
                 lines.append(f"the {what} of speaker {index + 1} is not the one that the video was made from")
     if provenance["weights"] != weights_hash(locate_weights(service.config, registry)):
         lines.append("the weights are not those that the video was made with")
+    lines += [
+        f"its windows from {made['window']} on were made again with seed {made['seed']}; this makes the first ones"
+        for made in provenance.get("made_again") or ()
+    ]
     installed_now = versions()
     for package, version in provenance["versions"].items():
         if installed_now.get(package) != version:

@@ -88,6 +88,7 @@ def check_form(provenance: Mapping[str, Any]) -> None:
     versions = _part(provenance, "versions")
     for key in versions:
         _require(versions, key, _is_text, "versions.")
+    _require({"made_again": provenance.get("made_again", [])}, "made_again", _is_made_again)
     for key in ("tile", "processes"):
         if key in provenance:
             _require(provenance, key, _is_whole)
@@ -158,6 +159,11 @@ def _is_number(value: Any) -> bool:
         return False
 
 
+def _is_made_again(value: Any) -> bool:
+    keys = ("window", "seed")
+    return _is_list(value, lambda one: isinstance(one, Mapping) and all(_is_whole(one.get(key)) for key in keys))
+
+
 def _is_entry(value: Any, known: Sequence[str]) -> bool:
     """Return whether a value is an entry of a timeline with a time."""
     if not isinstance(value, Mapping) or any(key not in known for key in value):
@@ -211,7 +217,7 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
     elif isinstance(value, list):
         for index, part in enumerate(value):
             yield from _numbers(part, f"{place}[{index}]")
-    elif isinstance(value, int | float) and not isinstance(value, bool) and place != "request.seed":
+    elif isinstance(value, int | float) and not isinstance(value, bool) and place.rpartition(".")[2] != "seed":
         try:
             yield place, float(value)
         except OverflowError:

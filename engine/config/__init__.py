@@ -17,6 +17,7 @@ from engine.config.live import LiveConfig as LiveConfig
 from engine.config.model import AdapterConfig as AdapterConfig
 from engine.config.model import BundleConfig as BundleConfig
 from engine.config.model import ContinuationModelConfig as ContinuationModelConfig
+from engine.config.model import MadeForConfig as MadeForConfig
 from engine.config.model import ModelConfig as ModelConfig
 from engine.config.model import ReportModelConfig as ReportModelConfig
 from engine.config.model import ResolutionConfig as ResolutionConfig
@@ -26,6 +27,8 @@ from engine.config.ranges import one_of as one_of
 from engine.config.ranges import within as within
 from engine.config.report import ReportConfig as ReportConfig
 from engine.config.report import RetakeConfig as RetakeConfig
+from engine.config.resume import ResumeConfig as ResumeConfig
+from engine.config.resume import with_states
 from engine.errors import ConfigError
 
 
@@ -279,8 +282,11 @@ class EntrypointConfig(ComponentConfig):
 
     @classmethod
     def boot(cls, overrides: Sequence[str]) -> list[str]:
-        """Return the overrides with which the engine starts if the user gives `overrides`. Raises ConfigError."""
-        return list(overrides)
+        """Return the overrides with which the engine starts if the user gives `overrides`. Raises ConfigError.
+
+        An entrypoint with a field `resume` keeps states if it is set, by default in the folder "auto".
+        """
+        return with_states(overrides, "auto") if "entrypoint.resume=true" in overrides else list(overrides)
 
 
 @dataclass
@@ -325,6 +331,8 @@ class Config:
     retake: RetakeConfig = field(default_factory=RetakeConfig)
     #: How the MP4 is encoded.
     video: VideoConfig = field(default_factory=VideoConfig)
+    #: States of unfinished videos, from which an interrupted job continues.
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
     #: Publishing a video while it is made.
     live: LiveConfig = field(default_factory=LiveConfig)
     #: What a request's addresses may reach.
@@ -369,6 +377,7 @@ FIXED = (
     "residual_dtype",
     "kernels",
     "video",
+    "resume",
     "live",
     "access",
 )

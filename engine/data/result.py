@@ -132,6 +132,8 @@ class Delivery(Delivered):
     forwards: int | None = None
     #: Whether the features of its prompts were known from an earlier generation, so that the text encoder did not run.
     prompts_reused: bool = False
+    #: Windows that an earlier, interrupted attempt had finished, so that they were not made again.
+    windows_taken_over: int = 0
     #: Path or URL of the HLS playlist that was published while the video was made; None: it was not published.
     live: str | None = field(default=None, repr=False)
     #: Peak memory of "host" and "device", if known.

@@ -40,6 +40,8 @@ class Meter:
         #: Kind of piece -> number of finished pieces, and their seconds.
         self._done = dict.fromkeys(_PIECES, 0)
         self._took = dict.fromkeys(_PIECES, 0.0)
+        #: Of the finished pieces those of an earlier attempt, which took no time.
+        self._taken = dict.fromkeys(_PIECES, 0)
         #: Kind of piece -> pieces in addition to those of `_windows`, for windows that are made again.
         self._added = dict.fromkeys(_PIECES, 0)
         #: The kind of the current piece, and its start.
@@ -65,6 +67,14 @@ class Meter:
         """
         self._windows, self._steps = windows, steps
         self._sizes = tuple(forwards) or (1,) * steps
+
+    def take_over(self, windows: int) -> None:
+        """Count the first `windows` windows as done: an earlier attempt made them."""
+        for piece in _PIECES:
+            self._taken[piece] = windows * self._units(piece)
+            self._done[piece] += self._taken[piece]
+        self._window = windows
+        self._report("resume", step=0)
 
     def warn(self, warnings: Sequence[str]) -> None:
         """Add `warnings` to all progress updates from now on."""
@@ -145,12 +155,12 @@ class Meter:
     def _cost(self, piece: str) -> float:
         """Return the cost of a piece: seconds, once a piece of any kind was measured."""
         if self._took[piece]:
-            return self._took[piece] / max(1, self._done[piece])
+            return self._took[piece] / max(1, self._done[piece] - self._taken[piece])
         share, of = _PIECES[piece]
         if of:
             return share * self._cost(of)
         # No encoding was measured: use the time of a step.
-        return share * (self._took["step"] / max(1, self._done["step"]) or 1.0)
+        return share * (self._took["step"] / max(1, self._done["step"] - self._taken["step"]) or 1.0)
 
     def _report(self, stage: str, *, step: int) -> None:
         costs = {piece: self._cost(piece) for piece in _PIECES}

@@ -208,6 +208,7 @@ def test_json_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> 
         "memory",
         "forwards",
         "prompts_reused",
+        "windows_taken_over",
         "live",
         "peaks",
         "report",

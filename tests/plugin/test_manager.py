@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[2]
 PLUGINS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in (ROOT / "plugins").rglob("*.py")
-    if path.name != "__init__.py"
+    # The modules of a family are no plugins of their own.
+    if path.name != "__init__.py" and "families" not in path.parts
 }
 
 

@@ -198,3 +198,21 @@ def test_withdrawn_request_stops_at_the_next_stage() -> None:
         cancel.set()
     with pytest.raises(Cancelled, match="encode"), meter.stage("encode"):
         pytest.fail("the stage ran")
+
+
+def test_windows_of_an_earlier_attempt_count_as_done_and_not_as_measured() -> None:
+    clock, seen = Clock(), list[Progress]()
+    meter = Meter(seen.append, None, clock=clock)
+    meter.expect(4, 2)
+    meter.take_over(3)
+    assert seen[-1].fraction == pytest.approx(0.75)
+    assert seen[-1].remaining is None
+
+    with meter.stage("denoise", window=4):
+        clock.now += 10
+        # Encoding, decoding and writing were not measured: 3.2 encodings, each as long as a step.
+        assert meter.step(1).remaining == pytest.approx(10 + 3.2 * 10)
+        clock.now += 10
+        meter.step(2)
+    meter.window_done()
+    assert seen[-1].fraction == 1

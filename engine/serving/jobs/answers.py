@@ -110,7 +110,10 @@ def _forwards(delivery: Delivery | Resumed) -> dict[str, Any]:
     if isinstance(delivery, Resumed):
         return {}
     forwards = {} if delivery.forwards is None else {"forwards": delivery.forwards}
-    return forwards | {"prompts_reused": delivery.prompts_reused}
+    return forwards | {
+        "prompts_reused": delivery.prompts_reused,
+        "windows_taken_over": delivery.windows_taken_over,
+    }
 
 
 def _memory(delivery: Delivery | Resumed) -> dict[str, Any]:

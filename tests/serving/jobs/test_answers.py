@@ -77,6 +77,7 @@ def test_url_of_a_video_is_answered_whole() -> None:
         "seconds": 12.5,
         "timings": {"denoise": 1.235},
         "prompts_reused": False,
+        "windows_taken_over": 0,
         "engine_version": engine_version(),
         "warnings": ["the audio is cut"],
     }
