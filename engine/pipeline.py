@@ -9,7 +9,7 @@ from engine.assembly.attention import with_attention
 from engine.assembly.followers import ProcessGroup
 from engine.assembly.live import live_folder, make_previews, make_publisher
 from engine.assembly.location import WeightsFinder
-from engine.assembly.options import make_options
+from engine.assembly.options import make_options, make_writer
 from engine.assembly.plan_request import plan_request
 from engine.assembly.prompts import prompts_of
 from engine.assembly.provenance import make_provenance
@@ -30,7 +30,6 @@ from engine.stages.behind import WriteBehind
 from engine.stages.encode import encode_prompt_and_voices
 from engine.stages.read import drawn, read
 from engine.stages.windows import resample
-from engine.stages.write import Writer
 
 
 class Engine:
@@ -103,8 +102,7 @@ class Engine:
                 prompts = prompts_of(request, config)
                 conditioning = encode_prompt_and_voices(model, inputs, prompts, plan, options.encode, cancel=meter)
             provenance = make_provenance(request, media, config, weights=loaded.fingerprint, runtime=self.runtime)
-            path, size, name = folder / "video.mp4", plan.canvas.target, request.filename
-            file = Writer(path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=name)
+            file = make_writer(request, plan, inputs, options, provenance, folder)
             live = make_publisher(place, file, plan, config, meter)
             keeping = open_states(request, config, plan, provenance, loaded, self.runtime, folder, meter, live.add)
             behind = WriteBehind(file, overlap=options.overlap, cancel=meter, on_segment=keeping.segment)
@@ -115,11 +113,9 @@ class Engine:
                     self._hooks.step_finished(request=request, progress=meter.step(number))
 
                 retakes = make_retakes(config, inputs, plan, generator, meter)
-                maker = WindowMaker(
-                    *(model, inputs, conditioning, options, sampling, generator, config, self._group, meter, step),
-                    retakes,
-                    make_previews(request, config, meter),
-                )
+                looks = retakes, make_previews(request, config, meter)
+                given = model, inputs, conditioning, options, sampling, generator, config, self._group, meter, step
+                maker = WindowMaker(*given, *looks)
                 windows, history = keeping.take_over(writer, generator, sampling.tally, retakes)
                 for window in windows:
                     frames, history = maker.make(window, history)
