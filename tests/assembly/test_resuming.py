@@ -62,7 +62,9 @@ class Place:
         """Make a video until the first step of a window, counted from 1."""
 
         def stop(progress: Progress) -> None:
-            if progress.window == window and progress.step == 1:
+            # A publisher's updates come from its thread.
+            main = threading.current_thread() is threading.main_thread()
+            if progress.window == window and progress.step == 1 and main:
                 raise Killed
 
         with pytest.raises(Killed):
@@ -119,6 +121,26 @@ def test_an_interrupted_video_continues_with_its_next_window_and_has_the_same_by
     begun = next(progress for progress in told if progress.stage == "encode")
     assert begun.fraction == pytest.approx((window - 1) / 4, abs=0.01)
     assert not place.files()
+
+
+def test_a_judged_and_published_video_continues_with_its_judge_and_all_parts(place: Place, tmp_path: Path) -> None:
+    # Windows that are long enough for faces and mouths, one of them made again.
+    judged = ("model.window=17", "continuation.frames=5", "continuation.blend=8", "retake.max=1", "report.mouth=0.99")
+    long = replace(ONE, frames=41)
+    with place.changed(*judged, "resume.folder=null") as service:
+        whole = service.generate(long)
+    with place.changed(*judged, f"live.folder={tmp_path}", "live.enabled=true") as service:
+        place.stop_in(3, long, service)
+        delivery = service.generate(long)
+
+    assert delivery.windows_taken_over == 2
+    assert digest(delivery) == digest(whole)
+    assert delivery.report is not None
+    assert whole.report is not None
+    assert replace(delivery.report, seconds=0.0) == replace(whole.report, seconds=0.0)
+    assert any(window.attempts for window in delivery.report.windows)
+    assert delivery.live is not None
+    assert len(list(Path(delivery.live).parent.glob("part-*"))) == 3
 
 
 def test_a_video_that_was_made_and_not_delivered_is_not_made_again(
