@@ -189,10 +189,11 @@ API = (
     Public("engine", "Request Progress Delivery Plan", "entrypoint hook", "a request and its results"),
     Public(
         "engine.data",
-        "AudioType Canvas CardEstimate Estimates Fit LoraUse Seat Timing",
+        "AudioType Canvas Fit LoraUse Seat Timing",
         "entrypoint",
         "types of a request's fields and parts of a plan",
     ),
+    Public("engine.serving.estimate_lines", "estimate_lines", "entrypoint", "memory, times and prices of a plan"),
     Public("engine.serving.plan_lines", "window_lines", "entrypoint", "a plan's windows as text"),
     Public("engine.errors", "plain_json", "entrypoint", "an answer as one line of JSON"),
     Public("engine.redaction", "redact", "entrypoint", "removes secrets from a text"),
