@@ -2,9 +2,10 @@
 
 What takes longer runs only when it is asked for: `nox -s slow` runs the tests that are marked so, `nox -s talk`
 measures the embedded model, `nox -s long` its long videos, `nox -s kills` kills downloads and generations, `nox -s
-soak` tells what the memory of a worker does over 200 jobs, `nox -s show` shows clients, endpoint, worker and store at
-work together, `nox -s complete` reads checkpoints of full size, `nox -s runpod` runs the worker's tests with the next
-release of RunPod's SDK, `nox -s triton` runs our kernels in Triton's interpreter, and `nox -s device` measures a card.
+resume` kills jobs and lets them continue, `nox -s soak` tells what the memory of a worker does over 200 jobs, `nox -s
+show` shows clients, endpoint, worker and store at work together, `nox -s complete` reads checkpoints of full size,
+`nox -s runpod` runs the worker's tests with the next release of RunPod's SDK, `nox -s triton` runs our kernels in
+Triton's interpreter, and `nox -s device` measures a card.
 """
 
 from __future__ import annotations
@@ -76,6 +77,15 @@ def kills(session: nox.Session) -> None:
     """
     session.run(sys.executable, "tests/support/kill_and_resume.py", *session.posargs)
     session.run(sys.executable, "tests/support/kill_generate.py", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def resume(session: nox.Session) -> None:
+    """Kill jobs of five windows at sixty random points in four ways, and let each continue.
+
+    Arguments after -- are rounds, first seed, and ways: generate, worker, batch, ulysses.
+    """
+    session.run(sys.executable, "tests/support/kill_windows.py", *session.posargs)
 
 
 #: Kinds of `evaluate_tiny talk` for processes side by side, shares of equal work; what is timed comes alone, last.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from engine.data import Access, Delivery, Plan, Progress, Region, Request, Speaker
+from engine.data import Access, Cue, Delivery, Plan, Progress, Region, Request, Speaker
 from engine.errors import EngineError
 from engine.plugin.spec import hookimpl
 from engine.serving.jobs.speakers import SILENCE, read_speakers
+from engine.serving.jobs.timeline import read_timeline
 
 if TYPE_CHECKING:
     from engine.pipeline import Engine
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SILENCE",
     "Access",
+    "Cue",
     "Delivery",
     "Engine",
     "EngineError",
@@ -27,6 +29,7 @@ __all__ = [
     "Speaker",
     "hookimpl",
     "read_speakers",
+    "read_timeline",
 ]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 from engine.data import Artifact, Delivery, Kept, Plan, Progress, Request, Resumed, Store, Weights
 from engine.data.attention import AttentionChoice, AttentionSite
 from engine.data.cancel import CancelToken as CancelToken  # re-exported
+from engine.data.live import LiveFolder as LiveFolder  # re-exported
 from engine.data.stored import Stored as Stored  # re-exported
 
 if TYPE_CHECKING:
@@ -250,11 +251,9 @@ class Sink(Protocol):
 
     def put(self, artifact: Artifact) -> Kept:
         """Store the artifact and return where it is; its file no longer exists afterwards. Raises SinkError."""
-        ...
 
     def check(self, filename: str | None) -> None:
         """Raise SinkError or RequestError, before any work, if `put` cannot succeed."""
-        ...
 
 
 @runtime_checkable
@@ -266,7 +265,6 @@ class JobSink(Sink, Protocol):
 
         The bucket's store must be on the public internet or in `private_hosts`.
         """
-        ...
 
 
 @runtime_checkable
@@ -275,7 +273,6 @@ class BoundSink(Sink, Protocol):
 
     def within(self, limit: int) -> Sink:
         """Return the sink for an answer with at most `limit` bytes of the video as text."""
-        ...
 
 
 @runtime_checkable
@@ -284,11 +281,9 @@ class KeepingSink(Sink, Protocol):
 
     def waiting(self, job: str) -> Artifact | None:
         """Return the undelivered video of this name, None if there is none. Raises SinkError."""
-        ...
 
     def resume(self, job: str) -> Kept:
         """Deliver the undelivered video of this name. Raises SinkError."""
-        ...
 
 
 @runtime_checkable
@@ -297,7 +292,14 @@ class PatientSink(Sink, Protocol):
 
     def until(self, cancel: CancelToken) -> Sink:
         """Return the sink whose calls raise Cancelled within a second after `cancel` is set."""
-        ...
+
+
+@runtime_checkable
+class LiveSink(Sink, Protocol):
+    """A sink that can also publish a video while it is made."""
+
+    def live(self, filename: str | None) -> LiveFolder:
+        """Return the place of the next video; nothing is written yet. `filename` is that of the finished video."""
 
 
 @runtime_checkable
@@ -306,7 +308,6 @@ class RehearsingSink(Sink, Protocol):
 
     def rehearse(self) -> None:
         """Write a small object to the place of videos, read it, and delete it. Raises SinkError."""
-        ...
 
 
 @runtime_checkable

@@ -7,11 +7,14 @@ import torch
 from engine.assembly.access import make_access
 from engine.assembly.attention import with_attention
 from engine.assembly.followers import ProcessGroup
+from engine.assembly.live import live_folder, make_previews, make_publisher
 from engine.assembly.location import WeightsFinder
-from engine.assembly.options import make_options
+from engine.assembly.options import make_options, make_writer
 from engine.assembly.plan_request import plan_request
 from engine.assembly.prompts import prompts_of
 from engine.assembly.provenance import make_provenance
+from engine.assembly.reports import facts_of, make_retakes
+from engine.assembly.resuming import open_states
 from engine.assembly.runtime import make_runtime
 from engine.assembly.sinks import Making, make_delivery, sink_for_request
 from engine.assembly.weights import LoadedModel, WeightsHolder
@@ -27,7 +30,6 @@ from engine.stages.behind import WriteBehind
 from engine.stages.encode import encode_prompt_and_voices
 from engine.stages.read import drawn, read
 from engine.stages.windows import resample
-from engine.stages.write import Writer
 
 
 class Engine:
@@ -83,6 +85,7 @@ class Engine:
             with meter.stage("read"):
                 media, plan = plan_request(request, config, self._registry, self.access, weights, folder, cancel=meter)
                 sink.check(request.filename)
+                place = live_folder(sink, request, config)
                 # Says what is missing, or does not go together, before any sound is decoded.
                 self._weights.check(config, weights)
             meter.warn(plan.warnings)
@@ -97,32 +100,37 @@ class Engine:
             options = make_options(config, plan, sampling, self.runtime.device)
             with meter.stage("listen"):
                 prompts = prompts_of(request, config)
-                conditioning = encode_prompt_and_voices(model, inputs, prompts, options.encode, cancel=meter)
+                conditioning = encode_prompt_and_voices(model, inputs, prompts, plan, options.encode, cancel=meter)
             provenance = make_provenance(request, media, config, weights=loaded.fingerprint, runtime=self.runtime)
-            path, size, name = folder / "video.mp4", plan.canvas.target, request.filename
-            file = Writer(path, size, plan.fps, inputs.sound, options.video, metadata=provenance, filename=name)
-            with WriteBehind(file, overlap=options.overlap, cancel=meter) as writer:
+            file = make_writer(request, plan, inputs, options, provenance, folder)
+            live = make_publisher(place, file, plan, config, meter)
+            keeping = open_states(request, config, plan, provenance, loaded, self.runtime, folder, meter, live.add)
+            behind = WriteBehind(file, overlap=options.overlap, cancel=meter, on_segment=keeping.segment)
+            with live, keeping, behind as writer:
 
                 def step(number: int, _steps: int) -> None:
                     writer.check()
                     self._hooks.step_finished(request=request, progress=meter.step(number))
 
-                maker = WindowMaker(
-                    model, inputs, conditioning, options, sampling, generator, config, self._group, meter, step
-                )
-                history = None
-                for window in plan.windows:
+                retakes = make_retakes(config, inputs, plan, generator, meter)
+                looks = retakes, make_previews(request, config, meter)
+                given = model, inputs, conditioning, options, sampling, generator, config, self._group, meter, step
+                maker = WindowMaker(*given, *looks)
+                windows, history = keeping.take_over(writer, generator, sampling.tally, retakes)
+                for window in windows:
                     frames, history = maker.make(window, history)
+                    keeping.made(window, history, generator, sampling.tally, retakes)
                     with meter.stage("write", window=window.index + 1):
                         self._hooks.window_finished(request=request, window=window, frames=frames)
                         writer.add(resample(frames, window, plan), last=window is plan.windows[-1])
                     meter.window_done()
                 with meter.stage("write"):
-                    artifact = writer.finish()
+                    artifact = writer.finish(facts_of(report := retakes.report()) | keeping.provenance)
             with meter.stage("keep"):
-                kept = sink.put(artifact)
-        forwards, reused = sampling.tally.made, conditioning.text.reused
-        made = Making(self.memory, forwards, reused, writer.overlapped)
+                kept = keeping.deliver(lambda: sink.put(artifact))
+        forwards, reused = sampling.tally.made, conditioning[0].text.reused
+        told = report, live.address, live.warnings, keeping.taken, keeping.warnings
+        made = Making(self.memory, forwards, reused, writer.overlapped, *told)
         delivery = make_delivery(kept, artifact, plan, inputs, meter, made)
         self._hooks.generation_finished(request=request, delivery=delivery)
         return delivery

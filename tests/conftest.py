@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import hypothesis
+import longcat_recordings
 import pytest
 from recordings import HOME, Recordings, TinyNetwork
 
@@ -33,12 +34,26 @@ def tiny() -> TinyNetwork:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", metavar="DIR", default=str(HOME), help="folder of golden recordings to run")
+    longcat = str(longcat_recordings.HOME)
+    parser.addoption("--golden-longcat", metavar="DIR", default=longcat, help="folder of LongCat's recordings to run")
 
 
 @pytest.fixture(scope="session")
 def recordings(pytestconfig: pytest.Config) -> Recordings:
     """The folder given with --golden."""
     return Recordings(Path(pytestconfig.getoption("--golden")))
+
+
+@pytest.fixture(scope="session")
+def longcat(pytestconfig: pytest.Config) -> longcat_recordings.LongcatRecordings:
+    """The folder given with --golden-longcat."""
+    return longcat_recordings.LongcatRecordings(Path(pytestconfig.getoption("--golden-longcat")))
+
+
+@pytest.fixture(scope="session")
+def longcat_home() -> longcat_recordings.LongcatRecordings:
+    """LongCat's recordings that stand in the repository, whatever --golden-longcat says."""
+    return longcat_recordings.LongcatRecordings(longcat_recordings.HOME)
 
 
 @pytest.fixture(scope="session")
@@ -59,4 +74,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for argument, pattern in PATTERNS.items():
         if argument in metafunc.fixturenames:
             folder = Path(metafunc.config.getoption("--golden"))
+            metafunc.parametrize(argument, Recordings(folder).names(pattern))
+    for argument, pattern in longcat_recordings.PATTERNS.items():
+        if argument in metafunc.fixturenames:
+            folder = Path(metafunc.config.getoption("--golden-longcat"))
             metafunc.parametrize(argument, Recordings(folder).names(pattern))

@@ -69,18 +69,20 @@ class ProcessGroup:
         on_step: Callable[[int, int], None],
         *,
         cancel: CancelToken,
+        look: Callable[[int, Tensor, Tensor, float], None] | None = None,
     ) -> Tensor:
         """Denoise a window, from noise of `generator`, together with the processes that follow.
 
-        They build their own `sampling` from the request's `config`. Raises Cancelled.
+        `on_step` and `look` (see `stages.denoise`) are called in this process only. The others build their own
+        `sampling` from the request's `config`. Raises Cancelled.
         """
         noise = draw_noise((model.codec.channels, *conditions.latents.shape[1:]), generator)
         if self._ranks is None:
-            return _denoise(model, conditions, noise, sampling, generator, on_step, cancel)
+            return _denoise(model, conditions, noise, sampling, generator, on_step, cancel, look=look)
         self._ranks.broadcast(DenoiseWindow(config, conditions, noise, generator.get_state()))
         with self._ranks.denoising(cancel) as agreed:
             part = self._ranks.part_of(conditions)
-            return _denoise(model, part, noise, sampling, generator, on_step, agreed, self._ranks)
+            return _denoise(model, part, noise, sampling, generator, on_step, agreed, self._ranks, look)
 
     def follow(self, load: Callable[[], LoadedModel], device: str) -> None:
         """Follow rank 0 until it ends: load, and take part in denoising. Raises ProcessLost."""
@@ -116,6 +118,7 @@ def _denoise(
     on_step: Callable[[int, int], None] | None,
     cancel: CancelToken,
     ranks: Ranks | None = None,
+    look: Callable[[int, Tensor, Tensor, float], None] | None = None,
 ) -> Tensor:
     with model.use("transformer"):
         return denoise(
@@ -127,6 +130,7 @@ def _denoise(
             cache=sampling.cache,
             generator=generator,
             on_step=on_step,
+            look=look,
             cancel=cancel,
             tally=sampling.tally,
             shared=ranks if ranks is not None and ranks.groups > 1 else None,

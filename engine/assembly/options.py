@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from engine.assembly.sampling import Sampling
 from engine.config import Config
-from engine.data import Plan
+from engine.data import Inputs, Plan, Request
 from engine.stages.decode import DecodeOptions
 from engine.stages.encode import EncodeOptions
-from engine.stages.write import VideoOptions
+from engine.stages.write import VideoOptions, Writer
 
 
 @dataclass(frozen=True)
@@ -42,4 +45,19 @@ def make_options(config: Config, plan: Plan, sampling: Sampling, device: str) ->
         VideoOptions(crf=video.crf, preset=video.preset, audio_bitrate=video.audio_bitrate),
         # On a CPU the network and the encoder would share the cores.
         overlap=device == "cuda" if overlap is None else overlap,
+    )
+
+
+def make_writer(
+    request: Request, plan: Plan, inputs: Inputs, options: StageOptions, provenance: Mapping[str, Any], folder: Path
+) -> Writer:
+    """Return the writer of a request's video, in `folder`. Raises ConfigError and SinkError."""
+    return Writer(
+        folder / "video.mp4",
+        plan.canvas.target,
+        plan.fps,
+        inputs.sound,
+        options.video,
+        metadata=provenance,
+        filename=request.filename,
     )

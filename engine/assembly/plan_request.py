@@ -13,7 +13,7 @@ from engine.config import Config
 from engine.data import Access, Media, Plan, Request
 from engine.plugin.manager import Registry
 from engine.stages.plan import plan_walk
-from engine.stages.read import fetch
+from engine.stages.read import fetch, hear
 
 
 def plan_request(
@@ -32,6 +32,8 @@ def plan_request(
     RequestError, ConfigError, and Cancelled within a second once `cancel` is set.
     """
     media = fetch_media(request, registry, access, folder, cancel=cancel)
+    if config.windows == "pauses":
+        media = hear(request, media, config.model.fps, cancel=cancel)
     return media, apart(lambda: plan_media(request, media, config, registry, weights, cancel=cancel), cancel, "plan")
 
 

@@ -19,9 +19,9 @@ from engine.multitalk.prompts import lost_of_file, tell_lost
 Lost = Callable[[str], tuple[str, int]]
 
 
-def prompts_of(request: Request, config: Config) -> tuple[str, str]:
-    """Return the prompt and the negative prompt that steer a request."""
-    return request.prompt, negative_prompt(request, config)
+def prompts_of(request: Request, config: Config) -> tuple[tuple[str, ...], str]:
+    """Return the prompts that steer a request, in the order of time, and its negative prompt."""
+    return tuple(cue.value for cue in request.prompts) or (request.prompt,), negative_prompt(request, config)
 
 
 def negative_prompt(request: Request, config: Config) -> str:
@@ -31,7 +31,8 @@ def negative_prompt(request: Request, config: Config) -> str:
 
 def with_prompts(plan: Plan, request: Request, config: Config, branches: Sequence[str], lost: Lost) -> Plan:
     """Return `plan` with a warning for each truncated prompt that the guidance's `branches` use."""
-    texts = [("prompt", request.prompt)]
+    texts = [(f"prompts[{index}]", cue.value) for index, cue in enumerate(request.prompts)]
+    texts = texts or [("prompt", request.prompt)]
     if {"drop_text", "uncond"} & set(branches):
         texts.append(("negative prompt", negative_prompt(request, config)))
     warnings = []

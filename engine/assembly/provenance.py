@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from engine.config import Config
-from engine.data import Media, Request
+from engine.data import Cue, Media, Request
 from engine.files.checksums import sha256_of
 
 FORMAT = 1
@@ -20,6 +21,9 @@ PACKAGES = ("multitalk-engine", "torch", "diffusers", "transformers", "numpy", "
 
 #: Parts of the config that determine the frames.
 DECISIVE = ("resolution", "quant", "sampler", "guidance", "cache", "lora", "continuation", "video")
+
+#: Parts that determine which windows are made again, and the report that is stored beside this. Older videos have none.
+JUDGING = ("report", "retake")
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def make_provenance(
                 }
                 for speaker, cut in zip(request.speakers, media.cuts, strict=True)
             ],
+            **_timeline(request),
         },
         "inputs": input_hashes(media),
         "weights": weights,
@@ -85,9 +90,27 @@ def make_provenance(
         "dtype": runtime.dtype,
         "decode_dtype": runtime.decode_dtype,
         "attention": runtime.attention,
-        # Left out if nothing is compiled, so that the provenance of other videos does not change.
+        # Left out if nothing is chosen, so that the provenance of other videos does not change.
+        **({} if config.windows == "fixed" else {"windows": config.windows}),
         **({} if (kernels := compiled_by(config)) == "none" else {"compile": kernels}),
+        **{key: _plain(getattr(config, key)) for key in JUDGING},
     }
+
+
+def _timeline(request: Request) -> dict[str, Any]:
+    # Only if requested, so that the provenance of other videos does not change.
+    prompts = [{**_begin(cue), "text": cue.value} for cue in request.prompts]
+    images = [_begin(cue) for cue in request.images]
+    return {**({"prompts": prompts} if prompts else {}), **({"images": images} if images else {})}
+
+
+def _begin(cue: Cue) -> dict[str, Any]:
+    return {"from": float(cue.seconds or 0)} if cue.frame is None else {"from_frame": cue.frame}
+
+
+def groups_of(provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the groups of the config that a video's provenance has, or should have."""
+    return (*DECISIVE, *(group for group in JUDGING if group in provenance))
 
 
 def compiled_by(config: Config) -> str:
@@ -101,6 +124,7 @@ def input_hashes(media: Media) -> dict[str, Any]:
         "image": sha256_of(media.image),
         "voices": [sha256_of(path) if path else None for path in media.voices],
         "masks": [sha256_of(path) if path else None for path in media.masks],
+        **({"images": [sha256_of(path) for path in media.images]} if media.images else {}),
     }
 
 

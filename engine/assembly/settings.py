@@ -48,6 +48,9 @@ def make_plan_inputs(config: Config, registry: Registry, weights: WeightsFinder)
         weights=location.folder,
         absent=absent,
         tile=config.memory.tile,
+        style=config.continuation.style,
+        windows=config.windows,
+        retakes=config.retake.max,
         whole_windows=model.whole_windows,
         speakers=model.made_for.speakers,
         holds=_holds(model.continuation) if config.continuation.style == "multitalk" else None,
@@ -101,6 +104,13 @@ def _check(config: Config) -> None:
             raise ConfigError(
                 f"{frames} is not of the form 4n + 1", field=field, hint="give a value such as 9, 25 or 81"
             )
+    if config.windows == "pauses" and config.model.whole_windows:
+        raise ConfigError(
+            f"windows=pauses makes windows shorter, and model={config.model.name} makes only whole ones",
+            field="windows",
+            hint="choose windows=fixed",
+            code="conflict",
+        )
     if config.continuation.frames >= config.model.window:
         raise ConfigError(
             f"{config.continuation.frames} motion frames leave no new frames in a window of {config.model.window}",
@@ -115,6 +125,12 @@ def _check(config: Config) -> None:
             field="continuation.frames",
             hint=f"at most {most}",
             code="out_of_range",
+        )
+    if config.retake.max and not config.report.enabled:
+        raise ConfigError(
+            "windows that are not judged cannot be made again",
+            field="retake.max",
+            hint="give 0, or report.enabled=true",
         )
     if config.continuation.blend > config.model.window:
         raise ConfigError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.components import BoundSink, CancelToken, JobSink, KeepingSink, PatientSink, Sink
-from engine.data import Access, Artifact, Delivery, Inputs, Kept, Plan, Request, Resumed
+from engine.data import Access, Artifact, Delivery, Inputs, Kept, Plan, Report, Request, Resumed
 from engine.errors import RequestError, UnknownComponent
 from engine.plugin.manager import Registry
 from engine.runtime.progress import Meter
@@ -58,6 +59,15 @@ class Making:
     prompts_reused: bool
     #: Seconds of writing beside other stages.
     overlapped: float
+    #: The judgement of its windows, if they were judged.
+    report: Report | None = None
+    #: Path or URL of the playlist that was published meanwhile, and what went wrong with it.
+    live: str | None = None
+    live_warnings: tuple[str, ...] = ()
+    #: Windows of an earlier attempt.
+    windows_taken_over: int = 0
+    #: What could not be kept for another attempt, or not be used of an earlier one.
+    warnings: Sequence[str] = ()
 
 
 def make_delivery(
@@ -88,8 +98,11 @@ def make_delivery(
         memory=making.memory,
         forwards=making.forwards,
         prompts_reused=making.prompts_reused,
+        windows_taken_over=making.windows_taken_over,
+        live=making.live,
         peaks=meter.peaks.found,
-        warnings=(*plan.warnings, *inputs.warnings, *kept.warnings),
+        report=making.report,
+        warnings=(*plan.warnings, *inputs.warnings, *making.warnings, *making.live_warnings, *kept.warnings),
     )
 
 

@@ -23,7 +23,7 @@ from engine.runtime.memory import forget_peak, status
 
 #: Configs that were used while `engine.planning` was written, and others that were not.
 FITTED = ("base",)
-HELD_OUT = ("wide", "text", "half", "long", "int8")
+HELD_OUT = ("wide", "text", "half", "long", "int8", "lowest")
 
 
 @dataclass(frozen=True)

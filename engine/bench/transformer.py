@@ -21,6 +21,8 @@ from engine.multitalk.transformer import MultiTalkTransformer3DModel, Transforme
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Call = Callable[[], Tensor]
+#: Bytes of a tensor just below the largest that glibc takes from its heap, 32 MiB.
+_LARGE = 31 * 2**20
 
 
 def run(
@@ -50,6 +52,9 @@ def run(
         raise RequestError(f"{dim} channels cannot be divided into {heads} heads", field="heads")
     if runs < 1 or speakers < 1 or layers < 1:
         raise RequestError("runs, speakers and layers start at 1", field="runs")
+    # The C library then gives no memory of tensors back to the system, which would be fetched anew page by page. In a
+    # process that makes videos it is the same, since their frames are larger.
+    torch.empty(_LARGE, dtype=torch.uint8)
     with _threads(threads), torch.no_grad():
         random = torch.Generator().manual_seed(seed)
         model = build_model(dim, ffn_dim, heads, layers, _DTYPES[dtype], random)

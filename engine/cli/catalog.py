@@ -10,14 +10,12 @@ from importlib.metadata import packages_distributions
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
-from hydra.core.config_store import ConfigNode, ConfigStore
-from omegaconf import OmegaConf
-
-from engine.assembly.compose import CONF, compose
 from engine.errors import EngineError
-from engine.plugin.manager import Registry, installed
+from engine.plugin.manager import Registry, loaded
 
 OURS = "multitalk-engine"
+#: The package of the engine's own presets.
+_CONF = "engine.conf"
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,8 @@ class Choice:
 
 def choices(registry: Registry | None = None) -> list[Choice]:
     """Return everything that can be chosen, sorted by group and name."""
-    registry = registry or installed()
-    choices_found = [*_components(registry), *_presets(CONF, OURS)]
+    registry = registry or loaded()
+    choices_found = [*_components(registry), *_presets(_CONF, OURS)]
     for package in registry.presets.packages:
         choices_found += _presets(package, _distribution(package))
     return sorted(choices_found, key=lambda choice: (choice.group, choice.name))
@@ -51,6 +49,9 @@ def groups(registry: Registry | None = None) -> dict[str, list[str]]:
 
 def resolutions() -> dict[str, list[str]]:
     """Return the resolutions of each model preset, the default first; empty for a preset that cannot be composed."""
+    # Hydra: the help, which prints the names only, does not need it.
+    from engine.assembly.compose import compose
+
     sizes: dict[str, list[str]] = {}
     for name in groups()["model"]:
         try:
@@ -64,7 +65,7 @@ def resolutions() -> dict[str, list[str]]:
 
 def print_catalog(*, as_json: bool) -> int:
     """Print what is installed, as text or as one JSON object."""
-    registry = installed()
+    registry = loaded()
     entries, sizes = choices(registry), resolutions()
     if as_json:
         answer = {"choices": [asdict(choice) for choice in entries], "resolutions": sizes, "broken": registry.broken}
@@ -87,24 +88,18 @@ def print_catalog(*, as_json: bool) -> int:
 def _components(registry: Registry) -> Iterator[Choice]:
     # A plugin's components belong to its distribution, in whichever of its modules the config is.
     packages = sorted(registry.packages.items(), key=lambda item: -len(item[0]))
-    repo = ConfigStore.instance().repo
-    for group, nodes in repo.items():
-        if group == "hydra" or not isinstance(nodes, dict):
-            continue
-        for node in nodes.values():
-            if not isinstance(node, ConfigNode) or node.name == "schema.yaml":
-                continue
-            module = node.provider or "engine"
-            package = next((dist for name, dist in packages if module == name or module.startswith(f"{name}.")), OURS)
-            yield Choice(
-                group, node.name.removesuffix(".yaml"), "component", package, _about(OmegaConf.get_type(node.node))
-            )
+    for register in registry.registers:
+        for name in register.names():
+            config = register.config(name)
+            module = config.__module__
+            package = next((dist for own, dist in packages if module == own or module.startswith(f"{own}.")), OURS)
+            yield Choice(register.group, name, "component", package, _about(config))
 
 
-def _about(config: type | None) -> str:
+def _about(config: type) -> str:
     text = inspect.getdoc(config) or ""
     # A dataclass without a docstring gets its signature as docstring.
-    return "" if config and text.startswith(f"{config.__name__}(") else text.partition("\n")[0]
+    return "" if text.startswith(f"{config.__name__}(") else text.partition("\n")[0]
 
 
 def _presets(package: str, distribution: str) -> Iterator[Choice]:

@@ -6,13 +6,14 @@ import textwrap
 
 from engine.cli.catalog import groups
 from engine.cli.parser import REQUEST
-from engine.plugin.manager import installed
+from engine.plugin.manager import loaded
 
 COMMANDS = {
     "plan": "show what generate would do: sizes, windows, memory, time and cost on GPUs (generate --dry-run)",
     "plugins": "list every component and preset by group, with its package (--json); new NAME: write one (--kind)",
     "config": "print the composed config and the origin of each value; KEY: explain a key (--json, docs/config.md)",
     "show": "FILE.mp4: print the settings that are stored in a video (--json)",
+    "retake": "FILE.mp4 --window N --image ... --audio ...: make a window and those after it again, from kept states",
     "again": "FILE.mp4 --image ... --audio ...: make a video again from its stored settings",
     "compare": "DIR: write a page with the videos of a sweep side by side and their measurements (docs/sweeps.md)",
     "models": "pull, verify, list, prune: manage the published weights on this machine or volume (docs/models.md)",
@@ -43,7 +44,7 @@ key=value sets one value (sampler.steps=20, guidance.text_scale=3, sink.folder=f
 
 def manual() -> str:
     """Return what the command does, its commands, flags, examples and the groups to choose from."""
-    entrypoints = installed().entrypoints
+    entrypoints = loaded().entrypoints
     about = {name: (entrypoints.config(name).__doc__ or "").partition("\n")[0] for name in entrypoints.names()}
     flags = {f"{flag.name} {flag.metavar}": flag.help for flag in REQUEST}
     flags["--output FILE"] = (

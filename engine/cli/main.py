@@ -179,6 +179,12 @@ def _again(arguments: Sequence[str]) -> int:
     return again(arguments)
 
 
+def _retake(arguments: Sequence[str]) -> int:
+    from engine.cli.retake import retake
+
+    return retake(arguments)
+
+
 def _compare(arguments: Sequence[str]) -> int:
     from engine.cli.compare import compare
     from engine.cli.parser import Parser
@@ -223,6 +229,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "config": _config,
     "show": _show,
     "again": _again,
+    "retake": _retake,
     "compare": _compare,
     "doctor": _doctor,
     "rehearse": _rehearse,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from engine.assembly.escape import override, override_list
 from engine.cli.base import BaseParser
 from engine.config import ComponentConfig, RequestConfig
 from engine.errors import ConfigError
+from engine.serving.jobs.timeline import timeline_text
 from engine.text.similar import similar
 
 
@@ -25,6 +28,8 @@ class Flag:
     metavar: str
     help: str
     many: bool = False
+    #: Whether it takes two values, of which the first is a time.
+    timed: bool = False
 
     @property
     def name(self) -> str:
@@ -37,6 +42,23 @@ REQUEST = tuple(
     Flag(field.name, field.metadata["word"], field.metadata["help"], many=field.name == "audio")
     for field in dataclasses.fields(RequestConfig)
     if "word" in field.metadata
+)
+#: Flags that are repeated, once for each entry of the field `request.<key>s`.
+TIMED = (
+    Flag(
+        "prompt_at",
+        "TIME TEXT",
+        "prompt from a time on: seconds such as 3.2, or a frame such as 80f; repeat it",
+        True,
+        True,
+    ),
+    Flag(
+        "image_at",
+        "TIME FILE",
+        "reference picture from a time on; repeat it (continuation.style=infinitetalk)",
+        True,
+        True,
+    ),
 )
 
 
@@ -56,14 +78,17 @@ class Parser(BaseParser):
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=False, **arguments
         )
         self._flags_with_value: set[str] = set()
+        self._timed_flags: set[str] = set()
         self._known_flags: set[str] = {"--help", "-h"}
         #: Config key that is set by an argument which is neither a flag nor an override; "": none.
         self.bare = ""
         self.add_argument("-h", "--help", action="help", help="show this help")
 
-    def flag(self, name: str, group: Any = None, **arguments: Any) -> None:
-        """Add the flag `name` (or several names, separated by spaces)."""
+    def flag(self, name: str, group: Any = None, *, timed: bool = False, **arguments: Any) -> None:
+        """Add the flag `name` (or several names, separated by spaces); `timed`: with two values, as JSON text."""
         names = name.split()
+        if timed:
+            self._timed_flags.update(names)
         (group or self).add_argument(*names, **arguments)
         self._known_flags.update(names)
         if arguments.get("action") in (None, "append"):
@@ -99,7 +124,13 @@ class Parser(BaseParser):
         for argument in arguments:
             if argument == "--":
                 return [*glued, argument, *arguments]
-            if argument not in self._flags_with_value or (value := next(arguments, None)) is None:
+            if (timed := argument.partition("=")[0]) in self._timed_flags:
+                values = [*argument.split("=", 1)[1:], *islice(arguments, 1 if "=" in argument else 2)]
+                if len(values) < 2 or any(value.partition("=")[0] in self._known_flags for value in values):
+                    what = f"{timed} needs a time and a value"
+                    raise ConfigError(what, field="command line", hint=f'such as {timed} 3.2 "a happy woman"')
+                glued.append(f"{timed}={json.dumps(values)}")
+            elif argument not in self._flags_with_value or (value := next(arguments, None)) is None:
                 glued.append(argument)
             elif value.partition("=")[0] in self._known_flags:
                 raise ConfigError(f"{argument} needs a value", field="command line", hint=f"see {self.prog} --help")
@@ -125,7 +156,7 @@ def entrypoint_parser(name: str, config: type[ComponentConfig], description: str
         "with -m, commas make a sweep. 'multitalk --help' lists the groups.",
     )
     if "request" in typing.get_type_hints(config):
-        add_request_flags(parser, REQUEST)
+        add_request_flags(parser, (*REQUEST, *TIMED))
     add_own_flags(parser, config)
     parser.flag("-m --multirun", action="store_true", help="run every combination of comma-separated values")
     return parser
@@ -136,7 +167,7 @@ def add_request_flags(parser: Parser, flags: Sequence[Flag]) -> None:
     group = parser.add_argument_group("the request")
     for flag in flags:
         action = {"action": "append"} if flag.many else {}
-        parser.flag(flag.name, group, dest=flag.key, metavar=flag.metavar, help=flag.help, **action)
+        parser.flag(flag.name, group, timed=flag.timed, dest=flag.key, metavar=flag.metavar, help=flag.help, **action)
     parser.flag("--output", group, metavar="FILE", help="folder and name of the video (folders: only with sink=disk)")
 
 
@@ -171,7 +202,7 @@ def read_arguments(name: str, parser: Parser, values: argparse.Namespace, rest: 
     options: dict[str, Any] = {key: value for key, value in vars(values).items() if value not in (None, False)}
     multirun = bool(options.pop("multirun", False))
     output = options.pop("output", None)
-    overrides = [f"entrypoint={name}"]
+    overrides = [f"entrypoint={name}", *_timelines(options)]
     for flag in REQUEST:
         value = options.pop(flag.key, None)
         if value is None:
@@ -195,6 +226,23 @@ def read_arguments(name: str, parser: Parser, values: argparse.Namespace, rest: 
         overrides.append(override(parser.bare, bare))
         rest = [argument for argument in rest if argument is not bare]
     return ParsedArguments([*overrides, *plain(rest, parser.prog)], multirun)
+
+
+def _timelines(options: dict[str, Any]) -> list[str]:
+    """Return the overrides for flags with times, and remove those flags and the flag for the value at 0."""
+    overrides = []
+    for flag in TIMED:
+        entries = [tuple(json.loads(pair)) for pair in options.pop(flag.key, None) or []]
+        single = flag.key.removesuffix("_at")
+        if not entries:
+            continue
+        if f"{single}s" in options:
+            what = f"{flag.name} and --{single}s are both given"
+            raise ConfigError(what, field="command line", hint="give all entries in one of the two ways")
+        if single in options:
+            entries.insert(0, ("0", options.pop(single)))
+        overrides.append(override(f"request.{single}s", timeline_text(f"{single}s", entries)))
+    return overrides
 
 
 def plain(arguments: Sequence[str], command: str) -> list[str]:

@@ -5,17 +5,27 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.assembly.escape import override, quoted
 from engine.assembly.location import locate_weights
 from engine.assembly.plan_request import fetch_media
-from engine.assembly.provenance import DECISIVE, FORMAT, compiled_by, input_hashes, versions, weights_hash
+from engine.assembly.provenance import (
+    DECISIVE,
+    FORMAT,
+    JUDGING,
+    compiled_by,
+    groups_of,
+    input_hashes,
+    versions,
+    weights_hash,
+)
 from engine.cli.parser import REQUEST, Flag, Parser, add_own_flags, add_request_flags, read_arguments
 from engine.cli.provenance_check import check_form, is_deep, suspicious_values
 from engine.cli.run import launch
+from engine.config import EntrypointConfig
 from engine.data import Region, Request, Speaker
 from engine.errors import RequestError, plain
 from engine.files.scratch import scratch
@@ -24,9 +34,11 @@ from engine.plugin.manager import installed
 from engine.redaction import redact
 from engine.service import EngineService
 from engine.serving.jobs.speakers import SILENCE
+from engine.serving.jobs.timeline import parse_timeline, plain_timeline
 
 _MEDIA = (
-    *(flag for flag in REQUEST if flag.key in ("image", "audio")),
+    Flag("image", "FILE", "the picture; if there were several by time, each in their order", many=True),
+    *(flag for flag in REQUEST if flag.key == "audio"),
     Flag("mask", "FILE", "a mask picture, once for each person who had one", many=True),
 )
 #: Largest width of the column of keys.
@@ -76,16 +88,34 @@ def again(arguments: Sequence[str]) -> int:
         description="Make a video again from its provenance.\n"
         "The bytes are the same if media, weights, versions and threads are; a warning says what differs.",
     )
+    add_flags(parser)
+    return launch(repeat(parser, arguments))
+
+
+def add_flags(parser: Parser) -> None:
+    """Add the flags of a command that makes a video again."""
     add_request_flags(parser, _MEDIA)
     add_own_flags(parser, installed().entrypoints.config("generate"))
+
+
+def repeat(
+    parser: Parser, arguments: Sequence[str], check: Callable[[Mapping[str, Any]], None] | None = None
+) -> list[str]:
+    """Return the overrides that make a video again, from arguments of `parser`, which has all flags.
+
+    `check` may refuse the provenance. Prints warnings about everything that differs from when the video was made.
+    Raises EngineError.
+    """
     values, rest = parser.read(arguments)
     if not rest or "=" in rest[0]:
         raise RequestError("no video", field="FILE.mp4", hint=f"see {parser.prog} --help")
     provenance = load(Path(rest[0]))
+    if check is not None:
+        check(provenance)
     media = {flag.key: getattr(values, flag.key) for flag in _MEDIA}
     for key in media:
         setattr(values, key, None)
-    fixed_groups = ("model", "recipe", "experiment", "parallel", "request", "dtype", *DECISIVE)
+    fixed_groups = ("model", "recipe", "experiment", "parallel", "request", "dtype", *DECISIVE, *JUDGING)
     for argument in rest[1:]:
         if argument.lstrip("+~").partition("=")[0].partition(".")[0] in fixed_groups:
             raise RequestError(
@@ -96,7 +126,7 @@ def again(arguments: Sequence[str]) -> int:
     own = read_arguments("generate", parser, values, rest[1:])
     try:
         check_form(provenance)
-        request = _request(provenance, media["image"], media["audio"] or [], media["mask"] or [])
+        request = _request(provenance, media["image"] or [], media["audio"] or [], media["mask"] or [])
         overrides = [*own.overrides, *provenance_overrides(provenance, request)]
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise RequestError(
@@ -109,13 +139,13 @@ def again(arguments: Sequence[str]) -> int:
         print(f"multitalk: warning: {plain(warning)}", file=sys.stderr)
     for warning in differences(provenance, overrides, request):
         print(f"multitalk: warning: {plain(warning)}", file=sys.stderr)
-    return launch(overrides)
+    return EntrypointConfig.boot(overrides)
 
 
 def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> list[str]:
     """Return the overrides for the config of `provenance` and for `request`."""
     overrides = [f"model={quoted('model', provenance['model'])}"]
-    for group in (*DECISIVE, "dtype"):
+    for group in (*groups_of(provenance), "dtype"):
         value = provenance[group]
         if value is None:
             raise ValueError(f"{group} is empty")
@@ -125,6 +155,11 @@ def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> lis
         if "name" in value:
             overrides.append(f"{group}={quoted(group, value['name'])}")
         overrides += [f"{group}.{_key(key)}={_value(group, part)}" for key, part in value.items() if key != "name"]
+    if "windows" in provenance:
+        overrides.append(f"windows={quoted('windows', provenance['windows'])}")
+    if "report" not in provenance:
+        # Made before windows were judged: a report would change its bytes.
+        overrides.append("report.enabled=false")
     overrides.append(f"memory.tile={int(provenance.get('tile', 0))}")
     # Before there was a choice, all decoding was in float32.
     overrides.append(f"vae.decode_dtype={quoted('decode_dtype', provenance.get('decode_dtype', 'float32'))}")
@@ -137,10 +172,13 @@ def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> lis
         }
         for speaker in request.speakers
     ]
-    overrides.append(override("request.image", request.image))
+    for key, cues in (("prompts", request.prompts), ("images", request.images)):
+        if cues:
+            overrides.append(override(f"request.{key}", json.dumps({key: plain_timeline(cues, key)})))
     overrides.append(override("request.speakers", json.dumps({"speakers": speakers})))
-    for key in ("prompt", "negative_prompt", "seed", "frames", "fps", "audio_type", "timing", "fit"):
-        if (value := getattr(request, key)) is not None:
+    for key in ("image", "prompt", "negative_prompt", "seed", "frames", "fps", "audio_type", "timing", "fit"):
+        # Empty: there is a timeline instead.
+        if (value := getattr(request, key)) is not None and (value != "" or key == "negative_prompt"):
             overrides.append(override(f"request.{key}", str(value)))
     return overrides
 
@@ -156,14 +194,20 @@ def differences(provenance: Mapping[str, Any], overrides: Sequence[str], request
     with scratch() as folder:
         now = input_hashes(fetch_media(request, registry, service.access, folder))
     then, lines = provenance["inputs"], []
-    if then["image"] != now["image"]:
-        lines.append(f"{redact(request.image)} is not the picture that the video was made from")
+    hashes = zip([then["image"], *then.get("images", ())], [now["image"], *now.get("images", ())], strict=True)
+    for address, (one, other) in zip([cue.value for cue in request.images] or [request.image], hashes, strict=True):
+        if one != other:
+            lines.append(f"{redact(address)} is not the picture that the video was made from")
     for key, what in (("voices", "voice"), ("masks", "mask")):
         for index, (one, other) in enumerate(zip(then[key], now[key], strict=True)):
             if one != other:
                 lines.append(f"the {what} of speaker {index + 1} is not the one that the video was made from")
     if provenance["weights"] != weights_hash(locate_weights(service.config, registry)):
         lines.append("the weights are not those that the video was made with")
+    lines += [
+        f"its windows from {made['window']} on were made again with seed {made['seed']}; this makes the first ones"
+        for made in provenance.get("made_again") or ()
+    ]
     installed_now = versions()
     for package, version in provenance["versions"].items():
         if installed_now.get(package) != version:
@@ -180,13 +224,19 @@ def differences(provenance: Mapping[str, Any], overrides: Sequence[str], request
     return lines
 
 
-def _request(provenance: Mapping[str, Any], image: str | None, audio: Sequence[str], masks: Sequence[str]) -> Request:
+def _request(
+    provenance: Mapping[str, Any], images: Sequence[str], audio: Sequence[str], masks: Sequence[str]
+) -> Request:
     recorded = provenance["request"]
     voices = [address for address in audio if address != SILENCE]
     speaking = sum(not speaker["silence"] for speaker in recorded["speakers"])
     masked = sum(speaker["mask"] for speaker in recorded["speakers"])
-    if image is None:
+    pictures = recorded.get("images", ())
+    if not images:
         raise RequestError("no picture", field="request.image", hint="give the picture again with --image FILE")
+    if len(images) != (wanted := max(1, len(pictures))):
+        what = f"{len(images)} pictures given, the video has {wanted}"
+        raise RequestError(what, field="request.image", hint="give each picture again with --image FILE")
     if len(voices) != speaking:
         raise RequestError(
             f"{len(voices)} voices given, the video has {speaking}",
@@ -211,7 +261,12 @@ def _request(provenance: Mapping[str, Any], image: str | None, audio: Sequence[s
     )
     texts = {key: recorded[key] for key in ("prompt", "negative_prompt", "seed", "frames", "fps")}
     choices = {key: recorded[key] for key in ("audio_type", "timing", "fit")}
-    return Request(image=image, speakers=speakers, **texts, **choices)
+    prompts = parse_timeline(recorded["prompts"], "prompts") if "prompts" in recorded else ()
+    if not pictures:
+        return Request(image=images[0], speakers=speakers, prompts=prompts, **texts, **choices)
+    entries = [{**entry, "image": image} for entry, image in zip(pictures, images, strict=True)]
+    by_time = parse_timeline(entries, "images")
+    return Request(image="", speakers=speakers, prompts=prompts, images=by_time, **texts, **choices)
 
 
 def _value(key: str, value: Any) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from engine.assembly.provenance import DECISIVE
+from engine.assembly.provenance import groups_of
 
 #: Largest nesting depth; the engine writes less deep provenance.
 MAX_DEPTH = 16
@@ -62,7 +63,7 @@ def check_form(provenance: Mapping[str, Any]) -> None:
             raise ValueError(f"{place} contains a zero byte")
     _require(provenance, "model", _is_text)
     _require(provenance, "dtype", _is_text)
-    for group in DECISIVE:
+    for group in groups_of(provenance):
         _require(provenance, group, lambda value: _is_text(value) or isinstance(value, Mapping))
     request = _part(provenance, "request")
     for key, fits in _REQUEST.items():
@@ -74,22 +75,32 @@ def check_form(provenance: Mapping[str, Any]) -> None:
             _require(speaker, key, fits, place)
     inputs = _part(provenance, "inputs")
     _require(inputs, "image", _is_text, "inputs.")
+    _check_timelines(request, inputs)
     for key in ("voices", "masks"):
         _require(inputs, key, lambda value: _is_list(value, _is_text_or_none, len(speakers)), "inputs.")
     _require(provenance, "weights", _is_text)
     _require(provenance, "device", _is_text)
     _require(provenance, "attention", _is_text)
-    if "compile" in provenance:
-        _require(provenance, "compile", _is_text)
+    for key in ("compile", "windows", "decode_dtype"):
+        if key in provenance:
+            _require(provenance, key, _is_text)
     _require(provenance, "threads", _is_whole)
     versions = _part(provenance, "versions")
     for key in versions:
         _require(versions, key, _is_text, "versions.")
-    if "decode_dtype" in provenance:
-        _require(provenance, "decode_dtype", _is_text)
+    _require({"made_again": provenance.get("made_again", [])}, "made_again", _is_made_again)
     for key in ("tile", "processes"):
         if key in provenance:
             _require(provenance, key, _is_whole)
+
+
+def _check_timelines(request: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+    for key, known in (("prompts", ("from", "from_frame", "text")), ("images", ("from", "from_frame"))):
+        for index, entry in enumerate(request.get(key, ())):
+            place = f"request.{key}[{index}]"
+            _require({place: entry}, place, partial(_is_entry, known=known))
+    if len(request.get("images", ())) > 1:
+        _require(inputs, "images", partial(_is_list, fits=_is_text, length=len(request["images"]) - 1), "inputs.")
 
 
 def suspicious_values(provenance: Mapping[str, Any]) -> list[str]:
@@ -97,7 +108,7 @@ def suspicious_values(provenance: Mapping[str, Any]) -> list[str]:
     warnings = [
         f"the provenance names a file or folder outside the weights folder: {text!r} ({place})"
         for place, text in _strings(provenance, "")
-        if place not in _TEXTS and _OUTSIDE.search(text)
+        if place not in _TEXTS and not place.startswith("request.prompts[") and _OUTSIDE.search(text)
     ]
     for place, value in _numbers(provenance, ""):
         low, high = _USUAL.get(place, (-1e9, 1e9))
@@ -148,6 +159,20 @@ def _is_number(value: Any) -> bool:
         return False
 
 
+def _is_made_again(value: Any) -> bool:
+    keys = ("window", "seed")
+    return _is_list(value, lambda one: isinstance(one, Mapping) and all(_is_whole(one.get(key)) for key in keys))
+
+
+def _is_entry(value: Any, known: Sequence[str]) -> bool:
+    """Return whether a value is an entry of a timeline with a time."""
+    if not isinstance(value, Mapping) or any(key not in known for key in value):
+        return False
+    if not _is_text(value.get("text", "")):
+        return False
+    return _is_number(value.get("from")) is not _is_whole(value.get("from_frame"))
+
+
 def _is_list(value: Any, fits: Callable[[Any], bool], length: int | None = None) -> bool:
     return isinstance(value, list) and (length is None or len(value) == length) and all(map(fits, value))
 
@@ -192,7 +217,7 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
     elif isinstance(value, list):
         for index, part in enumerate(value):
             yield from _numbers(part, f"{place}[{index}]")
-    elif isinstance(value, int | float) and not isinstance(value, bool) and place != "request.seed":
+    elif isinstance(value, int | float) and not isinstance(value, bool) and place.rpartition(".")[2] != "seed":
         try:
             yield place, float(value)
         except OverflowError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import json
 from collections.abc import Mapping
@@ -69,6 +71,25 @@ class Status:
     def progress(self) -> Any:
         """The latest progress update of a running job."""
         return None if self.final else self.output
+
+    @property
+    def playlist(self) -> str | None:
+        """The HLS playlist of a video that is published while it is made, as URL or path; None: nothing is yet."""
+        live = self.output.get("live") if isinstance(self.output, Mapping) else None
+        address = live.get("playlist") if isinstance(live, Mapping) else None
+        return address if isinstance(address, str) else None
+
+    @property
+    def preview(self) -> bytes | None:
+        """The newest preview of a running job, a JPEG; None: there is none yet, or the job did not ask for previews."""
+        preview = self.progress.get("preview") if isinstance(self.progress, Mapping) else None
+        image = preview.get("image") if isinstance(preview, Mapping) else None
+        if not isinstance(image, str):
+            return None
+        try:
+            return base64.b64decode(image.partition(",")[2], validate=True)
+        except binascii.Error:
+            return None
 
     @property
     def fingerprint(self) -> tuple[str, str]:

@@ -40,17 +40,19 @@ def file(path: str | os.PathLike[str], *, most: int = FILE_BYTES) -> str:
 
 
 def talk(
-    image: str | os.PathLike[str], *voices: str | os.PathLike[str] | None, prompt: str, **fields: Any
+    image: str | os.PathLike[str], *voices: str | os.PathLike[str] | None, prompt: str | None = None, **fields: Any
 ) -> dict[str, Any]:
     """Return the input of a job for a video of a picture and one voice per person, from left to right.
 
     Each is a local file or an address that the worker opens (`https://`, `s3://`, `data:`); None is a silent person.
-    The video is as long as its voices, unless `fields`, further fields of the job API, set `num_frames`. Raises
-    ClientError as `file` does, and if there is no voice.
+    The video is as long as its voices, unless `fields`, further fields of the job API, set `num_frames`. Without
+    `prompt` they have `prompts`. Raises ClientError as `file` does, and if there is no voice.
     """
     if not any(voice is not None for voice in voices):
         raise ClientError("there is no voice", code="no_voice", hint="give an audio file for each speaking person")
-    job_input: dict[str, Any] = {"reference_image": _address(image), "prompt": prompt, "num_frames": "auto"}
+    job_input: dict[str, Any] = {"reference_image": _address(image), "num_frames": "auto"}
+    if prompt is not None:
+        job_input["prompt"] = prompt
     if len(voices) <= 2 and None not in voices:
         job_input |= {
             f"audio_{index}": _address(voice) for index, voice in enumerate(voices, start=1) if voice is not None

@@ -7,22 +7,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING
 
 from engine.config.device import CompileConfig as CompileConfig  # re-exported, like the names below
 from engine.config.device import MemoryConfig as MemoryConfig
 from engine.config.device import ParallelConfig as ParallelConfig
 from engine.config.device import VaeConfig as VaeConfig
+from engine.config.live import LiveConfig as LiveConfig
 from engine.config.model import AdapterConfig as AdapterConfig
 from engine.config.model import BundleConfig as BundleConfig
 from engine.config.model import ContinuationModelConfig as ContinuationModelConfig
+from engine.config.model import MadeForConfig as MadeForConfig
 from engine.config.model import ModelConfig as ModelConfig
+from engine.config.model import ReportModelConfig as ReportModelConfig
 from engine.config.model import ResolutionConfig as ResolutionConfig
 from engine.config.ranges import BLEND, BUNDLE, FPS, SCALE, SHIFT, STEPS, STYLE, WINDOW, X264_PRESET
 from engine.config.ranges import SECRET as SECRET
 from engine.config.ranges import one_of as one_of
 from engine.config.ranges import within as within
+from engine.config.report import ReportConfig as ReportConfig
+from engine.config.report import RetakeConfig as RetakeConfig
+from engine.config.resume import ResumeConfig as ResumeConfig
+from engine.config.resume import with_states
 from engine.errors import ConfigError
 
 
@@ -153,6 +159,12 @@ class RequestConfig:
         },
     )
     prompt: str | None = _request_field(None, "what the video shows", "TEXT")
+    prompts: str | None = _request_field(
+        None, "YAML or JSON: prompts by time; replaces --prompt (see docs/timeline.md)", "FILE"
+    )
+    images: str | None = _request_field(
+        None, "YAML or JSON: reference pictures by time; replaces --image (see docs/timeline.md)", "FILE"
+    )
     negative_prompt: str | None = _request_field(None, "what the video should not show (the model's own)", "TEXT")
     frames: int | str | None = _request_field(
         None, "number of frames; auto: as long as the voices (auto)", "N|auto", within(1, 90_000)
@@ -270,8 +282,11 @@ class EntrypointConfig(ComponentConfig):
 
     @classmethod
     def boot(cls, overrides: Sequence[str]) -> list[str]:
-        """Return the overrides with which the engine starts if the user gives `overrides`. Raises ConfigError."""
-        return list(overrides)
+        """Return the overrides with which the engine starts if the user gives `overrides`. Raises ConfigError.
+
+        An entrypoint with a field `resume` keeps states if it is set, by default in the folder "auto".
+        """
+        return with_states(overrides, "auto") if "entrypoint.resume=true" in overrides else list(overrides)
 
 
 @dataclass
@@ -308,8 +323,18 @@ class Config:
     cache: CacheConfig = MISSING
     #: How a window continues the one before it.
     continuation: ContinuationConfig = field(default_factory=ContinuationConfig)
+    #: Where windows meet: "fixed", each is as long as possible; "pauses": in pauses of speech, if one is within reach.
+    windows: str = field(default="fixed", metadata=one_of("fixed", "pauses"))
+    #: How windows are judged.
+    report: ReportConfig = field(default_factory=ReportConfig)
+    #: Which windows are made again.
+    retake: RetakeConfig = field(default_factory=RetakeConfig)
     #: How the MP4 is encoded.
     video: VideoConfig = field(default_factory=VideoConfig)
+    #: States of unfinished videos, from which an interrupted job continues.
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+    #: Publishing a video while it is made.
+    live: LiveConfig = field(default_factory=LiveConfig)
     #: What a request's addresses may reach.
     access: AccessConfig = field(default_factory=AccessConfig)
     #: Where a finished video goes.
@@ -352,15 +377,19 @@ FIXED = (
     "residual_dtype",
     "kernels",
     "video",
+    "resume",
+    "live",
     "access",
 )
 
 #: Keys that a request's overrides may set: these and, with a dot, the keys below them.
-OVERRIDABLE = ("resolution", "sampler", "guidance", "cache", "continuation")
+OVERRIDABLE = ("resolution", "sampler", "guidance", "cache", "continuation", "windows", "report", "retake")
 
 
 def store_schema() -> None:
     """Store the engine's own schemas in Hydra's ConfigStore."""
+    from hydra.core.config_store import ConfigStore
+
     store = ConfigStore.instance().store
     store(name="schema", node=Config)
     store(group="model", name="schema", node=ModelConfig)
@@ -368,6 +397,3 @@ def store_schema() -> None:
     store(group="memory", name="schema", node=MemoryConfig)
     store(group="compile", name="schema", node=CompileConfig)
     store(group="parallel", name="schema", node=ParallelConfig)
-
-
-store_schema()

@@ -9,6 +9,8 @@ from omegaconf import MISSING
 from engine.config.ranges import (
     BLEND,
     COEFFICIENTS,
+    CORRELATION,
+    FIGURE,
     FPS,
     MAGNITUDES,
     SCALE,
@@ -84,6 +86,37 @@ class ContinuationModelConfig:
 
 
 @dataclass
+class ReportModelConfig:
+    """Limits of a report's figures for a model; null: that measure does not apply to it (docs/reports.md).
+
+    The defaults are wide: they find damage of any video, and were not measured with weights of 14B.
+    """
+
+    #: Most that a window's first frame may differ from the last one before, in parts of the usual change of a frame.
+    seam: float | None = field(default=8.0, metadata=FIGURE)
+    #: Least contrast of fine lines, in parts of the picture's.
+    sharpness: float | None = field(default=0.3, metadata=FIGURE)
+    #: Most contrast of fine lines, in parts of the picture's: noise has more than any picture.
+    noise: float | None = field(default=2.0, metadata=FIGURE)
+    #: Least contrast of fine lines, in parts of the first window's.
+    sharpness_kept: float | None = field(default=0.6, metadata=FIGURE)
+    #: Most distance of a face from the picture's (0: the same, 1: another person). Only for drawn people.
+    identity: float | None = field(default=None, metadata=FIGURE)
+    #: Most growth of that distance since the first window. Only for drawn people.
+    identity_grown: float | None = field(default=None, metadata=FIGURE)
+    #: Most distance of the colours of 64 parts from the picture's, CIE Lab.
+    colour: float | None = field(default=25.0, metadata=FIGURE)
+    #: Most distance of these colours from the first window's, CIE Lab.
+    colour_drift: float | None = field(default=20.0, metadata=FIGURE)
+    #: Most seconds of speech without any movement.
+    still: float | None = field(default=1.0, metadata=FIGURE)
+    #: Most frames with almost no contrast, such as black ones.
+    blank: float | None = field(default=0.0, metadata=FIGURE)
+    #: Least correlation of a mouth with its voice, -1 to 1. Only for drawn people.
+    mouth: float | None = field(default=None, metadata=CORRELATION)
+
+
+@dataclass
 class MadeForConfig:
     """What a distilled model was made for; everything else is refused. The defaults refuse nothing."""
 
@@ -128,6 +161,8 @@ class ModelConfig:
     resolution: str = MISSING
     #: How the model continues a video from one window to the next.
     continuation: ContinuationModelConfig = field(default_factory=ContinuationModelConfig)
+    #: Limits of a report's figures.
+    report: ReportModelConfig = field(default_factory=ReportModelConfig)
     #: The values for `sampler.bundle=standard`.
     standard: BundleConfig = field(default_factory=BundleConfig)
     #: The values for `sampler.bundle=turbo`.

@@ -28,6 +28,10 @@ SCALE = within(0, 30)
 WINDOW = within(1, 1001)
 FPS = within(1, 60)
 BLEND = within(0, 1001)
+#: Limits of a report's figures: ratios, distances in CIE Lab and numbers of frames are far below; a correlation may be
+#: negative.
+FIGURE = within(0, 1e6)
+CORRELATION = within(-1, 1)
 COEFFICIENTS = within(-1e9, 1e9)
 MAGNITUDES = within(1e-6, 1e6)
 

@@ -65,6 +65,8 @@ class CardEstimate:
     picked: str = ""
     #: Whether the guidance passes of an evaluation are one forward of a batch in these figures.
     batched: bool = False
+    #: Seconds of all windows if each is made again as often as `retake.max` allows; None: none is.
+    most_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.data.adapters import LoraUse
 from engine.data.estimates import Estimates
 from engine.data.request import AudioType, Fit, Timing
+from engine.data.timeline import PlannedCue, Seams
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class PlanInputs:
     forwards: int | None = None
     #: Side of the VAE's tiles in pixels; 0: no tiles.
     tile: int = 0
+    #: How often a window may be made again.
+    retakes: int = 0
     #: Whether every window has the maximum number of frames.
     whole_windows: bool = False
     #: Largest number of speakers that the model was made for; 0: any.
@@ -44,6 +47,10 @@ class PlanInputs:
     #: Seconds for which the style of continuation keeps a face, their source, and the alternative for longer videos;
     #: None: no limit.
     holds: tuple[float, str, str] | None = None
+    #: "multitalk" or "infinitetalk": whether a window sees the history or the reference picture.
+    style: str = ""
+    #: "fixed": windows as long as possible; "pauses": windows meet in pauses of speech.
+    windows: str = "fixed"
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,11 @@ class Window:
     keep: int
 
 
+def cue_of(planned: Sequence[PlannedCue], window: int) -> int:
+    """Return the index of the entry that holds in the window of that index; 0 without a timeline."""
+    return max(0, sum(cue.window <= window for cue in planned) - 1)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The whole generation, decided before any weights are loaded."""
@@ -124,5 +136,16 @@ class Plan:
     attention: str = ""
     #: Evaluations of the network in each window; None: one per step.
     evaluations: int | None = None
+    #: The first window of each of the request's prompts and pictures by time; empty for a request with only one.
+    prompts: tuple[PlannedCue, ...] = ()
+    images: tuple[PlannedCue, ...] = ()
+    #: The canvas of each picture after the first, all with the same target.
+    canvases: tuple[Canvas, ...] = ()
+    #: Where windows meet with windows=pauses, and why.
+    seams: Seams | None = None
+    #: How often a window may be made again if it is outside the report's limits (retake.max), and forwards in total if
+    #: every window is, each time; None: none is.
+    retakes: int = 0
+    most_forwards: int | None = None
     #: Only `plan` calculates them; they are not a decision. None if the model's sizes are not known.
     estimates: Estimates | None = field(default=None, compare=False)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from engine.data.access import Credentials
 from engine.data.budget import Budget
+from engine.data.timeline import Cue, Loudness
 from engine.data.voices import Cut, Speaker
 
 AudioType = Literal["para", "add"]
@@ -27,6 +28,7 @@ class Store:
 class Request:
     """What the caller asks for: addresses and settings; nothing is loaded."""
 
+    #: "" with `prompts`, and `image` "" with `images`.
     prompt: str
     image: str
     #: The first speaker is the leftmost person if regions are automatic.
@@ -53,9 +55,17 @@ class Request:
     sink: str | None = None
     #: Maximum bytes of the video as text in the answer; None: no limit.
     answer_bytes: int | None = None
+    #: Publish the video while it is made; None: as the config's `live.enabled`.
+    live: bool | None = None
+    #: Small pictures in progress updates: "none", "window" or "step"; None: as the config's `live.preview`.
+    preview: str | None = None
     #: Config overrides of this request only, e.g. "sampler=turbo", "guidance.text_scale=3".
     overrides: tuple[str, ...] = ()
     budget: Budget = Budget()
+    #: Prompts by time, sorted, the first at 0; instead of `prompt`. See docs/timeline.md.
+    prompts: tuple[Cue, ...] = ()
+    #: Reference pictures by time, sorted, the first at 0; instead of `image`, only for continuation.style=infinitetalk.
+    images: tuple[Cue, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,3 +87,8 @@ class Media:
     delays: tuple[float, ...] = ()
     #: Unexpected interpretations of the files, one sentence each.
     warnings: tuple[str, ...] = ()
+    #: One entry per reference picture after the first, which is `image`; and their (width, height) in pixels.
+    images: tuple[Path, ...] = ()
+    image_sizes: tuple[tuple[int, int], ...] = ()
+    #: How loud the voices are, decoded only for windows=pauses.
+    loudness: Loudness | None = None

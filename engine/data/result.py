@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.data.live import Live, Preview
 from engine.data.plan import Plan
+from engine.data.report import Report
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +31,8 @@ class Inputs:
     sound: npt.NDArray[np.float32]
     #: Facts found while decoding that change the result, one sentence each.
     warnings: tuple[str, ...] = ()
+    #: The reference pictures after the first, as `image`.
+    images: tuple[npt.NDArray[np.uint8], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,8 +132,14 @@ class Delivery(Delivered):
     forwards: int | None = None
     #: Whether the features of its prompts were known from an earlier generation, so that the text encoder did not run.
     prompts_reused: bool = False
+    #: Windows that an earlier, interrupted attempt had finished, so that they were not made again.
+    windows_taken_over: int = 0
+    #: Path or URL of the HLS playlist that was published while the video was made; None: it was not published.
+    live: str | None = field(default=None, repr=False)
     #: Peak memory of "host" and "device", if known.
     peaks: Mapping[str, Peak] = field(default_factory=dict)
+    #: The judgement of its windows; None: the config asked for none.
+    report: Report | None = None
 
 
 @dataclass(frozen=True)
@@ -153,3 +163,7 @@ class Progress:
     remaining: float | None = None
     #: The plan's warnings, after planning: known limits of the result.
     warnings: tuple[str, ...] = ()
+    #: What is published of the video so far; None: nothing yet, or it is not published.
+    live: Live | None = None
+    #: The newest preview, of this or an earlier update; None: none yet, or not asked for.
+    preview: Preview | None = None

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from engine.data import Plan
 from engine.evaluation.mouths import Floats
-from engine.stages.windows import output_frames
 
 Pictures = npt.NDArray[np.uint8]
 Where = npt.NDArray[np.bool_]
@@ -37,7 +35,8 @@ _SAMPLED = 10
 _PARTS = 8
 #: Standard deviation in pixels of the blur that removes fine lines.
 _FINE = 1.0
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+#: Shares of red, green and blue in the brightness.
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclass(frozen=True)
@@ -90,9 +89,9 @@ def window_looks(
         raise ValueError(f"a picture of {picture.shape[:2]} is not of the video's size {frames.shape[1:3]}")
     boxes = np.asarray(mouths, np.float64).reshape(-1, 4)
     outside = _outside(picture, boxes)
-    faces = [_Face.of_mouth(picture, box) for box in boxes]
-    faces += [_Face.of_seat(picture, box) for box in np.asarray(seats, np.float64).reshape(-1, 4)]
-    fine = _fineness(picture, outside)
+    faces = [Face.of_mouth(picture, box) for box in boxes]
+    faces += [Face.of_seat(picture, box) for box in np.asarray(seats, np.float64).reshape(-1, 4)]
+    fine = fineness(picture, outside)
     looks = []
     for share in shares:
         begin, end, _ = share.indices(len(frames))
@@ -102,7 +101,7 @@ def window_looks(
         apart = [float(np.median([face.distance(frame) for frame in sampled])) for face in faces]
         looks.append(
             WindowLook(
-                sharpness=float(np.median([_fineness(frame, outside) for frame in sampled])) / max(fine, 1e-6),
+                sharpness=float(np.median([fineness(frame, outside) for frame in sampled])) / max(fine, 1e-6),
                 identity=max(apart, default=0.0),
                 structure=float(np.median([_likeness(frame, picture, outside) for frame in sampled])),
                 colours=_colours(sampled),
@@ -131,17 +130,7 @@ def colour_distance(look: WindowLook, other: WindowLook) -> float:
     return float(np.linalg.norm(look.colours - other.colours, axis=1).mean())
 
 
-def window_shares(plan: Plan) -> list[slice]:
-    """Return which frames of the finished video each window of a plan made."""
-    shares, end = [], 0
-    for window in plan.windows:
-        count = len(output_frames(window, plan.frames, plan.fps, plan.generated_fps))
-        shares.append(slice(end, end + count))
-        end += count
-    return shares
-
-
-class _Face:
+class Face:
     """One face of the picture, without its mouth; finds the face again in frames where the head has moved."""
 
     def __init__(
@@ -149,12 +138,12 @@ class _Face:
     ) -> None:
         """Take x0, y0, x1, y1 of the compared part and of the part to search for, and the cells to leave out."""
         self._box, self._eyes, self._reach = box, eyes, reach
-        self._template = _crop(picture, eyes) @ _LUMA
+        self._template = _crop(picture, eyes) @ LUMA
         self._still = ~talks
         self._lines, self._colours = self._features(picture, (0, 0))
 
     @classmethod
-    def of_mouth(cls, picture: Pictures, mouth: npt.NDArray[np.float64]) -> _Face:
+    def of_mouth(cls, picture: Pictures, mouth: npt.NDArray[np.float64]) -> Face:
         """Use the head around a mouth's box."""
         x0, y0, x1, _ = mouth
         unit = max((x1 - x0) / _MOUTH_WIDE, 8.0)
@@ -169,7 +158,7 @@ class _Face:
         return cls(picture, box, eyes, int(np.ceil(_REACH * unit)), talks)
 
     @classmethod
-    def of_seat(cls, picture: Pictures, seat: npt.NDArray[np.float64]) -> _Face:
+    def of_seat(cls, picture: Pictures, seat: npt.NDArray[np.float64]) -> Face:
         """Use a person's whole part of the picture."""
         return cls(picture, seat, seat, 0, np.zeros((_CELLS, _CELLS), bool))
 
@@ -186,7 +175,7 @@ class _Face:
             return 0, 0
         from skimage.feature import match_template
 
-        around = _crop(frame, self._eyes, self._reach) @ _LUMA
+        around = _crop(frame, self._eyes, self._reach) @ LUMA
         scores = match_template(around, self._template)  # type: ignore[no-untyped-call]
         y, x = np.unravel_index(int(scores.argmax()), scores.shape)
         return int(x) - self._reach, int(y) - self._reach
@@ -199,7 +188,7 @@ class _Face:
 
         face = Image.fromarray(_crop(frame, self._box + np.tile(moved, 2)))
         pixels = np.asarray(face.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
-        down, right = np.gradient(gaussian_filter((pixels / 255).astype(np.float32) @ _LUMA, 0.7))
+        down, right = np.gradient(gaussian_filter((pixels / 255).astype(np.float32) @ LUMA, 0.7))
         strength = np.hypot(right, down)
         # A line looks the same from both sides, so directions cover half a turn; a gradient counts for both neighbours.
         angle = np.arctan2(down, right) % np.pi / np.pi * _DIRECTIONS
@@ -227,17 +216,19 @@ def _outside(picture: Pictures, boxes: npt.NDArray[np.float64]) -> Where:
     return outside
 
 
-def _fineness(frame: Pictures, where: Where) -> float:
+def fineness(frame: Pictures, where: Where | None = None) -> float:
+    """Return the contrast of fine lines of a frame (H, W, 3) in grey levels: of all of it, or where `where` is true."""
     from scipy.ndimage import gaussian_filter
 
-    light = frame.astype(np.float32) @ _LUMA
-    return float(np.abs(light - gaussian_filter(light, _FINE))[where].mean())
+    light = frame.astype(np.float32) @ LUMA
+    fine = np.abs(light - gaussian_filter(light, _FINE))
+    return float((fine if where is None else fine[where]).mean())
 
 
 def _likeness(frame: Pictures, picture: Pictures, where: Where) -> float:
     from skimage.metrics import structural_similarity
 
-    one, other = (pixels.astype(np.float32) @ _LUMA for pixels in (frame, picture))
+    one, other = (pixels.astype(np.float32) @ LUMA for pixels in (frame, picture))
     _, near = structural_similarity(  # type: ignore[no-untyped-call]
         one, other, data_range=255, gaussian_weights=True, full=True
     )

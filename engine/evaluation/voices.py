@@ -68,11 +68,28 @@ def mouth_of(clean: Floats) -> tuple[Floats, Floats]:
     return _smooth(opening, 1).astype(np.float32), (REST_WIDTH + voiced * (width - REST_WIDTH)).astype(np.float32)
 
 
-def levelled(samples: Floats, level: float) -> Floats:
-    """Scale speech so that its loud parts (20 ms with more than a twentieth of the loudest power) have RMS `level`."""
-    powers = (samples[: len(samples) // 320 * 320].reshape(-1, 320) ** 2).mean(1)
+def loudness(samples: Floats) -> float:
+    """Return the root mean square of speech's loud parts: 20 ms with more than a twentieth of the loudest power."""
+    pieces = samples[: len(samples) // 320 * 320].reshape(-1, 320)
+    # In steps of a minute: the squares of an hour would be as large as the voice.
+    powers = np.concatenate([np.zeros(0, np.float32), *(_powers(pieces[at : at + 3000]) for at in _steps(len(pieces)))])
     loud = powers[powers > 0.05 * powers.max(initial=0)]
-    return (samples * (level / float(np.sqrt(loud.mean())))).astype(np.float32) if len(loud) else samples
+    return float(np.sqrt(loud.mean())) if len(loud) else 0.0
+
+
+def levelled(samples: Floats, level: float) -> Floats:
+    """Scale speech so that its loud parts (see `loudness`) have RMS `level`."""
+    loud = loudness(samples)
+    return (samples * (level / loud)).astype(np.float32) if loud else samples
+
+
+def _powers(pieces: Floats) -> Floats:
+    powers: Floats = (pieces**2).mean(1)
+    return powers
+
+
+def _steps(count: int) -> range:
+    return range(0, count, 3000)
 
 
 def _smooth(curve: npt.NDArray[np.floating], sigma: float) -> npt.NDArray[np.float64]:

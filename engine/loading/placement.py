@@ -132,7 +132,7 @@ def place(profile: Profile, components: Mapping[str, Component], *, device: str)
     movers: dict[str, Mover | Streamer] = {}
     for name, module in modules.items():
         if name == "transformer" and profile.name == "group-offload":
-            movers[name] = stream_blocks(module, device, profile)
+            movers[name] = transformer_mover(module, device, profile)
         else:
             movers[name] = Mover(module, device)
             if profile.pin:
@@ -160,24 +160,24 @@ def reduce_memory(vae: Any, profile: Profile) -> None:
 
 def _read_in_turn(profile: Profile, components: Mapping[str, Component], device: str) -> Placement:
     transformer = components["transformer"]
-    streamers: list[Streamer] = []
+    movers: list[Mover | Streamer] = []
 
     def load_text_encoder() -> None:
         # The two largest components are never in memory together.
-        streamers.clear()
+        movers.clear()
         _release(transformer)
         _empty_host_cache()
         components["text_encoder"].load(device)
 
     def load_transformer() -> None:
         if transformer.module is None:
-            streamers[:] = [stream_blocks(transformer.load("cpu"), device, profile)]
-        streamers[0].onload()
+            movers[:] = [transformer_mover(transformer.load("cpu"), device, profile)]
+        movers[0].onload()
 
     def offload_transformer() -> None:
         # It stays in host memory.
-        for streamer in streamers:
-            streamer.offload()
+        for mover in movers:
+            mover.offload()
 
     onload: dict[str, Callable[[], Any]] = {
         **{name: partial(component.load, device) for name, component in components.items()},
@@ -264,6 +264,16 @@ def _release(*components: Component) -> None:
     if loaded:
         gc.collect()
         _free_cache()
+
+
+def transformer_mover(transformer: Any, device: str, profile: Profile) -> Mover | Streamer:
+    """Return what brings the transformer to the device for memory=group-offload and lowest.
+
+    On a CPU all weights are on the device already, often as mapped pages of their files: streaming would copy them.
+    """
+    if torch.device(device).type == "cpu":
+        return Mover(transformer, device)
+    return stream_blocks(transformer, device, profile)
 
 
 def stream_blocks(transformer: Any, device: str, profile: Profile) -> Streamer:

@@ -131,7 +131,7 @@ def decode(
     lane = _Resampler(rate, np.zeros((round(cut.seconds * rate) + 1, 1 if layout == "mono" else 2), np.float32))
     until = cut.start + cut.seconds
     for piece in pieces(path, cut.links, start=cut.start, until=until, damage=Damage(), field=field):
-        time, block = _within(piece, _select_channel(piece, cut.channel), cut.start, cut.seconds)
+        time, block = within(piece, channel_of(piece, cut.channel), cut.start, cut.seconds)
         lane.feed(time, piece.rate, _to_mono(block) if layout == "mono" else _to_stereo(block), apart=piece.apart)
     samples = lane.finish()
     return samples[:, 0] if layout == "mono" else samples
@@ -169,11 +169,11 @@ class _Voice:
 
     def feed(self, piece: Piece) -> None:
         """Add the part of a piece that belongs to this voice."""
-        time, block = _within(piece, _select_channel(piece, self.channel), self.cut.start, self.decode_seconds)
+        time, block = within(piece, channel_of(piece, self.channel), self.cut.start, self.decode_seconds)
         if not len(block):
             return
         if self.channel is None and piece.raw.shape[1] > 2:
-            self._compare(_within(piece, piece.raw, self.cut.start, self.decode_seconds)[1], block, piece.rate)
+            self._compare(within(piece, piece.raw, self.cut.start, self.decode_seconds)[1], block, piece.rate)
         self._mean.feed(time, piece.rate, _to_mono(block), apart=piece.apart)
         if block.shape[1] == 2:
             if self._half is None:
@@ -312,14 +312,15 @@ class _Resampler:
         self._at += len(block)
 
 
-def _within(piece: Piece, block: Samples, start: float, seconds: float) -> tuple[float, Samples]:
+def within(piece: Piece, block: Samples, start: float, seconds: float) -> tuple[float, Samples]:
     """Return the samples of a piece within `seconds` after `start`, and their begin relative to `start`."""
     first = max(0, round((start - piece.time) * piece.rate))
     last = max(0, round((start + seconds - piece.time) * piece.rate))
     return piece.time + first / piece.rate - start, block[first:last]
 
 
-def _select_channel(piece: Piece, channel: int | None) -> Samples:
+def channel_of(piece: Piece, channel: int | None) -> Samples:
+    """Return the samples of a channel, by its number from 1; None: all channels, mixed to at most two."""
     if channel is None:
         return piece.mixed
     # This part of the file may have fewer channels.

@@ -123,8 +123,8 @@ class SelfAttentionProcessor:
         # Scores need queries and keys in their own dtype: the last bits can decide the class of a token.
         batch = speakers if isinstance(speakers, list) else [speakers]
         precise = next((one.values.dtype for one in batch if one is not None), hidden_states.dtype)
-        query = attn.norm_q(attn.to_q(hidden_states), attn.heads, rotary_emb, precise)
-        key = attn.norm_k(attn.to_k(hidden_states), attn.heads, rotary_emb, precise)
+        query = attn.norm_q(attn.to_q(hidden_states), attn.heads, rotary_emb, precise, into=True)
+        key = attn.norm_k(attn.to_k(hidden_states), attn.heads, rotary_emb, precise, into=True)
         value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
         scores: Tensor | list[Tensor | None] | None = None
         if isinstance(speakers, list):
@@ -188,11 +188,11 @@ class CrossAttentionProcessor:
         image = encoder_hidden_states[:, : self.image_tokens]
         text = encoder_hidden_states[:, self.image_tokens :]
         value = attn.to_v(text).unflatten(2, (attn.heads, -1))
-        query = attn.norm_q(attn.to_q(hidden_states), attn.heads, None, value.dtype)
-        key = attn.norm_k(attn.to_k(text), attn.heads, None, value.dtype)
+        query = attn.norm_q(attn.to_q(hidden_states), attn.heads, None, value.dtype, into=True)
+        key = attn.norm_k(attn.to_k(text), attn.heads, None, value.dtype, into=True)
         output = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         value = attn.add_v_proj(image).unflatten(2, (attn.heads, -1))
-        key = attn.norm_added_k(attn.add_k_proj(image), attn.heads, None, value.dtype)
+        key = attn.norm_added_k(attn.add_k_proj(image), attn.heads, None, value.dtype, into=True)
         image = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         output = fused.add(output, image, into=True)
         attended: Tensor = attn.to_out[1](attn.to_out[0](output.flatten(2, 3)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,17 +40,22 @@ def rotary_frequencies(dim: int) -> Tensor:
     return ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
 
 
-def rotary_grid(frames: int, rows: int, columns: int, head_dim: int, device: torch.device) -> Rotary:
+def rotary_grid(
+    frames: int, rows: int, columns: int, head_dim: int, device: torch.device, times: Sequence[int] | None = None
+) -> Rotary:
     """Build Wan's 3-D rotary table for tokens in (time, row, column) order.
 
     A head's channels are split into time, height and width; height and width have 2 * (head_dim // 6) each, time the
-    rest. Angles are computed in float64.
+    rest. Angles are computed in float64. `times`: the frames' positions in time, by default 0, 1, ...
     """
     side = 2 * (head_dim // 6)
     shape = (frames, rows, columns)
     angles = []
     for axis, dim in enumerate((head_dim - 2 * side, side, side)):
-        phase = torch.arange(shape[axis], dtype=torch.float64)[:, None] * rotary_frequencies(dim)
+        places = torch.arange(shape[axis], dtype=torch.float64)
+        if axis == 0 and times is not None:
+            places = torch.tensor(times, dtype=torch.float64)
+        phase = places[:, None] * rotary_frequencies(dim)
         view = [1, 1, 1, -1]
         view[axis] = shape[axis]
         angles.append(phase.view(view).expand(*shape, -1))
@@ -89,9 +95,18 @@ class RMSNorm(nn.RMSNorm):
     fused = False
 
     def forward(
-        self, x: Tensor, heads: int = 1, rotary: Rotary | None = None, dtype: torch.dtype = torch.float32
+        self,
+        x: Tensor,
+        heads: int = 1,
+        rotary: Rotary | None = None,
+        dtype: torch.dtype = torch.float32,
+        *,
+        into: bool = False,
     ) -> Tensor:
-        """Normalise (B, L, D) to (B, L, heads, D / heads) of `dtype`; with `rotary` its pairs are rotated."""
+        """Normalise (B, L, D) to (B, L, heads, D / heads) of `dtype`; with `rotary` its pairs are rotated.
+
+        `into`: without gradients a CPU may overwrite `x`, which nothing else uses.
+        """
         assert self.eps is not None
         if self.fused and not fused.eager():
             turned = fused.rms_rotate(x, self.weight, None if rotary is None else rotary.turns, heads, self.eps, dtype)
@@ -100,14 +115,16 @@ class RMSNorm(nn.RMSNorm):
         # A norm as a reduction reads x once; torch's composite kernel writes the squares first.
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
+        # In place, a CPU touches no new memory. A hook, such as a LoRA's, also gets `x`.
+        into = into and x.is_cpu and x.dtype == torch.float32 and not fused.eager() and not self._forward_hooks
         if rotary is not None:
             # A CPU multiplies bfloat16 by float32 value by value, more slowly than it converts and multiplies.
             copied = x.is_cpu and x.dtype != torch.float32 and not fused.eager()
-            weighted = x.float().mul_(self.weight.float()) if copied else x * self.weight.float()
+            weighted = x.float().mul_(self.weight.float()) if copied or into else x * self.weight.float()
             weighted = weighted.unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
             # The norm is a factor of the table, which is smaller than x by the number of heads.
             return rotate(weighted, Rotary(rotary.turns * scale[..., None, None]), dtype)
-        scaled = x * scale
+        scaled = x.mul_(scale) if into else x * scale
         if fused.eager():
             scaled = (scaled * self.weight).to(dtype)
         elif scaled.is_cpu:

@@ -31,23 +31,27 @@ class PromptCache:
 
     def find(self, prompt: str) -> Tensor | None:
         """Return the features of a prompt, None if they are not known."""
-        key = _key(prompt)
-        if key in self._features:
-            self._features.move_to_end(key)
-        return self._features.get(key)
+        return self._find(_key(prompt))
 
     def once(self, prompt: str, encode: Callable[[str], Tensor]) -> Tensor:
         """Return the features of a prompt, encoded if they are not known, on any device."""
-        found = self.find(prompt)
+        key = _key(prompt)
+        found = self._find(key)
         if found is not None:
             return found
         features = encode(prompt)
         if features.nbytes <= self._most:
             # A copy, so that nothing larger than the features stays in memory.
-            self._features[_key(prompt)] = features.to("cpu", copy=True)
+            self._features[key] = features.to("cpu", copy=True)
             while self.size > self._most:
                 self._features.popitem(last=False)
         return features
+
+    def _find(self, key: bytes) -> Tensor | None:
+        found = self._features.get(key)
+        if found is not None:
+            self._features.move_to_end(key)
+        return found
 
     def clear(self) -> None:
         """Forget all prompts."""

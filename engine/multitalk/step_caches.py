@@ -8,10 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
+from engine.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _HOOK = "multitalk_step_cache"
+
+
+def out_of_range(name: str, what: str, hint: str) -> ConfigError:
+    """Return the error that the value of a cache's key `name`, described by `what`, is out of its range."""
+    return ConfigError(what, field=f"cache.{name}", hint=hint)
 
 
 @runtime_checkable

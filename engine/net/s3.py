@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -183,6 +183,14 @@ class Bucket:
         """Return a URL with which anybody can download the object `key` for `seconds`. The store is not asked."""
         place = {"Bucket": self.name, "Key": key}
         return self.attempt(lambda client: str(client.generate_presigned_url("get_object", place, ExpiresIn=seconds)))
+
+    def write(self, key: str, content: bytes, headers: Mapping[str, str]) -> bool | Trouble:
+        """Store a small object in one request; `headers` are boto3's, such as ContentType."""
+        return self.attempt(lambda client: bool(client.put_object(Bucket=self.name, Key=key, Body=content, **headers)))
+
+    def remove(self, keys: Iterable[str]) -> bool | Trouble:
+        """Delete objects, one by one: not every store can delete several in one request."""
+        return self.attempt(lambda client: all(client.delete_object(Bucket=self.name, Key=key) for key in keys))
 
     def rehearse(self, key: str) -> bool | Trouble:
         """Put a few bytes under `key`, read them back and delete them; return whether they were the same."""

@@ -174,6 +174,7 @@ def _on_card(card: Card, plan: Plan, sizes: Sizes, choices: Load, work: Work) ->
         measured_where=rates.source,
         picked=load.memory if choices.memory == "auto" else "",
         batched=bool(load.batched),
+        most_seconds=took.total * (1 + plan.retakes) if plan.retakes else None,
     )
 
 

@@ -7,11 +7,8 @@ import os
 import sys
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING
 
 import pluggy
-from hydra.core.plugins import Plugins
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from engine.components import (
     AttentionBackend,
@@ -28,9 +25,6 @@ from engine.components import (
 from engine.errors import ConfigError, plain
 from engine.plugin import spec
 from engine.plugin.register import Presets, Register
-
-if TYPE_CHECKING:
-    from hydra.core.config_search_path import ConfigSearchPath
 
 GROUP = "multitalk_engine"
 
@@ -115,22 +109,20 @@ class Registry:
 
 @functools.cache
 def installed() -> Registry:
-    """Return the registry of the installed plugins; they are loaded at the first call."""
+    """Return the registry of the installed plugins, ready to be composed by Hydra; loaded at the first call."""
+    from engine.plugin.hydra_plugin import store
+
+    registry = loaded()
+    store(registry.registers, registry.presets)
+    return registry
+
+
+@functools.cache
+def loaded() -> Registry:
+    """Return the same registry without importing Hydra, which takes as long as everything else that a help needs."""
     registry = Registry()
     disabled = os.environ.get("MULTITALK_DISABLED_PLUGINS", "").replace(",", " ").split()
     registry.load(entry_points(group=GROUP), disabled=disabled)
     for name, reason in registry.broken.items():
         print(f"multitalk: warning: plugin {name!r} could not be loaded: {plain(reason)}", file=sys.stderr)
-    _PresetPath.packages = registry.presets.packages
-    Plugins.instance().register(_PresetPath)
     return registry
-
-
-class _PresetPath(SearchPathPlugin):
-    """Searches the plugins' preset packages after the engine's own."""
-
-    packages: list[str] = []
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for package in self.packages:
-            search_path.append(provider=package, path=f"pkg://{package}")

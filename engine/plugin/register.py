@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
-
 from engine.config import ComponentConfig
 from engine.errors import ConfigError, UnknownComponent
 
@@ -36,7 +33,13 @@ class Register(Generic[T]):
             )
         self._factories[name] = factory
         self._configs[name] = config
-        ConfigStore.instance().store(group=self.group, name=name, node=config, provider=config.__module__)
+
+    def store(self) -> None:
+        """Store the configs in Hydra's ConfigStore, from which they are composed."""
+        from hydra.core.config_store import ConfigStore
+
+        for name, config in self._configs.items():
+            ConfigStore.instance().store(group=self.group, name=name, node=config, provider=config.__module__)
 
     def build(self, config: ComponentConfig) -> T:
         """Build the component that `config` names. Raises UnknownComponent."""
@@ -48,6 +51,8 @@ class Register(Generic[T]):
 
     def build_default(self, name: str) -> T:
         """Build the component `name` with the defaults of its config. Raises UnknownComponent."""
+        from omegaconf import OmegaConf
+
         # With OmegaConf, because defaults may come from the environment.
         config = OmegaConf.to_object(OmegaConf.structured(self.config(name)))
         assert isinstance(config, ComponentConfig)

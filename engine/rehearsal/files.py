@@ -36,8 +36,8 @@ def write_published(
 
     `architecture` has configs by part, as in engine/planning/architectures. `quant` decides the transformer's files:
     "int8-quanto", "fp8-quanto" and "gguf" have their own file, others use Wan's shards in float32. `adapter` is the
-    file of audio weights; without, they are in the shards, in bfloat16, as FlashTalk's. `loras` are LoRAs of the network. Raises MissingExtra for a GGUF file without the gguf
-    package.
+    file of audio weights; without, they are in the shards, in bfloat16, as FlashTalk's. `loras` are LoRAs of the
+    network. Raises MissingExtra for a GGUF file without the gguf package.
     """
     config = architecture["transformer"]
     dim, layers = config["num_attention_heads"] * config["attention_head_dim"], config["num_layers"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from engine.components import CancelToken, ProgressCallback
-from engine.data import Progress
+from engine.data import Live, Preview, Progress
 from engine.errors import Cancelled
 from engine.runtime.bar import TimedProgress
 from engine.runtime.memory import Peaks
@@ -38,12 +40,20 @@ class Meter:
         #: Kind of piece -> number of finished pieces, and their seconds.
         self._done = dict.fromkeys(_PIECES, 0)
         self._took = dict.fromkeys(_PIECES, 0.0)
+        #: Of the finished pieces those of an earlier attempt, which took no time.
+        self._taken = dict.fromkeys(_PIECES, 0)
+        #: Kind of piece -> pieces in addition to those of `_windows`, for windows that are made again.
+        self._added = dict.fromkeys(_PIECES, 0)
         #: The kind of the current piece, and its start.
         self._piece = ""
         self._size = 1
         self._since = 0.0
         self._fraction = 0.0
         self._warnings: tuple[str, ...] = ()
+        self._live: Live | None = None
+        self._preview: Preview | None = None
+        #: The callback is called in two threads, but never at the same time.
+        self._lock = threading.Lock()
         #: Stage -> seconds.
         self.timings: dict[str, float] = {}
         #: Memory by stage.
@@ -57,6 +67,14 @@ class Meter:
         """
         self._windows, self._steps = windows, steps
         self._sizes = tuple(forwards) or (1,) * steps
+
+    def take_over(self, windows: int) -> None:
+        """Count the first `windows` windows as done: an earlier attempt made them."""
+        for piece in _PIECES:
+            self._taken[piece] = windows * self._units(piece)
+            self._done[piece] += self._taken[piece]
+        self._window = windows
+        self._report("resume", step=0)
 
     def warn(self, warnings: Sequence[str]) -> None:
         """Add `warnings` to all progress updates from now on."""
@@ -89,11 +107,26 @@ class Meter:
         self._report("denoise", step=number)
         return self.last
 
+    def again(self) -> None:
+        """Note that the current window is denoised and decoded once more: the rest takes longer than it was said."""
+        for piece in ("step", "decode"):
+            self._added[piece] += self._units(piece)
+
+    def publish(self, live: Live) -> None:
+        """Add to all progress updates from now on what is published; may be called from another thread."""
+        with self._lock:
+            self._live = live
+            self._send(replace(self.last, live=live))
+
+    def show(self, preview: Preview) -> None:
+        """Add `preview` to all progress updates from now on."""
+        self._preview = preview
+
     def window_done(self) -> None:
         """Note that the current window is done."""
         # Skipped pieces count as done.
         for piece in _PIECES:
-            self._done[piece] = max(self._done[piece], self._window * self._units(piece))
+            self._done[piece] = max(self._done[piece], self._window * self._units(piece) + self._added[piece])
         self._report("write", step=0)
 
     def is_set(self) -> bool:
@@ -122,23 +155,23 @@ class Meter:
     def _cost(self, piece: str) -> float:
         """Return the cost of a piece: seconds, once a piece of any kind was measured."""
         if self._took[piece]:
-            return self._took[piece] / max(1, self._done[piece])
+            return self._took[piece] / max(1, self._done[piece] - self._taken[piece])
         share, of = _PIECES[piece]
         if of:
             return share * self._cost(of)
         # No encoding was measured: use the time of a step.
-        return share * (self._took["step"] / max(1, self._done["step"]) or 1.0)
+        return share * (self._took["step"] / max(1, self._done["step"] - self._taken["step"]) or 1.0)
 
     def _report(self, stage: str, *, step: int) -> None:
         costs = {piece: self._cost(piece) for piece in _PIECES}
-        counts = {piece: self._windows * self._units(piece) for piece in _PIECES}
+        counts = {piece: self._windows * self._units(piece) + self._added[piece] for piece in _PIECES}
         total = sum(counts[piece] * costs[piece] for piece in _PIECES)
         left = sum(max(0, counts[piece] - self._done[piece]) * costs[piece] for piece in _PIECES)
         measured = any(self._took.values())
         # New measurements may make the rest longer, but the progress never decreases.
         self._fraction = max(self._fraction, 1 - left / total if total else 0.0)
         cost = costs.get(self._piece, 0.0) * self._size
-        self.last = TimedProgress(
+        update = TimedProgress(
             stage=stage,
             window=self._window,
             windows=self._windows,
@@ -149,6 +182,12 @@ class Meter:
             ahead=min(cost / total, 1 - self._fraction) if total else 0.0,
             expected=cost if measured and self._piece else None,
             warnings=self._warnings,
+            preview=self._preview,
         )
+        with self._lock:
+            self._send(replace(update, live=self._live))
+
+    def _send(self, progress: Progress) -> None:
+        self.last = progress
         if self._callback is not None:
-            self._callback(self.last)
+            self._callback(progress)

@@ -40,13 +40,17 @@ class WriteBehind:
         writer's.
         """
         self._writer = writer
-        self._on_segment = on_segment
+        self._listeners = [] if on_segment is None else [on_segment]
         self._cancel = cancel
         self._thread = ThreadPoolExecutor(1, "multitalk-write") if overlap else None
         self._running: Future[None] | None = None
         self._stop = Event()
         #: Seconds of encoding in the thread, and of these the ones for which the caller waited.
         self._encoding = self._waiting = 0.0
+
+    def listen(self, on_segment: Callable[[Segment], None]) -> None:
+        """Have another function called with each segment, behind those before; call it before any window is added."""
+        self._listeners.append(on_segment)
 
     @property
     def overlapped(self) -> float:
@@ -123,5 +127,5 @@ class WriteBehind:
         self._hand_on(self._writer.end_segment(last=last))
 
     def _hand_on(self, segment: Segment) -> None:
-        if self._on_segment is not None:
-            self._on_segment(segment)
+        for listener in self._listeners:
+            listener(segment)

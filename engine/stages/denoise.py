@@ -43,6 +43,7 @@ def denoise(
     cache: StepCache,
     generator: torch.Generator,
     on_step: Callable[[int, int], None] | None = None,
+    look: Callable[[int, Tensor, Tensor, float], None] | None = None,
     cancel: CancelToken | None = None,
     motion_noise: Iterator[Tensor] | None = None,
     tally: Tally | None = None,
@@ -53,9 +54,12 @@ def denoise(
 
     Motion latents that are mixed with noise get fresh noise before the first step, after every step, and before each
     evaluation within a step except the first. It comes from `motion_noise`, or by default from `generator` (on the
-    CPU). A schedule that asks for noise also draws from `generator`. `on_step(step, steps)` is called after each step,
-    counted from 1. `batched`: the passes of an evaluation are one forward of a batch; `shared`: other processes compute
-    some of them. The forwards are added to `tally` at the end. Raises Cancelled between guidance passes and steps once
+    CPU). A schedule that asks for noise also draws from `generator`.
+
+    `on_step(step, steps)` is called after each step, counted from 1, and `look(step, latents, velocity, time)` in the
+    middle of it, with the latents at its start and the guided velocity there. `batched`: the passes of an evaluation
+    are one forward of a batch; `shared`: other processes compute some of them. The forwards are added to `tally` at the
+    end. Raises Cancelled between guidance passes and steps once
     `cancel` is set, and ConfigError if a step makes another number of evaluations than its sampler declares.
     """
     device = conditions.latents.device
@@ -108,6 +112,8 @@ def denoise(
         for index in range(steps):
             before, current = evaluations, guidance_of(guidance, index, steps)
             velocity = evaluate(latents, times[index])
+            if look is not None:
+                look(index + 1, latents, velocity, times[index])
             if isinstance(schedule, ExtendedSchedule):
                 stepped = schedule.step_with(velocity, index, latents, tools)
             else:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from engine.components import CancelToken
-from engine.data import Conditions, Inputs, Motion, Window
+from engine.data import Conditions, Inputs, Motion, Plan, Window
+from engine.data.plan import cue_of
 from engine.errors import Cancelled, ConfigError
 from engine.media.color import Statistics, color_statistics
 from engine.multitalk.audio import audio_frames, audio_windows
@@ -44,6 +45,13 @@ class PictureCache:
     def __init__(self) -> None:
         """Start empty."""
         self._tensors: dict[str, Tensor] = {}
+        self._picture = 0
+
+    def turn(self, picture: int) -> None:
+        """Forget the tensors of another picture than the one of this index, so that only one's are in memory."""
+        if picture != self._picture:
+            self._tensors.clear()
+            self._picture = picture
 
     def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """Return the tensor stored under `name`; compute and store it the first time."""
@@ -54,14 +62,17 @@ class PictureCache:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The conditions that all windows of a request share."""
+    """The conditions of a window that are known before the first one; windows share what is equal."""
 
+    #: Of the window's prompt.
     text: Texts
     #: Features of each speaker's voice, (n, frames, layers, channels), on the CPU.
     voices: Tensor
-    #: Colour statistics of the picture; `decode` corrects the frames towards them.
+    #: Colour statistics of the window's picture; `decode` corrects the frames towards them.
     colors: Statistics
     picture: PictureCache = field(default_factory=PictureCache)
+    #: Index of the window's picture: 0 is the request's first or only one.
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,35 +92,53 @@ class EncodeOptions:
 def encode_prompt_and_voices(
     model: Model,
     inputs: Inputs,
-    prompts: tuple[str, str],
+    prompts: tuple[Sequence[str], str],
+    plan: Plan,
     options: EncodeOptions,
     *,
     cancel: CancelToken | None = None,
-) -> Conditioning:
-    """Encode what all windows share, once per request: the prompt, the negative prompt and the voices.
+) -> tuple[Conditioning, ...]:
+    """Encode all prompts, the negative prompt and the voices, once per request; return each window's of them.
 
-    Raises Cancelled once `cancel` is set.
+    `prompts` are the request's prompts in the order of time, and the negative one. Raises Cancelled once `cancel` is
+    set.
     """
-    return Conditioning(
-        text=encode_text(model, *prompts, options.branches),
-        voices=encode_voices(model, inputs.voices, options.native_fps, cancel),
-        colors=color_statistics(to_pixels(inputs.image)),
-    )
+    texts = encode_texts(model, *prompts, options.branches)
+    voices = encode_voices(model, inputs.voices, options.native_fps, cancel)
+    colors = [color_statistics(to_pixels(image)) for image in (inputs.image, *inputs.images)]
+    cache = PictureCache()
+    conditionings = []
+    for window in plan.windows:
+        text, picture = texts[cue_of(plan.prompts, window.index)], cue_of(plan.images, window.index)
+        conditionings.append(Conditioning(text, voices, colors[picture], cache, picture))
+    return tuple(conditionings)
+
+
+def encode_text(model: Model, prompt: str, negative: str, branches: Sequence[str]) -> Texts:
+    """Encode one prompt as `encode_texts` does."""
+    return encode_texts(model, (prompt,), negative, branches)[0]
 
 
 @torch.no_grad()
-def encode_text(model: Model, prompt: str, negative: str, branches: Sequence[str]) -> Texts:
+def encode_texts(model: Model, prompts: Sequence[str], negative: str, branches: Sequence[str]) -> tuple[Texts, ...]:
     """Encode the prompts, once per request; the negative one only if one of `branches` drops the text.
 
-    Features that the model's `prompts` knows are not encoded again. If it knows all, the text encoder is not even moved
-    to the device.
+    Each text is encoded once, however often it is used. Features that the model's `prompts` knows are not encoded
+    again. If it knows all, the text encoder is not even moved to the device. The first prompt and the negative one are
+    returned on the model's device; later ones are on the CPU until their window, so that many take no device memory.
     """
-    texts = (prompt, negative) if _textless(branches) else (prompt,)
-    found = [model.prompts.find(text) for text in texts]
-    reused = None not in found
+    texts = dict.fromkeys((*prompts, negative) if _textless(branches) else prompts)
+    reused = all(model.prompts.find(text) is not None for text in texts)
     with nullcontext() if reused else model.use("text_encoder"):
-        features = [model.prompts.once(text, model.text.encode).to(model.device) for text in texts]
-    return Texts(features[0], features[1] if len(features) > 1 else None, reused)
+        features = {
+            text: model.prompts.once(text, model.text.encode).to(
+                model.device if text in (prompts[0], negative) else "cpu"
+            )
+            for text in texts
+        }
+    return tuple(
+        Texts(features[prompt], features[negative] if _textless(branches) else None, reused) for prompt in prompts
+    )
 
 
 @torch.no_grad()
@@ -147,12 +176,13 @@ def encode(
         raise ConfigError(
             f"no continuation named {options.style!r}", field="continuation.style", hint=" or ".join(STYLES)
         )
-    picture = to_pixels(inputs.image).to(model.device)
+    picture = to_pixels((inputs.image, *inputs.images)[conditioning.number]).to(model.device)
     recent = picture[:, None] if history is None else history.to(model.device, torch.float32)
     clean = options.style == "infinitetalk"
     reference = picture[:, None] if clean else recent
     # If each window is conditioned on other frames, nothing is cached.
     cache = conditioning.picture if clean else PictureCache()
+    cache.turn(conditioning.number)
 
     def latents_of(pixels: Tensor) -> Tensor:
         with model.use("vae"):
@@ -192,7 +222,7 @@ def encode(
             silent = branch in ("drop_audio", "uncond")
             embedded[branch] = model.transformer.embed_conditions(
                 shape,
-                encoder_hidden_states=text,
+                encoder_hidden_states=text.to(model.device),
                 encoder_hidden_states_image=image,
                 audio_windows=None if silent else audio,
                 speaker_masks=None if silent else masks,

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.cancel import apart
-from engine.data import Canvas, Media, Plan, PlanInputs, Request
+from engine.data import Canvas, Media, Plan, PlanInputs, Request, Seams, Window
 from engine.data.cancel import CancelToken
 from engine.errors import RequestError
 from engine.media.audio import voice_spans
 from engine.media.canvas import choose_bucket, make_canvas, make_seats
 from engine.media.picture import read_picture
 from engine.stages.familiar import read_familiar
+from engine.stages.pauses import plan_in_pauses, tell_pauses
+from engine.stages.timeline import IMAGES, PROMPTS, image_field, plan_cues, tell_rounded
 from engine.stages.windows import count_windows, generated_frames, plan_windows
 
 #: One hour, and one hour at 25 frames per second: longer requests are typing errors. The limit of frames applies to
@@ -32,6 +34,7 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
     Raises RequestError if the request is impossible or exceeds its budget, before any work that grows with its numbers,
     and Cancelled once `cancel` is set.
     """
+    _check_images(request, inputs)
     if inputs.speakers and len(request.speakers) > inputs.speakers:
         raise RequestError(
             f"model={inputs.model} was made for {inputs.speakers} speaker{'s'[: inputs.speakers != 1]}, not for "
@@ -50,15 +53,21 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
     generated_fps = inputs.native_fps if native else fps
     generated = generated_frames(frames, fps, generated_fps) if native else frames
     _check_budget(request, inputs, frames / fps, generated, max(fps, inputs.native_fps))
-    windows = plan_windows(
-        generated, window=inputs.window, motion=inputs.motion, whole=inputs.whole_windows, cancel=cancel
+    windows, seams = _windows(media, inputs, generated, generated_fps, cancel)
+    _check_forwards(request, inputs, len(windows))
+    prompts, images = (
+        plan_cues(cues, kind, windows, seconds=frames / fps, fps=fps, generated_fps=generated_fps)
+        for cues, kind in ((request.prompts, PROMPTS), (request.images, IMAGES))
     )
+    canvases = tuple(make_canvas(size, target, request.fit) for size in media.image_sizes)
     # First what prevents the generation, then what is cut from voices: callers who set no length must see that.
     warnings = [f"no video can be generated {inputs.absent}"] if inputs.weights is None else []
     warnings += _length_warnings(spans, frames / fps, fps, request)
     if inputs.untrained:
         warnings.append(f"the weights of {inputs.model!r} are untrained: the video shows noise, not a talking person")
     warnings += _unfamiliar_warnings(media, inputs)
+    warnings += tell_rounded(prompts, PROMPTS, fps) + tell_rounded(images, IMAGES, fps)
+    warnings += [] if seams is None else tell_pauses(seams)
     if len(request.speakers) > 2:
         warnings.append("three and more speakers are experimental: the public weights were trained on one and two")
     if inputs.tile:
@@ -70,6 +79,9 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
             f"{inputs.native_fps:g}; timing=native generates at that rate and selects frames"
         )
     warnings += _cut_warnings(canvas)
+    for index, other in enumerate(canvases, start=1):
+        warnings += [f"images[{index}]: {warning}" for warning in _cut_warnings(other)]
+    warnings += _region_warnings(request, media)
     warnings += media.warnings
     warnings += seat_warnings
     return Plan(
@@ -95,7 +107,34 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
         weights=inputs.weights,
         warnings=tuple(warnings),
         evaluations=inputs.evaluations,
+        prompts=prompts,
+        images=images,
+        canvases=canvases,
+        seams=seams,
+        retakes=inputs.retakes,
+        most_forwards=len(windows) * _forwards(inputs) * (1 + inputs.retakes) if inputs.retakes else None,
     )
+
+
+def _windows(
+    media: Media, inputs: PlanInputs, frames: int, fps: float, cancel: CancelToken | None
+) -> tuple[tuple[Window, ...], Seams | None]:
+    """Return the windows for `frames` frames at `fps`, and where they meet if that was chosen."""
+    size = {"window": inputs.window, "motion": inputs.motion}
+    if inputs.windows == "pauses" and media.loudness is not None:
+        return plan_in_pauses(frames, media.loudness, fps=fps, **size, cancel=cancel)
+    return plan_windows(frames, **size, whole=inputs.whole_windows, cancel=cancel), None
+
+
+def _check_images(request: Request, inputs: PlanInputs) -> None:
+    if request.images and inputs.style != "infinitetalk":
+        raise RequestError(
+            f"several pictures need windows that see the picture, and continuation.style={inputs.style} continues from "
+            f"the frames before",
+            field="request.images",
+            hint="choose continuation.style=infinitetalk, or give one picture",
+            code="conflict",
+        )
 
 
 def _forwards(inputs: PlanInputs) -> int:
@@ -168,26 +207,34 @@ def _cut_warnings(canvas: Canvas) -> list[str]:
     return [warning]
 
 
+def _region_warnings(request: Request, media: Media) -> list[str]:
+    if all(size == media.image_size for size in media.image_sizes):
+        return []
+    placed = any(speaker.region.box or speaker.region.mask for speaker in request.speakers)
+    return ["the speakers' regions are those of the first picture, and another one has another size"] if placed else []
+
+
 def _unfamiliar_warnings(media: Media, inputs: PlanInputs) -> list[str]:
-    """Return a warning if the picture is unlike those that the weights were trained on."""
+    """Return a warning if a picture is unlike those that the weights were trained on."""
     familiar = read_familiar(inputs.weights)
     if inputs.weights is None or familiar is None:
         return []
-    stat = media.image.stat()
-    if _is_familiar(inputs.weights, media.image, (stat.st_mtime_ns, stat.st_size)):
-        return []
-    what = f"model={inputs.model} was trained only on {familiar.what}, and this picture is different"
-    return [f"{what}: the video will not look like it; {familiar.instead}"]
+    for index, image in enumerate((media.image, *media.images)):
+        stat, field = image.stat(), image_field(index, several=bool(media.images))
+        if not _is_familiar(inputs.weights, image, (stat.st_mtime_ns, stat.st_size), field):
+            what = f"model={inputs.model} was trained only on {familiar.what}, and this picture is different"
+            return [f"{what}: the video will not look like it; {familiar.instead}"]
+    return []
 
 
 @functools.lru_cache(maxsize=8)
-def _is_familiar(weights: Path, image: Path, stamp: tuple[int, int]) -> bool:
+def _is_familiar(weights: Path, image: Path, stamp: tuple[int, int], field: str) -> bool:
     """Return whether the weights were trained on such pictures; cached, because advice plans a request many times.
 
     `stamp`, modification time and size, distinguishes a file from an earlier one of the same name.
     """
     familiar = read_familiar(weights)
-    return familiar is None or familiar.knows(read_picture(image, field="request.image"))
+    return familiar is None or familiar.knows(read_picture(image, field=field))
 
 
 def _check_budget(request: Request, inputs: PlanInputs, seconds: float, generated: int, rate: float) -> None:
@@ -203,17 +250,24 @@ def _check_budget(request: Request, inputs: PlanInputs, seconds: float, generate
     if generated > (most := min(MAX_FRAMES, max(budget.frames, int(budget.seconds * rate)))):
         what = f"{generated} frames would be generated for {seconds:.2f} s of video"
         raise _too_much(what, "frames", f"at most {most}; ask for fewer frames, or for timing=direct")
-    windows = count_windows(generated, window=inputs.window, motion=inputs.motion)
+    _check_forwards(request, inputs, count_windows(generated, window=inputs.window, motion=inputs.motion))
+
+
+def _check_forwards(request: Request, inputs: PlanInputs, windows: int) -> None:
+    budget = request.budget
     evaluations = inputs.evaluations or inputs.steps
-    forwards = windows * _forwards(inputs)
+    forwards = windows * _forwards(inputs) * (1 + inputs.retakes)
     if forwards > budget.forwards:
         per_steps = "" if evaluations == inputs.steps else f" of {evaluations} evaluations"
-        at_most = "" if forwards == windows * evaluations * inputs.passes else "at most "
+        at_most = "" if _forwards(inputs) == evaluations * inputs.passes else "at most "
+        again, fewer = "", "steps"
+        if inputs.retakes:
+            again, fewer = f" and {inputs.retakes} retakes of each", "steps or retakes"
         raise _too_much(
-            f"{windows} windows, {inputs.steps} steps{per_steps} and {at_most}{inputs.passes} passes per step make "
-            f"{forwards} forwards",
+            f"{windows} windows{again}, {inputs.steps} steps{per_steps} and {at_most}{inputs.passes} passes per step "
+            f"make {forwards} forwards",
             "frames",
-            f"at most {budget.forwards}; ask for a shorter video or fewer steps",
+            f"at most {budget.forwards}; ask for a shorter video or fewer {fewer}",
         )
 
 

@@ -60,5 +60,7 @@ def _check_path(path: Path, media: Media) -> None:
     hint = "such as --preview who.png"
     if path.suffix.lower() != ".png":
         raise RequestError(f"{str(path)!r} does not end in .png", field="preview", hint=hint)
-    if path.resolve() in {source.resolve() for source in (media.image, *media.masks) if source is not None}:
+    if path.resolve() in {
+        source.resolve() for source in (media.image, *media.images, *media.masks) if source is not None
+    }:
         raise RequestError(f"{path} is an input of the request and would be overwritten", field="preview", hint=hint)

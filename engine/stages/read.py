@@ -22,8 +22,11 @@ from engine.media.audio import read_sounds, voice_spans
 from engine.media.canvas import apply_canvas, region_masks
 from engine.media.excerpts import KEYS, channel_number, check_values, split_address, values_of
 from engine.media.picture import look_at, read_picture
+from engine.media.quiet import read_loudness
 from engine.media.tracks import inspect
 from engine.stages.addresses import bring_file, local, scheme_of
+from engine.stages.plan import voices_end
+from engine.stages.timeline import IMAGES, PROMPTS, check_cues, image_field
 
 #: Maximum frames per second: higher values are typing errors, and with whole AAC packets (21 ms) the sound could no
 #: longer end within one frame of the pictures.
@@ -41,9 +44,12 @@ RANDOM = -1
 
 def check_request(request: Request) -> None:
     """Raise RequestError if the request itself is invalid; opens nothing."""
-    if not isinstance(request.prompt, str) or not request.prompt.strip():
+    check_cues(request.prompts, request.prompt, PROMPTS)
+    check_cues(request.images, request.image, IMAGES)
+    if not request.prompts and (not isinstance(request.prompt, str) or not request.prompt.strip()):
         raise _wrong("prompt", "the prompt is empty", "describe in a sentence who talks and where")
-    for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
+    texts = {f"prompts[{index}].text": cue.value for index, cue in enumerate(request.prompts)}
+    for name, text in {"prompt": request.prompt, "negative_prompt": request.negative_prompt, **texts}.items():
         if text is not None and not _is_text(text):
             raise _wrong(name, "the text contains bytes that are not UTF-8", "send UTF-8 text with complete characters")
     _check_choice("audio_type", request.audio_type, get_args(AudioType))
@@ -111,10 +117,17 @@ def fetch(
             remaining -= time.monotonic() - began
         return opened[address]
 
-    image = bring(request.image, "image")
-    picture = apart(lambda: look_at(image, field="request.image", max_pixels=access.max_pixels), cancel, "read")
-    size = picture.size
-    warnings = list(picture.warnings)
+    images: list[Path] = []
+    sizes: list[tuple[int, int]] = []
+    warnings: list[str] = []
+    for index, address in enumerate([cue.value for cue in request.images] or [request.image]):
+        field = image_field(index, several=bool(request.images))
+        image = bring(address, field.removeprefix("request."))
+        picture = apart(partial(look_at, image, field=field, max_pixels=access.max_pixels), cancel, "read")
+        images.append(image)
+        sizes.append(picture.size)
+        warnings += [f"images[{index}]: {text}" if request.images else text for text in picture.warnings]
+    size = sizes[0]
     voices: list[Path | None] = []
     masks: list[Path | None] = []
     seconds: list[float] = []
@@ -154,8 +167,10 @@ def fetch(
         delays.append(delay)
         seconds.append(0.0 if cut is None else cut.seconds)
     return Media(
-        image=image,
+        image=images[0],
         image_size=size,
+        images=tuple(images[1:]),
+        image_sizes=tuple(sizes[1:]),
         voices=tuple(voices),
         seconds=tuple(seconds),
         masks=tuple(masks),
@@ -178,14 +193,32 @@ def read(request: Request, media: Media, plan: Plan, *, cancel: CancelToken | No
     Raises RequestError with the field, and Cancelled within a second once `cancel` is set.
     """
     spans = voice_spans(media.seconds, plan.audio_type, media.delays)
-    image, masks = apart(partial(_read_pictures, request, media, plan), cancel, "read")
+    images, masks = apart(partial(_read_pictures, request, media, plan), cancel, "read")
     sounds = read_sounds(media.voices, media.cuts, spans, plan.seconds, cancel=cancel)
-    return Inputs(image=image, voices=sounds.voices, masks=masks, sound=sounds.track, warnings=sounds.warnings)
+    return Inputs(images[0], sounds.voices, masks, sounds.track, sounds.warnings, images=images[1:])
 
 
-def _read_pictures(request: Request, media: Media, plan: Plan) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+def hear(request: Request, media: Media, native_fps: float, *, cancel: CancelToken | None = None) -> Media:
+    """Return `media` with the loudness of its voices, as far as the video needs them. Raises as `read` does."""
+    spans = voice_spans(media.seconds, request.audio_type, media.delays)
+    seconds = voices_end(spans)
+    if isinstance(request.frames, int):
+        seconds = min(seconds, request.frames / (request.fps or native_fps))
+    return replace(media, loudness=read_loudness(media.voices, media.cuts, spans, seconds, cancel=cancel))
+
+
+def _read_pictures(
+    request: Request, media: Media, plan: Plan
+) -> tuple[tuple[npt.NDArray[np.uint8], ...], npt.NDArray[np.float32]]:
+    """Return the pictures at the plan's size and the speakers' masks; a picture that is used twice is read once."""
     masks, _ = region_masks([speaker.region for speaker in request.speakers], media.masks, plan.canvas)
-    return apply_canvas(read_picture(media.image, field="request.image"), plan.canvas), masks
+    found: dict[Path, npt.NDArray[np.uint8]] = {}
+    files = (media.image, *media.images)
+    for index, (path, canvas) in enumerate(zip(files, (plan.canvas, *plan.canvases), strict=True)):
+        if path not in found:
+            field = image_field(index, several=bool(media.images))
+            found[path] = apply_canvas(read_picture(path, field=field), canvas)
+    return tuple(found[path] for path in files), masks
 
 
 def _voice(speaker: Speaker, name: str, access: Access) -> tuple[str, dict[str, Any], dict[str, str]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from engine.cancel import check
 from engine.data import Frames, Plan, Window
 from engine.data.cancel import CancelToken
@@ -41,6 +44,19 @@ def plan_windows(
     return tuple(windows)
 
 
+def windows_between(cuts: Sequence[int], frames: int, *, motion: int) -> tuple[Window, ...]:
+    """Cover `frames` frames with windows that begin at 0 and at `cuts`, sorted frames of the form 4n + 1.
+
+    As in `plan_windows`, each repeats the last `motion` frames before it, and is as short as possible.
+    """
+    windows = []
+    for index, (begin, end) in enumerate(pairwise([0, *cuts, frames])):
+        repeated = motion if index else 0
+        size = _round_up(repeated + end - begin)
+        windows.append(Window(index, start=begin - repeated, frames=size, motion=repeated, keep=end - begin))
+    return tuple(windows)
+
+
 def generated_frames(frames: int, fps: float, native_fps: float) -> int:
     """Return how many frames at `native_fps` cover the times of `frames` frames at `fps`."""
     return nearest_frame(frames - 1, fps, native_fps) + 1
@@ -70,6 +86,16 @@ def output_frames(window: Window, frames: int, fps: float, native_fps: float) ->
             indices.append(at - begin)
         output += 1
     return tuple(indices)
+
+
+def window_shares(plan: Plan) -> list[slice]:
+    """Return which frames of the finished video each window of a plan made."""
+    shares, end = [], 0
+    for window in plan.windows:
+        count = len(output_frames(window, plan.frames, plan.fps, plan.generated_fps))
+        shares.append(slice(end, end + count))
+        end += count
+    return shares
 
 
 def resample(frames: Frames, window: Window, plan: Plan) -> Frames:

@@ -80,7 +80,7 @@ class Writer:
                 field="model.resolutions",
                 hint="H.264 in yuv420p needs even sizes",
             )
-        self._options = options or VideoOptions()
+        self.options = options or VideoOptions()
         self.path = path
         # The name until it is complete: the rest that a killed process leaves is not mistaken for a video.
         self._part = path.with_name(f".{path.name}.part")
@@ -95,11 +95,11 @@ class Writer:
         self._ended = False
         self._spool: Spool | None = None
         try:
-            self._pictures = PictureEncoder(size, self.rate, self._options.x264)
-            self._sound = SoundEncoder(sound, self.rate, self._options.audio_bitrate)
+            self._pictures = PictureEncoder(size, self.rate, self.options.x264)
+            self._sound = SoundEncoder(sound, self.rate, self.options.audio_bitrate)
             self._spool = Spool(path.with_name(f".{path.name}.segments"))
         except av.ArgumentError as error:
-            raise self._options.rejected() from error
+            raise self.options.rejected() from error
         except (av.FFmpegError, OSError) as error:
             raise _sink_error(error, path) from error
 
@@ -193,8 +193,8 @@ class Writer:
         container, file = open_mp4(self._part)
         with file, container:
             container.metadata["comment"] = json.dumps({_KEY: self._metadata}, ensure_ascii=False, sort_keys=True)
-            video = add_video(container, self.size, self.rate, self._options.x264)
-            audio = add_sound(container, self._options.audio_bitrate)
+            video = add_video(container, self.size, self.rate, self.options.x264)
+            audio = add_sound(container, self.options.audio_bitrate)
             times = {video: 1 / self.rate, audio: Fraction(1, SOUND_RATE)}
             for segment in spool:
                 packets = [(video, one) for one in segment.pictures] + [(audio, one) for one in segment.sound]

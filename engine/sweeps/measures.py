@@ -20,8 +20,9 @@ from engine.data import Media, Plan, Request, Seat
 from engine.errors import EngineError
 from engine.evaluation.bars import likeness_bars
 from engine.evaluation.frames import read_video
-from engine.evaluation.likeness import Drift, drift_of, window_looks, window_shares
+from engine.evaluation.likeness import Drift, drift_of, window_looks
 from engine.evaluation.metrics import Pictures, Row, lab_drift, mean, own_and_cross, seam_ratio, times
+from engine.evaluation.mouths import find_mouths
 from engine.evaluation.voices import LEVEL, Voice, levelled, mouth_of
 from engine.media.audio import VOICE_RATE, decode
 from engine.media.canvas import apply_canvas
@@ -29,10 +30,8 @@ from engine.media.picture import read_picture
 from engine.plugin.manager import installed
 from engine.redaction import scrub
 from engine.service import EngineService
+from engine.stages.windows import window_shares
 
-#: Widths of the patch that is compared with its surroundings, and of the box around a mouth, as fractions of the square
-#: root of the picture's area; both have the shape 4:3. Smaller patches would find eyes and lips separately.
-_PATCH, _BOX = 0.13, 0.24
 #: Minimum number of frames of a curve.
 _LEAST = 12
 
@@ -115,31 +114,6 @@ def _figures(video: Pictures | None, request: Request, plan: Plan, service: Engi
         "lip_sync": entry(sync),
         "lip_lag": entry(lag),
     }
-
-
-def find_mouths(frames: Pictures, seats: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return (n, 4), x0, y0, x1, y1 in pixels: a box for the mouth of each of the people in `seats` (n, 4).
-
-    It works for drawn people who speak: their mouths move most from frame to frame, relative to their surroundings.
-    It uses no voice, so a mouth that does not follow its voice is found as well. `frames` is uint8 (F, H, W, 3).
-    """
-    from scipy.ndimage import uniform_filter
-
-    height, width = frames.shape[1:3]
-    side = float(np.sqrt(height * width))
-    # The first frame is the source picture; the second may differ strongly from it.
-    grey = frames[1:].mean(-1, dtype=np.float32)
-    moving = np.abs(np.diff(grey, axis=0)).mean(0)
-    patch = max(3, round(0.75 * _PATCH * side)), max(3, round(_PATCH * side))
-    boxes = []
-    for x0, y0, x1, y1 in np.asarray(seats, int):
-        part = moving[y0:y1, x0:x1]
-        contrast = uniform_filter(part, patch) - uniform_filter(part, [2 * length for length in patch])
-        y, x = np.unravel_index(int(contrast.argmax()), contrast.shape)
-        middle = np.array([x0 + x + 0.5, y0 + y + 0.5])
-        half = np.array([1, 0.75]) * _BOX * side / 2
-        boxes.append([*(middle - half), *(middle + half)])
-    return np.array(boxes)
 
 
 def _seams(frames: Pictures, plan: Plan) -> float | None:

@@ -180,7 +180,7 @@ def _compose_checked(words: Sequence[str], weights: WeightsFinder) -> Config:
     if isinstance(frames, str) and re.fullmatch(r"[+-]?[0-9]{1,30}", frames):
         frames = int(frames)
     chosen: dict[str, Any] = {key: getattr(fields, key) for key in ("seed", "fps", "audio_type", "timing", "fit")}
-    prompt = "not given" if fields.prompt is None else fields.prompt
+    prompt = "in a timeline" if fields.prompt is None else fields.prompt
     # The run itself opens the picture and the voices: these names replace them here.
     check_request(Request(prompt, "picture", (Speaker("voice"),), fields.negative_prompt, frames=frames, **chosen))
     return config

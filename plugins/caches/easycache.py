@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from engine import hookimpl
 from engine.components import CacheCost, StepCache
 from engine.config import CacheConfig, within
-from engine.errors import ConfigError
-from engine.multitalk.step_caches import OutputCache, join
+from engine.multitalk.step_caches import OutputCache, join, out_of_range
 from engine.plugin.register import Register
 
 if TYPE_CHECKING:
@@ -37,10 +36,10 @@ class EasyCache(OutputCache):
 
     def __init__(self, config: EasyCacheConfig) -> None:
         if not config.threshold > 0:
-            raise _out_of_range("threshold", f"a threshold of {config.threshold:g}", "0.02 to 0.2 is useful")
+            raise out_of_range("threshold", f"a threshold of {config.threshold:g}", "0.02 to 0.2 is useful")
         if not config.warmup >= 2:
             # The rate of change needs two computed steps.
-            raise _out_of_range("warmup", f"{config.warmup} warm-up steps", "give 2 or more")
+            raise out_of_range("warmup", f"{config.warmup} warm-up steps", "give 2 or more")
         self.threshold = config.threshold
         self.warmup = config.warmup
         super().__init__()
@@ -93,10 +92,6 @@ class EasyCache(OutputCache):
             inputs, outputs = self._computed
             self._rate = (output - outputs).abs().mean() / (latents - inputs).abs().mean().clamp(min=1e-12)
         self._computed = latents, output
-
-
-def _out_of_range(name: str, what: str, hint: str) -> ConfigError:
-    return ConfigError(what, field=f"cache.{name}", hint=hint)
 
 
 @hookimpl

@@ -11,8 +11,7 @@ from omegaconf import II
 from engine import hookimpl
 from engine.components import Agree, CacheCost, StepCache
 from engine.config import CacheConfig, within
-from engine.errors import ConfigError
-from engine.multitalk.step_caches import ResidualCache
+from engine.multitalk.step_caches import ResidualCache, out_of_range
 from engine.plugin.register import Register
 
 if TYPE_CHECKING:
@@ -47,16 +46,16 @@ class MagCache(ResidualCache):
         if len(config.magnitudes) < 2:
             what = "no magnitudes were measured for this model"
             hint = "measure them with python -m scripts.evaluate_tiny magnitudes, or choose another cache"
-            raise _out_of_range("magnitudes", what, hint)
+            raise out_of_range("magnitudes", what, hint)
         if not all(math.isfinite(value) and value > 0 for value in config.magnitudes):
-            raise _out_of_range("magnitudes", f"{list(config.magnitudes)} are not magnitudes", "give numbers above 0")
+            raise out_of_range("magnitudes", f"{list(config.magnitudes)} are not magnitudes", "give numbers above 0")
         if not config.threshold > 0:
-            raise _out_of_range("threshold", f"a threshold of {config.threshold:g}", "0.02 to 0.2 is useful")
+            raise out_of_range("threshold", f"a threshold of {config.threshold:g}", "0.02 to 0.2 is useful")
         if not config.skips >= 1:
-            raise _out_of_range("skips", f"{config.skips} skipped steps", "give 1 or more")
+            raise out_of_range("skips", f"{config.skips} skipped steps", "give 1 or more")
         if not config.warmup >= 1:
             # The first step must compute the residual that replaces the blocks later.
-            raise _out_of_range("warmup", f"{config.warmup} warm-up steps", "give 1 or more")
+            raise out_of_range("warmup", f"{config.warmup} warm-up steps", "give 1 or more")
         self.threshold, self.skips, self.warmup = config.threshold, config.skips, config.warmup
         self._logarithms = tuple(math.log(value) for value in config.magnitudes)
         super().__init__()
@@ -98,10 +97,6 @@ class MagCache(ResidualCache):
         index = min(int(place), len(self._logarithms) - 2)
         before, after = self._logarithms[index : index + 2]
         return before + (after - before) * (place - index)
-
-
-def _out_of_range(name: str, what: str, hint: str) -> ConfigError:
-    return ConfigError(what, field=f"cache.{name}", hint=hint)
 
 
 @hookimpl

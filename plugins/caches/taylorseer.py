@@ -9,7 +9,7 @@ from typing import Any
 from engine import hookimpl
 from engine.components import Agree, CacheCost, StepCache
 from engine.config import CacheConfig, within
-from engine.errors import ConfigError
+from engine.multitalk.step_caches import out_of_range
 from engine.plugin.register import Register
 
 
@@ -31,12 +31,12 @@ class TaylorSeerCache:
 
     def __init__(self, config: TaylorSeerConfig) -> None:
         if config.interval < 1:
-            raise _out_of_range("interval", f"an interval of {config.interval}", "give 1 or more")
+            raise out_of_range("interval", f"an interval of {config.interval}", "give 1 or more")
         if not 0 <= config.order <= 4:
-            raise _out_of_range("order", f"order {config.order}", "give 0 to 4")
+            raise out_of_range("order", f"order {config.order}", "give 0 to 4")
         if not config.warmup > config.order:
             what = f"{config.warmup} warm-up steps for order {config.order}"
-            raise _out_of_range("warmup", what, f"give {config.order + 1} or more")
+            raise out_of_range("warmup", what, f"give {config.order + 1} or more")
         self._config = config
         self._cache: Any = None
 
@@ -72,10 +72,6 @@ class TaylorSeerCache:
 
     def branch(self, name: str, step: int) -> AbstractContextManager[None]:
         return self._cache.branch(name, step)  # type: ignore[no-any-return]
-
-
-def _out_of_range(name: str, what: str, hint: str) -> ConfigError:
-    return ConfigError(what, field=f"cache.{name}", hint=hint)
 
 
 @hookimpl

@@ -10,8 +10,7 @@ from omegaconf import II
 from engine import hookimpl
 from engine.components import CacheCost, StepCache
 from engine.config import CacheConfig, within
-from engine.errors import ConfigError
-from engine.multitalk.step_caches import ResidualCache
+from engine.multitalk.step_caches import ResidualCache, out_of_range
 from engine.plugin.register import Register
 
 if TYPE_CHECKING:
@@ -43,12 +42,12 @@ class TeaCache(ResidualCache):
 
     def __init__(self, config: TeaCacheConfig) -> None:
         if not config.coefficients:
-            raise _out_of_range("coefficients", "no coefficients were measured for this model", "choose another cache")
+            raise out_of_range("coefficients", "no coefficients were measured for this model", "choose another cache")
         if not config.threshold > 0:
-            raise _out_of_range("threshold", f"a threshold of {config.threshold:g}", "0.2 to 0.5 is useful")
+            raise out_of_range("threshold", f"a threshold of {config.threshold:g}", "0.2 to 0.5 is useful")
         if not config.warmup >= 1:
             # The first step must compute the residual that replaces the blocks later.
-            raise _out_of_range("warmup", f"{config.warmup} warm-up steps", "give 1 or more")
+            raise out_of_range("warmup", f"{config.warmup} warm-up steps", "give 1 or more")
         self.threshold = config.threshold
         self.warmup = config.warmup
         self.coefficients = tuple(config.coefficients)
@@ -80,10 +79,6 @@ class TeaCache(ResidualCache):
     def _release(self) -> None:
         super()._release()
         self._signal = None
-
-
-def _out_of_range(name: str, what: str, hint: str) -> ConfigError:
-    return ConfigError(what, field=f"cache.{name}", hint=hint)
 
 
 @hookimpl

@@ -67,14 +67,19 @@ class BatchConfig(JobsConfig):
         metadata={"help": "seconds that running jobs have to finish after Ctrl-C (20)", "word": "S"}
         | within(0, 86_400),
     )
+    resume: bool = field(
+        default=False,
+        metadata={"help": "keep each finished window of running jobs, so that the next run continues (resume.folder)"},
+    )
     json: bool = field(default=False, metadata={"help": "print one JSON object as the last line of stdout"})
     quiet: bool = field(default=False, metadata={"help": "no progress and no summary"})
 
     @classmethod
     def boot(cls, overrides: Sequence[str]) -> list[str]:
         """Allow media of jobs both as paths, as on the command line, and as URLs, as on a worker."""
+        overrides = super().boot(overrides)
         if any(override.lstrip("+~").startswith("access.schemes=") for override in overrides):
-            return list(overrides)
+            return overrides
         return ["access.schemes=[path,data,http,https,s3]", *overrides]
 
 
@@ -132,6 +137,8 @@ class Batch:
         say("{jobs} jobs: {done} done, {failed} failed, {left} left; {skipped} had a result before".format(**summary))
         print(json.dumps(summary) if self.config.json else summary["results"])
         if run.interrupted and summary["left"]:
+            if self.config.resume:
+                say("the next run continues after the last finished windows")
             return INTERRUPTED
         return SOME_FAILED if summary["failed"] else 0
 

@@ -15,19 +15,26 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from omegaconf import II
 
-from engine import SILENCE, Delivery, Plan, Progress, Request, Speaker, hookimpl, read_speakers
+from engine import SILENCE, Delivery, Plan, Progress, Request, Speaker, hookimpl, read_speakers, read_timeline
 from engine.components import CancelToken, Entrypoint, ProgressCallback, Service
 from engine.config import EntrypointConfig, RequestConfig
-from engine.errors import RequestError, SinkError, plain, plain_json
+from engine.errors import Cancelled, RequestError, SinkError, plain, plain_json
 from engine.plugin.register import Register
 from engine.redaction import redact
 from engine.runtime.bar import bar, elapsed
+from engine.serving.estimate_lines import estimate_lines
+from engine.serving.plan_lines import window_lines
 
 if TYPE_CHECKING:
-    from engine.data import AudioType, Canvas, CardEstimate, Estimates, Fit, LoraUse, Seat, Timing, Window
+    from engine.data import (
+        AudioType,
+        Canvas,
+        Fit,
+        LoraUse,
+        Seat,
+        Timing,
+    )
 
-#: Width of the column of a plan's table with the host memory of a card's machine.
-_HOST = len("host 100.0 GB of 100 to 100 GB, some too small")
 
 #: Fields of a speaker that select a part of the file; `delay` is visible in the times.
 _TAKEN = ("start", "duration", "track", "channel")
@@ -46,6 +53,10 @@ class GenerateConfig(EntrypointConfig):
     preview: str | None = field(
         default=None,
         metadata={"help": "first draw the speakers' regions on the picture as the network sees it", "word": "PNG"},
+    )
+    resume: bool = field(
+        default=False,
+        metadata={"help": "keep finished windows until the video is done; the same command continues (resume.folder)"},
     )
     quiet: bool = field(default=False, metadata={"help": "no progress and no summary; warnings are still shown"})
 
@@ -67,9 +78,16 @@ class Generate:
             print(to_json(plan) if config.json else describe(plan, request))
             return 0
         warnings = _Warnings()
-        with interruptible() as cancel, progress_display(quiet=config.quiet) as show:
-            delivery = service.generate(request, progress=warnings.of(show), cancel=cancel)
+        try:
+            with interruptible() as cancel, progress_display(quiet=config.quiet) as show:
+                delivery = service.generate(request, progress=warnings.of(show), cancel=cancel)
+        except Cancelled:
+            if config.resume and not config.quiet:
+                print("multitalk: the same command continues after the last finished window", file=sys.stderr)
+            raise
         warnings.print(delivery.warnings)
+        if delivery.report is not None and (line := delivery.report.line):
+            print(f"multitalk: report: {plain(line)}", file=sys.stderr)
         if config.json:
             print(to_json(delivery))
             return 0
@@ -81,13 +99,15 @@ class Generate:
 
 def make_request(config: RequestConfig) -> Request:
     """Build the request. Raises RequestError for missing inputs; the engine checks the values."""
-    if not config.image:
+    if not config.image and not config.images:
         raise RequestError("no picture", field="request.image", hint="give --image FILE")
-    if config.prompt is None:
+    if config.prompt is None and config.prompts is None:
         raise RequestError("no prompt", field="request.prompt", hint='give --prompt "what is to be seen"')
     return Request(
-        prompt=config.prompt,
-        image=config.image,
+        prompt=config.prompt or "",
+        image=config.image or "",
+        prompts=() if config.prompts is None else read_timeline(config.prompts, "prompts"),
+        images=() if config.images is None else read_timeline(config.images, "images"),
         speakers=_speakers(config),
         negative_prompt=config.negative_prompt,
         seed=config.seed,
@@ -122,10 +142,11 @@ def describe(plan: Plan, request: Request) -> str:
         *(("speakers" if index == 0 else "", _seat(seat, request)) for index, seat in enumerate(plan.seats)),
         ("video", f"{plan.frames} frames at {plan.fps:g} per second, {plan.seconds:.2f} s, seed {plan.seed}"),
         *([_native(plan)] if plan.timing == "native" else []),
-        *(("windows" if index == 0 else "", line) for index, line in enumerate(_windows(plan.windows))),
+        *window_lines(plan),
         ("sampling", f"{sampling}: {plan.forwards} forwards in all"),
+        *([("retakes", _retakes(plan))] if plan.retakes else []),
         *([("attention", plan.attention)] if plan.attention else []),
-        *([] if plan.estimates is None else _estimates(plan.estimates)),
+        *([] if plan.estimates is None else estimate_lines(plan.estimates)),
     ]
     return "\n".join(f"{name:<10}{plain(text)}" for name, text in lines)
 
@@ -157,7 +178,7 @@ def interruptible() -> Iterator[CancelToken]:
 
 
 class _Warnings:
-    """Prints each warning on stderr once, as soon as it is known; rich redraws a live bar below it."""
+    """Prints each warning, and the address of a published video, on stderr once; rich redraws a live bar below it."""
 
     def __init__(self) -> None:
         self._printed: set[str] = set()
@@ -168,10 +189,17 @@ class _Warnings:
                 self._printed.add(warning)
                 print(f"multitalk: warning: {plain(warning)}", file=sys.stderr, flush=True)
 
+    def _print_live(self, progress: Progress) -> None:
+        # From now on a player can open it.
+        if progress.live is not None and (address := progress.live.address) not in self._printed:
+            self._printed.add(address)
+            print(f"multitalk: live: {plain(address)}", file=sys.stderr, flush=True)
+
     def of(self, show: ProgressCallback | None) -> ProgressCallback:
         def report(progress: Progress) -> None:
             self.print(progress.warnings)
             if show is not None:
+                self._print_live(progress)
                 show(progress)
 
         return report
@@ -236,10 +264,11 @@ def _draw(service: Service, request: Request, path: Path, *, quiet: bool) -> Non
 
 
 def _summary(delivery: Delivery) -> str:
-    took = sum(delivery.timings.values())
+    took, taken = sum(delivery.timings.values()), delivery.windows_taken_over
+    more = f", {taken} of {len(delivery.plan.windows)} windows taken over" if taken else ""
     return (
         f"{delivery.seconds:.2f} s of video, {delivery.frames} frames at {delivery.fps:g} per second, "
-        f"seed {delivery.seed}, made in {took:.0f} s"
+        f"seed {delivery.seed}, made in {took:.0f} s{more}"
     )
 
 
@@ -269,93 +298,16 @@ def _seat(seat: Seat, request: Request) -> str:
     return f"{seat.speaker + 1}: in {list(seat.box)} ({seat.kind}), {voice}"
 
 
+def _retakes(plan: Plan) -> str:
+    times = "once" if plan.retakes == 1 else f"{plan.retakes} times"
+    return f"a window outside the report's limits is made again, at most {times}: at most {plan.most_forwards} forwards"
+
+
 def _native(plan: Plan) -> tuple[str, str]:
     return (
         "timing",
         f"native: {plan.generated_frames} frames at {plan.generated_fps:g} per second, selected for the video",
     )
-
-
-def _windows(windows: Sequence[Window]) -> list[str]:
-    lines = [
-        f"{window.index + 1}: frames {window.start} to {window.start + window.frames - 1}"
-        + (f", {window.motion} of them repeated" if window.motion else "")
-        + f", {window.keep} kept"
-        for window in windows
-    ]
-    return lines if len(lines) <= 6 else [*lines[:4], f"... {len(lines) - 5} more ...", lines[-1]]
-
-
-def _estimates(estimates: Estimates) -> list[tuple[str, str]]:
-    where = f"{estimates.device}, {estimates.dtype}" + (
-        f", memory=auto picks {estimates.picked}" if estimates.picked else ""
-    )
-    worst = max(
-        (stage for stage in estimates.stages if stage.device == estimates.device),
-        key=lambda stage: stage.total,
-    )
-    peak = estimates.host_memory_bytes if estimates.device_memory_bytes is None else estimates.device_memory_bytes
-    host = "" if estimates.device_memory_bytes is None else f", and {_giga(estimates.host_memory_bytes)} of the host's"
-    weights = ", ".join(f"{name} {_giga(size)}" for name, size in estimates.weights.items())
-    work = f"{_operations(estimates.forward_flops)} operations per forward, {_operations(estimates.flops)} in all"
-    if estimates.products_in_8_bits:
-        work += f", {estimates.products_in_8_bits:.1%} of matrix products in 8 bits"
-    return [
-        ("memory", f"{_giga(peak)} ({where}), most in {worst.stage}{host}"),
-        ("kept", weights),
-        ("work", f"{work}; {_giga(estimates.start_bytes)} of weights read at the start"),
-        *(("cards" if index == 0 else "", _card(card)) for index, card in enumerate(estimates.cards)),
-        ("", f"host: of machines that RunPod rents with the card (docs/plan.md); {estimates.prices}"),
-        ("", _predicted(estimates.cards)),
-    ]
-
-
-def _card(card: CardEstimate) -> str:
-    needed = f"{card.card:<15}{_giga(card.needed_bytes):>9}  {_host(card)}"
-    if not card.fits:
-        return f"{needed}  too much; it fits with {' '.join(card.change)}" if card.change else f"{needed}  too much"
-    took = f"{_time(card.forward_seconds)} a forward, {_time(card.window_seconds)} a window"
-    picked = f", {card.picked}" if card.picked else ""
-    picked += ", passes batched" if card.batched else ""
-    price = f"{card.cost:.2f} ({card.cost_of_second:.3f} a second)"
-    return f"{needed}  {took}, {_minutes(card.seconds)}, {price}{picked}"
-
-
-def _time(seconds: float) -> str:
-    if seconds >= 120:
-        return _minutes(seconds)
-    return f"{seconds:.1f} s" if seconds >= 0.05 else "under 0.1 s"
-
-
-def _predicted(cards: Sequence[CardEstimate]) -> str:
-    measured = [
-        f"{card.card}: {', '.join(card.measured)} measured {card.measured_where}" for card in cards if card.measured
-    ]
-    assumed = "bfloat16; predicted, by assumed shares of the data sheet's rates (docs/speed.md)"
-    return "; ".join([assumed, *measured])
-
-
-def _host(card: CardEstimate) -> str:
-    """Return the column of host memory: what is needed, what such machines have, and whether it is enough."""
-    needed, least = card.host_needed_bytes, card.host_memory_bytes
-    if least is None:
-        return f"host {_giga(needed)} of unknown".ljust(_HOST)
-    listed = max(least, card.host_listed_bytes or 0)
-    there = f"{least / 1e9:.0f}" + (f" to {listed / 1e9:.0f}" if listed > least else "")
-    short = "" if card.fits_host else ", some too small" if needed <= listed else ", too small"
-    return f"host {_giga(needed)} of {there} GB{short}".ljust(_HOST)
-
-
-def _giga(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
-
-
-def _operations(count: int) -> str:
-    return f"{count / 1e15:.2f} peta" if count >= 1e14 else f"{count / 1e12:.2f} tera"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def _frames(value: int | str | None) -> int | Literal["auto"] | None:

@@ -12,11 +12,12 @@ from itertools import count
 from pathlib import Path
 
 from engine import hookimpl
-from engine.components import Sink
+from engine.components import LiveFolder, Sink
 from engine.config import SinkConfig
 from engine.data import Artifact, Kept
 from engine.errors import SinkError
 from engine.files.atomic import Part, make_folder, part_in, sweep
+from engine.files.live import DiskLiveFolder
 from engine.plugin.register import Register
 
 
@@ -61,6 +62,12 @@ class DiskSink:
             raise self._unusable(f"cannot be written to: {error.strerror}") from error
         if filename is not None:
             self._check_free(self.folder / filename)
+
+    def live(self, filename: str | None) -> LiveFolder:
+        """Return a folder beside the video, as STEM.live, or the next free name if it exists."""
+        stem = self.STEM if filename is None else Path(filename).stem
+        folders = [self.folder / f"{stem}{number}.live" for number in ("", *(f"-{n}" for n in range(2, 1000)))]
+        return DiskLiveFolder(folders, overwrite=self.overwrite)
 
     def put(self, artifact: Artifact) -> Kept:
         """Move the video into the folder and return its absolute path.

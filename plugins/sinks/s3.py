@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from engine import hookimpl
 from engine.cancel import check
-from engine.components import CancelToken, Sink
+from engine.components import CancelToken, LiveFolder, Sink
 from engine.config import SinkConfig, one_of, within
 from engine.config.bounds import check_part
 from engine.data import Artifact, Kept, Store
@@ -23,6 +23,7 @@ from engine.files.checksums import PART, Sums, compare, read_sums
 from engine.files.undelivered import JOB, Shelf, remove
 from engine.net.retry import patiently
 from engine.net.s3 import DAMAGED, Bucket, Trouble
+from engine.net.s3_folder import S3LiveFolder
 from engine.plugin.register import Register
 
 logger = logging.getLogger(__name__)
@@ -161,6 +162,14 @@ class S3Sink:
         remove(artifact.path)
         return Kept(address, None, sums.sha256, sums.size, upload.warnings)
 
+    def live(self, filename: str | None) -> LiveFolder:
+        """Return the keys <prefix>/<job>/live/... of the bucket; the playlist names its parts by full URLs."""
+        name = self._job or f"live-{secrets.token_hex(8)}"
+        prefix = "/".join(part for part in (self._config.prefix.strip("/"), name, "live") if part)
+        return S3LiveFolder(
+            prefix, write=self._write_live, url=self._live_url, remove=self._remove_live, cancel=self._cancel
+        )
+
     def waiting(self, job: str) -> Artifact | None:
         """Return the kept video of this job, or None. Raises SinkError."""
         try:
@@ -181,6 +190,33 @@ class S3Sink:
         kept = self.for_job(job, self._store, self._private_hosts).put(waiting.artifact)
         logger.info("uploaded the kept video of job %s", job)
         return kept
+
+    def _write_live(self, key: str, content: bytes, headers: dict[str, str], cancel: CancelToken | None) -> None:
+        config = self._config
+        if config.acl and self._store is None:
+            headers = {**headers, "ACL": config.acl}
+        call = partial(self._leniently, lambda bucket: bucket.write(key, content, headers))
+        self._check_live(patiently(call, attempts=config.attempts, backoff=config.backoff, cancel=cancel))
+
+    def _live_url(self, key: str) -> str:
+        return self._check_live(self._address(key))
+
+    def _remove_live(self, keys: list[str]) -> None:
+        self._check_live(self._bucket.remove(keys))
+
+    def _check_live(self, answer: T | Trouble) -> T:
+        if isinstance(answer, Trouble):
+            raise SinkError(answer.what, field=self._field(answer), hint=answer.hint, code=answer.code)
+        return answer
+
+    def _address(self, key: str) -> str | Trouble:
+        """Return the URL of an object; why it cannot be signed."""
+        config, name = self._config, self._bucket.name
+        if (template := config.public_url) and self._store is None:
+            return self._bucket.attempt(
+                lambda client: template.format(bucket=name, region=client.meta.region_name, key=quote(key))
+            )
+        return self._bucket.sign(key, config.url_seconds)
 
     def _patiently(self, call: Callable[[], T | Trouble]) -> T | Trouble:
         """Call until it succeeds, fails for good, or all attempts are used up. Raises Cancelled."""
@@ -300,9 +336,7 @@ class _Upload:
                 f"by its {by}; sink.checksum=false skips that attempt"
             )
             self.warnings = (warning,)
-        if config.public_url and not own:
-            return config.public_url.format(bucket=bucket, region=client.meta.region_name, key=quote(self._key))
-        return self._bucket.sign(self._key, config.url_seconds)
+        return self._sink._address(self._key)
 
 
 def _shelf(config: S3Config) -> Shelf:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from engine.cli.bench import Bench, run_bench
 from engine.errors import EngineError
-from scripts.evaluate_tiny import caches, quant, talk
+from scripts.evaluate_tiny import caches, quant, talk, timeline
 
 EVALUATIONS = {
     "talk": Bench(
@@ -17,6 +17,8 @@ EVALUATIONS = {
     "table": Bench("Write the measured report of `quant` into its page.", lambda: quant.write_table),
     "caches": Bench("Step caches and guidance intervals: forwards, lips, sharpness.", lambda: caches.run),
     "caches-table": Bench("Write the measured report of `caches` into its page.", lambda: caches.write_table),
+    "timeline": Bench("Cuts in pauses against fixed cuts, and moods that change.", lambda: timeline.run),
+    "timeline-table": Bench("Write the measured report of `timeline` into its page.", lambda: timeline.write_table),
     "magnitudes": Bench("The magnitudes of a model that cache=magcache needs.", lambda: caches.magnitudes),
 }
 

@@ -21,12 +21,12 @@ from engine.evaluation.likeness import (
     colour_distance,
     drift_of,
     window_looks,
-    window_shares,
 )
 from engine.evaluation.metrics import mean, minus, seam_ratio, window_sync
 from engine.evaluation.mouths import Floats
 from engine.media.audio import VOICE_RATE, decode
 from engine.runtime.memory import status
+from engine.stages.windows import window_shares
 from scripts.evaluate_tiny.cases import FPS, Case
 from scripts.evaluate_tiny.films import regions
 from scripts.evaluate_tiny.studio import Studio

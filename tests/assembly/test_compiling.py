@@ -17,6 +17,7 @@ from engine.assembly.compiling import check_compile, make_compiling
 from engine.assembly.compose import compose
 from engine.assembly.estimates import estimate_plan
 from engine.errors import ConfigError, UnknownComponent
+from engine.loading.placement import stream_blocks
 from engine.plugin.manager import installed
 from engine.stages.write import read_provenance
 
@@ -68,8 +69,10 @@ def frames(path: Path) -> Any:
     ids=" ".join,
 )
 def test_the_video_is_that_without_compiling_and_needs_two_graphs(
-    words: tuple[str, ...], tmp_path: Path, graphs: Any
+    words: tuple[str, ...], tmp_path: Path, graphs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # On a CPU nothing is streamed.
+    monkeypatch.setattr("engine.loading.placement.transformer_mover", stream_blocks)
     expected = video(words, tmp_path / "plain")
     assert not graphs["stats"]
 

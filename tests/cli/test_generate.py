@@ -16,7 +16,18 @@ import pytest
 from engine import Delivery, Plan, Progress, Request
 from engine.components import CancelToken, ProgressCallback, Service
 from engine.config import RequestConfig
-from engine.data import Canvas, Resumed, Seat, Speaker, Window
+from engine.data import (
+    Canvas,
+    Limit,
+    Live,
+    LivePart,
+    Report,
+    Resumed,
+    Seat,
+    Speaker,
+    Window,
+    WindowReport,
+)
 from engine.errors import Cancelled, RequestError, SinkError
 from plugins.entrypoints.generate import Generate, GenerateConfig, describe, interruptible, lines, make_request, state
 
@@ -54,10 +65,13 @@ class FakeService:
 
     overrides = ()
 
-    def __init__(self, *, interrupt: bool = False, address: str | None = "films/talk.mp4") -> None:
+    def __init__(
+        self, *, interrupt: bool = False, address: str | None = "films/talk.mp4", report: Report | None = None
+    ) -> None:
         self.requests: list[Request] = []
         self.interrupt = interrupt
         self.address = address
+        self.report = report
 
     def generate(
         self, request: Request, *, progress: ProgressCallback | None = None, cancel: CancelToken | None = None
@@ -81,6 +95,7 @@ class FakeService:
             seed=3,
             timings={"denoise": 2.5},
             plan=PLAN,
+            report=self.report,
         )
 
     def plan(self, request: Request, *, cancel: CancelToken | None = None) -> Plan:
@@ -125,6 +140,54 @@ def test_quiet_leaves_the_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.splitlines() == [f"multitalk: warning: {PLAN.warnings[0]}"]
 
 
+class Publishing(FakeService):
+    """Publishes the video while it is made."""
+
+    def generate(
+        self, request: Request, *, progress: ProgressCallback | None = None, cancel: CancelToken | None = None
+    ) -> Delivery:
+        assert progress is not None
+        for parts in (1, 2):
+            live = Live("films/talk.live/index.m3u8", (LivePart("part-00000.m4s", 0.0, 3.2),) * parts)
+            progress(Progress("denoise", 2, 2, 1, 10, fraction=0.5, live=live))
+        return super().generate(request, progress=progress, cancel=cancel)
+
+
+def test_the_playlist_is_told_once_as_soon_as_it_can_be_played(capsys: pytest.CaptureFixture[str]) -> None:
+    Generate(GenerateConfig(request=ASKED)).run(Publishing())
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.count("multitalk: live: films/talk.live/index.m3u8") == 1
+    Generate(GenerateConfig(request=ASKED, quiet=True)).run(Publishing())
+    assert "live" not in capsys.readouterr().err
+
+
+def test_windows_outside_their_limits_are_named_in_one_line_and_good_ones_in_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    windows = tuple(
+        WindowReport(number, 0.0, 3.0, {"seam": 4.5678, "sharpness": 0.5}, {}, ("seam", "sharpness"), 1.7)
+        for number in range(1, 8)
+    )
+    limits = {"seam": Limit(None, 3.0), "sharpness": Limit(0.6, 1.5)}
+    report = Report(tuple(range(1, 8)), (), windows, limits, {}, 0.1)
+    Generate(GenerateConfig(request=ASKED, quiet=True)).run(FakeService(report=report))
+    line = capsys.readouterr().err.splitlines()[-1]
+    figures = "(seam 4.57, at most 3, sharpness 0.5, at least 0.6)"
+    named = "; ".join(f"window {number} {figures}" for number in range(1, 6))
+    assert line == f"multitalk: report: 7 of 7 windows outside the limits: {named}; 2 more"
+    good = replace(report, below=(), windows=(replace(windows[0], below=()),))
+    Generate(GenerateConfig(request=ASKED, quiet=True)).run(FakeService(report=good))
+    assert "report" not in capsys.readouterr().err
+
+
+def test_a_plan_says_what_retakes_may_cost_at_most() -> None:
+    request = Request(prompt="one", image="a.png", speakers=(Speaker(None),) * 2)
+    text = describe(replace(PLAN, retakes=2, most_forwards=3 * PLAN.forwards), request)
+    assert "retakes   a window outside the report's limits is made again, at most 2 times: " in text
+    assert f"at most {3 * PLAN.forwards} forwards" in text
+    assert "retakes" not in describe(PLAN, request)
+
+
 def test_json_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     Generate(GenerateConfig(request=ASKED, json=True)).run(FakeService())
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -145,7 +208,10 @@ def test_json_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> 
         "memory",
         "forwards",
         "prompts_reused",
+        "windows_taken_over",
+        "live",
         "peaks",
+        "report",
     ]
     assert answer["address"] == "films/talk.mp4"
     assert answer["plan"]["weights"] == "weights/tiny"

@@ -77,6 +77,28 @@ def test_the_same_media_give_the_same_bytes_and_no_warning(film: Path, capsys: p
     assert " was " not in told
 
 
+def test_a_video_with_a_window_made_again_is_made_again_with_the_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, voice = (str(EXAMPLES / name) for name in ("one.png", "one.flac"))
+    first, second = tmp_path / "first.mp4", tmp_path / "second.mp4"
+    words = ["--image", one, "--prompt", "a", "--frames", "5", "--quiet", "sampler.steps=1"]
+    # No window is ever so sharp.
+    limits = ["retake.max=1", "report.sharpness=50", "report.noise=100"]
+    assert main(["generate", *words, *limits, "--audio", voice, "--output", str(first)]) == 0
+    assert "made again: window 1 (attempt " in capsys.readouterr().err
+    assert main(["again", str(first), "--quiet", "--image", one, "--audio", voice, "--output", str(second)]) == 0
+    assert second.read_bytes() == first.read_bytes()
+
+
+def test_a_video_from_before_reports_is_not_judged_when_it_is_made_again(film: Path) -> None:
+    kept = provenance.load(film)
+    request = provenance._request(kept, [PICTURE], [LEFT], ["mask.png"])
+    old = {key: value for key, value in kept.items() if key not in ("report", "retake", "judged")}
+    assert "report.enabled=false" in provenance.provenance_overrides(old, request)
+    assert "report.enabled=true" in provenance.provenance_overrides(kept, request)
+
+
 def test_what_differs_is_told(film: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     kept = provenance.load(film)
     changes = {"threads": 77, "device": "cuda", "weights": "0", "versions": {**kept["versions"], "torch": "0.1"}}

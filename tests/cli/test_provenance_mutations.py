@@ -124,7 +124,7 @@ def test_mutated_provenance_is_shown_plain_and_judged_before_use(
             continue
         try:
             check_form(carried)
-            overrides = provenance_overrides(carried, _request(carried, PICTURE, [VOICE], []))
+            overrides = provenance_overrides(carried, _request(carried, [PICTURE], [VOICE], []))
         except (ValueError, KeyError, TypeError, EngineError):
             refused += 1
             continue

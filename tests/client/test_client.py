@@ -107,6 +107,19 @@ def test_follow_yields_each_change_once_and_ends_with_the_end() -> None:
     assert seen == [("IN_QUEUE", None), ("IN_PROGRESS", None), ("IN_PROGRESS", half), ("COMPLETED", None)]
 
 
+def test_a_status_has_the_playlist_and_the_newest_preview() -> None:
+    running = {"percent": 50, "live": {"playlist": "http://here/live/index.m3u8", "parts": 1}}
+    picture = {"preview": {"image": f"data:image/jpeg;base64,{base64.b64encode(b'jpeg').decode()}"}}
+    damaged = {"preview": {"image": "data:image/jpeg;base64,%%%"}}
+    network = Network(
+        *(told("IN_PROGRESS", output=output) for output in ({}, running, {**running, **picture}, damaged)),
+        completed(live={"playlist": "http://here/live/index.m3u8"}),
+    )
+    seen = [(status.playlist, status.preview) for status in network.client().job("j1").follow()]
+    url = "http://here/live/index.m3u8"
+    assert seen == [(None, None), (url, None), (url, b"jpeg"), (None, None), (url, None)]
+
+
 def test_a_job_is_looked_at_less_and_less_often_while_nothing_changes() -> None:
     interval = PollInterval(0.5, 2)
     waits = [interval.next(changed=False) for _ in range(5)]

@@ -20,7 +20,7 @@ from engine.errors import RequestError, SourceError, UnknownComponent
 from engine.loading.component_files import ComponentFiles
 from engine.loading.layout import part_in
 from engine.loading.model import COMPONENTS, Model, load_model
-from engine.loading.placement import Profile
+from engine.loading.placement import Profile, stream_blocks
 from engine.loading.safetensors_reader import AheadReader
 
 SHAPE = (2, 4, 4)
@@ -269,8 +269,10 @@ def full_lora(folder: Path) -> Path:
 @pytest.mark.parametrize("memory", ["none", "group-offload"])
 @pytest.mark.parametrize("quant", ["none", "int8"])
 def test_a_runtime_lora_works_on_every_kind_of_network(
-    quant: str, memory: str, dtype: str, folder: Path, full_lora: Path
+    quant: str, memory: str, dtype: str, folder: Path, full_lora: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # On a CPU nothing is streamed.
+    monkeypatch.setattr("engine.loading.placement.transformer_mover", stream_blocks)
     if quant == "int8":
         pytest.importorskip("torchao")
     expected = forward(load(folder, loras=[(full_lora, 0.7)], lora_mode="merged"))

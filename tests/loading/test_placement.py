@@ -268,10 +268,9 @@ def run(transformer: Any, cache: Any) -> list[torch.Tensor]:
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_group_offload_computes_the_same(blocks: int) -> None:
     plain, offloaded = build_transformer(), build_transformer()
-    placement = place("group-offload", {"transformer": offloaded, "vae": nn.Identity()}, device="cpu", blocks=blocks)
+    stream_blocks(offloaded, "cpu", Profile("group-offload", blocks=blocks)).onload()
 
-    with placement.use("transformer"):
-        outputs = run(offloaded, make_cache("none"))
+    outputs = run(offloaded, make_cache("none"))
 
     assert all(torch.equal(*pair) for pair in zip(outputs, run(plain, make_cache("none")), strict=True))
 
@@ -279,7 +278,7 @@ def test_group_offload_computes_the_same(blocks: int) -> None:
 def test_a_step_cache_works_over_group_offload() -> None:
     arguments: dict[str, Any] = {"threshold": 1e9, "warmup": 1, "coefficients": (1.0, 0.0)}
     plain, offloaded = build_transformer(), build_transformer()
-    place("group-offload", {"transformer": offloaded}, device="cpu")
+    stream_blocks(offloaded, "cpu", Profile("group-offload")).onload()
     caches = [make_cache("teacache", **arguments) for _ in range(2)]
 
     pairs = zip(run(plain, caches[0]), run(offloaded, caches[1]), strict=True)
@@ -287,6 +286,23 @@ def test_a_step_cache_works_over_group_offload() -> None:
     assert all(torch.equal(*pair) for pair in pairs)
     assert isinstance(caches[1], TeaCache)
     assert caches[1].computed == [True, False, False]
+
+
+@pytest.mark.parametrize("name", ["group-offload", "lowest"])
+def test_on_a_cpu_the_blocks_compute_with_the_weights_that_were_read(name: str) -> None:
+    transformer = build_transformer()
+    read = {parameter.data_ptr() for parameter in transformer.parameters()}
+    components = {"transformer": Component("transformer", 0, lambda _device: transformer)}
+    placement = place_settled(Profile(name, streams=False), components, device="cpu")
+    used: set[int] = set()
+    for block in transformer.blocks:
+        block.attn2.register_forward_hook(lambda *_: used.update(one.data_ptr() for one in transformer.parameters()))
+
+    for _ in range(2):
+        with placement.use("transformer"):
+            run(transformer, make_cache("none"))
+
+    assert used == read
 
 
 def test_group_offload_leaves_the_room_to_the_transformer() -> None:

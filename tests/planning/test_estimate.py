@@ -430,7 +430,7 @@ def test_the_source_of_the_hosts_memory_is_named() -> None:
 def test_the_table_shows_what_a_card_s_machine_needs_and_has(
     least: float | None, listed: float | None, shown: str
 ) -> None:
-    from plugins.entrypoints.generate import _card
+    from engine.serving.estimate_lines import _card
 
     one = replace(
         card(estimates("model=tiny"), "L4 24 GB"),

@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[2]
 PLUGINS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in (ROOT / "plugins").rglob("*.py")
-    if path.name != "__init__.py"
+    # The modules of a family are no plugins of their own.
+    if path.name != "__init__.py" and "families" not in path.parts
 }
 
 
@@ -237,7 +238,7 @@ def names(answer: dict[str, Any], group: str) -> set[str]:
 
 def test_disabled_plugins_come_from_the_environment() -> None:
     answer = multitalk_plugins(MULTITALK_DISABLED_PLUGINS="multitalk-sampler-unipc,multitalk-attention-sage")
-    assert names(answer, "sampler") == {"distilled", "euler", "heun", "standard", "turbo"}
+    assert names(answer, "sampler") == {"distilled", "euler", "heun", "renoise", "standard", "turbo"}
     assert "sage" not in names(answer, "attention")
     assert not answer["broken"]
 

@@ -168,6 +168,15 @@ def test_a_word_between_processes_holds_our_own_nouns_alone(tmp_path: Path, monk
     assert not (tmp_path / "pwned").exists()
 
 
+def test_a_request_s_config_arrives_in_other_processes() -> None:
+    buffer = io.BytesIO()
+    config = compose(["sampler=turbo", "cache=teacache"])
+    torch.save(config, buffer)
+    buffer.seek(0)
+    with torch.serialization.safe_globals(message_classes()):
+        assert torch.load(buffer, weights_only=True) == config
+
+
 def test_without_torchrun_the_command_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TALK, "--output", str(tmp_path / "talk.mp4"), "parallel=ulysses"]) == 2
 

@@ -92,6 +92,35 @@ def test_fraction_and_remaining_are_the_real_shares_of_all_stages(windows: int, 
     assert seen[0].remaining is None
 
 
+def test_a_window_that_is_made_again_never_turns_the_progress_back() -> None:
+    clock, seen = Clock(), list[Progress]()
+    meter = Meter(seen.append, None, clock=clock)
+    meter.expect(2, 2)
+    for window, attempts in ((1, 3), (2, 1)):
+        with meter.stage("encode", window=window):
+            clock.now += 1
+        for attempt in range(attempts):
+            if attempt:
+                meter.again()
+            with meter.stage("denoise", window=window):
+                for step in (1, 2):
+                    clock.now += 10
+                    meter.step(step)
+            with meter.stage("decode", window=window):
+                clock.now += 2
+        with meter.stage("write", window=window):
+            clock.now += 1
+        meter.window_done()
+        if window == 1:
+            # What is left is one whole window, however often the first one was made.
+            assert seen[-1].remaining == pytest.approx(1 + 20 + 2 + 1)
+            # It was a little more before the cost of decoding was known.
+            assert seen[-1].fraction == pytest.approx(1 - 24 / (68 + 24), abs=0.01)
+    fractions = [progress.fraction for progress in seen]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == pytest.approx(1)
+
+
 def test_steps_are_counted_from_one_in_each_window() -> None:
     seen: list[Progress] = []
     generate(seen, 2, 3, TOOK["steps count"][0])
@@ -169,3 +198,21 @@ def test_withdrawn_request_stops_at_the_next_stage() -> None:
         cancel.set()
     with pytest.raises(Cancelled, match="encode"), meter.stage("encode"):
         pytest.fail("the stage ran")
+
+
+def test_windows_of_an_earlier_attempt_count_as_done_and_not_as_measured() -> None:
+    clock, seen = Clock(), list[Progress]()
+    meter = Meter(seen.append, None, clock=clock)
+    meter.expect(4, 2)
+    meter.take_over(3)
+    assert seen[-1].fraction == pytest.approx(0.75)
+    assert seen[-1].remaining is None
+
+    with meter.stage("denoise", window=4):
+        clock.now += 10
+        # Encoding, decoding and writing were not measured: 3.2 encodings, each as long as a step.
+        assert meter.step(1).remaining == pytest.approx(10 + 3.2 * 10)
+        clock.now += 10
+        meter.step(2)
+    meter.window_done()
+    assert seen[-1].fraction == 1

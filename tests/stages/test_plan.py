@@ -66,6 +66,18 @@ def test_forwards_count_the_evaluations_of_a_sampler_that_makes_several_a_step()
         plan_walk(few, media(4.0, 4.0), settings)
 
 
+def test_a_plan_counts_the_forwards_with_every_retake_and_its_budget_holds_them() -> None:
+    settings, request = replace(INPUTS, retakes=2), replace(REQUEST, frames=100)
+    plan = plan_walk(request, media(4.0, 4.0), settings)
+    assert plan.most_forwards == 3 * plan.forwards
+    assert plan_walk(request, media(4.0, 4.0), INPUTS).most_forwards is None
+    enough = replace(request, budget=replace(request.budget, forwards=3 * plan.forwards))
+    assert plan_walk(enough, media(4.0, 4.0), settings).retakes == 2
+    few = replace(request, budget=replace(request.budget, forwards=3 * plan.forwards - 1))
+    with pytest.raises(RequestError, match=r"2 retakes of each.*fewer steps or retakes"):
+        plan_walk(few, media(4.0, 4.0), settings)
+
+
 def test_native_timing_generates_more_frames_than_it_delivers() -> None:
     plan = plan_walk(replace(REQUEST, frames=16, fps=8.0, timing="native"), media(2.0, 2.0), INPUTS)
     assert (plan.frames, plan.generated_frames, plan.generated_fps) == (16, 48, 25.0)

@@ -16,6 +16,28 @@ from typing import Any
 
 import runpod.serverless
 
+#: The judgement of two windows; the second one jumps and was made twice.
+REPORT = {
+    "below": [2],
+    "retaken": [2],
+    "windows": [
+        {"window": 1, "start": 0.0, "end": 3.24, "figures": {"seam": None, "sharpness": 0.81234}, "below": []}
+        | {"unknown": {"seam": "the first window"}, "badness": 0.0, "attempts": []},
+        {"window": 2, "start": 3.24, "end": 6.12, "figures": {"seam": 7.5, "sharpness": 0.8}, "below": ["seam"]}
+        | {
+            "unknown": {},
+            "badness": 1.5,
+            "attempts": [
+                {"seed": None, "badness": 2.0, "below": ["seam"], "kept": False},
+                {"seed": 7, "badness": 1.5, "below": ["seam"], "kept": True},
+            ],
+        },
+    ],
+    "limits": {"seam": {"least": None, "most": 3.0}, "sharpness": {"least": 0.6, "most": 1.5}},
+    "unknown": {},
+    "seconds": 0.1,
+}
+
 
 async def handler(job: dict[str, Any]) -> Any:
     asked = job["input"]
@@ -32,6 +54,7 @@ async def handler(job: dict[str, Any]) -> Any:
                 "frames": 312 if asked.get("num_frames") == "auto" else asked.get("num_frames", 100),
                 "fps": 8,
                 "seconds": 12.5,
+                "report": REPORT,
                 "warnings": ["this is no video"],
             }
         case "tell":

@@ -254,6 +254,33 @@ def _regions() -> Iterator[Case]:
     yield Case("two boxes that overlap", {"audio_2": data(voice()), **overlapping, "action": "plan"})
 
 
+def _timelines() -> Iterator[Case]:
+    first = {"from": 0, "text": "a woman speaks"}
+    for entries, said in (
+        ([], "no entries"),
+        ([first] * 65, "65 entries"),
+        ([{"from": 1, "text": "a"}], "nothing at 0"),
+        ([first, {"from": 3, "text": "a"}, {"from": 2, "text": "b"}], "entries that are not sorted"),
+        ([first, {"from": 0, "text": "a"}], "the same time twice"),
+        ([first, {"from": -1, "text": "a"}], "a negative time"),
+        ([first, {"from": 3000, "text": "a"}], "a time after the end"),
+        ([first, {"from": 0.1, "text": "a"}], "two entries for one window"),
+        ([first, {"from": 1, "from_frame": 8, "text": "a"}], "seconds and a frame"),
+        ([first, {"from": math.nan, "text": "a"}], "NaN as a time"),
+        ([first, {"from": 1, "text": " "}], "an empty text"),
+        ([first, {"from": 1, "txt": "a"}], "an unknown key"),
+    ):
+        yield Case(f"prompts by time with {said}", {"prompt": None, "prompts": entries})
+    yield Case("prompts by time beside `prompt`", {"prompts": [first]})
+    pictures = [{"from": 0, "image": data(picture())}, {"from": 0.1, "image": data(b"picture" * 20)}]
+    yield Case("a picture by time that is no picture", {"reference_image": None, "reference_images": pictures})
+    other_style = ["continuation.style=multitalk"]
+    yield Case(
+        "pictures by time for windows that do not see them",
+        {"reference_image": None, "reference_images": pictures[:1], "overrides": other_style},
+    )
+
+
 def _black() -> bytes:
     stream = io.BytesIO()
     Image.new("L", (64, 64), 0).save(stream, "PNG")
@@ -335,6 +362,7 @@ GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
         ]
     ),
     "Numbers": _numbers,
+    "Prompts and pictures by time": _timelines,
     "Who speaks": lambda: iter(
         [
             Case("`speakers` beside `audio_1`", {"speakers": [{"silence": True}]}),

@@ -12,8 +12,8 @@ from scipy.ndimage import gaussian_filter
 from engine import EngineService, Request, Speaker
 from engine.data import Plan, Window
 from engine.evaluation.frames import read_video
-from engine.evaluation.mouths import correlation, mouth_openings
-from engine.sweeps.measures import find_mouths, measure
+from engine.evaluation.mouths import correlation, find_mouths, mouth_openings
+from engine.sweeps.measures import measure
 from scripts.evaluate_tiny.cases import Case, find_cases, write_film
 from scripts.train_tiny.speech import synthetic
 

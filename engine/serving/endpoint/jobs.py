@@ -97,6 +97,8 @@ class JobQueue:
         self.changed = ChangeCondition()
         #: Called with each job that has ended.
         self.on_final: Callable[[EndpointJob], None] = lambda _job: None
+        #: Called with each job that is removed.
+        self.on_forget: Callable[[EndpointJob], None] = lambda _job: None
         self._jobs: dict[str, EndpointJob] = {}
         self._queue: list[str] = []
         #: Worker -> jobs that it took and has not released, whatever their state.
@@ -338,6 +340,7 @@ class JobQueue:
     def _forget(self, job: EndpointJob) -> None:
         self._drop_input(job)
         del self._jobs[job.id]
+        self.on_forget(job)
 
     def _requeue(self, job: EndpointJob, *, last: bool) -> None:
         job.state, job.started, job.ended, job.worker = "IN_QUEUE", None, None, None

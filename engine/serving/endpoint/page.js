@@ -10,6 +10,8 @@ const WORDS = {
 const MOST = 10e6; // what /run takes
 let job = null; // id of the job that is shown
 let blob = null; // address of its video
+let watched = null; // playlist of a video that is played while it is made
+let over = true; // whether that job has ended
 
 async function call(method, path, body) {
   const headers = { "Content-Type": "application/json" };
@@ -43,6 +45,7 @@ async function input() {
   ].find(Boolean);
   if (first) { first.focus(); return null; }
   const asked = { prompt: $("prompt").value, turbo: $("turbo").checked, audio_type: $("audio_type").value };
+  if ($("live").checked) Object.assign(asked, { live: true, preview: "step" });
   asked.reference_image = await data($("picture").files[0]);
   asked.audio_1 = await data($("voice1").files[0]);
   if ($("voice2").files.length) asked.audio_2 = await data($("voice2").files[0]);
@@ -58,15 +61,64 @@ async function input() {
 
 function clear() {
   if (blob) URL.revokeObjectURL(blob);
-  blob = null;
+  blob = watched = null;
   for (const id of ["video", "save"]) { $(id).hidden = true; $(id).removeAttribute(id === "video" ? "src" : "href"); }
+  for (const id of ["strip", "early"]) $(id).hidden = true;
   for (const id of ["failure", "detail"]) $(id).textContent = "";
+  judge(null);
   $("warnings").replaceChildren();
 }
 
 function warn(warnings) {
   $("warnings").replaceChildren(...(warnings || []).map(
     (warning) => Object.assign(document.createElement("li"), { textContent: warning })));
+}
+
+function cell(text, wrong = false, name = "td") {
+  const made = Object.assign(document.createElement(name), { textContent: text });
+  if (wrong) made.className = "error";
+  return made;
+}
+
+function row(cells) {
+  const made = document.createElement("tr");
+  made.append(...cells);
+  return made;
+}
+
+function bound(limit) {
+  const least = limit.least === null ? "" : `\u2265 ${limit.least}`;
+  const most = limit.most === null ? "" : `\u2264 ${limit.most}`;
+  return [least, most].filter(Boolean).join(", ");
+}
+
+// A table of the windows' figures; opened if one is outside its limit.
+function judge(report) {
+  $("report").hidden = !report;
+  $("figures").replaceChildren();
+  if (!report) return;
+  const names = Object.keys(report.limits);
+  const bad = report.below.length, again = report.retaken.length;
+  $("judged").textContent = (bad
+    ? `${bad} of ${report.windows.length} windows outside the limits`
+    : "All windows within the limits") + (again ? `, ${again} made again` : "");
+  $("report").open = bad > 0;
+  const head = ["window", "seconds", ...names.map((name) => name.replaceAll("_", " ")), "attempts"];
+  const limits = ["limit", "", ...names.map((name) => bound(report.limits[name])), ""];
+  const rows = report.windows.map((one) => row([
+    cell(String(one.window)),
+    cell(`${one.start.toFixed(1)} \u2013 ${one.end.toFixed(1)}`),
+    ...names.map((name) => {
+      const value = one.figures[name];
+      const made = cell(value === null || value === undefined ? "unknown" : String(Number(value.toPrecision(3))),
+        one.below.includes(name));
+      made.title = (one.unknown || {})[name] || "";
+      return made;
+    }),
+    cell(String(one.attempts.length || 1)),
+  ]));
+  $("figures").replaceChildren(
+    row(head.map((text) => cell(text, false, "th"))), row(limits.map((text) => cell(text))), ...rows);
 }
 
 function progress(output) {
@@ -80,27 +132,109 @@ function progress(output) {
   }
   $("detail").textContent = parts.join(", ");
   if (Array.isArray(output.warnings)) warn(output.warnings);
+  if (output.preview) { $("strip").src = output.preview.image; $("strip").hidden = false; }
+  if (output.live) {
+    $("early-text").textContent = `The first ${output.live.seconds.toFixed(1)} s are ready.`;
+    $("early").hidden = false;
+    watch(output.live.playlist);
+  }
+}
+
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+const once = (target, name) => new Promise((resolve) => target.addEventListener(name, resolve, { once: true }));
+
+// "avc1.640028,mp4a.40.2": profile, compatibility and level are the bytes behind the version in the box avcC.
+function codecs(init) {
+  const at = init.findIndex((_, i) => init[i] === 0x61 && init[i + 1] === 0x76 && init[i + 2] === 0x63 && init[i + 3] === 0x43);
+  const hex = [...init.slice(at + 5, at + 8)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  return `avc1.${hex},mp4a.40.2`;
+}
+
+async function append(buffer, content) {
+  for (;;) {
+    const done = once(buffer, "updateend");
+    try { buffer.appendBuffer(content); await done; return; } catch (error) {
+      if (error.name !== "QuotaExceededError") throw error;
+    }
+    // Full: remove what was played already.
+    const played = $("video").currentTime - 5;
+    if (played > 0) { buffer.remove(0, played); await done; }
+    await pause(1000);
+  }
+}
+
+// Plays a video while it is made: appends the parts of its playlist as they appear.
+async function watch(playlist) {
+  if (watched === playlist) return;
+  watched = playlist;
+  over = false;
+  $("playlist").href = playlist;
+  const url = new URL(playlist, location);
+  // Only this endpoint's own. It may know itself by another host name than this page does.
+  if (!url.pathname.startsWith("/live/")) return;
+  const address = new URL(url.pathname, location), video = $("video");
+  video.hidden = false;
+  if (!window.MediaSource) { video.src = address; return; } // iPhones play HLS themselves
+  const fetched = async (name) => {
+    const response = await fetch(new URL(name, address));
+    if (!response.ok) throw new Error(`the endpoint answered ${response.status}`);
+    return response;
+  };
+  const bytes = async (name) => new Uint8Array(await (await fetched(name)).arrayBuffer());
+  const source = new MediaSource();
+  if (blob) URL.revokeObjectURL(blob);
+  video.src = blob = URL.createObjectURL(source);
+  await once(source, "sourceopen");
+  let buffer = null, known = 0;
+  while (watched === playlist) {
+    const last = over; // afterwards nothing more can come
+    try {
+      const text = await (await fetched(address)).text();
+      if (buffer === null) {
+        const init = await bytes(/#EXT-X-MAP:URI="([^"]+)"/.exec(text)[1]);
+        buffer = source.addSourceBuffer(`video/mp4; codecs="${codecs(init)}"`);
+        await append(buffer, init);
+      }
+      const parts = text.split("\n").filter((line) => line && !line.startsWith("#"));
+      for (; known < parts.length && watched === playlist; known++) {
+        await append(buffer, await bytes(parts[known]));
+        if (known === 0) video.play().catch(() => {}); // a browser may ask for a click first
+      }
+      if (watched === playlist && (last || text.includes("#EXT-X-ENDLIST"))) { source.endOfStream(); return; }
+    } catch (error) {
+      if (last) return;
+    }
+    await pause(500);
+  }
 }
 
 async function finish(report) {
   const output = report.output || {};
   $("failure").textContent = report.status === "COMPLETED" ? "" : (report.error || "");
-  $("bar").hidden = true;
+  $("bar").hidden = $("strip").hidden = over = true;
   if (report.status !== "COMPLETED") { $("detail").textContent = ""; return; }
+  if (watched && blob) { URL.revokeObjectURL(blob); blob = null; }
   if (output.video_base64) {
     const bytes = Uint8Array.from(atob(output.video_base64), (letter) => letter.charCodeAt(0));
     blob = URL.createObjectURL(new Blob([bytes], { type: "video/mp4" }));
   }
   const address = blob || output.video_url;
   if (address) {
+    // Goes on where the viewer is: both have the same frames.
+    const at = watched ? $("video").currentTime : 0, playing = watched && !$("video").paused;
+    watched = null;
     $("video").src = $("save").href = address;
+    $("video").currentTime = at;
+    if (playing) $("video").play().catch(() => {});
     $("video").hidden = $("save").hidden = false;
+    $("early").hidden = true;
   }
-  const { video_base64: _, video_url: __, warnings, ...rest } = output;
+  const { video_base64: _, video_url: __, live: ___, warnings, report: judged, ...rest } = output;
   $("detail").textContent = output.seconds
     ? `${output.seconds} s of video, ${output.frames} frames, seed ${output.seed}, made in ${(report.executionTime / 1000).toFixed(1)} s`
     : JSON.stringify(rest);
   warn(warnings);
+  judge(judged);
 }
 
 function show(report) {

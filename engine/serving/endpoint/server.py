@@ -16,7 +16,8 @@ import aiohttp
 from aiohttp import web
 
 from engine.errors import ConfigError
-from engine.serving.endpoint import client_api, page, worker_api
+from engine.files.live import remove_job
+from engine.serving.endpoint import client_api, live, page, worker_api
 from engine.serving.endpoint.jobs import EndpointJob, JobQueue
 from engine.serving.endpoint.limits import EndpointLimits
 from engine.serving.endpoint.web import APP_STATE, ApiError, AppState, error_response
@@ -71,6 +72,7 @@ class LocalEndpoint:
         self.limits.check()
         self.jobs = JobQueue(self.limits)
         self.jobs.on_final = self._notify_webhook
+        self.jobs.on_forget = self._remove_published
         self._token = secrets.token_urlsafe()
         self._extra_environment = dict(environment or {})
         self.pool = WorkerPool(
@@ -100,7 +102,7 @@ class LocalEndpoint:
         app = web.Application(middlewares=[self._answer_errors], client_max_size=0)
         app[APP_STATE] = self._state
         app.add_routes([*page.routes(self.endpoint_id), *client_api.routes(self.endpoint_id)])
-        app.add_routes(worker_api.routes(self.endpoint_id))
+        app.add_routes([*worker_api.routes(self.endpoint_id), *live.routes()])
         self._runner = _Runner(app, access_log=None, shutdown_timeout=1)
         await self._runner.setup()
         try:
@@ -149,7 +151,8 @@ class LocalEndpoint:
         ours = worker_api.environment(self.url, self.endpoint_id, worker, self._token)
         # At its default level, DEBUG, the SDK logs every result.
         quiet = {} if "RUNPOD_LOG_LEVEL" in os.environ else {"RUNPOD_LOG_LEVEL": "INFO"}
-        return {**quiet, **self._extra_environment, **ours}
+        published = {"MULTITALK_LIVE_FOLDER": str(self.pool.live), "MULTITALK_LIVE_URL": f"{self.url}{live.ROOT}"}
+        return {**quiet, **published, **self._extra_environment, **ours}
 
     async def _tick(self) -> None:
         while True:
@@ -165,6 +168,10 @@ class LocalEndpoint:
         task = asyncio.create_task(deliver(self._session, job.webhook, report, self.limits))
         self._webhooks.add(task)
         task.add_done_callback(self._webhooks.discard)
+
+    def _remove_published(self, job: EndpointJob) -> None:
+        if self.pool.live is not None:
+            remove_job(self.pool.live, job.id)
 
     @web.middleware
     async def _answer_errors(

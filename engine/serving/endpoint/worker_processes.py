@@ -75,6 +75,8 @@ class WorkerPool:
         self._reaper: subprocess.Popen[str] | None = None
         self._scratch: Scratch | None = None
         self._disks: Path | None = None
+        #: Folder of the videos that the workers publish while they make them; set by `start`.
+        self.live: Path | None = None
 
     async def start(self) -> None:
         """Start all workers. Raises ConfigError if the command does not exist."""
@@ -91,6 +93,8 @@ class WorkerPool:
         )
         self._scratch = Scratch("endpoint-")
         self._disks = self._scratch.path
+        self.live = self._disks / "live"
+        self.live.mkdir(mode=0o700)
         self._write_to_reaper(self._mark)
         self._write_to_reaper(str(self._disks))
         self._slots = [asyncio.create_task(self._keep_running()) for _ in range(self._count)]

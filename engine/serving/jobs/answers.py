@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import secrets
@@ -28,6 +29,7 @@ def answer(job: ParsedJob, delivery: Delivery | Resumed, *, local_caller: bool =
     """
     return {
         **_video(delivery),
+        **_live(delivery),
         "sha256": delivery.sha256,
         "bytes": delivery.bytes,
         "seed": delivery.seed,
@@ -40,6 +42,7 @@ def answer(job: ParsedJob, delivery: Delivery | Resumed, *, local_caller: bool =
         **_memory(delivery),
         **_loras(delivery),
         **_attention(delivery),
+        **_report(delivery),
         "engine_version": engine_version(),
         "warnings": [scrub(warning, _secrets(job), local_caller=local_caller) for warning in delivery.warnings],
     }
@@ -97,11 +100,20 @@ def _video(delivery: Delivery | Resumed) -> dict[str, str]:
     return {"video_url" if "://" in delivery.address else "video_path": delivery.address}
 
 
+def _live(delivery: Delivery | Resumed) -> dict[str, Any]:
+    if isinstance(delivery, Resumed) or delivery.live is None:
+        return {}
+    return {"live": {"playlist": delivery.live}}
+
+
 def _forwards(delivery: Delivery | Resumed) -> dict[str, Any]:
     if isinstance(delivery, Resumed):
         return {}
     forwards = {} if delivery.forwards is None else {"forwards": delivery.forwards}
-    return forwards | {"prompts_reused": delivery.prompts_reused}
+    return forwards | {
+        "prompts_reused": delivery.prompts_reused,
+        "windows_taken_over": delivery.windows_taken_over,
+    }
 
 
 def _memory(delivery: Delivery | Resumed) -> dict[str, Any]:
@@ -121,6 +133,13 @@ def _attention(delivery: Delivery | Resumed) -> dict[str, Any]:
     if isinstance(delivery, Resumed) or not delivery.plan.attention:
         return {}
     return {"attention": delivery.plan.attention}
+
+
+def _report(delivery: Delivery | Resumed) -> dict[str, Any]:
+    if isinstance(delivery, Resumed) or delivery.report is None:
+        return {}
+    # Through JSON, so that tuples are lists.
+    return {"report": json.loads(json.dumps(asdict(delivery.report), allow_nan=False))}
 
 
 def _internal(error: BaseException) -> dict[str, str]:

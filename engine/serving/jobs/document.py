@@ -36,6 +36,12 @@ The address of any voice may end in a part of the file: `#left`, `#right`, `#cha
 `data:` use the fields of `speakers` instead. [cli.md](cli.md#unusual-audio-files) describes damaged files, several
 tracks and similar cases. Anything that changes the result is in `warnings`."""
 
+_TIMELINE = """\
+The lists `prompts` and `reference_images` change the prompt and the picture in the course of a video. Their entries are
+sorted by time and the first begins at 0. Each window of the video has one prompt and one picture, so each entry begins
+with the window that begins nearest to its time. An entry for which no window is left is an error.
+[timeline.md](timeline.md) has the rules and examples."""
+
 _MEDIA = """\
 Pictures and voices can be given as:
 
@@ -70,6 +76,7 @@ _TITLES = (
     "Turbo",
     "Two people with regions",
     "One speaks, one listens",
+    "Two prompts, one after the other",
     "Media from a bucket, and the video into it",
     "A self-test of the worker",
     "The worker's health",
@@ -92,6 +99,10 @@ def _sections(schema: Mapping[str, Any]) -> Iterator[str]:
     yield _fields(parts["speaker"], parts)
     yield f"A region is {parts['region']['description']}"
     yield _fields(parts["region"]["else"], parts)
+    yield "### Prompts and pictures by time"
+    yield _TIMELINE
+    yield _fields(parts["timed_prompt"], parts)
+    yield "An entry of `reference_images` has `image` in place of `text`."
     yield "### Media"
     yield _MEDIA
     yield "### Steps, scales and turbo"
@@ -131,11 +142,15 @@ def _fields(part: Mapping[str, Any], parts: Mapping[str, Any], leave_out: tuple[
 
 
 def _absent(name: str, part: Mapping[str, Any]) -> str:
-    needed = {*part.get("required", ()), *part.get("else", {}).get("required", ())}
-    for rule in part.get("allOf", ()):
-        # The fields that an ordinary job needs: no health check, no speakers.
-        needed |= {*rule.get("else", {}).get("required", ()), *rule.get("else", {}).get("else", {}).get("required", ())}
-    return "required" if name in needed else ""
+    return "required" if name in _needed(part) else ""
+
+
+def _needed(part: Mapping[str, Any]) -> set[str]:
+    """Return the fields that an ordinary job needs: no health check, no speakers, no timeline."""
+    needed = {*part.get("required", ())}
+    for rule in (*part.get("allOf", ()), *([part["else"]] if "else" in part else [])):
+        needed |= _needed(rule)
+    return needed
 
 
 def _answer_fields(part: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.data import Region, Request, Speaker
+from engine.data import Cue, Region, Request, Speaker
 from engine.data.budget import Budget
 from engine.errors import RequestError
 from engine.serving.jobs.defaults import JOB_DEFAULTS, JobDefaults, input_defaults
@@ -38,10 +38,13 @@ _KEYS = {
 #: The engine's name of an input -> the name of the field in a job.
 FIELDS = {
     "request.image": "reference_image",
+    "request.images": "reference_images",
     "request.frames": "num_frames",
     "request.filename": "output.filename",
     "request.store": SECRET,
     "request.sink": "output.sink",
+    "request.live": "live",
+    "request.preview": "preview",
     "sink.limit": "output.sink",
 }
 
@@ -100,7 +103,9 @@ def caller_field(name: str, fields: Mapping[str, str] = FIELDS) -> str:
     """Return the job's field for the engine's input `name`; a name without a field is returned unchanged."""
     if name.startswith("overrides (") and (key := name[len("overrides (") : -1]) in fields:
         return fields[key]
-    longest = max((part for part in fields if name == part or name.startswith(f"{part}.")), key=len, default="")
+    longest = max(
+        (part for part in fields if name == part or name.startswith((f"{part}.", f"{part}["))), key=len, default=""
+    )
     return fields[longest] + name.removeprefix(longest) if longest else name.removeprefix("request.")
 
 
@@ -145,8 +150,13 @@ def _request(
     limits: JobLimits,
 ) -> Request:
     return Request(
-        prompt=values["prompt"],
-        image=as_address(values["reference_image"], field="reference_image", folder=folder),
+        prompt=values.get("prompt", ""),
+        image=_image(values["reference_image"], "reference_image", folder) if "reference_image" in values else "",
+        prompts=tuple(_cue(entry, entry["text"]) for entry in values.get("prompts", ())),
+        images=tuple(
+            _cue(entry, _image(entry["image"], f"reference_images[{index}].image", folder))
+            for index, entry in enumerate(values.get("reference_images", ()))
+        ),
         speakers=_speakers(values, fields, folder),
         negative_prompt=values.get("negative_prompt"),
         seed=int(values["seed"]),
@@ -156,9 +166,21 @@ def _request(
         timing=values["timing"],
         fit=values["fit"],
         filename=values.get("output", {}).get("filename"),
+        live=values.get("live"),
+        preview=values.get("preview"),
         overrides=_overrides(values, inputs),
         budget=Budget(**asdict(limits)),
     )
+
+
+def _image(address: str, field: str, folder: Path | None) -> str:
+    return as_address(address, field=field, folder=folder)
+
+
+def _cue(entry: Mapping[str, Any], value: str) -> Cue:
+    # A schema's integer may be written as 100.0.
+    frame = entry.get("from_frame")
+    return Cue(value, float(entry["from"]) if "from" in entry else None, None if frame is None else int(frame))
 
 
 def _speakers(values: Mapping[str, Any], fields: Mapping[str, str], folder: Path | None) -> tuple[Speaker, ...]:

@@ -60,6 +60,9 @@ def _defaults(named: set[str], environment: Mapping[str, str], *, recipe: str) -
     if "access.schemes" not in named:
         # No paths: jobs are untrusted.
         yield "access.schemes=[data,http,https,s3]"
+    if "resume.folder" not in named:
+        # A job that is sent again, after the worker died, continues with its next window.
+        yield "resume.folder=volume"
     if "sink" not in named:
         if environment.get("S3_BUCKET") or environment.get("BUCKET_ENDPOINT_URL"):
             yield "sink=s3"

@@ -65,14 +65,19 @@ class Handler:
         terms: Terms,
         *,
         poster: Callable[[Mapping[str, Any]], Post | None] | None = None,
+        streamer: Callable[[Mapping[str, Any]], Post | None] | None = None,
         context: LogContext | None = None,
     ) -> None:
-        """`poster` returns the function that sends a job's progress updates, or None if there is no receiver."""
+        """`poster` returns the function that sends a job's progress updates, or None if there is no receiver.
+
+        `streamer` returns the one that sends pieces of its stream.
+        """
         self.warm_engine = warm_engine
         self.terms = terms
         #: Once set, the running job ends at its next check, and no further job begins.
         self.stopped = threading.Event()
         self._poster = poster
+        self._streamer = streamer
         self._context = context or LogContext()
         self._started = time.monotonic()
         self._done = self._failed = 0
@@ -236,7 +241,8 @@ class Handler:
         if post is None:
             yield None
             return
-        sender = ProgressSender(post, secrets=_secrets(job))
+        stream = self._streamer(payload) if self._streamer is not None else None
+        sender = ProgressSender(post, stream=stream, secrets=_secrets(job))
         try:
             yield sender.report
         finally:

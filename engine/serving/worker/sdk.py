@@ -27,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 _TIMEOUT = 5.0
 #: The SDK's address for progress updates if the platform set none.
 _NOWHERE = "JOB_DONE_URL"
+_NO_STREAM = "JOB_STREAM_URL"
 
 
 def require() -> None:
@@ -43,17 +44,30 @@ def poster(job: Mapping[str, Any]) -> Post | None:
     if rp_http.JOB_DONE_URL_TEMPLATE == _NOWHERE:
         return None
 
-    def post(payload: Mapping[str, Any]) -> None:
-        async def send() -> None:
-            async with AsyncClientSession() as session:
-                await rp_http.send_result(
-                    session, {"status": "IN_PROGRESS", "output": dict(payload)}, {"id": job["id"]}
-                )
+    async def send(payload: Mapping[str, Any]) -> None:
+        async with AsyncClientSession() as session:
+            await rp_http.send_result(session, {"status": "IN_PROGRESS", "output": dict(payload)}, {"id": job["id"]})
 
-        # Not the SDK's progress_update: it starts a thread per call, so updates may arrive after the result.
-        asyncio.run(asyncio.wait_for(send(), _TIMEOUT))
+    # Not the SDK's progress_update: it starts a thread per call, so updates may arrive after the result.
+    return lambda payload: asyncio.run(asyncio.wait_for(send(payload), _TIMEOUT))
 
-    return post
+
+def streamer(job: Mapping[str, Any]) -> Post | None:
+    """Return the function that sends a piece of a job's stream; None outside the platform.
+
+    The SDK sends such pieces only for handlers that are generators, which it cannot cancel.
+    """
+    from runpod.http_client import AsyncClientSession
+    from runpod.serverless.modules import rp_http
+
+    if rp_http.JOB_STREAM_URL_TEMPLATE == _NO_STREAM:
+        return None
+
+    async def send(payload: Mapping[str, Any]) -> None:
+        async with AsyncClientSession() as session:
+            await rp_http.stream_result(session, {"output": dict(payload)}, {"id": job["id"]})
+
+    return lambda payload: asyncio.run(asyncio.wait_for(send(payload), _TIMEOUT))
 
 
 def redact_sdk_log(context: LogContext) -> None:

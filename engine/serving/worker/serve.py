@@ -60,7 +60,7 @@ def serve(
         warm_engine.warm()
         try:
             return sdk.serve(
-                Handler(warm_engine, terms, poster=sdk.poster, context=context),
+                Handler(warm_engine, terms, poster=sdk.poster, streamer=sdk.streamer, context=context),
                 warm_engine,
                 checks(service),
                 grace=grace,

@@ -32,6 +32,11 @@ async def fill(tab: Browser, *, seen: Path) -> dict[str, Any]:
     seen.touch()
     told["end"] = await tab.until("!document.getElementById('save').hidden", detail)
     told["source"] = await tab.run("document.getElementById('video').src.split(':')[0]")
+    told["judged"] = await tab.run("document.getElementById('judged').innerText")
+    cells = "(row) => Array.from(row.children, (one) => one.innerText)"
+    told["rows"] = await tab.run(f"Array.from(document.querySelectorAll('#figures tr'), {cells})")
+    told["bad"] = await tab.run("Array.from(document.querySelectorAll('#figures .error'), (one) => one.innerText)")
+    told["why"] = await tab.run("document.querySelector('#figures [title]:not([title=\"\"])').title")
     told["warnings"] = await tab.run("document.getElementById('warnings').innerText")
     return told
 
@@ -46,3 +51,12 @@ def test_a_person_makes_a_video_with_the_page(tmp_path: Path) -> None:
     assert "12.5 s of video, 312 frames, seed 7" in told["end"]
     assert told["source"] == "blob"
     assert told["warnings"] == "this is no video"
+    assert told["judged"] == "1 of 2 windows outside the limits, 1 made again"
+    assert told["rows"] == [
+        ["window", "seconds", "seam", "sharpness", "attempts"],
+        ["limit", "", "≤ 3", "≥ 0.6, ≤ 1.5", ""],
+        ["1", "0.0 – 3.2", "unknown", "0.812", "1"],
+        ["2", "3.2 – 6.1", "7.5", "0.8", "2"],
+    ]
+    assert told["bad"] == ["7.5"]
+    assert told["why"] == "the first window"

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worker_fakes import PLAN
 
-from engine.data import Delivery, Peak
+from engine.data import Attempt, Delivery, Limit, Peak, Report, WindowReport
 from engine.errors import (
     Cancelled,
     ConfigError,
@@ -77,10 +77,25 @@ def test_url_of_a_video_is_answered_whole() -> None:
         "seconds": 12.5,
         "timings": {"denoise": 1.235},
         "prompts_reused": False,
+        "windows_taken_over": 0,
         "engine_version": engine_version(),
         "warnings": ["the audio is cut"],
     }
     holds(told, "answer")
+
+
+def test_the_report_is_answered_whole() -> None:
+    attempts = (Attempt(None, None, ("not finite",)), Attempt(7, 0.0, (), kept=True))
+    window = WindowReport(1, 0.0, 3.24, {"seam": None, "blank": 0.0}, {"seam": "the first window"}, attempts=attempts)
+    report = Report((), (1,), (window,), {"blank": Limit(None, 0.0)}, {"mouth": "nobody speaks"}, 0.1)
+    told = answer(JOB, replace(DELIVERY, report=report))
+    holds(told, "answer")
+    assert told["report"]["retaken"] == [1]
+    assert told["report"]["windows"][0]["figures"] == {"seam": None, "blank": 0.0}
+    assert told["report"]["windows"][0]["attempts"] == [
+        {"seed": None, "badness": None, "below": ["not finite"], "kept": False},
+        {"seed": 7, "badness": 0.0, "below": [], "kept": True},
+    ]
 
 
 def test_peaks_of_memory_are_answered_in_bytes() -> None:

@@ -79,7 +79,11 @@ def test_every_field_arrives_in_the_request() -> None:
         timing="native",
         fit="pad",
         output={"filename": "anna.mp4"},
+        live=True,
+        preview="window",
     )
+    assert (asked.live, asked.preview) == (True, "window")
+    assert (request().live, request().preview) == (None, None)
     assert (asked.negative_prompt, asked.frames, asked.fps, asked.seed) == ("blurred", 33, 25.0, 7)
     assert (asked.audio_type, asked.timing, asked.fit, asked.filename) == ("add", "native", "pad", "anna.mp4")
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from engine.data import Progress
+from engine.data import Live, LivePart, Preview, Progress
 from engine.serving.worker.progress_sender import ProgressSender, payload
 
 
@@ -98,3 +98,38 @@ def test_a_post_that_fails_costs_nothing_but_itself() -> None:
     time.sleep(0.05)
     sender.close()
     assert sent == [2]
+
+
+URL = "https://store.example.com/videos/job/live/index.m3u8?X-Amz-Signature=a"
+
+
+def published(parts: int, *, window: int = 0, step: int = 0, ended: bool = False) -> Progress:
+    live = Live(URL, tuple(LivePart(f"part-{n:05d}.m4s", 3.2 * n, 3.2) for n in range(parts)), ended)
+    preview = Preview(b"jpeg", 4, window, step) if window else None
+    return Progress("denoise", live=live if parts else None, preview=preview)
+
+
+def test_a_payload_has_the_playlist_and_the_preview() -> None:
+    told = payload(published(2, window=2, step=3))
+
+    assert told["live"] == {"playlist": URL, "seconds": 6.4, "parts": 2, "ended": False}
+    assert told["preview"] == {"image": "data:image/jpeg;base64,anBlZw==", "frames": 4, "window": 2, "step": 3}
+    assert "X-Amz" not in repr(published(2))
+
+
+def test_the_stream_has_every_part_once_and_the_previews_of_finished_windows() -> None:
+    pieces: list[Mapping[str, Any]] = []
+    sender = ProgressSender(lambda told: None, stream=pieces.append, every=0.0)
+    updates = [published(0, window=1, step=1), published(1, window=1), published(1), published(4, window=2, step=2)]
+    for update in updates:
+        sender.report(update)
+        time.sleep(0.05)
+    # Not due before the end, and still sent.
+    sender.report(published(5, ended=True))
+    sender.close()
+
+    live = [piece["live"] for piece in pieces if "live" in piece]
+    assert [part["begins"] for told in live for part in told["parts"]] == [3.2 * n for n in range(5)]
+    assert live[0]["parts"][0]["address"] == "https://store.example.com/videos/job/live/part-00000.m4s"
+    assert [told["ended"] for told in live] == [False] * (len(live) - 1) + [True]
+    assert [piece["preview"]["window"] for piece in pieces if "preview" in piece] == [1]

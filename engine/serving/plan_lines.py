@@ -1,0 +1,53 @@
+"""The lines of a plan about its windows: their frames, where they meet, and the prompts and pictures by time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.data import Plan, PlannedCue, Seam, Seams
+
+
+def window_lines(plan: Plan) -> list[tuple[str, str]]:
+    """Return (name, text) of each line; only the first line of a table has a name."""
+    return [
+        *(("windows" if index == 0 else "", line) for index, line in enumerate(_windows(plan))),
+        *([] if plan.seams is None else [("", _seams(plan.seams))]),
+        *(("prompts" if index == 0 else "", line) for index, line in enumerate(_cues(plan.prompts))),
+        *(("pictures" if index == 0 else "", line) for index, line in enumerate(_cues(plan.images))),
+    ]
+
+
+def _windows(plan: Plan) -> list[str]:
+    places = {seam.window: seam for seam in plan.seams.seams} if plan.seams is not None else {}
+    lines = [
+        f"{window.index + 1}: frames {window.start} to {window.start + window.frames - 1}"
+        + (f", {window.motion} of them repeated" if window.motion else "")
+        + f", {window.keep} kept"
+        + (_seam(places[window.index]) if window.index in places else "")
+        for window in plan.windows
+    ]
+    return lines if len(lines) <= 6 else [*lines[:4], f"... {len(lines) - 5} more ...", lines[-1]]
+
+
+def _seam(seam: Seam) -> str:
+    where = "a pause" if seam.pause else "speech, no pause within reach"
+    return f"; begins at {seam.seconds:.2f} s in {where} ({seam.level:.0f} dB)"
+
+
+def _seams(seams: Seams) -> str:
+    quiet = sum(seam.pause for seam in seams.seams)
+    cuts = "1 cut" if len(seams.seams) == 1 else f"{len(seams.seams)} cuts"
+    own = f"{quiet} of {cuts} in pauses; {seams.windows} windows with {seams.computed} frames are computed"
+    fixed = (
+        f"{seams.fixed_pauses} of {seams.fixed_windows - 1}, {seams.fixed_windows} windows with {seams.fixed_computed}"
+    )
+    return f"windows=pauses: {own}; windows=fixed: {fixed}"
+
+
+def _cues(cues: Sequence[PlannedCue]) -> list[str]:
+    return [
+        f"{index}: from {cue.requested:g} s becomes window {cue.window + 1}, {cue.begins:.2f} s"
+        if f"{cue.requested:.2f}" != f"{cue.begins:.2f}"
+        else f"{index}: from {cue.begins:.2f} s, window {cue.window + 1}"
+        for index, cue in enumerate(cues, start=1)
+    ]

@@ -1,0 +1,33 @@
+"""Checks of shapes and sizes, with errors that name the argument."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.errors import ConfigError, RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def check_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...]) -> None:
+    """Raise RequestError unless `tensor` has the `expected` sizes; None is any."""
+    matches = tensor.ndim == len(expected) and all(
+        want is None or size == want for size, want in zip(tensor.shape, expected, strict=False)
+    )
+    if not matches:
+        text = ", ".join("any" if want is None else str(want) for want in expected)
+        raise RequestError(f"shape {tuple(tensor.shape)}", field=name, hint=f"must be ({text})")
+
+
+def check_config(hidden_size: int, heads: int, patch: tuple[int, ...], audio_window: int) -> None:
+    """Raise ConfigError if the network cannot be built with these sizes."""
+    rules = (
+        (hidden_size % heads == 0, "hidden_size", f"must be a multiple of num_heads, {heads}"),
+        ((hidden_size // heads) % 2 == 0 and hidden_size // heads >= 6, "num_heads", "heads need 6 or more channels"),
+        (len(patch) == 3 and patch[0] == 1, "patch_size", "must be (1, height, width)"),
+        (audio_window % 2 == 1, "audio_window", "must be odd: the middle is the frame itself"),
+    )
+    for holds, field, hint in rules:
+        if not holds:
+            raise ConfigError("the transformer cannot be built with this config", field=field, hint=hint)
