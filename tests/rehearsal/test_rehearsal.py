@@ -51,7 +51,7 @@ def documented(report: Mapping[str, Any]) -> None:
 
 
 # All recipes are rehearsed by `nox -s rehearse`; the first one streams quantised blocks, the other has all on the card.
-@pytest.fixture(scope="module", params=["card-24gb", pytest.param("card-80gb", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[pytest.param(f"card-{size}gb", marks=pytest.mark.slow) for size in (24, 80)])
 def recipe(request: pytest.FixtureRequest) -> Report:
     """Two speakers, 480p, two windows of a step: 4 of 40 blocks, all of everything else."""
     return report_of((f"recipe={request.param}",), Scene(speakers=2, windows=2, steps=1, blocks=4))
