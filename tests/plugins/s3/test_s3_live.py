@@ -129,7 +129,7 @@ def test_what_was_published_can_be_removed(config: S3Config, proxy: Proxy, tmp_p
 
     place.remove()
 
-    assert "Contents" not in client(proxy.store).list_objects_v2(Bucket="films", Prefix="videos/job-9/")
+    assert "Contents" not in client(proxy.store).list_objects_v2(Bucket="films", Prefix="videos/job-9/live/")
 
 
 def test_a_cancelled_job_sends_no_more_parts_and_ends_its_playlist(
