@@ -110,7 +110,8 @@ class Keeping:
             own = StateFolder(parent, self._name, keep=resume.keep, beat=self._aside.beat)
             windows = len(self._plan.windows)
             keep_longer(own)
-            if not resume.keep and own.delivered() not in (None, self._job):
+            own.look()
+            if not own.keeps and own.delivered() not in (None, self._job):
                 # Another job, which has its video already.
                 own.remove()
             found = own.find(into, most=windows)
@@ -285,7 +286,7 @@ class Keeping:
     def _remove(self, *, linger: bool = False) -> None:
         self._settle(delivered=True)
         own, self._own = self._own, None
-        if own is None or self.resume.keep:
+        if own is None or own.keeps:
             return
         try:
             if linger and self._job is not None:
