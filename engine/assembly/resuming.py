@@ -132,7 +132,8 @@ class Keeping:
             raise RequestError(
                 f"no state is kept of this video after window {retake - 1}",
                 field="--window",
-                hint="states stay if a video is made with resume.keep=true and the same settings, media and versions",
+                hint="name their folder (--resume, or resume.folder=…); they stay if the video was made with "
+                "resume.keep=true and the same settings, media and versions",
             )
         if found.state is None:
             self._tell_relatives()
