@@ -320,13 +320,6 @@ class Keeping:
         self.warnings.append(f"{what}: {reason or type(error).__name__}")
 
 
-class NoKeeping(Keeping):
-    """For requests whose states are not kept."""
-
-    def look(self, into: Path) -> None:
-        """Find nothing."""
-
-
 def open_states(
     request: Request,
     config: Config,
@@ -350,7 +343,8 @@ def open_states(
             "windows are made again from kept states only", field="resume.folder", hint="name the folder of the states"
         )
     if resume.folder is None:
-        return NoKeeping(resume, "", "", plan, {}, meter, publish=publish)
+        # Nothing is looked for, so nothing is kept.
+        return Keeping(resume, "", "", plan, {}, meter, publish=publish)
     name = partial(state_name, request, config, plan, provenance, loaded, runtime)
     source = name()
     retake = (resume.retake, resume.retake_seed) if resume.retake else None
