@@ -29,9 +29,6 @@ def judge_state(retakes: Retakes) -> tuple[dict[str, Any], dict[str, npt.NDArray
     state, reports = retakes.state()
     arrays = {f"judge_{name}": np.asarray(state[name]) for name in _ARRAYS if name in state}
     plain = {key: value for key, value in state.items() if key not in _ARRAYS}
-    if "people" in plain:
-        people = plain["people"].items()
-        plain["people"] = {str(key): {**one, "box": np.asarray(one["box"]).tolist()} for key, one in people}
     return {"state": plain, "reports": [asdict(report) for report in reports]}, arrays
 
 

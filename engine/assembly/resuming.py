@@ -110,7 +110,8 @@ class Keeping:
             own = StateFolder(parent, self._name, keep=resume.keep, beat=self._aside.beat)
             windows = len(self._plan.windows)
             keep_longer(own)
-            if not resume.keep and own.delivered() not in (None, self._job):
+            own.look()
+            if not own.keeps and own.delivered() not in (None, self._job):
                 # Another job, which has its video already.
                 own.remove()
             found = own.find(into, most=windows)
@@ -131,7 +132,8 @@ class Keeping:
             raise RequestError(
                 f"no state is kept of this video after window {retake - 1}",
                 field="--window",
-                hint="states stay if a video is made with resume.keep=true and the same settings, media and versions",
+                hint="name their folder (--resume, or resume.folder=…); they stay if the video was made with "
+                "resume.keep=true and the same settings, media and versions",
             )
         if found.state is None:
             self._tell_relatives()
@@ -285,7 +287,7 @@ class Keeping:
     def _remove(self, *, linger: bool = False) -> None:
         self._settle(delivered=True)
         own, self._own = self._own, None
-        if own is None or self.resume.keep:
+        if own is None or own.keeps:
             return
         try:
             if linger and self._job is not None:
@@ -318,13 +320,6 @@ class Keeping:
         self.warnings.append(f"{what}: {reason or type(error).__name__}")
 
 
-class NoKeeping(Keeping):
-    """For requests whose states are not kept."""
-
-    def look(self, into: Path) -> None:
-        """Find nothing."""
-
-
 def open_states(
     request: Request,
     config: Config,
@@ -348,7 +343,8 @@ def open_states(
             "windows are made again from kept states only", field="resume.folder", hint="name the folder of the states"
         )
     if resume.folder is None:
-        return NoKeeping(resume, "", "", plan, {}, meter, publish=publish)
+        # Nothing is looked for, so nothing is kept.
+        return Keeping(resume, "", "", plan, {}, meter, publish=publish)
     name = partial(state_name, request, config, plan, provenance, loaded, runtime)
     source = name()
     retake = (resume.retake, resume.retake_seed) if resume.retake else None

@@ -67,7 +67,12 @@ class WindowMaker:
         def attempt(generator: torch.Generator) -> Decoded:
             with meter.stage("denoise", window=number):
                 latents = self.group.denoise(
-                    *(self.model, conditions, self.sampling, generator, self.config, self.on_step),
+                    self.model,
+                    conditions,
+                    self.sampling,
+                    generator,
+                    self.config,
+                    self.on_step,
                     cancel=meter,
                     look=look,
                 )

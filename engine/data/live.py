@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+#: Name of the playlist, and its media type.
+PLAYLIST = "index.m3u8"
+PLAYLIST_TYPE = "application/vnd.apple.mpegurl"
+
 
 class LiveFolder(Protocol):
     """The place of one published video: a playlist, and the parts that it names."""

@@ -206,7 +206,7 @@ class Judge:
         before = self._before
         if before is None:
             return {}
-        people = {number: {"box": one.box, "identity": one.identity} for number, one in before.people.items()}
+        people = {number: {"box": one.box.tolist(), "identity": one.identity} for number, one in before.people.items()}
         values = {key: getattr(before, key) for key in ("sharpness", "colours", "last", "fast")}
         return {"picture": self._number, **values, "people": people}
 

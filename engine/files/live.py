@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from engine.data.live import PLAYLIST
 from engine.errors import SinkError
 from engine.files.atomic import make_folder, write
 
-#: Name of the playlist.
-PLAYLIST = "index.m3u8"
 #: Beginnings of the names of parts.
 _PARTS = ("init", "part-")
 

@@ -28,6 +28,8 @@ NAME = re.compile(r"[0-9a-f]{24}-[0-9a-f]{24}")
 _REMOVED = ".removed"
 #: File that says for which job a video was delivered.
 _DELIVERED = "delivered"
+#: Marks states that stay after the delivery, so that a later run without `resume.keep` does not remove them.
+_KEPT = "kept"
 _MAGIC = b"multitalk-state"
 _STATE = re.compile(r"(\d{5})\.state")
 _PIECE = 2**20
@@ -87,8 +89,13 @@ class StateFolder:
             raise ValueError(f"{name!r} is not the name of a state")
         self.path = parent / name
         self._name = name
-        self._keep = keep
+        #: Whether the states stay after the delivery: asked for now, or (after `look`) by an earlier run.
+        self.keeps = keep
         self._beat = beat
+
+    def look(self) -> None:
+        """Find out whether an earlier run asked for states that stay."""
+        self.keeps = self.keeps or (self.path / _KEPT).exists()
 
     def put_segment(self, index: int, content: bytes) -> Entry:
         """Store the segment of window `index`, from 0."""
@@ -122,7 +129,10 @@ class StateFolder:
             digest.update(piece)
         first = b"%s %d %s\n" % (_MAGIC, FORMAT, digest.hexdigest().encode())
         self._write(f"{windows:05}.state", [first, *body])
-        if not self._keep:
+        if self.keeps:
+            if not (self.path / _KEPT).exists():
+                self._write(_KEPT, [])
+        else:
             for number in self.numbers():
                 if number < windows - _SPARE:
                     self._state_path(number).unlink(missing_ok=True)

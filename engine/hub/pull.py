@@ -88,9 +88,10 @@ def is_complete(preset: Preset, folder: Path) -> bool:
     """Return whether all files of `preset` were downloaded to `folder`, and none has changed. Raises SourceError."""
     record = Record(folder)
     # The index itself first: what it names must not be believed if it has changed.
-    return record.has_all(preset.name, [file.to for file in preset.files]) and record.has_all(
-        preset.name, [file.to for file in preset.with_shards(folder).files]
-    )
+    if not record.has_all(preset.name, [file.to for file in preset.files]):
+        return False
+    whole = preset.with_shards(folder)
+    return whole == preset or record.has_all(preset.name, [file.to for file in whole.files])
 
 
 class _Pull:

@@ -12,7 +12,7 @@ import av
 
 from engine.media.audio import SOUND_RATE
 from engine.media.h264 import add_video
-from engine.media.segments import Packet, Segment, add_sound
+from engine.media.segments import Segment, add_sound, delay_of, mux
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -54,18 +54,8 @@ class Fragmenter:
             video = add_video(container, self._size, self._rate, self._x264)
             audio = add_sound(container, self._audio_bitrate)
             container.start_encoding()
-            self._delay = 2 if video.codec_context.has_b_frames else 0
-            times = {video: 1 / self._rate, audio: Fraction(1, SOUND_RATE)}
-            packets: list[tuple[av.VideoStream | av.AudioStream, Packet, int]] = []
-            for segment in segments:
-                packets += [(video, one, self._delay) for one in segment.pictures]
-                packets += [(audio, one, PRIMING) for one in segment.sound]
-            for stream, one, shift in sorted(packets, key=lambda entry: entry[1].dts * times[entry[0]]):
-                packet = av.Packet(one.data)
-                packet.stream, packet.time_base = stream, times[stream]
-                packet.pts, packet.dts, packet.duration = one.pts + shift, one.dts + shift, one.duration
-                packet.is_keyframe = one.key
-                container.mux(packet)
+            self._delay = delay_of(video.codec_context)
+            mux(container, video, audio, self._rate, segments, later=(self._delay, PRIMING))
         return bytes(file.content)
 
 

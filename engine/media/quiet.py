@@ -46,7 +46,8 @@ def read_loudness(
         needed = min(cut.seconds, max(seconds - begin, LOUDNESS_SECONDS))
         power = _power(path, cut, needed, f"request.speakers[{index}].audio", cancel)
         part = levels[round(begin * RATE) :]
-        np.maximum(part, _relative(power)[: len(part)], out=part[: len(power)])
+        heard = _relative(power)[: len(part)]
+        np.maximum(part[: len(heard)], heard, out=part[: len(heard)])
     return Loudness(RATE, levels)
 
 

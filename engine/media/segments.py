@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -62,10 +62,7 @@ class PictureEncoder:
         self._reformatter = VideoReformatter()
         #: Checks the settings, and encodes the first segment.
         self._context: av.VideoCodecContext | None = self._open()
-        #: What decoders need before the first packet: the same for all segments.
-        self.header = bytes(self._context.extradata or b"")
-        #: Frames by which packets are decoded ahead of their presentation. x264 keeps one B-frame as a reference.
-        self.delay = 2 if self._context.has_b_frames else 0
+        self._delay = delay_of(self._context)
         self._count = 0
         self._packets: list[av.Packet[av.VideoStream]] = []
 
@@ -100,7 +97,7 @@ class PictureEncoder:
         self._packets, self._count, self._context = [], 0, None
         # x264 does not delay the packets of a very short segment. Counted here, their times fit behind those before.
         return tuple(
-            Packet(bytes(packet), first + (packet.pts or 0), first + number - self.delay, 1, packet.is_keyframe)
+            Packet(bytes(packet), first + (packet.pts or 0), first + number - self._delay, 1, packet.is_keyframe)
             for number, packet in enumerate(coded)
         )
 
@@ -130,8 +127,6 @@ class SoundEncoder:
         _set_bitrate(self._context, bitrate)
         self._context.flags |= Flags.global_header
         self._context.open()
-        #: What decoders need before the first packet.
-        self.header = bytes(self._context.extradata or b"")
 
     def until(self, frames: int, *, last: bool = False) -> tuple[Packet, ...]:
         """Return the next packets, of the sound up to the end of `frames` frames; silence follows the sound.
@@ -173,6 +168,37 @@ def add_sound(container: av.container.OutputContainer, bitrate: int) -> av.Audio
 def _set_bitrate(context: av.AudioCodecContext, bitrate: int) -> None:
     context.bit_rate = bitrate
     context.flags |= Flags.bitexact
+
+
+def delay_of(context: av.VideoCodecContext) -> int:
+    """Return by how many frames packets are decoded ahead of their presentation: x264 keeps one B-frame to refer to."""
+    return 2 if context.has_b_frames else 0
+
+
+def mux(
+    container: av.container.OutputContainer,
+    video: av.VideoStream,
+    audio: av.AudioStream,
+    rate: Fraction,
+    segments: Iterable[Segment],
+    *,
+    later: tuple[int, int] = (0, 0),
+) -> None:
+    """Write the packets of segments of pictures at `rate`, by their decode times. Raises av.FFmpegError and OSError.
+
+    `later` are the frames and the samples by which all times are later.
+    """
+    pictures, sound = (video, 1 / rate, later[0]), (audio, Fraction(1, SOUND_RATE), later[1])
+    packets: list[tuple[Packet, tuple[av.VideoStream | av.AudioStream, Fraction, int]]] = []
+    for segment in segments:
+        packets += [(one, pictures) for one in segment.pictures]
+        packets += [(one, sound) for one in segment.sound]
+    for one, (stream, base, shift) in sorted(packets, key=lambda entry: entry[0].dts * entry[1][1]):
+        packet = av.Packet(one.data)
+        packet.stream, packet.time_base = stream, base
+        packet.pts, packet.dts, packet.duration = one.pts + shift, one.dts + shift, one.duration
+        packet.is_keyframe = one.key
+        container.mux(packet)
 
 
 class Spool:

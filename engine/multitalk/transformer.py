@@ -34,6 +34,7 @@ from engine.multitalk.compat import (
 )
 from engine.multitalk.embeddings import Rotary, TimeTextImageEmbedding, rotary_grid
 from engine.multitalk.sequence import Shard
+from engine.multitalk.shapes import check_shape
 from engine.multitalk.speakers import Speakers, prepare_speakers, token_masks
 
 #: Attribute of a module: functions that change its modulation table when it is read (`engine.loading.lora`).
@@ -533,13 +534,8 @@ def cast_model(model: MultiTalkTransformer3DModel, dtype: torch.dtype) -> MultiT
 
 
 def _check_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...]) -> None:
-    matches = tensor.ndim == len(expected) and all(
-        want is None or size == want for size, want in zip(tensor.shape, expected, strict=False)
-    )
-    if not matches:
-        text = ", ".join("any" if want is None else str(want) for want in expected)
-        batch = " (one sample; a batch takes as many embedded conditions)" if expected[0] == 1 else ""
-        raise RequestError(f"shape {tuple(tensor.shape)}", field=name, hint=f"must be ({text}){batch}")
+    batch = " (one sample; a batch takes as many embedded conditions)" if expected[0] == 1 else ""
+    check_shape(name, tensor, expected, batch)
 
 
 def _check_config(

@@ -6,9 +6,8 @@ import secrets
 from collections.abc import Callable
 
 from engine.data.cancel import CancelToken
+from engine.data.live import PLAYLIST, PLAYLIST_TYPE
 
-PLAYLIST = "index.m3u8"
-PLAYLIST_TYPE = "application/vnd.apple.mpegurl"
 #: Parts never change under their names; the playlist changes with each part.
 _FOREVER, _NEVER = "public, max-age=31536000, immutable", "no-cache"
 

@@ -156,6 +156,7 @@ API = (
         "attention kernels, and the scores of tokens by speaker",
     ),
     Public("engine.multitalk.audio", "SAMPLE_RATE audio_frames", "family", "samples and feature frames of a voice"),
+    Public("engine.multitalk.shapes", "check_shape", "family", "an error that names an input of another shape"),
     Public("engine.multitalk.audio_projection", "AudioProjection", "family", "audio windows to tokens"),
     Public(
         "engine.multitalk.compat",

@@ -18,6 +18,7 @@ class Register(Generic[T]):
         self.group = group
         self._factories: dict[str, Callable[[Any], T]] = {}
         self._configs: dict[str, type[ComponentConfig]] = {}
+        self._stored = False
         #: Names of plugins that failed to load; errors about unknown names list them.
         self.broken: tuple[str, ...] = ()
 
@@ -33,11 +34,14 @@ class Register(Generic[T]):
             )
         self._factories[name] = factory
         self._configs[name] = config
+        if self._stored:
+            self.store()
 
     def store(self) -> None:
-        """Store the configs in Hydra's ConfigStore, from which they are composed."""
+        """Store the configs in Hydra's ConfigStore, from which they are composed; later ones at once."""
         from hydra.core.config_store import ConfigStore
 
+        self._stored = True
         for name, config in self._configs.items():
             ConfigStore.instance().store(group=self.group, name=name, node=config, provider=config.__module__)
 

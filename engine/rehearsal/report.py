@@ -34,6 +34,10 @@ _DECIDING = "diffusers/hooks/first_block_cache.py"
 Numbers = dict[str, Any]
 
 
+#: Rows of the tables of a stage that a report prints. `reckon` needs all.
+_LISTED = {"left": 5, "moved_by": 8}
+
+
 @dataclass(frozen=True)
 class Fault:
     """Something that would fail on the card, or not work as intended."""
@@ -70,8 +74,15 @@ class Report:
     seconds: float
 
     def as_json(self) -> Numbers:
-        """Return the report as plain values."""
-        return asdict(self)
+        """Return the report as plain values, of long tables only the largest rows."""
+        stages = [
+            {**stage, **{key: _largest(stage[key], most) for key, most in _LISTED.items()}} for stage in self.stages
+        ]
+        return {**asdict(self), "stages": stages}
+
+
+def _largest(table: Mapping[str, float], most: int) -> dict[str, float]:
+    return dict(sorted(table.items(), key=lambda item: -item[1])[:most])
 
 
 def make_report(walk: Walk, sizes: Sizes) -> Report:
@@ -204,7 +215,7 @@ def _stage(row: StageRow, planned: StageMemory | None) -> Numbers:
         "held": counts.held,
         "arrival": counts.arrival,
         "after": counts.after,
-        "left": dict(counts.left.most_common(5)),
+        "left": dict(counts.left.most_common()),
         "weights": dict(row.weights),
         "host_peak": counts.host_peak,
         "pinned": counts.pinned,
@@ -214,7 +225,7 @@ def _stage(row: StageRow, planned: StageMemory | None) -> Numbers:
         "reads": dict(counts.reads),
         "launches": counts.launches.total(),
         "moved": counts.moved.total(),
-        "moved_by": dict(counts.moved.most_common(8)),
+        "moved_by": dict(counts.moved.most_common()),
         "flops": counts.flops.total(),
         "flops_by": {f"{name} {dtype}": number for (name, dtype), number in counts.flops.items()},
         "attention": {" ".join(key): number for key, number in counts.attention.items()},

@@ -14,10 +14,9 @@ import av
 
 from engine.data import Artifact, Frames
 from engine.errors import ConfigError, RequestError, SinkError
-from engine.media.audio import SOUND_RATE
 from engine.media.containers import open_input
 from engine.media.h264 import add_video, open_mp4
-from engine.media.segments import Packet, PictureEncoder, Segment, SoundEncoder, Spool, add_sound
+from engine.media.segments import Packet, PictureEncoder, Segment, SoundEncoder, Spool, add_sound, mux
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,11 +101,6 @@ class Writer:
             raise self.options.rejected() from error
         except (av.FFmpegError, OSError) as error:
             raise _sink_error(error, path) from error
-
-    @property
-    def headers(self) -> tuple[bytes, bytes]:
-        """What decoders of pictures (avcC's parameter sets in Annex B) and of sound need before the first packet."""
-        return self._pictures.header, self._sound.header
 
     def add(self, frames: Frames) -> None:
         """Encode frames into the open segment. Raises SinkError, and ValueError for frames of another size."""
@@ -195,15 +189,8 @@ class Writer:
             container.metadata["comment"] = json.dumps({_KEY: self._metadata}, ensure_ascii=False, sort_keys=True)
             video = add_video(container, self.size, self.rate, self.options.x264)
             audio = add_sound(container, self.options.audio_bitrate)
-            times = {video: 1 / self.rate, audio: Fraction(1, SOUND_RATE)}
             for segment in spool:
-                packets = [(video, one) for one in segment.pictures] + [(audio, one) for one in segment.sound]
-                for stream, one in sorted(packets, key=lambda pair: pair[1].dts * times[pair[0]]):
-                    packet = av.Packet(one.data)
-                    packet.stream, packet.time_base = stream, times[stream]
-                    packet.pts, packet.dts, packet.duration = one.pts, one.dts, one.duration
-                    packet.is_keyframe = one.key
-                    container.mux(packet)
+                mux(container, video, audio, self.rate, [segment])
 
 
 def read_provenance(path: Path) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def test_preset_composes(preset: str) -> None:
 def test_preset_composes_with_every_model_that_has_its_resolution(path: Path) -> None:
     wanted = yaml.safe_load(path.read_text("utf-8")) or {}
     resolution = wanted.get("resolution") if path.parent.name == "recipe" else None
-    for name in MODELS:
+    # Other groups do not depend on the model.
+    for name in MODELS if path.parent.name in ("recipe", "sampler", "experiment") else MODELS[:1]:
         if path.parent.name != "model" and (resolution is None or resolution in model(name).resolutions):
             words = [f"model={name}", f"{path.parent.name}={path.stem}"]
             if path.parent.name == "sampler" and path.stem not in model(name).bundles:

@@ -522,7 +522,11 @@ def test_windows_are_made_again_from_a_kept_state_with_another_seed(place: Place
         first = service.generate(ONE)
     assert digest(first) == digest(place.whole)
     kept = place.files()
-    assert len(kept) == 2 * 4
+    # A segment and a state of each window, and the mark that they stay.
+    assert len(kept) == 2 * 4 + 1
+    with place.changed() as service:
+        assert digest(service.generate(ONE)) == digest(place.whole)
+    assert place.files() == kept
 
     with place.changed("resume.retake=3", "resume.retake_seed=7") as service:
         again = service.generate(ONE)

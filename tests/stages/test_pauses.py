@@ -145,3 +145,15 @@ def test_loudness_follows_the_place_of_a_voice_in_the_video_and_opposite_phases_
     assert len(found) == 150
     assert found[:99].max() == FLOOR
     assert found[101:].min() > -3
+
+
+def test_a_voice_that_ends_before_the_video_is_followed_by_silence_or_by_others(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 48_000)
+    files = [write(tmp_path / "short.wav", noise[:16_000]), write(tmp_path / "long.wav", noise)]
+    cuts = [inspect(path, field="request.speakers").cut for path in files]
+    for order in (slice(None), slice(None, None, -1)):
+        spans = [(0.0, 1.0), (0.0, 3.0)]
+        assert read_loudness(files[order], cuts[order], spans[order], 3.05).levels[:300].min() > -6
+    alone = read_loudness(files[:1], cuts[:1], [(0.5, 1.5)], 3.05).levels
+    assert alone[55:145].min() > -6
+    assert alone[155:].max() == FLOOR

@@ -6,13 +6,14 @@ import re
 
 from aiohttp import web
 
+from engine.data.live import PLAYLIST_TYPE
 from engine.serving.endpoint.web import APP_STATE, ApiError, find_job
 
 #: The path below which published videos are.
 ROOT = "/live"
 #: Ending of a file -> its type, and whether its content never changes.
 _KINDS = {
-    "m3u8": ("application/vnd.apple.mpegurl", False),
+    "m3u8": (PLAYLIST_TYPE, False),
     "mp4": ("video/mp4", True),
     "m4s": ("video/iso.segment", True),
 }

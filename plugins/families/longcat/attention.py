@@ -144,42 +144,44 @@ def set_self_attention_backend(model: nn.Module, name: str) -> None:
             module.backend = backend
 
 
-class TextAttention(nn.Module):
-    """Attention from noisy tokens to the rows of the text, padded ones included."""
+class _CrossAttention(nn.Module):
+    """The layers of an attention to other tokens."""
 
-    def __init__(self, dim: int, heads: int, eps: float) -> None:
+    def __init__(self, dim: int, heads: int, context_dim: int, eps: float) -> None:
         super().__init__()
         self.heads = heads
         self.q_linear = nn.Linear(dim, dim)
-        self.kv_linear = nn.Linear(dim, 2 * dim)
+        self.kv_linear = nn.Linear(context_dim, 2 * dim)
         self.q_norm = HeadNorm(dim // heads, eps)
         self.k_norm = HeadNorm(dim // heads, eps)
         self.proj = nn.Linear(dim, dim)
 
+    def _project(self, hidden: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries of (B, L, D), and keys and values of `context`, each (B, tokens, heads, head_dim)."""
+        key, value = self.kv_linear(context).unflatten(2, (2, self.heads, -1)).unbind(2)
+        return self.q_linear(hidden).unflatten(2, (self.heads, -1)), key, value
+
+
+class TextAttention(_CrossAttention):
+    """Attention from noisy tokens to the rows of the text, padded ones included."""
+
+    def __init__(self, dim: int, heads: int, eps: float) -> None:
+        super().__init__(dim, heads, dim, eps)
+
     def forward(self, hidden_states: Tensor, context: Tensor) -> Tensor:
         """Attend from (B, L, D) to (B, rows, D)."""
-        key, value = self.kv_linear(context).unflatten(2, (2, self.heads, -1)).unbind(2)
-        query = self.q_linear(hidden_states).unflatten(2, (self.heads, -1))
+        query, key, value = self._project(hidden_states, context)
         query, key = self.q_norm.of_heads(query, value.dtype), self.k_norm.of_heads(key, value.dtype)
         output = dispatch_attention_fn(query, key, value, backend=NATIVE)
         attended: Tensor = self.proj(output.flatten(2, 3))
         return attended
 
 
-class AudioAttention(nn.Module):
+class AudioAttention(_CrossAttention):
     """Attention from the tokens of each noisy frame to that frame's audio tokens; L-RoPE separates the voices."""
 
     #: Whether our own kernel rotates the queries.
     fused = False
-
-    def __init__(self, dim: int, heads: int, audio_dim: int, eps: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q_linear = nn.Linear(dim, dim)
-        self.kv_linear = nn.Linear(audio_dim, 2 * dim)
-        self.q_norm = HeadNorm(dim // heads, eps)
-        self.k_norm = HeadNorm(dim // heads, eps)
-        self.proj = nn.Linear(dim, dim)
 
     def forward(
         self,
@@ -205,8 +207,7 @@ class AudioAttention(nn.Module):
         return attended
 
     def _attend(self, hidden: Tensor, audio: Tensor, scores: Tensor | None, speakers: Speakers | None) -> Tensor:
-        key, value = self.kv_linear(audio).unflatten(2, (2, self.heads, -1)).unbind(2)
-        query = self.q_linear(hidden).unflatten(2, (self.heads, -1))
+        query, key, value = self._project(hidden, audio)
         if speakers is None or scores is None:
             query, key = self.q_norm.of_heads(query, value.dtype), self.k_norm.of_heads(key, value.dtype)
         else:

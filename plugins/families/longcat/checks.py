@@ -1,23 +1,8 @@
-"""Checks of shapes and sizes, with errors that name the argument."""
+"""Checks of the network's sizes, with errors that name the argument."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from engine.errors import ConfigError, RequestError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-def check_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...]) -> None:
-    """Raise RequestError unless `tensor` has the `expected` sizes; None is any."""
-    matches = tensor.ndim == len(expected) and all(
-        want is None or size == want for size, want in zip(tensor.shape, expected, strict=False)
-    )
-    if not matches:
-        text = ", ".join("any" if want is None else str(want) for want in expected)
-        raise RequestError(f"shape {tuple(tensor.shape)}", field=name, hint=f"must be ({text})")
+from engine.errors import ConfigError
 
 
 def check_config(hidden_size: int, heads: int, patch: tuple[int, ...], audio_window: int) -> None:

@@ -17,9 +17,10 @@ from engine.errors import RequestError
 from engine.multitalk.audio_projection import AudioProjection
 from engine.multitalk.compat import CacheMixin, PeftAdapterMixin
 from engine.multitalk.embeddings import Rotary, rotary_grid
+from engine.multitalk.shapes import check_shape
 from engine.multitalk.speakers import Speakers, token_masks
 from plugins.families.longcat.attention import KeyValueCache
-from plugins.families.longcat.checks import check_config, check_shape
+from plugins.families.longcat.checks import check_config
 from plugins.families.longcat.frames import FrameLayout
 from plugins.families.longcat.layers import (
     AvatarBlock,
