@@ -13,7 +13,7 @@ from engine.assembly.location import weights_of
 from engine.config import Config
 from engine.data import Plan, Request
 from engine.loading.layout import find_parts
-from engine.multitalk.prompts import lost_of_file, tell_lost
+from engine.network.prompts import lost_of_file, tell_lost
 
 #: Prompt -> the text that is cut off, and the number of tokens that are kept.
 Lost = Callable[[str], tuple[str, int]]

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 
 from engine.components import BRANCHES, Agree, Guidance, Sampler, SharedCache, StepCache, evaluations_of
 from engine.config import Config, SamplerConfig
+from engine.data import Tally
 from engine.errors import ConfigError
 from engine.plugin.manager import Registry
-from engine.stages.passes import GuidanceInterval, Tally, guidance_of
+from engine.stages.passes import GuidanceInterval, guidance_of
 
 
 @dataclass(frozen=True)

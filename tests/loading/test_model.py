@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from engine.errors import RequestError, SourceError, UnknownComponent
 from engine.loading.component_files import ComponentFiles
 from engine.loading.layout import part_in
-from engine.loading.model import COMPONENTS, Model, load_model
+from engine.loading.model import COMPONENTS, Model
 from engine.loading.placement import Profile, stream_blocks
 from engine.loading.safetensors_reader import AheadReader
+from plugins.families.multitalk.model import load_multitalk
 
 SHAPE = (2, 4, 4)
 
@@ -58,7 +59,7 @@ def loras(folder: Path) -> list[Path]:
 
 def load(folder: Path, **more: Any) -> Model:
     made = {"quantiser": make_quantiser(more.get("quant", "none"))}
-    return load_model(folder, **({"device": "cpu", "dtype": "float32"} | made | more))
+    return load_multitalk(folder, **({"device": "cpu", "dtype": "float32"} | made | more))
 
 
 def forward(model: Model) -> Tensor:
@@ -118,7 +119,7 @@ def test_parts_are_those_that_the_libraries_load(dtype: str, folder: Path) -> No
     from diffusers import AutoencoderKLWan
     from transformers import CLIPVisionModel, UMT5EncoderModel
 
-    from engine.multitalk.transformer import MultiTalkTransformer3DModel
+    from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
     model: Any = load(folder, dtype=dtype)
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]

@@ -22,6 +22,7 @@ from engine.data import Conditions
 from engine.errors import Cancelled
 from engine.plugin.manager import installed
 from engine.runtime.parallel import Ranks
+from plugins.families.multitalk.model import MultiTalkModel
 
 EXAMPLES = Path(pipeline.__file__).parent / "examples"
 VOICES = {1: ("one.png", ("one.flac",)), 2: ("two.png", ("left.flac", "right.flac"))}
@@ -178,14 +179,14 @@ def compare(folder: Path) -> None:
 
 def fail(words: list[str]) -> int:
     """Run a command line whose second process fails when its part of the work begins."""
-    part_of = Ranks.part_of
+    part_of = MultiTalkModel.part_of
 
-    def failing(ranks: Ranks, conditions: Any) -> Any:
-        if ranks.rank == 1:
+    def failing(model: MultiTalkModel, begun: Any, group: Any, place: int, size: int) -> Any:
+        if place == 1:
             raise EngineError("this device has caught fire")
-        return part_of(ranks, conditions)
+        return part_of(model, begun, group, place, size)
 
-    setattr(Ranks, "part_of", failing)  # noqa: B010
+    setattr(MultiTalkModel, "part_of", failing)  # noqa: B010
     return main.main(words)
 
 

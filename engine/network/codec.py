@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from engine.data.cancel import CancelToken
 from engine.errors import Cancelled, RequestError, SourceError
-from engine.multitalk import codec_cpu
-from engine.multitalk.compat import WanRMS_norm, WanUpsample, unpatchify
+from engine.network import codec_cpu
+from engine.network.compat import WanRMS_norm, WanUpsample, unpatchify
 
 
 class LatentCodec(Protocol):

@@ -1,4 +1,4 @@
-"""Triton kernels for `engine.multitalk.eight_bit`; imported only on a GPU, and by Triton's interpreter in tests."""
+"""Triton kernels for `engine.network.eight_bit`; imported only on a GPU, and by Triton's interpreter in tests."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.multitalk.compat import FP32LayerNorm
+from engine.network.compat import FP32LayerNorm
 
 
 def group_windows(windows: Tensor, stride: int) -> tuple[Tensor, Tensor]:

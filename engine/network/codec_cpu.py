@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.multitalk.compat import WanAttentionBlock, WanResample, WanResidualBlock
+from engine.network.compat import WanAttentionBlock, WanResample, WanResidualBlock
 
 #: Pixels times base_dim that a latent may have to be decoded together with others: about what a core's cache holds.
 _CHUNK = 2**20

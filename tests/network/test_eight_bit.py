@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from engine.loading.quanto import quantise
-from engine.multitalk import eight_bit
-from engine.multitalk.eight_bit import MOST, linear, quantise_rows
+from engine.network import eight_bit
+from engine.network.eight_bit import MOST, linear, quantise_rows
 
 FP8 = torch.float8_e4m3fn
 #: Relative error of a product of normal noise; measured 0.9 % and 3.7 %.
@@ -82,7 +82,7 @@ def test_kernels_of_a_gpu_compute_the_same() -> None:
     pytest.importorskip("triton")
     program = """
 import torch
-from engine.multitalk import eight_bit, eight_bit_kernels as kernels
+from engine.network import eight_bit, eight_bit_kernels as kernels
 generator = torch.Generator().manual_seed(0)
 for dtype in (torch.float32, torch.bfloat16):
     rows = torch.randn(9, 100, generator=generator).to(dtype)

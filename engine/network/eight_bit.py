@@ -126,14 +126,14 @@ torch.library.define(
 
 @torch.library.impl("multitalk::quantise_rows", "CUDA")
 def _quantise_rows_cuda(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    from engine.multitalk.eight_bit_kernels import quantise
+    from engine.network.eight_bit_kernels import quantise
 
     return quantise(rows, dtype, MOST[dtype], _TINY)
 
 
 @torch.library.impl("multitalk::scale_sums", "CUDA")
 def _scale_sums_cuda(sums: Tensor, rows: Tensor, columns: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    from engine.multitalk.eight_bit_kernels import rescale
+    from engine.network.eight_bit_kernels import rescale
 
     rescale(sums, rows, columns, bias, out)
 

@@ -10,8 +10,8 @@ from tiny_folder import build_vae
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.multitalk import codec_cpu
-from engine.multitalk.codec import WanCodec
+from engine.network import codec_cpu
+from engine.network.codec import WanCodec
 from engine.planning import activations
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import golden_loops
 import torch
 
-from engine.multitalk import transformer
-from engine.multitalk.embeddings import rotary_grid
+from engine.network.embeddings import rotary_grid
+from plugins.families.multitalk import transformer
 
 if TYPE_CHECKING:
     import pytest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.multitalk.prompt_cache import PromptCache
+from engine.network.prompt_cache import PromptCache
 
 
 def encode(prompt: str) -> Tensor:

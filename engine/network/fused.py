@@ -26,7 +26,7 @@ _CUBIC = 0.044715 * _LINEAR
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    from engine.multitalk import triton_kernels
+    from engine.network import triton_kernels
 
     return triton_kernels.layer_norm(x, weight, bias, eps, dtype)
 
@@ -34,7 +34,7 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torc
 def _rms_rotate(
     x: Tensor, weight: Tensor | None, turns: Tensor | None, heads: int, eps: float, dtype: torch.dtype
 ) -> Tensor:
-    from engine.multitalk import triton_kernels
+    from engine.network import triton_kernels
 
     return triton_kernels.rms_rotate(x, weight, turns, heads, eps, dtype)
 

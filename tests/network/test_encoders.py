@@ -11,10 +11,10 @@ from tiny_folder import build_audio_encoder, build_image_encoder, build_text_enc
 from torch import Tensor
 
 from engine.errors import Cancelled, RequestError
-from engine.multitalk.audio import AudioEncoder, audio_frames, audio_windows
-from engine.multitalk.codec import WanCodec, _lay_channels_last
-from engine.multitalk.image import MEAN, STD, ImageEncoder, clip_pixels
-from engine.multitalk.text import TextEncoder, clean_prompt
+from engine.network.audio import AudioEncoder, audio_frames, audio_windows
+from engine.network.codec import WanCodec, _lay_channels_last
+from engine.network.image import MEAN, STD, ImageEncoder, clip_pixels
+from engine.network.text import TextEncoder, clean_prompt
 
 
 class After(threading.Event):

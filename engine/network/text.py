@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.multitalk.prompts import clean_prompt, lost_words, surely_whole
+from engine.network.prompts import clean_prompt, lost_words, surely_whole
 
 __all__ = ["TextEncoder", "clean_prompt"]
 

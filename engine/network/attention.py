@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from engine.data.attention import Attend, TokenGrid
 from engine.errors import ConfigError, UnknownComponent
-from engine.multitalk import fused
-from engine.multitalk.compat import (
+from engine.network import fused
+from engine.network.compat import (
     AttentionBackendName,
     AttentionModuleMixin,
     WanAttention,
@@ -19,9 +19,9 @@ from engine.multitalk.compat import (
     dispatch_attention_fn,
     fetch_kernel,
 )
-from engine.multitalk.embeddings import RMSNorm, Rotary, rotate
-from engine.multitalk.sequence import Shard
-from engine.multitalk.speakers import Speakers, label_positions, rotary_at
+from engine.network.embeddings import RMSNorm, Rotary, rotate
+from engine.network.sequence import Shard
+from engine.network.speakers import Speakers, label_positions, rotary_at
 
 NATIVE = AttentionBackendName.NATIVE
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from engine.errors import ConfigError
-from engine.multitalk import fused
-from engine.multitalk.embeddings import RMSNorm, rotary_table, rotate
+from engine.network import fused
+from engine.network.embeddings import RMSNorm, rotary_table, rotate
 
 DTYPES = (torch.float32, torch.bfloat16)
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from engine.multitalk import fused
-from engine.multitalk.compat import PixArtAlphaTextProjection, TimestepEmbedding, WanImageEmbedding
+from engine.network import fused
+from engine.network.compat import PixArtAlphaTextProjection, TimestepEmbedding, WanImageEmbedding
 
 ROPE_THETA = 10000.0
 

@@ -1,6 +1,6 @@
 """The only place for imports from diffusers that are not in its public API.
 
-tests/multitalk/test_compat.py checks each name, so an upgrade of diffusers that moves one breaks only here.
+tests/network/test_compat.py checks each name, so an upgrade of diffusers that moves one breaks only here.
 """
 
 from __future__ import annotations

@@ -11,11 +11,12 @@ from recordings import TinyNetwork
 from tiny_folder import SIZES, build_transformer
 
 from engine.errors import ConfigError, EngineError, RequestError, UnknownComponent
-from engine.multitalk.attention import SelfAttentionProcessor, class_scores, set_self_attention_backend
-from engine.multitalk.audio_projection import group_windows
-from engine.multitalk.embeddings import RMSNorm, rotary_table, rotate, timestep_sinusoid
-from engine.multitalk.speakers import label_positions, label_ranges, prepare_speakers
-from engine.multitalk.transformer import MultiTalkTransformer3DModel, cast_model, kept_in_float32
+from engine.network.attention import SelfAttentionProcessor, class_scores, set_self_attention_backend
+from engine.network.audio_projection import group_windows
+from engine.network.embeddings import RMSNorm, rotary_table, rotate, timestep_sinusoid
+from engine.network.precision import cast_model, kept_in_float32
+from engine.network.speakers import label_positions, label_ranges, prepare_speakers
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
 
 @pytest.mark.parametrize("speakers", [1, 2, 3])
@@ -58,7 +59,7 @@ def test_reference_map_is_computed_only_for_several_speakers(
     def never(*_args: object) -> None:
         raise AssertionError("the map was computed")
 
-    monkeypatch.setattr("engine.multitalk.attention.class_scores", never)
+    monkeypatch.setattr("engine.network.attention.class_scores", never)
     speakers = conditions.pop("speakers")
 
     sample = tiny.model()(**tiny.latents(), **tiny.conditions(speakers) | conditions).sample
@@ -94,7 +95,7 @@ def test_speakers_are_scored_from_unrounded_queries_in_a_bfloat16_model(
             seen.append((query, speakers.values))
             return class_scores(query, key, speakers)
 
-        monkeypatch.setattr("engine.multitalk.attention.class_scores", watch)
+        monkeypatch.setattr("engine.network.attention.class_scores", watch)
         tiny.run(model)
         return seen
 
@@ -311,7 +312,7 @@ def test_cast_keeps_the_float32_parts(tiny: Any) -> None:
 
     kept = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32}
 
-    assert kept == {name for name, _ in model.named_parameters() if kept_in_float32(name)}
+    assert kept == {name for name, _ in model.named_parameters() if kept_in_float32(model, name)}
     assert {
         "patch_embedding.weight",
         "proj_out.weight",

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from engine.multitalk import compat
-from engine.multitalk.transformer import MultiTalkTransformerBlock
+from engine.network import compat
+from plugins.families.multitalk.transformer import MultiTalkTransformerBlock
 
 
 @pytest.mark.parametrize("name", compat.__all__)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.errors import ConfigError, ProcessLost
-from engine.multitalk.compat import AttentionBackendName, SeqAllToAllDim, dispatch_attention_fn
+from engine.network.compat import AttentionBackendName, SeqAllToAllDim, dispatch_attention_fn
 
 
 @dataclass(frozen=True)

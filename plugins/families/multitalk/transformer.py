@@ -16,15 +16,15 @@ from torch.nn import functional as F
 from torch.utils._pytree import _register_namedtuple, register_dataclass
 
 from engine.errors import ConfigError, RequestError
-from engine.multitalk import fused
-from engine.multitalk.attention import (
+from engine.network import fused
+from engine.network.attention import (
     AudioAttention,
     CrossAttentionProcessor,
     SelfAttentionProcessor,
     wan_attention,
 )
-from engine.multitalk.audio_projection import AudioProjection
-from engine.multitalk.compat import (
+from engine.network.audio_projection import AudioProjection
+from engine.network.compat import (
     AttentionMixin,
     CacheMixin,
     FeedForward,
@@ -32,13 +32,12 @@ from engine.multitalk.compat import (
     apply_lora_scale,
     register_cached_block,
 )
-from engine.multitalk.embeddings import Rotary, TimeTextImageEmbedding, rotary_grid
-from engine.multitalk.sequence import Shard
-from engine.multitalk.shapes import check_shape
-from engine.multitalk.speakers import Speakers, prepare_speakers, token_masks
+from engine.network.embeddings import Rotary, TimeTextImageEmbedding, rotary_grid
+from engine.network.norms import LayerNorm, ModulatedLayerNorm, modulation_table
+from engine.network.sequence import Shard
+from engine.network.shapes import check_shape
+from engine.network.speakers import Speakers, prepare_speakers, token_masks
 
-#: Attribute of a module: functions that change its modulation table when it is read (`engine.loading.lora`).
-TABLE_CHANGES = "_multitalk_table_changes"
 #: Pattern of the names of all attentions.
 _ATTENTIONS = r"blocks\.\d+\.(attn1|attn2|audio_attn)"
 
@@ -70,37 +69,8 @@ class TransformerConditions:
 
 # Compiled and exported networks take conditions as inputs; the names are stored in files of exported networks.
 for _kind in (Rotary, Speakers):
-    _register_namedtuple(_kind, serialized_type_name=f"engine.multitalk.{_kind.__name__}")
-register_dataclass(TransformerConditions, serialized_type_name="engine.multitalk.TransformerConditions")
-
-
-class ModulatedLayerNorm(nn.Module):
-    """LayerNorm without parameters, then scale and shift by the time embedding, all in float32."""
-
-    #: Whether our own kernel computes it.
-    fused = False
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.dim = dim
-        self.eps = eps
-
-    def forward(self, hidden_states: Tensor, shift: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-        """Normalise (1, L, D) and return it in `dtype`; `shift` and `scale` are float32 (D,)."""
-        # One sample has one time, so the modulation is the affine part of a LayerNorm: a single fused kernel.
-        return fused.layer_norm(hidden_states, 1 + scale, shift, self.eps, dtype, fused=self.fused)
-
-
-class LayerNorm(nn.LayerNorm):
-    """LayerNorm with parameters, in float32. Linear in them, so that a LoRA can add the result of their change."""
-
-    #: Whether our own kernel computes it.
-    fused = False
-
-    def forward(self, input: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:  # noqa: A002 - its name in torch
-        """Normalise (1, L, D) and return it in `dtype`."""
-        weight, bias = self.weight.float(), self.bias.float()
-        return fused.layer_norm(input, weight, bias, self.eps, dtype, fused=self.fused)
+    _register_namedtuple(_kind, serialized_type_name=f"engine.network.{_kind.__name__}")
+register_dataclass(TransformerConditions, serialized_type_name="engine.network.TransformerConditions")
 
 
 class Activation(nn.Module):
@@ -158,7 +128,7 @@ class MultiTalkTransformerBlock(nn.Module):
         halves the error of a bfloat16 network.
         """
         dtype = encoder_hidden_states.dtype
-        table = _modulation(self) + temb[0]
+        table = modulation_table(self) + temb[0]
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(0)
 
         normed = self.norm1(hidden_states, shift, scale, dtype)
@@ -372,7 +342,7 @@ class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cac
             else:
                 tokens = block(tokens, *arguments)
 
-        shift, scale = (_modulation(self) + temb).unbind(0)
+        shift, scale = (modulation_table(self) + temb).unbind(0)
         patches = self.proj_out(self.norm_out(tokens, shift, scale, self.proj_out.weight.dtype)).float()
         if shard is not None:
             patches = shard.gather(patches)
@@ -507,30 +477,6 @@ def _listed(batch: Sequence[TransformerConditions]) -> tuple[list[Tensor], list[
     """Return audio tokens and speakers of a batch; None if no sample has several speakers."""
     speakers = [one.speakers for one in batch]
     return [one.audio for one in batch], None if all(one is None for one in speakers) else speakers
-
-
-def _modulation(module: nn.Module) -> Tensor:
-    """Return the modulation table of a block (6, dim) or of the head (2, dim), float32, including changes by LoRAs."""
-    parameter: Any = module.scale_shift_table
-    table: Tensor = parameter[0].float()
-    for change in module.__dict__.get(TABLE_CHANGES, ()):
-        table = change(table)
-    return table
-
-
-def kept_in_float32(name: str) -> bool:
-    """Return whether `name` stays float32 in any model dtype: patches, time path, norms, tables, head."""
-    return not set(name.split(".")).isdisjoint(MultiTalkTransformer3DModel._keep_in_fp32_modules)
-
-
-def cast_model(model: MultiTalkTransformer3DModel, dtype: torch.dtype) -> MultiTalkTransformer3DModel:
-    """Cast a loaded model in place to `dtype` except its float32 parts, as from_pretrained(torch_dtype=) does.
-
-    A plain `.to(dtype)` casts everything; the model then also works, but less exactly.
-    """
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(torch.float32 if kept_in_float32(name) else dtype)
-    return model
 
 
 def _check_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...]) -> None:

@@ -1,7 +1,7 @@
 """Triton kernels: a norm with its modulation, and an RMS norm with its rotation, in one pass each.
 
 A program has one token: it reads the token's channels once, computes in float32 and writes the result once, in the
-dtype that the next layer reads. `engine.multitalk.fused` has the same in torch's operators, which read and write the
+dtype that the next layer reads. `engine.network.fused` has the same in torch's operators, which read and write the
 tokens two to five times.
 """
 

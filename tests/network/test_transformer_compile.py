@@ -15,9 +15,9 @@ from graphs import fresh_counters
 from torch import Tensor
 
 from engine.errors import ConfigError
-from engine.multitalk.embeddings import Rotary
-from engine.multitalk.speakers import Speakers, prepare_speakers
-from engine.multitalk.transformer import TransformerConditions
+from engine.network.embeddings import Rotary
+from engine.network.speakers import Speakers, prepare_speakers
+from plugins.families.multitalk.transformer import TransformerConditions
 
 
 @pytest.fixture

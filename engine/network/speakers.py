@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.errors import RequestError
-from engine.multitalk.embeddings import Rotary, rotary_frequencies, rotary_table
-from engine.multitalk.sequence import Shard
+from engine.network.embeddings import Rotary, rotary_frequencies, rotary_table
+from engine.network.sequence import Shard
 
 
 class Speakers(NamedTuple):

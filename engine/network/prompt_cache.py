@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from engine.multitalk.prompts import clean_prompt
+from engine.network.prompts import clean_prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
