@@ -79,8 +79,9 @@ class FamilyModel(Protocol):
 
     #: "cuda" or "cpu": where forwards run.
     device: str
-    #: The memory profile in use, and why it was chosen if it was "auto".
+    #: The memory profile in use.
     memory: str
+    #: Why it was chosen, if the config said "auto"; else "".
     reason: str
 
     @property

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from engine.assembly.carried import arrays_of, carried_of
 from engine.assembly.judge_states import Form, form_of, judge_state, restore_judge
 from engine.assembly.provenance import Runtime
 from engine.assembly.retakes import Retakes
@@ -44,8 +45,6 @@ _ON_VOLUME = "resume"
 _AT_HOME = "~/.cache/multitalk/resume"
 #: Seconds for which a failed job waits for the state of its last window.
 _GRACE = 2.0
-#: Prefix of the names under which a state keeps what the next window gets.
-_CARRIED = "carried."
 
 
 class Keeping:
@@ -174,13 +173,7 @@ class Keeping:
                 writer.take_over(load(path.read_bytes()), last=index + 1 == len(windows))
                 path.unlink()
             generator.set_state(torch.frombuffer(bytearray(state.arrays["generator"]), dtype=torch.uint8))
-            carried = {
-                name.removeprefix(_CARRIED): torch.frombuffer(bytearray(array), dtype=torch.float32).reshape(
-                    state.forms[name][1]
-                )
-                for name, array in state.arrays.items()
-                if name.startswith(_CARRIED)
-            }
+            carried = carried_of(state)
             tally.asked, tally.skipped, tally.counted = state.facts["tally"]
             restore_judge(retakes, state.facts["judge"], state.arrays, state.forms)
             self._meter.take_over(state.windows)
@@ -206,7 +199,7 @@ class Keeping:
             return
         arrays = {"generator": _array(generator.get_state())}
         if window is not self._plan.windows[-1]:
-            arrays |= {_CARRIED + name: _array(tensor) for name, tensor in carried.items()}
+            arrays |= arrays_of(carried)
         judge, small = judge_state(retakes)
         arrays |= {name: form_of(array) for name, array in small.items()}
         facts = {

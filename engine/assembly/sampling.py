@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from engine.components import BRANCHES, Agree, Guidance, Sampler, SharedCache, StepCache, evaluations_of
+from engine.components import Agree, Guidance, Sampler, SharedCache, StepCache, evaluations_of
 from engine.config import Config, SamplerConfig
 from engine.data import Tally
 from engine.errors import ConfigError
@@ -78,11 +78,12 @@ def _guidance(config: Config, registry: Registry) -> Guidance:
 
 
 def _known(config: Config, guidance: Guidance) -> Guidance:
-    unknown = [branch for branch in guidance.branches if branch not in BRANCHES]
+    known = config.family.branches
+    unknown = [branch for branch in guidance.branches if branch not in known]
     if unknown or not guidance.branches:
         what = f"guidance={config.guidance.name} asks for {', '.join(map(repr, unknown)) or 'no branch'}"
         raise ConfigError(
-            what, field="guidance", hint=f"fix the guidance's plugin: it must name some of {', '.join(BRANCHES)}"
+            what, field="guidance", hint=f"fix the guidance's plugin: it must name some of {', '.join(known)}"
         )
     return guidance
 

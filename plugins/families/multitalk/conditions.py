@@ -15,14 +15,14 @@ from engine.network.audio import audio_windows
 from engine.stages.encode import Conditioning, PictureCache, textless, to_pixels
 
 if TYPE_CHECKING:
-    from plugins.families.multitalk.model import MultiTalkModel
+    from engine.loading.model import Model
 
 STYLES = ("multitalk", "infinitetalk")
 
 
 @torch.no_grad()
 def encode(
-    model: MultiTalkModel,
+    model: Model,
     inputs: Inputs,
     window: Window,
     conditioning: Conditioning,
