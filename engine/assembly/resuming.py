@@ -165,7 +165,8 @@ class Keeping:
         """
         import torch
 
-        windows, carried = self._plan.windows, {}
+        windows = self._plan.windows
+        carried: Carried = {}
         # Its arrays need not stay in memory.
         state, self._state = self._state, None
         if state is not None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from engine import components, family, data
+from engine import components, data, family
 from engine.plugin import spec
 from engine.plugin.api import API, EVERY
 from engine.plugin.manager import Registry
