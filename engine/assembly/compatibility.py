@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from engine.assembly.loras import Loras, bundled_loras, loadable_loras, named_by
 from engine.components import MultiplyingQuantiser, Quantiser
 from engine.config import Config
 from engine.data import Plan, Weights
+from engine.data.adapters import LoraFit as LoraFit  # re-exported
 from engine.data.adapters import LoraUse
 from engine.errors import ConfigError, MissingExtra, MissingWeights, SourceError
 from engine.hub.manifest import read_manifest
@@ -32,18 +33,6 @@ from engine.plugin.manager import Registry
 
 #: Tensor name -> shape; None: not known from the header.
 Shapes = Mapping[str, tuple[int, ...] | None]
-
-
-@dataclass(frozen=True)
-class LoraFit:
-    """How a LoRA's file matches a network."""
-
-    file: str
-    entries: int
-    unmatched: tuple[str, ...]
-    #: Description of the alphas of its pairs and of their source.
-    alpha: str
-    warnings: tuple[str, ...] = ()
 
 
 def check_suited(config: Config, folder: Path, registry: Registry) -> Mapping[Path, LoraFit]:
@@ -130,7 +119,8 @@ def look_at_loras(needed: Weights, folder: Path, loras: Loras) -> dict[Path, Lor
     if missing:
         raise _incomplete(needed, folder, missing)
     shapes = _shapes(parts["transformer"])
-    return {path: _look_at(path, shapes) for path in dict(loras)}
+    look = needed.look_at_lora or _look_at
+    return {path: look(path, shapes) for path in dict(loras)}
 
 
 def with_loras(plan: Plan, config: Config, folder: Path, fits: Mapping[Path, LoraFit]) -> Plan:

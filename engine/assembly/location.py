@@ -105,6 +105,7 @@ def weights_of(config: Config) -> Weights:
         quant=config.quant.form,
         file=config.quant.file,
         find=type(config.family).find_parts,
+        look_at_lora=type(config.family).look_at_lora,
     )
 
 

@@ -148,16 +148,28 @@ def _check_family(config: Config) -> None:
     """Raise ConfigError for a choice that the network's family cannot run; known before anything is loaded."""
     family = config.family
     for key, why in family.cannot.items():
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
-        chosen = getattr(value, "name", value)
-        if chosen not in _NOTHING:
+        if (chosen := _chosen(config, key)) not in _NOTHING:
             raise ConfigError(
                 f"{key}={chosen} does not work with model={config.model.name}: {why}",
                 field=key,
                 hint=f"leave {key} out, or choose another model",
+                code="conflict",
             )
+    for key, (names, why) in {**family.only, "continuation.style": (family.styles, "its family has no such")}.items():
+        if (chosen := _chosen(config, key)) not in names:
+            raise ConfigError(
+                f"{key}={chosen} does not work with model={config.model.name}: {why}",
+                field=key,
+                hint=f"choose {' or '.join(map(str, names))}, or another model",
+                code="conflict",
+            )
+
+
+def _chosen(config: Config, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return getattr(value, "name", value)
 
 
 def _check_made_for(config: Config) -> None:

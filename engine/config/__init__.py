@@ -84,14 +84,15 @@ class LoraConfig:
 class ContinuationConfig:
     """How a window continues the one before it."""
 
-    #: "multitalk": motion frames with the current step's noise; "infinitetalk": clean motion frames and the picture.
+    #: "multitalk": motion frames with the current step's noise; "infinitetalk": clean motion frames and the picture;
+    #: "longcat": clean motion frames that see no noise, and the picture as a frame of its own.
     style: str = field(default=II("model.continuation.style"), metadata=STYLE)
     #: Motion frames: last frames of a window that the next one gets; 4n + 1, at most half of a window.
     frames: int = field(default=II("model.continuation.frames"), metadata=WINDOW)
     #: Number of frames over which the start of a window is blended with the last frame before it; 0: no blending.
     blend: int = field(default=II("model.continuation.blend"), metadata=BLEND)
     #: How strongly each window's colours are matched to the picture's, 0 (off) to 1.
-    color_strength: float = field(default=1.0, metadata=within(0, 1))
+    color_strength: float = field(default=II("model.continuation.color_strength"), metadata=within(0, 1))
 
 
 @dataclass

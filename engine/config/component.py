@@ -37,3 +37,10 @@ class FamilyConfig(ComponentConfig):
     branches: ClassVar[tuple[str, ...]] = ("cond", "drop_text", "drop_audio", "uncond")
     #: Config groups, or keys, of which only the default works, each with the reason.
     cannot: ClassVar[Mapping[str, str]] = {}
+    #: Config groups, or keys, of which only some choices work: their names, and the reason.
+    only: ClassVar[Mapping[str, tuple[tuple[str, ...], str]]] = {}
+    #: Styles of continuation (`engine.config.ranges.STYLE`) that the family has.
+    styles: ClassVar[tuple[str, ...]] = ("multitalk", "infinitetalk")
+    #: Looks at the header of a LoRA for the family's network: (file, shapes of the network's stored tensors) -> how
+    #: they match (`engine.data.LoraFit`); None: as the engine does for Wan's (`engine.loading.lora_names`).
+    look_at_lora: ClassVar[Callable[..., Any] | None] = None

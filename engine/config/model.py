@@ -70,7 +70,8 @@ class BundleConfig:
 class ContinuationModelConfig:
     """How a model continues a video from one window to the next."""
 
-    #: "multitalk": motion frames with the current step's noise; "infinitetalk": clean motion frames and the picture.
+    #: "multitalk": motion frames with the current step's noise; "infinitetalk": clean motion frames and the picture;
+    #: "longcat": clean motion frames that see no noise, and the picture as a frame of its own.
     style: str = field(default="multitalk", metadata=STYLE)
     #: Motion frames: last frames of a window that the next one gets; 4n + 1.
     frames: int = field(default=25, metadata=WINDOW)
@@ -83,6 +84,8 @@ class ContinuationModelConfig:
     instead: str = "model=infinitetalk"
     #: Number of frames over which a window is blended with the frame before it; 0, as in the public code: no blending.
     blend: int = field(default=0, metadata=BLEND)
+    #: How strongly each window's colours are matched to the picture's, 0 (off) to 1.
+    color_strength: float = field(default=1.0, metadata=within(0, 1))
 
 
 @dataclass

@@ -38,7 +38,7 @@ MAGNITUDES = within(1e-6, 1e6)
 #: The model's bundle that provides a sampler's defaults.
 BUNDLE = one_of("standard", "turbo", "distilled")
 #: How a model continues a video from window to window.
-STYLE = one_of("multitalk", "infinitetalk")
+STYLE = one_of("multitalk", "infinitetalk", "longcat")
 #: x264's presets, from the fastest encoding to the smallest file. x264 itself would report an unknown one on stderr.
 X264_PRESET = one_of(
     *("ultrafast", "superfast", "veryfast", "faster", "fast"),

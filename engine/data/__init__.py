@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.data.access import Access as Access
 from engine.data.access import Credentials as Credentials
+from engine.data.adapters import LoraFit as LoraFit
 from engine.data.adapters import LoraUse as LoraUse
 from engine.data.attention import AttentionChoice as AttentionChoice
 from engine.data.attention import AttentionSite as AttentionSite

@@ -1,8 +1,20 @@
-"""The LoRAs of a plan."""
+"""LoRAs: how a file matches a network, and those of a plan."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LoraFit:
+    """How a LoRA's file matches a network."""
+
+    file: str
+    entries: int
+    unmatched: tuple[str, ...]
+    #: Description of the alphas of its pairs and of their source.
+    alpha: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine.data.adapters import LoraFit
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -29,3 +31,5 @@ class Weights:
     file: str | None = None
     #: The family's own way to find the parts (`engine.config.FamilyConfig.find_parts`); None: the engine's.
     find: Callable[..., tuple[Mapping[str, Any], tuple[str, ...]]] | None = None
+    #: The family's own way to look at a LoRA's header (`engine.config.FamilyConfig.look_at_lora`); None: the engine's.
+    look_at_lora: Callable[..., LoraFit] | None = None

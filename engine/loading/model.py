@@ -29,7 +29,7 @@ from engine.loading.component_files import ComponentFiles, first_sentence, unusa
 from engine.loading.file_kinds import what_is
 from engine.loading.fill import check_names
 from engine.loading.layout import QUANTISED, ComponentLayout, describe_unread, find_parts
-from engine.loading.lora import Coverage, LoraMerger, RuntimeLora, load_runtime_lora
+from engine.loading.lora import Coverage, LoraMerger, load_runtime_lora
 from engine.loading.lora_alpha import StatedAlpha
 from engine.loading.lora_file import read_lora_header
 from engine.loading.lora_names import unmatched_warning
@@ -205,7 +205,7 @@ def load_model(
     _choose("residual_dtype", residual_dtype, tuple(DTYPES))
     _choose("lora.mode", lora_mode, LORA_MODES)
     profile = memory or Profile()
-    files = _check_files(folder, replace(wanted or Weights("", "", COMPONENTS), quant=quant))
+    files = check_files(folder, replace(wanted or Weights("", "", COMPONENTS), quant=quant))
     adapters = Loras(loras, lora_mode)
 
     products = quantiser.products if isinstance(quantiser, MultiplyingQuantiser) else None
@@ -261,7 +261,7 @@ def load_model(
     if attend is None:
         _check_heads(attention, meta_models["transformer"].config.attention_head_dim)
         prepare_attention(attention)
-    hearing = _load_audio(files["audio_encoder"].folder)
+    hearing = load_wav2vec2(files["audio_encoder"].folder)
     _check_fit(
         files["transformer"],
         meta_models["transformer"],
@@ -272,7 +272,7 @@ def load_model(
     )
 
     text_len = int(meta_models["transformer"].config.text_len)
-    text = TextEncoder(_load_tokenizer(files["tokenizer"].folder), meta_models["text_encoder"], text_len)
+    text = TextEncoder(load_tokenizer(files["tokenizer"].folder), meta_models["text_encoder"], text_len)
     image = ImageEncoder(meta_models["image_encoder"])
     codec = WanCodec(meta_models["vae"], DTYPES[decode_dtype])
 
@@ -332,7 +332,7 @@ def _choose(field: str, name: str, choices: tuple[str, ...]) -> None:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _check_files(folder: Path, weights: Weights) -> Mapping[str, ComponentLayout]:
+def check_files(folder: Path, weights: Weights) -> Mapping[str, ComponentLayout]:
     """Return the components; raise SourceError for missing or damaged files before any large file is read."""
     from safetensors import SafetensorError, safe_open
 
@@ -365,7 +365,7 @@ def _check_files(folder: Path, weights: Weights) -> Mapping[str, ComponentLayout
 # --- encoders and configs ---------------------------------------------------------------------------------------------
 
 
-def _load_audio(folder: Path) -> Any:
+def load_wav2vec2(folder: Path) -> Any:
     """Load the audio encoder with transformers: it is small, and its older files need more than renaming."""
     from transformers import Wav2Vec2Model
 
@@ -411,7 +411,7 @@ def _without_bars() -> Iterator[None]:
             bars.enable_progress_bar()
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -450,6 +450,14 @@ def _check_fit(part: ComponentLayout, transformer: Any, vae: Any, text: Any, ima
 # --- LoRA -------------------------------------------------------------------------------------------------------------
 
 
+class Switched(Protocol):
+    """A LoRA attached to a network."""
+
+    def enable(self, scale: float = 1.0) -> None: ...
+
+    def disable(self) -> None: ...
+
+
 class Loras:
     """The LoRAs of a model and which are on; this survives releasing and reading the network again."""
 
@@ -457,7 +465,7 @@ class Loras:
         """Read nothing yet. "merged": all `loras` are merged into the weights; "runtime": each can be switched."""
         self.loras = tuple(loras)
         self.mode = mode
-        self.attached: dict[Path, RuntimeLora] = {}
+        self.attached: dict[Path, Switched] = {}
         self._scales: dict[Path, float] = {}
 
     def merge(self, transformer: nn.Module) -> None:
@@ -470,9 +478,10 @@ class Loras:
         self.attached = {}
         for index, path in enumerate(dict(self.loras) if self.mode == "runtime" else ()):
             state, stated = _read_lora(path)
-            self.attached[path] = load_runtime_lora(transformer, state, f"lora{index}", stated=stated)
-            _log_coverage(path, self.attached[path].coverage)
-        self._switch()
+            lora = load_runtime_lora(transformer, state, f"lora{index}", stated=stated)
+            self.attached[path] = lora
+            _log_coverage(path, lora.coverage)
+        self.switch()
 
     def forget(self) -> None:
         """Drop references to the network; which LoRAs are on stays the same for the next one."""
@@ -495,9 +504,10 @@ class Loras:
                     f"the LoRA {path.name!r} is not loaded", field="lora", hint="name it when the engine starts"
                 )
         self._scales = dict(active)
-        self._switch()
+        self.switch()
 
-    def _switch(self) -> None:
+    def switch(self) -> None:
+        """Switch exactly the active LoRAs on in the network."""
         for path, lora in self.attached.items():
             if path in self._scales:
                 lora.enable(self._scales[path])

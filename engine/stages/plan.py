@@ -127,7 +127,7 @@ def _windows(
 
 
 def _check_images(request: Request, inputs: PlanInputs) -> None:
-    if request.images and inputs.style != "infinitetalk":
+    if request.images and inputs.style not in ("infinitetalk", "longcat"):
         raise RequestError(
             f"several pictures need windows that see the picture, and continuation.style={inputs.style} continues from "
             f"the frames before",

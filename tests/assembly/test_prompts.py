@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine import EngineService, Request, Speaker
 from engine.loading.component_files import ComponentFiles
 from engine.loading.layout import part_in
-from engine.loading.model import _load_tokenizer
+from engine.loading.model import load_tokenizer
 from engine.loading.safetensors_reader import AheadReader
 from engine.network.prompts import clean_prompt, lost_of_file, lost_words, surely_whole, tell_lost
 from engine.network.text import TextEncoder
@@ -29,7 +29,7 @@ LONG = "a person talks to the camera in a bright room, " * 12 + "wearing a purpl
 @pytest.fixture(scope="module")
 def encoder() -> TextEncoder:
     part = ComponentFiles(part_in(TINY / "text_encoder", "text_encoder"), "text_encoder", torch.float32)
-    return TextEncoder(_load_tokenizer(TINY / "tokenizer"), part.read(AheadReader(), "cpu"), 64)
+    return TextEncoder(load_tokenizer(TINY / "tokenizer"), part.read(AheadReader(), "cpu"), 64)
 
 
 def test_words_that_are_lost_have_no_effect_and_all_others_do(encoder: TextEncoder) -> None:
@@ -56,7 +56,7 @@ def test_nothing_is_lost_of_a_short_prompt(prompt: str, encoder: TextEncoder) ->
 
 @given(prompt=st.text(max_size=400))
 def test_the_file_of_the_tokenizer_says_what_the_encoder_says(prompt: str) -> None:
-    encoder = TextEncoder(_load_tokenizer(TINY / "tokenizer"), None, 64)
+    encoder = TextEncoder(load_tokenizer(TINY / "tokenizer"), None, 64)
 
     lost, kept = lost_of_file(TINY / "tokenizer", CONFIG, prompt)
 

@@ -14,7 +14,7 @@ import pytest
 from engine.errors import SourceError
 from engine.loading.gguf_header import read_header
 from engine.loading.layout import gguf_names
-from engine.loading.model import _load_tokenizer
+from engine.loading.model import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "engine" / "weights" / "tiny"
@@ -36,10 +36,10 @@ def test_code_beside_a_tokenizer_is_neither_run_nor_asked_about(
     monkeypatch.setenv("PWNED", str(tmp_path / "pwned"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
     if known:
-        assert _load_tokenizer(folder)("hello").input_ids
+        assert load_tokenizer(folder)("hello").input_ids
     else:
         with pytest.raises(SourceError, match="cannot be loaded as a tokenizer"):
-            _load_tokenizer(folder)
+            load_tokenizer(folder)
     assert not (tmp_path / "pwned").exists()
 
 

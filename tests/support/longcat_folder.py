@@ -99,12 +99,14 @@ def write_lora(file: Path, model: Any, rank: int = 2) -> None:
     save_file(tensors, file)
 
 
-def write_longcat(root: Path, version: str) -> Path:
-    """Write the repositories of a version below `root`, each in a folder of its own."""
+def write_longcat(root: Path, version: str, *, together: bool = False) -> Path:
+    """Write the repositories of a version below `root`, each in a folder of its own, or `together` in `root` itself."""
     own, base = (
         root / {"1.0": "LongCat-Video-Avatar", "1.5": "LongCat-Video-Avatar-1.5"}[version],
         root / "LongCat-Video",
     )
+    if together:
+        own = base = root
     model = build_avatar(version)
     if version == "1.5":
         model.save_pretrained(own / "base_model")

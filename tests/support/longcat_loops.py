@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.network.audio import audio_windows
 from plugins.families.longcat.canvas import fit_masks, fit_picture
 from plugins.families.longcat.guidance import AvatarGuidance
-from plugins.families.longcat.schedules import sigmas
+from plugins.families.longcat.schedules import Levels, sigmas
 from plugins.families.longcat.versions import VERSIONS
 from plugins.families.longcat.voices import silence
 from plugins.families.longcat.walk import Carry, Start, denoise_window, finish, hand_over, start_first, start_next
@@ -83,7 +83,7 @@ class Loop:
             yield Met(f"clip{index}.sigmas", torch.tensor(levels), clip["sigmas"])
             conditions = self._conditions(start, clip)
             denoised = denoise_window(
-                self.model, start, conditions, levels, self.guidance, cached=cached, batched=batched
+                self.model, start, conditions, Levels(levels), self.guidance, cached=cached, batched=batched
             )
             latents = finish(start, denoised)
             yield Met(f"clip{index}.final_latent", latents, clip["final_latent"][0])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import ConfigError, SourceError
+from engine.loading.diffusers_folder import component_files
+from engine.loading.layout import ComponentLayout, part_in
 from engine.text.names import is_plain
 from plugins.families.longcat.versions import version
 
@@ -16,6 +18,8 @@ REPOSITORIES = {"1.0": "LongCat-Video-Avatar", "1.5": "LongCat-Video-Avatar-1.5"
 BASE_REPOSITORY = "LongCat-Video"
 #: Names of weight files, before ".safetensors" or its shards: dense, and int8.
 STEMS = ("diffusion_pytorch_model", "quantized_model")
+#: The parts of a model.
+PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "audio_encoder")
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,41 @@ def find_folders(
     )
     missing = tuple(str(path.relative_to(root)) for path in _needed(found) if not _present(path))
     return (None if missing else found), missing
+
+
+def find_parts(
+    root: Path, name: str, *, int8: bool = False, network: str = ""
+) -> tuple[dict[str, ComponentLayout], tuple[str, ...]]:
+    """Find the parts of version `name` below `root`, and the missing files as relative paths.
+
+    They are in the published folders (`find_folders`), or in folders named as the parts. `network`: the folder of the
+    transformer where a version has several, "avatar_single" (default) or "avatar_multi". Raises SourceError.
+    """
+    if any((root / "transformer" / file).is_file() for file in ("config.json", "diffusion_pytorch_model.safetensors")):
+        places = {part: root / part for part in PARTS}
+        missing = tuple(str(path.relative_to(root)) for path in _own_files(places, int8) if not _present(path))
+    else:
+        found, missing = find_folders(
+            root, name, speakers=2 if network == "avatar_multi" else 1, int8=int8, distilled=False
+        )
+        if found is None:
+            return {}, missing
+        places = {part: getattr(found, part) for part in PARTS}
+    if missing:
+        return {}, missing
+    parts = {part: part_in(place, part) for part, place in places.items()}
+    stem = STEMS[1] if int8 else STEMS[0]
+    files = tuple(weight_files(places["transformer"], stem))
+    return {**parts, "transformer": ComponentLayout("diffusers", places["transformer"], files)}, ()
+
+
+def _own_files(places: Mapping[str, Path], int8: bool) -> Iterator[Path]:
+    for part, place in places.items():
+        if part == "transformer":
+            yield place / "config.json"
+            yield from weight_files(place, STEMS[1] if int8 else STEMS[0])
+        else:
+            yield from component_files(place, part)
 
 
 def _place(root: Path, repository: str, name: str) -> Path:

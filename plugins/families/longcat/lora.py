@@ -15,14 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.errors import SourceError
 from engine.imports.deferred import without_torchao
+from engine.loading.model import Loras
 from engine.loading.safetensors_reader import stored_tensors
-
-_HYPHEN = "___lorahyphen___"
-_PREFIX = f"lora{_HYPHEN}"
-_DOWN, _UP, _ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha_scale"
-_PART = ".lora_up.blocks."
+from plugins.families.longcat.lora_keys import ALPHA, DOWN, check_layer, sort_shapes, split_key, ups_of
 
 
 @dataclass(frozen=True)
@@ -53,11 +49,6 @@ class Pair:
         return self.scale * joined
 
 
-def is_fused_lora(names: Mapping[str, Any]) -> bool:
-    """Return whether tensors with these names are a LoRA in this format."""
-    return any(name.startswith(_PREFIX) for name in names)
-
-
 @dataclass(frozen=True)
 class FusedLora:
     """A LoRA, by layer."""
@@ -68,20 +59,9 @@ class FusedLora:
         """Return the names of the weights it changes. Raises SourceError unless all of them fit `model`."""
         modules = dict(model.named_modules())
         for name, pair in self.pairs.items():
-            layer = modules.get(name)
-            weight = getattr(layer, "weight", None)
-            if not isinstance(layer, nn.Linear) or weight is None:
-                raise SourceError(
-                    f"the LoRA changes {name}, which this network does not have",
-                    field="lora",
-                    hint="use the LoRA of this model",
-                )
-            if pair.shape != tuple(weight.shape):
-                raise SourceError(
-                    f"the LoRA's change of {name} does not fit a weight of {tuple(weight.shape)}",
-                    field="lora",
-                    hint="use the LoRA of this model",
-                )
+            # A layer with an adapter has its weight one level deeper.
+            layer = getattr(modules.get(name), "base_layer", modules.get(name))
+            check_layer(name, pair.shape, layer.weight.shape if isinstance(layer, nn.Linear) else None)
         return {f"{name}.weight" for name in self.pairs}
 
     def delta(self, weight: str) -> Tensor:
@@ -96,14 +76,78 @@ class FusedLora:
         self.check(model)
         adapter: dict[str, Tensor] = {}
         for layer, pair in self.pairs.items():
-            bias = getattr(model.get_submodule(layer), "bias", None)
-            dtype = torch.float32 if bias is None else bias.dtype
+            module = model.get_submodule(layer)
+            bias = getattr(module, "bias", None)
+            dtype = getattr(module, "base_layer", module).weight.dtype if bias is None else bias.dtype
             adapter[f"{layer}.lora_A.weight"] = pair.down.to(dtype)
             adapter[f"{layer}.lora_B.weight"] = pair.up().to(dtype)
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # PEFT asks of every layer whether torchao has quantised it.
         with without_torchao():
             model.load_lora_adapter(adapter, prefix=None, adapter_name=name)
+        # PEFT freezes the network; torch picks other kernels for frozen weights, whose results differ in the last bits.
+        for parameter in trainable:
+            parameter.requires_grad_(True)
         model.set_adapters([name], [multiplier])
+
+    def merge(self, model: nn.Module, multiplier: float = 1.0) -> None:
+        """Add the LoRA to the weights that it changes, in float32; those in 8 bits become dense.
+
+        Quantising them again would lose most of a small change. Raises SourceError unless it fits.
+        """
+        self.check(model)
+        for layer, pair in self.pairs.items():
+            module = model.get_submodule(layer)
+            weight: Any = module.weight
+            quantised = hasattr(weight, "qdata")
+            dense = weight.dequantize(torch.float32) if quantised else weight.data.float()
+            changed = (dense + multiplier * pair.delta().to(dense.device)).to(weight.dtype)
+            module._parameters["weight"] = nn.Parameter(changed, requires_grad=not quantised and weight.requires_grad)
+
+
+class AvatarLoras(Loras):
+    """The LoRAs of a model, all in the published format."""
+
+    def merge(self, transformer: nn.Module) -> None:
+        """See `engine.loading.model.Loras`."""
+        for path, scale in self.loras if self.mode == "merged" else ():
+            read_lora(path).merge(transformer, scale)
+
+    def attach_adapters(self, transformer: nn.Module) -> None:
+        """See `engine.loading.model.Loras`."""
+        self.attached = {}
+        for index, path in enumerate(dict(self.loras) if self.mode == "runtime" else ()):
+            lora = read_lora(path)
+            lora.attach(transformer, f"lora{index}")
+            self.attached[path] = AttachedLora(transformer, f"lora{index}")
+        self.switch()
+
+
+@dataclass(frozen=True)
+class AttachedLora:
+    """A LoRA beside the layers of a network, which can be switched."""
+
+    model: Any
+    name: str
+
+    def enable(self, scale: float = 1.0) -> None:
+        """Switch it on for the next forwards, in addition to others that are on."""
+        active: dict[str, float] = self.model.__dict__.setdefault("_active_loras", {})
+        active[self.name] = scale
+        self._apply(active)
+
+    def disable(self) -> None:
+        """Switch it off; if no other is on, outputs are those without LoRAs, bit for bit."""
+        active: dict[str, float] = self.model.__dict__.setdefault("_active_loras", {})
+        active.pop(self.name, None)
+        self._apply(active)
+
+    def _apply(self, active: Mapping[str, float]) -> None:
+        if active:
+            self.model.enable_adapters()
+            self.model.set_adapters(list(active), list(active.values()))
+        else:
+            self.model.disable_adapters()
 
 
 def read_lora(path: Path) -> FusedLora:
@@ -116,48 +160,14 @@ def read_lora(path: Path) -> FusedLora:
 
 def sort_lora(tensors: Mapping[str, Tensor], file: str = "the LoRA") -> FusedLora:
     """Return the LoRA of tensors by their names in the file. Raises SourceError."""
-    if not is_fused_lora(tensors):
-        raise SourceError(
-            f"{file} has no key that begins with {_PREFIX}",
-            field="lora",
-            hint="the engine's own LoRA loader reads other formats",
-        )
-    layers: dict[str, dict[str, Tensor]] = {}
+    layers = sort_shapes({key: tuple(tensor.shape) for key, tensor in tensors.items()}, file)
+    named: dict[str, dict[str, Tensor]] = {layer: {} for layer in layers}
     for key, tensor in tensors.items():
-        layer, part = _split(key)
-        if not key.startswith(_PREFIX) or not part:
-            raise SourceError(f"{file}: {key} is no part of a LoRA", field="lora", hint="get this file again")
-        layers.setdefault(layer, {})[part] = tensor
-    return FusedLora({layer: _pair(layer, parts, file) for layer, parts in layers.items()})
+        layer, part = split_key(key)
+        named[layer][part] = tensor
+    return FusedLora({layer: _pair(parts) for layer, parts in named.items()})
 
 
-def _split(key: str) -> tuple[str, str]:
-    for ending in (_DOWN, _UP, _ALPHA):
-        if key.endswith(ending):
-            return _module(key.removesuffix(ending)), ending
-    before, mark, rest = key.partition(_PART)
-    number = rest.removesuffix(".weight")
-    return (_module(before), number) if mark and number.isdigit() else (key, "")
-
-
-def _module(flat: str) -> str:
-    return flat.removeprefix(_PREFIX).replace(_HYPHEN, ".")
-
-
-def _pair(layer: str, parts: Mapping[str, Tensor], file: str) -> Pair:
-    numbers = sorted(int(part) for part in parts if part.isdigit())
-    ups = [parts[_UP]] if _UP in parts else [parts[str(number)] for number in numbers]
-    whole = (
-        _DOWN in parts
-        and bool(ups)
-        and not (numbers and _UP in parts)
-        and numbers == list(range(len(numbers)))
-        and parts[_DOWN].ndim == 2
-        and all(up.ndim == 2 for up in ups)
-        and sum(up.shape[1] for up in ups) == parts[_DOWN].shape[0]
-        and parts.get(_ALPHA, torch.ones(())).numel() == 1
-    )
-    if not whole:
-        raise SourceError(f"{file}: the parts of {layer} do not fit each other", field="lora", hint="get it again")
-    scale = float(parts[_ALPHA]) if _ALPHA in parts else 1.0
-    return Pair(parts[_DOWN], tuple(ups), scale)
+def _pair(parts: Mapping[str, Tensor]) -> Pair:
+    scale = float(parts[ALPHA]) if ALPHA in parts else 1.0
+    return Pair(parts[DOWN], tuple(parts[up] for up in ups_of(parts)), scale)

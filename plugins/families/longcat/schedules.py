@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Steps of the distilled model 1.5: its LoRA was trained for these and no others.
 DISTILLED_STEPS = 8
@@ -12,6 +17,22 @@ DISTILLED_STEPS = 8
 _TAIL = tuple(range(500, 0, -50))
 #: Noise levels of LongCat-Video's distillation, of which every n-th is used.
 _FINE = tuple(level / 1000 for level in range(1000, 0, -20))
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Euler's method along noise levels, 1 .. 0: see `engine.components.Schedule`."""
+
+    sigmas: Sequence[float]
+
+    @property
+    def timesteps(self) -> Sequence[float]:
+        """The times, 1000 .. 0."""
+        return [1000 * sigma for sigma in self.sigmas]
+
+    def step(self, velocity: Tensor, index: int, latents: Tensor) -> Tensor:
+        """Make one step."""
+        return latents - (self.sigmas[index] - self.sigmas[index + 1]) * velocity
 
 
 def shifted(levels: Sequence[float], shift: float) -> tuple[float, ...]:

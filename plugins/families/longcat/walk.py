@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from engine.cancel import check
-from engine.components import CancelToken, Guidance
-from engine.errors import RequestError
+from engine.components import CancelToken, ExtendedSchedule, Guidance, Schedule, StepTools
+from engine.data import Tally
+from engine.errors import ConfigError, RequestError
+from engine.stages.passes import guidance_of
 from plugins.families.longcat.attention import KeyValueCache
 from plugins.families.longcat.frames import HIDDEN_RANGE, REFERENCE_POSITION, FrameLayout
 from plugins.families.longcat.transformer import AvatarConditions, AvatarTransformer3DModel
@@ -76,42 +78,81 @@ def denoise_window(
     model: AvatarTransformer3DModel,
     start: Start,
     conditions: Mapping[str, AvatarConditions],
-    sigmas: Sequence[float],
+    schedule: Schedule | ExtendedSchedule,
     guidance: Guidance,
     *,
+    evaluations: Sequence[int] | None = None,
     cached: bool = True,
     batched: bool = False,
+    fresh: Callable[[], Tensor] | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    look: Callable[[int, Tensor, Tensor, float], None] | None = None,
+    tally: Tally | None = None,
     cancel: CancelToken | None = None,
 ) -> Tensor:
-    """Make Euler steps along `sigmas` (1 .. 0): return the noisy frames' clean latents, float32 (16, noisy, h, w).
+    """Make the steps of `schedule`: return the noisy frames' clean latents, float32 (16, noisy, h, w).
 
     `conditions` has one entry for each pass of `guidance`. `cached`: keys and values of given frames are computed once
-    for all steps and passes; the result is the same but for rounding. `batched`: the passes of a step are one forward.
-    Only noisy frames are stepped. Raises Cancelled between passes and steps once `cancel` is set.
+    for all steps and passes; the result is the same but for rounding. `batched`: the passes of an evaluation are one
+    forward. Only noisy frames are stepped. `fresh` draws noise in their shape, for schedules that ask for it. `look`
+    is called as `engine.family.Denoising` says, with the noisy frames only. `evaluations`: those of each step that the
+    sampler declares; None: one in each. The forwards are added to `tally`. Raises Cancelled between passes and steps
+    once `cancel` is set, and ConfigError if a step makes another number of evaluations.
     """
     device = next(iter(conditions.values())).context.device
-    given, latents = start.given.to(device)[None], start.noise.to(device)[None]
+    given, latents = start.given.to(device)[None], start.noise.to(device)
     guidance.reset()
     cache: KeyValueCache | None = None
     if cached and start.layout.given:
         cache = model.fill_cache(given, start.layout)
+    times = schedule.timesteps
+    steps = len(times) - 1
     # Copied at once: a copy in each step would make the host wait for the step before.
-    times = torch.tensor([1000 * sigma for sigma in sigmas], dtype=torch.float32).to(device)
-    steps = len(sigmas) - 1
-    for index in range(steps):
-        inputs = latents if cache is not None else torch.cat([given, latents], dim=2)
+    on_device = torch.tensor(times[:steps], dtype=torch.float32).to(device)
+    moments = {time: on_device[index : index + 1] for index, time in enumerate(times[:steps])}
+    current = guidance_of(guidance, 0, steps)
+    made = 0
+
+    def evaluate(latents: Tensor, time: float) -> Tensor:
+        """Return noise - data, the engine's sign: the network predicts data - noise."""
+        nonlocal made
+        moment = moments[time] if time in moments else torch.tensor([time], dtype=torch.float32).to(device)
+        inputs = latents[None] if cache is not None else torch.cat([given, latents[None]], dim=2)
         predictions: dict[str, Tensor] = {}
-        for names in [guidance.branches] if batched else [(name,) for name in guidance.branches]:
+        for names in [current.branches] if batched else [(name,) for name in current.branches]:
             check(cancel, "denoise")
             passes = [conditions[name] for name in names]
-            (output,) = model(inputs, times[index : index + 1], passes, cache)
-            predictions |= zip(names, output[:, None], strict=True)
-        latents = latents + (sigmas[index] - sigmas[index + 1]) * guidance.combine(predictions)
+            (output,) = model(inputs, moment, passes, cache)
+            predictions |= zip(names, output, strict=True)
+        made += 1
+        if tally is not None:
+            tally.asked += len(predictions)
+        return -current.combine(predictions)
+
+    def refuse() -> Tensor:
+        raise ConfigError("this sampler draws noise, and there is no generator", field="sampler")
+
+    tools = StepTools(evaluate, fresh or refuse)
+    for index in range(steps):
+        before, current = made, guidance_of(guidance, index, steps)
+        velocity = evaluate(latents, times[index])
+        if look is not None:
+            look(index + 1, latents, velocity, times[index])
+        if isinstance(schedule, ExtendedSchedule):
+            latents = schedule.step_with(velocity, index, latents, tools)
+        else:
+            latents = schedule.step(velocity, index, latents)
+        declared = 1 if evaluations is None else evaluations[index]
+        if made - before != declared:
+            raise ConfigError(
+                f"step {index + 1} made {made - before} evaluations of the network, its sampler declares {declared}",
+                field="sampler",
+                hint="fix the sampler's plugin: each step must make as many as `evaluations` returns",
+            )
         if on_step is not None:
             on_step(index + 1, steps)
     check(cancel, "denoise")
-    return latents[0]
+    return latents
 
 
 def finish(start: Start, denoised: Tensor) -> Tensor:
@@ -126,13 +167,11 @@ def finish(start: Start, denoised: Tensor) -> Tensor:
 def hand_over(latents: Tensor, pixels: Tensor, motion: int, before: Carry | None) -> Carry:
     """Return what the next window needs of a finished one: `latents` of `finish`, and `pixels` decoded from them.
 
-    `pixels` are (3, F, H, W) in -1 .. 1; `motion` pixel frames, 4n + 1, are handed over; `before` is what this window
-    got.
+    `pixels` are (3, F, H, W) in -1 .. 1; `motion` pixel frames, 4n + 1, are handed over, or all of a shorter window,
+    which no other window follows; `before` is what this window got.
     """
-    if motion % 4 != 1 or not 1 <= motion <= pixels.shape[1]:
-        raise RequestError(
-            f"{motion} of {pixels.shape[1]} frames", field="motion", hint="must be 4n + 1 and at most the window"
-        )
+    if motion % 4 != 1 or motion < 1:
+        raise RequestError(f"{motion} frames", field="motion", hint="must be 4n + 1")
     reference = latents[:, :1] if before is None else before.reference
     last = latents[:, -(1 + (motion - 1) // 4) :]
     return Carry(reference.clone(), last.clone(), as_bytes(pixels[:, -motion:]))

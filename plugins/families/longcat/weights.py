@@ -7,7 +7,8 @@ A file of int8 holds `X.weight_int8` (out, in) and `X.weight_scale` (out,) for t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,17 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from engine.components import Stored
+from engine.components import Reader, Stored
 from engine.errors import EngineError, SourceError
 from engine.loading.fill import check_names
 from engine.loading.quanto import Quantised
-from engine.loading.safetensors_reader import stored_tensors
+from engine.loading.safetensors_reader import AheadReader, stored_tensors
 from engine.loading.tensor_names import strip_prefixes
 from plugins.families.longcat.folders import STEMS, weight_files
 from plugins.families.longcat.lora import FusedLora
-from plugins.families.longcat.precision import kept_in_float32
+from plugins.families.longcat.lora_keys import DATA, SCALE
+from plugins.families.longcat.precision import is_quantised_linear, kept_in_float32
 from plugins.families.longcat.transformer import AvatarTransformer3DModel
-
-#: Endings of the two tensors of an int8 weight.
-DATA, SCALE = ".weight_int8", ".weight_scale"
 
 
 def find_stored(folder: Path) -> dict[str, Stored]:
@@ -88,6 +87,92 @@ def check_tensors(where: Path | str, model: nn.Module, stored: Mapping[str, Stor
     )
 
 
+class AvatarFiles:
+    """The files of a transformer: its network on the meta device, and where each of its tensors is stored."""
+
+    def __init__(
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        finish: Callable[[Any], None] = lambda _network: None,
+        *,
+        keep_int8: bool = True,
+        kept: tuple[float, int] | None = None,
+    ) -> None:
+        """Read only config and headers. Raises SourceError unless they fit each other.
+
+        `dtype` applies to all parameters except the float32 parts. `keep_int8`: int8 weights of the blocks stay int8 in
+        memory (torchao's tensors); otherwise all become dense. `finish` is called with the network before it moves to
+        the device; `kept`: bytes of a weight, and of a row, of the layers that it quantises.
+        """
+        self.folder, self.dtype, self._finish, self._keep, self._quantises = folder, dtype, finish, keep_int8, kept
+        self.stored = find_stored(folder)
+        #: The network on the meta device: its config is used, and the first `read` fills it.
+        self.meta_model: AvatarTransformer3DModel | None = build_empty(folder, self.stored)
+        #: Whether the file is in 8 bits.
+        self.int8 = any(name.endswith(DATA) for name in self.stored)
+        self.size = sum(self._size(name, module) for name, module in self._tensors(self.meta_model))
+
+    def read(self, reader: Reader, device: str) -> AvatarTransformer3DModel:
+        """Return the network on `device`, ready to run. Raises SourceError, and MissingExtra without torchao."""
+        network = self.meta_model or build_empty(self.folder, self.stored)
+        self.meta_model = None
+        # A network that is quantised after reading may not fit on the device before.
+        where = torch.empty(0, device="cpu" if self._quantises else device).device
+        names = {(entry.file, entry.name): name for name, entry in self.stored.items()}
+
+        def into(entry: Stored) -> Tensor:
+            return torch.empty(entry.shape, dtype=self._becomes(names[entry.file, entry.name]), device=where)
+
+        here = where.type == "cpu"
+        wanted = [
+            replace(entry, stays=here and self._becomes(name) == entry.dtype) for name, entry in self.stored.items()
+        ]
+        halves: dict[str, dict[str, Tensor]] = {}
+        for entry, tensor in reader.read(wanted, into):
+            name = names[entry.file, entry.name]
+            ending = next((end for end in (DATA, SCALE) if name.endswith(end)), None)
+            if ending is None:
+                _put(network, name, tensor)
+                continue
+            module = name.removesuffix(ending)
+            pair = halves.setdefault(module, {})
+            pair[ending] = tensor
+            if len(pair) == 2:
+                del halves[module]
+                weight, target = Quantised(pair[DATA], pair[SCALE][:, None]), self._target(f"{module}.weight")
+                _put(network, f"{module}.weight", weight.kept(target) if self._stays(module) else weight.dense(target))
+        self._finish(network)
+        ready: AvatarTransformer3DModel = network.to(device).eval()
+        return ready
+
+    def _stays(self, module: str) -> bool:
+        return self._keep and module.startswith("blocks.")
+
+    def _target(self, name: str) -> torch.dtype:
+        return torch.float32 if kept_in_float32(name) else self.dtype
+
+    def _becomes(self, name: str) -> torch.dtype:
+        if name.endswith(DATA):
+            return torch.int8
+        return torch.float32 if name.endswith(SCALE) else self._target(name)
+
+    def _tensors(self, network: nn.Module) -> list[tuple[str, nn.Module]]:
+        modules = dict(network.named_modules())
+        return [(name, modules[name.rpartition(".")[0]]) for name, _ in network.named_parameters()]
+
+    def _size(self, name: str, module: nn.Module) -> int:
+        """Return the bytes of a parameter of `module` in memory."""
+        shape = getattr(module, name.rpartition(".")[2]).shape
+        layer = name.removesuffix(".weight")
+        if name.endswith(".weight") and layer + DATA in self.stored and self._stays(layer):
+            return int(shape.numel()) + 4 * int(shape[0])
+        if self._quantises and name.endswith(".weight") and is_quantised_linear(module, layer):
+            each, row = self._quantises
+            return int(shape.numel() * each + shape[0] * row)
+        return int(shape.numel()) * self._target(name).itemsize
+
+
 def load_transformer(
     folder: Path,
     dtype: torch.dtype,
@@ -97,52 +182,19 @@ def load_transformer(
     lora: FusedLora | None = None,
     multiplier: float = 1.0,
 ) -> AvatarTransformer3DModel:
-    """Read the transformer of `folder` in `dtype` (except its float32 parts), one tensor at a time.
+    """Read the transformer of `folder`; see `AvatarFiles`. `lora` is merged into its weights.
 
-    `keep_int8`: int8 weights of the blocks stay int8 in memory (torchao's tensors); otherwise all become dense. `lora`
-    is merged into the weights it changes, in float32; those of int8 become dense then, because quantising them again
-    would lose most of a small change. Raises SourceError, MissingExtra, and ConfigError for a LoRA of another network.
+    Raises SourceError, also for a LoRA of another network, and MissingExtra.
     """
-    stored = find_stored(folder)
-    model = build_empty(folder, stored)
-    changed = set() if lora is None else lora.check(model)
-    for name, tensor in read_tensors(stored):
-        target = torch.float32 if kept_in_float32(name) else dtype
-        placed: Tensor
-        if lora is not None and name in changed:
-            dense = tensor.dense(torch.float32) if isinstance(tensor, Quantised) else tensor.float()
-            placed = (dense + multiplier * lora.delta(name)).to(device, target)
-        elif isinstance(tensor, Quantised):
-            keeps = keep_int8 and name.startswith("blocks.")
-            placed = tensor.kept(target).to(device) if keeps else tensor.dense(target).to(device)
-        else:
-            placed = tensor.to(device, target, copy=True)
-        module, _, leaf = name.rpartition(".")
-        trainable = type(placed) is Tensor
-        model.get_submodule(module)._parameters[leaf] = nn.Parameter(placed, requires_grad=trainable)
-    model.eval()
-    return model
+
+    def finish(network: nn.Module) -> None:
+        if lora is not None:
+            lora.merge(network, multiplier)
+
+    return AvatarFiles(folder, dtype, finish, keep_int8=keep_int8).read(AheadReader(), device)
 
 
-def read_tensors(stored: Mapping[str, Stored]) -> Iterator[tuple[str, Any]]:
-    """Yield (name, tensor) in file order; an int8 weight is a Quantised. A dense one may be part of a mapped file."""
-    from safetensors import safe_open
-
-    by_file: dict[Path, list[tuple[str, Stored]]] = {}
-    for name, entry in sorted(stored.items(), key=lambda item: item[1].offset):
-        by_file.setdefault(entry.file, []).append((name, entry))
-    halves: dict[str, dict[str, Tensor]] = {}
-    for file, entries in by_file.items():
-        with safe_open(file, "pt") as opened:
-            for name, entry in entries:
-                tensor = opened.get_tensor(entry.name)
-                ending = next((end for end in (DATA, SCALE) if name.endswith(end)), None)
-                if ending is None:
-                    yield name, tensor
-                    continue
-                module = name.removesuffix(ending)
-                pair = halves.setdefault(module, {})
-                pair[ending] = tensor
-                if len(pair) == 2:
-                    yield f"{module}.weight", Quantised(pair[DATA], pair[SCALE].float()[:, None])
-                    del halves[module]
+def _put(network: nn.Module, name: str, tensor: Tensor) -> None:
+    module, _, leaf = name.rpartition(".")
+    trainable = type(tensor) is Tensor
+    network.get_submodule(module)._parameters[leaf] = nn.Parameter(tensor, requires_grad=trainable)

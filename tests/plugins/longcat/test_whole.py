@@ -19,7 +19,7 @@ from plugins.families.longcat.canvas import fit_masks, fit_picture, region_masks
 from plugins.families.longcat.folders import AvatarFolders, find_folders
 from plugins.families.longcat.guidance import AvatarGuidance
 from plugins.families.longcat.lora import read_lora
-from plugins.families.longcat.schedules import sigmas
+from plugins.families.longcat.schedules import Levels, sigmas
 from plugins.families.longcat.text import NEGATIVE_PROMPT
 from plugins.families.longcat.versions import VERSIONS
 from plugins.families.longcat.voices import encode_tracks, join_tracks, silence
@@ -74,7 +74,7 @@ class Loaded:
                 distilled=self.distilled,
                 continuation=carry is not None,
             )
-            latents = finish(start, denoise_window(self.network, start, conditions, levels, guidance))
+            latents = finish(start, denoise_window(self.network, start, conditions, Levels(levels), guidance))
             pixels = self.codec.decode(latents)
             carry = hand_over(latents, pixels, MOTION, carry)
             shown.append(pixels[:, window.motion : window.motion + window.keep])
