@@ -176,6 +176,20 @@ class CountedSampler(Sampler, Protocol):
         ...
 
 
+@runtime_checkable
+class ContinuingSampler(Sampler, Protocol):
+    """A sampler with other steps in windows that continue another window."""
+
+    def continued(self) -> tuple[Sampler, int]:
+        """Return the sampler of those windows and its number of steps. Plans call this without torch."""
+        ...
+
+
+def continued_of(sampler: Sampler, steps: int) -> tuple[Sampler, int]:
+    """Return the sampler of windows that continue another one, and its number of steps."""
+    return sampler.continued() if isinstance(sampler, ContinuingSampler) else (sampler, steps)
+
+
 def evaluations_of(sampler: Sampler, steps: int) -> tuple[int, ...]:
     """Return the number of evaluations of the network in each of a sampler's `steps`."""
     return tuple(sampler.evaluations()) if isinstance(sampler, CountedSampler) else (1,) * steps

@@ -93,7 +93,7 @@ class Engine:
             with meter.stage("load"):
                 loaded = self.load(weights)
                 model = loaded.set_loras(config)
-            meter.expect(len(plan.windows), plan.steps, sampling.forwards(plan.steps))
+            meter.expect(len(plan.windows), plan.steps, *sampling.all_forwards(plan.steps))
             plan = loaded.annotate(plan, request, config, sampling.guidance.branches)
             plan = with_attention(plan, config, self._attention)
             options = make_options(config, plan, sampling, self.runtime.device)

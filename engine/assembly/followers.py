@@ -72,13 +72,18 @@ class ProcessGroup:
         *,
         cancel: CancelToken,
         look: Callable[[int, Tensor, Tensor, float], None] | None = None,
+        continues: bool = False,
     ) -> Tensor:
         """Denoise a window, from noise of `generator`, together with the processes that follow.
+
+        `continues`: the window continues another one, for which a sampler may have other steps.
 
         `on_step` and `look` (see `engine.family.Denoising`) are called in this process only. The others build their own
         `sampling` from the request's `config`. Raises Cancelled.
         """
         noise = model.noise(conditions, generator)
+        if continues:
+            sampling, _ = sampling.continued(config.sampler.steps)
         alone = Denoising(
             sampler=sampling.sampler,
             guidance=sampling.guidance,
@@ -92,7 +97,7 @@ class ProcessGroup:
         )
         if self._ranks is None:
             return model.denoise(conditions, noise, alone)
-        self._ranks.broadcast(DenoiseWindow(config, conditions, noise, generator.get_state()))
+        self._ranks.broadcast(DenoiseWindow(config, conditions, noise, generator.get_state(), continues))
         with self._ranks.denoising(cancel) as agreed:
             return self._together(self._ranks, model, conditions, noise, replace(alone, cancel=agreed))
 
@@ -114,6 +119,8 @@ class ProcessGroup:
 
     def _denoise_along(self, ranks: Ranks, message: DenoiseWindow, loaded: LoadedModel) -> None:
         sampling = self.build_sampling(message.config)
+        if message.continues:
+            sampling, _ = sampling.continued(message.config.sampler.steps)
         model = loaded.set_loras(message.config)
         generator = torch.Generator()
         generator.set_state(message.generator.cpu())

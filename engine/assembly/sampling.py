@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from engine.components import Agree, Guidance, Sampler, SharedCache, StepCache, evaluations_of
+from engine.components import Agree, Guidance, Sampler, SharedCache, StepCache, continued_of, evaluations_of
 from engine.config import Config, SamplerConfig
 from engine.data import Tally
 from engine.errors import ConfigError
@@ -30,6 +30,16 @@ class Sampling:
         return tuple(
             count * len(guidance_of(self.guidance, index, steps).branches) for index, count in enumerate(evaluations)
         )
+
+    def continued(self, steps: int) -> tuple[Sampling, int]:
+        """Return what controls windows that continue another one, with the same state, and their number of steps."""
+        sampler, others = continued_of(self.sampler, steps)
+        return replace(self, sampler=sampler), others
+
+    def all_forwards(self, steps: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the forwards of each step of the first window, and of the others; see `forwards`."""
+        continued, others = self.continued(steps)
+        return self.forwards(steps), continued.forwards(others)
 
 
 def build_sampling(config: Config, registry: Registry, *, agree: Agree | None = None) -> Sampling:

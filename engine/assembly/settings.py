@@ -27,6 +27,7 @@ def make_plan_inputs(config: Config, registry: Registry, weights: WeightsFinder)
     model = config.model
     _check(config)
     sampling = build_sampling(config, registry)
+    first, others = sampling.all_forwards(config.sampler.steps)
     location = weights.find(config)
     absent = ""
     if (error := location.problem) is not None:
@@ -46,7 +47,8 @@ def make_plan_inputs(config: Config, registry: Registry, weights: WeightsFinder)
         evaluations=sum(evaluations_of(sampling.sampler, config.sampler.steps)),
         guidance=config.guidance.name,
         passes=len(sampling.guidance.branches),
-        forwards=sum(sampling.forwards(config.sampler.steps)),
+        forwards=sum(first),
+        others=sum(others),
         untrained=location.folder is not None and _is_untrained(location.folder),
         weights=location.folder,
         absent=absent,
@@ -100,8 +102,8 @@ def _check(config: Config) -> None:
     """Raise ConfigError for values that have the right type but are out of range."""
     # Needed for a config that was built in Python.
     check_numbers(config)
-    check_compile(config)
     _check_family(config)
+    check_compile(config)
     _check_made_for(config)
     for field, frames in (("model.window", config.model.window), ("continuation.frames", config.continuation.frames)):
         if frames < 1 or frames % 4 != 1:
@@ -147,15 +149,17 @@ def _check(config: Config) -> None:
 def _check_family(config: Config) -> None:
     """Raise ConfigError for a choice that the network's family cannot run; known before anything is loaded."""
     family = config.family
-    for key, why in family.cannot.items():
-        if (chosen := _chosen(config, key)) not in _NOTHING:
+    for name, why in family.cannot.items():
+        key, _, refused = name.partition("=")
+        chosen = _chosen(config, key)
+        if chosen == refused if refused else chosen not in _NOTHING:
             raise ConfigError(
                 f"{key}={chosen} does not work with model={config.model.name}: {why}",
                 field=key,
                 hint=f"leave {key} out, or choose another model",
                 code="conflict",
             )
-    for key, (names, why) in {**family.only, "continuation.style": (family.styles, "its family has no such")}.items():
+    for key, (names, why) in {**family.only, "continuation.style": (family.styles, "its family continues windows in another way")}.items():
         if (chosen := _chosen(config, key)) not in names:
             raise ConfigError(
                 f"{key}={chosen} does not work with model={config.model.name}: {why}",

@@ -67,6 +67,7 @@ class WindowMaker:
                     self.on_step,
                     cancel=meter,
                     look=look,
+                    continues=window.motion > 0,
                 )
             with meter.stage("decode", window=number):
                 return model.finish(latents, window, self.prepared, options.decode, carried, cancel=meter)

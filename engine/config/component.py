@@ -35,7 +35,7 @@ class FamilyConfig(ComponentConfig):
     find_parts: ClassVar[Callable[..., tuple[Mapping[str, Any], tuple[str, ...]]] | None] = None
     #: Guidance branches that the network can run (`engine.components.BRANCHES`).
     branches: ClassVar[tuple[str, ...]] = ("cond", "drop_text", "drop_audio", "uncond")
-    #: Config groups, or keys, of which only the default works, each with the reason.
+    #: Config groups, or keys, of which only the default works, each with the reason; "group=name" refuses one choice.
     cannot: ClassVar[Mapping[str, str]] = {}
     #: Config groups, or keys, of which only some choices work: their names, and the reason.
     only: ClassVar[Mapping[str, tuple[tuple[str, ...], str]]] = {}

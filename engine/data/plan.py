@@ -36,6 +36,8 @@ class PlanInputs:
     evaluations: int | None = None
     #: Forwards in each window; None: `passes` in each evaluation.
     forwards: int | None = None
+    #: Forwards in each window that continues another one; None: as in the first.
+    others: int | None = None
     #: Side of the VAE's tiles in pixels; 0: no tiles.
     tile: int = 0
     #: How often a window may be made again.

@@ -48,6 +48,8 @@ class DenoiseWindow:
     conditions: Any
     noise: Tensor
     generator: Tensor
+    #: Whether the window continues another one.
+    continues: bool = False
 
 
 def message_classes(conditions: Sequence[type] = ()) -> list[Any]:

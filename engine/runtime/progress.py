@@ -34,9 +34,10 @@ class Meter:
         self._callback = callback
         self._cancel = cancel
         self._clock = clock
-        self._steps = self._windows = self._window = 0
-        #: Forwards of the network in each step.
-        self._sizes: tuple[int, ...] = ()
+        self._windows = self._window = 0
+        #: Forwards of the network in each step of the first window, and of the others.
+        self._first: tuple[int, ...] = ()
+        self._others: tuple[int, ...] = ()
         #: Kind of piece -> number of finished pieces, and their seconds.
         self._done = dict.fromkeys(_PIECES, 0)
         self._took = dict.fromkeys(_PIECES, 0.0)
@@ -60,18 +61,21 @@ class Meter:
         self.peaks = Peaks(device)
         self.last: Progress = TimedProgress("start")
 
-    def expect(self, windows: int, steps: int, forwards: Sequence[int] = ()) -> None:
+    def expect(
+        self, windows: int, steps: int, forwards: Sequence[int] = (), others: Sequence[int] | None = None
+    ) -> None:
         """Set the amount of work: `windows` windows of `steps` steps.
 
         `forwards` are those of the network in each step, of which one takes as long as another; empty: one a step.
+        `others` are those of all windows but the first; None: the same.
         """
-        self._windows, self._steps = windows, steps
-        self._sizes = tuple(forwards) or (1,) * steps
+        self._windows, self._first = windows, tuple(forwards) or (1,) * steps
+        self._others = self._first if others is None else tuple(others)
 
     def take_over(self, windows: int) -> None:
         """Count the first `windows` windows as done: an earlier attempt made them."""
         for piece in _PIECES:
-            self._taken[piece] = windows * self._units(piece)
+            self._taken[piece] = self._units(piece, windows)
             self._done[piece] += self._taken[piece]
         self._window = windows
         self._report("resume", step=0)
@@ -103,14 +107,14 @@ class Meter:
     def step(self, number: int) -> Progress:
         """Note that step `number` (from 1) of the current window is done."""
         self._end()
-        self._begin("step" if number < self._steps else "", number)
+        self._begin("step" if number < len(self._sizes) else "", number)
         self._report("denoise", step=number)
         return self.last
 
     def again(self) -> None:
         """Note that the current window is denoised and decoded once more: the rest takes longer than it was said."""
         for piece in ("step", "decode"):
-            self._added[piece] += self._units(piece)
+            self._added[piece] += self._units(piece, self._window) - self._units(piece, self._window - 1)
 
     def publish(self, live: Live) -> None:
         """Add to all progress updates from now on what is published; may be called from another thread."""
@@ -126,7 +130,7 @@ class Meter:
         """Note that the current window is done."""
         # Skipped pieces count as done.
         for piece in _PIECES:
-            self._done[piece] = max(self._done[piece], self._window * self._units(piece) + self._added[piece])
+            self._done[piece] = max(self._done[piece], self._units(piece, self._window) + self._added[piece])
         self._report("write", step=0)
 
     def is_set(self) -> bool:
@@ -138,9 +142,16 @@ class Meter:
         if self.is_set():
             raise Cancelled(stage)
 
-    def _units(self, piece: str) -> int:
-        """Return what a window has of a piece: of steps their forwards."""
-        return sum(self._sizes) if piece == "step" else 1
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        """Forwards of the network in each step of the current window."""
+        return self._others if self._window > 1 else self._first
+
+    def _units(self, piece: str, windows: int) -> int:
+        """Return what the first `windows` windows have of a piece: of steps their forwards."""
+        if piece != "step" or windows < 1:
+            return max(0, windows)
+        return sum(self._first) + (windows - 1) * sum(self._others)
 
     def _begin(self, piece: str, step: int = 0) -> None:
         self._piece, self._since = piece, self._clock()
@@ -164,7 +175,7 @@ class Meter:
 
     def _report(self, stage: str, *, step: int) -> None:
         costs = {piece: self._cost(piece) for piece in _PIECES}
-        counts = {piece: self._windows * self._units(piece) + self._added[piece] for piece in _PIECES}
+        counts = {piece: self._units(piece, self._windows) + self._added[piece] for piece in _PIECES}
         total = sum(counts[piece] * costs[piece] for piece in _PIECES)
         left = sum(max(0, counts[piece] - self._done[piece]) * costs[piece] for piece in _PIECES)
         measured = any(self._took.values())
@@ -176,7 +187,7 @@ class Meter:
             window=self._window,
             windows=self._windows,
             step=step,
-            steps=self._steps,
+            steps=len(self._sizes),
             fraction=self._fraction,
             remaining=left if measured and total else None,
             ahead=min(cost / total, 1 - self._fraction) if total else 0.0,

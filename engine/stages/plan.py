@@ -102,7 +102,7 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
         steps=inputs.steps,
         guidance=inputs.guidance,
         passes=inputs.passes,
-        forwards=len(windows) * _forwards(inputs),
+        forwards=_all_forwards(inputs, len(windows)),
         seed=request.seed,
         weights=inputs.weights,
         warnings=tuple(warnings),
@@ -112,7 +112,7 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
         canvases=canvases,
         seams=seams,
         retakes=inputs.retakes,
-        most_forwards=len(windows) * _forwards(inputs) * (1 + inputs.retakes) if inputs.retakes else None,
+        most_forwards=_all_forwards(inputs, len(windows)) * (1 + inputs.retakes) if inputs.retakes else None,
     )
 
 
@@ -137,8 +137,14 @@ def _check_images(request: Request, inputs: PlanInputs) -> None:
         )
 
 
+def _all_forwards(inputs: PlanInputs, windows: int) -> int:
+    """Return the forwards of the first `windows` windows."""
+    first = _forwards(inputs)
+    return first + (windows - 1) * (first if inputs.others is None else inputs.others)
+
+
 def _forwards(inputs: PlanInputs) -> int:
-    """Return the forwards of each window."""
+    """Return the forwards of the first window."""
     return (inputs.evaluations or inputs.steps) * inputs.passes if inputs.forwards is None else inputs.forwards
 
 
@@ -256,7 +262,7 @@ def _check_budget(request: Request, inputs: PlanInputs, seconds: float, generate
 def _check_forwards(request: Request, inputs: PlanInputs, windows: int) -> None:
     budget = request.budget
     evaluations = inputs.evaluations or inputs.steps
-    forwards = windows * _forwards(inputs) * (1 + inputs.retakes)
+    forwards = _all_forwards(inputs, windows) * (1 + inputs.retakes)
     if forwards > budget.forwards:
         per_steps = "" if evaluations == inputs.steps else f" of {evaluations} evaluations"
         at_most = "" if _forwards(inputs) == evaluations * inputs.passes else "at most "

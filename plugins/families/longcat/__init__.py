@@ -62,7 +62,8 @@ class LongCatConfig(FamilyConfig):
     look_at_lora: ClassVar[Any] = _look_at_lora
     styles: ClassVar[tuple[str, ...]] = ("longcat",)
     cannot: ClassVar[Mapping[str, str]] = {
-        "cache": "its given frames are cached already, and no step cache was measured with it",
+        "attention=radial": "it is computed from the grid of the tokens, of which groups of frames see different ones",
+        "cache": "no step cache was measured with it, and keys of given frames are kept already",
         "parallel": "its forwards cannot be shared",
         "compile": "its blocks fill and read a cache, which the compiler does not see",
     }
