@@ -17,7 +17,7 @@ from engine.errors import ConfigError, UnknownComponent
 from engine.plugin.manager import Registry
 
 #: Values that choose nothing.
-_NOTHING = ("none", None, False, 0, "", [])
+_NOTHING: tuple[Any, ...] = ("none", None, False, 0, "", [])
 #: The ways in which processes share a video.
 WAYS = ("none", "ulysses", "guidance")
 
