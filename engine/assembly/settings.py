@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from engine.assembly.compiling import check_compile
 from engine.assembly.location import WeightsFinder
@@ -16,8 +15,6 @@ from engine.data import PlanInputs
 from engine.errors import ConfigError, UnknownComponent
 from engine.plugin.manager import Registry
 
-#: Values that choose nothing.
-_NOTHING: tuple[Any, ...] = ("none", None, False, 0, "", [])
 #: The ways in which processes share a video.
 WAYS = ("none", "ulysses", "guidance")
 
@@ -101,7 +98,6 @@ def _check(config: Config) -> None:
     # Needed for a config that was built in Python.
     check_numbers(config)
     check_compile(config)
-    _check_family(config)
     _check_made_for(config)
     for field, frames in (("model.window", config.model.window), ("continuation.frames", config.continuation.frames)):
         if frames < 1 or frames % 4 != 1:
@@ -142,22 +138,6 @@ def _check(config: Config) -> None:
             field="continuation.blend",
             hint=f"0 to {config.model.window}",
         )
-
-
-def _check_family(config: Config) -> None:
-    """Raise ConfigError for a choice that the network's family cannot run; known before anything is loaded."""
-    family = config.family
-    for key, why in family.cannot.items():
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
-        chosen = getattr(value, "name", value)
-        if chosen not in _NOTHING:
-            raise ConfigError(
-                f"{key}={chosen} does not work with model={config.model.name}: {why}",
-                field=key,
-                hint=f"leave {key} out, or choose another model",
-            )
 
 
 def _check_made_for(config: Config) -> None:
