@@ -203,6 +203,19 @@ def test_engine_never_imports_plugins() -> None:
     assert not wrong
 
 
+def test_no_file_outside_a_family_imports_a_family() -> None:
+    def family(name: str) -> str:
+        return ".".join(name.split(".")[:3]) if within(name, "plugins.families") and name.count(".") > 1 else ""
+
+    wrong = {
+        (name, wanted)
+        for name, path in MODULES.items()
+        for wanted in ours(path)
+        if family(wanted) not in ("", family(name))
+    }
+    assert not wrong
+
+
 def test_nothing_that_is_installed_imports_scripts_or_tests() -> None:
     wrong = {
         name for name, path in MODULES.items() if {"scripts", "tests"} & {n.partition(".")[0] for n in imported(path)}

@@ -44,7 +44,9 @@ def with_prompts(plan: Plan, request: Request, config: Config, branches: Sequenc
 
 
 def lost_by(config: Config, folder: Path) -> Lost:
-    """Return the function that uses the tokenizer in a folder of weights."""
+    """Return the function that uses the tokenizer in a folder of weights; a family without one loses nothing."""
+    if "tokenizer" not in config.family.components:
+        return lambda _prompt: ("", 0)
     parts, _ = find_parts(folder, replace(weights_of(config), components=("transformer", "tokenizer")))
     transformer = parts["transformer"]
     settings = transformer.config or transformer.folder / "config.json"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from engine.assembly.compiling import check_compile
 from engine.assembly.location import WeightsFinder
@@ -16,8 +15,6 @@ from engine.data import PlanInputs
 from engine.errors import ConfigError, UnknownComponent
 from engine.plugin.manager import Registry
 
-#: Values that choose nothing.
-_NOTHING = ("none", None, False, 0, "", [])
 #: The ways in which processes share a video.
 WAYS = ("none", "ulysses", "guidance")
 
@@ -102,7 +99,6 @@ def _check(config: Config) -> None:
     """Raise ConfigError for values that have the right type but are out of range."""
     # Needed for a config that was built in Python.
     check_numbers(config)
-    _check_family(config)
     check_compile(config)
     _check_made_for(config)
     for field, frames in (("model.window", config.model.window), ("continuation.frames", config.continuation.frames)):
@@ -144,36 +140,6 @@ def _check(config: Config) -> None:
             field="continuation.blend",
             hint=f"0 to {config.model.window}",
         )
-
-
-def _check_family(config: Config) -> None:
-    """Raise ConfigError for a choice that the network's family cannot run; known before anything is loaded."""
-    family = config.family
-    for name, why in family.cannot.items():
-        key, _, refused = name.partition("=")
-        chosen = _chosen(config, key)
-        if chosen == refused if refused else chosen not in _NOTHING:
-            raise ConfigError(
-                f"{key}={chosen} does not work with model={config.model.name}: {why}",
-                field=key,
-                hint=f"leave {key} out, or choose another model",
-                code="conflict",
-            )
-    for key, (names, why) in {**family.only, "continuation.style": (family.styles, "its family continues windows in another way")}.items():
-        if (chosen := _chosen(config, key)) not in names:
-            raise ConfigError(
-                f"{key}={chosen} does not work with model={config.model.name}: {why}",
-                field=key,
-                hint=f"choose {' or '.join(map(str, names))}, or another model",
-                code="conflict",
-            )
-
-
-def _chosen(config: Config, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return getattr(value, "name", value)
 
 
 def _check_made_for(config: Config) -> None:

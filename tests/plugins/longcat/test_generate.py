@@ -250,9 +250,7 @@ def test_version_1_0_has_more_steps_in_windows_that_continue(start: Callable[...
         ("guidance=apg", "guidance.text_scale=2"),
     ],
 )
-def test_it_can_be_guided(
-    start: Callable[..., EngineService], plain: Delivery, words: tuple[str, ...]
-) -> None:
+def test_it_can_be_guided(start: Callable[..., EngineService], plain: Delivery, words: tuple[str, ...]) -> None:
     delivery = start("longcat-mini", *words).generate(TWO)
 
     assert delivery.forwards == delivery.plan.forwards > 16
@@ -476,5 +474,3 @@ def test_a_preset_without_its_family_is_refused_in_one_line(monkeypatch: pytest.
     assert "family" in line
     assert "longcat" in line
     assert "multitalk" in line
-
-
