@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.errors import ConfigError
@@ -19,16 +18,12 @@ _TAIL = tuple(range(500, 0, -50))
 _FINE = tuple(level / 1000 for level in range(1000, 0, -20))
 
 
-@dataclass(frozen=True)
 class Levels:
     """Euler's method along noise levels, 1 .. 0: see `engine.components.Schedule`."""
 
-    sigmas: Sequence[float]
-
-    @property
-    def timesteps(self) -> Sequence[float]:
-        """The times, 1000 .. 0."""
-        return [1000 * sigma for sigma in self.sigmas]
+    def __init__(self, sigmas: Sequence[float]) -> None:
+        self.sigmas = tuple(sigmas)
+        self.timesteps: Sequence[float] = tuple(1000 * sigma for sigma in sigmas)
 
     def step(self, velocity: Tensor, index: int, latents: Tensor) -> Tensor:
         """Make one step."""

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from engine.errors import ConfigError, EngineError, SourceError
 from plugins.families.longcat import folders, weights
 from plugins.families.longcat.lora import read_lora, sort_lora
+from plugins.families.longcat.lora_keys import DATA, SCALE
 from plugins.families.longcat.sizes import published_config
 from plugins.families.longcat.transformer import AvatarTransformer3DModel
-from plugins.families.longcat.weights import DATA, SCALE, load_transformer
+from plugins.families.longcat.weights import load_transformer
 
 TOLERANCE = 1e-4
 D = 4096
