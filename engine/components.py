@@ -182,12 +182,6 @@ class ContinuingSampler(Sampler, Protocol):
 
     def continued(self) -> tuple[Sampler, int]:
         """Return the sampler of those windows and its number of steps. Plans call this without torch."""
-        ...
-
-
-def continued_of(sampler: Sampler, steps: int) -> tuple[Sampler, int]:
-    """Return the sampler of windows that continue another one, and its number of steps."""
-    return sampler.continued() if isinstance(sampler, ContinuingSampler) else (sampler, steps)
 
 
 def evaluations_of(sampler: Sampler, steps: int) -> tuple[int, ...]:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from engine.assembly.family import check_family
-from engine.components import BRANCHES, Agree, Guidance, Sampler, SharedCache, StepCache, continued_of, evaluations_of
+from engine.components import (
+    BRANCHES,
+    Agree,
+    ContinuingSampler,
+    Guidance,
+    Sampler,
+    SharedCache,
+    StepCache,
+    evaluations_of,
+)
 from engine.config import Config, SamplerConfig
 from engine.data import Tally
 from engine.errors import ConfigError
@@ -34,7 +43,9 @@ class Sampling:
 
     def continued(self, steps: int) -> tuple[Sampling, int]:
         """Return what controls windows that continue another one, with the same state, and their number of steps."""
-        sampler, others = continued_of(self.sampler, steps)
+        if not isinstance(self.sampler, ContinuingSampler):
+            return self, steps
+        sampler, others = self.sampler.continued()
         return replace(self, sampler=sampler), others
 
     def all_forwards(self, steps: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -175,6 +175,7 @@ def test_every_component_that_is_installed_was_walked() -> None:
         "generate",
         "euler",
         "renoise",
+        *("longcat", "longcat-tail", "longcat-distilled"),
         "auto",
         "ahead",
     }

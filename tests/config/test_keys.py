@@ -265,6 +265,9 @@ def is_read(key: Key) -> bool:
         return bool({(owner, last), (f"_{owner}", last)} & accesses(file))
     if key.choice:
         file = provider_of(*key.choice.split("=")).replace(".", "/") + ".py"
+        if group == "family":
+            # Any module of the family's package.
+            return any((owner, last) in accesses(file.rpartition("/")[0]) for owner in ("config", "self", "settings"))
         if group == "entrypoint" and ("self", last) in accesses(JOBS_CONFIG) and ("config", "terms") in accesses(file):
             return True
         if group == "quant" and ("self", last) in accesses("engine/config/__init__.py"):

@@ -26,12 +26,12 @@ from engine.network.codec import WanCodec
 from engine.network.fused import set_fused
 from engine.network.prompt_cache import PromptCache
 from engine.network.text import TextEncoder
-from plugins.families.longcat import LongCatConfig
 from plugins.families.longcat.attention import set_self_attention_backend
 from plugins.families.longcat.frames import FrameLayout
 from plugins.families.longcat.lora import AvatarLoras
 from plugins.families.longcat.model import LongCatModel
 from plugins.families.longcat.precision import is_quantised_linear
+from plugins.families.longcat.settings import LongCatConfig
 from plugins.families.longcat.sizes import cache_bytes
 from plugins.families.longcat.weights import AvatarFiles
 from plugins.families.longcat.whisper import load_whisper

@@ -20,8 +20,8 @@ from engine.planning.memory import FRAGMENTED
 from engine.stages.decode import decode
 from engine.stages.denoise import draw_noise
 from engine.stages.encode import Conditioning, PictureCache, encode_texts, to_pixels
-from plugins.families.longcat import LongCatConfig
 from plugins.families.longcat.operations import forward_bytes
+from plugins.families.longcat.settings import LongCatConfig
 from plugins.families.longcat.transformer import AvatarConditions
 from plugins.families.longcat.versions import version
 from plugins.families.longcat.voices import encode_tracks, silence
