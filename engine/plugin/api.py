@@ -145,6 +145,7 @@ API = (
         "family",
         "what a family's model is given, and the conditions of a window",
     ),
+    Public("engine.loading.layout", "ComponentLayout", "family", "where the files of a component are"),
     Public("engine.loading.model", "Model load_model", "family", "a network of Wan's kind with its encoders"),
     Public("engine.stages.decode", "decode", "family", "latents to frames in the picture's colours"),
     Public("engine.stages.denoise", "denoise draw_noise", "family", "the denoising loop, and its noise"),
