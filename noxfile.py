@@ -215,7 +215,7 @@ def triton(session: nox.Session) -> None:
     with tempfile.TemporaryDirectory(prefix="multitalk-triton-") as folder:
         pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
         session.run(*pip, "install", "--quiet", "--no-deps", "--target", folder, "triton")
-        tests = session.posargs or ["tests/multitalk/test_fused.py", "tests/multitalk/test_eight_bit.py"]
+        tests = session.posargs or ["tests/network/test_fused.py", "tests/network/test_eight_bit.py"]
         env = {"PYTHONPATH": folder, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
         session.run(sys.executable, "-m", "pytest", "-q", *tests, env=env)
 

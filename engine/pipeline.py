@@ -27,7 +27,6 @@ from engine.plugin.manager import Registry
 from engine.runtime.parallel import Ranks
 from engine.runtime.progress import Meter
 from engine.stages.behind import WriteBehind
-from engine.stages.encode import encode_prompt_and_voices
 from engine.stages.read import drawn, read
 from engine.stages.windows import resample
 
@@ -100,7 +99,7 @@ class Engine:
             options = make_options(config, plan, sampling, self.runtime.device)
             with meter.stage("listen"):
                 prompts = prompts_of(request, config)
-                conditioning = encode_prompt_and_voices(model, inputs, prompts, plan, options.encode, cancel=meter)
+                prepared = model.prepare(inputs, prompts, plan, options.encode, cancel=meter)
             provenance = make_provenance(request, media, config, weights=loaded.fingerprint, runtime=self.runtime)
             file = make_writer(request, plan, inputs, options, provenance, folder)
             live = make_publisher(place, file, plan, config, meter)
@@ -114,12 +113,12 @@ class Engine:
 
                 retakes = make_retakes(config, inputs, plan, generator, meter)
                 looks = retakes, make_previews(request, config, meter)
-                given = model, inputs, conditioning, options, sampling, generator, config, self._group, meter, step
+                given = model, inputs, prepared, options, sampling, generator, config, self._group, meter, step
                 maker = WindowMaker(*given, *looks)
-                windows, history = keeping.take_over(writer, generator, sampling.tally, retakes)
+                windows, carried = keeping.take_over(writer, generator, sampling.tally, retakes)
                 for window in windows:
-                    frames, history = maker.make(window, history)
-                    keeping.made(window, history, generator, sampling.tally, retakes)
+                    frames, carried = maker.make(window, carried)
+                    keeping.made(window, carried, generator, sampling.tally, retakes)
                     with meter.stage("write", window=window.index + 1):
                         self._hooks.window_finished(request=request, window=window, frames=frames)
                         writer.add(resample(frames, window, plan), last=window is plan.windows[-1])
@@ -128,7 +127,7 @@ class Engine:
                     artifact = writer.finish(facts_of(report := retakes.report()) | keeping.provenance)
             with meter.stage("keep"):
                 kept = keeping.deliver(lambda: sink.put(artifact))
-        forwards, reused = sampling.tally.made, conditioning[0].text.reused
+        forwards, reused = sampling.tally.made, prepared.reused
         told = report, live.address, live.warnings, keeping.taken, keeping.warnings
         made = Making(self.memory, forwards, reused, writer.overlapped, *told)
         delivery = make_delivery(kept, artifact, plan, inputs, meter, made)

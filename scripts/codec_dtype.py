@@ -109,7 +109,7 @@ def _decoded() -> tuple[Pictures, Pictures]:
     from diffusers import AutoencoderKLWan
     from PIL import Image
 
-    from engine.multitalk.codec import WanCodec
+    from engine.network.codec import WanCodec
 
     pictures = []
     for name in ("one.png", "two.png"):

@@ -14,10 +14,10 @@ from engine.loading.quanto import dequantize
 from engine.media.audio import VOICE_RATE, set_loudness
 from engine.media.color import color_statistics, match_color
 from engine.media.loudness import integrated_loudness
-from engine.multitalk import attention
-from engine.multitalk.audio import audio_frames, audio_windows
-from engine.multitalk.speakers import Speakers, label_positions
-from engine.multitalk.transformer import cast_model
+from engine.network import attention
+from engine.network.audio import audio_frames, audio_windows
+from engine.network.precision import cast_model
+from engine.network.speakers import Speakers, label_positions
 from plugins.samplers.renoise import Renoise, RenoiseConfig
 
 # The recordings are float32 of another order of operations; ours are within 6e-6, 1e-4 is what is promised.

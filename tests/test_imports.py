@@ -29,32 +29,33 @@ redaction:
 text:
 cancel: data errors
 components: data
+family: components data
 config: errors
 files: data errors
 machine: data errors text
-multitalk: data errors imports
+network: data errors imports
 client: errors files
 hub: errors files text
-loading: components data errors imports machine multitalk text
+loading: components data errors imports machine network text
 media: cancel components data errors
 net: cancel data errors
 planning: components data errors machine
-plugin: components config data errors
-runtime: components config data errors machine multitalk
+plugin: components config data errors family
+runtime: components config data errors machine network
 serving: components config data errors files hub machine media redaction runtime text
-stages: cancel components data errors files loading media multitalk text
+stages: cancel components data errors family files loading media network text
 evaluation: data media
-assembly: cancel components config data errors evaluation files hub loading machine media multitalk net planning
+assembly: cancel components config data errors evaluation family files hub loading machine media network net planning
     plugin runtime stages text
-plugins: cancel components config data errors files hub imports loading machine media multitalk net planning plugin
-    redaction runtime serving text
+plugins: cancel components config data errors family files hub imports loading machine media network net planning plugin
+    redaction runtime serving stages text
 config_keys: assembly config plugin redaction
 pipeline: assembly components config data files plugin runtime stages
-bench: assembly client components data errors evaluation files loading machine media multitalk pipeline planning
+bench: assembly client components data errors evaluation files loading machine media network pipeline planning
     plugin runtime stages
-rehearsal: assembly components config data errors files loading machine multitalk pipeline planning plugin text
+rehearsal: assembly components config data errors files loading machine network pipeline planning plugin text
 service: assembly cancel components config data errors files imports loading pipeline plugin runtime stages
-doctor: assembly components data errors machine multitalk planning plugin service serving text
+doctor: assembly components data errors machine network planning plugin service serving text
 sweeps: assembly config data errors evaluation files media plugin redaction runtime service stages text
 cli: assembly bench config config_keys data doctor errors files hub imports media pipeline planning plugin redaction
     rehearsal runtime service serving stages sweeps text
@@ -202,6 +203,19 @@ def test_engine_never_imports_plugins() -> None:
     assert not wrong
 
 
+def test_no_file_outside_a_family_imports_a_family() -> None:
+    def family(name: str) -> str:
+        return ".".join(name.split(".")[:3]) if within(name, "plugins.families") and name.count(".") > 1 else ""
+
+    wrong = {
+        (name, wanted)
+        for name, path in MODULES.items()
+        for wanted in ours(path)
+        if family(wanted) not in ("", family(name))
+    }
+    assert not wrong
+
+
 def test_nothing_that_is_installed_imports_scripts_or_tests() -> None:
     wrong = {
         name for name, path in MODULES.items() if {"scripts", "tests"} & {n.partition(".")[0] for n in imported(path)}
@@ -288,4 +302,4 @@ def test_modules_open_with_one_sentence_and_stay_one_room() -> None:
     for path in FILES:
         text = path.read_text("utf-8")
         assert ast.get_docstring(ast.parse(text)), path
-        assert text.count("\n") <= (600 if {"multitalk", "loading"} & set(path.parts) else 400), path
+        assert text.count("\n") <= (600 if {"network", "multitalk", "loading"} & set(path.parts) else 400), path

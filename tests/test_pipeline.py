@@ -23,7 +23,7 @@ from engine import Delivery, EngineService, Progress, Request, Speaker, hookimpl
 from engine.assembly.sinks import sink_for_request
 from engine.data import Access, Artifact, Credentials, Frames, Kept, Store, Window
 from engine.errors import Cancelled, RequestError, SinkError
-from engine.multitalk.image import ImageEncoder
+from engine.network.image import ImageEncoder
 from engine.plugin.manager import installed
 from engine.stages.write import read_provenance
 
@@ -93,7 +93,8 @@ def test_frames_are_those_asked_for_and_sound_is_as_long(service: EngineService,
 def test_forwards_are_those_of_the_plan(service: EngineService, overrides: list[str], forwards: int) -> None:
     request = replace(ONE, frames=5, overrides=tuple(overrides))
     calls: list[str] = []
-    block = service.engine.load().model.transformer.blocks[0]
+    model: Any = service.engine.load().model
+    block = model.transformer.blocks[0]
     handle = block.register_forward_hook(lambda *_: calls.append("forward"))
     delivery = service.generate(request)
     handle.remove()
@@ -111,7 +112,8 @@ def test_a_second_job_with_the_same_prompt_does_not_run_the_text_encoder(
     service: EngineService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    text: Any = service.engine.load().model.text
+    model: Any = service.engine.load().model
+    text = model.text
     encode = text.encode
 
     def listen(prompt: str) -> Any:

@@ -102,7 +102,8 @@ def test_step_caches_work_with_a_timeline(service: EngineService) -> None:
 
 
 def test_each_text_is_encoded_once_and_known_the_next_time(service: EngineService) -> None:
-    encoder = service.engine.load().model.text
+    model: Any = service.engine.load().model
+    encoder = model.text
     encoded: list[str] = []
     usual = encoder.encode
     request = timeline(Cue("One.", 0), Cue("Two.", frame=CUT), Cue("One.", frame=21), frames=29)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,12 +17,10 @@ from engine.assembly.sampling import Sampling, build_sampling
 from engine.assembly.weights import LoadedModel
 from engine.components import CancelToken
 from engine.config import Config
-from engine.data import Conditions
 from engine.errors import Cancelled, ProcessLost
-from engine.loading.model import Model
+from engine.family import Denoising, FamilyModel, SharingModel
 from engine.plugin.manager import Registry
 from engine.runtime.parallel import DenoiseWindow, LoadWeights, Ranks, require_ranks
-from engine.stages.denoise import denoise, draw_noise
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class ProcessGroup:
         """Raises ConfigError if `config` requires several processes and there is only one."""
         self._registry = registry
         self._ranks = require_ranks(config.parallel, ranks)
+        self._family = config.family
         #: Number of processes in the group, including this one.
         self.size = 1 if ranks is None else ranks.size
         #: Number of processes among which the tokens of a forward are divided.
@@ -61,8 +63,8 @@ class ProcessGroup:
 
     def denoise(
         self,
-        model: Model,
-        conditions: Conditions,
+        model: FamilyModel,
+        conditions: Any,
         sampling: Sampling,
         generator: torch.Generator,
         config: Config,
@@ -73,21 +75,32 @@ class ProcessGroup:
     ) -> Tensor:
         """Denoise a window, from noise of `generator`, together with the processes that follow.
 
-        `on_step` and `look` (see `stages.denoise`) are called in this process only. The others build their own
+        `on_step` and `look` (see `engine.family.Denoising`) are called in this process only. The others build their own
         `sampling` from the request's `config`. Raises Cancelled.
         """
-        noise = draw_noise((model.codec.channels, *conditions.latents.shape[1:]), generator)
+        noise = model.noise(conditions, generator)
+        alone = Denoising(
+            sampler=sampling.sampler,
+            guidance=sampling.guidance,
+            cache=sampling.cache,
+            generator=generator,
+            tally=sampling.tally,
+            cancel=cancel,
+            on_step=on_step,
+            look=look,
+            batched=partial(is_batched, sampling.batched, model, len(sampling.guidance.branches)),
+        )
         if self._ranks is None:
-            return _denoise(model, conditions, noise, sampling, generator, on_step, cancel, look=look)
+            return model.denoise(conditions, noise, alone)
         self._ranks.broadcast(DenoiseWindow(config, conditions, noise, generator.get_state()))
         with self._ranks.denoising(cancel) as agreed:
-            part = self._ranks.part_of(conditions)
-            return _denoise(model, part, noise, sampling, generator, on_step, agreed, self._ranks, look)
+            return self._together(self._ranks, model, conditions, noise, replace(alone, cancel=agreed))
 
     def follow(self, load: Callable[[], LoadedModel], device: str) -> None:
         """Follow rank 0 until it ends: load, and take part in denoising. Raises ProcessLost."""
         assert self._ranks is not None
-        while (message := self._ranks.receive(device)) is not None:
+        conditions = self._registry.families.build(self._family).messages()
+        while (message := self._ranks.receive(device, conditions)) is not None:
             if isinstance(message, DenoiseWindow):
                 self._denoise_along(self._ranks, message, load())
                 continue
@@ -105,34 +118,19 @@ class ProcessGroup:
         generator = torch.Generator()
         generator.set_state(message.generator.cpu())
         with ranks.denoising(None) as cancel, suppress(Cancelled):
-            part = ranks.part_of(message.conditions)
-            _denoise(model, part, message.noise, sampling, generator, None, cancel, ranks)
+            steps = Denoising(
+                sampler=sampling.sampler,
+                guidance=sampling.guidance,
+                cache=sampling.cache,
+                generator=generator,
+                tally=sampling.tally,
+                cancel=cancel,
+            )
+            self._together(ranks, model, message.conditions, message.noise, steps)
 
-
-def _denoise(
-    model: Model,
-    conditions: Conditions,
-    noise: Tensor,
-    sampling: Sampling,
-    generator: torch.Generator,
-    on_step: Callable[[int, int], None] | None,
-    cancel: CancelToken,
-    ranks: Ranks | None = None,
-    look: Callable[[int, Tensor, Tensor, float], None] | None = None,
-) -> Tensor:
-    with model.use("transformer"):
-        return denoise(
-            model.transformer,
-            conditions,
-            noise,
-            sampler=sampling.sampler,
-            guidance=sampling.guidance,
-            cache=sampling.cache,
-            generator=generator,
-            on_step=on_step,
-            look=look,
-            cancel=cancel,
-            tally=sampling.tally,
-            shared=ranks if ranks is not None and ranks.groups > 1 else None,
-            batched=is_batched(sampling.batched, model, conditions, len(sampling.guidance.branches)),
-        )
+    def _together(self, ranks: Ranks, model: FamilyModel, conditions: Any, noise: Tensor, steps: Denoising) -> Tensor:
+        # A family whose forwards cannot be shared is refused before (`check_family`).
+        sharing = cast("SharingModel", model)
+        if ranks.sharing > 1:
+            conditions = sharing.part_of(conditions, ranks.group, ranks.place, ranks.sharing)
+        return model.denoise(conditions, noise, replace(steps, shared=ranks if ranks.groups > 1 else None))

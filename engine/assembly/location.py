@@ -13,8 +13,6 @@ from engine.errors import MissingExtra, MissingWeights, SourceError
 from engine.hub.offers import offers
 from engine.plugin.manager import Registry
 
-COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder", "audio_encoder")
-
 
 @dataclass(frozen=True)
 class Location:
@@ -99,13 +97,14 @@ def weights_of(config: Config) -> Weights:
     return Weights(
         model.name,
         model.folder,
-        COMPONENTS,
+        config.family.components,
         packaged=model.packaged,
         command=commands[0][0] if commands else "",
         commands=commands,
         adapter=model.adapter,
         quant=config.quant.form,
         file=config.quant.file,
+        find=type(config.family).find_parts,
     )
 
 

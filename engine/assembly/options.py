@@ -9,9 +9,7 @@ from typing import Any
 
 from engine.assembly.sampling import Sampling
 from engine.config import Config
-from engine.data import Inputs, Plan, Request
-from engine.stages.decode import DecodeOptions
-from engine.stages.encode import EncodeOptions
+from engine.data import DecodeOptions, EncodeOptions, Inputs, Plan, Request
 from engine.stages.write import VideoOptions, Writer
 
 

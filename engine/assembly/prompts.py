@@ -13,7 +13,7 @@ from engine.assembly.location import weights_of
 from engine.config import Config
 from engine.data import Plan, Request
 from engine.loading.layout import find_parts
-from engine.multitalk.prompts import lost_of_file, tell_lost
+from engine.network.prompts import lost_of_file, tell_lost
 
 #: Prompt -> the text that is cut off, and the number of tokens that are kept.
 Lost = Callable[[str], tuple[str, int]]
@@ -44,7 +44,9 @@ def with_prompts(plan: Plan, request: Request, config: Config, branches: Sequenc
 
 
 def lost_by(config: Config, folder: Path) -> Lost:
-    """Return the function that uses the tokenizer in a folder of weights."""
+    """Return the function that uses the tokenizer in a folder of weights; a family without one loses nothing."""
+    if "tokenizer" not in config.family.components:
+        return lambda _prompt: ("", 0)
     parts, _ = find_parts(folder, replace(weights_of(config), components=("transformer", "tokenizer")))
     transformer = parts["transformer"]
     settings = transformer.config or transformer.folder / "config.json"

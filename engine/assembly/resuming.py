@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from engine.assembly.carried import arrays_of, carried_of
 from engine.assembly.judge_states import Form, form_of, judge_state, restore_judge
 from engine.assembly.provenance import Runtime
 from engine.assembly.retakes import Retakes
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from engine.data import Tally
+    from engine.family import Carried
     from engine.stages.behind import WriteBehind
-    from engine.stages.passes import Tally
 
 #: Folder of the states on the volume, and in the home folder.
 _ON_VOLUME = "resume"
@@ -156,14 +158,15 @@ class Keeping:
 
     def take_over(
         self, writer: WriteBehind, generator: torch.Generator, tally: Tally, retakes: Retakes
-    ) -> tuple[tuple[Window, ...], Tensor | None]:
-        """Put the finished windows into the video; return the windows that are left, and the history for the first.
+    ) -> tuple[tuple[Window, ...], Carried | None]:
+        """Put the finished windows into the video; return the windows that are left, and what the first gets.
 
         Generator, tally and judge continue as after the last finished window. Raises SinkError.
         """
         import torch
 
-        windows, history = self._plan.windows, None
+        windows = self._plan.windows
+        carried: Carried = {}
         # Its arrays need not stay in memory.
         state, self._state = self._state, None
         if state is not None:
@@ -171,9 +174,7 @@ class Keeping:
                 writer.take_over(load(path.read_bytes()), last=index + 1 == len(windows))
                 path.unlink()
             generator.set_state(torch.frombuffer(bytearray(state.arrays["generator"]), dtype=torch.uint8))
-            if "history" in state.arrays:
-                shape = state.forms["history"][1]
-                history = torch.frombuffer(bytearray(state.arrays["history"]), dtype=torch.float32).reshape(shape)
+            carried = carried_of(state)
             tally.asked, tally.skipped, tally.counted = state.facts["tally"]
             restore_judge(retakes, state.facts["judge"], state.arrays, state.forms)
             self._meter.take_over(state.windows)
@@ -184,20 +185,22 @@ class Keeping:
                 seed = int(torch.randint(2**63 - 1, (), generator=generator))
             generator.manual_seed(seed)
             self.facts["made_again"] = [{"window": retake, "seed": seed}]
-        return windows[self.taken :], history
+        return windows[self.taken :], carried or None
 
     @property
     def provenance(self) -> dict[str, Any]:
         """The facts that belong into the video's provenance: windows that were made again."""
         return {key: value for key, value in self.facts.items() if key == "made_again"}
 
-    def made(self, window: Window, history: Tensor, generator: torch.Generator, tally: Tally, retakes: Retakes) -> None:
+    def made(
+        self, window: Window, carried: Carried, generator: torch.Generator, tally: Tally, retakes: Retakes
+    ) -> None:
         """Note what the window after `window` needs; it is stored with the window's segment."""
         if self._own is None:
             return
         arrays = {"generator": _array(generator.get_state())}
         if window is not self._plan.windows[-1]:
-            arrays["history"] = _array(history)
+            arrays |= arrays_of(carried)
         judge, small = judge_state(retakes)
         arrays |= {name: form_of(array) for name, array in small.items()}
         facts = {

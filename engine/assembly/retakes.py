@@ -11,7 +11,7 @@ import torch
 from engine.data import Attempt, Report, Window, WindowReport
 from engine.errors import EngineError
 from engine.evaluation.judge import Judge, Look
-from engine.stages.decode import Decoded
+from engine.family import Finished
 
 #: Seeds of retakes are below this number, as a random seed of a request: every JSON parser reads them exactly.
 _SEEDS = 2**32
@@ -30,13 +30,13 @@ class Retakes:
         self._judge, self._most, self._generator, self._again = judge, most if judge else 0, generator, again
         self._reports: list[WindowReport] = []
 
-    def make(self, window: Window, attempt: Callable[[torch.Generator], Decoded]) -> Decoded:
+    def make(self, window: Window, attempt: Callable[[torch.Generator], Finished]) -> Finished:
         """Return the best of the attempts at `window`: that with the least badness, of equal ones the first.
 
         `attempt` makes the window with noise of a generator. Its EngineError with the code "broken_window" counts as
         the worst attempt, and is raised if no other succeeds. Other errors are raised at once.
         """
-        best: tuple[Decoded, Look] | None = None
+        best: tuple[Finished, Look] | None = None
         attempts: list[Attempt] = []
         broken: EngineError | None = None
         kept = 0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from engine.assembly.family import check_family
 from engine.components import BRANCHES, Agree, Guidance, Sampler, SharedCache, StepCache, evaluations_of
 from engine.config import Config, SamplerConfig
+from engine.data import Tally
 from engine.errors import ConfigError
 from engine.plugin.manager import Registry
-from engine.stages.passes import GuidanceInterval, Tally, guidance_of
+from engine.stages.passes import GuidanceInterval, guidance_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ def build_sampling(config: Config, registry: Registry, *, agree: Agree | None = 
 
     If several processes share a forward pass, `agree` makes their caches decide alike (`components.SharedCache`).
     """
+    check_family(config)
     cache = registry.caches.build(config.cache)
     return Sampling(
         sampler=_sampler(config, registry),
@@ -82,6 +85,14 @@ def _known(config: Config, guidance: Guidance) -> Guidance:
         what = f"guidance={config.guidance.name} asks for {', '.join(map(repr, unknown)) or 'no branch'}"
         raise ConfigError(
             what, field="guidance", hint=f"fix the guidance's plugin: it must name some of {', '.join(BRANCHES)}"
+        )
+    able = config.family.branches
+    if not set(guidance.branches) <= set(able):
+        scales = f"text_scale={config.guidance.text_scale:g} and audio_scale={config.guidance.audio_scale:g}"
+        raise ConfigError(
+            f"guidance={config.guidance.name} with {scales} needs passes that model={config.model.name} does not have",
+            field="guidance",
+            hint="set guidance.text_scale=1 and guidance.audio_scale=1, which need one pass",
         )
     return guidance
 

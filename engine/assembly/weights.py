@@ -20,8 +20,8 @@ from engine.components import Quantiser, Reader
 from engine.config import ComponentConfig, Config
 from engine.data import Plan, Request
 from engine.data.attention import Attend
+from engine.family import Family, FamilyModel
 from engine.loading.component_files import BUILDING
-from engine.loading.model import Model, load_model
 from engine.loading.placement import Profile
 from engine.plugin.manager import Registry
 from engine.runtime.memory import reclaim
@@ -31,7 +31,9 @@ from engine.runtime.memory import reclaim
 class LoadSpec:
     """Which weights to load, and how. Equal specs load equal weights."""
 
-    #: Keyword arguments of `load_model`, except `reader`, `quantiser` and `attend`.
+    #: The family whose network it is.
+    family: ComponentConfig
+    #: Keyword arguments of `Family.load`, except `reader`, `quantiser` and `attend`.
     arguments: dict[str, Any]
     #: Configs, because the built components cannot be compared.
     reader: ComponentConfig
@@ -43,7 +45,7 @@ class LoadedModel:
     """Loaded weights."""
 
     spec: LoadSpec
-    model: Model
+    model: FamilyModel
     #: Hash of the weight files.
     fingerprint: str
     #: How each loaded LoRA matches the network.
@@ -55,16 +57,17 @@ class LoadedModel:
         folder: Path = self.spec.arguments["folder"]
         return folder
 
-    def set_loras(self, config: Config) -> Model:
+    def set_loras(self, config: Config) -> FamilyModel:
         """Switch on the LoRAs that `config` asks for, and no others; return the model."""
         self.model.set_loras(bundled_loras(config, self.folder))
         return self.model
 
     def annotate(self, plan: Plan, request: Request, config: Config, branches: Sequence[str]) -> Plan:
         """Return `plan` with the active LoRAs, and with warnings about prompts that the text encoder truncates."""
-        text = self.model.text
         plan = with_loras(plan, config, self.folder, self.fits)
-        return with_prompts(plan, request, config, branches, lambda prompt: (text.lost(prompt), text.text_len))
+        return with_prompts(
+            plan, request, config, branches, lambda prompt: (self.model.lost(prompt), self.model.prompt_limit)
+        )
 
 
 class WeightsHolder:
@@ -136,7 +139,8 @@ class WeightsHolder:
             before.model.close()
             del before
             reclaim()
-        return load(spec, reader, self._quantiser, self._attend)
+        family = self._registry.families.build(spec.family)
+        return load(spec, family, reader, self._quantiser, self._attend)
 
 
 def make_load_spec(config: Config, weights: WeightsFinder, runtime: Runtime, registry: Registry) -> LoadSpec:
@@ -155,16 +159,18 @@ def make_load_spec(config: Config, weights: WeightsFinder, runtime: Runtime, reg
         "compiling": make_compiling(config, folder, runtime.device),
         **asdict(runtime),
     }
-    return LoadSpec(arguments, config.reader, config.quant)
+    return LoadSpec(config.family, arguments, config.reader, config.quant)
 
 
-def load(spec: LoadSpec, reader: Reader, quantiser: Quantiser | None, attend: Attend | None = None) -> LoadedModel:
+def load(
+    spec: LoadSpec, family: Family, reader: Reader, quantiser: Quantiser | None, attend: Attend | None = None
+) -> LoadedModel:
     """Load the weights of `spec`. Raises SourceError and ConfigError."""
     arguments = spec.arguments
     fingerprint = weights_hash(arguments["folder"])
     fits = look_at_loras(arguments["wanted"], arguments["folder"], arguments["loras"])
     with BUILDING:
-        model = load_model(**arguments, reader=reader, quantiser=quantiser, attend=attend)
+        model = family.load(**arguments, reader=reader, quantiser=quantiser, attend=attend)
     return LoadedModel(spec, model, fingerprint, fits)
 
 

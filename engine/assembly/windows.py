@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,25 +12,22 @@ from engine.assembly.retakes import Retakes
 from engine.assembly.sampling import Sampling
 from engine.config import Config
 from engine.data import Inputs, Window
-from engine.loading.model import Model
+from engine.family import Carried, FamilyModel, Finished, Prepared
 from engine.runtime.progress import Meter
-from engine.stages.decode import Decoded, decode
-from engine.stages.encode import Conditioning, encode, to_pixels
 from engine.stages.previews import Previews
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class WindowMaker:
     """Makes the windows of one request, in order."""
 
-    model: Model
+    model: FamilyModel
     inputs: Inputs
-    #: One entry per window of the plan.
-    conditioning: Sequence[Conditioning]
+    #: What all windows share.
+    prepared: Prepared
     options: StageOptions
     sampling: Sampling
     #: All noise of the request comes from it, so its state decides the next window.
@@ -45,30 +42,25 @@ class WindowMaker:
     #: None: nobody wants to see small pictures.
     previews: Previews | None = None
 
-    def make(self, window: Window, history: Tensor | None) -> Decoded:
-        """Make a window's new frames, and the history for the next window, from that of the window before.
+    def make(self, window: Window, carried: Carried | None) -> Finished:
+        """Make a window's new frames, and what the next window gets, from what the window before handed over.
 
         A window outside the report's limits is denoised and decoded again as often as the config allows. Raises
         Cancelled, and EngineError (`broken_window`) for a window that is not a picture.
         """
-        number, meter, options = window.index + 1, self.meter, self.options
-        given = self.conditioning[window.index]
+        number, meter, options, model = window.index + 1, self.meter, self.options, self.model
         with meter.stage("encode", window=number):
-            conditions = encode(self.model, self.inputs, window, given, options.encode, history, cancel=meter)
+            begun = model.begin(self.inputs, window, self.prepared, options.encode, carried, cancel=meter)
         look = None
         if self.previews is not None:
-            # In this style every window is conditioned on the picture.
-            recent = None if options.encode.style == "infinitetalk" else history
-            pictures = (self.inputs.image, *self.inputs.images)
-            shown = to_pixels(pictures[given.number]) if recent is None else recent[:, 0]
-            self.previews.begin(window, conditions, shown)
+            self.previews.begin(window, model.shown(begun, window, self.prepared, self.inputs, carried))
             look = self.previews.step
 
-        def attempt(generator: torch.Generator) -> Decoded:
+        def attempt(generator: torch.Generator) -> Finished:
             with meter.stage("denoise", window=number):
                 latents = self.group.denoise(
-                    self.model,
-                    conditions,
+                    model,
+                    begun,
                     self.sampling,
                     generator,
                     self.config,
@@ -77,7 +69,7 @@ class WindowMaker:
                     look=look,
                 )
             with meter.stage("decode", window=number):
-                return decode(self.model, latents, window, given.colors, options.decode, history, cancel=meter)
+                return model.finish(latents, window, self.prepared, options.decode, carried, cancel=meter)
 
         made = self.retakes.make(window, attempt)
         if self.previews is not None:

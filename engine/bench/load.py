@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.bench.family import network
 from engine.components import Reader
 from engine.errors import RequestError
 from engine.evaluation.bars import Bar, check_bars
@@ -29,7 +30,6 @@ from engine.loading.fill import find_stored
 from engine.loading.layout import part_in
 from engine.loading.model import DTYPES
 from engine.loading.safetensors_reader import BUFFER, PIECE
-from engine.multitalk.transformer import MultiTalkTransformer3DModel
 from engine.plugin.manager import installed
 from engine.runtime.memory import forget_peak, status
 
@@ -100,7 +100,7 @@ def write_checkpoint(folder: Path, size: float) -> dict[str, int]:
     folder.mkdir(parents=True)
     sizes: dict[str, Any] = dict(_NARROW) if size < _NARROW_BELOW else {}
     with init_empty_weights():
-        outside, one = (_bytes(MultiTalkTransformer3DModel(**sizes, num_layers=layers)) for layers in (0, 1))
+        outside, one = (_bytes(network()(**sizes, num_layers=layers)) for layers in (0, 1))
         sizes["num_layers"] = max(1, round((size * 1e9 - outside) / (one - outside)))
         size_needed, free = outside + sizes["num_layers"] * (one - outside), shutil.disk_usage(folder).free
         if size_needed > 0.9 * free:
@@ -109,9 +109,9 @@ def write_checkpoint(folder: Path, size: float) -> dict[str, int]:
                 field="bench load",
                 hint="--size, or --folder on another disk",
             )
-        network = MultiTalkTransformer3DModel(**sizes)
-    network.save_config(folder)
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        model = network()(**sizes)
+    model.save_config(folder)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     index: dict[str, str] = {}
     for number, names in enumerate(_shards(shapes), 1):
         file = f"diffusion_pytorch_model-{number:05d}.safetensors"
@@ -166,14 +166,14 @@ def resident(file: Path) -> float:
 
 def load_ours(root: Path, dtype: str, reader: Reader) -> nn.Module:
     """Load the transformer as the engine does."""
-    return ComponentFiles(part_in(root / "transformer", "transformer"), "transformer", DTYPES[dtype]).read(
-        reader, "cpu"
-    )
+    return ComponentFiles(
+        part_in(root / "transformer", "transformer"), "transformer", DTYPES[dtype], network=network()
+    ).read(reader, "cpu")
 
 
 def load_theirs(root: Path, dtype: str) -> nn.Module:
     """Load the transformer as diffusers does, then cast it."""
-    model: nn.Module = MultiTalkTransformer3DModel.from_pretrained(root / "transformer", local_files_only=True)
+    model: nn.Module = network().from_pretrained(root / "transformer", local_files_only=True)
     return model.to(DTYPES[dtype])
 
 

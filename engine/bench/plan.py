@@ -152,9 +152,10 @@ def _in_process(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def _write(case: PlanCase, folder: Path) -> dict[str, Any]:
     import torch
 
+    from engine.bench.family import network
     from engine.loading.random_weights import write_random_folder
 
-    write_random_folder(folder / "tiny", case.configs(), getattr(torch, case.dtype))
+    write_random_folder(folder / "tiny", case.configs(), getattr(torch, case.dtype), network())
     return {}
 
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.bench.family import network
 from engine.errors import RequestError
-from engine.multitalk.transformer import MultiTalkTransformer3DModel, TransformerConditions, cast_model
+from engine.network.precision import cast_model
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Call = Callable[[], Tensor]
@@ -97,9 +98,7 @@ def run(
     }
 
 
-def bare_calls(
-    model: MultiTalkTransformer3DModel, latents: Tensor, conditions: TransformerConditions
-) -> Iterator[Call]:
+def bare_calls(model: Any, latents: Tensor, conditions: Any) -> Iterator[Call]:
     """Yield every matrix product, convolution and attention call of one forward, on random tensors of its shapes."""
     config = model.config
     heads, width = config.num_attention_heads, config.attention_head_dim
@@ -150,11 +149,9 @@ def _attention(batch: int, queries: int, keys: int, heads: int, width: int, dtyp
     return lambda: F.scaled_dot_product_attention(query, key, value)
 
 
-def build_model(
-    dim: int, ffn_dim: int, heads: int, layers: int, dtype: torch.dtype, random: torch.Generator
-) -> MultiTalkTransformer3DModel:
+def build_model(dim: int, ffn_dim: int, heads: int, layers: int, dtype: torch.dtype, random: torch.Generator) -> Any:
     """Build a network of these sizes with small random weights, on the CPU."""
-    model = MultiTalkTransformer3DModel(
+    model = network()(
         num_attention_heads=heads,
         attention_head_dim=dim // heads,
         ffn_dim=ffn_dim,
@@ -172,8 +169,8 @@ def build_model(
 
 
 def build_inputs(
-    model: MultiTalkTransformer3DModel, grid: tuple[int, int, int], speakers: int, random: torch.Generator
-) -> tuple[Tensor, Tensor, TransformerConditions]:
+    model: Any, grid: tuple[int, int, int], speakers: int, random: torch.Generator
+) -> tuple[Tensor, Tensor, Any]:
     """Make latents, a timestep and conditions for a `grid` of tokens (time, rows, columns), on the model's device."""
     config, device = model.config, model.patch_embedding.weight.device
     shape = (grid[0], grid[1] * config.patch_size[1], grid[2] * config.patch_size[2])

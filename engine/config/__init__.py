@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 
 from omegaconf import II, MISSING
 
-from engine.config.device import CompileConfig as CompileConfig  # re-exported, like the names below
+from engine.config.component import ComponentConfig as ComponentConfig  # re-exported, like the names below
+from engine.config.component import FamilyConfig as FamilyConfig
+from engine.config.device import CompileConfig as CompileConfig
 from engine.config.device import MemoryConfig as MemoryConfig
 from engine.config.device import ParallelConfig as ParallelConfig
 from engine.config.device import VaeConfig as VaeConfig
@@ -30,15 +32,6 @@ from engine.config.report import RetakeConfig as RetakeConfig
 from engine.config.resume import ResumeConfig as ResumeConfig
 from engine.config.resume import with_states
 from engine.errors import ConfigError
-
-
-@dataclass
-class ComponentConfig:
-    """The base of every component's config: the component's name."""
-
-    #: The component's name; set it by choosing the component (`group=name`).
-    name: str = MISSING
-
 
 # --- groups of the engine itself --------------------------------------------------------------------------------------
 
@@ -297,6 +290,8 @@ class Config:
     model: ModelConfig = MISSING
     #: Name of one of the model's resolutions (`multitalk plugins` lists them).
     resolution: str = II("model.resolution")
+    #: The kind of network, which the model's preset chooses.
+    family: FamilyConfig = MISSING
     #: Where the weights come from.
     source: ComponentConfig = MISSING
     #: How weight files are read from disk.
@@ -360,6 +355,7 @@ class Config:
 #: Groups and keys that are fixed when an engine starts: a request that changes one is rejected.
 FIXED = (
     "model",
+    "family",
     "source",
     "reader",
     "quant",

@@ -14,6 +14,9 @@ from engine.data.estimates import Estimates as Estimates
 from engine.data.live import Live as Live
 from engine.data.live import LivePart as LivePart
 from engine.data.live import Preview as Preview
+from engine.data.making import DecodeOptions as DecodeOptions
+from engine.data.making import EncodeOptions as EncodeOptions
+from engine.data.making import Tally as Tally
 from engine.data.plan import Canvas as Canvas
 from engine.data.plan import Plan as Plan
 from engine.data.plan import PlanInputs as PlanInputs

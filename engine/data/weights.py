@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -25,3 +27,5 @@ class Weights:
     quant: str = "none"
     #: The quantised file, in the folder, if there are several.
     file: str | None = None
+    #: The family's own way to find the parts (`engine.config.FamilyConfig.find_parts`); None: the engine's.
+    find: Callable[..., tuple[Mapping[str, Any], tuple[str, ...]]] | None = None

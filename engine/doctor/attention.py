@@ -12,8 +12,8 @@ def try_attention(choice: AttentionChoice, site: AttentionSite) -> float:
     """
     import torch
 
-    from engine.multitalk.attention import prepare_attention
-    from engine.multitalk.compat import dispatch_attention_fn
+    from engine.network.attention import prepare_attention
+    from engine.network.compat import dispatch_attention_fn
 
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[site.dtype]
     random = torch.Generator().manual_seed(0)

@@ -37,8 +37,8 @@ from engine.loading.quanto import Quantised, join_halves
 from engine.loading.safetensors_reader import stored_tensors
 from engine.loading.scaled import Scaled, check_notes
 from engine.loading.tensor_names import scale_of, strip_prefixes
-from engine.multitalk.compat import gguf_parts
-from engine.multitalk.transformer import MultiTalkTransformer3DModel, kept_in_float32
+from engine.network.compat import gguf_parts
+from engine.network.precision import kept_in_float32
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,8 @@ _TAKES_PICTURE = "condition_embedder.image_embedder.norm1.weight"
 _TIED = "encoder.embed_tokens.weight"
 
 
-def build_empty(component: str, part: ComponentLayout) -> Any:
-    """Build the network for the tensors of `part`, on the meta device.
+def build_empty(component: str, part: ComponentLayout, network: Any = None) -> Any:
+    """Build the network for the tensors of `part`, on the meta device; `network` is the class of a transformer.
 
     Sizes come from the config, or from the tensors' shapes if there is no config. Only headers are read. Raises
     SourceError, naming tensors, if config and tensors do not fit each other.
@@ -72,7 +72,7 @@ def build_empty(component: str, part: ComponentLayout) -> Any:
     shapes = {key: shape_of(tensor) for key, tensor in stored}
     with init_empty_weights():
         try:
-            model = _BUILD[component](part, shapes)
+            model = _BUILD[component](part, shapes, network)
         except Exception as error:
             # Config values reach constructors unchecked, so any error is possible.
             what = error.what if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
@@ -144,7 +144,7 @@ def _not_kept(tensor: Scaled, dtype: torch.dtype) -> str | None:
 
 def place(model: Any, component: str, name: str, tensor: Any, dtype: torch.dtype, keep: Keep | None = None) -> Tensor:
     """Return `tensor` as `model` keeps it under `name`: cast, and copied to its own memory."""
-    target = torch.float32 if component == "transformer" and kept_in_float32(name) else dtype
+    target = torch.float32 if component == "transformer" and kept_in_float32(model, name) else dtype
     stays_quantised = (keep or KEEPS.get(component, Keep())).applies(name)
     if isinstance(tensor, Scaled):
         return tensor.dense(target)
@@ -158,8 +158,10 @@ def place(model: Any, component: str, name: str, tensor: Any, dtype: torch.dtype
     return placed
 
 
-def placed_size(component: str, part: ComponentLayout, dtype: torch.dtype, keep: Keep | None = None) -> int:
-    """Return the bytes that `fill` will need, from headers alone."""
+def placed_size(
+    component: str, part: ComponentLayout, dtype: torch.dtype, keep: Keep | None = None, network: Any = None
+) -> int:
+    """Return the bytes that `fill` will need, from headers alone; `network` is the class of a transformer."""
     total = 0
     keep = keep or KEEPS.get(component, Keep())
     for name, stored in read_tensors(part, _CONVERT[component], headers_only=True):
@@ -170,7 +172,7 @@ def placed_size(component: str, part: ComponentLayout, dtype: torch.dtype, keep:
             stored_parts = (tensor.data, tensor.scale.float()) if isinstance(tensor, Quantised) else (tensor,)
             total += sum(part.nbytes for part in stored_parts)
         else:
-            target = torch.float32 if component == "transformer" and kept_in_float32(name) else dtype
+            target = torch.float32 if component == "transformer" and kept_in_float32(network, name) else dtype
             total += math.prod(shape_of(tensor)) * target.itemsize
     return total
 
@@ -226,39 +228,37 @@ def check(component: str, model: nn.Module, part: ComponentLayout) -> None:
 # --- empty networks ---------------------------------------------------------------------------------------------------
 
 
-def _empty_transformer(part: ComponentLayout, _shapes: Shapes) -> nn.Module:
+def _empty_transformer(part: ComponentLayout, _shapes: Shapes, network: Any) -> nn.Module:
     if part.form == "diffusers":
-        own: nn.Module = MultiTalkTransformer3DModel.from_config(MultiTalkTransformer3DModel.load_config(part.folder))
+        own: nn.Module = network.from_config(network.load_config(part.folder))
         return own
     config = {} if part.config is None else json.loads(part.config.read_text("utf-8"))
     model: nn.Module = (
-        MultiTalkTransformer3DModel.from_config(config)
-        if "attention_head_dim" in config
-        else MultiTalkTransformer3DModel(**to_engine_config(config))
+        network.from_config(config) if "attention_head_dim" in config else network(**to_engine_config(config))
     )
     return model
 
 
-def _empty_text_encoder(_part: ComponentLayout, shapes: Shapes) -> nn.Module:
+def _empty_text_encoder(_part: ComponentLayout, shapes: Shapes, _network: Any) -> nn.Module:
     from transformers import UMT5Config, UMT5EncoderModel
 
     return UMT5EncoderModel(UMT5Config(**umt5_config(shapes)))
 
 
-def _empty_image_encoder(_part: ComponentLayout, shapes: Shapes) -> nn.Module:
+def _empty_image_encoder(_part: ComponentLayout, shapes: Shapes, _network: Any) -> nn.Module:
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     return CLIPVisionModel(CLIPVisionConfig(**clip_config(shapes)))
 
 
-def _empty_vae(_part: ComponentLayout, shapes: Shapes) -> nn.Module:
+def _empty_vae(_part: ComponentLayout, shapes: Shapes, _network: Any) -> nn.Module:
     from diffusers import AutoencoderKLWan
 
     empty: nn.Module = AutoencoderKLWan(**vae_config(shapes))
     return empty
 
 
-_BUILD: Mapping[str, Callable[[ComponentLayout, Shapes], nn.Module]] = {
+_BUILD: Mapping[str, Callable[[ComponentLayout, Shapes, Any], nn.Module]] = {
     "transformer": _empty_transformer,
     "text_encoder": _empty_text_encoder,
     "image_encoder": _empty_image_encoder,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from engine.multitalk.speakers import Speakers
+    from engine.network.speakers import Speakers
 
 #: Graphs of one block before torch gives up: modes of speakers times sets of active LoRAs. torch's default is 8.
 MOST_GRAPHS = 64
@@ -43,14 +43,13 @@ def compile_blocks(transformer: Any, how: Compiling) -> None:
     import torch
     import torch._dynamo as dynamo
 
-    from engine.multitalk.transformer import MultiTalkTransformerBlock
-
     if how.cache is not None:
         use_folder(how.cache)
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, MOST_GRAPHS)
     # Not `block.compile()`: it compiles the block's call, with the hooks of offloading and step caches.
-    compiled = torch.compile(MultiTalkTransformerBlock.forward, fullgraph=True, dynamic=False, backend=how.backend)
-    for block in transformer.blocks:
+    blocks = list(transformer.blocks)
+    compiled = torch.compile(type(blocks[0]).forward, fullgraph=True, dynamic=False, backend=how.backend)
+    for block in blocks:
         block.forward = functools.update_wrapper(
             functools.partial(_run, compiled, dynamo.maybe_mark_dynamic, block), block.forward
         )

@@ -21,7 +21,6 @@ from engine.loading.layout import ComponentLayout
 from engine.loading.quantize import is_block_linear
 from engine.loading.safetensors_reader import stored_tensors
 from engine.loading.tensor_names import has_scales, strip_prefixes
-from engine.multitalk.transformer import MultiTalkTransformer3DModel
 
 #: transformers and accelerate patch PyTorch for the whole process while they build a network: if two threads build at
 #: the same time, each network misses weights.
@@ -47,13 +46,15 @@ class ComponentFiles:
         kept: float | None = None,
         chosen: Callable[[nn.Module, str], bool] = is_block_linear,
         keep: checkpoint.Keep | None = None,
+        network: Any = None,
     ) -> None:
         """Read only configs and headers. Raises SourceError unless they fit each other.
 
         `kept`: bytes of a weight of the layers for which `chosen(layer, name)` is true, if `finish` quantises them.
-        `keep`: which quantised weights stay as they are stored; None: those of the transformer's blocks.
+        `keep`: which quantised weights stay as they are stored; None: those of the transformer's blocks. `network`: the
+        class of the transformer.
         """
-        self.keep = keep
+        self.keep, self._network = keep, network
         self.part, self.folder, self.name, self.dtype = part, part.folder, name, dtype
         self.finish, self.quantised = finish, kept is not None
         #: Whether all files are in one folder in the layout of diffusers and transformers.
@@ -73,7 +74,7 @@ class ComponentFiles:
             if not any(map(has_scales, files)):
                 self.stored = {engine_name(key) or key: file[key] for file in files for key in strip_prefixes(file)}
         if self.stored is None:
-            self.size = checkpoint.placed_size(name, part, dtype, keep)
+            self.size = checkpoint.placed_size(name, part, dtype, keep, network)
             return
         match(self.folder, self.meta_model, self.stored, tied=_TIED.keys() if name == "text_encoder" else ())
         in_float32 = (
@@ -109,12 +110,12 @@ class ComponentFiles:
 
         if not self.plain:
             with BUILDING:
-                empty: nn.Module = checkpoint.build_empty(self.name, self.part)
+                empty: nn.Module = checkpoint.build_empty(self.name, self.part, self._network)
             return empty
         try:
             # Buffers are in no file, so they are computed here.
             with BUILDING, init_empty_weights(include_buffers=False):
-                return _BUILD[self.name](self.folder)
+                return _BUILD[self.name](self.folder, self._network)
         except Exception as error:
             raise unusable_folder(self.folder, error) from error
 
@@ -124,31 +125,31 @@ def _saved(stored: Stored, dtype: torch.dtype, kept: float) -> float:
     return prod(stored.shape) * (dtype.itemsize - kept) if stored.dtype.is_floating_point else 0
 
 
-def _build_transformer(folder: Path) -> nn.Module:
-    transformer: nn.Module = MultiTalkTransformer3DModel.from_config(MultiTalkTransformer3DModel.load_config(folder))
+def _build_transformer(folder: Path, network: Any) -> nn.Module:
+    transformer: nn.Module = network.from_config(network.load_config(folder))
     return transformer
 
 
-def _build_vae(folder: Path) -> nn.Module:
+def _build_vae(folder: Path, _network: Any) -> nn.Module:
     from diffusers import AutoencoderKLWan
 
     vae: nn.Module = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(folder))
     return vae
 
 
-def _build_text_encoder(folder: Path) -> nn.Module:
+def _build_text_encoder(folder: Path, _network: Any) -> nn.Module:
     from transformers import UMT5Config, UMT5EncoderModel
 
     return UMT5EncoderModel(UMT5Config.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
 
-def _build_image_encoder(folder: Path) -> nn.Module:
+def _build_image_encoder(folder: Path, _network: Any) -> nn.Module:
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     return CLIPVisionModel(CLIPVisionConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
 
-_BUILD: Mapping[str, Callable[[Path], nn.Module]] = {
+_BUILD: Mapping[str, Callable[[Path, Any], nn.Module]] = {
     "transformer": _build_transformer,
     "vae": _build_vae,
     "text_encoder": _build_text_encoder,

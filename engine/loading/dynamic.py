@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engine.errors import ConfigError, MissingExtra
 from engine.loading.quanto import quantise
-from engine.multitalk import eight_bit
+from engine.network import eight_bit
 
 #: "int8" and "fp8", as quantisers name their products -> the values' dtype.
 FORMATS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}

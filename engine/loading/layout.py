@@ -109,6 +109,9 @@ def find_parts(root: Path, weights: Weights) -> tuple[dict[str, ComponentLayout]
     audio weights with Wan's own key names, quantised files with their map, `.pth` files. Only headers and small JSON
     files are read. Raises SourceError if a file is damaged or several files fit one component, and MissingExtra.
     """
+    if weights.find is not None:
+        found, absent = weights.find(root, weights)
+        return dict(found), absent
     tree = _walk(root, weights)
     parts: dict[str, ComponentLayout] = {}
     missing: list[str] = []

@@ -19,7 +19,7 @@ from engine.loading.lora_alpha import StatedAlpha, strengths
 from engine.loading.lora_names import check_share, fits, no_match_error, pair_of, shape_error, sort_entries
 from engine.loading.quantize import shape_of
 from engine.loading.slots import BRANCHES
-from engine.multitalk.transformer import TABLE_CHANGES
+from engine.network.norms import TABLE_CHANGES
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class RuntimeLora:
 def load_runtime_lora(
     model: Any, state: Mapping[str, Tensor], name: str, *, use_alpha: bool = True, stated: Sequence[StatedAlpha] = ()
 ) -> RuntimeLora:
-    """Attach a LoRA to a MultiTalkTransformer3DModel under `name`, switched off.
+    """Attach a LoRA to a transformer under `name`, switched off.
 
     Arguments as `read_deltas`. Raises SourceError if nothing or too little matches, a change does not fit, or the name
     is taken.

@@ -1,4 +1,4 @@
-"""A folder of weights -> Model: the network and its encoders, ready to run."""
+"""A folder of weights -> Model: a network of Wan's kind and its encoders, ready to run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,15 +38,14 @@ from engine.loading.quantize import change_weight, is_block_linear
 from engine.loading.safetensors_reader import AheadReader
 from engine.machine.kernels import dispatched, head_refusal
 from engine.machine.products import check_products
-from engine.multitalk.attention import prepare_attention, set_own_self_attention, set_self_attention_backend
-from engine.multitalk.audio import AudioEncoder
-from engine.multitalk.codec import LatentCodec, WanCodec
-from engine.multitalk.fused import set_fused
-from engine.multitalk.image import ImageEncoder
-from engine.multitalk.prompt_cache import PromptCache
-from engine.multitalk.sequence import check_heads
-from engine.multitalk.text import TextEncoder
-from engine.multitalk.transformer import MultiTalkTransformer3DModel
+from engine.network.attention import prepare_attention, set_own_self_attention, set_self_attention_backend
+from engine.network.audio import AudioEncoder
+from engine.network.codec import LatentCodec, WanCodec
+from engine.network.fused import set_fused
+from engine.network.image import ImageEncoder
+from engine.network.prompt_cache import PromptCache
+from engine.network.sequence import check_heads
+from engine.network.text import TextEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +82,7 @@ class VoiceEncoder(Protocol):
 
 
 Lora = tuple[Path, float]
+M = TypeVar("M", bound="Model")
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Model:
     If the memory profile releases parts, transformer, codec, text and image work only inside `use`.
     """
 
-    transformer: MultiTalkTransformer3DModel
+    transformer: Any
     codec: LatentCodec
     text: PromptEncoder
     image: PictureEncoder
@@ -111,6 +111,25 @@ class Model:
         """Have "transformer", "vae", "text_encoder" or "image_encoder" on the device inside a `with`."""
         return self.placement.use(name)
 
+    @property
+    def prompt_limit(self) -> int:
+        """Most tokens of a prompt."""
+        return self.text.text_len
+
+    def lost(self, prompt: str) -> str:
+        """Return what of a prompt is beyond the limit."""
+        return self.text.lost(prompt)
+
+    def modules(self) -> Iterator[tuple[str, Any]]:
+        """Yield the networks that are in memory, by component."""
+        parts: tuple[tuple[str, Any], ...] = (
+            ("transformer", self.transformer),
+            ("vae", getattr(self.codec, "vae", None)),
+            ("text_encoder", getattr(self.text, "model", None)),
+            ("image_encoder", getattr(self.image, "model", None)),
+        )
+        yield from ((name, module) for name, module in parts if module is not None)
+
     def set_loras(self, active: Sequence[Lora]) -> None:
         """Switch exactly the LoRAs `active` (file, scale) on, all others off.
 
@@ -127,6 +146,8 @@ class Model:
 @without_compiler()
 def load_model(
     folder: Path,
+    network: Any,
+    kind: type[M],
     *,
     device: str,
     dtype: str,
@@ -146,11 +167,13 @@ def load_model(
     processes: int = 1,
     divided: int | None = None,
     alone: bool = False,
-) -> Model:
+) -> M:
     """Load a model from `folder`, which has each of COMPONENTS in a layout of `find_parts`. Nothing is downloaded.
 
     Args:
         folder: the weights; its files are not changed.
+        network: the class of the transformer.
+        kind: the class of the result.
         device: "cuda" or "cpu".
         dtype: "float32" or "bfloat16", for transformer, text and image encoder; the rest is float32.
         decode_dtype: "float32" or "bfloat16", for the VAE's decoder.
@@ -221,7 +244,13 @@ def load_model(
         text_options = {"finish": prepare_text, "kept": kept, "chosen": dynamic.is_text_linear, "keep": keep_text}
     parts = {
         "transformer": ComponentFiles(
-            files["transformer"], "transformer", DTYPES[dtype], prepare, kept=kept, keep=Keep("blocks.", scaled)
+            files["transformer"],
+            "transformer",
+            DTYPES[dtype],
+            prepare,
+            kept=kept,
+            keep=Keep("blocks.", scaled),
+            network=network,
         ),
         "vae": ComponentFiles(files["vae"], "vae", torch.float32, lambda vae: reduce_memory(vae, profile)),
         "text_encoder": ComponentFiles(files["text_encoder"], "text_encoder", DTYPES[dtype], **text_options),
@@ -255,7 +284,7 @@ def load_model(
     profile, reason = resolve_profile(profile, sizes, activations=activations, device=device, processes=processes)
     if reason:
         logger.info("memory=auto chose %s: %s", profile.name, reason)
-    model = Model(
+    model = kind(
         transformer=meta_models["transformer"],
         codec=codec,
         text=text,

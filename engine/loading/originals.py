@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import SourceError
-from engine.multitalk.compat import convert_wan_vae_to_diffusers
+from engine.network.compat import convert_wan_vae_to_diffusers
 
 Converted = Iterable[tuple[str, Tensor]]
 Converter = Callable[[str, Tensor], Converted]

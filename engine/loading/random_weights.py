@@ -9,25 +9,28 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.network.precision import kept_in_float32
+
 #: Values in the block of noise that fills every tensor, repeated.
 _BLOCK = 2**20
 
 
-def write_random_folder(folder: Path, configs: Mapping[str, Mapping[str, Any]], dtype: torch.dtype) -> None:
+def write_random_folder(
+    folder: Path, configs: Mapping[str, Mapping[str, Any]], dtype: torch.dtype, network: Any
+) -> None:
     """Write all parts of a model below `folder` in the layout of diffusers and transformers.
 
-    `configs` has what differs from the defaults of each class, by part; the tokenizer knows a few words. Weights are
-    normal noise with standard deviation 0.02: transformer, text and image encoder in `dtype`, the others in float32.
+    `configs` has what differs from the defaults of each class, by part; `network` is the class of the transformer; the
+    tokenizer knows a few words. Weights are normal noise with standard deviation 0.02: transformer, text and image
+    encoder in `dtype`, the others in float32.
     """
-    from engine.multitalk.transformer import kept_in_float32
-
     block = 0.02 * torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0))
     for name in configs:
         with torch.device("meta"):
-            model = build_part(name, configs[name])
+            model = build_part(name, configs[name], network)
         model.to_empty(device="cpu")
         for key, parameter in model.named_parameters():
-            exact = name in ("vae", "audio_encoder") or (name == "transformer" and kept_in_float32(key))
+            exact = name in ("vae", "audio_encoder") or (name == "transformer" and kept_in_float32(network, key))
             parameter.data = _filled(parameter.shape, block, torch.float32 if exact else dtype)
         if name == "text_encoder":
             # Leaving the meta device separates tied tensors, and the file would hold them twice.
@@ -37,8 +40,11 @@ def write_random_folder(folder: Path, configs: Mapping[str, Mapping[str, Any]], 
     write_tokenizer(folder / "tokenizer")
 
 
-def build_part(name: str, config: Mapping[str, Any]) -> Any:
-    """Return the network of the part `name`; `config` has what differs from the defaults of its class."""
+def build_part(name: str, config: Mapping[str, Any], network: Any) -> Any:
+    """Return the network of the part `name`; `config` has what differs from the defaults of its class.
+
+    `network` is the class of the transformer.
+    """
     from diffusers import AutoencoderKLWan
     from transformers import (
         CLIPVisionConfig,
@@ -49,10 +55,8 @@ def build_part(name: str, config: Mapping[str, Any]) -> Any:
         Wav2Vec2Model,
     )
 
-    from engine.multitalk.transformer import MultiTalkTransformer3DModel
-
     builders: dict[str, Callable[[], Any]] = {
-        "transformer": lambda: MultiTalkTransformer3DModel(**config),
+        "transformer": lambda: network(**config),
         "vae": lambda: AutoencoderKLWan(**config),
         "text_encoder": lambda: UMT5EncoderModel(UMT5Config(**config)),
         "image_encoder": lambda: CLIPVisionModel(CLIPVisionConfig(**config)),

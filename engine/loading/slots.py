@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from engine.multitalk.compat import gguf_parts
+from engine.network.compat import gguf_parts
 
 #: Whether a tensor consists of other tensors, as torchao's do.
 _is_composed: Callable[[Any], bool] = is_traceable_wrapper_subclass

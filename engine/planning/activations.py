@@ -23,9 +23,9 @@ _CHUNK = 4
 #: Pixels whose colours are converted at a time on a GPU.
 _COLORED = 2**22
 #: Convolutions with fewer values than this (without the last dimension) take another path on a CPU; see
-#: engine.multitalk.codec.
+#: engine.network.codec.
 SLOW_BELOW = 20480
-#: Pixels times base_dim that are decoded at a time on a CPU; see engine.multitalk.codec_cpu.
+#: Pixels times base_dim that are decoded at a time on a CPU; see engine.network.codec_cpu.
 TOGETHER = 2**20
 
 
@@ -45,7 +45,7 @@ def forward_bytes(
     stream: int = _EXACT,
     device: str = "cuda",
 ) -> int:
-    """Return the peak of one forward (engine.multitalk.transformer) with values of `value` bytes.
+    """Return the peak of one forward of MultiTalk's network with values of `value` bytes.
 
     `adapted`: attached LoRAs are switched on. `stream`: bytes of a value of the residual stream.
     """
@@ -98,7 +98,7 @@ def tiles(height: int, width: int, tile: int) -> tuple[list[int], list[int]]:
 
 
 def encode_bytes(config: Config, frames: int, height: int, width: int, *, device: str = "cuda", tile: int = 0) -> int:
-    """Return the peak of encoding `frames` pictures, with their pixels (engine.multitalk.codec).
+    """Return the peak of encoding `frames` pictures, with their pixels (engine.network.codec).
 
     On CUDA without what its library takes, which is `workspace_bytes`. `tile` is the side of the VAE's tiles, 0 for
     none.
@@ -201,7 +201,7 @@ def _decoding(
 
 
 def _together(config: Config, frames: int, height: int, width: int, device: str, value: int) -> int:
-    """Return how many latents are decoded at a time (engine.multitalk.codec_cpu)."""
+    """Return how many latents are decoded at a time (engine.network.codec_cpu)."""
     if device != "cpu" or value != _EXACT:
         return 1
     return max(1, min((frames - 1) // _CHUNK, TOGETHER // (int(config["base_dim"]) * height * width)))
@@ -215,7 +215,7 @@ class _Walk:
         self._value = value
         self.cached = 0
         self._cpu = device == "cpu"
-        #: Whether engine.multitalk.codec_cpu computes this.
+        #: Whether engine.network.codec_cpu computes this.
         self.direct = self._cpu and value == _EXACT
         self._worst = self._layouts = 0
 
@@ -266,7 +266,7 @@ class _Walk:
             return 0
         if inputs * (self.time + _KEPT) * (self.rows + 2) > SLOW_BELOW:
             return padded
-        # engine.multitalk.codec turns a small input into frames with their neighbours; oneDNN copies them to its
+        # engine.network.codec turns a small input into frames with their neighbours; oneDNN copies them to its
         # layout.
         return 2 * self.values(3 * inputs, border=2)
 
@@ -330,7 +330,7 @@ def image_bytes(config: Config, *, value: int) -> int:
 
 
 def audio_bytes(config: Config, seconds: float, rate: int = 16_000, chunk: float = 10.0) -> int:
-    """Return the peak of encoding one voice (engine.multitalk.audio): convolutions by chunk, all layers' outputs."""
+    """Return the peak of encoding one voice (engine.network.audio): convolutions by chunk, all layers' outputs."""
     samples = min(seconds, chunk) * rate
     first = samples / config["conv_stride"][0] * config["conv_dim"][0]
     frames = seconds * 25

@@ -59,7 +59,7 @@ class Linear(NamedTuple):
 
 
 def block_linears(config: Config, latents: tuple[int, int, int], *, speakers: int) -> tuple[Linear, ...]:
-    """Return the linear layers of a block for latents (T, h, w), by their names in engine.multitalk.transformer."""
+    """Return the linear layers of a block for latents (T, h, w), by the names of MultiTalk's layers."""
     dim, ffn, length = width(config), int(config["ffn_dim"]), tokens(config, latents)
     heard = latents[0] // config["patch_size"][0] * speakers * config["audio_tokens"]
     square: dict[str, int] = {
@@ -124,7 +124,7 @@ def forward_work(
 def _touched(value: int, stream: int, *, labelled: bool, fused: bool) -> int:
     """Return the bytes that a block reads and writes of each token's channel, without the feed-forward's inner ones.
 
-    Counted in engine.multitalk: every operator reads its inputs and writes its output.
+    Counted in engine.network: every operator reads its inputs and writes its output.
     """
     cast = 0 if value == _EXACT else _EXACT + value
     if fused:

@@ -23,6 +23,7 @@ from engine.components import (
     StepCache,
 )
 from engine.errors import ConfigError, plain
+from engine.family import Family
 from engine.plugin import spec
 from engine.plugin.register import Presets, Register
 
@@ -35,6 +36,7 @@ class Registry:
     def __init__(self) -> None:
         self.plugins = pluggy.PluginManager(GROUP)
         self.plugins.add_hookspecs(spec)
+        self.families: Register[Family] = Register("family")
         self.sources: Register[ModelSource] = Register("source")
         self.readers: Register[Reader] = Register("reader")
         self.quants: Register[Quantiser] = Register("quant")
@@ -54,7 +56,7 @@ class Registry:
     @property
     def registers(self) -> tuple[Register[object], ...]:
         """All registers of components."""
-        loading = (self.sources, self.readers, self.quants, self.attention)
+        loading = (self.families, self.sources, self.readers, self.quants, self.attention)
         choices = (self.samplers, self.guidance, self.caches)
         return (*loading, *choices, self.sinks, self.launchers, self.entrypoints)  # type: ignore[return-value]
 
@@ -94,6 +96,7 @@ class Registry:
         for register in self.registers:
             register.broken = tuple(sorted(self.broken))
         hook = self.plugins.hook
+        hook.register_families(register=self.families)
         hook.register_sources(register=self.sources)
         hook.register_readers(register=self.readers)
         hook.register_quants(register=self.quants)

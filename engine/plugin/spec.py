@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         StepCache,
     )
     from engine.data import Access, Delivery, Frames, Progress, Request, Window
+    from engine.family import Family
     from engine.plugin.register import Presets, Register
 
 hookspec = pluggy.HookspecMarker("multitalk_engine")
@@ -30,6 +31,11 @@ hookimpl = pluggy.HookimplMarker("multitalk_engine")
 @hookspec
 def register_sources(register: Register[ModelSource]) -> None:
     """Offer sources of weights. `register.build(config)` and `register.config(name)` give access to the others."""
+
+
+@hookspec
+def register_families(register: Register[Family]) -> None:
+    """Offer model families: kinds of network, each with its conditions and its way to make a window."""
 
 
 @hookspec

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from engine.multitalk import eight_bit
+from engine.network import eight_bit
 from engine.planning.gpus import Card
 from engine.planning.memory import CONTEXT
 from engine.rehearsal.allocator import CachingAllocator

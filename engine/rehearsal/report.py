@@ -358,7 +358,7 @@ def _residue(walk: Walk, row: StageRow, before: StageRow | None, planned: StageM
 
 def _frames(copy: Copy) -> bool:
     # The decoded frames, which are encoded on the host.
-    return copy.where.startswith(("engine/stages/", "engine/multitalk/codec.py"))
+    return copy.where.startswith(("engine/stages/", "engine/network/codec.py"))
 
 
 def _deciding_reads(walk: Walk) -> int:

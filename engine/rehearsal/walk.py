@@ -19,7 +19,6 @@ from engine.data import Plan, Progress, Request, Speaker
 from engine.errors import ConfigError
 from engine.files.scratch import scratch
 from engine.loading.model import Model
-from engine.multitalk.transformer import MultiTalkTransformer3DModel
 from engine.pipeline import Engine
 from engine.planning.gpus import Card
 from engine.planning.parameters import published_configs
@@ -133,7 +132,7 @@ def walk(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool
         with (
             pretended(card, expandable=expandable) as ledger,
             headers_only(),
-            _forwards(ledger),
+            _forwards(ledger, installed().families.build(config.family).network()),
             # The memory of a machine with which the card is rented.
             patch("engine.loading.placement.free_on_host", lambda: scene.host),
             # A CUDA build of torch brings Triton. Its kernels are operators, which do not run on fake tensors.
@@ -196,7 +195,7 @@ class _Recorder:
         """Close the last row, and record the sizes of all weights."""
         self._close()
         if self._model is not None:
-            self._walk.weights = {name: _bytes(module, "") for name, module in _modules(self._model)}
+            self._walk.weights = {name: _bytes(module, "") for name, module in self._model.modules()}
 
     def _open(self, stage: str) -> None:
         self._close()
@@ -211,7 +210,7 @@ class _Recorder:
             return
         row.forwards = self._ledger.forwards
         if self._model is not None:
-            row.weights = {name: _bytes(module, "cuda") for name, module in _modules(self._model)}
+            row.weights = {name: _bytes(module, "cuda") for name, module in self._model.modules()}
         self._walk.rows.append(row)
 
     def _idle(self, row: StageRow) -> bool:
@@ -222,9 +221,9 @@ class _Recorder:
 
 
 @contextmanager
-def _forwards(ledger: Ledger) -> Iterator[None]:
+def _forwards(ledger: Ledger, network: Any) -> Iterator[None]:
     """Tell the ledger when it is inside a forward."""
-    usual = MultiTalkTransformer3DModel.__call__
+    usual = network.__call__
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("latent_shape") is not None:
@@ -232,7 +231,7 @@ def _forwards(ledger: Ledger) -> Iterator[None]:
         with ledger.forward():
             return usual(self, *args, **kwargs)
 
-    with patch.object(MultiTalkTransformer3DModel, "__call__", call):
+    with patch.object(network, "__call__", call):
         yield
 
 
@@ -279,17 +278,6 @@ def request_for(config: Config, scene: Scene, folder: Path) -> Request:
         tuple(map(Speaker, voices)),
         frames=window + (scene.windows - 1) * (window - config.continuation.frames),
     )
-
-
-def _modules(model: Model) -> Iterator[tuple[str, Any]]:
-    """Yield the networks that are in memory, by component."""
-    parts: tuple[tuple[str, Any], ...] = (
-        ("transformer", model.transformer),
-        ("vae", getattr(model.codec, "vae", None)),
-        ("text_encoder", getattr(model.text, "model", None)),
-        ("image_encoder", getattr(model.image, "model", None)),
-    )
-    yield from ((name, module) for name, module in parts if module is not None)
 
 
 def _bytes(module: Any, device: str) -> int:

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -22,12 +22,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from engine.components import CancelToken
 from engine.config import ComponentConfig, Config, ParallelConfig
-from engine.data import Conditions, Motion
 from engine.errors import Cancelled, ConfigError, EngineError, ProcessLost, plain
-from engine.multitalk.embeddings import Rotary
-from engine.multitalk.sequence import together
-from engine.multitalk.speakers import Speakers
-from engine.multitalk.transformer import TransformerConditions
+from engine.network.sequence import together
 from engine.runtime.device import pick_device
 
 #: A message of rank 0 may take as long as decoding and encoding a video; a process that ends is noticed at once.
@@ -48,14 +44,15 @@ class DenoiseWindow:
     """Message of rank 0: denoise a window, with the inputs of the loop and the state of its random generator."""
 
     config: Config
-    conditions: Conditions
+    #: As the family's model began the window.
+    conditions: Any
     noise: Tensor
     generator: Tensor
 
 
-def message_classes() -> list[Any]:
-    """Return the classes that a message may contain: those of data, conditions and configs, also of plugins."""
-    classes: list[Any] = [LoadWeights, DenoiseWindow, Conditions, Motion, TransformerConditions, Rotary, Speakers]
+def message_classes(conditions: Sequence[type] = ()) -> list[Any]:
+    """Return the classes that a message may contain: a family's `conditions`, and configs, also of plugins."""
+    classes: list[Any] = [LoadWeights, DenoiseWindow, *conditions]
     waiting: list[Any] = [ComponentConfig]
     waiting += [kind for kind in vars(sys.modules[Config.__module__]).values() if is_dataclass(kind)]
     while waiting:
@@ -104,14 +101,17 @@ class Ranks:
             dist.broadcast(torch.tensor([len(content)]), src=0, group=self._control_group)
             dist.broadcast(content, src=0, group=self._control_group)
 
-    def receive(self, device: str) -> Any:
-        """Wait for rank 0's next message, with its tensors on `device`. Only `message_classes` are unpickled."""
+    def receive(self, device: str, conditions: Sequence[type] = ()) -> Any:
+        """Wait for rank 0's next message, with its tensors on `device`.
+
+        Only `message_classes` are unpickled; `conditions` are the classes of the family's.
+        """
         length = torch.zeros(1, dtype=torch.int64)
         with together():
             dist.broadcast(length, src=0, group=self._control_group)
             content = torch.empty(int(length), dtype=torch.uint8)
             dist.broadcast(content, src=0, group=self._control_group)
-        with torch.serialization.safe_globals(message_classes()):
+        with torch.serialization.safe_globals(message_classes(conditions)):
             return torch.load(io.BytesIO(content.numpy().tobytes()), map_location=device, weights_only=True)
 
     def agree(self, decision: bool) -> bool:
@@ -120,15 +120,6 @@ class Ranks:
         with together():
             dist.broadcast(flag, src=0, group=self._control_group)
         return bool(flag)
-
-    def part_of(self, conditions: Conditions) -> Conditions:
-        """Return this process's part of a window's conditions."""
-        if self.sharing == 1:
-            return conditions
-        branches = {
-            name: branch.split(self.group, self.place, self.sharing) for name, branch in conditions.branches.items()
-        }
-        return replace(conditions, branches=branches)
 
     def own(self, branches: Sequence[str]) -> list[str | None]:
         """Return the passes of this process's group, in their order; None where it only waits for the others.

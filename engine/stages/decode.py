@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.components import CancelToken
-from engine.data import Frames, Window
+from engine.data import DecodeOptions, Frames, Window
 from engine.errors import EngineError
 from engine.media.color import Statistics, match_color
 from engine.stages.seam import blend_seam
@@ -34,20 +33,6 @@ class Decoded(NamedTuple):
 
     frames: Frames
     history: Tensor
-
-
-@dataclass(frozen=True)
-class DecodeOptions:
-    """Settings of a request for decoding its windows."""
-
-    #: Number of frames from which the next window continues: 4n + 1.
-    motion_frames: int
-    #: How far colours are corrected towards the picture's, 0 .. 1.
-    color_strength: float
-    #: Frames per second of the windows' time axis.
-    fps: float
-    #: Number of frames over which a window is blended with the end of the one before.
-    blend: int = 0
 
 
 @torch.no_grad()

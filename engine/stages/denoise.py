@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.components import CancelToken, ExtendedSchedule, Guidance, Sampler, StepCache, StepTools, evaluations_of
-from engine.data import Conditions, Motion
+from engine.data import Conditions, Motion, Tally
 from engine.errors import Cancelled, ConfigError
-from engine.multitalk.step_caches import CountingCache, TimedCache
-from engine.stages.passes import Tally, guidance_of
-
-
-class SharedPasses(Protocol):
-    """The guidance passes of one evaluation, shared by several processes."""
-
-    def own(self, branches: Sequence[str]) -> Sequence[str | None]:
-        """Return the passes of this process, at least one; None where it only waits, so that all have as many."""
-        ...
-
-    def gather(self, predictions: Mapping[str, Tensor], branches: Sequence[str]) -> dict[str, Tensor]:
-        """Return the predictions of all `branches`, in their order, from those of this process."""
-        ...
+from engine.family import SharedPasses
+from engine.network.step_caches import CountingCache, TimedCache
+from engine.stages.passes import guidance_of
 
 
 def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

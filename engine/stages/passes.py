@@ -12,22 +12,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass
-class Tally:
-    """The forwards of a request."""
-
-    #: Forwards that were asked for, and those of them that a step cache skipped.
-    asked: int = 0
-    skipped: int = 0
-    #: Whether `skipped` is complete: a step cache of a plugin may not count.
-    counted: bool = True
-
-    @property
-    def made(self) -> int | None:
-        """The number of forwards whose blocks were computed; None: not known."""
-        return self.asked - self.skipped if self.counted else None
-
-
 @dataclass(frozen=True)
 class GuidanceInterval:
     """A guidance that works only in the steps of an interval; `outside` is the one of the other steps.

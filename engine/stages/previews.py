@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from engine.data import Conditions, Frames, Preview, Window
+from engine.data import Frames, Preview, Window
 from engine.media.thumbnails import jpeg_strip
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-#: Mask channels before the latents in a window's conditions.
-_MASKS = 4
 #: Added to the squares of the latents' channels, in units of their mean square: some may be almost constant.
 _RIDGE = 1e-3
 
@@ -64,11 +62,14 @@ class Previews:
         self._colors: LatentColors | None = None
         self._window = 0
 
-    def begin(self, window: Window, conditions: Conditions, picture: Tensor) -> None:
-        """Begin a window; `picture`, float32 (3, H, W) in -1 .. 1, is what its first conditioning frame shows."""
+    def begin(self, window: Window, shown: tuple[Tensor, Tensor] | None) -> None:
+        """Begin a window; `shown`: latents (channels, h, w), and the picture that they show; None: not known.
+
+        The picture is float32 (3, H, W) in -1 .. 1. Without it steps are not shown.
+        """
         self._window = window.index + 1
-        if self._steps and self._colors is None:
-            self._colors = fit_colors(conditions.latents[_MASKS:, 0], picture)
+        if self._steps and self._colors is None and shown is not None:
+            self._colors = fit_colors(*shown)
 
     def step(self, number: int, latents: Tensor, velocity: Tensor, time: float) -> None:
         """Show what a step predicts: `latents`, float32 (16, T, h, w), without the noise that `velocity` finds in them.

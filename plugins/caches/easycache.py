@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from engine import hookimpl
 from engine.components import CacheCost, StepCache
 from engine.config import CacheConfig, within
-from engine.multitalk.step_caches import OutputCache, join, out_of_range
+from engine.network.step_caches import OutputCache, join, out_of_range
 from engine.plugin.register import Register
 
 if TYPE_CHECKING:

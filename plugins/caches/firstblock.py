@@ -50,7 +50,7 @@ class FirstBlockCache:
     def attach(self, transformer: Any) -> AbstractContextManager[None]:
         from diffusers import FirstBlockCacheConfig as Settings
 
-        from engine.multitalk.diffusers_cache import DiffusersCache
+        from engine.network.diffusers_cache import DiffusersCache
 
         if len(transformer.blocks) < 2:
             raise ConfigError(

@@ -9,7 +9,7 @@ from typing import Any
 from engine import hookimpl
 from engine.components import Agree, CacheCost, StepCache
 from engine.config import CacheConfig, within
-from engine.multitalk.step_caches import out_of_range
+from engine.network.step_caches import out_of_range
 from engine.plugin.register import Register
 
 
@@ -52,7 +52,7 @@ class TaylorSeerCache:
         import torch
         from diffusers import TaylorSeerCacheConfig
 
-        from engine.multitalk.diffusers_cache import DiffusersCache
+        from engine.network.diffusers_cache import DiffusersCache
 
         settings = TaylorSeerCacheConfig(
             cache_interval=self._config.interval,

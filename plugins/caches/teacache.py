@@ -10,7 +10,7 @@ from omegaconf import II
 from engine import hookimpl
 from engine.components import CacheCost, StepCache
 from engine.config import CacheConfig, within
-from engine.multitalk.step_caches import ResidualCache, out_of_range
+from engine.network.step_caches import ResidualCache, out_of_range
 from engine.plugin.register import Register
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from engine.data import Request, Speaker
 from engine.errors import RequestError
 from engine.evaluation.likeness import drift_of
 from engine.evaluation.metrics import mean
-from engine.multitalk.step_caches import ResidualCache
+from engine.network.step_caches import ResidualCache
 from engine.plugin.manager import installed
 from scripts.evaluate_tiny.cases import FPS
 from scripts.evaluate_tiny.films import generate_video, mouth_rows

@@ -56,12 +56,12 @@ def vae(studio: Studio) -> Figures:
     import torch
 
     from engine.assembly.location import locate_weights
-    from engine.loading.model import load_model
     from engine.plugin.manager import installed
     from engine.service import EngineService
+    from plugins.families.multitalk.model import load_multitalk
 
     config = EngineService(studio.overrides).config
-    model = load_model(locate_weights(config, installed()), device="cpu", dtype="float32")
+    model = load_multitalk(locate_weights(config, installed()), device="cpu", dtype="float32")
     cases = studio.cases("vae", studio.clips, people=(1, 2), frames=33)
     errors: list[dict[str, float]] = []
     for case in studio.each("vae", cases):

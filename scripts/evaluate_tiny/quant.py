@@ -21,9 +21,9 @@ from engine.errors import ConfigError, RequestError
 from engine.evaluation.metrics import Floats, codec_errors, mean, minus
 from engine.loading.fill import find_stored
 from engine.loading.key_map import is_audio, to_reference
-from engine.multitalk.codec import LatentCodec
-from engine.multitalk.transformer import TransformerConditions
+from engine.network.codec import LatentCodec
 from engine.plugin.manager import installed
+from plugins.families.multitalk.transformer import TransformerConditions
 from scripts.evaluate_tiny import kinds
 from scripts.evaluate_tiny.quantised_folder import write_gguf, write_quanto
 from scripts.evaluate_tiny.studio import Studio, opened
@@ -186,7 +186,7 @@ class _Watch:
 
 def _film(studio: Studio, scheme: str) -> tuple[dict[str, Any], list[Recorded]]:
     """Generate the clips of one and of two people; return the figures, and the network's results in that order."""
-    model = studio.service.engine.load().model
+    model: Any = studio.service.engine.load().model
     watch = _Watch(model.codec, studio.service.config.sampler.steps)
     model.codec = watch
     record_forwards(model.transformer, watch.outputs)

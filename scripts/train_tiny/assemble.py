@@ -38,8 +38,8 @@ def assemble(out: Path, *, run: Path, data: Path, vae: Path | None = None, loras
         Wav2Vec2Model,
     )
 
-    from engine.loading.model import load_model
-    from engine.multitalk.transformer import MultiTalkTransformer3DModel
+    from plugins.families.multitalk.model import load_multitalk
+    from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
     codec = AutoencoderKLWan.from_pretrained(data / "vae")
     parts: dict[str, Any] = {
@@ -71,7 +71,7 @@ def assemble(out: Path, *, run: Path, data: Path, vae: Path | None = None, loras
     for path in out.rglob("*.*"):
         # safetensors makes files readable only by their owner; these become part of a package.
         path.chmod(0o644)
-    load_model(out, device="cpu", dtype="float32").close()
+    load_multitalk(out, device="cpu", dtype="float32").close()
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 
@@ -96,7 +96,7 @@ def _write_index(path: Path, classes: dict[str, str]) -> None:
     from diffusers import __version__ as diffusers_version
     from transformers import __version__ as transformers_version
 
-    libraries = {"vae": "diffusers", "transformer": "engine.multitalk.transformer"}
+    libraries = {"vae": "diffusers", "transformer": "plugins.families.multitalk.transformer"}
     index = {
         "_class_name": "MultiTalk",
         "_diffusers_version": diffusers_version,

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from engine.evaluation.voices import SAMPLE_RATE, Voice
-from engine.multitalk.audio import AudioEncoder
+from engine.network.audio import AudioEncoder
 from scripts.train_tiny.speech import Split, say
 
 CONFIG = Wav2Vec2Config(

@@ -20,7 +20,7 @@ from diffusers import AutoencoderKLWan
 
 from engine.evaluation.metrics import SPEAKS
 from engine.evaluation.mouths import correlation, mouth_openings
-from engine.multitalk.codec import WanCodec
+from engine.network.codec import WanCodec
 from engine.stages.encode import to_pixels
 from scripts.train_tiny.clips import Clip, make_clip
 from scripts.train_tiny.vae import FRAMES, SIZES

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from engine.data import Region
 from engine.media.canvas import make_canvas, region_masks
-from engine.multitalk.audio import audio_windows
-from engine.stages.encode import frame_mask, to_pixels
+from engine.network.audio import audio_windows
+from engine.stages.encode import to_pixels
+from plugins.families.multitalk.conditions import frame_mask
 from scripts.train_tiny.latents import MOTIONS, NATIVE_FPS, Facts, Sample
 from scripts.train_tiny.networks import EMPTY, TEMPORAL
 from scripts.train_tiny.vae import ON_SKIN

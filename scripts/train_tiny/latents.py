@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Wav2Vec2Model
 
-from engine.multitalk.audio import AudioEncoder, audio_frames
-from engine.multitalk.codec import WanCodec
+from engine.network.audio import AudioEncoder, audio_frames
+from engine.network.codec import WanCodec
 from engine.stages.encode import to_pixels
 from scripts.train_tiny import audio, vae
 from scripts.train_tiny.clips import make_clip

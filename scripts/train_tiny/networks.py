@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.multitalk.image import clip_pixels
-from engine.multitalk.text import clean_prompt
-from engine.multitalk.transformer import MultiTalkTransformer3DModel
+from engine.network.image import clip_pixels
+from engine.network.text import clean_prompt
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 from scripts.train_tiny import vae
 from scripts.train_tiny.places import PLACES
 from scripts.train_tiny.scene import ENERGIES, MOODS, TIMES

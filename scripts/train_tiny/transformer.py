@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from engine.multitalk.transformer import MultiTalkTransformer3DModel
 from engine.stages.encode import to_pixels
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 from scripts.train_tiny.examples import MODES, ON_MOUTH, ClipUse, Example, Mode, draw_case, draw_shares, make_example
 from scripts.train_tiny.group import join_group, place, share_gradients
 from scripts.train_tiny.latents import Samples

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from engine.assembly.compose import compose
-from engine.multitalk.transformer import TransformerConditions
+from plugins.families.multitalk.transformer import TransformerConditions
 from plugins.guidance.cfg import CfgConfig, ClassifierFreeGuidance
 from plugins.samplers.euler import Euler, EulerConfig
 from scripts.train_tiny.examples import MODES, ClipUse, Example, Mode, draw_case, make_example

@@ -23,10 +23,10 @@ from engine.assembly.compose import compose
 from engine.cli.main import main
 from engine.doctor.checks import CheckContext, check_weights
 from engine.errors import ConfigError, EngineError, MissingExtra, MissingWeights, SourceError
-from engine.loading.model import load_model
 from engine.plugin.manager import installed
 from engine.rehearsal.files import write_sparse
 from engine.serving.worker.fitness import UnfitError, checks
+from plugins.families.multitalk.model import load_multitalk
 from scripts.evaluate_tiny.quantised_folder import write_gguf, write_quanto
 
 ROOT = Path(__file__).parents[2]
@@ -180,7 +180,7 @@ def test_a_lora_that_does_not_fit_is_reported_as_loading_reports_it(
     assert "own.safetensors" in early.value.what
     path = folder / "own.safetensors"
     with pytest.raises(SourceError, match=text) as late:
-        load_model(folder, device="cpu", dtype="float32", loras=[(path, 1.0)], lora_mode=mode)
+        load_multitalk(folder, device="cpu", dtype="float32", loras=[(path, 1.0)], lora_mode=mode)
     assert late.value.hint == early.value.hint
 
 

@@ -16,8 +16,8 @@ from engine.loading.component_files import ComponentFiles
 from engine.loading.layout import part_in
 from engine.loading.model import _load_tokenizer
 from engine.loading.safetensors_reader import AheadReader
-from engine.multitalk.prompts import clean_prompt, lost_of_file, lost_words, surely_whole, tell_lost
-from engine.multitalk.text import TextEncoder
+from engine.network.prompts import clean_prompt, lost_of_file, lost_words, surely_whole, tell_lost
+from engine.network.text import TextEncoder
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "engine" / "weights" / "tiny"

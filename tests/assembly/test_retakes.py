@@ -16,10 +16,10 @@ from engine.data import Canvas, Frames, Limit, Window
 from engine.errors import EngineError, RequestError
 from engine.evaluation.judge import Judge
 from engine.evaluation.likeness import Pictures
-from engine.stages.decode import Decoded
+from engine.family import Finished
 
 WINDOWS = tuple(Window(index, 5 * index, 5, 0, 5) for index in range(3))
-Attempt = Callable[[torch.Generator], Decoded]
+Attempt = Callable[[torch.Generator], Finished]
 
 
 @cache
@@ -43,14 +43,14 @@ def attempts_of(*blanks: int | str, seen: list[int] | None = None) -> Attempt:
     """Return attempts with so many black frames, one after the other; a text is a broken window."""
     left = list(blanks)
 
-    def attempt(generator: torch.Generator) -> Decoded:
+    def attempt(generator: torch.Generator) -> Finished:
         drawn = int(torch.randint(1000, (), generator=generator))
         if seen is not None:
             seen.append(drawn)
         one = left.pop(0)
         if isinstance(one, str):
             raise EngineError(one, code="broken_window")
-        return Decoded(Frames(blank(one), 25.0), torch.zeros(1) + one)
+        return Finished(Frames(blank(one), 25.0), {"blank": torch.zeros(1) + one})
 
     return attempt
 
@@ -61,7 +61,7 @@ def made(most: int, *windows: Sequence[int | str], seed: int = 3) -> tuple[Retak
     seen: list[int] = []
     retakes = Retakes(judge(), most, torch.Generator().manual_seed(seed), lambda: again.append(None))
     kept = [
-        float(retakes.make(window, attempts_of(*blanks, seen=seen)).history)
+        float(retakes.make(window, attempts_of(*blanks, seen=seen)).carried["blank"])
         for window, blanks in zip(WINDOWS, windows, strict=False)
     ]
     return retakes, kept, seen, len(again)
@@ -118,7 +118,7 @@ def test_without_retakes_a_broken_window_is_an_error_at_once() -> None:
 
 
 def test_another_error_is_no_attempt() -> None:
-    def refuse(_: torch.Generator) -> Decoded:
+    def refuse(_: torch.Generator) -> Finished:
         raise RequestError("no", field="request.image")
 
     with pytest.raises(RequestError):
@@ -144,10 +144,10 @@ def test_how_much_noise_a_retake_draws_changes_no_later_window() -> None:
         retakes = Retakes(judge(), 1, torch.Generator().manual_seed(3), lambda: None)
         left = [1, 0]
 
-        def attempt(generator: torch.Generator) -> Decoded:
+        def attempt(generator: torch.Generator) -> Finished:
             one = left.pop(0)
             torch.rand(5 if one else draws, generator=generator)
-            return Decoded(Frames(blank(one), 25.0), torch.zeros(1))
+            return Finished(Frames(blank(one), 25.0), {})
 
         retakes.make(WINDOWS[0], attempt)
         retakes.make(WINDOWS[1], attempts_of(0, seen=seen))
@@ -167,5 +167,5 @@ def test_a_retake_is_the_video_of_its_seed() -> None:
 
 def test_without_a_judge_there_is_no_report() -> None:
     retakes = Retakes(None, 3, torch.Generator(), lambda: None)
-    assert float(retakes.make(WINDOWS[0], attempts_of(5)).history) == 5
+    assert float(retakes.make(WINDOWS[0], attempts_of(5)).carried["blank"]) == 5
     assert retakes.report() is None

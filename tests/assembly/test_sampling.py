@@ -221,7 +221,8 @@ def test_a_plan_counts_the_bytes_that_the_cache_says_it_keeps(registry: Registry
 
 def levels(engine: Engine, name: str) -> int:
     # A LoRA beside a layer makes it the base of another.
-    named = engine.load().model.transformer.named_parameters()
+    model: Any = engine.load().model
+    named = model.transformer.named_parameters()
     return len({key.replace(".base_layer", ""): value for key, value in named}[name].unique())
 
 

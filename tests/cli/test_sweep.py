@@ -45,17 +45,17 @@ def metrics(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Models that were loaded, as references that keep none of them; `None` in their place when the next one came."""
-    from engine.loading.model import load_model
+    from plugins.families.multitalk.model import load_multitalk
 
     seen: list[Any] = []
 
     def counted(*words: Any, **named: Any) -> Any:
         seen[:] = [model if model is None or model() is not None else None for model in seen]
-        model = load_model(*words, **named)
+        model = load_multitalk(*words, **named)
         seen.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr("engine.assembly.weights.load_model", counted)
+    monkeypatch.setattr("plugins.families.multitalk.model.load_multitalk", counted)
     return seen
 
 

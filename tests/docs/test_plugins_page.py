@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from engine import components, data
+from engine import components, data, family
 from engine.plugin import spec
 from engine.plugin.api import API, EVERY
 from engine.plugin.manager import Registry
@@ -25,11 +25,12 @@ from engine.plugin.manager import Registry
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "plugins.md"
 HOOKS = [name for name, value in vars(spec).items() if hasattr(value, "multitalk_engine_spec")]
-#: All protocols of `engine.components`, in the order in which they stand there.
+#: All protocols of `engine.components` and `engine.family`, in the order in which they stand there.
 PROTOCOLS: dict[str, type] = {
     name: value
-    for name, value in vars(components).items()
-    if inspect.isclass(value) and getattr(value, "_is_protocol", False) and value.__module__ == components.__name__
+    for module in (components, family)
+    for name, value in vars(module).items()
+    if inspect.isclass(value) and getattr(value, "_is_protocol", False) and value.__module__ == module.__name__
 }
 
 

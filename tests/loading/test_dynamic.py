@@ -15,12 +15,12 @@ from engine.components import MultiplyingQuantiser
 from engine.errors import ConfigError
 from engine.loading.dynamic import FORMATS, STAYS, check_layers, is_dynamic, quantise_blocks, quantise_text
 from engine.loading.lora import load_runtime_lora
-from engine.loading.model import load_model
 from engine.loading.placement import Profile, stream_blocks
 from engine.loading.quantize import is_block_linear
 from engine.loading.quanto import quantise
-from engine.multitalk.transformer import cast_model
+from engine.network.precision import cast_model
 from engine.plugin.manager import installed
+from plugins.families.multitalk.model import load_multitalk
 
 pytest.importorskip("torchao")
 
@@ -191,7 +191,7 @@ def test_values_with_scales_become_the_layers_own_where_their_layout_allows(
     put(folder, stored | {name: values, "blocks.0.ffn.0.scale_weight": scale})
 
     with caplog.at_level(logging.INFO):
-        model: Any = load_model(
+        model: Any = load_multitalk(
             folder, device="cpu", dtype="bfloat16", quant=quant, quantiser=make(quant), wanted=WANTED
         )
 

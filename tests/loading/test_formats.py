@@ -20,7 +20,8 @@ from engine.errors import SourceError
 from engine.loading.checkpoint import placed_size
 from engine.loading.key_map import TOOL_PREFIXES, engine_name, to_engine
 from engine.loading.layout import find_parts
-from engine.loading.model import load_model
+from plugins.families.multitalk.model import load_multitalk
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 from plugins.sources.volume import Volume, VolumeConfig
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -156,14 +157,14 @@ def test_encoders_in_safetensors_are_those_of_wans_own_files(
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[key], expected[key]) for key in expected)
     size = sum(tensor.nbytes for key, tensor in state.items() if key != "encoder.embed_tokens.weight")
-    assert placed_size(component, parts[component], torch.float32) == size
+    assert placed_size(component, parts[component], torch.float32, network=MultiTalkTransformer3DModel) == size
 
 
 def test_an_umt5_with_scales_is_the_products(whole: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "multitalk"))
     (folder / WAN / FILES["text_encoder"]).unlink()
     save(comfy_umt5_scaled(whole), folder / "text_encoders" / "umt5_xxl_fp8_e4m3fn_scaled.safetensors")
-    model: Any = load_model(folder, device="cpu", dtype="float32", wanted=WANTED)
+    model: Any = load_multitalk(folder, device="cpu", dtype="float32", wanted=WANTED)
     name = "encoder.block.0.layer.0.SelfAttention.q.weight"
     expected = as_transformers(whole, "text_encoder")[name]
     with model.use("text_encoder"):

@@ -9,8 +9,8 @@ import torch
 
 from engine.errors import SourceError
 from engine.loading.key_map import to_engine, to_engine_config, to_reference
-from engine.multitalk.transformer import MultiTalkTransformer3DModel
 from engine.rehearsal import published
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
 
 def test_recorded_model_maps_there_and_back(home_recordings: Any) -> None:

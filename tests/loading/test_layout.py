@@ -19,8 +19,9 @@ from engine.data import Weights
 from engine.errors import SourceError
 from engine.loading.key_map import is_audio, to_engine
 from engine.loading.layout import ComponentLayout, find_parts
-from engine.loading.model import COMPONENTS, load_model
+from engine.loading.model import COMPONENTS
 from engine.rehearsal.files import shard_name
+from plugins.families.multitalk.model import load_multitalk
 from plugins.sources.volume import Volume, VolumeConfig
 
 WANTED = Weights("multitalk", "multitalk", COMPONENTS, adapter="multitalk.safetensors", commands=(("get them", ""),))
@@ -66,7 +67,7 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
 def test_layout_of_the_public_implementation_is_loaded_and_left_alone(whole: Path) -> None:
     before = contents(whole)
 
-    model: Any = load_model(whole, device="cpu", dtype="float32", wanted=WANTED)
+    model: Any = load_multitalk(whole, device="cpu", dtype="float32", wanted=WANTED)
 
     hold_to(model.transformer.state_dict())
     assert model.text.encode("a person speaks").shape == (1, 4, 16)
@@ -265,6 +266,6 @@ def test_an_audio_encoder_from_before_safetensors_is_read(whole: Path, folder: P
     (hearing / "model.safetensors").unlink()
     voice = torch.linspace(-1, 1, 16000).sin()
 
-    now, then = (load_model(root, device="cpu", dtype="float32", wanted=WANTED) for root in (folder, whole))
+    now, then = (load_multitalk(root, device="cpu", dtype="float32", wanted=WANTED) for root in (folder, whole))
 
     assert torch.equal(now.audio.encode(voice, 25), then.audio.encode(voice, 25))

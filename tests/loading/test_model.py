@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from engine.errors import RequestError, SourceError, UnknownComponent
 from engine.loading.component_files import ComponentFiles
 from engine.loading.layout import part_in
-from engine.loading.model import COMPONENTS, Model, load_model
+from engine.loading.model import COMPONENTS, Model
 from engine.loading.placement import Profile, stream_blocks
 from engine.loading.safetensors_reader import AheadReader
+from plugins.families.multitalk.model import load_multitalk
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
 SHAPE = (2, 4, 4)
 
@@ -58,7 +60,7 @@ def loras(folder: Path) -> list[Path]:
 
 def load(folder: Path, **more: Any) -> Model:
     made = {"quantiser": make_quantiser(more.get("quant", "none"))}
-    return load_model(folder, **({"device": "cpu", "dtype": "float32"} | made | more))
+    return load_multitalk(folder, **({"device": "cpu", "dtype": "float32"} | made | more))
 
 
 def forward(model: Model) -> Tensor:
@@ -118,7 +120,7 @@ def test_parts_are_those_that_the_libraries_load(dtype: str, folder: Path) -> No
     from diffusers import AutoencoderKLWan
     from transformers import CLIPVisionModel, UMT5EncoderModel
 
-    from engine.multitalk.transformer import MultiTalkTransformer3DModel
+    from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
     model: Any = load(folder, dtype=dtype)
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
@@ -140,7 +142,7 @@ def test_parts_are_those_that_the_libraries_load(dtype: str, folder: Path) -> No
 
 @pytest.mark.parametrize("name", ["transformer", "vae", "text_encoder", "image_encoder"])
 def test_size_in_memory_is_known_before_anything_is_read(name: str, folder: Path) -> None:
-    part = ComponentFiles(part_in(folder / name, name), name, torch.bfloat16)
+    part = ComponentFiles(part_in(folder / name, name), name, torch.bfloat16, network=MultiTalkTransformer3DModel)
     module = part.read(AheadReader(), "cpu")
 
     # A tensor of two names counts once.
@@ -149,7 +151,10 @@ def test_size_in_memory_is_known_before_anything_is_read(name: str, folder: Path
 
 def test_quantised_layers_count_as_they_are_kept(folder: Path) -> None:
     part = part_in(folder / "transformer", "transformer")
-    full, quantised = (ComponentFiles(part, "transformer", torch.bfloat16, kept=kept) for kept in (None, 1))
+    full, quantised = (
+        ComponentFiles(part, "transformer", torch.bfloat16, kept=kept, network=MultiTalkTransformer3DModel)
+        for kept in (None, 1)
+    )
     linears = [module for name, module in full.read(AheadReader(), "cpu").named_modules() if "blocks." in name]
 
     saved = sum(module.weight.numel() for module in linears if isinstance(module, nn.Linear))

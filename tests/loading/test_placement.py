@@ -27,7 +27,7 @@ from engine.loading.placement import place as place_settled
 from engine.loading.quanto import quantise
 from engine.loading.slots import parts_of
 from engine.machine.profiles import choose_profile, resident_blocks
-from engine.multitalk.codec import WanCodec
+from engine.network.codec import WanCodec
 from plugins.caches.teacache import TeaCache
 
 NAMES = ("transformer", "vae", "text_encoder", "image_encoder")

@@ -21,9 +21,10 @@ from engine.loading.checkpoint import placed_size
 from engine.loading.key_map import is_audio
 from engine.loading.layout import find_parts
 from engine.loading.lora import LoraMerger, load_runtime_lora
-from engine.loading.model import load_model
 from engine.loading.quantize import change_weight
 from engine.loading.quanto import dequantize
+from plugins.families.multitalk.model import load_multitalk
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 from scripts.evaluate_tiny.quantised_folder import as_quanto, write_gguf
 
 pytest.importorskip("torchao")
@@ -152,7 +153,7 @@ def test_a_folder_without_such_a_file_says_so(tmp_path: Path) -> None:
 
 def test_a_whole_model_is_loaded_from_quantised_files(tmp_path: Path) -> None:
     root = write_original(tmp_path / "model")
-    dense: Any = load_model(root, device="cpu", dtype="float32")
+    dense: Any = load_multitalk(root, device="cpu", dtype="float32")
     text = next(root.rglob("models_t5*.pth"))
     states = {"dit_model": small_transformer(), "t5": torch.load(text, weights_only=True)}
     for path in [text, *root.glob("Wan*/*.safetensors"), root / "MeiGen-MultiTalk" / "multitalk.safetensors"]:
@@ -165,7 +166,7 @@ def test_a_whole_model_is_loaded_from_quantised_files(tmp_path: Path) -> None:
         told = {module: {"weights": "qint8", "activations": "none"} for module in modules}
         (root / "quant_models" / f"{stem}_map_int8.json").write_text(json.dumps(told))
 
-    model: Any = load_model(root, device="cpu", dtype="float32", quant="int8-quanto")
+    model: Any = load_multitalk(root, device="cpu", dtype="float32", quant="int8-quanto")
 
     said, expected = (loaded.text.encode("a person speaks") for loaded in (model, dense))
     assert 0 < error(said, expected) < 0.03
@@ -221,7 +222,7 @@ def test_the_size_in_memory_is_known_from_the_headers(quant: str, quanto: Path, 
     def size(weight: Any) -> int:
         return int(weight.qdata.nbytes + weight.scale.nbytes if hasattr(weight, "qdata") else weight.nbytes)
 
-    told = placed_size("transformer", parts["transformer"], torch.bfloat16)
+    told = placed_size("transformer", parts["transformer"], torch.bfloat16, network=MultiTalkTransformer3DModel)
     assert told == sum(size(parameter) for parameter in model.parameters())
 
 

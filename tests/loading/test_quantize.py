@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.errors import MissingExtra
 from engine.loading.quantize import is_block_linear
-from engine.multitalk.transformer import cast_model
+from engine.network.precision import cast_model
 
 # Relative error of the output against the unquantised model in the same dtype; measured 1.06 % and 1.15 %.
 BOUND = 0.02

@@ -15,8 +15,8 @@ from torch import Tensor
 from engine.errors import SourceError
 from engine.loading.file_kinds import what_is
 from engine.loading.layout import describe_unread
-from engine.loading.model import load_model
 from engine.loading.tensor_names import refusal
+from plugins.families.multitalk.model import load_multitalk
 from plugins.sources.volume import Volume, VolumeConfig
 
 # --- what is not read -------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def test_what_is_no_file_of_weights_is_told_by_what_it_is(
         assert result is not None
         expected = result[0].partition(" (")[0]
     with pytest.raises(SourceError) as caught:
-        load_model(folder, device="cpu", dtype="float32", wanted=WANTED)
+        load_multitalk(folder, device="cpu", dtype="float32", wanted=WANTED)
     assert expected in caught.value.what
     assert hint in caught.value.hint
     assert "header too large" not in str(caught.value)
@@ -126,7 +126,7 @@ def test_a_file_in_a_format_that_is_not_read_is_named_with_what_to_take(
         Volume(VolumeConfig(path=str(folder.parent))).locate(WANTED)
     assert told in caught.value.what
     with pytest.raises(SourceError, match=r"diffusion_models/wan\.safetensors is "):
-        load_model(folder, device="cpu", dtype="float32", wanted=WANTED)
+        load_multitalk(folder, device="cpu", dtype="float32", wanted=WANTED)
 
 
 def test_other_files_are_described_where_something_is_missing(folder: Path) -> None:
@@ -147,7 +147,7 @@ def test_other_files_are_described_where_something_is_missing(folder: Path) -> N
 def test_a_text_to_video_model_is_told(folder: Path) -> None:
     put(folder, {name: tensor for name, tensor in WEIGHTS.items() if "img" not in name})
     with pytest.raises(SourceError, match="is a text-to-video model"):
-        load_model(folder, device="cpu", dtype="float32", wanted=WANTED)
+        load_multitalk(folder, device="cpu", dtype="float32", wanted=WANTED)
 
 
 def test_files_that_are_read_are_refused_by_nothing(whole: Path) -> None:

@@ -16,12 +16,12 @@ from torch import Tensor
 from engine.assembly.compose import compose
 from engine.assembly.estimates import _is_scaled, make_load
 from engine.errors import SourceError
-from engine.loading.model import load_model
 from engine.loading.scaled import Scaled, spread
 from engine.planning import memory
 from engine.planning.memory import Work
 from engine.planning.parameters import published_sizes
 from engine.plugin.manager import installed
+from plugins.families.multitalk.model import load_multitalk
 
 # --- float8 and int8 with scales --------------------------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ def test_weights_with_scales_can_be_kept_as_int8(folder: Path) -> None:
     pytest.importorskip("torchao")
     stored, _ = pack(WEIGHTS, rowwise)
     put(folder, stored)
-    model: Any = load_model(
+    model: Any = load_multitalk(
         folder, device="cpu", dtype="bfloat16", quant="int8", quantiser=make_quantiser("int8"), wanted=WANTED
     )
     assert model.transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
@@ -149,7 +149,7 @@ def test_a_scale_that_does_not_fit_is_named_before_anything_is_read(folder: Path
     stored, _ = pack(WEIGHTS, tensorwise)
     put(folder, stored | {"blocks.1.ffn.0.scale_weight": torch.ones(5)})
     with pytest.raises(SourceError, match=r"blocks\.1\.ffn\.0\.weight has a scale of shape \(5,\)"):
-        load_model(folder, device="cpu", dtype="float32", wanted=WANTED)
+        load_multitalk(folder, device="cpu", dtype="float32", wanted=WANTED)
 
 
 def test_blocks_are_spread_to_their_rows_and_columns() -> None:

@@ -23,8 +23,9 @@ from engine.loading.quanto import quantise
 from engine.loading.safetensors_reader import AheadReader
 from engine.loading.slots import parts_of, size_of, weights_of
 from engine.loading.streamer import DeviceBuffer, Streamer
-from engine.multitalk.compat import gguf_parts
-from engine.multitalk.transformer import MultiTalkTransformer3DModel, kept_in_float32
+from engine.network.compat import gguf_parts
+from engine.network.precision import kept_in_float32
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
 SHAPE = (2, 4, 4)
 LAYERS = 5
@@ -330,7 +331,7 @@ def test_the_published_network_wastes_little_memory(dtype: torch.dtype, monkeypa
     with torch.device("meta"):
         transformer = MultiTalkTransformer3DModel()
     for name, parameter in transformer.named_parameters():
-        kind = torch.float32 if kept_in_float32(name) else torch.bfloat16
+        kind = torch.float32 if kept_in_float32(MultiTalkTransformer3DModel, name) else torch.bfloat16
         matrix = name.startswith("blocks.") and parameter.ndim == 2 and name.endswith("weight")
         parameter.requires_grad_(False)
         parameter.data = parameter.data.to(dtype if matrix else kind)

@@ -16,7 +16,6 @@ from engine.assembly.compose import compose
 from engine.data.estimates import CardEstimate
 from engine.errors import ConfigError
 from engine.loading.quantize import is_block_linear
-from engine.multitalk.transformer import MultiTalkTransformer3DModel
 from engine.planning import memory
 from engine.planning.gpus import find_card
 from engine.planning.memory import Load, Work
@@ -24,6 +23,7 @@ from engine.planning.operations import Multiplied, block_linears, forward_work
 from engine.planning.parameters import Quant, make_sizes, published_sizes
 from engine.planning.seconds import forward_seconds
 from engine.plugin.manager import installed
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
 EXAMPLES = Path(__file__).parents[2] / "engine" / "examples"
 REQUEST = Request("a person talks", str(EXAMPLES / "two.png"), (Speaker(str(EXAMPLES / "one.flac")),), frames=81)

@@ -27,6 +27,7 @@ from engine.planning.memory import Load, Work
 from engine.planning.operations import forward_work
 from engine.planning.parameters import PARTS, Quant, make_sizes, published_sizes, read_sizes
 from engine.planning.seconds import forward_seconds
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 from scripts.plan_tables import service, tables
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +63,9 @@ def build(part: str, config: dict[str, Any]) -> Any:
     import torch
 
     with torch.device("meta"):
-        return build_part(part, {key: value for key, value in config.items() if not key.startswith("_")})
+        return build_part(
+            part, {key: value for key, value in config.items() if not key.startswith("_")}, MultiTalkTransformer3DModel
+        )
 
 
 def configs(model: str) -> dict[str, dict[str, Any]]:
@@ -84,9 +87,9 @@ def test_parameters_are_those_of_the_network_on_the_meta_device(model: str, part
     network = build(part, given[part])
     assert counts.parameters == sum(parameter.numel() for parameter in network.parameters())
     if part == "transformer":
-        from engine.multitalk.transformer import kept_in_float32
+        from engine.network.precision import kept_in_float32
 
-        exact = sum(value.numel() for name, value in network.named_parameters() if kept_in_float32(name))
+        exact = sum(value.numel() for name, value in network.named_parameters() if kept_in_float32(network, name))
         assert counts.float32 == exact
 
 
@@ -96,9 +99,9 @@ def test_the_14b_transformer_has_the_published_number_of_parameters() -> None:
 
 
 def test_bytes_in_memory_are_those_of_the_loaded_tiny_model() -> None:
-    from engine.loading.model import load_model
+    from plugins.families.multitalk.model import load_multitalk
 
-    model = load_model(TINY, device="cpu", dtype="bfloat16")
+    model = load_multitalk(TINY, device="cpu", dtype="bfloat16")
     loaded = sum(value.numel() * value.element_size() for value in model.transformer.parameters())
     planned = memory.weights_bytes(read_sizes(TINY), Load("cpu", "bfloat16", "none", "none", 1))
     assert planned["transformer"] == loaded
@@ -108,13 +111,13 @@ def test_bytes_in_memory_are_those_of_the_loaded_tiny_model() -> None:
 def test_bytes_of_quantised_weights_are_those_that_are_kept(quant: str) -> None:
     import torch
 
-    from engine.loading.model import load_model
     from engine.loading.quantize import is_block_linear
     from engine.loading.quanto import quantise
+    from plugins.families.multitalk.model import load_multitalk
 
     made = make_quantiser(quant)
     how = quant if made else "none"
-    network = load_model(TINY, device="cpu", dtype="bfloat16", quant=how, quantiser=made).transformer
+    network = load_multitalk(TINY, device="cpu", dtype="bfloat16", quant=how, quantiser=made).transformer
     linears = {f"{name}.weight" for name, module in network.named_modules() if is_block_linear(module, name)}
     kept = 0
     for name, value in network.named_parameters():
@@ -149,7 +152,7 @@ def test_a_forward_holds_what_is_counted(
     from engine.bench.transformer import build_inputs, build_model
 
     # The pieces in which a CPU activates: nothing at any real size.
-    monkeypatch.setattr("engine.multitalk.fused._AT_ONCE", 2**10)
+    monkeypatch.setattr("engine.network.fused._AT_ONCE", 2**10)
     model = build_model(256, ffn_dim, 4, 2, getattr(torch, dtype), torch.Generator().manual_seed(0))
     latents, time, conditions = build_inputs(model, (3, 16, 16), speakers, torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -168,7 +171,7 @@ def test_the_autoencoder_holds_what_is_counted(side: str, slack: float) -> None:
     import torch
     from diffusers import AutoencoderKLWan
 
-    from engine.multitalk.codec import WanCodec
+    from engine.network.codec import WanCodec
 
     codec = WanCodec(cast("Any", AutoencoderKLWan)(base_dim=16).eval())
     config = {**make_sizes(configs("wide")).configs["vae"], "base_dim": 16}

@@ -16,7 +16,11 @@ from engine.plugin.manager import Registry
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "tests" / "support" / "example_plugin"
 TEMPLATES = ROOT / "engine" / "cli" / "plugin_template"
-BUNDLED = sorted(path for path in (ROOT / "plugins").rglob("*.py") if path.name != "__init__.py")
+BUNDLED = sorted(
+    path
+    for path in (ROOT / "plugins").rglob("*.py")
+    if path.name != "__init__.py" or path.parent.parent.name == "families"
+)
 EXAMPLES = sorted(EXAMPLE.rglob("*.py"))
 DRAFTS = sorted(TEMPLATES.glob("*.py.txt"))
 #: Folders of `plugins` that are not called as their config group in the plural.

@@ -28,6 +28,11 @@ PLUGINS = {
     for path in (ROOT / "plugins").rglob("*.py")
     # The modules of a family are no plugins of their own.
     if path.name != "__init__.py" and "families" not in path.parts
+} | {
+    # A family is a package that offers itself.
+    ".".join(path.parent.relative_to(ROOT).parts)
+    for path in (ROOT / "plugins" / "families").glob("*/__init__.py")
+    if "register_families" in path.read_text("utf-8")
 }
 
 
@@ -90,7 +95,7 @@ def test_each_bundled_file_has_one_entry_point_and_each_entry_point_a_file() -> 
 def test_entry_points_are_named_after_their_file() -> None:
     for name, value in bundled().items():
         kind, file = value.split(".")[1:]
-        kind = {"addresses": "address"}.get(kind, kind.removesuffix("s"))
+        kind = {"addresses": "address", "families": "family"}.get(kind, kind.removesuffix("s"))
         assert name == f"multitalk-{kind}-{file.replace('_', '-')}"
 
 
@@ -104,6 +109,7 @@ def test_every_bundled_plugin_is_registered_under_its_file_name() -> None:
     registry = installed()
     assert not registry.broken
     known = {
+        "families": registry.families.names(),
         "sources": registry.sources.names(),
         "readers": registry.readers.names(),
         "attention": registry.attention.names(),

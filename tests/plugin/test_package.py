@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import av
 import pytest
+import torch
+from safetensors.torch import save_file
 from third_party import environment, run
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +54,8 @@ def test_its_components_and_presets_are_listed_with_their_package(python: str, t
         ("sink", "archive", "component"),
         ("sink", "cellar", "preset"),
         ("reader", "mapped", "component"),
+        ("family", "puppet", "component"),
+        ("model", "puppet", "preset"),
     }
     assert not answer["broken"]
 
@@ -104,6 +111,97 @@ def test_a_mistyped_key_is_compared_with_those_of_its_components(python: str, tm
     )
     assert done.returncode == 2
     assert "did you mean sink.folder?" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def puppet(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the overrides of the package's own model family, whose one weight is written here."""
+    root = tmp_path_factory.mktemp("models")
+    (root / "puppet").mkdir()
+    save_file({"strength": torch.full((1,), 0.8)}, root / "puppet" / "puppet.safetensors")
+    return ["model=puppet", "source=volume", f"source.path={root}", "sampler.steps=2"]
+
+
+def test_its_family_makes_a_video_from_the_command_line_the_worker_and_python(
+    python: str, puppet: list[str], tmp_path: Path
+) -> None:
+    words = [*WORDS, "--frames", "17", "--json", *puppet]
+    plan = json.loads(run(python, "-m", "engine", "plan", *words, cwd=tmp_path))
+    assert [window["frames"] for window in plan["windows"]] == [9, 9]
+
+    out = run(python, "-m", "engine", "generate", *words, "--output", "talk.mp4", cwd=tmp_path)
+    answer = json.loads(out.splitlines()[-1])
+    assert answer["frames"] == 17
+    assert answer["forwards"] == 4
+    with av.open(str(tmp_path / "talk.mp4")) as video:
+        pictures = [frame.to_ndarray(format="gray").astype(float) for frame in video.decode(video=0)]
+    # Its mouth is the whole region of the speaker.
+    loudness = [float(picture.mean()) for picture in pictures]
+    assert max(loudness) - min(loudness) > 10
+
+    encoded = {name: base64.b64encode((EXAMPLES / name).read_bytes()).decode() for name in ("one.png", "one.flac")}
+    job = {"reference_image": encoded["one.png"], "audio_1": encoded["one.flac"], "prompt": "a person talks"}
+    words = ["--test-input", json.dumps({"input": job | {"num_frames": 17, "fps": 25}}), "sink=base64", *puppet]
+    printed = run(python, "-m", "engine", "runpod", *words, cwd=tmp_path)
+    (line,) = [line for line in printed.splitlines() if line.startswith('{"video_base64"')]
+    assert base64.b64decode(json.loads(line)["video_base64"])[4:8] == b"ftyp"
+
+    code = f"""
+        from engine import EngineService, Request, Speaker
+        service = EngineService({[*puppet, "sink=base64"]!r})
+        speaker = Speaker({str(EXAMPLES / "one.flac")!r})
+        request = Request("a person talks", {str(EXAMPLES / "one.png")!r}, (speaker,), frames=17)
+        print(service.generate(request).sha256)
+    """
+    assert run(python, "-c", textwrap.dedent(code), cwd=tmp_path).strip() == answer["sha256"]
+
+
+def test_what_its_family_cannot_do_is_refused_by_name(python: str, puppet: list[str], tmp_path: Path) -> None:
+    assert failure(python, tmp_path, *puppet, "cache=easycache") == (
+        "multitalk: error: cache: cache=easycache does not work with model=puppet: its network is one layer; "
+        "leave cache out, or choose another model"
+    )
+
+
+def test_a_preset_whose_family_is_not_installed_is_refused(python: str, puppet: list[str], tmp_path: Path) -> None:
+    told = failure(python, tmp_path, *puppet, MULTITALK_DISABLED_PLUGINS="acme-puppet")
+    assert "puppet" in told
+    assert told.startswith("multitalk: error: family")
+
+
+def test_without_the_folder_of_a_family_all_else_works(python: str, puppet: list[str], tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    for name in ("engine", "plugins"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "weights"))
+    shutil.copytree(ROOT / "conf", copy / "engine" / "conf")
+    shutil.rmtree(copy / "plugins" / "families" / "multitalk")
+    words = [*WORDS, "--frames", "5", "--json", "--output", str(tmp_path / "talk.mp4"), *puppet]
+    done = asked(python, tmp_path, "generate", *words, PYTHONPATH=str(copy))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["frames"] == 5
+    told = asked(python, tmp_path, "plan", *WORDS, PYTHONPATH=str(copy)).stderr.splitlines()[-1]
+    assert told.startswith("multitalk: error: family: no family named 'multitalk'")
+    # The plugin is named whose files are gone.
+    assert "multitalk-family-multitalk" in told
+
+
+def asked(python: str, folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line; its status and what it prints are the result."""
+    return subprocess.run(
+        [python, "-m", "engine", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env=os.environ | environment,
+    )
+
+
+def failure(python: str, folder: Path, *choices: str, **environment: str) -> str:
+    """Return the last line of a plan that is refused."""
+    done = asked(python, folder, "plan", *WORDS, *choices, **environment)
+    assert done.returncode == 2
+    return done.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow

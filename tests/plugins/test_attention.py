@@ -12,7 +12,7 @@ from engine.components import ChoosingBackend
 from engine.data import AttentionSite
 from engine.errors import ConfigError
 from engine.machine.kernels import KERNELS, LEFT_OUT, Kernel, find_kernel, head_refusal, refusal
-from engine.multitalk.compat import AttentionBackendName
+from engine.network.compat import AttentionBackendName
 from engine.plugin.manager import installed
 from plugins.attention.auto import GENERATIONS, Auto, AutoConfig, pick
 

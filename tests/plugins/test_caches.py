@@ -18,7 +18,7 @@ from torch import Tensor
 from engine.assembly.compose import compose
 from engine.components import StepCache
 from engine.errors import ConfigError, UnknownComponent
-from engine.multitalk.step_caches import CountingCache, TimedCache
+from engine.network.step_caches import CountingCache, TimedCache
 from plugins.caches.easycache import EasyCache
 from plugins.caches.magcache import MagCache
 from plugins.caches.teacache import TeaCache

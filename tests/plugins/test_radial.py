@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from engine.data import AttentionSite, TokenGrid
 from engine.errors import ConfigError
-from engine.multitalk.attention import SelfAttentionProcessor, set_own_self_attention, set_self_attention_backend
+from engine.network.attention import SelfAttentionProcessor, set_own_self_attention, set_self_attention_backend
 from plugins.attention.radial import Radial, RadialConfig, begin, parts_of
 
 #: 480p, 81 frames: 21 latent frames of 52 x 28 tokens.

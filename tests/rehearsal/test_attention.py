@@ -100,7 +100,7 @@ def test_the_kernel_is_the_one_that_torch_takes(given: Call, capability: tuple[i
 
 
 def test_heads_that_are_looked_at_by_many_may_be_one_that_is_repeated() -> None:
-    # engine.multitalk.attention.class_scores: values without a stride over heads.
+    # engine.network.attention.class_scores: values without a stride over heads.
     given = call()
     assert pick_kernel(given._replace(value=given.value[:, :1].expand(given.value.shape)), ADA) == "flash"
 

@@ -102,11 +102,11 @@ def test_a_gguf_file_is_as_large_as_8_bits_and_a_scale_for_32(full: dict[str, Pa
 def test_small_files_are_loaded_for_real(quant: str, tmp_path: Path) -> None:
     import torch
 
-    from engine.loading.model import load_model
+    from plugins.families.multitalk.model import load_multitalk
 
     write_published(tmp_path, SMALL, quant=quant, adapter=ADAPTER, loras=(LORA,))
     made = make_quantiser(quant)
-    model = load_model(tmp_path, device="cpu", dtype="bfloat16", quant=quant, quantiser=made, wanted=weights(quant))
+    model = load_multitalk(tmp_path, device="cpu", dtype="bfloat16", quant=quant, quantiser=made, wanted=weights(quant))
     network: Any = model.transformer
     assert len(network.blocks) == 2
     weight = network.blocks[0].attn1.to_q.weight
@@ -118,10 +118,10 @@ def test_small_files_are_loaded_for_real(quant: str, tmp_path: Path) -> None:
 
 
 def test_a_lora_of_the_files_goes_with_the_network(tmp_path: Path) -> None:
-    from engine.loading.model import load_model
+    from plugins.families.multitalk.model import load_multitalk
 
     write_published(tmp_path, SMALL, quant="none", adapter=ADAPTER, loras=(LORA,))
-    model = load_model(
+    model = load_multitalk(
         tmp_path, device="cpu", dtype="bfloat16", wanted=weights("none"), loras=((tmp_path / LORA, 1.0),)
     )
     assert any("lora" in name for name, _ in model.transformer.named_modules())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.multitalk.eight_bit import linear
+from engine.network.eight_bit import linear
 from engine.planning.gpus import cards
 from engine.rehearsal.card import pretended
 from engine.rehearsal.ledger import Ledger

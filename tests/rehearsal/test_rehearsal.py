@@ -98,7 +98,7 @@ def test_flash_attention_is_taken_for_all_but_who_speaks_where(recipe: Report) -
 
 def breaking(monkeypatch: pytest.MonkeyPatch, what: Callable[[torch.Tensor], Any]) -> None:
     """Have each block do something more with the tokens that it is given."""
-    from engine.multitalk.transformer import MultiTalkTransformerBlock
+    from plugins.families.multitalk.transformer import MultiTalkTransformerBlock
 
     usual = MultiTalkTransformerBlock.forward
 
@@ -130,7 +130,7 @@ def test_reads_copies_and_leavings_in_a_forward_are_faults_of_their_kinds(monkey
     assert kinds(report) == {"waits", "copies", "left"}
     told = {kind: [str(fault) for fault in report.faults if fault.kind == kind] for kind in ("waits", "copies", "left")}
     # Where it happens is where the engine called what was put there.
-    place = r"engine/multitalk/transformer.py"
+    place = r"plugins/families/multitalk/transformer.py"
     assert any("the host waits for the device inside of forwards" in what and place in what for what in told["waits"])
     assert any("values are read from the device, 0 may be" in what and place in what for what in told["waits"])
     assert any("GB are copied back to the host" in what for what in told["copies"])
@@ -148,7 +148,7 @@ def test_a_device_mismatch_ends_the_rehearsal_and_says_where(
     assert not report["fits"]
     (fault,) = (fault for fault in report["faults"] if fault["kind"] == "error")
     assert "same device" in fault["what"] or "two different devices" in fault["what"]
-    assert " at engine/multitalk/transformer.py:" in fault["what"]
+    assert " at plugins/families/multitalk/transformer.py:" in fault["what"]
     documented(report)
 
 
@@ -264,7 +264,7 @@ FORWARD = ForwardCounts(launches=1, moved=1, flops=1, copies=1, up=20 * GB, down
             "copies",
         ),
         # Nobody waits inside of a forward; outside of one it may be.
-        ("none", row(forward=FORWARD, forward_waits={"engine/multitalk/attention.py:9 call": 1}), "waits"),
+        ("none", row(forward=FORWARD, forward_waits={"engine/network/attention.py:9 call": 1}), "waits"),
         ("none", row(forward=FORWARD, waits={"engine/stages/denoise.py:9 denoise": 1}), None),
         ("none", row(forward=FORWARD, reads={"engine/stages/denoise.py:9 denoise": 1}), "waits"),
     ],

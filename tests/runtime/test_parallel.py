@@ -23,12 +23,13 @@ from engine.assembly.settings import check_parallel
 from engine.cli.main import main
 from engine.data import Motion
 from engine.errors import ConfigError
-from engine.loading.model import load_model
-from engine.multitalk.sequence import Shard, check_heads
+from engine.network.sequence import Shard, check_heads
 from engine.plugin.manager import installed
 from engine.runtime.parallel import LoadWeights, groups_of, message_classes, take_device
+from plugins.families.multitalk.model import load_multitalk
 
 ROOT = Path(__file__).parents[2]
+MESSAGES = installed().families.build_default("multitalk").messages()
 TINY = ROOT / "engine" / "weights" / "tiny"
 #: Heads are computed by other calls of the same kernel; two processes on one machine come out bit for bit alike.
 TOLERANCE = 1e-4
@@ -159,7 +160,7 @@ def test_a_word_between_processes_holds_our_own_nouns_alone(tmp_path: Path, monk
         buffer = io.BytesIO()
         torch.save(word, buffer)
         buffer.seek(0)
-        with torch.serialization.safe_globals(message_classes()):
+        with torch.serialization.safe_globals(message_classes(MESSAGES)):
             if is_ours:
                 assert type(torch.load(buffer, weights_only=True)) is type(word)
             else:
@@ -173,7 +174,7 @@ def test_a_request_s_config_arrives_in_other_processes() -> None:
     config = compose(["sampler=turbo", "cache=teacache"])
     torch.save(config, buffer)
     buffer.seek(0)
-    with torch.serialization.safe_globals(message_classes()):
+    with torch.serialization.safe_globals(message_classes(MESSAGES)):
         assert torch.load(buffer, weights_only=True) == config
 
 
@@ -235,14 +236,14 @@ def test_a_sweep_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
 
 def test_heads_that_do_not_divide_are_refused_before_anything_is_read() -> None:
     with pytest.raises(ConfigError) as caught:
-        load_model(TINY, device="cpu", dtype="float32", processes=3)
+        load_multitalk(TINY, device="cpu", dtype="float32", processes=3)
 
     assert str(caught.value) == "parallel: 4 attention heads cannot be divided evenly among 3 processes; start 2 or 4"
     check_heads(40, 8)
 
 
 def test_other_processes_load_the_transformer_alone() -> None:
-    model = load_model(TINY, device="cpu", dtype="float32", processes=2, alone=True)
+    model = load_multitalk(TINY, device="cpu", dtype="float32", processes=2, alone=True)
 
     with model.use("transformer"):
         assert not any(parameter.is_meta for parameter in model.transformer.parameters())

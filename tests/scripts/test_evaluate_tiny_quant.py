@@ -56,7 +56,8 @@ EXAMPLES = Path(engine.__file__).parent / "examples"
 
 def forward(service: EngineService) -> tuple[Tensor, int]:
     """Return the first forward of a video, and the network's bytes: random inputs ask for what no video does."""
-    network: Any = service.engine.load().model.transformer
+    model: Any = service.engine.load().model
+    network = model.transformer
     outputs: list[Tensor] = []
     record_forwards(network, outputs)
     speaker = Speaker(str(EXAMPLES / "one.flac"))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPVisionModel, UMT5EncoderModel, Wav2Vec2Model
 from whole_tensors import merge_lora
 
-from engine.multitalk.transformer import MultiTalkTransformer3DModel
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "engine" / "weights" / "tiny"

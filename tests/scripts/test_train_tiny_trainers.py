@@ -12,11 +12,12 @@ import torch
 from diffusers import AutoencoderKLWan
 from transformers import AutoTokenizer, Wav2Vec2Config, Wav2Vec2Model
 
-from engine.data import Inputs, Window
-from engine.loading.model import load_model
+from engine.data import EncodeOptions, Inputs, Window
 from engine.media.color import color_statistics
-from engine.multitalk.transformer import MultiTalkTransformer3DModel
-from engine.stages.encode import Conditioning, EncodeOptions, Texts, encode, to_pixels
+from engine.stages.encode import Conditioning, Texts, to_pixels
+from plugins.families.multitalk.conditions import encode
+from plugins.families.multitalk.model import load_multitalk
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 from scripts.train_tiny import transformer, vae
 from scripts.train_tiny.assemble import assemble
 from scripts.train_tiny.clips import make_clip
@@ -348,7 +349,7 @@ def test_a_training_that_settles_continues_more_and_weighs_colours_more(
 def test_the_assembled_folder_is_conditioned_as_in_training(trained: Path, data: Path, tmp_path: Path) -> None:
     size = assemble(tmp_path / "tiny", run=trained, data=data)
     assert size == sum(path.stat().st_size for path in (tmp_path / "tiny").rglob("*") if path.is_file())
-    model = load_model(tmp_path / "tiny", device="cpu", dtype="float32")
+    model = load_multitalk(tmp_path / "tiny", device="cpu", dtype="float32")
     sample = two_people(data)
     assert sample.facts.plan == shape(0, "train")
     example = example_of(sample, ClipUse("first", 5, 0, 0.5))

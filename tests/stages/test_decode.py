@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.data import Window
+from engine.data import DecodeOptions, Window
 from engine.errors import EngineError
 from engine.loading.model import Model
 from engine.loading.placement import Profile, place
 from engine.media.color import color_statistics, match_color
-from engine.stages.decode import Decoded, DecodeOptions, decode
+from engine.stages.decode import Decoded, decode
 
 FRAMES = 9
 

@@ -12,20 +12,12 @@ import torch
 from tiny_folder import write_folder
 from torch import Tensor
 
-from engine.data import Conditions, Inputs, Window
+from engine.data import Conditions, EncodeOptions, Inputs, Window
 from engine.errors import Cancelled, ConfigError
-from engine.loading.model import Model, load_model
 from engine.media.color import color_statistics
-from engine.stages.encode import (
-    Conditioning,
-    EncodeOptions,
-    PictureCache,
-    encode,
-    encode_text,
-    encode_voices,
-    frame_mask,
-    to_pixels,
-)
+from engine.stages.encode import Conditioning, PictureCache, encode_text, encode_voices, to_pixels
+from plugins.families.multitalk.conditions import encode, frame_mask
+from plugins.families.multitalk.model import MultiTalkModel, load_multitalk
 
 ALL = ("cond", "drop_text", "drop_audio", "uncond")
 FIRST = Window(index=0, start=0, frames=9, motion=0, keep=9)
@@ -33,9 +25,9 @@ LATER = Window(index=1, start=4, frames=9, motion=5, keep=4)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+def model(tmp_path_factory: pytest.TempPathFactory) -> MultiTalkModel:
     folder: Path = tmp_path_factory.mktemp("weights")
-    return load_model(write_folder(folder), device="cpu", dtype="float32")
+    return load_multitalk(write_folder(folder), device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +45,7 @@ def history() -> Tensor:
 
 
 def run(
-    model: Model,
+    model: MultiTalkModel,
     inputs: Inputs,
     window: Window,
     style: str,
@@ -98,7 +90,7 @@ def test_pixels_run_from_minus_one_to_one() -> None:
     assert pixels.flatten().tolist() == pytest.approx([-1, 1, -0.6])
 
 
-def test_the_first_window_shows_the_picture_and_grey(model: Model, inputs: Inputs) -> None:
+def test_the_first_window_shows_the_picture_and_grey(model: MultiTalkModel, inputs: Inputs) -> None:
     conditions = run(model, inputs, FIRST, "multitalk", None)
     frames = torch.cat([to_pixels(inputs.image)[:, None], torch.zeros(3, 8, 32, 48)], dim=1)
 
@@ -108,7 +100,9 @@ def test_the_first_window_shows_the_picture_and_grey(model: Model, inputs: Input
     assert set(conditions.branches) == set(ALL)
 
 
-def test_multitalk_goes_on_from_the_history(model: Model, inputs: Inputs, history: Tensor, monkeypatch: Any) -> None:
+def test_multitalk_goes_on_from_the_history(
+    model: MultiTalkModel, inputs: Inputs, history: Tensor, monkeypatch: Any
+) -> None:
     shown = overheard(model.image, monkeypatch)
 
     conditions = run(model, inputs, LATER, "multitalk", history)
@@ -125,7 +119,7 @@ def test_multitalk_goes_on_from_the_history(model: Model, inputs: Inputs, histor
 
 @pytest.mark.parametrize("window", [FIRST, LATER], ids=["first", "later"])
 def test_infinitetalk_keeps_the_picture_and_moves_on_clean(
-    window: Window, model: Model, inputs: Inputs, history: Tensor, monkeypatch: Any
+    window: Window, model: MultiTalkModel, inputs: Inputs, history: Tensor, monkeypatch: Any
 ) -> None:
     shown = overheard(model.image, monkeypatch)
     before = history if window is LATER else None
@@ -144,7 +138,7 @@ def test_infinitetalk_keeps_the_picture_and_moves_on_clean(
 
 
 def test_what_all_windows_are_shown_is_made_once_a_request(
-    model: Model, inputs: Inputs, history: Tensor, monkeypatch: pytest.MonkeyPatch
+    model: MultiTalkModel, inputs: Inputs, history: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     windows = [FIRST, LATER, LATER, Window(index=3, start=8, frames=5, motion=1, keep=4)]
     alone = [run(model, inputs, window, "infinitetalk", history if window.index else None) for window in windows]
@@ -167,7 +161,7 @@ def test_what_all_windows_are_shown_is_made_once_a_request(
 
 
 def test_windows_that_are_shown_the_one_before_share_nothing(
-    model: Model, inputs: Inputs, history: Tensor, monkeypatch: pytest.MonkeyPatch
+    model: MultiTalkModel, inputs: Inputs, history: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures, films, cache = overheard(model.image, monkeypatch), overheard(model.codec, monkeypatch), PictureCache()
 
@@ -177,7 +171,7 @@ def test_windows_that_are_shown_the_one_before_share_nothing(
     assert len(pictures) == len(films) == 2
 
 
-def test_branches_drop_what_their_name_says(model: Model, inputs: Inputs) -> None:
+def test_branches_drop_what_their_name_says(model: MultiTalkModel, inputs: Inputs) -> None:
     branches = run(model, inputs, FIRST, "multitalk", None).branches
 
     assert torch.equal(branches["cond"].context, branches["drop_audio"].context)
@@ -191,7 +185,7 @@ def test_branches_drop_what_their_name_says(model: Model, inputs: Inputs) -> Non
     assert branches["uncond"].speakers is None
 
 
-def test_a_window_hears_its_own_time(model: Model, inputs: Inputs) -> None:
+def test_a_window_hears_its_own_time(model: MultiTalkModel, inputs: Inputs) -> None:
     whole = run(model, inputs, Window(0, 0, 13, 0, 13), "multitalk", None).branches["cond"].audio
     later = run(model, inputs, LATER, "multitalk", None).branches["cond"].audio
 
@@ -200,7 +194,7 @@ def test_a_window_hears_its_own_time(model: Model, inputs: Inputs) -> None:
     assert not torch.allclose(later[2], whole[2])
 
 
-def test_the_negative_prompt_is_encoded_only_where_it_is_needed(model: Model, monkeypatch: Any) -> None:
+def test_the_negative_prompt_is_encoded_only_where_it_is_needed(model: MultiTalkModel, monkeypatch: Any) -> None:
     prompts = overheard(model.text, monkeypatch)
 
     assert encode_text(model, "a face", "still", ("cond", "drop_audio")).negative is None
@@ -208,11 +202,11 @@ def test_the_negative_prompt_is_encoded_only_where_it_is_needed(model: Model, mo
     assert prompts == ["a face", "a face", "still"]
 
 
-def test_voices_become_features_at_the_native_rate(model: Model, inputs: Inputs) -> None:
+def test_voices_become_features_at_the_native_rate(model: MultiTalkModel, inputs: Inputs) -> None:
     assert encode_voices(model, inputs.voices, 25.0).shape == (2, 25, 2, 16)
 
 
-def test_read_only_inputs_are_taken(model: Model, inputs: Inputs, recwarn: pytest.WarningsRecorder) -> None:
+def test_read_only_inputs_are_taken(model: MultiTalkModel, inputs: Inputs, recwarn: pytest.WarningsRecorder) -> None:
     arrays: list[Any] = [inputs.image, inputs.masks, *inputs.voices]
     for array in arrays:
         array.flags.writeable = False
@@ -222,7 +216,7 @@ def test_read_only_inputs_are_taken(model: Model, inputs: Inputs, recwarn: pytes
     assert not [warning for warning in recwarn if "not writable" in str(warning.message)]
 
 
-def test_cancel_is_seen(model: Model, inputs: Inputs) -> None:
+def test_cancel_is_seen(model: MultiTalkModel, inputs: Inputs) -> None:
     token = threading.Event()
     token.set()
 
@@ -232,7 +226,7 @@ def test_cancel_is_seen(model: Model, inputs: Inputs) -> None:
         encode_voices(model, inputs.voices, 25.0, cancel=token)
 
 
-def test_an_unknown_style_is_named(model: Model, inputs: Inputs) -> None:
+def test_an_unknown_style_is_named(model: MultiTalkModel, inputs: Inputs) -> None:
     with pytest.raises(ConfigError, match="infinitetalk") as caught:
         run(model, inputs, FIRST, "endlesstalk", None)
 

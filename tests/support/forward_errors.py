@@ -20,7 +20,7 @@ from recordings import HOME, Recordings
 from engine.loading.dynamic import FORMATS, quantise_blocks
 from engine.loading.quantize import is_block_linear
 from engine.loading.quanto import quantise
-from engine.multitalk.transformer import cast_model
+from engine.network.precision import cast_model
 
 
 def weights(products: str) -> Callable[[Any], None]:

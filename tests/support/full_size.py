@@ -25,6 +25,7 @@ READ = textwrap.dedent(
     from engine.data import Weights
     from engine.loading import checkpoint
     from engine.loading.layout import find_parts
+    from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
     component, folder = sys.argv[1], Path(sys.argv[2])
     parts, missing = find_parts(folder, Weights("multitalk", "", (component,), adapter="multitalk.safetensors"))
@@ -37,13 +38,13 @@ READ = textwrap.dedent(
     report = {"tensors": 0, "read": read, "bytes": 0, "largest": 0, "peak": 0}
 
     dtype = torch.float32 if component == "vae" else torch.bfloat16
-    model = checkpoint.build_empty(component, parts[component])
+    model = checkpoint.build_empty(component, parts[component], MultiTalkTransformer3DModel)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     before = anonymous()
     # As `fill`, but that each tensor is compared and let go.
     for name, tensor in checkpoint.read_tensors(parts[component], checkpoint._CONVERT[component]):
         placed = checkpoint.place(model, component, name, tensor, dtype)
-        kept = component == "transformer" and checkpoint.kept_in_float32(name)
+        kept = component == "transformer" and checkpoint.kept_in_float32(model, name)
         assert tuple(placed.shape) == wanted.pop(name), name
         assert placed.dtype == (torch.float32 if kept else dtype), name
         report["tensors"] += 1

@@ -20,16 +20,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.components import Guidance, Sampler, StepCache
-from engine.data import Inputs, Window
-from engine.loading.model import Model
+from engine.data import DecodeOptions, EncodeOptions, Inputs, Window
 from engine.loading.placement import Profile, place
 from engine.media.color import color_statistics
-from engine.multitalk.audio import audio_windows
-from engine.stages import encode as encode_stage
-from engine.stages.decode import DecodeOptions, decode
+from engine.network.audio import audio_windows
+from engine.stages.decode import decode
 from engine.stages.denoise import denoise, draw_noise
-from engine.stages.encode import Conditioning, EncodeOptions, Texts, encode, encode_text, to_pixels
+from engine.stages.encode import Conditioning, Texts, encode_text, to_pixels
 from plugins.caches.teacache import TeaCache
+from plugins.families.multitalk import conditions as conditions_of_family
+from plugins.families.multitalk.conditions import encode
+from plugins.families.multitalk.model import MultiTalkModel
 from plugins.samplers.euler import Euler, EulerConfig
 from plugins.samplers.renoise import Renoise, RenoiseConfig
 
@@ -112,7 +113,7 @@ class Loop:
     #: FlashTalk: new noise after each step, no guidance, colours of every window matched to the picture.
     renoised: bool
     image: RecordedImage
-    model: Model
+    model: MultiTalkModel
     #: Source picture, uint8 RGB.
     source: npt.NDArray[np.uint8]
 
@@ -212,7 +213,7 @@ def load_loop(recordings: Any, name: str) -> Loop:
     }
     image = RecordedImage()
     transformer = recordings.model(recordings.model_name(name), **overrides)
-    model = Model(
+    model = MultiTalkModel(
         transformer=transformer,
         codec=LinearCodec(recorded),
         text=RecordedText(
@@ -329,7 +330,7 @@ def _is_random(windows: Tensor) -> bool:
 def _given(windows: Tensor) -> Iterator[None]:
     """Have `encode` use recorded windows that belong to no sound."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode_stage, "audio_windows", lambda *_: windows)
+        patch.setattr(conditions_of_family, "audio_windows", lambda *_: windows)
         yield
 
 

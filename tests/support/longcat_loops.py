@@ -10,7 +10,7 @@ import torch
 from golden_loops import LinearCodec
 from torch import Tensor
 
-from engine.multitalk.audio import audio_windows
+from engine.network.audio import audio_windows
 from plugins.families.longcat.canvas import fit_masks, fit_picture
 from plugins.families.longcat.guidance import AvatarGuidance
 from plugins.families.longcat.schedules import sigmas

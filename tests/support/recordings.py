@@ -55,7 +55,7 @@ class Recordings:
         `state` (reference names) replaces its whole state dict, `replaced` single tensors by reference name.
         """
         from engine.loading.key_map import to_engine
-        from engine.multitalk.transformer import MultiTalkTransformer3DModel
+        from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
         model = MultiTalkTransformer3DModel(**self.config(name))
         tensors = (self.tensors(name) if state is None else state) | replaced
@@ -66,7 +66,7 @@ class Recordings:
         """Build the recorded wav2vec 2.0 model `name`."""
         from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-        from engine.multitalk.audio import AudioEncoder
+        from engine.network.audio import AudioEncoder
 
         told = json.loads(self.header(name)["config"])
         # What this version of the library refuses, and what only training reads.
@@ -118,7 +118,7 @@ class TinyNetwork:
     def model(self, **changes: Any) -> Any:
         import torch
 
-        from engine.multitalk.transformer import MultiTalkTransformer3DModel
+        from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
         with torch.random.fork_rng():
             torch.manual_seed(0)

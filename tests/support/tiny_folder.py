@@ -30,7 +30,7 @@ SIZES: dict[str, Any] = {
 
 def build_transformer(seed: int = 0, **sizes: Any) -> Any:
     """Build the network with small random weights; nothing is zero."""
-    from engine.multitalk.transformer import MultiTalkTransformer3DModel
+    from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

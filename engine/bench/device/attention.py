@@ -15,9 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from engine.bench.device.kernels import longest_kernel
 from engine.bench.device.measure import DeviceBench, Row, Rows, largest_difference
 from engine.machine.kernels import KERNELS
-from engine.multitalk.attention import class_scores
-from engine.multitalk.compat import AttentionBackendName, dispatch_attention_fn
-from engine.multitalk.speakers import prepare_speakers
+from engine.network.attention import class_scores
+from engine.network.compat import AttentionBackendName, dispatch_attention_fn
+from engine.network.speakers import prepare_speakers
 from engine.plugin.manager import installed
 
 #: "native" is torch's own choice. On a CPU torch has only flash and the plain computation.

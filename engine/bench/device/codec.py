@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.bench.device.kernels import profiled
 from engine.bench.device.measure import DeviceBench, Rows, psnr
 from engine.bench.device.modules import autoencoder
-from engine.multitalk.codec import WanCodec
+from engine.network.codec import WanCodec
 from engine.planning.activations import decode_bytes
 from engine.planning.operations import codec_work
 from engine.planning.seconds import codec_seconds

@@ -8,7 +8,7 @@ import torch
 
 from engine.bench.device.measure import DeviceBench, Rows
 from engine.bench.device.modules import image_encoder, text_encoder, weight_bytes
-from engine.multitalk.image import ImageEncoder
+from engine.network.image import ImageEncoder
 from engine.planning.activations import image_bytes, text_bytes
 
 

@@ -14,8 +14,8 @@ import torch
 from engine.bench.device.measure import DeviceBench, Rows
 from engine.bench.device.modules import autoencoder, image_encoder, text_encoder, transformer
 from engine.bench.transformer import build_inputs
-from engine.multitalk.codec import WanCodec
-from engine.multitalk.image import ImageEncoder
+from engine.network.codec import WanCodec
+from engine.network.image import ImageEncoder
 
 #: torch reads this when its first tensor on a card is created, so each setting needs its own process.
 _VARIABLE = "PYTORCH_CUDA_ALLOC_CONF"

@@ -10,21 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from engine.bench.device.measure import DeviceBench
+from engine.bench.family import network
 from engine.loading import placement
 from engine.loading.placement import Profile
-from engine.multitalk.transformer import MultiTalkTransformer3DModel, kept_in_float32
+from engine.network.precision import kept_in_float32
 
 Config = Mapping[str, Any]
 
 
-def transformer(bench: DeviceBench, layers: int) -> MultiTalkTransformer3DModel:
+def transformer(bench: DeviceBench, layers: int) -> Any:
     """Build the transformer with `layers` blocks in the bench's dtype, except its float32 parts."""
     config = dict(bench.shapes.configs["transformer"]) | {"num_layers": layers}
 
     def dtype(name: str) -> torch.dtype:
-        return torch.float32 if kept_in_float32(name) else bench.dtype
+        return torch.float32 if kept_in_float32(network(), name) else bench.dtype
 
-    model: MultiTalkTransformer3DModel = build(lambda: MultiTalkTransformer3DModel(**config), bench.device, dtype)
+    model: Any = build(lambda: network()(**config), bench.device, dtype)
     return model
 
 
@@ -98,7 +99,7 @@ def _plain_tensors(value: Any) -> list[Tensor]:
     return [value.qdata, value.scale] if hasattr(value, "qdata") else [value]
 
 
-def stream_blocks(model: MultiTalkTransformer3DModel, device: str) -> None:
+def stream_blocks(model: Any, device: str) -> None:
     """Place the blocks as `memory=group-offload` does; the only place that uses the engine's names for this."""
     placement.stream_blocks(
         model, device, Profile("group-offload", streams=torch.device(device).type == "cuda")

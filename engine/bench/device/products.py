@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from engine.bench.device.machine import ask_driver
 from engine.bench.device.measure import DeviceBench, Rows, Skipped
-from engine.multitalk.embeddings import rotary_grid, rotate
+from engine.network.embeddings import rotary_grid, rotate
 
 #: Rows that are also multiplied in float32, for comparison.
 _EXACT = 256

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from engine.multitalk.attention import NATIVE, class_scores, prepare_attention
-from engine.multitalk.compat import dispatch_attention_fn
-from engine.multitalk.embeddings import RMSNorm, Rotary, rotate
-from engine.multitalk.fused import eager, rms_rotate
-from engine.multitalk.speakers import Speakers, label_positions, rotary_at
+from engine.network.attention import NATIVE, class_scores, prepare_attention
+from engine.network.compat import dispatch_attention_fn
+from engine.network.embeddings import RMSNorm, Rotary, rotate
+from engine.network.fused import eager, rms_rotate
+from engine.network.speakers import Speakers, label_positions, rotary_at
 from plugins.families.longcat.frames import FrameLayout
 
 #: Speakers of each sample of a batch.
@@ -135,7 +135,7 @@ class SelfAttention(nn.Module):
 def set_self_attention_backend(model: nn.Module, name: str) -> None:
     """Switch the self-attention of every block of `model` to diffusers' attention backend `name`.
 
-    Raises as `engine.multitalk.attention.prepare_attention`. A backend that computes attention itself, from the grid of
+    Raises as `engine.network.attention.prepare_attention`. A backend that computes attention itself, from the grid of
     the tokens, is not supported: groups of frames see different keys.
     """
     backend = prepare_attention(name)

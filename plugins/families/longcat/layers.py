@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.multitalk.compat import register_cached_block
-from engine.multitalk.embeddings import Rotary, timestep_sinusoid
-from engine.multitalk.fused import add as add_change
-from engine.multitalk.fused import eager, layer_norm
-from engine.multitalk.transformer import LayerNorm
+from engine.network.compat import register_cached_block
+from engine.network.embeddings import Rotary, timestep_sinusoid
+from engine.network.fused import add as add_change
+from engine.network.fused import eager, layer_norm
+from engine.network.norms import LayerNorm
 from plugins.families.longcat.attention import AudioAttention, SelfAttention, Speaking, TextAttention
 from plugins.families.longcat.frames import FrameLayout
 
@@ -83,7 +83,7 @@ def _by_group(tokens: Tensor, groups: int) -> Tensor:
 
 
 def _add(stream: Tensor, change: Tensor, gate: Tensor | None = None, *, into: bool = False) -> Tensor:
-    """Return stream + change * gate in float32, as `engine.multitalk.fused.add`.
+    """Return stream + change * gate in float32, as `engine.network.fused.add`.
 
     `gate` is (1 or B, G, D) for G groups of tokens.
     """

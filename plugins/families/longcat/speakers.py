@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.errors import RequestError
-from engine.multitalk.embeddings import rotary_frequencies
-from engine.multitalk.speakers import Speakers, label_ranges, rotary_at
+from engine.network.embeddings import rotary_frequencies
+from engine.network.speakers import Speakers, label_ranges, rotary_at
 
 #: Speakers with a label range of their own.
 SPEAKERS = 2
@@ -32,7 +32,7 @@ def prepare_tracks(
 
     `tracks` is the number of voices: 2, or 3 with a silent track of the bystanders, whose audio tokens get the
     background's label. `audio_tokens` is the number of tokens of one voice in one latent frame. The other arguments are
-    those of `engine.multitalk.speakers.prepare_speakers`, and an empty mask gets no token, as there. Raises
+    those of `engine.network.speakers.prepare_speakers`, and an empty mask gets no token, as there. Raises
     RequestError for other numbers of masks or tracks.
     """
     classes = masks.shape[0]

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.errors import RequestError
-from engine.multitalk.audio_projection import AudioProjection
-from engine.multitalk.compat import CacheMixin, PeftAdapterMixin
-from engine.multitalk.embeddings import Rotary, rotary_grid
-from engine.multitalk.shapes import check_shape
-from engine.multitalk.speakers import Speakers, token_masks
+from engine.network.audio_projection import AudioProjection
+from engine.network.compat import CacheMixin, PeftAdapterMixin
+from engine.network.embeddings import Rotary, rotary_grid
+from engine.network.shapes import check_shape
+from engine.network.speakers import Speakers, token_masks
 from plugins.families.longcat.attention import KeyValueCache
 from plugins.families.longcat.checks import check_config
 from plugins.families.longcat.frames import FrameLayout

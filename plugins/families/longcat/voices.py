@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.components import CancelToken
 from engine.errors import RequestError
-from engine.multitalk.audio import SAMPLE_RATE, audio_frames
+from engine.network.audio import SAMPLE_RATE, audio_frames
 from plugins.families.longcat.versions import Version
 
 Samples = npt.NDArray[np.float32]

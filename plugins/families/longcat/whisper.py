@@ -16,7 +16,7 @@ from engine.components import CancelToken, Reader
 from engine.errors import SourceError
 from engine.loading.fill import fill, find_stored, match
 from engine.loading.safetensors_reader import AheadReader
-from engine.multitalk.audio import SAMPLE_RATE
+from engine.network.audio import SAMPLE_RATE
 
 #: Samples of one piece: the encoder hears 30 seconds at a time.
 PIECE = 30 * SAMPLE_RATE

@@ -11,7 +11,7 @@ import torch
 
 from engine.errors import ConfigError, RequestError
 from engine.media.canvas import MARGIN, apply_canvas, make_canvas
-from engine.multitalk.speakers import token_masks
+from engine.network.speakers import token_masks
 from plugins.families.longcat import canvas
 
 

@@ -11,7 +11,7 @@ from crossings import Crossings
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.errors import ConfigError, EngineError, RequestError, UnknownComponent
-from engine.multitalk.fused import set_fused
+from engine.network.fused import set_fused
 from plugins.families.longcat.attention import SelfAttention, set_self_attention_backend
 from plugins.families.longcat.frames import FrameLayout
 from plugins.families.longcat.layers import Modulation

@@ -11,9 +11,9 @@ import torch
 from longcat_recordings import cache_recording, replay
 from torch import Tensor
 
-from engine.multitalk.audio import audio_windows
-from engine.multitalk.audio_projection import group_windows
-from engine.multitalk.speakers import Speakers, label_positions, rotary_at, token_masks
+from engine.network.audio import audio_windows
+from engine.network.audio_projection import group_windows
+from engine.network.speakers import Speakers, label_positions, rotary_at, token_masks
 from plugins.families.longcat import attention
 from plugins.families.longcat.guidance import AvatarGuidance
 from plugins.families.longcat.precision import cast_model

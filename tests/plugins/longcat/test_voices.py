@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from engine.errors import Cancelled, RequestError, SourceError
 from engine.media.audio import set_loudness
 from engine.media.loudness import integrated_loudness
-from engine.multitalk.audio import SAMPLE_RATE, AudioEncoder, audio_frames
+from engine.network.audio import SAMPLE_RATE, AudioEncoder, audio_frames
 from plugins.families.longcat.versions import VERSIONS, version
 from plugins.families.longcat.voices import add_noise, encode_tracks, join_tracks, low_pass, prepare_voice
 from plugins.families.longcat.whisper import PIECE, WhisperFeatures, layer_groups, load_whisper

@@ -11,9 +11,9 @@ import pytest
 import torch
 from longcat_folder import write_longcat
 
-from engine.multitalk.audio import SAMPLE_RATE, AudioEncoder, audio_windows
-from engine.multitalk.codec import WanCodec
-from engine.multitalk.text import TextEncoder
+from engine.network.audio import SAMPLE_RATE, AudioEncoder, audio_windows
+from engine.network.codec import WanCodec
+from engine.network.text import TextEncoder
 from engine.stages.windows import plan_windows
 from plugins.families.longcat.canvas import fit_masks, fit_picture, region_masks
 from plugins.families.longcat.folders import AvatarFolders, find_folders

@@ -1,0 +1,39 @@
+"""The bases of a component's config, and of a model family's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from omegaconf import MISSING
+
+
+@dataclass
+class ComponentConfig:
+    """The base of every component's config: the component's name."""
+
+    #: The component's name; set it by choosing the component (`group=name`).
+    name: str = MISSING
+
+
+@dataclass
+class FamilyConfig(ComponentConfig):
+    """The base of every model family's config, with what plans need to know of the family."""
+
+    #: Parts of the weights; each is a folder, or files that are recognised.
+    components: ClassVar[tuple[str, ...]] = (
+        "transformer",
+        "vae",
+        "text_encoder",
+        "tokenizer",
+        "image_encoder",
+        "audio_encoder",
+    )
+    #: Finds the parts in a folder: (folder, weights) -> (parts by name, missing files); None: as the engine does for
+    #: Wan's (`engine.loading.layout.find_parts`).
+    find_parts: ClassVar[Callable[..., tuple[Mapping[str, Any], tuple[str, ...]]] | None] = None
+    #: Guidance branches that the network can run (`engine.components.BRANCHES`).
+    branches: ClassVar[tuple[str, ...]] = ("cond", "drop_text", "drop_audio", "uncond")
+    #: Config groups, or keys, of which only the default works, each with the reason.
+    cannot: ClassVar[Mapping[str, str]] = {}
