@@ -413,7 +413,20 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_only(place: Place, tmp_
 
     assert digest(delivery) == digest(place.whole)
     assert len(about_states(delivery)) == 1
+    assert about_states(delivery)[0].startswith("resume.folder: the folder of states cannot be used")
     assert "Not a directory" in about_states(delivery)[0]
+    assert str(tmp_path) not in about_states(delivery)[0]
+
+
+def test_keeping_states_without_a_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, few = replace(ONE, frames=5), [*BOOT, f"sink.folder={tmp_path}", "resume.keep=true"]
+    delivery = EngineService(few).generate(one)
+    told = next(text for text in delivery.warnings if "resume.keep" in text)
+    assert told.startswith("resume.keep=true keeps nothing, because resume.folder names no folder: set it to a folder")
+    missing = EngineService([*few, "resume.folder=volume", "resume.volume=/no/such/volume"]).generate(one)
+    assert any(
+        "keeps nothing, because resume.folder is on a volume that is not mounted" in text for text in missing.warnings
+    )
 
 
 def test_a_disk_that_becomes_full_keeps_the_states_so_far(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,7 +454,8 @@ def test_a_full_disk_is_reported_in_the_answer(place: Place, monkeypatch: pytest
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
         delivery = place.service.generate(ONE)
 
-    assert about_states(delivery) == ["states are not kept any more after window 0: No space left on device"]
+    told = "resume.folder: states are not kept any more after window 0: No space left on device"
+    assert about_states(delivery) == [told]
     assert digest(delivery) == digest(place.whole)
 
 
