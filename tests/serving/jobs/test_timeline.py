@@ -91,7 +91,7 @@ def test_plain_values_of_entries_are_read_as_the_same_entries() -> None:
     [
         ('{"prompts": 5}', "prompts", "not a list"),
         ('{"prompts": []}', "prompts", "at least one entry"),
-        ('{"images": []}', "request.prompts", "has no list 'prompts'"),
+        ('{"images": []}', "prompts", "has no list 'prompts'"),
         ('{"prompts": ["a"]}', "prompts[0]", "is not a mapping"),
         ('{"prompts": [{"from": 0, "text": "a"}, {"form": 1, "text": "b"}]}', "prompts[1]", "unknown key 'form'"),
         ('{"prompts": [{"from": 0}]}', "prompts[0].text", "there is no text"),
