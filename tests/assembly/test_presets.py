@@ -182,6 +182,9 @@ def test_flashtalk_samples_by_its_own_solver_in_both_modes() -> None:
         assert (inputs.sampler, inputs.passes, inputs.whole_windows) == (f"renoise ({mode})", 1, True)
         sampling = build_sampling(compose(["model=flashtalk", f"sampler={mode}"]), installed())
         assert sampling.sampler.schedule().timesteps == pytest.approx(times)
+        # So a negative prompt is told to have no effect.
+        assert not inputs.negative
+    assert plan_inputs("model=multitalk").negative
     # Only a distilled model has such limits.
     assert plan_inputs("model=infinitetalk", "sampler=unipc", "cache=teacache").speakers == 0
 
