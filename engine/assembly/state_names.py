@@ -33,7 +33,10 @@ LEFT_OUT_OF_REQUEST = (
     *("frames", "fps", "negative_prompt", "live", "preview"),
 )
 #: Keys of provenance that say how a video is computed; the others say which video.
-_HOW = ("weights", "versions", "threads", "processes", "device", "dtype", "decode_dtype", "attention", "compile")
+_HOW = (
+    *("weights", "versions", "threads", "processes", "device", "dtype", "decode_dtype", "attention", "compile"),
+    *("residual_dtype", "kernels"),
+)
 _PLAN = (
     *("canvas", "seats", "frames", "fps", "timing", "audio_type", "generated_frames", "generated_fps", "windows"),
     *("steps", "passes", "evaluations", "canvases"),

@@ -35,6 +35,7 @@ FREE = {
     "model.command": "text of an error",
     "model.architecture": "sizes for a plan without weights",
     "model.resolution": "`resolution` has the result",
+    "model.decode_dtype": "the runtime resolves `vae.decode_dtype`, and the provenance has the result",
     "model.continuation.style": "`continuation` has the result",
     "model.continuation.blend": "`continuation` has the result",
     "model.continuation.multitalk_seconds": "text of a warning",
