@@ -154,8 +154,9 @@ def repeat(
 def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> list[str]:
     """Return the overrides for the config of `provenance` and for `request`."""
     overrides = [f"model={quoted('model', provenance['model'])}"]
-    settings = provenance.get("model_settings", {})
-    overrides += model_overrides(settings, provenance["resolution"], provenance["sampler"].get("bundle", ""))
+    settings, sampler = provenance.get("model_settings", {}), provenance["sampler"]
+    bundle = sampler.get("bundle", "") if isinstance(sampler, Mapping) else ""
+    overrides += model_overrides(settings, str(provenance["resolution"]), str(bundle))
     for group in (*groups_of(provenance), "dtype"):
         value = provenance[group]
         if value is None:
@@ -330,4 +331,4 @@ def _rows(value: Any, key: str) -> Iterator[tuple[str, str]]:
         for index, part in enumerate(value):
             yield from _rows(part, f"{key}[{index}]")
     else:
-        yield key, value if isinstance(value, str) else json.dumps(value)
+        yield key, value if isinstance(value, str) and value else json.dumps(value)
