@@ -44,6 +44,7 @@ def make_plan_inputs(config: Config, registry: Registry, weights: WeightsFinder)
         guidance=config.guidance.name,
         passes=len(sampling.guidance.branches),
         forwards=sum(sampling.forwards(config.sampler.steps)),
+        negative=bool({"drop_text", "uncond"} & set(sampling.guidance.branches)),
         untrained=location.folder is not None and _is_untrained(location.folder),
         weights=location.folder,
         absent=absent,
