@@ -16,6 +16,7 @@ from engine.assembly.attention import plan_attention
 from engine.assembly.compatibility import check_device, check_suited, with_loras
 from engine.assembly.compose import Composer, compose, compose_request
 from engine.assembly.estimates import advise, estimate_plan
+from engine.assembly.licences import licences_for
 from engine.assembly.location import WeightsFinder, locate_weights, weights_of
 from engine.assembly.plan_request import plan_media, plan_request
 from engine.assembly.prompts import lost_by, with_prompts
@@ -135,6 +136,7 @@ class EngineService:
             "window": config.model.window,
             "fps": config.model.fps,
             "versions": versions(),
+            **licences_for(config),
         }
 
     def check(self) -> Mapping[str, Any]:

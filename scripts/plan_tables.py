@@ -32,6 +32,9 @@ SHOWN = {
     "card-48gb-720p": "L40S 48 GB",
     "card-80gb": "A100 80 GB",
     "card-80gb-720p": "H100 80 GB",
+    "flashtalk-24gb": "RTX 4090 24 GB",
+    "flashtalk-48gb": "L40S 48 GB",
+    "flashtalk-80gb": "H100 80 GB",
 }
 
 

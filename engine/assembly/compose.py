@@ -243,6 +243,7 @@ _KINDS = {
     "to Float": "give a number",
     "Union[int, str]": "give a whole number, or auto",
     "Boolean": "give true or false",
+    "not a valid bool": "give true or false",
     "not a list": "give a list, [a, b]",
     "Missing mandatory": "set a value",
 }

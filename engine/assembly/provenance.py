@@ -10,9 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from engine.assembly.kernels import uses_triton
+from engine.assembly.model_settings import model_settings
+from engine.assembly.sampling import sampler_config
 from engine.config import Config
 from engine.data import Cue, Media, Request
 from engine.files.checksums import sha256_of
+from engine.plugin.manager import installed
 
 FORMAT = 1
 
@@ -56,7 +60,9 @@ def make_provenance(
     return {
         "format": FORMAT,
         "model": config.model.name,
+        "model_settings": model_settings(config),
         **{key: _plain(getattr(config, key)) for key in DECISIVE},
+        "sampler": _plain(sampler_config(config, installed())),
         # The only setting of the memory profile that changes frames.
         "tile": config.memory.tile,
         "request": {
@@ -93,6 +99,8 @@ def make_provenance(
         # Left out if nothing is chosen, so that the provenance of other videos does not change.
         **({} if config.windows == "fixed" else {"windows": config.windows}),
         **({} if (kernels := compiled_by(config)) == "none" else {"compile": kernels}),
+        **({} if config.residual_dtype == "float32" else {"residual_dtype": config.residual_dtype}),
+        **({} if runtime.device == "cpu" else {"kernels": norms_by(config, runtime.device)}),
         **{key: _plain(getattr(config, key)) for key in JUDGING},
     }
 
@@ -116,6 +124,11 @@ def groups_of(provenance: Mapping[str, Any]) -> tuple[str, ...]:
 def compiled_by(config: Config) -> str:
     """Return the backend that compiled the network; "none" if nothing is compiled. The last bits depend on it."""
     return "none" if config.compile.name == "none" else config.compile.backend
+
+
+def norms_by(config: Config, device: str) -> str:
+    """Return what computes norms and rotations on `device`, "triton" or "eager". The last bits depend on it."""
+    return "triton" if uses_triton(config, device) else "eager"
 
 
 def input_hashes(media: Media) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from engine.assembly.retakes import Retakes
 from engine.assembly.state_names import machine_facts, state_name
 from engine.assembly.weights import LoadedModel
 from engine.config import Config
-from engine.config.resume import ResumeConfig
+from engine.config.resume import ResumeConfig, kept_nowhere
 from engine.data import Plan, Request, Window
 from engine.errors import Cancelled, NotDelivered, RequestError
 from engine.files.aside import Aside
@@ -151,6 +151,8 @@ class Keeping:
                     f"windows 1 to {self.taken} were made on another machine ({_text(made_on)}; this one: "
                     f"{_text(self._machine)}): last bits may differ from a video made on one machine"
                 )
+        if self._parent is None and self._own is None and not self.warnings:
+            self.warnings += kept_nowhere(resume, "is on a volume that is not mounted")
         if self._parent is not None:
             most = resume.gib * 2**30
             sweep = partial(sweep_states, self._parent, days=resume.days, most=most, using=self._name)
@@ -318,9 +320,9 @@ class Keeping:
         self._meter.check("resume")
 
     def _warn(self, what: str, error: Exception) -> None:
-        # Without the path, which belongs to this machine.
+        # With the key and without the path, which belongs to this machine.
         reason = error.strerror if isinstance(error, OSError) else None
-        self.warnings.append(f"{what}: {reason or type(error).__name__}")
+        self.warnings.append(f"resume.folder: {what}: {reason or type(error).__name__}")
 
 
 def open_states(
@@ -347,7 +349,9 @@ def open_states(
         )
     if resume.folder is None:
         # Nothing is looked for, so nothing is kept.
-        return Keeping(resume, "", "", plan, {}, meter, publish=publish)
+        nothing = Keeping(resume, "", "", plan, {}, meter, publish=publish)
+        nothing.warnings += kept_nowhere(resume, "names no folder")
+        return nothing
     name = partial(state_name, request, config, plan, provenance, loaded, runtime)
     source = name()
     retake = (resume.retake, resume.retake_seed) if resume.retake else None

@@ -69,11 +69,17 @@ def build_sampling(config: Config, registry: Registry, *, agree: Agree | None = 
     )
 
 
-def _sampler(config: Config, registry: Registry) -> Sampler:
+def sampler_config(config: Config, registry: Registry) -> SamplerConfig:
+    """Return the sampler's config, of the class that the sampler of its name declares. Raises ConfigError."""
     chosen, kind = config.sampler, registry.samplers.config(config.sampler.name)
     if issubclass(kind, SamplerConfig) and not isinstance(chosen, kind):
         # The preset of a bundle has the keys of Euler; another solver of the model has only these in common with it.
-        chosen = kind(bundle=chosen.bundle, steps=chosen.steps, shift=chosen.shift)
+        return kind(bundle=chosen.bundle, steps=chosen.steps, shift=chosen.shift)
+    return chosen
+
+
+def _sampler(config: Config, registry: Registry) -> Sampler:
+    chosen = sampler_config(config, registry)
     sampler, steps = registry.samplers.build(chosen), chosen.steps
     counts = evaluations_of(sampler, steps)
     if len(counts) != steps or min(counts) < 1:

@@ -46,6 +46,7 @@ def make_plan_inputs(config: Config, registry: Registry, weights: WeightsFinder)
         passes=len(sampling.guidance.branches),
         forwards=sum(first),
         others=sum(others),
+        negative=bool({"drop_text", "uncond"} & set(sampling.guidance.branches)),
         untrained=location.folder is not None and _is_untrained(location.folder),
         weights=location.folder,
         absent=absent,

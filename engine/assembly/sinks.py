@@ -92,7 +92,7 @@ def make_delivery(
         frames=artifact.frames,
         fps=plan.fps,
         seed=plan.seed,
-        timings=meter.timings,
+        timings={stage: round(seconds, 6) for stage, seconds in meter.timings.items()},
         overlapped={"write": making.overlapped} if making.overlapped else {},
         plan=plan,
         memory=making.memory,
@@ -125,7 +125,7 @@ def resume(sink: Sink, request: Request) -> Resumed | None:
         frames=waiting.frames,
         fps=round(waiting.frames / waiting.seconds, 3) if waiting.seconds else 0.0,
         seed=request.seed,
-        timings={"keep": time.monotonic() - began},
+        timings={"keep": round(time.monotonic() - began, 6)},
         warnings=(
             "an earlier attempt of this job generated the video and could not deliver it; it was not generated again",
             *kept.warnings,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.assembly.kernels import uses_triton
+from engine.assembly.model_settings import model_settings
 from engine.assembly.provenance import Runtime
 from engine.assembly.weights import LoadedModel
 from engine.config import Config
@@ -18,8 +19,10 @@ from engine.data import Plan, Request
 from engine.files.states import FORMAT
 
 #: Groups and keys of a config that change no bytes, or that reach the name resolved: the weights by their hash, the
-#: device and its number formats as the runtime has them, the request by its media's hashes and the plan.
+#: device and its number formats as the runtime has them, the request by its media's hashes and the plan, the model by
+#: the settings that `multitalk retake` restores from the provenance.
 LEFT_OUT = (
+    "model",
     *("source", "reader", "memory", "access", "sink", "entrypoint", "launcher", "request", "resume", "live"),
     *("device", "dtype", "residual_dtype", "kernels", "attention", "compile", "parallel", "vae"),
 )
@@ -30,7 +33,10 @@ LEFT_OUT_OF_REQUEST = (
     *("frames", "fps", "negative_prompt", "live", "preview"),
 )
 #: Keys of provenance that say how a video is computed; the others say which video.
-_HOW = ("weights", "versions", "threads", "processes", "device", "dtype", "decode_dtype", "attention", "compile")
+_HOW = (
+    *("weights", "versions", "threads", "processes", "device", "dtype", "decode_dtype", "attention", "compile"),
+    *("residual_dtype", "kernels"),
+)
 _PLAN = (
     *("canvas", "seats", "frames", "fps", "timing", "audio_type", "generated_frames", "generated_fps", "windows"),
     *("steps", "passes", "evaluations", "canvases"),
@@ -58,6 +64,7 @@ def state_name(
     what = {
         "provenance": {key: value for key, value in provenance.items() if key not in _HOW},
         "config": {key: value for key, value in groups.items() if key not in LEFT_OUT},
+        "model": model_settings(config),
         "tile": config.memory.tile,
         "request": {key: value for key, value in asked.items() if key not in LEFT_OUT_OF_REQUEST},
         "negative_prompt": request.negative_prompt,

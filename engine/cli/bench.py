@@ -74,6 +74,12 @@ def _overhead() -> Callable[..., dict[str, Any]]:
     return overhead.run
 
 
+def _live() -> Callable[..., dict[str, Any]]:
+    from engine.bench import live
+
+    return live.run
+
+
 def _soak() -> Callable[..., dict[str, Any]]:
     from engine.bench import soak
 
@@ -90,6 +96,7 @@ BENCHES = {
     "start": Bench("Time a worker's start to ready against its imports and the reading of its weights.", _start),
     "generate": Bench("Time whole videos in new processes, by stage; --against: beside another version.", _generate),
     "overhead": Bench("Measure what the engine itself costs a worker's job, in seconds.", _overhead),
+    "live": Bench("Time when the first seconds of a video are out while it is made, for several settings.", _live),
     "soak": Bench("Let a worker do many jobs: what its memory grows by, and what it leaves on the disk.", _soak),
 }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from engine.cli.base import BaseParser
 from engine.errors import ConfigError, plain
 from engine.hub.check import Finding, verify
+from engine.hub.licences import licences
 from engine.hub.manifest import Manifest, Preset, read_manifest
 from engine.hub.offers import ROOT, models_path
 from engine.hub.progress import say
@@ -151,16 +152,25 @@ def _list(arguments: Sequence[str], prog: str) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(list(arguments))
     manifest = read_manifest(options.manifest)
-    presets = states(manifest, options.model_path)
+    presets, rows = states(manifest, options.model_path), licences(manifest)
     if options.json:
         print(
             json.dumps(
-                {"path": str(options.model_path), "default": manifest.default, "presets": list(map(asdict, presets))}
+                {
+                    "path": str(options.model_path),
+                    "default": manifest.default,
+                    "presets": list(map(asdict, presets)),
+                    "licences": list(map(asdict, rows)),
+                }
             )
         )
         return 0
     for state in presets:
         print(_line(state, default=state.preset == manifest.default))
+    print("\nlicences, and whether a paid service may run the weights:")
+    for one in rows:
+        print(plain(f"{one.weights}: {one.licence}; paid service: {one.commercial}"))
+        print(plain(f"    {', '.join(f'model={model}' for model in one.models) or 'no preset'}; read in: {one.source}"))
     return 0
 
 

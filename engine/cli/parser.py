@@ -241,7 +241,15 @@ def _timelines(options: dict[str, Any]) -> list[str]:
             raise ConfigError(what, field="command line", hint="give all entries in one of the two ways")
         if single in options:
             entries.insert(0, ("0", options.pop(single)))
-        overrides.append(override(f"request.{single}s", timeline_text(f"{single}s", entries)))
+        text = timeline_text(f"{single}s", entries)
+        first = json.loads(text)[f"{single}s"][0]
+        if first.get("from") or first.get("from_frame"):
+            raise ConfigError(
+                f"there is no {single} before {entries[0][0]}",
+                field=flag.name,
+                hint=f"give the first one with --{single} (it holds from 0), or begin with {flag.name} 0",
+            )
+        overrides.append(override(f"request.{single}s", text))
     return overrides
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.assembly.escape import override, quoted
-from engine.assembly.location import locate_weights
-from engine.assembly.plan_request import fetch_media
+from engine.assembly.location import WeightsFinder, locate_weights
+from engine.assembly.model_settings import model_overrides, other_settings
+from engine.assembly.plan_request import fetch_media, plan_media
 from engine.assembly.provenance import (
     DECISIVE,
     FORMAT,
@@ -19,14 +20,15 @@ from engine.assembly.provenance import (
     compiled_by,
     groups_of,
     input_hashes,
+    norms_by,
     versions,
     weights_hash,
 )
 from engine.cli.parser import REQUEST, Flag, Parser, add_own_flags, add_request_flags, read_arguments
 from engine.cli.provenance_check import check_form, is_deep, suspicious_values
 from engine.cli.run import launch
-from engine.config import EntrypointConfig
-from engine.data import Region, Request, Speaker
+from engine.config import Config, EntrypointConfig
+from engine.data import Media, Region, Request, Speaker
 from engine.errors import RequestError, plain
 from engine.files.scratch import scratch
 from engine.media.excerpts import KEYS, values_of
@@ -35,12 +37,19 @@ from engine.redaction import redact
 from engine.service import EngineService
 from engine.serving.jobs.speakers import SILENCE
 from engine.serving.jobs.timeline import parse_timeline, plain_timeline
+from engine.stages.read import hear
 
 _MEDIA = (
     Flag("image", "FILE", "the picture; if there were several by time, each in their order", many=True),
     *(flag for flag in REQUEST if flag.key == "audio"),
     Flag("mask", "FILE", "a mask picture, once for each person who had one", many=True),
 )
+#: Groups and keys that the provenance decides; of these, keys that only say where the weights are.
+_FIXED = (
+    *("model", "recipe", "experiment", "parallel", "request", "dtype", "residual_dtype", "kernels", "windows", "vae"),
+    *("memory.tile", *DECISIVE, *JUDGING),
+)
+_WHERE = ("model.folder", "model.packaged")
 #: Largest width of the column of keys.
 _WIDEST = 60
 
@@ -115,9 +124,9 @@ def repeat(
     media = {flag.key: getattr(values, flag.key) for flag in _MEDIA}
     for key in media:
         setattr(values, key, None)
-    fixed_groups = ("model", "recipe", "experiment", "parallel", "request", "dtype", *DECISIVE, *JUDGING)
     for argument in rest[1:]:
-        if argument.lstrip("+~").partition("=")[0].partition(".")[0] in fixed_groups:
+        key = argument.lstrip("+~").partition("=")[0]
+        if key not in _WHERE and (key in _FIXED or key.partition(".")[0] in _FIXED):
             raise RequestError(
                 f"{argument!r} would change what the provenance says",
                 field="command line",
@@ -145,6 +154,9 @@ def repeat(
 def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> list[str]:
     """Return the overrides for the config of `provenance` and for `request`."""
     overrides = [f"model={quoted('model', provenance['model'])}"]
+    settings, sampler = provenance.get("model_settings", {}), provenance["sampler"]
+    bundle = sampler.get("bundle", "") if isinstance(sampler, Mapping) else ""
+    overrides += model_overrides(settings, str(provenance["resolution"]), str(bundle))
     for group in (*groups_of(provenance), "dtype"):
         value = provenance[group]
         if value is None:
@@ -155,8 +167,11 @@ def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> lis
         if "name" in value:
             overrides.append(f"{group}={quoted(group, value['name'])}")
         overrides += [f"{group}.{_key(key)}={_value(group, part)}" for key, part in value.items() if key != "name"]
-    if "windows" in provenance:
-        overrides.append(f"windows={quoted('windows', provenance['windows'])}")
+    overrides.append(f"windows={quoted('windows', provenance.get('windows', 'fixed'))}")
+    overrides.append(f"residual_dtype={quoted('residual_dtype', provenance.get('residual_dtype', 'float32'))}")
+    if provenance.get("kernels") == "eager":
+        # "triton" is what "auto" chooses where Triton can run; elsewhere there is a warning.
+        overrides.append("kernels=eager")
     if "report" not in provenance:
         # Made before windows were judged: a report would change its bytes.
         overrides.append("report.enabled=false")
@@ -191,9 +206,11 @@ def differences(provenance: Mapping[str, Any], overrides: Sequence[str], request
 
     service = EngineService(overrides)
     registry = installed()
-    with scratch() as folder:
-        now = input_hashes(fetch_media(request, registry, service.access, folder))
     then, lines = provenance["inputs"], []
+    with scratch() as folder:
+        media = fetch_media(request, registry, service.access, folder)
+        if (now := input_hashes(media)) == then:
+            lines += _other_windows(provenance, request, media, service.config)
     hashes = zip([then["image"], *then.get("images", ())], [now["image"], *now.get("images", ())], strict=True)
     for address, (one, other) in zip([cue.value for cue in request.images] or [request.image], hashes, strict=True):
         if one != other:
@@ -216,12 +233,33 @@ def differences(provenance: Mapping[str, Any], overrides: Sequence[str], request
         lines.append(f"it was made with {provenance['threads']} threads, now there are {torch.get_num_threads()}")
     if provenance.get("processes", 1) != 1:
         lines.append(f"it was made by {provenance['processes']} processes, now there is one")
+    lines += other_settings(provenance.get("model_settings", {}), service.config)
     engine = Engine(service.config, registry)
-    runtime, kernels = engine.runtime, compiled_by(service.config)
-    for key, value in (("device", runtime.device), ("attention", runtime.attention), ("compile", kernels)):
+    runtime, compiled = engine.runtime, compiled_by(service.config)
+    for key, value in (("device", runtime.device), ("attention", runtime.attention), ("compile", compiled)):
         if (before := provenance.get(key, "none")) != value:
             lines.append(f"its {key} was {before!r}, now it is {value!r}")
+    kernels = norms_by(service.config, runtime.device)
+    if runtime.device == "cuda" and (before := provenance.get("kernels", kernels)) != kernels:
+        lines.append(f"its kernels were {before!r}, now they are {kernels!r}")
     return lines
+
+
+def _other_windows(provenance: Mapping[str, Any], request: Request, media: Media, config: Config) -> list[str]:
+    """Return a warning if the number of windows in the video's report is not that of its plan."""
+    judged = provenance.get("judged")
+    before = judged.get("windows") if isinstance(judged, Mapping) else None
+    if config.windows == "pauses":
+        media = hear(request, media, config.model.fps)
+    now = len(plan_media(request, media, config, installed(), WeightsFinder(installed())).windows)
+    if not isinstance(before, int) or before == now:
+        return []
+    why = (
+        ""
+        if "model_settings" in provenance
+        else ": it was made with keys such as model.window, which it does not store"
+    )
+    return [f"it has {before} window{'s' * (before != 1)}, and its settings plan {now}{why}"]
 
 
 def _request(
@@ -293,4 +331,4 @@ def _rows(value: Any, key: str) -> Iterator[tuple[str, str]]:
         for index, part in enumerate(value):
             yield from _rows(part, f"{key}[{index}]")
     else:
-        yield key, value if isinstance(value, str) else json.dumps(value)
+        yield key, value if isinstance(value, str) and value else json.dumps(value)

@@ -16,8 +16,8 @@ MAX_DEPTH = 16
 MAX_VALUES = 20_000
 
 _OUTSIDE = re.compile(r"^(?:[/\\~]|[A-Za-z]:[/\\]|[A-Za-z][A-Za-z0-9+.-]*://)|(?:^|[/\\])\.\.(?:[/\\]|$)")
-#: Fields of a request with free text, which are not file names.
-_TEXTS = ("request.prompt", "request.negative_prompt")
+#: Places of free text, which are not file names.
+_TEXTS = ("request.prompt", "request.negative_prompt", "model_settings.negative_prompt")
 #: Place -> the usual range of the value.
 _USUAL: Mapping[str, tuple[float, float]] = {
     "request.frames": (1, 9_000),
@@ -27,6 +27,8 @@ _USUAL: Mapping[str, tuple[float, float]] = {
     "guidance.text_scale": (0, 30),
     "guidance.audio_scale": (0, 30),
     "continuation.frames": (1, 77),
+    "model_settings.window": (5, 161),
+    "model_settings.fps": (5, 60),
     "video.crf": (0, 40),
     "video.audio_bitrate": (8_000, 1_000_000),
     "tile": (0, 4_096),
@@ -65,6 +67,7 @@ def check_form(provenance: Mapping[str, Any]) -> None:
     _require(provenance, "dtype", _is_text)
     for group in groups_of(provenance):
         _require(provenance, group, lambda value: _is_text(value) or isinstance(value, Mapping))
+    _require({"model_settings": provenance.get("model_settings", {})}, "model_settings", _is_settings)
     request = _part(provenance, "request")
     for key, fits in _REQUEST.items():
         _require(request, key, fits, "request.")
@@ -81,7 +84,7 @@ def check_form(provenance: Mapping[str, Any]) -> None:
     _require(provenance, "weights", _is_text)
     _require(provenance, "device", _is_text)
     _require(provenance, "attention", _is_text)
-    for key in ("compile", "windows", "decode_dtype"):
+    for key in ("compile", "windows", "decode_dtype", "residual_dtype", "kernels"):
         if key in provenance:
             _require(provenance, key, _is_text)
     _require(provenance, "threads", _is_whole)
@@ -162,6 +165,17 @@ def _is_number(value: Any) -> bool:
 def _is_made_again(value: Any) -> bool:
     keys = ("window", "seed")
     return _is_list(value, lambda one: isinstance(one, Mapping) and all(_is_whole(one.get(key)) for key in keys))
+
+
+def _is_settings(value: Any) -> bool:
+    """Return whether a value is a group whose lists and groups can be read as those of a model."""
+    if not isinstance(value, Mapping):
+        return False
+    loras, buckets = value.get("loras", []), value.get("buckets", {})
+    if not _is_list(loras, lambda one: isinstance(one, Mapping) and _is_text(one.get("file")) and "scale" in one):
+        return False
+    sizes = buckets.values() if isinstance(buckets, Mapping) else [None]
+    return all(_is_list(size, _is_whole, 2) for size in sizes) and all(_is_number(one["scale"]) for one in loras)
 
 
 def _is_entry(value: Any, known: Sequence[str]) -> bool:

@@ -31,6 +31,8 @@ def retake(arguments: Sequence[str]) -> int:
         raise RequestError(
             "no window" if window is None else f"{window!r} is no window", field="--window", hint="1 to N"
         )
+    if seed is not None and not (seed.isascii() and seed.isdigit() and int(seed) < 2**63):
+        raise RequestError(f"{seed!r} is not a seed", field="--seed", hint="give a whole number from 0 to 2**63 - 1")
     overrides = with_states(repeat(parser, arguments, _check), "auto")
     if values.output is None and not any(word.startswith(("sink", "request.filename=")) for word in rest):
         file = Path(rest[0])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from omegaconf import II
+
 from engine.config.ranges import one_of, within
 
 
@@ -39,7 +41,7 @@ class VaeConfig:
 
     #: Number format of decoding: "float32", "bfloat16" (half the memory, and faster on a card), or "auto": bfloat16 if
     #: the transformer computes in it on CUDA, else float32. Encoding is always in float32; docs/codec.md has figures.
-    decode_dtype: str = field(default="auto", metadata=one_of("auto", "float32", "bfloat16"))
+    decode_dtype: str = field(default=II("model.decode_dtype"), metadata=one_of("auto", "float32", "bfloat16"))
 
 
 @dataclass

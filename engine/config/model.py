@@ -158,6 +158,8 @@ class ModelConfig:
     #: Whether every window has the maximum number of frames, the last one too, whose surplus is dropped: a distilled
     #: model may never have seen a shorter one.
     whole_windows: bool = False
+    #: The default of `vae.decode_dtype`.
+    decode_dtype: str = field(default="auto", metadata=one_of("auto", "float32", "bfloat16"))
     #: The model's resolutions, by name.
     resolutions: dict[str, ResolutionConfig] = field(default_factory=dict)
     #: The default of `resolution`.

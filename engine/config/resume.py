@@ -36,3 +36,12 @@ def with_states(overrides: Iterable[str], folder: str) -> list[str]:
     given = list(overrides)
     named = any(override.lstrip("+~").startswith(("resume.folder=", "resume=")) for override in given)
     return given if named else [f"resume.folder={folder}", *given]
+
+
+def kept_nowhere(resume: ResumeConfig, why: str) -> list[str]:
+    """Return a warning if `resume.keep` asks to keep states and there is no folder for them, for the reason `why`."""
+    if not resume.keep:
+        return []
+    return [
+        f"resume.keep=true keeps nothing, because resume.folder {why}: set it to a folder (--resume: the usual one)"
+    ]

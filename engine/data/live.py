@@ -40,7 +40,7 @@ class LivePart:
 
     #: Path or URL, or a name relative to the playlist. No repr shows it: a presigned URL is a secret.
     address: str = field(repr=False)
-    #: Its begin in the video and its length, in seconds.
+    #: Its begin in the video and its length, in seconds, as it is published: to the microsecond.
     begins: float
     seconds: float
 
@@ -57,8 +57,8 @@ class Live:
 
     @property
     def seconds(self) -> float:
-        """Return the length of all parts."""
-        return self.parts[-1].begins + self.parts[-1].seconds if self.parts else 0.0
+        """Return the length of all parts, to the microsecond."""
+        return round(self.parts[-1].begins + self.parts[-1].seconds, 6) if self.parts else 0.0
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ class PlanInputs:
     others: int | None = None
     #: Side of the VAE's tiles in pixels; 0: no tiles.
     tile: int = 0
+    #: Whether a forward of an evaluation sees the negative prompt.
+    negative: bool = True
     #: How often a window may be made again.
     retakes: int = 0
     #: Whether every window has the maximum number of frames.

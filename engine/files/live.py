@@ -18,12 +18,14 @@ _PARTS = ("init", "part-")
 class DiskLiveFolder:
     """A folder with a playlist and its parts; it is created with the first part."""
 
-    def __init__(self, folders: Sequence[Path], *, url: str | None = None, overwrite: bool = False) -> None:
+    def __init__(
+        self, folders: Sequence[Path], *, url: str | None = None, overwrite: bool = False, key: str = "live.folder"
+    ) -> None:
         """Use the first of `folders` that does not exist; with `overwrite` the first one, without its old parts.
 
-        `url` is the address under which a web server offers the folder.
+        `url` is the address under which a web server offers the folder, and `key` that of the config that names it.
         """
-        self._folders, self._url, self._overwrite = folders, url, overwrite
+        self._folders, self._url, self._overwrite, self._key = folders, url, overwrite, key
         self._folder: Path | None = None
 
     @property
@@ -38,7 +40,7 @@ class DiskLiveFolder:
         try:
             write(self._opened() / name, content)
         except OSError as error:
-            raise _unusable(error) from error
+            raise self._unusable(error) from error
         return name
 
     def playlist(self, text: str) -> None:
@@ -46,7 +48,7 @@ class DiskLiveFolder:
         try:
             write(self._opened() / PLAYLIST, text.encode())
         except OSError as error:
-            raise _unusable(error) from error
+            raise self._unusable(error) from error
 
     def remove(self) -> None:
         """See `LiveFolder`."""
@@ -58,7 +60,12 @@ class DiskLiveFolder:
             with suppress(OSError):
                 self._folder.rmdir()
         except OSError as error:
-            raise _unusable(error) from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> SinkError:
+        # Without the path, which callers of a worker must not see.
+        what = f"the folder of {self._key} cannot be written to: {error.strerror or type(error).__name__}"
+        return SinkError(what, field=self._key, hint="free space there or choose another folder")
 
     def _opened(self) -> Path:
         if self._folder is None:
@@ -86,9 +93,3 @@ def _clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name == PLAYLIST or (path.name.startswith(_PARTS) and path.suffix in (".mp4", ".m4s")):
             path.unlink()
-
-
-def _unusable(error: OSError) -> SinkError:
-    # Without the path, which callers of a worker must not see.
-    what = f"the live folder cannot be written to: {error.strerror or error}"
-    return SinkError(what, field="live", hint="free space there or choose another folder")

@@ -101,6 +101,14 @@ class Manifest:
         """Return the names of all parts."""
         return tuple(self._table["parts"])
 
+    def repositories(self) -> dict[str, dict[str, Any]]:
+        """Return the repositories by name, as the file has them."""
+        return dict(self._table["repositories"])
+
+    def packaged(self) -> dict[str, dict[str, Any]]:
+        """Return the weights that ship in the package, as the file has them; a manifest of one's own has none."""
+        return dict(self._table.get("packaged", {}))
+
     def preset(self, name: str, *, extra: Sequence[str] = (), without: Sequence[str] = ()) -> Preset:
         """Return a preset, with the parts `extra` added and the parts `without` left out. Raises ConfigError."""
         row = self._table["presets"].get(name)

@@ -68,6 +68,8 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
     warnings += _unfamiliar_warnings(media, inputs)
     warnings += tell_rounded(prompts, PROMPTS, fps) + tell_rounded(images, IMAGES, fps)
     warnings += [] if seams is None else tell_pauses(seams)
+    if request.negative_prompt and not inputs.negative:
+        warnings.append("the negative prompt has no effect, because the guidance has no pass that would see it")
     if len(request.speakers) > 2:
         warnings.append("three and more speakers are experimental: the public weights were trained on one and two")
     if inputs.tile:

@@ -64,6 +64,8 @@ class Publisher:
         #: Segments without frames, whose sound is in the next part.
         self._held: list[Segment] = []
         self._live = Live("")
+        #: The seconds of all parts, exactly.
+        self._published = Fraction(0)
         self._queue: queue.SimpleQueue[Segment | bool] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="multitalk-live", daemon=True)
         self._failed = False
@@ -143,7 +145,9 @@ class Publisher:
         self._held.clear()
         self._lines += [f"#EXTINF:{float(seconds):.6f},", address]
         self._folder.playlist(self._text())
-        part = LivePart(address, self._live.seconds, float(seconds))
+        # Sums of rounded numbers would show as 1.1600000000000001, and would drift over many parts.
+        begins, self._published = self._published, self._published + seconds
+        part = LivePart(address, round(float(begins), 6), round(float(seconds), 6))
         self._report(Live(self._folder.address, (*self._live.parts, part)))
 
     def _end(self, *, complete: bool) -> None:

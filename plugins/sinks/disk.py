@@ -67,7 +67,7 @@ class DiskSink:
         """Return a folder beside the video, as STEM.live, or the next free name if it exists."""
         stem = self.STEM if filename is None else Path(filename).stem
         folders = [self.folder / f"{stem}{number}.live" for number in ("", *(f"-{n}" for n in range(2, 1000)))]
-        return DiskLiveFolder(folders, overwrite=self.overwrite)
+        return DiskLiveFolder(folders, overwrite=self.overwrite, key="sink.folder")
 
     def put(self, artifact: Artifact) -> Kept:
         """Move the video into the folder and return its absolute path.

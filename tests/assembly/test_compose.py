@@ -113,6 +113,8 @@ def test_long_videos_keep_the_picture_or_the_plan_knows_how_far_the_style_carrie
         ("guidance.text_scale=big", "guidance.text_scale", "a number"),
         ("+sampler.colour=red", "sampler.colour", "+"),
         ("sampler.steps=[1", "override", "key=value"),
+        ("resume.keep=maybe", "resume.keep", "give true or false"),
+        ("guidance.batched=maybe", "guidance.batched", "give true or false"),
     ],
 )
 def test_wrong_override_is_one_line_with_field_and_hint(override: str, field: str, hint: str) -> None:

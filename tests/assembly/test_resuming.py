@@ -23,11 +23,12 @@ import numpy as np
 import pytest
 import torch
 from example_request import EXAMPLES
+from key_values import FREE, places
 
 from engine import Delivery, EngineService, Progress, Region, Request, Speaker
 from engine.assembly import resuming
 from engine.assembly.state_names import state_name
-from engine.config import ResumeConfig
+from engine.config import AdapterConfig, ResumeConfig
 from engine.data import Kept
 from engine.errors import Cancelled, NotDelivered, RequestError
 from engine.files import lingering
@@ -269,29 +270,8 @@ def test_only_the_same_request_continues(place: Place, monkeypatch: pytest.Monke
     assert len({name[25:] for name in names}) == 1
 
 
-#: Groups and keys of the config that may differ between two attempts, with the reason.
-FREE = {
-    "source": "the name has a hash of the weights",
-    "reader": "other readers read the same weights",
-    "memory": "placement changes no value; but memory.tile does",
-    "vae": "the runtime resolves it, and the provenance has the result",
-    "dtype": "the runtime resolves it, and the provenance has the result",
-    "device": "the runtime resolves it, and the provenance has the result",
-    "kernels": "on a CPU all choices are the same; on CUDA the name has the result",
-    "compile.cache": "a folder",
-    "parallel.processes": "the provenance has the number of processes",
-    "parallel.rank": "the number of a process",
-    "parallel.local_rank": "the number of a process",
-    "parallel.size": "the provenance has the number of processes",
-    "parallel.run": "an id",
-    "access": "media are in the name by their hashes",
-    "sink": "the video is the same wherever it goes",
-    "entrypoint": "all make the same video",
-    "launcher": "all make the same video",
-    "live": "what is published meanwhile is the same",
-    "request": "flags; the request itself is in the name",
-    "resume": "where states are kept; windows that are made again are in the name by another way",
-}
+#: Bundles of the model that the config of this file does not choose.
+UNCHOSEN = {"model.standard", "model.distilled"}
 
 
 def test_every_key_of_the_config_is_in_the_name_unless_it_changes_no_byte(
@@ -318,8 +298,10 @@ def test_every_key_of_the_config_is_in_the_name_unless_it_changes_no_byte(
             same.add(key)
 
     assert "memory.tile" not in same
-    assert {key for key in same if key not in FREE and key.partition(".")[0] not in FREE} == set()
-    assert FREE.keys() <= {part for key in same for part in (key, key.partition(".")[0])}
+    assert {key for key in same if not places(key) & (FREE.keys() | UNCHOSEN)} == set()
+    assert {key for key in FREE if not key.startswith("model.distilled")} <= {
+        part for key in same for part in places(key)
+    }
     for key in ("seed", "weights", "versions", "threads", "processes", "device", "dtype", "decode_dtype", "attention"):
         provenance = others[1] | {key: "other"}
         assert make(request, config, others[0], provenance, *others[2:]) != name
@@ -339,7 +321,14 @@ def _change(config: Any, key: str) -> None:
     for group in groups:
         config = getattr(config, group)
     before = getattr(config, last)
-    setattr(config, last, not before if isinstance(before, bool) else "eager" if last == "kernels" else "other")
+    if last == "resolutions":
+        for resolution in before.values():
+            resolution.buckets = {"1.00": [16, 16]}
+    elif last == "loras":
+        setattr(config, last, [AdapterConfig("other")])
+    else:
+        other = {"kernels": "eager", "resolution": "large", "sampler.bundle": "standard"}.get(key, "other")
+        setattr(config, last, not before if isinstance(before, bool) else -1.0 if key == "model.fps" else other)
 
 
 def _at_first_window(progress: Progress) -> None:
@@ -424,7 +413,20 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_only(place: Place, tmp_
 
     assert digest(delivery) == digest(place.whole)
     assert len(about_states(delivery)) == 1
+    assert about_states(delivery)[0].startswith("resume.folder: the folder of states cannot be used")
     assert "Not a directory" in about_states(delivery)[0]
+    assert str(tmp_path) not in about_states(delivery)[0]
+
+
+def test_keeping_states_without_a_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, few = replace(ONE, frames=5), [*BOOT, f"sink.folder={tmp_path}", "resume.keep=true"]
+    delivery = EngineService(few).generate(one)
+    told = next(text for text in delivery.warnings if "resume.keep" in text)
+    assert told.startswith("resume.keep=true keeps nothing, because resume.folder names no folder: set it to a folder")
+    missing = EngineService([*few, "resume.folder=volume", "resume.volume=/no/such/volume"]).generate(one)
+    assert any(
+        "keeps nothing, because resume.folder is on a volume that is not mounted" in text for text in missing.warnings
+    )
 
 
 def test_a_disk_that_becomes_full_keeps_the_states_so_far(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,7 +454,8 @@ def test_a_full_disk_is_reported_in_the_answer(place: Place, monkeypatch: pytest
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
         delivery = place.service.generate(ONE)
 
-    assert about_states(delivery) == ["states are not kept any more after window 0: No space left on device"]
+    told = "resume.folder: states are not kept any more after window 0: No space left on device"
+    assert about_states(delivery) == [told]
     assert digest(delivery) == digest(place.whole)
 
 

@@ -16,6 +16,7 @@ from engine.errors import RequestError
 from engine.loading.component_files import ComponentFiles
 from engine.loading.layout import part_in
 from engine.loading.safetensors_reader import BUFFER, AheadReader
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,14 @@ def test_checkpoint_is_of_the_size_asked_for_and_in_shards(tmp_path: Path, monke
 
 def test_all_ways_of_loading_come_to_the_same(root: Path) -> None:
     ours = load_ours(root, "bfloat16", AheadReader()).state_dict()
-    fresh = read_fresh(ComponentFiles(part_in(root / "transformer", "transformer"), "transformer", torch.bfloat16))
+    fresh = read_fresh(
+        ComponentFiles(
+            part_in(root / "transformer", "transformer"),
+            "transformer",
+            torch.bfloat16,
+            network=MultiTalkTransformer3DModel,
+        )
+    )
     theirs = load_theirs(root, "bfloat16").state_dict()
 
     assert ours.keys() == fresh.keys() == theirs.keys()

@@ -37,6 +37,13 @@ def test_a_window_is_needed(words: list[str], tmp_path: Path, capsys: pytest.Cap
     assert "--window: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seed", ["-5", "seven", "9223372036854775808"])
+def test_a_seed_out_of_range_names_the_flag(seed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--window", "1", "--seed", seed, *MEDIA]
+    assert main(["retake", str(tmp_path / "film.mp4"), *words]) == 2
+    assert capsys.readouterr().err.startswith(f"multitalk: error: --seed: '{seed}' is not a seed")
+
+
 @pytest.mark.slow
 def test_a_window_is_made_again_beside_the_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     states = f"resume.folder={tmp_path / 'states'}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict, fields
 from functools import cache, partial
@@ -13,6 +12,7 @@ from typing import Any
 
 import hydra
 import pytest
+from key_values import concrete, leaves, other, override
 from omegaconf import DictConfig, OmegaConf
 
 from engine.assembly.compose import CONF, compose, translated, typed
@@ -65,19 +65,6 @@ def test_a_meaning_is_read_from_a_comment_of_several_lines_and_from_a_base() -> 
 
     assert meanings(S3Config)["checksum"].count(". ") == 2
     assert meanings(VolumeConfig)["path"] == "The folder, with one sub-folder per model."
-
-
-def concrete(key: Key) -> str:
-    return key.name.replace(".NAME.", ".small.")
-
-
-def override(key: Key, value: str) -> str:
-    """Return the word that gives a key a value; what is in a list of LoRAs needs a whole list."""
-    name = concrete(key)
-    if "[]." not in name:
-        return f"{name}={value}"
-    name, last = name.split("[].")
-    return f"{name}=[{{{last}:{value}}}]" if last == "file" else f"{name}=[{{file:a.safetensors,{last}:{value}}}]"
 
 
 @cache
@@ -170,36 +157,6 @@ def test_every_key_of_words_refuses_another_word_in_one_line_that_names_it(key: 
     error = refused(key, "unheard-of")
     assert names(error, key)
     assert all(word in (error.hint or "") for word in key.words)
-
-
-def other(key: Key, now: Any) -> str:
-    """Return an allowed value of a key that is not `now`."""
-    special = {"resolution": "large", "model.resolution": "large"}
-    if key.name in special:
-        return special[key.name]
-    if key.words:
-        return next(word for word in key.words if word != now)
-    if key.type.startswith("table"):
-        return "{a:[64,64]}"
-    if key.type in ("list of float", "list of int"):
-        return "[1.5]" if "float" in key.type else "[3]"
-    if key.type.startswith("list"):
-        return "[other]"
-    kinds = key.type.split(" | ")
-    if "bool" in kinds:
-        return "false" if now is True else "true"
-    if "int" in kinds or "float" in kinds:
-        least, most = key.within or (1, 10)
-        return str(next(n for n in (least, most) if n != now))
-    return "other"
-
-
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict) and node:
-        for name, part in node.items():
-            yield from leaves(part, f"{prefix}.{name}" if prefix else name)
-    else:
-        yield prefix, node
 
 
 @cache

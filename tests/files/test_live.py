@@ -52,6 +52,13 @@ def test_nothing_is_created_before_the_first_part(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_to_is_named_without_its_path(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(SinkError, match=r"^live: the live folder cannot be written to") as caught:
-        DiskLiveFolder([tmp_path / "file" / "live"]).part("init.mp4", b"", "video/mp4")
-    assert str(tmp_path) not in str(caught.value)
+    for place, key in (
+        (DiskLiveFolder([tmp_path / "file" / "live"]), "live.folder"),
+        (DiskSink(DiskConfig(folder=str(tmp_path / "file"))).live("a.mp4"), "sink.folder"),
+    ):
+        with pytest.raises(SinkError) as caught:
+            place.part("init.mp4", b"", "video/mp4")
+        # The answer of a job has only the sentence.
+        assert caught.value.what.startswith(f"the folder of {key} cannot be written to: ")
+        assert caught.value.field == key
+        assert str(tmp_path) not in str(caught.value)

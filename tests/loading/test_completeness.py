@@ -18,6 +18,7 @@ from engine.loading.layout import ComponentLayout, find_parts
 from engine.loading.model import COMPONENTS
 from engine.rehearsal import published
 from engine.rehearsal.files import write_sparse
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
 WANTED = Weights("multitalk", "", COMPONENTS, adapter="multitalk.safetensors")
 #: Component -> its tensors in our names, and their parameters, those of tensors that are not used left out.
@@ -41,7 +42,7 @@ def test_files_of_full_size_fit_the_network_that_their_config_builds(
     component: str, parts: dict[str, ComponentLayout]
 ) -> None:
     # It raises unless both have the same names and shapes.
-    model = build_empty(component, parts[component])
+    model = build_empty(component, parts[component], MultiTalkTransformer3DModel)
 
     named = {name: tensor for name, tensor in model.named_parameters() if name != "encoder.embed_tokens.weight"}
     assert all(tensor.is_meta for tensor in named.values())
@@ -92,4 +93,4 @@ def test_audio_weights_of_another_width_are_refused_before_anything_is_read(tmp_
     config.write_text(json.dumps({"num_layers": 2}))
 
     with pytest.raises(SourceError, match=r"another shape of audio_proj\.proj3\.bias"):
-        build_empty("transformer", ComponentLayout("original", tmp_path, (path,), config))
+        build_empty("transformer", ComponentLayout("original", tmp_path, (path,), config), MultiTalkTransformer3DModel)

@@ -21,6 +21,7 @@ from engine.loading.checkpoint import placed_size
 from engine.loading.key_map import TOOL_PREFIXES, engine_name, to_engine
 from engine.loading.layout import find_parts
 from plugins.families.multitalk.model import load_multitalk
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 from plugins.sources.volume import Volume, VolumeConfig
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ def test_encoders_in_safetensors_are_those_of_wans_own_files(
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[key], expected[key]) for key in expected)
     size = sum(tensor.nbytes for key, tensor in state.items() if key != "encoder.embed_tokens.weight")
-    assert placed_size(component, parts[component], torch.float32) == size
+    assert placed_size(component, parts[component], torch.float32, network=MultiTalkTransformer3DModel) == size
 
 
 def test_an_umt5_with_scales_is_the_products(whole: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from engine.loading.model import COMPONENTS, Model
 from engine.loading.placement import Profile, stream_blocks
 from engine.loading.safetensors_reader import AheadReader
 from plugins.families.multitalk.model import load_multitalk
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
 SHAPE = (2, 4, 4)
 
@@ -141,7 +142,7 @@ def test_parts_are_those_that_the_libraries_load(dtype: str, folder: Path) -> No
 
 @pytest.mark.parametrize("name", ["transformer", "vae", "text_encoder", "image_encoder"])
 def test_size_in_memory_is_known_before_anything_is_read(name: str, folder: Path) -> None:
-    part = ComponentFiles(part_in(folder / name, name), name, torch.bfloat16)
+    part = ComponentFiles(part_in(folder / name, name), name, torch.bfloat16, network=MultiTalkTransformer3DModel)
     module = part.read(AheadReader(), "cpu")
 
     # A tensor of two names counts once.
@@ -150,7 +151,10 @@ def test_size_in_memory_is_known_before_anything_is_read(name: str, folder: Path
 
 def test_quantised_layers_count_as_they_are_kept(folder: Path) -> None:
     part = part_in(folder / "transformer", "transformer")
-    full, quantised = (ComponentFiles(part, "transformer", torch.bfloat16, kept=kept) for kept in (None, 1))
+    full, quantised = (
+        ComponentFiles(part, "transformer", torch.bfloat16, kept=kept, network=MultiTalkTransformer3DModel)
+        for kept in (None, 1)
+    )
     linears = [module for name, module in full.read(AheadReader(), "cpu").named_modules() if "blocks." in name]
 
     saved = sum(module.weight.numel() for module in linears if isinstance(module, nn.Linear))

@@ -24,6 +24,7 @@ from engine.loading.lora import LoraMerger, load_runtime_lora
 from engine.loading.quantize import change_weight
 from engine.loading.quanto import dequantize
 from plugins.families.multitalk.model import load_multitalk
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 from scripts.evaluate_tiny.quantised_folder import as_quanto, write_gguf
 
 pytest.importorskip("torchao")
@@ -221,7 +222,7 @@ def test_the_size_in_memory_is_known_from_the_headers(quant: str, quanto: Path, 
     def size(weight: Any) -> int:
         return int(weight.qdata.nbytes + weight.scale.nbytes if hasattr(weight, "qdata") else weight.nbytes)
 
-    told = placed_size("transformer", parts["transformer"], torch.bfloat16)
+    told = placed_size("transformer", parts["transformer"], torch.bfloat16, network=MultiTalkTransformer3DModel)
     assert told == sum(size(parameter) for parameter in model.parameters())
 
 

@@ -229,7 +229,7 @@ def test_a_value_that_is_none_names_its_field(folder: Path, values: dict[str, An
     assert caught.value.hint
     with pytest.raises(RequestError) as caught:
         parse_speakers([{"audio": "a.wav", **values}])
-    assert caught.value.field == f"speakers[0].{key}"
+    assert caught.value.field == f"request.speakers[0].{key}"
     (word,) = [f"{key}={value}" for value in values.values()]
     if word not in ("track=True", "start=1"):
         with pytest.raises(RequestError, match=f"^request.speakers\\[0\\].audio: {key}: ") as caught:

@@ -485,16 +485,21 @@ RECIPES = {
     "card-48gb-720p": ("A6000 48 GB", "L40S 48 GB"),
     "card-80gb": ("A100 80 GB", "H100 80 GB"),
     "card-80gb-720p": ("A100 80 GB", "H100 80 GB"),
+    "flashtalk-24gb": ("L4 24 GB", "RTX 4090 24 GB"),
+    "flashtalk-48gb": ("A6000 48 GB", "L40S 48 GB"),
+    "flashtalk-80gb": ("A100 80 GB", "H100 80 GB"),
 }
 
 
 def test_every_recipe_of_a_card_is_planned() -> None:
-    assert {path.stem for path in (ROOT / "conf" / "recipe").glob("card-*.yaml")} == set(RECIPES)
+    folder = ROOT / "conf" / "recipe"
+    found = {path.stem for group in ("card", "flashtalk") for path in folder.glob(f"{group}-*.yaml")}
+    assert found == set(RECIPES)
 
 
 @pytest.mark.parametrize("sampler", ["standard", "turbo"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_fits_its_cards_with_two_speakers_in_the_largest_picture(
+def test_a_recipe_fits_its_cards_with_its_speakers_in_the_largest_picture(
     recipe: str, sampler: str, tmp_path: Path
 ) -> None:
     from PIL import Image
@@ -504,7 +509,8 @@ def test_a_recipe_fits_its_cards_with_two_speakers_in_the_largest_picture(
     height, width = max(buckets.values(), key=lambda size: size[0] * size[1])
     picture = tmp_path / "picture.png"
     Image.new("RGB", (width, height)).save(picture)
-    plan = made.plan(replace(REQUEST, image=str(picture), speakers=REQUEST.speakers * 2))
+    most = made.config.model.made_for.speakers or 2
+    plan = made.plan(replace(REQUEST, image=str(picture), speakers=REQUEST.speakers * most))
     assert plan.canvas.target == (width, height)
     assert plan.resolution == ("720p" if recipe.endswith("720p") else "480p")
     assert plan.estimates is not None

@@ -33,20 +33,28 @@ def named(report: dict[str, Any]) -> str:
 
 def test_every_recipe_for_cards_was_rehearsed_without_a_fault() -> None:
     seen = {(*report["overrides"], report["settings"]["speakers"]) for report in reports()}
-    recipes = sorted(path.stem for path in (REPORT.parents[2] / "conf" / "recipe").glob("card-*.yaml"))
+    folder = REPORT.parents[2] / "conf" / "recipe"
 
     assert seen == {
-        (f"recipe={recipe}", f"sampler={sampler}", speakers)
-        for recipe in recipes
+        (f"recipe={path.stem}", f"sampler={sampler}", speakers)
+        for path in folder.glob("card-*.yaml")
         for sampler in ("standard", "turbo")
         for speakers in (1, 2)
-    }
+    } | {(f"recipe={path.stem}", "sampler=standard", 1) for path in folder.glob("flashtalk-*.yaml")}
     for report in json.loads(REPORT.read_text("utf-8")):
         assert report["faults"] == [], named(report)
         assert report["fits"], named(report)
 
 
-@pytest.mark.parametrize("report", [report for report in reports() if report["settings"]["speakers"] == 2], ids=named)
+#: Of each recipe and sampler the one with most speakers.
+LARGEST = [
+    report
+    for report in reports()
+    if report["settings"]["speakers"] == (1 if report["settings"]["model"] == "flashtalk" else 2)
+]
+
+
+@pytest.mark.parametrize("report", LARGEST, ids=named)
 def test_each_stage_of_a_plan_is_what_was_rehearsed(report: dict[str, Any], tmp_path: Path) -> None:
     overrides, scene = report["overrides"], Scene(report["settings"]["speakers"], report["settings"]["windows"])
     config = compose(overrides)

@@ -263,6 +263,15 @@ def test_what_is_made_counts_and_not_how_long_it_is_shown() -> None:
     assert not [text for text in plan_walk(REQUEST, media(16.0, 16.0), wide).warnings if "keeps a face" in text]
 
 
+def test_a_negative_prompt_that_no_pass_sees_is_told() -> None:
+    told = [
+        plan_walk(request, media(2.0, 4.0), replace(INPUTS, negative=negative)).warnings
+        for request in (replace(REQUEST, negative_prompt="rain"), replace(REQUEST, negative_prompt=""), REQUEST)
+        for negative in (False, True)
+    ]
+    assert ["negative prompt has no effect" in " ".join(warnings) for warnings in told] == [True, *[False] * 5]
+
+
 def test_more_speakers_than_a_model_was_made_for_are_refused() -> None:
     with pytest.raises(RequestError, match="made for 1 speaker, not for 2") as caught:
         plan_walk(REQUEST, media(2.0, 4.0), replace(INPUTS, speakers=1))

@@ -60,8 +60,21 @@ def test_each_part_can_be_played_before_the_next_one_is_made(tmp_path: Path) -> 
     assert times[-1] == pytest.approx(20 / 25)
     assert [(len(one.parts), one.ended) for one in reports] == [(1, False), (2, False), (3, False), (3, True)]
     spans = [(part.begins, part.seconds) for part in reports[-1].parts]
-    assert spans == [pytest.approx(span) for span in [(0, 0.36), (0.36, 0.2), (0.56, 0.28)]]
+    assert spans == [(0, 0.36), (0.36, 0.2), (0.56, 0.28)]
     assert live.warnings == ()
+
+
+def test_the_seconds_of_many_parts_are_round_and_do_not_drift(tmp_path: Path) -> None:
+    counts, reports = (29, 4, 28, *[7] * 12), list[Live]()
+    place = DiskLiveFolder([tmp_path / "live"])
+    with video(tmp_path / "a.mp4", 25.0, counts) as writer, Publisher(place, writer, 2, report=reports.append) as live:
+        write(writer, counts, live.add)
+
+    numbers = [number for one in reports for part in one.parts for number in (part.begins, part.seconds, one.seconds)]
+    assert all(len(repr(number)) <= 4 for number in numbers), "hundredths, at 25 frames per second"
+    # In floats, 1.16 + 0.16 + 1.12 and so on would show as 1.3199999999999998.
+    begins = [round(sum(counts[:index]) / 25, 2) for index in range(len(counts))]
+    assert [part.begins for part in reports[-1].parts] == begins
 
 
 def test_the_playlist_says_what_players_need_to_know(tmp_path: Path) -> None:

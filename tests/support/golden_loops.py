@@ -24,11 +24,11 @@ from engine.data import DecodeOptions, EncodeOptions, Inputs, Window
 from engine.loading.placement import Profile, place
 from engine.media.color import color_statistics
 from engine.network.audio import audio_windows
-from engine.stages import encode as encode_stage
 from engine.stages.decode import decode
 from engine.stages.denoise import denoise, draw_noise
 from engine.stages.encode import Conditioning, Texts, encode_text, to_pixels
 from plugins.caches.teacache import TeaCache
+from plugins.families.multitalk import conditions as conditions_of_family
 from plugins.families.multitalk.conditions import encode
 from plugins.families.multitalk.model import MultiTalkModel
 from plugins.samplers.euler import Euler, EulerConfig
@@ -330,7 +330,7 @@ def _is_random(windows: Tensor) -> bool:
 def _given(windows: Tensor) -> Iterator[None]:
     """Have `encode` use recorded windows that belong to no sound."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode_stage, "audio_windows", lambda *_: windows)
+        patch.setattr(conditions_of_family, "audio_windows", lambda *_: windows)
         yield
 
 

@@ -15,13 +15,13 @@ from recordings import TinyNetwork
 from torch import Tensor
 
 from engine import EngineError, EngineService, Progress, Request, Speaker, pipeline
-from engine.assembly import followers
 from engine.cli import main
 from engine.cli.run import follow
 from engine.data import Conditions
 from engine.errors import Cancelled
 from engine.plugin.manager import installed
 from engine.runtime.parallel import Ranks
+from plugins.families.multitalk import model as family
 from plugins.families.multitalk.model import MultiTalkModel
 
 EXAMPLES = Path(pipeline.__file__).parent / "examples"
@@ -64,7 +64,7 @@ class Watch:
         #: Whether each branch was divided; a kept shard would hold the process group beyond its end.
         self.divided: list[bool] = []
         self.computed: list[bool] = []
-        denoise: Any = vars(followers)["denoise"]
+        denoise: Any = vars(family)["denoise"]
 
         def watched(transformer: Any, conditions: Conditions, *args: Any, **kwargs: Any) -> Tensor:
             shards = [branch.shard for branch in conditions.branches.values()]
@@ -74,7 +74,7 @@ class Watch:
             self.computed += getattr(kwargs["cache"], "computed", ())
             return latents
 
-        setattr(followers, "denoise", watched)  # noqa: B010 - the name is not exported
+        setattr(family, "denoise", watched)  # noqa: B010 - the name is not exported
 
     def take(self) -> list[Tensor]:
         taken, self.latents = self.latents, []

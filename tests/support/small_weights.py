@@ -17,6 +17,7 @@ from engine.loading.key_map import is_audio, to_engine
 from engine.loading.layout import find_parts
 from engine.loading.model import COMPONENTS
 from engine.loading.safetensors_reader import AheadReader
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
 WANTED = Weights("multitalk", "multitalk", COMPONENTS, adapter="multitalk.safetensors")
 WAN = "Wan2.1-I2V-14B-480P"
@@ -43,7 +44,7 @@ def transformer(folder: Path, *, dtype: torch.dtype = torch.float32, **more: Any
     expected = Weights(**(vars(WANTED) | {"components": ("transformer",)} | more))
     parts, missing = find_parts(folder, expected)
     assert missing == ()
-    disk = ComponentFiles(parts["transformer"], "transformer", dtype)
+    disk = ComponentFiles(parts["transformer"], "transformer", dtype, network=MultiTalkTransformer3DModel)
     module = disk.read(AheadReader(), "cpu")
     assert disk.size == sum(tensor.nbytes for tensor in module.parameters())
     state: dict[str, Tensor] = module.state_dict()

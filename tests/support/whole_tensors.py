@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from engine.loading.checkpoint import build_empty, fill
 from engine.loading.layout import ComponentLayout
 from engine.loading.lora import Coverage, LoraMerger
+from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def read_part(component: str, part: ComponentLayout, dtype: torch.dtype) -> Any:
     """Return the network of a component, in any format of `part`."""
-    model = build_empty(component, part)
+    model = build_empty(component, part, MultiTalkTransformer3DModel)
     fill(model, component, part, dtype)
     return model.eval()
 

@@ -59,7 +59,7 @@ def read_entries(source: str, form: Form) -> tuple[Any, Path | None]:
 def entries_of(entries: Any, form: Form) -> Sequence[Any]:
     """Return `entries` if it is a list with at least one entry. Raises RequestError."""
     if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
-        raise RequestError("not a list with at least one entry", field=form.key, hint=form.example)
+        raise RequestError("not a list with at least one entry", field=form.field, hint=form.example)
     return entries
 
 
@@ -99,7 +99,7 @@ def _parse(text: str, name: str, form: Form) -> Any:
     check_bounds(data, field=form.field)
     if not isinstance(data, Mapping) or form.key not in data:
         raise RequestError(f"{name} has no list {form.key!r}", field=form.field, hint=form.example)
-    only(data, (form.key,), form.key)
+    only(data, (form.key,), form.field)
     return data[form.key]
 
 

@@ -194,7 +194,7 @@ def _speakers(values: Mapping[str, Any], fields: Mapping[str, str], folder: Path
         speakers = parse_speakers(entries)
     except RequestError as error:
         raise RequestError(
-            error.what, field=caller_field(f"request.{error.field}", fields), hint=error.hint, code="bad_value"
+            error.what, field=caller_field(error.field, fields), hint=error.hint, code="bad_value"
         ) from None
 
     def address(text: str, name: str) -> str:

@@ -34,7 +34,7 @@ def parse_speakers(entries: Any, *, folder: Path | None = None) -> tuple[Speaker
     Raises RequestError with the entry and key that are wrong.
     """
     found = entries_of(entries, _FORM)
-    return tuple(_speaker(entry, f"speakers[{index}]", folder) for index, entry in enumerate(found))
+    return tuple(_speaker(entry, f"{_FORM.field}[{index}]", folder) for index, entry in enumerate(found))
 
 
 def _speaker(entry: Any, where: str, folder: Path | None) -> Speaker:

@@ -35,7 +35,7 @@ def read_timeline(source: str, field: str) -> tuple[Cue, ...]:
 def parse_timeline(entries: Any, field: str, *, folder: Path | None = None) -> tuple[Cue, ...]:
     """Turn plain values into the entries of a timeline; the engine checks their order. Raises RequestError."""
     found = entries_of(entries, _FORMS[field])
-    return tuple(_cue(entry, field, f"{field}[{index}]", folder) for index, entry in enumerate(found))
+    return tuple(_cue(entry, field, f"{_FORMS[field].field}[{index}]", folder) for index, entry in enumerate(found))
 
 
 def timeline_text(field: str, entries: Sequence[tuple[str, str]]) -> str:

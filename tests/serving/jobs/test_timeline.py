@@ -91,7 +91,7 @@ def test_plain_values_of_entries_are_read_as_the_same_entries() -> None:
     [
         ('{"prompts": 5}', "prompts", "not a list"),
         ('{"prompts": []}', "prompts", "at least one entry"),
-        ('{"images": []}', "request.prompts", "has no list 'prompts'"),
+        ('{"images": []}', "prompts", "has no list 'prompts'"),
         ('{"prompts": ["a"]}', "prompts[0]", "is not a mapping"),
         ('{"prompts": [{"from": 0, "text": "a"}, {"form": 1, "text": "b"}]}', "prompts[1]", "unknown key 'form'"),
         ('{"prompts": [{"from": 0}]}', "prompts[0].text", "there is no text"),
@@ -105,7 +105,7 @@ def test_plain_values_of_entries_are_read_as_the_same_entries() -> None:
 def test_a_wrong_entry_of_a_file_is_named(text: str, field: str, words: str) -> None:
     with pytest.raises(RequestError) as caught:
         read_timeline(text, "prompts")
-    assert (caught.value.field, words in caught.value.what) == (field, True), str(caught.value)
+    assert (caught.value.field, words in caught.value.what) == (f"request.{field}", True), str(caught.value)
 
 
 def overrides(*words: str) -> list[str]:
@@ -134,6 +134,8 @@ def _unquoted(text: str) -> str:
     ("words", "message"),
     [
         (["--prompt-at", "soon", "a"], "--prompt-at: 'soon' is not a time"),
+        (["--prompt-at", "3.2", "a"], "--prompt-at: there is no prompt before 3.2; give the first one with --prompt"),
+        (["--image-at", "80f", "a"], "--image-at: there is no image before 80f; give the first one with --image"),
         (["--image-at", "-1", "a"], "--image-at: '-1' is not a time"),
         (["--prompt-at", "3"], "--prompt-at needs a time and a value"),
         (["--prompt-at", "3", "--seed", "4"], "--prompt-at needs a time and a value"),
