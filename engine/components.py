@@ -176,14 +176,6 @@ class CountedSampler(Sampler, Protocol):
         ...
 
 
-@runtime_checkable
-class ContinuingSampler(Sampler, Protocol):
-    """A sampler with other steps in windows that continue another window."""
-
-    def continued(self) -> tuple[Sampler, int]:
-        """Return the sampler of those windows and its number of steps. Plans call this without torch."""
-
-
 def evaluations_of(sampler: Sampler, steps: int) -> tuple[int, ...]:
     """Return the number of evaluations of the network in each of a sampler's `steps`."""
     return tuple(sampler.evaluations()) if isinstance(sampler, CountedSampler) else (1,) * steps

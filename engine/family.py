@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from engine.components import Guidance, Sampler, StepCache
 from engine.data import DecodeOptions, EncodeOptions, Frames, Inputs, Plan, Tally, Window
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 #: What a window hands to the next one: float32 tensors on the CPU by a name of the family's choice. The engine only
 #: keeps them, also on disk, where a killed job continues.
 Carried: TypeAlias = Mapping[str, "Tensor"]
+
+
+@runtime_checkable
+class ContinuingSampler(Sampler, Protocol):
+    """A sampler with other steps in windows that continue another window."""
+
+    def continued(self) -> tuple[Sampler, int]:
+        """Return the sampler of those windows and its number of steps. Plans call this without torch."""
+        ...
 
 
 class SharedPasses(Protocol):

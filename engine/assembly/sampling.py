@@ -18,6 +18,7 @@ from engine.components import (
 from engine.config import Config, SamplerConfig
 from engine.data import Tally
 from engine.errors import ConfigError
+from engine.family import ContinuingSampler
 from engine.plugin.manager import Registry
 from engine.stages.passes import GuidanceInterval, guidance_of
 

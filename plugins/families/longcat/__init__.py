@@ -91,7 +91,7 @@ class LongCatSampler:
         return Levels(self.sigmas)
 
     def continued(self) -> tuple[Sampler, int]:
-        """See `engine.components.ContinuingSampler`."""
+        """See `engine.family.ContinuingSampler`."""
         sampler = LongCatSampler(self._config, continued=True)
         return sampler, len(sampler.sigmas) - 1
 
