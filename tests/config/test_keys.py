@@ -11,11 +11,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from engine.assembly.compose import CONF, compose, translated, typed
+from engine.assembly.compose import compose, translated, typed
+from engine.assembly.composition import compositions
 from engine.assembly.typed_overrides import parse
 from engine.cli.config_page import document
 from engine.config import Config
@@ -82,9 +82,7 @@ def override(key: Key, value: str) -> str:
 
 @cache
 def by_choice(choice: str) -> DictConfig:
-    installed()
-    with hydra.initialize_config_module(CONF, version_base="1.3"):
-        return hydra.compose("config", choice.split())
+    return compositions().compose(choice.split())
 
 
 def composed(key: Key, word: str) -> Config:
