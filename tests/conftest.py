@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import hypothesis
@@ -67,6 +68,15 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = Path(config.getoption("--golden"))
     if not any(Recordings(folder).names(pattern) for pattern in PATTERNS.values()):
         raise pytest.UsageError(f"--golden {folder} holds no recording: {', '.join(PATTERNS.values())}")
+
+
+def pytest_collection_finish() -> None:
+    """Take what was collected out of the garbage collector's sight: it lives as long as the session.
+
+    Engines collect garbage when they let go of weights, and each time thousands of tests would be walked through.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
