@@ -39,6 +39,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden-longcat", metavar="DIR", default=longcat, help="folder of LongCat's recordings to run")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def only_the_files_own_objects_are_collected() -> None:
+    """Take what is there before a file's tests out of the garbage collector's sight.
+
+    The collected tests, a million objects, and the imported modules live as long as the session. Engines collect
+    garbage when they let go of weights: that took up to four seconds each time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def recordings(pytestconfig: pytest.Config) -> Recordings:
     """The folder given with --golden."""
@@ -68,15 +79,6 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = Path(config.getoption("--golden"))
     if not any(Recordings(folder).names(pattern) for pattern in PATTERNS.values()):
         raise pytest.UsageError(f"--golden {folder} holds no recording: {', '.join(PATTERNS.values())}")
-
-
-def pytest_collection_finish() -> None:
-    """Take what was collected out of the garbage collector's sight: it lives as long as the session.
-
-    Engines collect garbage when they let go of weights, and each time thousands of tests would be walked through.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
