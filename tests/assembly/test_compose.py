@@ -235,7 +235,7 @@ def hydras(words: Sequence[str]) -> DictConfig:
         return hydra.compose("config", list(words))
 
 
-@settings(max_examples=6)
+@settings(max_examples=3)
 @example(boot=(), words=["guidance=apg", "cache=teacache", "resolution=large"])
 @example(boot=("recipe=draft", "sampler.steps=5"), words=["sampler=turbo", "device=cpu"])
 @example(boot=(), words=["access.schemes=[tape, data]", "sampler.steps=3", "+sampler.extra=1", "~recipe"])
@@ -288,5 +288,5 @@ def test_a_request_after_the_first_costs_a_tenth_of_composing_it() -> None:
 def test_composers_of_many_threads_do_not_mix() -> None:
     composer = Composer([])
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda steps: composer.request([f"sampler.steps={steps}"]).sampler.steps, range(2, 60)))
-    assert found == list(range(2, 60))
+        found = list(pool.map(lambda steps: composer.request([f"sampler.steps={steps}"]).sampler.steps, range(2, 30)))
+    assert found == list(range(2, 30))
