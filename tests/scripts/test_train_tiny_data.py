@@ -34,7 +34,7 @@ def blurred(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 @cache
-def measured_openings(*, blur: bool) -> tuple[npt.NDArray[np.float64], ...]:
+def measured_openings(*, blur: bool) -> tuple[npt.NDArray[np.float32], ...]:
     """Openings of the clips that are shown, one fixed region a person: the mouth's box of frame 0."""
     return tuple(
         mouth_openings(blurred(made.frames) if blur else made.frames, made.mouth_boxes[:, 0]) for made in shown()
