@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.assembly.dubbing import Dubbing
 from engine.assembly.followers import ProcessGroup
 from engine.assembly.options import StageOptions
 from engine.assembly.retakes import Retakes
@@ -42,6 +43,8 @@ class WindowMaker:
     on_step: Callable[[int, int], None]
     #: Judges each window, and has it made again.
     retakes: Retakes
+    #: The source video, if there is one.
+    dubbing: Dubbing
     #: None: nobody wants to see small pictures.
     previews: Previews | None = None
 
@@ -52,14 +55,18 @@ class WindowMaker:
         Cancelled, and EngineError (`broken_window`) for a window that is not a picture.
         """
         number, meter, options = window.index + 1, self.meter, self.options
-        given = self.conditioning[window.index]
+        if not window.motion:
+            # The first window, or the first one of another scene.
+            history = None
         with meter.stage("encode", window=number):
-            conditions = encode(self.model, self.inputs, window, given, options.encode, history, cancel=meter)
+            inputs, given = self.dubbing.begin(window, self.inputs, self.conditioning[window.index])
+            conditions = encode(self.model, inputs, window, given, options.encode, history, cancel=meter)
+            conditions = self.dubbing.hold(self.model, conditions, window)
         look = None
         if self.previews is not None:
             # In this style every window is conditioned on the picture.
             recent = None if options.encode.style == "infinitetalk" else history
-            pictures = (self.inputs.image, *self.inputs.images)
+            pictures = (inputs.image, *inputs.images)
             shown = to_pixels(pictures[given.number]) if recent is None else recent[:, 0]
             self.previews.begin(window, conditions, shown)
             look = self.previews.step
@@ -77,7 +84,8 @@ class WindowMaker:
                     look=look,
                 )
             with meter.stage("decode", window=number):
-                return decode(self.model, latents, window, given.colors, options.decode, history, cancel=meter)
+                made = decode(self.model, latents, window, given.colors, options.decode, history, cancel=meter)
+                return self.dubbing.compose(made, window)
 
         made = self.retakes.make(window, attempt)
         if self.previews is not None:

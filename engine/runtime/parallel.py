@@ -22,7 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from engine.components import CancelToken
 from engine.config import ComponentConfig, Config, ParallelConfig
-from engine.data import Conditions, Motion
+from engine.data import Conditions, Held, Motion
 from engine.errors import Cancelled, ConfigError, EngineError, ProcessLost, plain
 from engine.multitalk.embeddings import Rotary
 from engine.multitalk.sequence import together
@@ -55,7 +55,7 @@ class DenoiseWindow:
 
 def message_classes() -> list[Any]:
     """Return the classes that a message may contain: those of data, conditions and configs, also of plugins."""
-    classes: list[Any] = [LoadWeights, DenoiseWindow, Conditions, Motion, TransformerConditions, Rotary, Speakers]
+    classes: list[Any] = [LoadWeights, DenoiseWindow, Conditions, Motion, Held, TransformerConditions, Rotary, Speakers]
     waiting: list[Any] = [ComponentConfig]
     waiting += [kind for kind in vars(sys.modules[Config.__module__]).values() if is_dataclass(kind)]
     while waiting:

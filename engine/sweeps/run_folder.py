@@ -27,7 +27,7 @@ from engine.sweeps.runs import CONFIG, FORMAT, METRICS
 _WHOLE = ("model", "reader", "attention", "memory", *DECISIVE, "windows", "device", "dtype")
 _NAMES = ("source", "sink", "entrypoint")
 _REQUEST = ("prompt", "negative_prompt", "seed", "frames", "fps", "audio_type", "timing", "fit")
-_MEDIA = ("request.image", "request.images", "request.audio", "request.speakers")
+_MEDIA = ("request.image", "request.images", "request.video", "request.audio", "request.speakers")
 
 
 class RunFolder:
