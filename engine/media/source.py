@@ -24,7 +24,7 @@ from engine.media.canvas import apply_canvas
 from engine.media.containers import open_input
 
 #: Tolerance in seconds when a time is compared with the time of a frame, which containers round to milliseconds.
-TINY = 5e-3
+TINY = 1e-3
 #: Seconds after a cut in which another one is ignored: flashes have cuts on both sides.
 SHORTEST_SCENE = 0.2
 #: The field of a request that errors are about.
