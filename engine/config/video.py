@@ -35,7 +35,7 @@ class DubConfig:
     sound: str = field(default="voice", metadata=one_of("voice", "under"))
     #: dub.sound=under: level of the source's sound in dB relative to its own.
     sound_level: float = field(default=-12.0, metadata=within(-60, 0))
-    #: dub.mode=keep: width of the soft edge within each region, pixels of the video.
+    #: dub.mode=keep: width of the soft edge within each region, pixels of the video; in small regions it is narrower.
     feather: int = field(default=12, metadata=within(0, 512))
     #: dub.mode=keep: noise level, 0 to 1, down to which the source also leads the movement within the regions. 1: not
     #: at all; lower values follow heads more closely, and lips too.
