@@ -11,9 +11,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import golden_loops
 import numpy as np
 import numpy.typing as npt
 import pytest
+from segments import decoded
 from source_videos import scene_frames, write_source
 from worker_fakes import ask
 
@@ -22,14 +24,18 @@ from engine.assembly.dubbing import Dubbing
 from engine.cli.main import main
 from engine.cli.provenance_check import check_form
 from engine.client import dub
-from engine.data import Frames, Window
+from engine.data import Frames, SourceVideo, Window
 from engine.errors import ConfigError, EngineError, RequestError
 from engine.evaluation.frames import read_video
 from engine.media.audio import SOUND_RATE, decode
+from engine.media.canvas import make_canvas
+from engine.media.source import SourceReader
 from engine.plugin.manager import installed
 from engine.serving.jobs.job import parse_job
 from engine.serving.worker.handler import Handler, Terms
 from engine.serving.worker.warm_engine import WarmEngine
+from engine.stages.encode import to_pixels
+from engine.stages.windows import plan_windows
 from engine.stages.write import read_provenance
 
 EXAMPLES = files("engine") / "examples"
@@ -116,6 +122,25 @@ def test_each_window_sees_the_source_frame_at_its_begin_as_infinitetalk_does(
     assert [nearest(picture, videos.frames["whole"]) for picture in seen] == [0, 4, 8]
 
 
+def test_recorded_clips_of_infinitetalk_saw_the_frames_that_a_source_video_gives(
+    infinite_loop_recording: str, recordings: Any, tmp_path: Path
+) -> None:
+    loop = golden_loops.load_loop(recordings, infinite_loop_recording)
+    clips = [loop.clip(index) for index in range(loop.clips)]
+    window, motion = clips[0]["decoded_s8"].shape[1], loop.motion_frames
+    windows = plan_windows(window + (window - motion) * (len(clips) - 1), window=window, motion=motion)
+    # The recording's video: the picture, and with inverted colours from the second clip's begin on.
+    frames = np.stack([loop.source if index < windows[1].start else 255 - loop.source for index in range(12)])
+    path = write_source(tmp_path / "source.mkv", frames, colours=True)
+    height, width = (8 * side for side in clips[0]["decoded_s8"].shape[2:])
+    size = (frames.shape[2], frames.shape[1])
+    reader = SourceReader(SourceVideo(path, size, 25.0, 1.0), make_canvas(size, (width, height)), 25.0)
+    for clip, one in zip(clips, windows, strict=True):
+        seen = to_pixels(reader.frame(one.start))[:, ::8, ::8]
+        assert (seen - clip["clip_vision_pixels_s8"][:, 0]).abs().max() < 1e-5
+    reader.close()
+
+
 def test_a_cut_begins_a_window_that_knows_nothing_of_the_scene_before(
     service: EngineService, videos: Videos, base: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,10 +196,7 @@ def test_keep_has_the_bytes_of_the_source_outside_the_regions(
 
 
 def engine_frames(path: str, count: int) -> Pictures:
-    from engine.media.canvas import make_canvas
-    from engine.media.source import SourceReader
-
-    reader = SourceReader(Path(path), make_canvas((160, 96), (160, 96)), 25.0)
+    reader = SourceReader(SourceVideo(Path(path), (160, 96), 25.0, 1.0), make_canvas((160, 96), (160, 96)), 25.0)
     frames = reader.frames(0, count)
     reader.close()
     return frames
@@ -230,6 +252,23 @@ def test_a_window_of_a_dub_is_made_again_if_it_is_bad(service: EngineService, ba
     assert np.array_equal(made[:, :8], engine_frames(base.video, 17)[:, :8])
 
 
+def test_parts_and_previews_of_a_dub_are_those_of_its_file(
+    service: EngineService, videos: Videos, base: Request
+) -> None:
+    request = replace(base, video=videos.path["cut"], overrides=("dub.mode=keep",))
+    plain = service.generate(replace(request, filename="plain.mp4"))
+    previews: set[tuple[int, int]] = set()
+
+    def note(now: Progress) -> None:
+        if now.preview is not None:
+            previews.add((now.preview.window, now.preview.step))
+
+    live = service.generate(replace(request, live=True, preview="step"), progress=note)
+    assert live.sha256 == plain.sha256
+    assert decoded(str(live.live))[0] == decoded(str(plain.address))[0]
+    assert previews == {(window, step) for window in (1, 2, 3) for step in (0, 1)}
+
+
 def test_a_dub_is_made_again_from_its_provenance(
     videos: Videos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,6 +313,10 @@ def test_a_job_has_a_source_video_or_a_picture() -> None:
     parsed = parse_job({"input": video}).request
     assert parsed is not None
     assert (parsed.video, parsed.image) == ("https://a.org/a.mp4", "")
+    # In a batch file, paths are relative to it.
+    in_batch = parse_job({"input": {**video, "reference_video": "a.mp4"}}, folder=Path("/jobs")).request
+    assert in_batch is not None
+    assert in_batch.video == "/jobs/a.mp4"
     with pytest.raises(RequestError, match="cannot be combined with reference_video"):
         parse_job({"input": {**video, "reference_image": "https://a.org/a.png"}})
     with pytest.raises(RequestError) as caught:

@@ -141,7 +141,7 @@ def make_dubbing(request: Request, media: Media, config: Config, plan: Plan, met
     source = media.source
     if source is None or plan.dub is None:
         return Dubbing(None, plan)
-    reader = SourceReader(source.path, plan.canvas, plan.generated_fps, cancel=meter)
+    reader = SourceReader(source, plan.canvas, plan.generated_fps, cancel=meter)
     if plan.dub.mode != "keep":
         return Dubbing(reader, plan)
     speaking = [index for index, speaker in enumerate(request.speakers) if speaker.audio is not None]

@@ -25,6 +25,8 @@ class SourceVideo:
     seconds: float
     #: Time of its first frame by the clock of its file, in seconds.
     begins: float = 0.0
+    #: Most pixels of a frame that is decoded.
+    max_pixels: int = 2**26
     #: Begins of its scenes after the first, in seconds, as far as the video needs them.
     cuts: tuple[float, ...] = ()
     #: Its sound if that is mixed under the voices, and the second of the video at which the sound's file begins.

@@ -98,16 +98,18 @@ def survey(path: Path, *, max_pixels: int, cancel: CancelToken | None = None) ->
         frames.close()
     size = (picture.shape[1], picture.shape[0])
     seconds = span + (times.duration * base or 1 / fps)
-    return Survey(SourceVideo(path, size, fps, seconds, times.first * base), picture, tuple(warnings))
+    return Survey(SourceVideo(path, size, fps, seconds, times.first * base, max_pixels), picture, tuple(warnings))
 
 
-def find_cuts(path: Path, *, score: float, until: float, cancel: CancelToken | None = None) -> tuple[float, ...]:
+def find_cuts(
+    source: SourceVideo, *, score: float, until: float, cancel: CancelToken | None = None
+) -> tuple[float, ...]:
     """Return the times in seconds of the hard cuts before `until`: frames that FFmpeg's scdet gives `score` or more.
 
     A cut within `SHORTEST_SCENE` after the one before is left out. Fades and dissolves are not found. Frames are
     decoded one after the other. Raises RequestError and Cancelled.
     """
-    frames, cuts = Decoding(path, cancel=cancel), [0.0]
+    frames, cuts = Decoding(source.path, max_pixels=source.max_pixels, cancel=cancel), [0.0]
     detector = _Detector(score)
     try:
         for shown in frames:
@@ -134,8 +136,8 @@ class Decoding(Iterator[Shown]):
     Packets that cannot be decoded are left out. Raises RequestError and Cancelled.
     """
 
-    def __init__(self, path: Path, *, max_pixels: int | None = None, cancel: CancelToken | None = None) -> None:
-        """Open nothing yet."""
+    def __init__(self, path: Path, *, max_pixels: int, cancel: CancelToken | None = None) -> None:
+        """Open nothing yet. Frames of more than `max_pixels` pixels are not decoded."""
         self._path, self._max_pixels, self._cancel = path, max_pixels, cancel
         self._reformatter = VideoReformatter()
         self._size: tuple[int, int] | None = None
@@ -177,20 +179,17 @@ class Decoding(Iterator[Shown]):
     def _square(self, frame: av.VideoFrame) -> tuple[int, int]:
         aspect = self._aspect
         width = max(1, round(frame.width * aspect))
-        if self._max_pixels is not None and max(width, frame.width) * frame.height > self._max_pixels:
-            raise RequestError(
-                f"its frames have {width} x {frame.height} pixels",
-                field=FIELD,
-                hint=f"at most {self._max_pixels} pixels; scale the video down",
-                code="picture_too_large",
-            )
+        _check_pixels(max(width, frame.width), frame.height, self._max_pixels)
         return width, frame.height
 
     def _frames(self) -> Iterator[Shown]:
         zero: float | None = None
         with _reading(), open_input(self._path) as container:
             stream = _choose(container)
+            _check_pixels(stream.width, stream.height, self._max_pixels)
             stream.thread_type = "AUTO"
+            # A later frame may be larger than the header says.
+            stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
             self._aspect = _aspect(stream)
             usual = float(1 / (stream.average_rate or Fraction(25)))
             time = -usual
@@ -215,9 +214,9 @@ class SourceReader:
     beginning. After its end the last frame stays.
     """
 
-    def __init__(self, path: Path, canvas: Canvas, fps: float, *, cancel: CancelToken | None = None) -> None:
+    def __init__(self, source: SourceVideo, canvas: Canvas, fps: float, *, cancel: CancelToken | None = None) -> None:
         """Open nothing yet. `canvas` is for the upright frames, `fps` the rate of the frames that are asked for."""
-        self._path, self._canvas, self._fps, self._cancel = path, canvas, fps, cancel
+        self._source, self._canvas, self._fps, self._cancel = source, canvas, fps, cancel
         self._decoding: Decoding | None = None
         self._shown: Shown | None = None
         self._following: Shown | None = None
@@ -254,7 +253,7 @@ class SourceReader:
 
     def _at(self, time: float) -> Picture:
         if self._decoding is None:
-            self._decoding = Decoding(self._path, cancel=self._cancel)
+            self._decoding = Decoding(self._source.path, max_pixels=self._source.max_pixels, cancel=self._cancel)
             self._shown, self._following = next(self._decoding, None), next(self._decoding, None)
         while self._following is not None and self._following.time <= time + TINY:
             self._shown, self._following = self._following, next(self._decoding, None)
@@ -317,6 +316,16 @@ def _choose(container: av.container.InputContainer) -> av.VideoStream:
     if not streams:
         raise RequestError("the file has no pictures", field=FIELD, hint=_HINT, code="video_unreadable")
     return next((one for one in streams if one.disposition & Disposition.default), streams[0])
+
+
+def _check_pixels(width: int, height: int, most: int) -> None:
+    if width * height > most:
+        raise RequestError(
+            f"its frames have {width} x {height} pixels",
+            field=FIELD,
+            hint=f"at most {most} pixels; scale the video down",
+            code="picture_too_large",
+        )
 
 
 def _aspect(stream: av.VideoStream) -> float:

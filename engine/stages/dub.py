@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -63,9 +64,9 @@ def watch(
     source = media.source
     if source is None:
         return media
-    path = source.path
     if cuts == "find":
-        found = apart(lambda: find_cuts(path, score=cut_score, until=seconds, cancel=cancel), cancel, "read")
+        look = partial(find_cuts, source, score=cut_score, until=seconds, cancel=cancel)
+        found = apart(look, cancel, "read")
         source = replace(source, cuts=found)
     if sound == "under":
         source, warnings = _with_sound(source, cancel)

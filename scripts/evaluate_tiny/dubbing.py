@@ -13,8 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from engine.assembly.location import locate_weights
-from engine.config import DubConfig
-from engine.data import Plan, Region, Request, Speaker
+from engine.data import Plan, Region, Request, SourceVideo, Speaker
 from engine.errors import EngineError, RequestError
 from engine.evaluation.frames import read_video
 from engine.evaluation.metrics import Pictures, mean, psnr_of
@@ -76,15 +75,15 @@ def run(
             shown = shown or videos
         cuts = [_cut(studio, one, other) for one, other in zip(cases, [*cases[1:], cases[0]], strict=True)]
         if sheet:
-            _draw(shown).save(sheet, optimize=True)
+            _draw(shown).quantize(256).save(sheet, optimize=True)
         return {
             "bench": "dub",
             "settings": {
                 "seed": seed,
                 "clips": clips,
                 "overrides": list(overrides),
-                "follow": DubConfig().follow,
-                "feather": DubConfig().feather,
+                "follow": studio.service.config.dub.follow,
+                "feather": studio.service.config.dub.feather,
                 **machine(locate_weights(studio.service.config, installed())),
             },
             "ways": {way: {key: mean(row[way].get(key) for row in rows) for key in _ROWS} for way in _WAYS},
@@ -147,7 +146,7 @@ def _cut(studio: Studio, one: Case, other: Case) -> dict[str, dict[str, float]]:
 
 
 def _source_frames(path: Path, count: int, size: tuple[int, int]) -> Pictures:
-    reader = SourceReader(path, make_canvas(size, size), FPS)
+    reader = SourceReader(SourceVideo(path, size, FPS, count / FPS), make_canvas(size, size), FPS)
     frames: Pictures = reader.frames(0, count)
     reader.close()
     return frames

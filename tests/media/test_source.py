@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 from source_videos import number_of, numbered, scene_frames, turn, write_source
 
+from engine.data import SourceVideo
 from engine.errors import Cancelled, RequestError
 from engine.media.canvas import make_canvas
-from engine.media.source import SourceReader, find_cuts, survey
+from engine.media.source import Decoding, SourceReader, find_cuts, survey
 
 PIXELS = 2**26
 
 
 def reader(path: Path, fps: float = 25.0, size: tuple[int, int] = (64, 48)) -> SourceReader:
-    return SourceReader(path, make_canvas(size, (64, 48)), fps)
+    return SourceReader(of(path), make_canvas(size, (64, 48)), fps)
+
+
+def of(path: Path) -> SourceVideo:
+    return SourceVideo(path, (64, 48), 25.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -87,15 +94,15 @@ def test_colours_arrive_as_they_were_encoded(tmp_path: Path) -> None:
 
 def test_a_cut_is_found_and_movement_and_a_flash_are_not(tmp_path: Path) -> None:
     one, other = scene_frames(3, 20), scene_frames(4, 20)
-    assert find_cuts(write_source(tmp_path / "one.mp4", one), score=10, until=9) == ()
+    assert find_cuts(of(write_source(tmp_path / "one.mp4", one)), score=10, until=9) == ()
     path = write_source(tmp_path / "two.mp4", np.concatenate([one[:13], other, one[:10]]))
-    assert find_cuts(path, score=10, until=9) == pytest.approx((0.52, 1.32))
-    assert find_cuts(path, score=10, until=1) == pytest.approx((0.52,))
-    assert find_cuts(path, score=100, until=9) == ()
+    assert find_cuts(of(path), score=10, until=9) == pytest.approx((0.52, 1.32))
+    assert find_cuts(of(path), score=10, until=1) == pytest.approx((0.52,))
+    assert find_cuts(of(path), score=100, until=9) == ()
     # One white frame: its two sides are 0.04 s apart.
     flash = one.copy()
     flash[10] = 255
-    assert len(find_cuts(write_source(tmp_path / "flash.mp4", flash), score=10, until=9)) <= 1
+    assert len(find_cuts(of(write_source(tmp_path / "flash.mp4", flash)), score=10, until=9)) <= 1
 
 
 def test_a_file_without_moving_pictures_is_refused_with_what_to_do(tmp_path: Path) -> None:
@@ -117,6 +124,33 @@ def test_frames_of_too_many_pixels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="64 x 48") as caught:
         survey(path, max_pixels=64 * 48 - 1)
     assert caught.value.code == "picture_too_large"
+    with pytest.raises(RequestError, match="64 x 48"):
+        find_cuts(replace(of(path), max_pixels=64), score=10, until=9)
+
+
+def test_later_frames_that_are_too_large_are_not_decoded(tmp_path: Path) -> None:
+    # A stream whose header has the size of its first frames.
+    small, large = numbered(3), numbered(3, size=(640, 480))
+    path = tmp_path / "a.ts"
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number, pixels in enumerate(small):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with av.open(tmp_path / "b.ts", "w") as container:
+        stream = container.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
+        for number, pixels in enumerate(large):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    path.write_bytes(path.read_bytes() + (tmp_path / "b.ts").read_bytes())
+    sizes = [{shown.frame.width for shown in Decoding(path, max_pixels=most)} for most in (PIXELS, 64 * 48)]
+    assert sizes == [{64, 640}, {64}]
 
 
 def test_a_file_that_breaks_off_is_used_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -135,4 +169,4 @@ def test_a_cancelled_survey_ends(tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
         survey(path, max_pixels=PIXELS, cancel=cancel)
     with pytest.raises(Cancelled):
-        find_cuts(path, score=10, until=9, cancel=cancel)
+        find_cuts(of(path), score=10, until=9, cancel=cancel)

@@ -40,15 +40,19 @@ def write_source(
     times: Sequence[float] | None = None,
     sound: npt.NDArray[np.float32] | None = None,
     aspect: Fraction | None = None,
+    colours: bool = False,
 ) -> Path:
     """Write a video that loses only what the conversion to YUV loses.
 
-    `times` are those of its frames in seconds, `sound` mono samples at 48 kHz.
+    `times` are those of its frames in seconds, `sound` mono samples at 48 kHz. With `colours` it is kept in RGB, and
+    nothing is lost.
     """
     rate = Fraction(fps).limit_denominator(1001)
     with av.open(path, "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"qp": "0", "preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        options = {} if colours else {"qp": "0", "preset": "ultrafast"}
+        stream = container.add_stream("ffv1" if colours else "libx264", rate=rate, options=options)
+        stream.width, stream.height = frames.shape[2], frames.shape[1]
+        stream.pix_fmt = "bgr0" if colours else "yuv420p"
         if aspect is not None:
             stream.codec_context.sample_aspect_ratio = aspect
         base = Fraction(1, 1000) if times is not None else 1 / rate
