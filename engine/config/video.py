@@ -39,4 +39,4 @@ class DubConfig:
     feather: int = field(default=12, metadata=within(0, 512))
     #: dub.mode=keep: noise level, 0 to 1, down to which the source also leads the movement within the regions. 1: not
     #: at all; lower values follow heads more closely, and lips too.
-    follow: float = field(default=0.9, metadata=within(0, 1))
+    follow: float = field(default=0.8, metadata=within(0, 1))
