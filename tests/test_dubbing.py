@@ -233,10 +233,9 @@ def test_an_interrupted_dub_continues_with_the_same_bytes(
     try:
         with pytest.raises(Killed):
             keeps.generate(request, progress=stop)
-        # Another source, or another way to use it, is another video.
+        # Another source of the same length is another video.
         other = keeps.generate(replace(request, video=videos.path["recut"], filename="other.mp4"))
-        sparse = keeps.generate(replace(request, overrides=(), filename="sparse.mp4"))
-        assert (other.windows_taken_over, sparse.windows_taken_over) == (0, 0)
+        assert other.windows_taken_over == 0
         resumed = keeps.generate(replace(request, filename="resumed.mp4"))
     finally:
         service.__init__(service.overrides, after=keeps)  # type: ignore[misc]
