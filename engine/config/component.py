@@ -37,3 +37,5 @@ class FamilyConfig(ComponentConfig):
     branches: ClassVar[tuple[str, ...]] = ("cond", "drop_text", "drop_audio", "uncond")
     #: Config groups, or keys, of which only the default works, each with the reason.
     cannot: ClassVar[Mapping[str, str]] = {}
+    #: Whether its models take a source video in place of the picture (`engine.family.DubbingModel`).
+    dubs: ClassVar[bool] = False

@@ -141,13 +141,15 @@ API = (
     ),
     Public(
         "engine.data",
-        "Conditions DecodeOptions EncodeOptions Inputs Motion Plan Window",
+        "Conditions DecodeOptions EncodeOptions Held Inputs Motion Plan Window",
         "family",
         "what a family's model is given, and the conditions of a window",
     ),
     Public("engine.loading.layout", "ComponentLayout", "family", "where the files of a component are"),
     Public("engine.loading.model", "Model load_model", "family", "a network of Wan's kind with its encoders"),
-    Public("engine.stages.decode", "decode", "family", "latents to frames in the picture's colours"),
+    Public("engine.media.color", "color_statistics", "family", "the colours that frames are matched to"),
+    Public("engine.stages.compose", "compose", "family", "frames over those of a source video"),
+    Public("engine.stages.decode", "Decoded decode", "family", "latents to frames in the picture's colours"),
     Public("engine.stages.denoise", "denoise draw_noise", "family", "the denoising loop, and its noise"),
     Public(
         "engine.stages.encode",
