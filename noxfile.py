@@ -38,7 +38,8 @@ def tests(session: nox.Session) -> None:
     # In the order of their names: files with few tests, which may be the longest, would come last otherwise.
     order = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
     command = (sys.executable, "-m", "pytest", *order, "-m", "not slow", *session.posargs)
-    session.run(*command, env={"OMP_NUM_THREADS": "1"})
+    # Compiled modules are kept, whatever the shell says: a hundred processes of tests read them, and the next run.
+    session.run(*command, env={"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": None})
 
 
 @nox.session(venv_backend="none")

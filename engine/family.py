@@ -13,6 +13,8 @@ from engine.data import DecodeOptions, EncodeOptions, Frames, Inputs, Plan, Tall
 from engine.data.cancel import CancelToken
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
     from torch import Tensor
 
@@ -207,4 +209,29 @@ class SharingModel(FamilyModel, Protocol):
 
     def part_of(self, begun: Any, group: Any, place: int, size: int) -> Any:
         """Return the part of a window's conditions for the process at `place` of `size` in a process group."""
+        ...
+
+
+class DubbingModel(FamilyModel, Protocol):
+    """A model that takes a source video in place of the picture (`FamilyConfig.dubs`)."""
+
+    def look_at(self, prepared: Any, window: Window, picture: npt.NDArray[np.uint8]) -> Prepared:
+        """Return `prepared` with another picture for a window, uint8 RGB (H, W, 3)."""
+        ...
+
+    def hold(self, begun: Any, frames: npt.NDArray[np.uint8], inside: npt.NDArray[np.float32], until: float) -> Any:
+        """Return a window's conditions that hold its latents at its source `frames`, uint8 RGB (F, H, W, 3).
+
+        Where `inside`, float32 (H / 8, W / 8), is 1 they are held above the noise level `until` only.
+        """
+        ...
+
+    def compose(
+        self, made: Finished, source: npt.NDArray[np.uint8], mask: npt.NDArray[np.float32], begin: int
+    ) -> Finished:
+        """Return a window with the `source` frames' pixels outside the mask, also in what the next window gets.
+
+        The first `begin` of the source frames are repeated ones; `mask`, float32 (H, W) in 0 .. 1, is the share of the
+        window's own frames.
+        """
         ...

@@ -6,6 +6,7 @@ import torch
 
 from engine.assembly.access import make_access
 from engine.assembly.attention import with_attention
+from engine.assembly.dubbing import make_dubbing
 from engine.assembly.followers import ProcessGroup
 from engine.assembly.live import live_folder, make_previews, make_publisher
 from engine.assembly.location import WeightsFinder
@@ -102,17 +103,18 @@ class Engine:
                 prepared = model.prepare(inputs, prompts, plan, options.encode, cancel=meter)
             provenance = make_provenance(request, media, config, weights=loaded.fingerprint, runtime=self.runtime)
             file = make_writer(request, plan, inputs, options, provenance, folder)
+            dubbing = make_dubbing(request, media, config, plan, meter)
             live = make_publisher(place, file, plan, config, meter)
             keeping = open_states(request, config, plan, provenance, loaded, self.runtime, folder, meter, live.add)
             behind = WriteBehind(file, overlap=options.overlap, cancel=meter, on_segment=keeping.segment)
-            with live, keeping, behind as writer:
+            with dubbing, live, keeping, behind as writer:
 
                 def step(number: int, _steps: int) -> None:
                     writer.check()
                     self._hooks.step_finished(request=request, progress=meter.step(number))
 
-                retakes = make_retakes(config, inputs, plan, generator, meter)
-                looks = retakes, make_previews(request, config, meter)
+                retakes = make_retakes(config, inputs, plan, generator, meter, dubbing)
+                looks = retakes, dubbing, make_previews(request, config, meter)
                 given = model, inputs, prepared, options, sampling, generator, config, self._group, meter, step
                 maker = WindowMaker(*given, *looks)
                 windows, carried = keeping.take_over(writer, generator, sampling.tally, retakes)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.assembly.composition import compositions
 from engine.assembly.typed_overrides import parse, readable, shell_line
 from engine.config import FIXED, OVERRIDABLE, Config
 from engine.config.bounds import check_numbers, check_word
@@ -26,19 +23,16 @@ from engine.errors import ConfigError, EngineError, RequestError, UnknownCompone
 from engine.plugin import manager
 from engine.text.similar import similar
 
-CONF = "engine.conf"
-
 
 def compose(overrides: Sequence[str]) -> Config:
     """Compose the presets in conf/ with `overrides` (Hydra's grammar) into typed dataclasses.
 
     Raises ConfigError, in one line, for an unknown group, name or key and for an invalid value.
     """
-    manager.installed()
     words = readable(overrides)
     try:
-        with translated(words), _hydra():
-            return typed(hydra.compose("config", words))
+        with translated(words):
+            return typed(compositions().compose(words))
     except ConfigError as error:
         raise _with_line(_with_place(error, words), overrides) from error
 
@@ -49,8 +43,10 @@ def compose_request(boot: Sequence[str], overrides: Sequence[str]) -> Config:
     Raises RequestError for an override that does more than set an allowed key to a bool, a number or a word without
     quotes, or that would change what is fixed at boot.
     """
-    if not overrides:
-        return compose(boot)
+    return _compose_request(boot, overrides, compose(boot)) if overrides else compose(boot)
+
+
+def _compose_request(boot: Sequence[str], overrides: Sequence[str], booted: Config) -> Config:
     overrides = readable(overrides)
     _check(overrides)
     try:
@@ -58,7 +54,7 @@ def compose_request(boot: Sequence[str], overrides: Sequence[str]) -> Config:
     except ConfigError as error:
         code = "" if error.code == ConfigError.CODE else error.code
         raise RequestError(error.what, field=f"overrides ({error.field})", hint=error.hint, code=code) from error
-    _check_fixed(config, compose(boot), overrides)
+    _check_fixed(config, booted, overrides)
     return config
 
 
@@ -73,56 +69,16 @@ def _check_fixed(config: Config, boot: Config, overrides: Sequence[str]) -> None
 
 
 class Composer:
-    """Composes the configs of requests without running Hydra for each, which took most of a job's overhead.
-
-    The result of Hydra for the boot overrides and a request's choices (`sampler=turbo`) is cached, unresolved, for the
-    last few sets of choices. Single values (`sampler.steps=4`) are merged into a copy of it, as Hydra merges them. No
-    two requests share a config.
-    """
-
-    #: Number of cached sets of choices, about 100 kB each.
-    MAX_CACHED = 32
+    """Composes the configs of requests to one engine. No two requests share a config."""
 
     def __init__(self, boot: Sequence[str]) -> None:
         """Raise ConfigError as `compose` does."""
         self._boot = tuple(boot)
         self.config = compose(self._boot)
-        self._cached: OrderedDict[tuple[str, ...], DictConfig] = OrderedDict()
-        self._lock = threading.Lock()
 
     def request(self, overrides: Sequence[str]) -> Config:
         """Return what `compose_request(boot, overrides)` returns. Raises RequestError as it does."""
-        if not overrides:
-            return deepcopy(self.config)
-        words = readable(overrides)
-        _check(words)
-        try:
-            config = self._merged(words)
-        except (EngineError, HydraException, OmegaConfBaseException, AssertionError, ValueError, TypeError):
-            # Hydra's own error describes the problem.
-            return compose_request(self._boot, overrides)
-        _check_fixed(config, self.config, words)
-        return config
-
-    def _merged(self, words: Sequence[str]) -> Config:
-        # A word with a dot sets a value; one without may choose a preset, and presets come before all values.
-        choices = tuple(word for word in words if "." not in word.partition("=")[0])
-        with self._lock:
-            base = self._cached.get(choices)
-            if base is None:
-                with _hydra():
-                    base = hydra.compose("config", readable([*self._boot, *choices]))
-            composed = deepcopy(base)
-            for word in words:
-                if word not in choices and (value := parse(word)) is not None:
-                    OmegaConf.update(composed, value.key_or_group, value.value(), merge=True)
-            config = typed(composed)
-            # Cached only after validation, so that invalid names cannot fill the cache.
-            self._cached[choices] = base
-            self._cached.move_to_end(choices)
-            while len(self._cached) > self.MAX_CACHED:
-                self._cached.popitem(last=False)
-        return config
+        return _compose_request(self._boot, overrides, self.config) if overrides else deepcopy(self.config)
 
 
 def typed(composed: DictConfig) -> Config:
@@ -270,12 +226,11 @@ def _keys(words: Sequence[str]) -> list[str]:
                     walk(child, f"{prefix}{key}.")
 
     choices = [word for word in words if "." not in word.partition("=")[0]]
-    with _hydra():
-        try:
-            composed = hydra.compose("config", choices)
-        except (HydraException, OmegaConfBaseException):
-            composed = hydra.compose("config")
-        walk(composed, "")
+    try:
+        composed = compositions().compose(choices)
+    except (HydraException, OmegaConfBaseException):
+        composed = compositions().compose([])
+    walk(composed, "")
     return keys
 
 
@@ -302,15 +257,6 @@ def _check_extra(node: object, prefix: str) -> None:
                 f"there is no {prefix + key!r} in the config", field=prefix + key, hint="remove the leading '+'"
             )
         _check_extra(value, f"{prefix}{key}.")
-
-
-@contextmanager
-def _hydra() -> Iterator[None]:
-    if GlobalHydra.instance().is_initialized():
-        yield
-        return
-    with hydra.initialize_config_module(CONF, version_base="1.3"):
-        yield
 
 
 def _check(overrides: Sequence[str]) -> list[Override]:

@@ -12,8 +12,9 @@ from engine.components import CancelToken
 from engine.config import Config
 from engine.data import Access, Media, Plan, Request
 from engine.plugin.manager import Registry
+from engine.stages.dub import watch
 from engine.stages.plan import plan_walk
-from engine.stages.read import fetch, hear
+from engine.stages.read import fetch, hear, length
 
 
 def plan_request(
@@ -34,6 +35,11 @@ def plan_request(
     media = fetch_media(request, registry, access, folder, cancel=cancel)
     if config.windows == "pauses":
         media = hear(request, media, config.model.fps, cancel=cancel)
+    if media.source is not None:
+        dub = config.dub
+        # One second more, because the plan decides the length to a frame.
+        seconds, sound = length(request, media, config.model.fps) + 1, dub.sound
+        media = watch(media, cuts=dub.cuts, cut_score=dub.cut_score, sound=sound, seconds=seconds, cancel=cancel)
     return media, apart(lambda: plan_media(request, media, config, registry, weights, cancel=cancel), cancel, "plan")
 
 

@@ -98,6 +98,7 @@ def make_provenance(
         "attention": runtime.attention,
         # Left out if nothing is chosen, so that the provenance of other videos does not change.
         **({} if config.windows == "fixed" else {"windows": config.windows}),
+        **({"dub": _plain(config.dub)} if request.video else {}),
         **({} if (kernels := compiled_by(config)) == "none" else {"compile": kernels}),
         **({} if config.residual_dtype == "float32" else {"residual_dtype": config.residual_dtype}),
         **({} if runtime.device == "cpu" else {"kernels": norms_by(config, runtime.device)}),
@@ -109,7 +110,8 @@ def _timeline(request: Request) -> dict[str, Any]:
     # Only if requested, so that the provenance of other videos does not change.
     prompts = [{**_begin(cue), "text": cue.value} for cue in request.prompts]
     images = [_begin(cue) for cue in request.images]
-    return {**({"prompts": prompts} if prompts else {}), **({"images": images} if images else {})}
+    video = {"video": True} if request.video else {}
+    return {**({"prompts": prompts} if prompts else {}), **({"images": images} if images else {}), **video}
 
 
 def _begin(cue: Cue) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def _begin(cue: Cue) -> dict[str, Any]:
 
 def groups_of(provenance: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the groups of the config that a video's provenance has, or should have."""
-    return (*DECISIVE, *(group for group in JUDGING if group in provenance))
+    return (*DECISIVE, *(group for group in (*JUDGING, "dub") if group in provenance))
 
 
 def compiled_by(config: Config) -> str:
@@ -132,9 +134,9 @@ def norms_by(config: Config, device: str) -> str:
 
 
 def input_hashes(media: Media) -> dict[str, Any]:
-    """Return the SHA-256 of each input file."""
+    """Return the SHA-256 of each input file; a source video's is that of the image."""
     return {
-        "image": sha256_of(media.image),
+        "image": sha256_of(media.image if media.source is None else media.source.path),
         "voices": [sha256_of(path) if path else None for path in media.voices],
         "masks": [sha256_of(path) if path else None for path in media.masks],
         **({"images": [sha256_of(path) for path in media.images]} if media.images else {}),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from engine.assembly.dubbing import Dubbing
 from engine.assembly.retakes import Retakes
 from engine.config import Config
 from engine.data import Inputs, Limit, Plan, Report
+from engine.data.dub import scene_of
 from engine.data.plan import cue_of
 from engine.evaluation.judge import Judge
 from engine.runtime.progress import Meter
@@ -38,12 +40,17 @@ def limits_of(config: Config) -> Mapping[str, Limit]:
     return {name: Limit(*side) for name, side in sides.items() if side != (None, None)}
 
 
-def make_retakes(config: Config, inputs: Inputs, plan: Plan, generator: torch.Generator, meter: Meter) -> Retakes:
+def make_retakes(
+    config: Config, inputs: Inputs, plan: Plan, generator: torch.Generator, meter: Meter, dubbing: Dubbing
+) -> Retakes:
     """Return what judges a request's windows and has them made again, as its config says."""
     report = config.report
     judge = None
     if report.enabled:
-        pictures, shows = (inputs.image, *inputs.images), partial(cue_of, plan.images)
+        pictures: Sequence[Any] = (inputs.image, *inputs.images)
+        shows: Callable[[int], int] = partial(cue_of, plan.images)
+        if plan.dub is not None:
+            pictures, shows = dubbing.scenes, partial(scene_of, plan.dub)
         judge = Judge(pictures, plan, inputs.voices, limits_of(config), shows=shows)
     return Retakes(judge, config.retake.max, generator, meter.again)
 

@@ -8,7 +8,6 @@ from engine.assembly.family import check_family
 from engine.components import (
     BRANCHES,
     Agree,
-    ContinuingSampler,
     Guidance,
     Sampler,
     SharedCache,

@@ -29,7 +29,19 @@ LEFT_OUT = (
 #: Fields of a request that change no bytes, or that reach the name otherwise: media by their hashes, overrides by the
 #: config, the rest by provenance and plan.
 LEFT_OUT_OF_REQUEST = (
-    *("image", "images", "speakers", "filename", "job", "store", "sink", "answer_bytes", "overrides", "budget"),
+    *(
+        "image",
+        "images",
+        "video",
+        "speakers",
+        "filename",
+        "job",
+        "store",
+        "sink",
+        "answer_bytes",
+        "overrides",
+        "budget",
+    ),
     *("frames", "fps", "negative_prompt", "live", "preview"),
 )
 #: Keys of provenance that say how a video is computed; the others say which video.

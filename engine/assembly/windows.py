@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.assembly.dubbing import Dubbing
 from engine.assembly.followers import ProcessGroup
 from engine.assembly.options import StageOptions
 from engine.assembly.retakes import Retakes
@@ -39,6 +40,8 @@ class WindowMaker:
     on_step: Callable[[int, int], None]
     #: Judges each window, and has it made again.
     retakes: Retakes
+    #: The source video, if there is one.
+    dubbing: Dubbing
     #: None: nobody wants to see small pictures.
     previews: Previews | None = None
 
@@ -49,11 +52,16 @@ class WindowMaker:
         Cancelled, and EngineError (`broken_window`) for a window that is not a picture.
         """
         number, meter, options, model = window.index + 1, self.meter, self.options, self.model
+        if not window.motion:
+            # The first window, or the first one of another scene.
+            carried = None
         with meter.stage("encode", window=number):
-            begun = model.begin(self.inputs, window, self.prepared, options.encode, carried, cancel=meter)
+            inputs, prepared = self.dubbing.begin(model, window, self.inputs, self.prepared)
+            begun = model.begin(inputs, window, prepared, options.encode, carried, cancel=meter)
+            begun = self.dubbing.hold(model, begun)
         look = None
         if self.previews is not None:
-            self.previews.begin(window, model.shown(begun, window, self.prepared, self.inputs, carried))
+            self.previews.begin(window, model.shown(begun, window, prepared, inputs, carried))
             look = self.previews.step
 
         def attempt(generator: torch.Generator) -> Finished:
@@ -70,7 +78,8 @@ class WindowMaker:
                     continues=window.motion > 0,
                 )
             with meter.stage("decode", window=number):
-                return model.finish(latents, window, self.prepared, options.decode, carried, cancel=meter)
+                made = model.finish(latents, window, prepared, options.decode, carried, cancel=meter)
+                return self.dubbing.compose(model, made, window)
 
         made = self.retakes.make(window, attempt)
         if self.previews is not None:

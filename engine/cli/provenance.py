@@ -41,12 +41,24 @@ from engine.stages.read import hear
 
 _MEDIA = (
     Flag("image", "FILE", "the picture; if there were several by time, each in their order", many=True),
-    *(flag for flag in REQUEST if flag.key == "audio"),
+    *(flag for flag in REQUEST if flag.key in ("video", "audio")),
     Flag("mask", "FILE", "a mask picture, once for each person who had one", many=True),
 )
 #: Groups and keys that the provenance decides; of these, keys that only say where the weights are.
 _FIXED = (
-    *("model", "recipe", "experiment", "parallel", "request", "dtype", "residual_dtype", "kernels", "windows", "vae"),
+    *(
+        "model",
+        "recipe",
+        "experiment",
+        "parallel",
+        "request",
+        "dtype",
+        "residual_dtype",
+        "kernels",
+        "windows",
+        "vae",
+        "dub",
+    ),
     *("memory.tile", *DECISIVE, *JUDGING),
 )
 _WHERE = ("model.folder", "model.packaged")
@@ -135,7 +147,8 @@ def repeat(
     own = read_arguments("generate", parser, values, rest[1:])
     try:
         check_form(provenance)
-        request = _request(provenance, media["image"] or [], media["audio"] or [], media["mask"] or [])
+        media = {key: value or [] for key, value in media.items()}
+        request = _request(provenance, media["image"], media["audio"], media["mask"], video=media["video"] or "")
         overrides = [*own.overrides, *provenance_overrides(provenance, request)]
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise RequestError(
@@ -191,7 +204,7 @@ def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> lis
         if cues:
             overrides.append(override(f"request.{key}", json.dumps({key: plain_timeline(cues, key)})))
     overrides.append(override("request.speakers", json.dumps({"speakers": speakers})))
-    for key in ("image", "prompt", "negative_prompt", "seed", "frames", "fps", "audio_type", "timing", "fit"):
+    for key in ("image", "video", "prompt", "negative_prompt", "seed", "frames", "fps", "audio_type", "timing", "fit"):
         # Empty: there is a timeline instead.
         if (value := getattr(request, key)) is not None and (value != "" or key == "negative_prompt"):
             overrides.append(override(f"request.{key}", str(value)))
@@ -212,9 +225,11 @@ def differences(provenance: Mapping[str, Any], overrides: Sequence[str], request
         if (now := input_hashes(media)) == then:
             lines += _other_windows(provenance, request, media, service.config)
     hashes = zip([then["image"], *then.get("images", ())], [now["image"], *now.get("images", ())], strict=True)
-    for address, (one, other) in zip([cue.value for cue in request.images] or [request.image], hashes, strict=True):
+    addresses = [cue.value for cue in request.images] or [request.image or request.video]
+    for address, (one, other) in zip(addresses, hashes, strict=True):
         if one != other:
-            lines.append(f"{redact(address)} is not the picture that the video was made from")
+            what = "source video" if request.video else "picture"
+            lines.append(f"{redact(address)} is not the {what} that the video was made from")
     for key, what in (("voices", "voice"), ("masks", "mask")):
         for index, (one, other) in enumerate(zip(then[key], now[key], strict=True)):
             if one != other:
@@ -263,16 +278,25 @@ def _other_windows(provenance: Mapping[str, Any], request: Request, media: Media
 
 
 def _request(
-    provenance: Mapping[str, Any], images: Sequence[str], audio: Sequence[str], masks: Sequence[str]
+    provenance: Mapping[str, Any],
+    images: Sequence[str],
+    audio: Sequence[str],
+    masks: Sequence[str],
+    *,
+    video: str = "",
 ) -> Request:
     recorded = provenance["request"]
     voices = [address for address in audio if address != SILENCE]
     speaking = sum(not speaker["silence"] for speaker in recorded["speakers"])
     masked = sum(speaker["mask"] for speaker in recorded["speakers"])
     pictures = recorded.get("images", ())
-    if not images:
+    if bool(video) is not (dubbed := bool(recorded.get("video"))):
+        what = "it was made from a source video" if dubbed else "it was made from a picture, not from a source video"
+        hint = "give the source video again with --video FILE" if dubbed else "give it again with --image FILE"
+        raise RequestError(what, field="request.video", hint=hint)
+    if not images and not video:
         raise RequestError("no picture", field="request.image", hint="give the picture again with --image FILE")
-    if len(images) != (wanted := max(1, len(pictures))):
+    if len(images) != (wanted := 0 if dubbed else max(1, len(pictures))):
         what = f"{len(images)} pictures given, the video has {wanted}"
         raise RequestError(what, field="request.image", hint="give each picture again with --image FILE")
     if len(voices) != speaking:
@@ -301,7 +325,8 @@ def _request(
     choices = {key: recorded[key] for key in ("audio_type", "timing", "fit")}
     prompts = parse_timeline(recorded["prompts"], "prompts") if "prompts" in recorded else ()
     if not pictures:
-        return Request(image=images[0], speakers=speakers, prompts=prompts, **texts, **choices)
+        image = "" if dubbed else images[0]
+        return Request(image=image, video=video, speakers=speakers, prompts=prompts, **texts, **choices)
     entries = [{**entry, "image": image} for entry, image in zip(pictures, images, strict=True)]
     by_time = parse_timeline(entries, "images")
     return Request(image="", speakers=speakers, prompts=prompts, images=by_time, **texts, **choices)

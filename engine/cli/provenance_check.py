@@ -71,6 +71,7 @@ def check_form(provenance: Mapping[str, Any]) -> None:
     request = _part(provenance, "request")
     for key, fits in _REQUEST.items():
         _require(request, key, fits, "request.")
+    _require({"video": request.get("video", False)}, "video", lambda value: isinstance(value, bool), "request.")
     speakers = request["speakers"]
     for index, speaker in enumerate(speakers):
         place = f"request.speakers[{index}]."

@@ -62,6 +62,17 @@ def talk(
     return job_input | fields
 
 
+def dub(
+    video: str | os.PathLike[str], *voices: str | os.PathLike[str] | None, prompt: str | None = None, **fields: Any
+) -> dict[str, Any]:
+    """Return the input of a job for a source video whose people speak anew; everything else as in `talk`.
+
+    `overrides=["dub.mode=keep"]` among the `fields` keeps everything round the people who speak. Raises ClientError.
+    """
+    job_input = talk(video, *voices, prompt=prompt, **fields)
+    return {"reference_video": job_input.pop("reference_image"), **job_input}
+
+
 def _address(media: str | os.PathLike[str]) -> str:
     address = isinstance(media, str) and (media.startswith("data:") or "://" in media)
     return str(media) if address else file(media)

@@ -23,7 +23,7 @@ from engine.config.model import MadeForConfig as MadeForConfig
 from engine.config.model import ModelConfig as ModelConfig
 from engine.config.model import ReportModelConfig as ReportModelConfig
 from engine.config.model import ResolutionConfig as ResolutionConfig
-from engine.config.ranges import BLEND, BUNDLE, FPS, SCALE, SHIFT, STEPS, STYLE, WINDOW, X264_PRESET
+from engine.config.ranges import BLEND, BUNDLE, FPS, SCALE, SHIFT, STEPS, STYLE, WINDOW
 from engine.config.ranges import SECRET as SECRET
 from engine.config.ranges import one_of as one_of
 from engine.config.ranges import within as within
@@ -31,6 +31,8 @@ from engine.config.report import ReportConfig as ReportConfig
 from engine.config.report import RetakeConfig as RetakeConfig
 from engine.config.resume import ResumeConfig as ResumeConfig
 from engine.config.resume import with_states
+from engine.config.video import DubConfig as DubConfig
+from engine.config.video import VideoConfig as VideoConfig
 from engine.errors import ConfigError
 
 # --- groups of the engine itself --------------------------------------------------------------------------------------
@@ -123,18 +125,6 @@ class AccessConfig:
     region: str | None = "${oc.env:AWS_REGION,null}"
 
 
-@dataclass
-class VideoConfig:
-    """How the MP4 is encoded."""
-
-    #: x264's constant rate factor, 0 (lossless) to 51 (smallest file).
-    crf: int = field(default=18, metadata=within(0, 51))
-    #: x264's speed preset, from the fastest encoding to the smallest file.
-    preset: str = field(default="medium", metadata=X264_PRESET)
-    #: AAC bits per second.
-    audio_bitrate: int = field(default=192_000, metadata=within(32_000, 512_000))
-
-
 def _request_field(default: Any, about: str, word: str, allowed: Mapping[str, Any] | None = None) -> Any:
     return field(default=default, metadata={"help": about, "word": word, **(allowed or {})})
 
@@ -144,6 +134,9 @@ class RequestConfig:
     """The request of `generate`; each field is a flag of the command line, in this order."""
 
     image: str | None = _request_field(None, "the picture: a path or an address", "FILE")
+    video: str | None = _request_field(
+        None, "a source video in place of the picture: its people speak anew (see docs/dubbing.md)", "FILE"
+    )
     audio: list[str] = field(
         default_factory=list,
         metadata={
@@ -321,6 +314,8 @@ class Config:
     continuation: ContinuationConfig = field(default_factory=ContinuationConfig)
     #: Where windows meet: "fixed", each is as long as possible; "pauses": in pauses of speech, if one is within reach.
     windows: str = field(default="fixed", metadata=one_of("fixed", "pauses"))
+    #: How a source video is used.
+    dub: DubConfig = field(default_factory=DubConfig)
     #: How windows are judged.
     report: ReportConfig = field(default_factory=ReportConfig)
     #: Which windows are made again.
@@ -380,7 +375,7 @@ FIXED = (
 )
 
 #: Keys that a request's overrides may set: these and, with a dot, the keys below them.
-OVERRIDABLE = ("resolution", "sampler", "guidance", "cache", "continuation", "windows", "report", "retake")
+OVERRIDABLE = ("resolution", "sampler", "guidance", "cache", "continuation", "windows", "dub", "report", "retake")
 
 
 def store_schema() -> None:

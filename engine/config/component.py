@@ -44,3 +44,5 @@ class FamilyConfig(ComponentConfig):
     #: Looks at the header of a LoRA for the family's network: (file, shapes of the network's stored tensors) -> how
     #: they match (`engine.data.LoraFit`); None: as the engine does for Wan's (`engine.loading.lora_names`).
     look_at_lora: ClassVar[Callable[..., Any] | None] = None
+    #: Whether its models take a source video in place of the picture (`engine.family.DubbingModel`).
+    dubs: ClassVar[bool] = False

@@ -13,7 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from engine.assembly.compose import CONF, compose, translated
+from engine.assembly.compose import compose, translated
+from engine.assembly.composition import CONF, compositions
 from engine.assembly.typed_overrides import readable
 from engine.config_keys.reference import Key, keys
 from engine.redaction import HIDDEN, named_secret, named_secrets, redact
@@ -97,8 +98,8 @@ def trace(overrides_by_origin: Sequence[tuple[str, Origin]]) -> Composed:
     overrides = [override for override, _ in overrides_by_origin]
     compose(overrides)  # checks everything
     lines = readable(overrides)
+    composed = compositions().compose(lines)
     with translated(), hydra.initialize_config_module(CONF, version_base="1.3"):
-        composed = hydra.compose("config", lines)
         origins, choices = _layers(lines, [origin for _, origin in overrides_by_origin])
     hidden = _secrets(composed)
     values: dict[str, Any] = {}

@@ -10,6 +10,9 @@ from engine.data.attention import AttentionChoice as AttentionChoice
 from engine.data.attention import AttentionSite as AttentionSite
 from engine.data.attention import TokenGrid as TokenGrid
 from engine.data.budget import Budget as Budget
+from engine.data.dub import DubPlan as DubPlan
+from engine.data.dub import Held as Held
+from engine.data.dub import SourceVideo as SourceVideo
 from engine.data.estimates import CardEstimate as CardEstimate
 from engine.data.estimates import Estimates as Estimates
 from engine.data.live import Live as Live

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.data.adapters import LoraUse
+from engine.data.dub import DubPlan
 from engine.data.estimates import Estimates
 from engine.data.request import AudioType, Fit, Timing
 from engine.data.timeline import PlannedCue, Seams
@@ -53,8 +54,14 @@ class PlanInputs:
     holds: tuple[float, str, str] | None = None
     #: "multitalk" or "infinitetalk": whether a window sees the history or the reference picture.
     style: str = ""
+    #: Whether the model takes a source video in place of the picture.
+    dubs: bool = True
     #: "fixed": windows as long as possible; "pauses": windows meet in pauses of speech.
     windows: str = "fixed"
+    #: How a source video is used, its cuts, and the level of its sound in dB; None: it is not heard.
+    dub: str = "sparse"
+    dub_cuts: str = "find"
+    dub_level: float | None = None
 
 
 @dataclass(frozen=True)
@@ -151,5 +158,7 @@ class Plan:
     #: every window is, each time; None: none is.
     retakes: int = 0
     most_forwards: int | None = None
+    #: What is done with the source video; None: there is none.
+    dub: DubPlan | None = None
     #: Only `plan` calculates them; they are not a decision. None if the model's sizes are not known.
     estimates: Estimates | None = field(default=None, compare=False)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from engine.data.access import Credentials
 from engine.data.budget import Budget
+from engine.data.dub import SourceVideo
 from engine.data.timeline import Cue, Loudness
 from engine.data.voices import Cut, Speaker
 
@@ -28,7 +29,7 @@ class Store:
 class Request:
     """What the caller asks for: addresses and settings; nothing is loaded."""
 
-    #: "" with `prompts`, and `image` "" with `images`.
+    #: "" with `prompts`, and `image` "" with `images` or `video`.
     prompt: str
     image: str
     #: The first speaker is the leftmost person if regions are automatic.
@@ -66,12 +67,15 @@ class Request:
     prompts: tuple[Cue, ...] = ()
     #: Reference pictures by time, sorted, the first at 0; instead of `image`, only for continuation.style=infinitetalk.
     images: tuple[Cue, ...] = ()
+    #: A source video in place of the picture, only for continuation.style=infinitetalk; "": none. See docs/dubbing.md.
+    video: str = ""
 
 
 @dataclass(frozen=True)
 class Media:
     """The request's addresses as local files, with the values from their headers."""
 
+    #: With a source video: its first frame.
     image: Path
     #: (width, height) in pixels after the EXIF orientation is applied.
     image_size: tuple[int, int]
@@ -92,3 +96,5 @@ class Media:
     image_sizes: tuple[tuple[int, int], ...] = ()
     #: How loud the voices are, decoded only for windows=pauses.
     loudness: Loudness | None = None
+    #: The source video, if there is one.
+    source: SourceVideo | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.data.dub import Held
 from engine.data.live import Live, Preview
 from engine.data.plan import Plan
 from engine.data.report import Report
@@ -55,6 +56,8 @@ class Conditions:
     #: The network's inputs for each guidance branch ("cond", "drop_text", "drop_audio", "uncond").
     branches: Mapping[str, Any]
     motion: Motion | None
+    #: The source frames around and under the people, with dub.mode=keep.
+    held: Held | None = None
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,20 @@ def find_mouths(frames: npt.NDArray[np.uint8], seats: npt.ArrayLike) -> npt.NDAr
     return np.array(boxes)
 
 
+def face_places(frames: npt.NDArray[np.uint8], box: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return how far the face above the mouth in `box` has moved in each frame: (F, 2), y and x in pixels.
+
+    `frames` and `box` (x0, y0, x1, y1) are as those of `mouth_openings`. Raises ValueError for a mouth without a face
+    above it.
+    """
+    height, width = frames.shape[1:3]
+    x0, y0, x1, y1 = (int(edge) for edge in np.clip(np.rint(np.asarray(box)), 0, (width, height, width, height)))
+    top = max(y0 - round(_ABOVE * (y1 - y0)), 0)
+    if y0 - top < 4 or x1 - x0 < 4:
+        raise ValueError(f"there is no face above the mouth's box {np.asarray(box).tolist()}")
+    return _places(frames, (slice(top, y0), slice(x0, x1)), int(np.ceil(_REACH * (y1 - y0))))
+
+
 def motion_energy(frames: npt.NDArray[np.uint8], boxes: npt.ArrayLike, without: npt.ArrayLike | None = None) -> Floats:
     """Return how much each box moves: (n, F - 1) mean absolute differences of neighbouring frames, 0 to 1.
 

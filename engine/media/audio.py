@@ -137,6 +137,35 @@ def decode(
     return samples[:, 0] if layout == "mono" else samples
 
 
+def mix_in(
+    track: Samples,
+    path: Path,
+    cut: Cut,
+    *,
+    begins: float,
+    gain: float,
+    field: str,
+    cancel: CancelToken | None = None,
+) -> list[str]:
+    """Add the sound of a file to a sound track, float32 stereo 48 kHz (samples, 2), in place; return warnings.
+
+    The sound's second 0 is at second `begins` of the track, and is multiplied by `gain`. Decoded block by block. A sum
+    that would clip is scaled down as a whole. Raises RequestError about `field`, and Cancelled.
+    """
+    seconds, damage = len(track) / SOUND_RATE, Damage()
+    start, at = max(0.0, -begins), max(0.0, begins)
+    length = min(cut.seconds - start, seconds - at)
+    if length <= 0:
+        return []
+    lane = _Resampler(SOUND_RATE, track[round(at * SOUND_RATE) :])
+    for piece in pieces(path, cut.links, start=start, until=start + length, damage=damage, field=field, cancel=cancel):
+        time, block = within(piece, channel_of(piece, cut.channel), start, length)
+        lane.feed(time, piece.rate, _to_stereo(block) * np.float32(gain), apart=piece.apart)
+    lane.finish()
+    _limit(track)
+    return damage.warnings()
+
+
 # --- one voice of a video ---------------------------------------------------------------------------------------------
 
 

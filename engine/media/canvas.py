@@ -118,6 +118,20 @@ def region_masks(
     return np.stack([*rows, background]).astype(np.float32), tuple(warnings)
 
 
+def pixel_mask(regions: Sequence[Region], masks: Sequence[Path | None], canvas: Canvas) -> npt.NDArray[np.bool_]:
+    """Return where the target shows any of the regions: bool (target height, target width).
+
+    As `region_masks`, but for each pixel, and with the region of a single speaker. Raises RequestError as it does.
+    """
+    cells, warnings = _source_cells(canvas, 1), list[str]()
+    found = [
+        _latent(_find(index, region, file, len(regions), canvas, warnings), cells)
+        for index, (region, file) in enumerate(zip(regions, masks, strict=True))
+    ]
+    mask: npt.NDArray[np.bool_] = np.logical_or.reduce(found)
+    return mask
+
+
 def make_seats(
     speakers: Sequence[Speaker], media: Media, canvas: Canvas, spans: Sequence[tuple[float, float]]
 ) -> tuple[tuple[Seat, ...], tuple[str, ...]]:
@@ -216,8 +230,8 @@ def _view(canvas: Canvas) -> tuple[int, int, int, int]:
     )
 
 
-def _source_cells(canvas: Canvas) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the source row and column for each latent row and column; -1 in a bar.
+def _source_cells(canvas: Canvas, side: int = CELL) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the source row and column for each row and column of cells of `side` pixels; -1 in a bar.
 
     torch's "nearest" is floor(i * scale) in float32; target -> latent takes every 8th.
     """
@@ -226,7 +240,7 @@ def _source_cells(canvas: Canvas) -> tuple[npt.NDArray[np.int64], npt.NDArray[np
         source, scaled, target, offset = (
             pair[axis] for pair in (canvas.source, canvas.scaled, canvas.target, canvas.offset)
         )
-        places = np.arange(target // CELL) * CELL + offset
+        places = np.arange(target // side) * side + offset
         scale = np.float32(source) / np.float32(scaled)
         lookup = np.minimum(np.floor(places.astype(np.float32) * scale).astype(np.int64), source - 1)
         axes.append(np.where((places >= 0) & (places < scaled), lookup, -1))

@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 from engine.data import Credentials
 from engine.errors import MissingExtra, RequestError
 from engine.net.guard import Resolver, judge, look_up, parse_url
-from engine.net.s3_client import pin
+from engine.net.s3_client import new_session, pin
 
 T = TypeVar("T")
 
@@ -213,7 +213,6 @@ class Bucket:
 
     @cached_property
     def _client(self) -> Any:
-        import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, NoCredentialsError
 
@@ -226,7 +225,7 @@ class Bucket:
         if parts.username or parts.password or parts.query:
             # boto3 would log it.
             raise _NoEndpointError
-        session = boto3.session.Session(region_name=self.region, **self._keys())
+        session = new_session(self.region, **self._keys())
         if session.get_credentials() is None:
             raise NoCredentialsError
         calculated = "when_supported" if self._checksum else "when_required"

@@ -143,7 +143,7 @@ API = (
     ),
     Public(
         "engine.data",
-        "Conditions DecodeOptions EncodeOptions Inputs Motion Plan Window",
+        "Conditions DecodeOptions EncodeOptions Held Inputs Motion Plan Window",
         "family",
         "what a family's model is given, and the conditions of a window",
     ),
@@ -175,7 +175,8 @@ API = (
         "family",
         "the parts of loading, for a family with a loading of its own",
     ),
-    Public("engine.stages.decode", "decode", "family", "latents to frames in the picture's colours"),
+    Public("engine.stages.compose", "compose", "family", "frames over those of a source video"),
+    Public("engine.stages.decode", "Decoded decode", "family", "latents to frames in the picture's colours"),
     Public("engine.stages.denoise", "denoise draw_noise", "family", "the denoising loop, and its noise"),
     Public(
         "engine.stages.encode",

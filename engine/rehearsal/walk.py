@@ -14,7 +14,7 @@ from unittest.mock import patch
 from engine.assembly.compose import compose
 from engine.assembly.estimates import lora_bytes, lora_files
 from engine.assembly.settings import largest_window
-from engine.config import Config
+from engine.config import Config, DubConfig
 from engine.data import Plan, Progress, Request, Speaker
 from engine.errors import ConfigError
 from engine.files.scratch import scratch
@@ -116,6 +116,12 @@ def walk(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool
             f"compile={composed.compile.name} generates code for a real card, which a rehearsal does not have",
             field="compile",
             hint="rehearse compile=none: products, copies and weights are the same",
+        )
+    if composed.dub != DubConfig():
+        raise ConfigError(
+            "a rehearsal has a picture and no source video, so dub has no effect",
+            field="dub",
+            hint="leave its keys out; dub.mode=keep needs one encoding of a window more than the rehearsal shows",
         )
     least = composed.memory.blocks + 3
     if scene.blocks is not None and scene.blocks < least:

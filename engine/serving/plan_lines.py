@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.data import Plan, PlannedCue, Seam, Seams
+from engine.data import DubPlan, Plan, PlannedCue, Seam, Seams
 
 
 def window_lines(plan: Plan) -> list[tuple[str, str]]:
@@ -14,6 +14,7 @@ def window_lines(plan: Plan) -> list[tuple[str, str]]:
         *([] if plan.seams is None else [("", _seams(plan.seams))]),
         *(("prompts" if index == 0 else "", line) for index, line in enumerate(_cues(plan.prompts))),
         *(("pictures" if index == 0 else "", line) for index, line in enumerate(_cues(plan.images))),
+        *(("source" if index == 0 else "", line) for index, line in enumerate(_source(plan.dub))),
     ]
 
 
@@ -51,3 +52,19 @@ def _cues(cues: Sequence[PlannedCue]) -> list[str]:
         else f"{index}: from {cue.begins:.2f} s, window {cue.window + 1}"
         for index, cue in enumerate(cues, start=1)
     ]
+
+
+def _source(dub: DubPlan | None) -> list[str]:
+    if dub is None:
+        return []
+    sound = "its sound is left out" if dub.sound_level is None else f"its sound is heard at {dub.sound_level:g} dB"
+    kept = "all outside the people who speak is kept" if dub.mode == "keep" else "each window sees its first frame"
+    lines = [
+        f"{dub.size[0]} x {dub.size[1]}, {dub.fps:g} fps, {dub.seconds:.2f} s; dub.mode={dub.mode}: {kept}; {sound}"
+    ]
+    if dub.cuts == "find":
+        begins = [f"window {index + 1} from {seconds:.2f} s" for index, seconds in dub.scenes]
+        more = ", ..." if len(begins) > 6 else ""
+        count = f"{len(begins)} cut{'s'[: len(begins) != 1]}" if begins else "no cuts"
+        lines.append(f"{count}{': ' if begins else ''}{', '.join(begins[:6])}{more}")
+    return lines

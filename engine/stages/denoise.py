@@ -13,6 +13,7 @@ from engine.data import Conditions, Motion, Tally
 from engine.errors import Cancelled, ConfigError
 from engine.family import SharedPasses
 from engine.network.step_caches import CountingCache, TimedCache
+from engine.stages.hold_source import holding_source
 from engine.stages.passes import guidance_of
 
 
@@ -58,6 +59,7 @@ def denoise(
     times = schedule.timesteps
     steps = len(times) - 1
     declared = evaluations_of(sampler, steps)
+    hold = holding_source(hold, conditions.held, noise, device)
     latents = hold(noise.to(device, torch.float32), times[0])
     # Copied at once: a copy in each step would make the host wait for the step before.
     on_device = torch.tensor(times[:steps], dtype=torch.float32).to(device)

@@ -13,6 +13,7 @@ from engine.errors import RequestError
 from engine.media.audio import voice_spans
 from engine.media.canvas import choose_bucket, make_canvas, make_seats
 from engine.media.picture import read_picture
+from engine.stages.dub import check_dub, plan_dub, plan_scenes
 from engine.stages.familiar import read_familiar
 from engine.stages.pauses import plan_in_pauses, tell_pauses
 from engine.stages.timeline import IMAGES, PROMPTS, image_field, plan_cues, tell_rounded
@@ -35,6 +36,7 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
     and Cancelled once `cancel` is set.
     """
     _check_images(request, inputs)
+    check_dub(request, inputs)
     if inputs.speakers and len(request.speakers) > inputs.speakers:
         raise RequestError(
             f"model={inputs.model} was made for {inputs.speakers} speaker{'s'[: inputs.speakers != 1]}, not for "
@@ -55,6 +57,7 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
     _check_budget(request, inputs, frames / fps, generated, max(fps, inputs.native_fps))
     windows, seams = _windows(media, inputs, generated, generated_fps, cancel)
     _check_forwards(request, inputs, len(windows))
+    dub, dub_warnings = plan_dub(request, media, inputs, windows, seconds=frames / fps, fps=generated_fps)
     prompts, images = (
         plan_cues(cues, kind, windows, seconds=frames / fps, fps=fps, generated_fps=generated_fps)
         for cues, kind in ((request.prompts, PROMPTS), (request.images, IMAGES))
@@ -70,6 +73,7 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
     warnings += [] if seams is None else tell_pauses(seams)
     if request.negative_prompt and not inputs.negative:
         warnings.append("the negative prompt has no effect, because the guidance has no pass that would see it")
+    warnings += dub_warnings
     if len(request.speakers) > 2:
         warnings.append("three and more speakers are experimental: the public weights were trained on one and two")
     if inputs.tile:
@@ -85,7 +89,8 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
         warnings += [f"images[{index}]: {warning}" for warning in _cut_warnings(other)]
     warnings += _region_warnings(request, media)
     warnings += media.warnings
-    warnings += seat_warnings
+    # There the region decides what is kept.
+    warnings += [] if dub is not None and dub.mode == "keep" and len(seats) == 1 else seat_warnings
     return Plan(
         model=inputs.model,
         resolution=inputs.resolution,
@@ -113,6 +118,7 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
         images=images,
         canvases=canvases,
         seams=seams,
+        dub=dub,
         retakes=inputs.retakes,
         most_forwards=_all_forwards(inputs, len(windows)) * (1 + inputs.retakes) if inputs.retakes else None,
     )
@@ -125,6 +131,8 @@ def _windows(
     size = {"window": inputs.window, "motion": inputs.motion}
     if inputs.windows == "pauses" and media.loudness is not None:
         return plan_in_pauses(frames, media.loudness, fps=fps, **size, cancel=cancel)
+    if media.source is not None and media.source.cuts:
+        return plan_scenes(frames, media.source, fps=fps, inputs=inputs, cancel=cancel), None
     return plan_windows(frames, **size, whole=inputs.whole_windows, cancel=cancel), None
 
 

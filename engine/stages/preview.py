@@ -61,6 +61,10 @@ def _check_path(path: Path, media: Media) -> None:
     if path.suffix.lower() != ".png":
         raise RequestError(f"{str(path)!r} does not end in .png", field="preview", hint=hint)
     if path.resolve() in {
-        source.resolve() for source in (media.image, *media.images, *media.masks) if source is not None
+        source.resolve() for source in (media.image, *media.images, *media.masks, *_source(media)) if source is not None
     }:
         raise RequestError(f"{path} is an input of the request and would be overwritten", field="preview", hint=hint)
+
+
+def _source(media: Media) -> tuple[Path, ...]:
+    return () if media.source is None else (media.source.path,)

@@ -25,6 +25,7 @@ from engine.media.picture import look_at, read_picture
 from engine.media.quiet import read_loudness
 from engine.media.tracks import inspect
 from engine.stages.addresses import bring_file, local, scheme_of
+from engine.stages.dub import check_source, open_source, with_source_sound
 from engine.stages.plan import voices_end
 from engine.stages.timeline import IMAGES, PROMPTS, check_cues, image_field
 
@@ -46,6 +47,7 @@ def check_request(request: Request) -> None:
     """Raise RequestError if the request itself is invalid; opens nothing."""
     check_cues(request.prompts, request.prompt, PROMPTS)
     check_cues(request.images, request.image, IMAGES)
+    check_source(request)
     if not request.prompts and (not isinstance(request.prompt, str) or not request.prompt.strip()):
         raise _wrong("prompt", "the prompt is empty", "describe in a sentence who talks and where")
     texts = {f"prompts[{index}].text": cue.value for index, cue in enumerate(request.prompts)}
@@ -120,7 +122,14 @@ def fetch(
     images: list[Path] = []
     sizes: list[tuple[int, int]] = []
     warnings: list[str] = []
-    for index, address in enumerate([cue.value for cue in request.images] or [request.image]):
+    source = None
+    if request.video:
+        source, first, told = open_source(
+            bring(request.video, "video"), into, max_pixels=access.max_pixels, cancel=cancel
+        )
+        images, sizes, warnings = [first], [source.size], [*told]
+    addresses = [] if source is not None else [cue.value for cue in request.images] or [request.image]
+    for index, address in enumerate(addresses):
         field = image_field(index, several=bool(request.images))
         image = bring(address, field.removeprefix("request."))
         picture = apart(partial(look_at, image, field=field, max_pixels=access.max_pixels), cancel, "read")
@@ -177,6 +186,7 @@ def fetch(
         cuts=tuple(cuts),
         delays=tuple(delays),
         warnings=tuple(warnings),
+        source=source,
     )
 
 
@@ -195,16 +205,22 @@ def read(request: Request, media: Media, plan: Plan, *, cancel: CancelToken | No
     spans = voice_spans(media.seconds, plan.audio_type, media.delays)
     images, masks = apart(partial(_read_pictures, request, media, plan), cancel, "read")
     sounds = read_sounds(media.voices, media.cuts, spans, plan.seconds, cancel=cancel)
-    return Inputs(images[0], sounds.voices, masks, sounds.track, sounds.warnings, images=images[1:])
+    inputs = Inputs(images[0], sounds.voices, masks, sounds.track, sounds.warnings, images=images[1:])
+    return with_source_sound(inputs, media, plan, cancel=cancel)
 
 
 def hear(request: Request, media: Media, native_fps: float, *, cancel: CancelToken | None = None) -> Media:
     """Return `media` with the loudness of its voices, as far as the video needs them. Raises as `read` does."""
     spans = voice_spans(media.seconds, request.audio_type, media.delays)
-    seconds = voices_end(spans)
-    if isinstance(request.frames, int):
-        seconds = min(seconds, request.frames / (request.fps or native_fps))
+    seconds = min(voices_end(spans), length(request, media, native_fps))
     return replace(media, loudness=read_loudness(media.voices, media.cuts, spans, seconds, cancel=cancel))
+
+
+def length(request: Request, media: Media, native_fps: float) -> float:
+    """Return about how long the video is, in seconds; `plan_walk` decides it to a frame."""
+    if isinstance(request.frames, int):
+        return request.frames / (request.fps or native_fps)
+    return voices_end(voice_spans(media.seconds, request.audio_type, media.delays))
 
 
 def _read_pictures(

@@ -24,10 +24,10 @@ from engine.service import EngineService
 from engine.sweeps.runs import CONFIG, FORMAT, METRICS
 
 #: Groups that are written completely; of the others, which contain places, only the name.
-_WHOLE = ("model", "reader", "attention", "memory", *DECISIVE, "windows", "device", "dtype")
+_WHOLE = ("model", "reader", "attention", "memory", *DECISIVE, "windows", "dub", "device", "dtype")
 _NAMES = ("source", "sink", "entrypoint")
 _REQUEST = ("prompt", "negative_prompt", "seed", "frames", "fps", "audio_type", "timing", "fit")
-_MEDIA = ("request.image", "request.images", "request.audio", "request.speakers")
+_MEDIA = ("request.image", "request.images", "request.video", "request.audio", "request.speakers")
 
 
 class RunFolder:

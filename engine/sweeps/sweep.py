@@ -19,7 +19,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from engine.assembly.compose import CONF, compose, translated
+from engine.assembly.compose import compose, translated
+from engine.assembly.composition import CONF
 from engine.assembly.escape import override
 from engine.assembly.location import WeightsFinder
 from engine.assembly.settings import make_plan_inputs

@@ -99,8 +99,8 @@ class Generate:
 
 def make_request(config: RequestConfig) -> Request:
     """Build the request. Raises RequestError for missing inputs; the engine checks the values."""
-    if not config.image and not config.images:
-        raise RequestError("no picture", field="request.image", hint="give --image FILE")
+    if not config.image and not config.images and not config.video:
+        raise RequestError("no picture", field="request.image", hint="give --image FILE, or --video FILE")
     if config.prompt is None and config.prompts is None:
         raise RequestError("no prompt", field="request.prompt", hint='give --prompt "what is to be seen"')
     return Request(
@@ -108,6 +108,7 @@ def make_request(config: RequestConfig) -> Request:
         image=config.image or "",
         prompts=() if config.prompts is None else read_timeline(config.prompts, "prompts"),
         images=() if config.images is None else read_timeline(config.images, "images"),
+        video=config.video or "",
         speakers=_speakers(config),
         negative_prompt=config.negative_prompt,
         seed=config.seed,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from engine.cli.bench import Bench, run_bench
 from engine.errors import EngineError
-from scripts.evaluate_tiny import caches, quant, talk, timeline
+from scripts.evaluate_tiny import caches, dubbing, quant, talk, timeline
 
 EVALUATIONS = {
     "talk": Bench(
@@ -19,6 +19,8 @@ EVALUATIONS = {
     "caches-table": Bench("Write the measured report of `caches` into its page.", lambda: caches.write_table),
     "timeline": Bench("Cuts in pauses against fixed cuts, and moods that change.", lambda: timeline.run),
     "timeline-table": Bench("Write the measured report of `timeline` into its page.", lambda: timeline.write_table),
+    "dub": Bench("Dubbed drawn videos: lips, kept pixels, heads that follow, cuts.", lambda: dubbing.run),
+    "dub-table": Bench("Write the measured report of `dub` into its page.", lambda: dubbing.write_table),
     "magnitudes": Bench("The magnitudes of a model that cache=magcache needs.", lambda: caches.magnitudes),
 }
 

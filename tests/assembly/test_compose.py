@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
 
+import hydra
 import pytest
+from hydra.errors import HydraException
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from engine.assembly.compose import Composer, compose, compose_request
+from engine.assembly.composition import Compositions, hydra_started
 from engine.assembly.location import WeightsFinder
 from engine.assembly.settings import make_plan_inputs
-from engine.config import Config
+from engine.assembly.typed_overrides import readable
 from engine.errors import ConfigError, RequestError, UnknownComponent
 from engine.plugin.manager import installed
 from plugins.caches.teacache import TeaCacheConfig
@@ -214,25 +221,35 @@ CHOICES = st.lists(
     max_size=6,
 )
 BOOTS = ((), ("model=infinitetalk",), ("recipe=draft", "sampler.steps=5"), ("cache=teacache", "cache.threshold=0.25"))
-COMPOSERS: dict[tuple[str, ...], Composer] = {boot: Composer(boot) for boot in BOOTS}
+KEPT = Compositions()
 
 
-def outcome(make: Callable[[], Config]) -> Config | tuple[str, ...]:
+def outcome(make: Callable[[], DictConfig]) -> tuple[Any, ...]:
     try:
-        return make()
-    except RequestError as error:
-        return (type(error).__name__, error.what, error.field, error.hint, error.code)
+        composed = make()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        return type(error), str(error)
+    return OmegaConf.is_struct(composed), OmegaConf.to_container(composed)
 
 
-@settings(max_examples=6)
+def hydras(words: Sequence[str]) -> DictConfig:
+    with hydra_started():
+        return hydra.compose("config", list(words))
+
+
+@settings(max_examples=3)
 @example(boot=(), words=["guidance=apg", "cache=teacache", "resolution=large"])
-@example(boot=("recipe=draft", "sampler.steps=5"), words=["sampler=turbo"])
+@example(boot=("recipe=draft", "sampler.steps=5"), words=["sampler=turbo", "device=cpu"])
+@example(boot=(), words=["access.schemes=[tape, data]", "sampler.steps=3", "+sampler.extra=1", "~recipe"])
+@example(boot=(), words=["sampler.steps=3", "sampler.steps=2,4"])
+@example(boot=(), words=["request.prompt=${device}", "device=null"])
 @given(boot=st.sampled_from(BOOTS), words=CHOICES)
-def test_a_composer_returns_what_hydra_composes(boot: tuple[str, ...], words: list[str]) -> None:
-    expected = outcome(lambda: compose_request(boot, words))
+def test_what_is_kept_is_what_hydra_composes(boot: tuple[str, ...], words: list[str]) -> None:
+    lines = readable([*boot, *words])
+    expected = outcome(lambda: hydras(lines))
     # The first time it composes and keeps, the second it takes what was kept.
     for _ in range(2):
-        assert outcome(lambda: COMPOSERS[boot].request(words)) == expected
+        assert outcome(lambda: KEPT.compose(lines)) == expected
 
 
 def test_configs_of_two_requests_share_nothing() -> None:
@@ -247,16 +264,16 @@ def test_configs_of_two_requests_share_nothing() -> None:
         assert "tape" not in composer.config.access.schemes
 
 
-def test_a_composer_keeps_a_bounded_number_of_choices_and_none_that_do_not_exist() -> None:
-    composer = Composer([])
-    composer.MAX_CACHED = 2
+def test_a_bounded_number_of_choices_is_kept_and_none_that_does_not_exist() -> None:
+    kept = Compositions()
+    kept.MAX_CACHED = 2
     for words in (["cache=none"], ["cache=teacache"], ["cache=firstblock"], ["cache=teacache", "cache.threshold=0.4"]):
-        composer.request(words)
-    assert list(composer._cached) == [("cache=firstblock",), ("cache=teacache",)]
-    for number in range(5):
-        with pytest.raises(RequestError):
-            composer.request([f"resolution=x{number}"])
-    assert len(composer._cached) == 2
+        kept.compose(words)
+    assert list(kept.cached) == [("cache=firstblock",), ("cache=teacache",)]
+    for word in ("resolution=x1", "cache=x1", "cache.x1=1"):
+        with suppress(HydraException):
+            kept.compose(["cache=teacache", word])
+    assert list(kept.cached) == [("cache=firstblock",), ("cache=teacache",)]
 
 
 def test_a_request_after_the_first_costs_a_tenth_of_composing_it() -> None:
@@ -266,12 +283,12 @@ def test_a_request_after_the_first_costs_a_tenth_of_composing_it() -> None:
     for steps in range(4, 14):
         composer.request(["sampler=standard", f"sampler.steps={steps}", f"guidance.text_scale={steps / 2}"])
     took = (time.process_time() - began) / 10
-    # 12 ms where composing took 308 ms: far from the 50 ms that a job may cost, so that a busy machine passes, too.
+    # 20 ms where composing takes 160 ms: far from the 50 ms that a job may cost, so that a busy machine passes, too.
     assert took < 0.05
 
 
 def test_composers_of_many_threads_do_not_mix() -> None:
     composer = Composer([])
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda steps: composer.request([f"sampler.steps={steps}"]).sampler.steps, range(2, 60)))
-    assert found == list(range(2, 60))
+        found = list(pool.map(lambda steps: composer.request([f"sampler.steps={steps}"]).sampler.steps, range(2, 30)))
+    assert found == list(range(2, 30))

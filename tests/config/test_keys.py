@@ -10,12 +10,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 from key_values import concrete, leaves, other, override
 from omegaconf import DictConfig, OmegaConf
 
-from engine.assembly.compose import CONF, compose, translated, typed
+from engine.assembly.compose import compose, translated, typed
+from engine.assembly.composition import compositions
 from engine.assembly.typed_overrides import parse
 from engine.cli.config_page import document
 from engine.config import Config
@@ -69,9 +69,7 @@ def test_a_meaning_is_read_from_a_comment_of_several_lines_and_from_a_base() -> 
 
 @cache
 def by_choice(choice: str) -> DictConfig:
-    installed()
-    with hydra.initialize_config_module(CONF, version_base="1.3"):
-        return hydra.compose("config", choice.split())
+    return compositions().compose(choice.split())
 
 
 def composed(key: Key, word: str) -> Config:

@@ -338,6 +338,7 @@ def test_numbers_of_all_blocks_are_those_that_two_runs_give(memory: str, tmp_pat
         (("--speakers", "0"), ("--speakers", "0 speakers", "1 to 3")),
         (("--windows", "0"), ("--windows", "0 is too few", "1 or more")),
         (("--steps", "-1"), ("--steps", "-1 is too few", "0 or more")),
+        (("dub.mode=keep",), ("dub", "a rehearsal has a picture and no source video")),
     ],
 )
 def test_what_cannot_be_rehearsed_is_said_in_one_line(

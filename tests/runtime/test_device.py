@@ -12,7 +12,7 @@ import pytest
 from engine.errors import ConfigError
 from engine.runtime.device import ALLOCATOR, pick_decode_dtype, pick_device
 
-#: In a process of its own: an engine is built as on a machine with a GPU, which this one is not, and loads nothing.
+#: In a process of its own: engines are built as on a machine with a GPU, which this one is not, and load nothing.
 PREPARE = """
 import json, os, sys, torch
 torch.cuda.is_available = lambda: True
@@ -20,16 +20,19 @@ from engine.assembly.compose import compose
 from engine.pipeline import Engine
 from engine.plugin.manager import installed
 before = torch.cuda.is_initialized()
-Engine(compose(["model=tiny", f"device={sys.argv[1]}"]), installed())
-names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-print(json.dumps([before, torch.cuda.is_initialized(), {name: os.environ.get(name) for name in names}]))
+told = []
+for device in sys.argv[1:]:
+    Engine(compose(["model=tiny", f"device={device}"]), installed())
+    told.append({name: os.environ.get(name) for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")})
+print(json.dumps([before, torch.cuda.is_initialized(), told]))
 """
 
 
-def prepare(device: str, **environment: str) -> dict[str, str | None]:
+def prepare(*devices: str, **environment: str) -> list[dict[str, str | None]]:
+    """Return what the variables are after an engine for each device, one after the other."""
     clean = {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
     done = subprocess.run(
-        [sys.executable, "-c", PREPARE, device],
+        [sys.executable, "-c", PREPARE, *devices],
         env=clean | environment,
         check=True,
         capture_output=True,
@@ -38,24 +41,22 @@ def prepare(device: str, **environment: str) -> dict[str, str | None]:
     before, after, told = json.loads(done.stdout.splitlines()[-1])
     assert not before
     assert not after
-    found: dict[str, str | None] = told
+    found: list[dict[str, str | None]] = told
     return found
 
 
-def test_an_engine_on_cuda_lets_segments_grow_before_cuda_starts() -> None:
-    assert prepare("cuda") == {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "PYTORCH_CUDA_ALLOC_CONF": None}
+def test_an_engine_on_a_cpu_sets_nothing_and_one_on_cuda_lets_segments_grow_before_cuda_starts() -> None:
+    nothing = dict.fromkeys(ALLOCATOR, None)
+
+    assert prepare("cpu", "cuda") == [nothing, nothing | {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALLOCATOR)
 def test_what_the_user_set_is_left_as_it_is(name: str) -> None:
-    told = prepare("auto", **{name: "max_split_size_mb:512"})
+    (told,) = prepare("auto", **{name: "max_split_size_mb:512"})
 
     assert told == dict.fromkeys(ALLOCATOR, None) | {name: "max_split_size_mb:512"}
-
-
-def test_an_engine_on_a_cpu_sets_nothing() -> None:
-    assert prepare("cpu") == dict.fromkeys(ALLOCATOR, None)
 
 
 def test_a_device_that_is_not_there_is_named() -> None:

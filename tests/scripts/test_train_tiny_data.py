@@ -33,11 +33,18 @@ def blurred(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.stack([np.asarray(Image.fromarray(frame).filter(ImageFilter.GaussianBlur(1))) for frame in frames])
 
 
+@cache
+def measured_openings(*, blur: bool) -> tuple[npt.NDArray[np.float32], ...]:
+    """Openings of the clips that are shown, one fixed region a person: the mouth's box of frame 0."""
+    return tuple(
+        mouth_openings(blurred(made.frames) if blur else made.frames, made.mouth_boxes[:, 0]) for made in shown()
+    )
+
+
 def by_skin(*, blur: bool) -> dict[int, list[float]]:
-    """Correlations with the truth, one fixed region a person: the mouth's box of frame 0."""
+    """Correlations with the truth."""
     result: dict[int, list[float]] = {skin: [] for skin in range(len(SKINS))}
-    for made in shown():
-        measured = mouth_openings(blurred(made.frames) if blur else made.frames, made.mouth_boxes[:, 0])
+    for made, measured in zip(shown(), measured_openings(blur=blur), strict=True):
         for person, skin in enumerate(made.skins):
             if made.openings[person].std() > 0.05:
                 result[skin].append(correlation(measured[person], made.openings[person]))
@@ -173,8 +180,7 @@ def test_the_detector_stands_a_light_blur_on_every_skin() -> None:
 def test_the_detector_sees_a_shut_mouth_stay_still_on_a_moving_head() -> None:
     still: list[float] = []
     speaking: list[float] = []
-    for made in shown():
-        measured = mouth_openings(made.frames, made.mouth_boxes[:, 0])
+    for made, measured in zip(shown(), measured_openings(blur=False), strict=True):
         for person, quiet in enumerate(made.silent):
             (still if quiet else speaking).append(float(measured[person].std()))
     assert np.mean(still) < 0.05 * np.mean(speaking)

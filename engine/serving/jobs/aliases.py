@@ -14,9 +14,10 @@ from collections.abc import Iterable
 _ALIASES: dict[tuple[str, ...], str] = {
     ("reference_image",): (
         "image img picture photo pic portrait face faceimage avatar character reference refimage refimg "
-        "conditionimage condimage condvideo firstframe startimage startframe initimage inputimage sourceimage "
+        "conditionimage condimage firstframe startimage startframe initimage inputimage sourceimage "
         "driveimage"
     ),
+    ("reference_video",): "video inputvideo sourcevideo drivingvideo condvideo refvideo",
     ("audio_1", "audio"): (
         "audio wav mp3 voice speech sound song vocal vocals drivenaudio drivingaudio condaudio person1 "
         "speaker1 audioleft leftaudio leftvoice"
@@ -85,14 +86,13 @@ _ADVICE: dict[str, str] = {
     'overrides: ["continuation.frames=NUMBER"]': "motionframe motionframes overlap overlapframes motionframelatents",
     "a job makes one video; send one job for each video": "batchsize numvideos numoutputs numimages nsamples n",
     "it belongs beside input, not in it": "webhook webhookurl policy",
-    "reference_image takes a picture; a video is not accepted": "video videourl inputvideo sourcevideo drivingvideo",
     'output: {"sink": "disk"}, if the worker allows it': "networkvolume savetovolume usenetworkvolume",
     "this is not a ComfyUI worker; docs/api.md lists the fields": "workflow graph",
     "leave it out: the video is always an MP4 (H.264)": "outputformat format videoformat codec",
     "leave it out: each voice is one person; speakers takes more of them": (
         "personcount numpersons numpeople numspeakers inputtype"
     ),
-    "leave it out: it follows from the length": "streamingmode clip clipframes windowsize framewindowsize",
+    "leave it out: it follows from the length": "streamingmode clipframes windowsize framewindowsize",
 }
 _ADVICE_FOR = {name: instead for instead, names in _ADVICE.items() for name in names.split()}
 

@@ -39,6 +39,7 @@ _KEYS = {
 FIELDS = {
     "request.image": "reference_image",
     "request.images": "reference_images",
+    "request.video": "reference_video",
     "request.frames": "num_frames",
     "request.filename": "output.filename",
     "request.store": SECRET,
@@ -157,6 +158,7 @@ def _request(
             _cue(entry, _image(entry["image"], f"reference_images[{index}].image", folder))
             for index, entry in enumerate(values.get("reference_images", ()))
         ),
+        video=_image(values["reference_video"], "reference_video", folder) if "reference_video" in values else "",
         speakers=_speakers(values, fields, folder),
         negative_prompt=values.get("negative_prompt"),
         seed=int(values["seed"]),

@@ -18,6 +18,7 @@ class MultiTalkConfig(FamilyConfig):
     """MultiTalk, InfiniteTalk, and models that were distilled from them."""
 
     name: str = "multitalk"
+    dubs = True
 
 
 class MultiTalk:
@@ -41,12 +42,12 @@ class MultiTalk:
 
     def messages(self) -> Sequence[type]:
         """See `engine.family.Family`."""
-        from engine.data import Conditions, Motion
+        from engine.data import Conditions, Held, Motion
         from engine.network.embeddings import Rotary
         from engine.network.speakers import Speakers
         from plugins.families.multitalk.transformer import TransformerConditions
 
-        return Conditions, Motion, TransformerConditions, Rotary, Speakers
+        return Conditions, Held, Motion, TransformerConditions, Rotary, Speakers
 
 
 @hookimpl

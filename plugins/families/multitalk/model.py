@@ -7,20 +7,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from engine.components import CancelToken
-from engine.data import Conditions, DecodeOptions, EncodeOptions, Inputs, Plan, Window
+from engine.data import Conditions, DecodeOptions, EncodeOptions, Held, Inputs, Plan, Window
 from engine.family import Carried, Denoising, Finished
 from engine.loading.model import Model, load_model
+from engine.media.color import color_statistics
 from engine.planning.activations import forward_bytes
 from engine.planning.memory import FRAGMENTED
-from engine.stages.decode import decode
+from engine.stages.compose import compose
+from engine.stages.decode import Decoded, decode
 from engine.stages.denoise import denoise, draw_noise
-from engine.stages.encode import Conditioning, encode_prompt_and_voices, to_pixels
+from engine.stages.encode import Conditioning, PictureCache, encode_prompt_and_voices, to_pixels
 from plugins.families.multitalk.conditions import encode
 from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
 #: Mask channels before the latents in a window's conditions.
@@ -43,7 +48,7 @@ class Listened:
 
 
 class MultiTalkModel(Model):
-    """See `engine.family.SharingModel`."""
+    """See `engine.family.SharingModel` and `DubbingModel`."""
 
     def prepare(
         self,
@@ -120,6 +125,30 @@ class MultiTalkModel(Model):
         colors = prepared.windows[window.index].colors
         frames, last = decode(self, latents, window, colors, options, history, cancel=cancel)
         return Finished(frames, {_PIXELS: last})
+
+    def look_at(self, prepared: Listened, window: Window, picture: npt.NDArray[np.uint8]) -> Listened:
+        """See `engine.family.DubbingModel`."""
+        given = prepared.windows[window.index]
+        own = replace(given, colors=color_statistics(to_pixels(picture)), picture=PictureCache(), number=0)
+        windows = list(prepared.windows)
+        windows[window.index] = own
+        return Listened(windows)
+
+    def hold(
+        self, begun: Conditions, frames: npt.NDArray[np.uint8], inside: npt.NDArray[np.float32], until: float
+    ) -> Conditions:
+        """See `engine.family.DubbingModel`."""
+        pixels = torch.stack([to_pixels(frame) for frame in frames], dim=1)
+        with self.use("vae"):
+            latents = self.codec.encode(pixels.to(self.device)).float()
+        return replace(begun, held=Held(latents, torch.from_numpy(inside), until))
+
+    def compose(
+        self, made: Finished, source: npt.NDArray[np.uint8], mask: npt.NDArray[np.float32], begin: int
+    ) -> Finished:
+        """See `engine.family.DubbingModel`."""
+        frames, history = compose(Decoded(made.frames, made.carried[_PIXELS]), source, mask, begin)
+        return Finished(frames, {_PIXELS: history})
 
     def part_of(self, begun: Conditions, group: Any, place: int, size: int) -> Conditions:
         """See `engine.family.SharingModel`."""

@@ -30,7 +30,7 @@ def refused(job: Any) -> RequestError:
             (
                 "image image_url image_base64 image_b64 imageUrl image_path img img_url input_image source_image "
                 "ref_image init_image start_image first_frame photo picture portrait avatar_url face_image cond_image "
-                "image_data image_uri reference_image_url referenceImage cond_video"
+                "image_data image_uri reference_image_url referenceImage"
             ),
         ),
         (
@@ -64,7 +64,7 @@ def refused(job: Any) -> RequestError:
         ("continuation.frames", "motion_frame motion_frames overlap"),
         ("MULTITALK_OVERRIDES", "model lora loras lora_scale dtype quant checkpoint force_offload"),
         ("beside input", "webhook policy s3Config"),
-        ("a picture", "video_url video input_video"),
+        ("reference_video", "video_url video input_video source_video cond_video driving_video"),
         ("one video", "batch_size num_videos num_outputs"),
         ("region_1", "bbox face_box mask mask_image mask_url"),
         ("speakers", "persons people"),
