@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from engine import Delivery, EngineService, Progress, Request, Speaker
-from engine.assembly import windows
 from engine.data import Frames, Window
 from engine.errors import ConfigError, EngineError
 from engine.evaluation.frames import read_video
 from engine.stages.decode import Decoded, decode
 from engine.stages.write import read_provenance
+from plugins.families.multitalk import model as family
 
 EXAMPLES = files("engine") / "examples"
 #: Three windows of 9, 4 and 4 new frames. With two steps their pictures are poor, so only black frames count.
@@ -78,7 +78,7 @@ class Spoiler:
 def spoilt(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, list[int | str]]], Spoiler]:
     def spoil(faults: dict[int, list[int | str]]) -> Spoiler:
         spoiler = Spoiler(faults)
-        monkeypatch.setattr(windows, "decode", spoiler)
+        monkeypatch.setattr(family, "decode", spoiler)
         return spoiler
 
     return spoil
