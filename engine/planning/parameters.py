@@ -86,6 +86,12 @@ def read_sizes(folder: Path) -> Sizes:
 
 def published_configs(name: str) -> dict[str, dict[str, Any]]:
     """Return the configs of a published architecture, such as "wan-14b", by part. Raises SourceError for others."""
+    if not name:
+        raise SourceError(
+            "plans and rehearsals do not know the sizes of this model, whose network is of another kind",
+            field="model.architecture",
+            hint="rehearse a model of the family multitalk",
+        )
     table = files("engine.planning") / "architectures" / f"{name}.json"
     if not table.is_file():
         raise SourceError(f"no architecture named {name!r}", field="model.architecture", hint="wan-14b")
