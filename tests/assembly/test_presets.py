@@ -97,9 +97,12 @@ def test_model_gives_steps_shift_and_scales_of_both_modes(name: str) -> None:
         assert (config.sampler.steps, config.sampler.shift) == (bundle.steps, bundle.shift)
         assert (config.guidance.text_scale, config.guidance.audio_scale) == (bundle.text_scale, bundle.audio_scale)
     standard, turbo, made_for = model(name).standard, model(name).turbo, model(name).made_for
-    # A model that was distilled itself needs no other LoRA for fewer steps, and may have only one number of them.
+    if turbo == standard:
+        # Of some models only one way is published.
+        return
+    # A model that was distilled itself needs no other LoRA for fewer steps.
     assert (turbo.loras != standard.loras) == made_for.guidance
-    assert turbo.steps < standard.steps or made_for.steps == [standard.steps]
+    assert turbo.steps < standard.steps
 
 
 @pytest.mark.parametrize(
