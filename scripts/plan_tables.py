@@ -35,6 +35,9 @@ SHOWN = {
     "flashtalk-24gb": "RTX 4090 24 GB",
     "flashtalk-48gb": "L40S 48 GB",
     "flashtalk-80gb": "H100 80 GB",
+    "longcat-24gb": "RTX 4090 24 GB",
+    "longcat-48gb": "L40S 48 GB",
+    "longcat-80gb": "H100 80 GB",
 }
 
 

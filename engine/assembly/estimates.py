@@ -141,6 +141,8 @@ def _area(config: Config, resolution: str) -> int:
 
 def _sizes(config: Config, weights: Path | None) -> tuple[Sizes, bool]:
     """Return the model's sizes, and whether its files have the engine's own layout. Raises SourceError."""
+    if (sizes := config.family.sizes()) is not None:
+        return sizes, True
     try:
         if weights is not None:
             return read_sizes(weights), True
@@ -174,7 +176,7 @@ def make_load(config: Config, registry: Registry, **others: Any) -> Load:
     values: dict[str, Any] = {
         "quant": config.quant.name,
         "made": None if quantiser is None else Quant(*quantiser.cost()),
-        "stored": config.quant.form if config.quant.form in QUANTISED else "none",
+        "stored": config.quant.form if config.quant.form in QUANTISED or _is_stored(quantiser) else "none",
         "multiplied": multiplied_by(config, quantiser),
         "text": isinstance(quantiser, MultiplyingQuantiser) and quantiser.text,
         "memory": config.memory.name,
@@ -193,6 +195,11 @@ def make_load(config: Config, registry: Registry, **others: Any) -> Load:
         "residual_dtype": config.residual_dtype,
     }
     return Load(**(values | others))
+
+
+def _is_stored(quantiser: Quantiser | None) -> bool:
+    """Return whether a quantiser takes the weights as their file has them."""
+    return bool(getattr(quantiser, "stored", False))
 
 
 def multiplied_by(config: Config, quantiser: Quantiser | None) -> Multiplied | None:

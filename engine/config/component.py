@@ -46,3 +46,10 @@ class FamilyConfig(ComponentConfig):
     look_at_lora: ClassVar[Callable[..., Any] | None] = None
     #: Whether its models take a source video in place of the picture (`engine.family.DubbingModel`).
     dubs: ClassVar[bool] = False
+
+    def sizes(self) -> Any:
+        """Return the sizes of the family's network (`engine.planning.parameters.Sizes`) for plans; needs no torch.
+
+        None: they are read from the weights, or those of `model.architecture`, as for networks of MultiTalk's kind.
+        """
+        return None

@@ -9,11 +9,11 @@ from engine.data import Plan, Window
 from engine.data.estimates import CardEstimate, Estimates
 from engine.machine.profiles import STREAMED, allowance, choose_profile, resident_blocks, room_for_blocks
 from engine.planning import memory
-from engine.planning.activations import tokens
 from engine.planning.gpus import Card, cards, find_card, prices
 from engine.planning.memory import Load, Work
-from engine.planning.operations import Multiplied, forward_work
-from engine.planning.parameters import PARTS, Count, Sizes, width
+from engine.planning.network import Section, costs_of
+from engine.planning.operations import Multiplied
+from engine.planning.parameters import PARTS, Count, Sizes
 from engine.planning.rates import rates_of
 from engine.planning.timing import codec_operations, latents_of, times
 
@@ -45,9 +45,7 @@ def estimate(
     stages = memory.stages(sizes, resolved, work)
     on_cards = tuple(_on_card(one, plan, sizes, load, work) for one in cards() if multiplies(one, load.multiplied))
     here = next((one for one in on_cards if gpu is not None and one.card == gpu.name), None)
-    forward = forward_work(
-        sizes.configs["transformer"], work.latents, value=2, speakers=work.speakers, multiplied=load.multiplied
-    )
+    forward = costs_of(sizes).forward_work(work.section, value=2, multiplied=load.multiplied)
     source = prices()
     return Estimates(
         device=load.device,
@@ -89,7 +87,7 @@ def largest_work(plan: Plan, sizes: Sizes) -> Work:
 
 def _operations(plan: Plan, sizes: Sizes, window: Window) -> int:
     latents = latents_of(sizes, window.frames, plan.canvas.target)
-    forward = forward_work(sizes.configs["transformer"], latents, value=2, speakers=len(plan.seats))
+    forward = costs_of(sizes).forward_work(Section(latents, len(plan.seats), window.motion), value=2)
     return plan.forwards // len(plan.windows) * forward.operations + sum(codec_operations(plan, sizes, window))
 
 
@@ -108,12 +106,12 @@ def resolve_memory(sizes: Sizes, load: Load, device_free: int | None, host_free:
     if "auto" not in (load.memory, load.resident):
         return load
     frames, height, across = load.window
-    config = sizes.configs["transformer"]
-    length = tokens(config, latents_of(sizes, frames, (across, height)))
+    costs = costs_of(sizes)
+    length = costs.tokens(Section(latents_of(sizes, frames, (across, height)), 1))
     weights = memory.weights_bytes(sizes, replace(load, loras=0))
     # It always stays on the CPU.
     del weights["audio_encoder"]
-    allowed = allowance(length, width(config), memory.WIDTHS[load.dtype])
+    allowed = allowance(length, costs.width, memory.WIDTHS[load.dtype])
     if load.resident == "auto":
         load = replace(load, resident=_staying(sizes, load, room_for_blocks(allowed, device_free or 0)))
     if load.memory != "auto":
@@ -143,7 +141,7 @@ def _staying(sizes: Sizes, load: Load, room: int) -> int:
         root=sizes.root.bytes(value) + load.loras,
         block=sizes.block.bytes(value, quant),
         places=load.blocks + 1,
-        layers=sizes.configs["transformer"]["num_layers"],
+        layers=costs_of(sizes).layers,
     )
 
 
@@ -185,6 +183,7 @@ def _start_bytes(sizes: Sizes, load: Load) -> int:
 def _published(sizes: Sizes, quant: str) -> int:
     """Return the bytes of the published files: float32, encoders of text and picture in 16 bits; or quantised."""
     sizes_in_bytes = {part: count.parameters * 4 for part, count in sizes.counts.items()}
+    sizes_in_bytes["transformer"] = sizes.counts["transformer"].parameters * costs_of(sizes).published
     text = sizes.configs["text_encoder"]
     table = text["vocab_size"] * text["d_model"]
     sizes_in_bytes["text_encoder"] = sizes.counts["text_encoder"].parameters * 2

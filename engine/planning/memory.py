@@ -11,8 +11,9 @@ from engine.errors import UnknownComponent
 from engine.machine.device import resolve_decode_dtype
 from engine.machine.profiles import PROFILES
 from engine.planning import activations
+from engine.planning.network import Costs, Section, costs_of
 from engine.planning.operations import Multiplied
-from engine.planning.parameters import PARTS, Quant, Sizes, vae_layers, width
+from engine.planning.parameters import PARTS, Quant, Sizes, vae_layers
 
 #: Of files: each row has a float32 scale. GGUF files have types of their own.
 QUANTS: Mapping[str, Quant | None] = {
@@ -129,6 +130,11 @@ class Work:
     #: Frames that a window repeats from the previous one.
     motion: int = 0
 
+    @property
+    def section(self) -> Section:
+        """What a forward works on."""
+        return Section(self.latents, self.speakers, self.motion)
+
 
 def weights_bytes(sizes: Sizes, load: Load) -> dict[str, int]:
     """Return the bytes of each component's weights, as they are kept."""
@@ -180,7 +186,12 @@ _PARTS = {
 def _stages(sizes: Sizes, load: Load, work: Work) -> Iterator[StageMemory]:
     weights = weights_bytes(sizes, load)
     yield _loading(sizes, load, weights)
-    yield StageMemory("audio", _on_host(load, work, weights, "audio", ""), _hearing(sizes, work), "cpu")
+    yield StageMemory(
+        "audio",
+        _on_host(load, work, weights, "audio", ""),
+        costs_of(sizes).hearing_bytes(work.speakers, work.seconds),
+        "cpu",
+    )
     temporaries, vae = _temporaries(sizes, load, work), sizes.configs["vae"]
     size = work.frames, work.height, work.width
     for stage, part in _PARTS.items():
@@ -207,30 +218,27 @@ def _stages(sizes: Sizes, load: Load, work: Work) -> Iterator[StageMemory]:
 def _temporaries(sizes: Sizes, load: Load, work: Work) -> dict[str, int]:
     """Return the bytes of each computing stage in addition to the weights."""
     configs, value, device = sizes.configs, WIDTHS[load.dtype], load.device
-    transformer, vae, size = configs["transformer"], configs["vae"], (work.frames, work.height, work.width)
-    conditions = activations.conditions_bytes(
-        transformer, work.latents, value=value, speakers=work.speakers, passes=work.passes
-    )
+    costs, vae, size = costs_of(sizes), configs["vae"], (work.frames, work.height, work.width)
+    conditions = costs.conditions_bytes(work.section, value=value, passes=work.passes)
     frames, rows, columns = work.latents
     # Of one channel.
     latent = frames * rows * columns * 4
-    persistent = conditions + (transformer["in_channels"] - transformer["out_channels"]) * latent
+    persistent = conditions + costs.beside * latent
     # The previous window's tensors exist until this window replaces them; and the frames that it continues.
-    before = persistent + transformer["out_channels"] * latent if work.windows > 1 else 0
+    before = persistent + costs.channels * latent if work.windows > 1 else 0
     pixels = 3 * work.height * work.width * 4 * (1 + (work.motion if work.windows > 1 else 0))
     return {
         "text": max(
-            activations.text_bytes(configs["text_encoder"], transformer["text_len"], value=value),
+            activations.text_bytes(configs["text_encoder"], costs.text_len, value=value),
             _expanded_text(sizes, load),
         ),
         "vae encode": activations.encode_bytes(vae, *size, device=device, tile=load.tile) + before + pixels,
-        "image": activations.image_bytes(configs["image_encoder"], value=value)
-        + (0 if load.continuation == "infinitetalk" else before + pixels),
-        "denoise": _denoising(sizes, load, work, value) + persistent,
+        "image": costs.image_bytes(value=value) + (0 if load.continuation == "infinitetalk" else before + pixels),
+        "denoise": _denoising(costs, load, work, value) + persistent,
         "vae decode": activations.decode_bytes(vae, *size, device=device, tile=load.tile, value=load.decoded)
         + persistent
-        + 2 * transformer["out_channels"] * latent,
-        "colors": activations.colors_bytes(*size) + persistent + transformer["out_channels"] * latent,
+        + 2 * costs.channels * latent,
+        "colors": activations.colors_bytes(*size) + persistent + costs.channels * latent,
     }
 
 
@@ -303,8 +311,7 @@ def _loading(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> StageMemor
 
 
 def _largest_layer(sizes: Sizes) -> int:
-    config = sizes.configs["transformer"]
-    return int(width(config) * config["ffn_dim"])
+    return costs_of(sizes).largest_layer
 
 
 def _resident(sizes: Sizes, load: Load, weights: Mapping[str, int], part: str) -> dict[str, int]:
@@ -315,7 +322,7 @@ def _resident(sizes: Sizes, load: Load, weights: Mapping[str, int], part: str) -
     if load.memory in ("group-offload", "lowest") and part == "transformer":
         value, quant = WIDTHS[load.dtype], load.kept
         # The block that computes and those that are copied.
-        layers = sizes.configs["transformer"]["num_layers"]
+        layers = costs_of(sizes).layers
         blocks = min(1 + load.blocks + int(load.resident), layers)
         # LoRAs are attached to the layers of blocks and are copied with them.
         loras = load.loras * blocks // layers
@@ -323,33 +330,18 @@ def _resident(sizes: Sizes, load: Load, weights: Mapping[str, int], part: str) -
     return {part: weights[part]}
 
 
-def _denoising(sizes: Sizes, load: Load, work: Work, value: int) -> int:
+def _denoising(costs: Costs, load: Load, work: Work, value: int) -> int:
     """Return the bytes of a forward and of the steps between forwards, without the conditions."""
-    config = sizes.configs["transformer"]
-    one = activations.conditions_bytes(config, work.latents, value=value, speakers=work.speakers, passes=1)
-    forward = activations.forward_bytes(
-        config,
-        work.latents,
-        value=value,
-        speakers=work.speakers,
-        adapted=load.adapted,
-        stream=WIDTHS[load.residual_dtype],
-        device=load.device,
+    forward = costs.forward_bytes(
+        work.section, value=value, adapted=load.adapted, stream=WIDTHS[load.residual_dtype], device=load.device
     )
-    forward -= one
     if load.quant != "none" and load.multiplied is None:
         # Quantised weights are expanded one layer at a time, while one of the two wide tensors of the feed-forward
         # is in memory.
-        wide = activations.tokens(config, work.latents) * config["ffn_dim"] * value
-        forward += max(0, _largest_layer(sizes) * value - wide)
+        wide = costs.tokens(work.section) * costs.inner * value
+        forward += max(0, costs.largest_layer * value - wide)
     frames, rows, columns = work.latents
     # The network's input, the latents and the prediction of each branch.
-    latent = (config["in_channels"] + config["out_channels"] * (1 + work.passes)) * frames * rows * columns * 4
-    cached = activations.cache_bytes(config, work.latents, cache=load.cache, passes=work.passes)
+    latent = (costs.beside + costs.channels * (2 + work.passes)) * frames * rows * columns * 4
+    cached = costs.cache_bytes(work.section, load.cache, value=value, passes=work.passes)
     return forward * (work.passes if load.batched else 1) + int(latent) + cached
-
-
-def _hearing(sizes: Sizes, work: Work) -> int:
-    config = sizes.configs["audio_encoder"]
-    features = work.speakers * work.seconds * 25 * config["num_hidden_layers"] * config["hidden_size"] * 4
-    return int(features) + activations.audio_bytes(config, work.seconds)

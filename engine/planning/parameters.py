@@ -70,6 +70,8 @@ class Sizes:
     #: One block of the transformer, and everything outside the blocks.
     block: Count
     root: Count
+    #: What the network costs (`engine.planning.network.Costs`); None: as MultiTalk's.
+    costs: Any = None
 
 
 def read_sizes(folder: Path) -> Sizes:

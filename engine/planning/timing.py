@@ -11,7 +11,8 @@ from engine.planning import seconds
 from engine.planning.activations import tiles
 from engine.planning.gpus import Card
 from engine.planning.memory import WIDTHS, Load
-from engine.planning.operations import codec_work, forward_work
+from engine.planning.network import Section, costs_of
+from engine.planning.operations import codec_work
 from engine.planning.parameters import Sizes, scales
 
 
@@ -54,18 +55,17 @@ def times(card: Card, plan: Plan, sizes: Sizes, load: Load, weights: Mapping[str
 
 def _forwards(card: Card, plan: Plan, sizes: Sizes, load: Load, samples: float) -> Callable[[Window], float]:
     """Return a function that returns the seconds of one forward of a window, its part of `samples` in a batch."""
-    transformer = sizes.configs["transformer"]
-    streamed = max(0, transformer["num_layers"] - int(load.resident))
+    costs = costs_of(sizes)
+    streamed = max(0, costs.layers - int(load.resident))
     blocks = (sizes.block * streamed).bytes(2, load.kept)
     moved = blocks if load.memory in STREAMED else 0
     unpacked = sizes.counts["transformer"].linear if load.quant != "none" and load.multiplied is None else 0
 
     def of(window: Window) -> float:
-        work = forward_work(
-            transformer,
-            latents_of(sizes, window.frames, plan.canvas.target),
+        latents = latents_of(sizes, window.frames, plan.canvas.target)
+        work = costs.forward_work(
+            Section(latents, len(plan.seats), window.motion),
             value=2,
-            speakers=len(plan.seats),
             multiplied=load.multiplied,
             compiled=load.compiled,
             fused=load.fused,

@@ -239,10 +239,18 @@ API = (
     ),
     Public("engine.network.norms", "LayerNorm ModulatedLayerNorm modulation_table", "family", "norms in float32"),
     Public("engine.network.sequence", "Shard", "family", "a process's part of the tokens"),
-    Public("engine.planning.activations", "forward_bytes", "family", "temporary bytes of a forward"),
+    Public(
+        "engine.planning.activations",
+        "audio_bytes forward_bytes",
+        "family",
+        "temporary bytes of wav2vec2 and of a forward",
+    ),
     Public("engine.planning.memory", "FRAGMENTED", "family", "the share that an allocator loses"),
     Public("engine.planning.operations", "Forward Linear", "family", "the work of a forward, for plans"),
-    Public("engine.planning.parameters", "Count", "family", "parameters by how they are kept, for plans"),
+    Public(
+        "engine.planning.parameters", "Count Sizes published_sizes", "family", "sizes of a model's parts, for plans"
+    ),
+    Public("engine.planning.network", "Section", "family", "what a forward works on, for plans"),
     Public("engine.text.names", "is_plain", "family", "whether a file's name has no folder"),
     # --- entrypoints --------------------------------------------------------------------------------------------------
     Public("engine.components", "Entrypoint Service ProgressCallback", "entrypoint", "protocols"),

@@ -14,6 +14,7 @@ from engine.machine.profiles import PROFILES
 from engine.planning import memory
 from engine.planning.estimate import free_of, largest_work, resolve_memory
 from engine.planning.memory import CONTEXT
+from engine.planning.network import costs_of
 from engine.planning.parameters import Sizes
 from engine.plugin.manager import installed
 from engine.rehearsal.counts import Copy, ForwardCounts
@@ -179,7 +180,7 @@ def _settings(walk: Walk, sizes: Sizes) -> Numbers:
         "speakers": walk.scene.speakers,
         "windows": walk.scene.windows,
         "steps": walk.scene.steps or config.sampler.steps,
-        "blocks": sizes.configs["transformer"]["num_layers"],
+        "blocks": costs_of(sizes).layers,
     }
 
 

@@ -488,12 +488,15 @@ RECIPES = {
     "flashtalk-24gb": ("L4 24 GB", "RTX 4090 24 GB"),
     "flashtalk-48gb": ("A6000 48 GB", "L40S 48 GB"),
     "flashtalk-80gb": ("A100 80 GB", "H100 80 GB"),
+    "longcat-24gb": ("L4 24 GB", "RTX 4090 24 GB"),
+    "longcat-48gb": ("A6000 48 GB", "L40S 48 GB"),
+    "longcat-80gb": ("A100 80 GB", "H100 80 GB"),
 }
 
 
 def test_every_recipe_of_a_card_is_planned() -> None:
     folder = ROOT / "conf" / "recipe"
-    found = {path.stem for group in ("card", "flashtalk") for path in folder.glob(f"{group}-*.yaml")}
+    found = {path.stem for group in ("card", "flashtalk", "longcat") for path in folder.glob(f"{group}-*.yaml")}
     assert found == set(RECIPES)
 
 

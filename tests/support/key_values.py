@@ -38,6 +38,7 @@ FREE = {
     "model.decode_dtype": "the runtime resolves `vae.decode_dtype`, and the provenance has the result",
     "model.continuation.style": "`continuation` has the result",
     "model.continuation.blend": "`continuation` has the result",
+    "model.continuation.color_strength": "`continuation` has the result",
     "model.continuation.multitalk_seconds": "text of a warning",
     "model.continuation.multitalk_seconds_by": "text of a warning",
     "model.continuation.instead": "text of a warning",

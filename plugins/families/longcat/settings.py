@@ -65,6 +65,14 @@ class LongCatConfig(FamilyConfig):
     #: "1.5" or "1.0" (`plugins.families.longcat.versions`).
     version: ClassVar[str] = "1.5"
 
+    def sizes(self) -> Any:
+        """See `FamilyConfig`."""
+        from plugins.families.longcat.costs import longcat_sizes
+
+        return longcat_sizes(
+            self.version, position=self.reference_position, hidden_range=self.hidden_range, keeps=self.keep_keys
+        )
+
 
 @dataclass
 class LongCatFirstConfig(LongCatConfig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,15 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine import EngineService, Request, Speaker
+from engine.data.estimates import Estimates
 from plugins.families.longcat import operations, sizes
 from plugins.families.longcat.frames import FrameLayout
 from plugins.families.longcat.layers import feed_forward_width
 from plugins.families.longcat.precision import cast_model, kept_in_float32
 from plugins.families.longcat.transformer import AvatarTransformer3DModel
 
+EXAMPLES = Path(__file__).parents[3] / "engine" / "examples"
 #: Wide enough that single vectors do not count.
 SMALL = {
     "hidden_size": 256,
@@ -151,3 +155,43 @@ def test_the_encoder_of_whisper_has_the_parameters_that_are_planned() -> None:
         encoder = WhisperEncoder(WhisperConfig(**sizes.WHISPER_LARGE_V3))
 
     assert sizes.whisper_parameters() == sum(one.numel() for one in encoder.parameters())
+
+
+# --- through the engine -----------------------------------------------------------------------------------------------
+
+
+def estimates(*words: str, frames: int = 120) -> Estimates:
+    """Return the estimates of a plan of two speakers and two windows, without weights."""
+    speakers = tuple(Speaker(str(EXAMPLES / name)) for name in ("left.flac", "right.flac"))
+    request = Request("two people talk", str(EXAMPLES / "two.png"), speakers, frames=frames)
+    plan = EngineService(["device=cuda", *words]).plan(request)
+    assert plan.estimates is not None, plan.warnings
+    return plan.estimates
+
+
+def test_a_plan_counts_the_family_s_own_network() -> None:
+    told = estimates("model=longcat")
+    assert told.parameters["transformer"] == 15_852_916_800
+    assert told.weights["image_encoder"] == 0
+    assert 31.6e9 < told.weights["transformer"] < 31.8e9
+    # The published int8 file has 15.88 GB.
+    assert estimates("model=longcat", "quant=int8-longcat").weights["transformer"] == pytest.approx(15.95e9, rel=0.01)
+    assert estimates("model=longcat-1.0-two").weights["audio_encoder"] < told.weights["audio_encoder"]
+
+
+def test_a_plan_shows_what_kept_keys_cost_and_save() -> None:
+    kept, without = (estimates("model=longcat", f"family.keep_keys={choice}") for choice in ("true", "false"))
+    # Keys and values of five latent frames at 480p: 48 x 2 x 5 x 1560 x 4096 values in 16 bits.
+    assert kept.device_memory_bytes is not None
+    assert without.device_memory_bytes is not None
+    assert kept.forward_flops < 0.95 * without.forward_flops
+    denoise = [next(one.temporaries for one in told.stages if one.stage == "denoise") for told in (kept, without)]
+    assert denoise[0] > denoise[1]
+
+
+def test_a_window_that_continues_another_has_fewer_new_frames_and_longer_keys() -> None:
+    first, second = estimates("model=longcat", frames=50), estimates("model=longcat")
+    assert first.forward_flops > second.forward_flops
+    assert first.device_memory_bytes is not None
+    assert second.device_memory_bytes is not None
+    assert first.device_memory_bytes < second.device_memory_bytes
