@@ -243,13 +243,11 @@ API = (
         "engine.planning.activations",
         "audio_bytes forward_bytes",
         "family",
-        "temporary bytes of wav2vec2 and of a forward",
+        "temporary bytes, for plans",
     ),
     Public("engine.planning.memory", "FRAGMENTED", "family", "the share that an allocator loses"),
     Public("engine.planning.operations", "Forward Linear", "family", "the work of a forward, for plans"),
-    Public(
-        "engine.planning.parameters", "Count Sizes published_sizes", "family", "sizes of a model's parts, for plans"
-    ),
+    Public("engine.planning.parameters", "Count Sizes published_sizes", "family", "sizes of a model, for plans"),
     Public("engine.planning.network", "Section", "family", "what a forward works on, for plans"),
     Public("engine.text.names", "is_plain", "family", "whether a file's name has no folder"),
     # --- entrypoints --------------------------------------------------------------------------------------------------
