@@ -27,11 +27,12 @@ def weights(quant: str) -> Weights:
 
 
 def manifest_sizes() -> dict[str, tuple[int, bool]]:
-    """Return the bytes that the manifest knows of files, by name, and whether they are exact."""
+    """Return the bytes that the manifest knows of files of MultiTalk's family, by name, and whether they are exact."""
     manifest = yaml.safe_load((files("engine.hub") / "manifest.yaml").read_text("utf-8"))
     return {
         Path(file["path"]).name: (file.get("size", file.get("about")), "size" in file)
         for part in manifest["parts"].values()
+        if not part["repository"].startswith("meituan-longcat/")
         for file in part["files"]
     }
 

@@ -74,7 +74,10 @@ def plain() -> tuple[Tensor, int]:
 
 def test_every_scheme_of_the_engine_is_measured() -> None:
     presets = {"int8-quanto-dynamic", "fp8-quanto-dynamic"}
-    assert {scheme.quant for scheme in SCHEMES.values()} == {*installed().quants.names(), *QUANTISED, *presets}
+    # A file of another family.
+    others = {"int8-longcat"}
+    measured = {scheme.quant for scheme in SCHEMES.values()}
+    assert measured == {*installed().quants.names(), *QUANTISED, *presets} - others
 
 
 @pytest.mark.parametrize("scheme", CASES)
