@@ -52,7 +52,8 @@ def slow(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def types(session: nox.Session) -> None:
     """Run mypy, strict as setup.cfg says."""
-    session.run(sys.executable, "-m", "mypy", *session.posargs)
+    # Two processes: half a minute instead of one where nothing is cached.
+    session.run(sys.executable, "-m", "mypy", "--num-workers", "2", *session.posargs)
 
 
 @nox.session(venv_backend="none")

@@ -71,6 +71,7 @@ def test_each_person_speaks_the_own_voice(standard: list[GeneratedVideo], cases:
     assert own(rows) - cross(rows) > 0.88
 
 
+@pytest.mark.slow
 def test_swapped_voices_swap_the_speakers(service: EngineService, cases: list[Case]) -> None:
     films = [generate_video(service, case, voices=case.voices[::-1]) for case in cases]
     rows = rows_of(films, cases, swapped=True)

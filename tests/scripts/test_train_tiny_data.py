@@ -171,6 +171,7 @@ def test_the_detector_agrees_with_the_truth_on_every_skin() -> None:
     assert min(np.mean(skin) for skin in result.values()) > 0.95
 
 
+@pytest.mark.slow
 def test_the_detector_stands_a_light_blur_on_every_skin() -> None:
     result = by_skin(blur=True)
     assert np.mean([r for skin in result.values() for r in skin]) > 0.96
