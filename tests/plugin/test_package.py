@@ -126,12 +126,10 @@ def test_its_family_makes_a_video_from_the_command_line_the_worker_and_python(
     python: str, puppet: list[str], tmp_path: Path
 ) -> None:
     words = [*WORDS, "--frames", "17", "--json", *puppet]
-    plan = json.loads(run(python, "-m", "engine", "plan", *words, cwd=tmp_path))
-    assert [window["frames"] for window in plan["windows"]] == [9, 9]
-
     out = run(python, "-m", "engine", "generate", *words, "--output", "talk.mp4", cwd=tmp_path)
     answer = json.loads(out.splitlines()[-1])
     assert answer["frames"] == 17
+    assert [window["frames"] for window in answer["plan"]["windows"]] == [9, 9]
     assert answer["forwards"] == 4
     with av.open(str(tmp_path / "talk.mp4")) as video:
         pictures = [frame.to_ndarray(format="gray").astype(float) for frame in video.decode(video=0)]

@@ -159,6 +159,7 @@ def test_a_card_that_is_too_small_is_a_fault() -> None:
     assert "the card is too small by 0." in str(report.faults[0])
 
 
+@pytest.mark.slow
 def test_blocks_that_nobody_waits_for_are_out_of_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.loading.streamer.StreamLane.wait", lambda self, place: None)
     report = report_of((*SHORT, "memory=group-offload"), ONE)

@@ -274,6 +274,7 @@ def test_keys_of_given_frames_change_the_video_only_by_rounding(
     assert np.abs(pixels(without) - pixels(plain)).mean() < 0.5
 
 
+@pytest.mark.slow
 def test_times_colours_and_the_picture_s_place_can_be_chosen(
     start: Callable[..., EngineService], plain: Delivery
 ) -> None:
@@ -285,6 +286,7 @@ def test_times_colours_and_the_picture_s_place_can_be_chosen(
         assert digest(start("longcat-mini", word).generate(TWO)) != digest(plain), word
 
 
+@pytest.mark.slow
 def test_new_frames_near_the_picture_s_place_do_not_see_it(start: Callable[..., EngineService]) -> None:
     words = ("model.window=21", "family.reference_position=4")
     hidden, seen = (
