@@ -81,6 +81,14 @@ class VoiceEncoder(Protocol):
     def encode(self, voice: Tensor, frames: int, *, cancel: CancelToken | None = None) -> Tensor: ...
 
 
+class PartFiles(Protocol):
+    """The files of a part, as `ComponentFiles`."""
+
+    size: int
+
+    def read(self, reader: Reader, device: str) -> nn.Module: ...
+
+
 Lora = tuple[Path, float]
 M = TypeVar("M", bound="Model")
 
@@ -298,23 +306,34 @@ def load_model(
         reason=reason,
     )
 
+    place_parts(model, loaded, profile, reader)
+    return model
+
+
+def place_parts(model: Model, parts: Mapping[str, PartFiles], profile: Profile, reader: Reader | None = None) -> None:
+    """Have the parts of `model` read, and kept where `profile` says; `reader` None: the engine's own.
+
+    `parts` are some of "transformer", "vae", "text_encoder" and "image_encoder".
+    """
+
     def set_transformer(transformer: Any) -> None:
         model.transformer = transformer
         if transformer is None:
-            adapters.forget()
+            model.loras.forget()
 
+    # Bound now: a codec or encoder may be wrapped later, and its module is still replaced.
+    codec: Any = model.codec
     setters: dict[str, Callable[[Any], None]] = {
         "transformer": set_transformer,
         "vae": codec.set_module,
-        "text_encoder": partial(setattr, text, "model"),
-        "image_encoder": partial(setattr, image, "model"),
+        "text_encoder": partial(setattr, model.text, "model"),
+        "image_encoder": partial(setattr, model.image, "model"),
     }
     components = {
         name: Component(name, part.size, partial(part.read, reader or AheadReader()), setters[name])
-        for name, part in loaded.items()
+        for name, part in parts.items()
     }
-    model.placement = place(profile, components, device=device)
-    return model
+    model.placement = place(profile, components, device=model.device)
 
 
 def _check_heads(attention: str, head_dim: int) -> None:

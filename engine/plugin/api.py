@@ -149,7 +149,6 @@ API = (
     ),
     Public("engine.loading.layout", "ComponentLayout part_in", "family", "where the files of a component are"),
     Public("engine.loading.diffusers_folder", "component_files", "family", "the files that a component's folder has"),
-    Public("engine.loading.component", "Component", "family", "a part that is read when it is needed"),
     Public("engine.loading.component_files", "ComponentFiles", "family", "the files of a part of Wan's kind"),
     Public(
         "engine.loading.placement",
@@ -161,7 +160,6 @@ API = (
     Public("engine.loading.lora_file", "read_lora_header", "family", "the header of a LoRA"),
     Public("engine.data", "LoraFit Tally", "family", "how a LoRA matches a network, and the count of forwards"),
     Public("engine.data.attention", "Attend", "family", "type of an attention that is computed from the grid"),
-    Public("engine.data.plan", "cue_of", "family", "which prompt or picture a window has"),
     Public("engine.components", "MultiplyingQuantiser evaluations_of", "family", "what a quantiser and a sampler do"),
     Public("engine.stages.passes", "guidance_of", "family", "the guidance of a step"),
     Public("engine.media.color", "color_statistics", "family", "the colours of a picture"),
@@ -171,7 +169,7 @@ API = (
     Public("engine.loading.model", "Model load_model", "family", "a network of Wan's kind with its encoders"),
     Public(
         "engine.loading.model",
-        "DTYPES Lora Loras check_files load_tokenizer load_wav2vec2",
+        "DTYPES Lora Loras check_files load_tokenizer load_wav2vec2 place_parts",
         "family",
         "the parts of loading, for a family with a loading of its own",
     ),
@@ -180,7 +178,7 @@ API = (
     Public("engine.stages.denoise", "denoise draw_noise", "family", "the denoising loop, and its noise"),
     Public(
         "engine.stages.encode",
-        "Conditioning PictureCache encode_prompt_and_voices encode_texts textless to_pixels",
+        "Conditioning Listened PictureCache encode_prompt_and_voices encode_texts share textless to_pixels",
         "family",
         "prompts, voices and pictures, once per request",
     ),

@@ -72,6 +72,19 @@ class Conditioning:
     number: int = 0
 
 
+@dataclass(frozen=True)
+class Listened:
+    """What is encoded once per request; see `engine.family.Prepared`."""
+
+    #: One entry per window of the plan.
+    windows: Sequence[Conditioning]
+
+    @property
+    def reused(self) -> bool:
+        """Whether all prompts were known from an earlier request."""
+        return self.windows[0].text.reused
+
+
 def encode_prompt_and_voices(
     model: Model,
     inputs: Inputs,
@@ -80,7 +93,7 @@ def encode_prompt_and_voices(
     options: EncodeOptions,
     *,
     cancel: CancelToken | None = None,
-) -> tuple[Conditioning, ...]:
+) -> Listened:
     """Encode all prompts, the negative prompt and the voices, once per request; return each window's of them.
 
     `prompts` are the request's prompts in the order of time, and the negative one. Raises Cancelled once `cancel` is
@@ -88,13 +101,18 @@ def encode_prompt_and_voices(
     """
     texts = encode_texts(model, *prompts, options.branches)
     voices = encode_voices(model, inputs.voices, options.native_fps, cancel)
+    return share(inputs, plan, texts, voices)
+
+
+def share(inputs: Inputs, plan: Plan, texts: Sequence[Texts], voices: Tensor) -> Listened:
+    """Return each window's prompt, of `texts` in the order of time, its picture's colours, and the voices."""
     colors = [color_statistics(to_pixels(image)) for image in (inputs.image, *inputs.images)]
     cache = PictureCache()
-    conditionings = []
+    windows = []
     for window in plan.windows:
         text, picture = texts[cue_of(plan.prompts, window.index)], cue_of(plan.images, window.index)
-        conditionings.append(Conditioning(text, voices, colors[picture], cache, picture))
-    return tuple(conditionings)
+        windows.append(Conditioning(text, voices, colors[picture], cache, picture))
+    return Listened(windows)
 
 
 def encode_text(model: Model, prompt: str, negative: str, branches: Sequence[str]) -> Texts:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,12 +13,10 @@ from engine.data import Weights
 from engine.data.attention import Attend
 from engine.errors import ConfigError, SourceError
 from engine.imports.deferred import without_compiler
-from engine.loading.component import Component
 from engine.loading.component_files import ComponentFiles
 from engine.loading.layout import ComponentLayout
-from engine.loading.model import DTYPES, Lora, check_files, load_tokenizer, load_wav2vec2
+from engine.loading.model import DTYPES, Lora, check_files, load_tokenizer, load_wav2vec2, place_parts
 from engine.loading.placement import Profile, place, reduce_memory, resolve_profile
-from engine.loading.safetensors_reader import AheadReader
 from engine.machine.profiles import allowance
 from engine.network.audio import AudioEncoder
 from engine.network.codec import WanCodec
@@ -128,21 +125,7 @@ def load_longcat(
         settings=settings,
     )
 
-    def set_transformer(network: Any) -> None:
-        model.transformer = network
-        if network is None:
-            adapters.forget()
-
-    setters: dict[str, Callable[[Any], None]] = {
-        "transformer": set_transformer,
-        "vae": codec.set_module,
-        "text_encoder": partial(setattr, text, "model"),
-    }
-    components = {
-        name: Component(name, part.size, partial(part.read, reader or AheadReader()), setters[name])
-        for name, part in parts.items()
-    }
-    model.placement = place(profile, components, device=device)
+    place_parts(model, parts, profile, reader)
     return model
 
 

@@ -11,15 +11,13 @@ import torch
 from engine.cancel import check
 from engine.components import CancelToken, evaluations_of
 from engine.data import DecodeOptions, EncodeOptions, Inputs, Plan, Window
-from engine.data.plan import cue_of
 from engine.family import Carried, Denoising, Finished
 from engine.loading.model import Model
-from engine.media.color import color_statistics
 from engine.network.audio import audio_windows
 from engine.planning.memory import FRAGMENTED
 from engine.stages.decode import decode
 from engine.stages.denoise import draw_noise
-from engine.stages.encode import Conditioning, PictureCache, encode_texts, to_pixels
+from engine.stages.encode import Conditioning, Listened, encode_texts, share, to_pixels
 from plugins.families.longcat.operations import forward_bytes
 from plugins.families.longcat.settings import LongCatConfig
 from plugins.families.longcat.transformer import AvatarConditions
@@ -34,19 +32,6 @@ if TYPE_CHECKING:
 REFERENCE, LATENTS, PIXELS = "reference", "latents", "pixels"
 #: Seed of the faint noise that 1.0 adds to voices: the same voice has the same features in every video.
 _VOICE_SEED = 0
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What is encoded once per request."""
-
-    #: One entry per window of the plan.
-    windows: Sequence[Conditioning]
-
-    @property
-    def reused(self) -> bool:
-        """Whether all prompts were known from an earlier request."""
-        return self.windows[0].text.reused
 
 
 @dataclass(frozen=True)
@@ -73,26 +58,20 @@ class LongCatModel(Model):
         options: EncodeOptions,
         *,
         cancel: CancelToken | None = None,
-    ) -> Heard:
+    ) -> Listened:
         """See `engine.family.FamilyModel`."""
         texts = encode_texts(self, *prompts, options.branches)
         # Seeded here, and not by the request: it is part of how this version hears.
         generator = torch.Generator().manual_seed(_VOICE_SEED)
         voices = encode_tracks(version(self.settings.version), self.audio, inputs.voices, generator, cancel=cancel)
-        colors = [color_statistics(to_pixels(image)) for image in (inputs.image, *inputs.images)]
-        cache = PictureCache()
-        windows = []
-        for window in plan.windows:
-            text, picture = cue_of(plan.prompts, window.index), cue_of(plan.images, window.index)
-            windows.append(Conditioning(texts[text], voices, colors[picture], cache, picture))
-        return Heard(windows)
+        return share(inputs, plan, texts, voices)
 
     @torch.no_grad()
     def begin(
         self,
         inputs: Inputs,
         window: Window,
-        prepared: Heard,
+        prepared: Listened,
         options: EncodeOptions,
         carried: Carried | None,
         *,
@@ -141,7 +120,7 @@ class LongCatModel(Model):
         return Begun(start, branches)
 
     def shown(
-        self, begun: Begun, window: Window, prepared: Heard, inputs: Inputs, carried: Carried | None
+        self, begun: Begun, window: Window, prepared: Listened, inputs: Inputs, carried: Carried | None
     ) -> tuple[Tensor, Tensor]:
         """See `engine.family.FamilyModel`."""
         picture = (inputs.image, *inputs.images)[prepared.windows[window.index].number]
@@ -179,7 +158,7 @@ class LongCatModel(Model):
         self,
         latents: Tensor,
         window: Window,
-        prepared: Heard,
+        prepared: Listened,
         options: DecodeOptions,
         carried: Carried | None,
         *,

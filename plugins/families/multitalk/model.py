@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from engine.planning.memory import FRAGMENTED
 from engine.stages.compose import compose
 from engine.stages.decode import Decoded, decode
 from engine.stages.denoise import denoise, draw_noise
-from engine.stages.encode import Conditioning, PictureCache, encode_prompt_and_voices, to_pixels
+from engine.stages.encode import Listened, PictureCache, encode_prompt_and_voices, to_pixels
 from plugins.families.multitalk.conditions import encode
 from plugins.families.multitalk.transformer import MultiTalkTransformer3DModel
 
@@ -32,19 +32,6 @@ if TYPE_CHECKING:
 _MASKS = 4
 #: What a window hands to the next: its last frames, float32 (3, M, H, W) in -1 .. 1.
 _PIXELS = "history"
-
-
-@dataclass(frozen=True)
-class Listened:
-    """What is encoded once per request."""
-
-    #: One entry per window of the plan.
-    windows: Sequence[Conditioning]
-
-    @property
-    def reused(self) -> bool:
-        """Whether all prompts were known from an earlier request."""
-        return self.windows[0].text.reused
 
 
 class MultiTalkModel(Model):
@@ -60,7 +47,7 @@ class MultiTalkModel(Model):
         cancel: CancelToken | None = None,
     ) -> Listened:
         """See `engine.family.FamilyModel`."""
-        return Listened(encode_prompt_and_voices(self, inputs, prompts, plan, options, cancel=cancel))
+        return encode_prompt_and_voices(self, inputs, prompts, plan, options, cancel=cancel)
 
     def begin(
         self,
