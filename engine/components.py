@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-from engine.data import Artifact, Delivery, Kept, Plan, Progress, Request, Resumed, Store, Weights
+from engine.data import Artifact, Delivery, Found, Kept, Plan, Progress, Request, Resumed, Store, Weights
 from engine.data.attention import AttentionChoice, AttentionSite
 from engine.data.cancel import CancelToken as CancelToken  # re-exported
 from engine.data.live import LiveFolder as LiveFolder  # re-exported
@@ -242,6 +242,17 @@ class SharedCache(StepCache, Protocol):
 
         Each decision to skip blocks must go through `agree`: if one process skips alone, the others wait forever.
         Raises ConfigError if the cache cannot work there.
+        """
+        ...
+
+
+class RegionFinder(Protocol):
+    """Decides the regions of speakers whose region is automatic; created without torch."""
+
+    def find(self, picture: Any) -> tuple[Found, ...] | None:
+        """Return the people in uint8 RGB (height, width, 3) from left to right, or None for equal parts.
+
+        The same picture must give the same people. Raises MissingExtra if a package is not installed.
         """
         ...
 

@@ -83,7 +83,8 @@ class Engine:
 
         with scratch() as folder:
             with meter.stage("read"):
-                media, plan = plan_request(request, config, self._registry, self.access, weights, folder, cancel=meter)
+                where = config, self._registry, self.access, weights, folder
+                request, media, plan = plan_request(request, *where, cancel=meter)
                 sink.check(request.filename)
                 place = live_folder(sink, request, config)
                 # Says what is missing, or does not go together, before any sound is decoded.

@@ -101,15 +101,20 @@ class EngineService:
         """See `components.Service`."""
         config, weights = self._config(request), WeightsFinder(self._registry)
         with scratch() as folder:
-            media, plan = self._plan(request, config, weights, folder, cancel)
+            request, media, plan = self._plan(request, config, weights, folder, cancel)
             return apart(lambda: self._complete(plan, request, media, config, weights, cancel), cancel, "plan")
 
     def preview(self, request: Request, path: Path) -> Plan:
         """See `components.Service`."""
-        from engine.stages.preview import draw_preview
+        from engine.assembly.find_regions import TooFewPeople
+        from engine.stages.preview import draw_found, draw_preview
 
         with scratch() as folder:
-            media, plan = self._plan(request, self._config(request), WeightsFinder(self._registry), folder)
+            try:
+                request, media, plan = self._plan(request, self._config(request), WeightsFinder(self._registry), folder)
+            except TooFewPeople as error:
+                draw_found(error.media, error.people, path)
+                raise
             draw_preview(media, request, plan, path)
             return plan
 
@@ -259,7 +264,7 @@ class EngineService:
 
     def _plan(
         self, request: Request, config: Config, weights: WeightsFinder, folder: Path, cancel: CancelToken | None = None
-    ) -> tuple[Media, Plan]:
+    ) -> tuple[Request, Media, Plan]:
         return plan_request(request, config, self._registry, self.access, weights, folder, cancel=cancel)
 
     def _complete(

@@ -310,6 +310,8 @@ class Config:
     guidance: GuidanceConfig = MISSING
     #: Step cache: which steps are computed and which reuse earlier results.
     cache: CacheConfig = MISSING
+    #: How the regions of speakers are decided that the request leaves to the engine.
+    regions: ComponentConfig = MISSING
     #: How a window continues the one before it.
     continuation: ContinuationConfig = field(default_factory=ContinuationConfig)
     #: Where windows meet: "fixed", each is as long as possible; "pauses": in pauses of speech, if one is within reach.
@@ -375,7 +377,18 @@ FIXED = (
 )
 
 #: Keys that a request's overrides may set: these and, with a dot, the keys below them.
-OVERRIDABLE = ("resolution", "sampler", "guidance", "cache", "continuation", "windows", "dub", "report", "retake")
+OVERRIDABLE = (
+    "resolution",
+    "sampler",
+    "guidance",
+    "cache",
+    "regions",
+    "continuation",
+    "windows",
+    "dub",
+    "report",
+    "retake",
+)
 
 
 def store_schema() -> None:

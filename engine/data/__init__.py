@@ -54,6 +54,7 @@ from engine.data.timeline import PlannedCue as PlannedCue
 from engine.data.timeline import Seam as Seam
 from engine.data.timeline import Seams as Seams
 from engine.data.voices import Cut as Cut
+from engine.data.voices import Found as Found
 from engine.data.voices import Link as Link
 from engine.data.voices import Region as Region
 from engine.data.voices import Speaker as Speaker

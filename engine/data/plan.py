@@ -83,7 +83,7 @@ class Seat:
     speaker: int
     #: [x0, y0, x1, y1] in target pixels: the part of the region that the target shows.
     box: tuple[int, int, int, int]
-    #: "auto", "box" or "mask".
+    #: "auto", "found" (a finder decided), "box" or "mask".
     kind: str
     silent: bool
     #: Seconds of the voice, and its begin in seconds.

@@ -10,7 +10,7 @@ from engine.data.access import Credentials
 from engine.data.budget import Budget
 from engine.data.dub import SourceVideo
 from engine.data.timeline import Cue, Loudness
-from engine.data.voices import Cut, Speaker
+from engine.data.voices import Cut, Found, Speaker
 
 AudioType = Literal["para", "add"]
 Timing = Literal["direct", "native"]
@@ -98,3 +98,5 @@ class Media:
     loudness: Loudness | None = None
     #: The source video, if there is one.
     source: SourceVideo | None = None
+    #: People whom the finder saw and who got no voice.
+    silent_people: tuple[Found, ...] = ()

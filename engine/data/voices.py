@@ -13,6 +13,22 @@ class Region:
     box: tuple[float, float, float, float] | None = None
     #: Address of a picture with the source picture's shape; bright pixels belong to the speaker.
     mask: str | None = None
+    #: Name of the finder that decided `box`; empty: nobody but the request.
+    found: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A person whom a finder saw in a picture (engine/people)."""
+
+    #: [x0, y0, x1, y1] of head, shoulders and body; fractions of the upright picture, x to the right, y down.
+    box: tuple[float, float, float, float]
+    #: The same of the face.
+    face: tuple[float, float, float, float]
+    #: How sure the finder is, 0 to 1; comparable only within one finder.
+    score: float
+    #: The finder's name: "faces" or "drawn".
+    finder: str
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from engine.components import (
     ModelSource,
     Quantiser,
     Reader,
+    RegionFinder,
     Sampler,
     Sink,
     StepCache,
@@ -44,6 +45,7 @@ class Registry:
         self.samplers: Register[Sampler] = Register("sampler")
         self.guidance: Register[Guidance] = Register("guidance")
         self.caches: Register[StepCache] = Register("cache")
+        self.regions: Register[RegionFinder] = Register("regions")
         self.sinks: Register[Sink] = Register("sink")
         self.launchers: Register[Launcher] = Register("launcher")
         self.entrypoints: Register[Entrypoint] = Register("entrypoint")
@@ -57,7 +59,7 @@ class Registry:
     def registers(self) -> tuple[Register[object], ...]:
         """All registers of components."""
         loading = (self.families, self.sources, self.readers, self.quants, self.attention)
-        choices = (self.samplers, self.guidance, self.caches)
+        choices = (self.samplers, self.guidance, self.caches, self.regions)
         return (*loading, *choices, self.sinks, self.launchers, self.entrypoints)  # type: ignore[return-value]
 
     def load(self, points: Iterable[EntryPoint], *, disabled: Iterable[str] = ()) -> None:
@@ -104,6 +106,7 @@ class Registry:
         hook.register_samplers(register=self.samplers)
         hook.register_guidance(register=self.guidance)
         hook.register_caches(register=self.caches)
+        hook.register_regions(register=self.regions)
         hook.register_sinks(register=self.sinks)
         hook.register_launchers(register=self.launchers)
         hook.register_entrypoints(register=self.entrypoints, launchers=self.launchers)

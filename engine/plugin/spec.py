@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         ModelSource,
         Quantiser,
         Reader,
+        RegionFinder,
         Sampler,
         Sink,
         StepCache,
@@ -66,6 +67,11 @@ def register_guidance(register: Register[Guidance]) -> None:
 @hookspec
 def register_caches(register: Register[StepCache]) -> None:
     """Offer step caches."""
+
+
+@hookspec
+def register_regions(register: Register[RegionFinder]) -> None:
+    """Offer finders, which decide the regions of speakers that a request leaves to the engine."""
 
 
 @hookspec

@@ -117,6 +117,7 @@ def test_every_bundled_plugin_is_registered_under_its_file_name() -> None:
         "quants": registry.quants.names(),
         "guidance": registry.guidance.names(),
         "caches": registry.caches.names(),
+        "regions": registry.regions.names(),
         "sinks": registry.sinks.names(),
         "launchers": registry.launchers.names(),
         "entrypoints": registry.entrypoints.names(),
