@@ -34,11 +34,9 @@ class ModelSource(Protocol):
 
         Raises SourceError, naming each file, if the folder exists but its weights are incomplete.
         """
-        ...
 
     def looked(self, weights: Weights) -> str:
         """Return a short description of the place that `locate` searches, for the error about missing weights."""
-        ...
 
 
 @runtime_checkable
@@ -50,7 +48,6 @@ class FetchingSource(ModelSource, Protocol):
 
         Called only before weights are read, never for a plan. Raises SourceError if the download fails.
         """
-        ...
 
 
 class Reader(Protocol):
@@ -64,7 +61,6 @@ class Reader(Protocol):
         may be a private mapping of its file instead. In addition a reader may use a buffer of at most one file's size.
         Raises SourceError for a file that is too short.
         """
-        ...
 
 
 class Quantiser(Protocol):
@@ -72,15 +68,12 @@ class Quantiser(Protocol):
 
     def check(self) -> None:
         """Raise MissingExtra if a package is not installed; called before any weights are read."""
-        ...
 
     def cost(self) -> tuple[float, int]:
         """Return the bytes per quantised weight, and the additional bytes per output row, such as its scale."""
-        ...
 
     def apply(self, transformer: Any, chosen: Callable[[Any, str], bool]) -> None:
         """Replace, in place on the CPU, the layers for which `chosen(module, name)` is true, after LoRAs are merged."""
-        ...
 
 
 @runtime_checkable

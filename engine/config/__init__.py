@@ -377,18 +377,8 @@ FIXED = (
 )
 
 #: Keys that a request's overrides may set: these and, with a dot, the keys below them.
-OVERRIDABLE = (
-    "resolution",
-    "sampler",
-    "guidance",
-    "cache",
-    "regions",
-    "continuation",
-    "windows",
-    "dub",
-    "report",
-    "retake",
-)
+_ONE_VIDEO = "resolution sampler guidance cache regions continuation windows dub report retake"
+OVERRIDABLE = tuple(_ONE_VIDEO.split())
 
 
 def store_schema() -> None:

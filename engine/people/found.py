@@ -14,7 +14,7 @@ Box = tuple[float, float, float, float]
 Picture = npt.NDArray[np.uint8]
 
 #: In heights of a face, from eyebrows or hairline to chin: hair above it, body below its top, half of the shoulders.
-_HAIR, _BODY, _SHOULDERS = 0.5, 8.0, 1.3
+_HAIR, _BODY, _SHOULDERS = 0.6, 8.0, 1.3
 
 
 def persons(faces: Sequence[tuple[Box, float]], shape: tuple[int, int], finder: str) -> tuple[Found, ...]:
