@@ -1,4 +1,4 @@
-"""Which weights a paid service may run: one table, in the manifest, docs/which-model.md, `models list` and a worker's answer."""
+"""Which weights a paid service may run: one table, in the manifest, the page, `models list` and a worker's answer."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     python tests/support/doc_runs.py [PAGE ...]
 
-All blocks of a page run in one folder, in their order; those with a mark (doc_blocks.py) are left out. Prints a line for
-each, with its seconds, and exits with 1 if one failed.
+All blocks of a page run in one folder, in their order; those with a mark (doc_blocks.py) are left out. Prints a line
+for each, with its seconds, and exits with 1 if one failed.
 """
 
 from __future__ import annotations
