@@ -23,6 +23,7 @@ import yaml
 from doc_blocks import LANGUAGES, ROOT, Block, blocks, commands, console, is_ours, words
 from PIL import Image
 
+from engine.assembly.compose import compose
 from engine.cli.main import main
 from engine.serving.jobs.job import parse_job
 
@@ -70,8 +71,8 @@ def first_of(rest: list[str]) -> list[str]:
     return [re.sub(r"^([\w./]+=[^,\[{]*),.*", r"\1", word) for word in kept if not word.startswith("experiment=")]
 
 
-def check(every: list[str]) -> None:
-    """Plan, check or parse a command line of ours, whichever needs no video."""
+def check(every: list[str], *, planned: bool) -> None:
+    """Plan, check or parse a command line of ours, whichever needs no video; if it is `planned`, compose its config."""
     name, rest = every[0], every[1:]
     if name.startswith("-") or "--help" in rest:
         assert run(every)[0] == 0
@@ -84,7 +85,9 @@ def check(every: list[str]) -> None:
     if "-m" in rest:
         rest = first_of(rest)
     settings = [word for word in rest if re.match(r"[\w./@]+=", word)]
-    if name in ("generate", "plan"):
+    if name == "generate" and planned:
+        compose(settings)
+    elif name in ("generate", "plan"):
         status, told = run(["plan", *rest])
         assert status == 0, told
     elif name == "batch":
@@ -94,9 +97,7 @@ def check(every: list[str]) -> None:
         status, told = run(every)
         assert status == 0, told
     elif name in ("doctor", "rehearse", "runpod"):
-        entrypoint = ["entrypoint=runpod"] if name == "runpod" else []
-        status, told = run(["config", *entrypoint, *settings])
-        assert status == 0, told
+        compose([*(["entrypoint=runpod"] if name == "runpod" else []), *settings])
 
 
 @pytest.mark.parametrize("block", [pytest.param(one, id=one.name) for one in BLOCKS])
@@ -122,7 +123,7 @@ def test_commands_can_be_typed(block: Block, folder: Path, monkeypatch: pytest.M
         with monkeypatch.context() as environment:
             for name, value in variables.items():
                 environment.setenv(name, value)
-            check(every[1:])
+            check(every[1:], planned=block.mark == "planned")
 
 
 @pytest.mark.parametrize("block", of("console"))

@@ -3,7 +3,7 @@
 A mark is an HTML comment above the block, which readers do not see:
 
     <!-- not run: REASON -->            nothing here can run it
-    <!-- planned: REASON -->            its commands are planned or parsed only, never run
+    <!-- planned: REASON -->            the config of its commands is composed, and no more
     <!-- run by: tests/FILE.py -->      another test runs it
     <!-- file: examples/FILE -->        it is that file's text
 """
