@@ -69,6 +69,15 @@ def test_the_readme_fits_and_moves() -> None:
     assert moving.stat().st_size < 2 * 2**20
 
 
+def test_the_readme_and_the_site_say_alike_what_has_run_where() -> None:
+    tables = [
+        (ROOT / page).read_text("utf-8").partition("## What has run where\n\n")[2].partition("\n\n")[0]
+        for page in ("README.md", "docs/measured.md")
+    ]
+    assert tables[0].startswith("| ")
+    assert tables[0] == tables[1]
+
+
 def test_the_page_of_commands_is_what_help_prints() -> None:
     told = "run: python -m engine.cli.commands_page > docs/commands.md"
     assert document() == (DOCS / "commands.md").read_text("utf-8"), told
