@@ -64,7 +64,7 @@ def main() -> None:
     for finder in ("drawn", *(("faces",) if installed() else ())):
         misses = {}
         for name, people in PHOTOGRAPHS.items():
-            picture = _photograph(name)
+            picture = photograph(name)
             found = find_people(picture, finder)
             if len(found) != (people if finder == "faces" else 0):
                 misses[name] = len(found)
@@ -83,7 +83,8 @@ def main() -> None:
         sheet.save(arguments.sheet)
 
 
-def _photograph(name: str) -> npt.NDArray[np.uint8]:
+def photograph(name: str) -> npt.NDArray[np.uint8]:
+    """Return a picture of scikit-image's as uint8 RGB."""
     pixels = np.asarray(getattr(skimage.data, name)())
     return np.asarray(Image.fromarray(pixels).convert("RGB"))
 

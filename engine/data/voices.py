@@ -18,6 +18,10 @@ class Region:
     #: Name of the finder that decided `box`; empty: nobody but the request.
     found: str = ""
 
+    def __post_init__(self) -> None:
+        """Take a `Path` as its text. Raises TypeError for what is no address."""
+        object.__setattr__(self, "mask", address_of("mask", self.mask))
+
 
 @dataclass(frozen=True)
 class Found:
@@ -31,10 +35,6 @@ class Found:
     score: float
     #: The finder's name: "faces" or "drawn".
     finder: str
-
-    def __post_init__(self) -> None:
-        """Take a `Path` as its text. Raises TypeError for what is no address."""
-        object.__setattr__(self, "mask", address_of("mask", self.mask))
 
 
 def address_of(name: str, value: Any) -> Any:

@@ -27,10 +27,10 @@ SMALLEST, LARGEST, RATIO = 0.09, 0.62, 1.1
 NEAR = 1.1
 
 
-def cells_of(grey: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def cells_of(grey: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Return histograms of gradient directions, (rows, columns, BINS) of CELL pixels, each scaled by its surroundings.
 
-    `grey` is float32 (height, width) in 0 .. 1.
+    `grey` is a float array (height, width) in 0 .. 1.
     """
     down, across = np.gradient(gaussian_filter(grey, 0.6))
     strength = np.hypot(down, across)

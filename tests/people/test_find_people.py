@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import skimage.data
 from PIL import Image
 
 import engine
 from engine.errors import RequestError
 from engine.people import faces, find_people
 from engine.people.found import persons
+from scripts.find_people import photograph
 from scripts.train_people.__main__ import scene_of
 
 EXAMPLES = Path(engine.__file__).parent / "examples"
@@ -36,7 +36,7 @@ def test_the_people_of_held_out_drawings_are_found_from_left_to_right() -> None:
 
 def test_nobody_is_found_where_nobody_is() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
-    for picture in (np.full((96, 160, 3), 128, np.uint8), noise, skimage.data.coffee()):
+    for picture in (np.full((96, 160, 3), 128, np.uint8), noise, photograph("coffee")):
         assert find_people(picture, "drawn") == ()
 
 
@@ -72,10 +72,10 @@ def test_finding_people_imports_no_torch() -> None:
 
 @photographs
 def test_the_face_of_the_astronaut_is_found_and_no_face_in_other_photographs() -> None:
-    [found] = find_people(skimage.data.astronaut())
+    [found] = find_people(photograph("astronaut"))
     assert found.finder == "faces"
     # The face's middle in that picture, (225, 110) of 512.
     assert found.face[0] < 225 / 512 < found.face[2]
     assert found.face[1] < 110 / 512 < found.face[3]
     assert found.box[3] == 1
-    assert find_people(skimage.data.coffee(), "faces") == ()
+    assert find_people(photograph("coffee"), "faces") == ()
