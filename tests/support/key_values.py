@@ -28,7 +28,6 @@ FREE = {
     "launcher": "all make the same video",
     "live": "what is published meanwhile is the same",
     "request": "flags; the request itself is in the name",
-    "regions": "the request has the boxes of found people",
     "resume": "where states are kept; windows that are made again are in the name by another way",
     "model.name": "the preset, which the provenance has",
     "model.folder": "the name has a hash of the weights",
