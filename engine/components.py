@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 from engine.data import Artifact, Delivery, Kept, Plan, Progress, Request, Resumed, Store, Weights
 from engine.data.attention import AttentionChoice, AttentionSite
 from engine.data.cancel import CancelToken as CancelToken  # re-exported
+from engine.data.dialogue import Diariser as Diariser  # re-exported, like the names below
+from engine.data.dialogue import Samples as Samples
+from engine.data.dialogue import Speech as Speech
+from engine.data.dialogue import VoiceFilter as VoiceFilter
 from engine.data.live import LiveFolder as LiveFolder  # re-exported
 from engine.data.stored import Stored as Stored  # re-exported
 

@@ -24,6 +24,7 @@ from engine.assembly.provenance import versions
 from engine.assembly.sampling import build_sampling
 from engine.assembly.settings import check_parallel
 from engine.assembly.sinks import resume, sink_for_request
+from engine.assembly.voices import voiced
 from engine.cancel import acquire, apart, check
 from engine.components import CancelToken, ProgressCallback
 from engine.config import Config
@@ -101,6 +102,7 @@ class EngineService:
         """See `components.Service`."""
         config, weights = self._config(request), WeightsFinder(self._registry)
         with scratch() as folder:
+            request = voiced(request, config, self._registry, self.access, folder, cancel=cancel)
             media, plan = self._plan(request, config, weights, folder, cancel)
             return apart(lambda: self._complete(plan, request, media, config, weights, cancel), cancel, "plan")
 
@@ -109,7 +111,9 @@ class EngineService:
         from engine.stages.preview import draw_preview
 
         with scratch() as folder:
-            media, plan = self._plan(request, self._config(request), WeightsFinder(self._registry), folder)
+            config = self._config(request)
+            request = voiced(request, config, self._registry, self.access, folder)
+            media, plan = self._plan(request, config, WeightsFinder(self._registry), folder)
             draw_preview(media, request, plan, path)
             return plan
 

@@ -10,6 +10,7 @@ import pluggy
 if TYPE_CHECKING:
     from engine.components import (
         AttentionBackend,
+        Diariser,
         Entrypoint,
         Guidance,
         Launcher,
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
         Reader,
         Sampler,
         Sink,
+        Speech,
         StepCache,
+        VoiceFilter,
     )
     from engine.data import Access, Delivery, Frames, Progress, Request, Window
     from engine.family import Family
@@ -66,6 +69,21 @@ def register_guidance(register: Register[Guidance]) -> None:
 @hookspec
 def register_caches(register: Register[StepCache]) -> None:
     """Offer step caches."""
+
+
+@hookspec
+def register_speech(register: Register[Speech]) -> None:
+    """Offer speech: how the lines of a script are spoken (docs/dialogue.md)."""
+
+
+@hookspec
+def register_diarisers(register: Register[Diariser]) -> None:
+    """Offer diarisers: who speaks when in a recording of several people (docs/voices.md)."""
+
+
+@hookspec
+def register_vocals(register: Register[VoiceFilter]) -> None:
+    """Offer voice filters: what the network hears of a voice with music or noise (docs/voices.md)."""
 
 
 @hookspec
