@@ -14,6 +14,7 @@ from engine.serving.jobs.timeline import read_timeline
 if TYPE_CHECKING:
     from engine.pipeline import Engine
     from engine.service import EngineService
+    from engine.talker import Talker, TalkingVideo
 
 __all__ = [
     "SILENCE",
@@ -28,6 +29,8 @@ __all__ = [
     "Region",
     "Request",
     "Speaker",
+    "Talker",
+    "TalkingVideo",
     "hookimpl",
     "read_script",
     "read_speakers",
@@ -45,4 +48,8 @@ def __getattr__(name: str) -> Any:
         from engine.service import EngineService
 
         return EngineService
+    if name in ("Talker", "TalkingVideo"):
+        import engine.talker
+
+        return getattr(engine.talker, name)
     raise AttributeError(f"module 'engine' has no attribute {name!r}")

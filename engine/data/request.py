@@ -11,7 +11,7 @@ from engine.data.budget import Budget
 from engine.data.dialogue import Made
 from engine.data.dub import SourceVideo
 from engine.data.timeline import Cue, Loudness
-from engine.data.voices import Cut, Speaker
+from engine.data.voices import Cut, Speaker, address_of
 
 AudioType = Literal["para", "add"]
 Timing = Literal["direct", "native"]
@@ -80,6 +80,11 @@ class Request:
     keep_voices: str = ""
     #: What the engine made of the script or the recording, besides `speakers`.
     made: Made | None = None
+
+    def __post_init__(self) -> None:
+        """Take a `Path` as its text. Raises TypeError for what is no address."""
+        for name in ("image", "video"):
+            object.__setattr__(self, name, address_of(name, getattr(self, name)))
 
 
 @dataclass(frozen=True)
