@@ -95,7 +95,7 @@ def test_each_bundled_file_has_one_entry_point_and_each_entry_point_a_file() -> 
 def test_entry_points_are_named_after_their_file() -> None:
     for name, value in bundled().items():
         kind, file = value.split(".")[1:]
-        kind = {"addresses": "address", "families": "family"}.get(kind, kind.removesuffix("s"))
+        kind = {"addresses": "address", "families": "family", "vocals": "vocals"}.get(kind, kind.removesuffix("s"))
         assert name == f"multitalk-{kind}-{file.replace('_', '-')}"
 
 
