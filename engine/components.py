@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-from engine.data import Artifact, Delivery, Found, Kept, Plan, Progress, Request, Resumed, Store, Weights
+from engine.data import Artifact, Delivery, Kept, Plan, Progress, Request, Resumed, Store, Weights
 from engine.data.attention import AttentionChoice, AttentionSite
 from engine.data.cancel import CancelToken as CancelToken  # re-exported
+from engine.data.dialogue import Diariser as Diariser  # re-exported, like the names below
+from engine.data.dialogue import Samples as Samples
+from engine.data.dialogue import Speech as Speech
+from engine.data.dialogue import VoiceFilter as VoiceFilter
 from engine.data.live import LiveFolder as LiveFolder  # re-exported
 from engine.data.stored import Stored as Stored  # re-exported
+from engine.data.voices import RegionFinder as RegionFinder  # re-exported
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -235,17 +240,6 @@ class SharedCache(StepCache, Protocol):
 
         Each decision to skip blocks must go through `agree`: if one process skips alone, the others wait forever.
         Raises ConfigError if the cache cannot work there.
-        """
-        ...
-
-
-class RegionFinder(Protocol):
-    """Decides the regions of speakers whose region is automatic; created without torch."""
-
-    def find(self, picture: Any) -> tuple[Found, ...] | None:
-        """Return the people in uint8 RGB (height, width, 3) from left to right, or None for equal parts.
-
-        The same picture must give the same people. Raises MissingExtra if a package is not installed.
         """
         ...
 

@@ -24,6 +24,7 @@ from engine.assembly.provenance import versions
 from engine.assembly.sampling import build_sampling
 from engine.assembly.settings import check_parallel
 from engine.assembly.sinks import resume, sink_for_request
+from engine.assembly.voices import voiced
 from engine.cancel import acquire, apart, check
 from engine.components import CancelToken, ProgressCallback
 from engine.config import Config
@@ -101,6 +102,7 @@ class EngineService:
         """See `components.Service`."""
         config, weights = self._config(request), WeightsFinder(self._registry)
         with scratch() as folder:
+            request = voiced(request, config, self._registry, self.access, folder, cancel=cancel)
             request, media, plan = self._plan(request, config, weights, folder, cancel)
             return apart(lambda: self._complete(plan, request, media, config, weights, cancel), cancel, "plan")
 
@@ -110,8 +112,10 @@ class EngineService:
         from engine.stages.preview import draw_found, draw_preview
 
         with scratch() as folder:
+            config = self._config(request)
+            request = voiced(request, config, self._registry, self.access, folder)
             try:
-                request, media, plan = self._plan(request, self._config(request), WeightsFinder(self._registry), folder)
+                request, media, plan = self._plan(request, config, WeightsFinder(self._registry), folder)
             except TooFewPeople as error:
                 draw_found(error.media, error.people, path)
                 raise

@@ -10,6 +10,10 @@ from engine.data.attention import AttentionChoice as AttentionChoice
 from engine.data.attention import AttentionSite as AttentionSite
 from engine.data.attention import TokenGrid as TokenGrid
 from engine.data.budget import Budget as Budget
+from engine.data.dialogue import Dialogue as Dialogue
+from engine.data.dialogue import Made as Made
+from engine.data.dialogue import Turn as Turn
+from engine.data.dialogue import Voice as Voice
 from engine.data.dub import DubPlan as DubPlan
 from engine.data.dub import Held as Held
 from engine.data.dub import SourceVideo as SourceVideo

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,17 @@ def address_of(name: str, value: Any) -> Any:
         f"{name}: a path or an address is needed, this is {type(value).__name__}; engine.Talker takes pictures and "
         "sounds in memory"
     )
+
+
+class RegionFinder(Protocol):
+    """Decides the regions of speakers whose region is automatic; created without torch."""
+
+    def find(self, picture: Any) -> tuple[Found, ...] | None:
+        """Return the people in uint8 RGB (height, width, 3) from left to right, or None for equal parts.
+
+        The same picture must give the same people. Raises MissingExtra if a package is not installed.
+        """
+        ...
 
 
 @dataclass(frozen=True)
