@@ -61,18 +61,20 @@ def main() -> None:
             wrong.append({"seed": seed, "people": len(heads), "found": [one.box for one in found]})
         shown.append(_framed(picture, found))
     report: dict[str, Any] = {"drawn": {"all_found_and_no_one_else": right, "of": arguments.scenes, "wrong": wrong}}
-    for finder in ("drawn", *(("faces",) if installed() else ())):
+    for finder in ("drawn", *(("faces", "people") if installed() else ())):
         misses = {}
         for name, people in PHOTOGRAPHS.items():
             picture = photograph(name)
             found = find_people(picture, finder)
-            if len(found) != (people if finder == "faces" else 0):
+            if len(found) != (0 if finder == "drawn" else people):
                 misses[name] = len(found)
-            if finder == "faces":
+            if finder != "drawn":
                 shown.append(_framed(picture, found))
         report[f"photographs by {finder}"] = {"of": len(PHOTOGRAPHS), "wrong": misses}
     for path in sorted(arguments.pictures.glob("*.jpg")) if arguments.pictures else ():
         found = find_people(path)
+        if installed():
+            found = (*found, *find_people(path, "people"))
         report[path.name] = [{"box": one.box, "score": one.score, "finder": one.finder} for one in found]
         shown.append(_framed(np.asarray(Image.open(path).convert("RGB")), found))
     print(json.dumps(report, indent=1))

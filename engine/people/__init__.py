@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from engine.people.found import Picture
 
 #: Names for `find_people`.
-FINDERS = ("auto", "faces", "drawn")
+FINDERS = ("auto", "faces", "people", "drawn")
 
 
 def find_people(picture: Any, finder: str = "auto") -> tuple[Found, ...]:
     """Return the people in a picture from left to right, with their boxes as fractions of the upright picture.
 
     `picture` is a path, a PIL picture or an array, uint8 RGB (height, width, 3). `finder` is "faces" (photographs; the
-    extra `people`), "drawn" (drawn people, as the embedded model knows them) or "auto": drawn people, and if there are
-    none, faces if the extra is installed. Raises RequestError for a picture that cannot be read and for an unknown
-    finder, MissingExtra for "faces" without the extra.
+    extra `people`), "people" (the same, with boxes as wide as the outlines of the bodies), "drawn" (drawn people, as
+    the embedded model knows them) or "auto": drawn people, and if there are none, faces if the extra is installed.
+    Raises RequestError for a picture that cannot be read and for an unknown finder, MissingExtra for "faces" and
+    "people" without the extra.
     """
     from engine.people import faces
 
@@ -38,8 +39,12 @@ def find_people(picture: Any, finder: str = "auto") -> tuple[Found, ...]:
     found: tuple[Found, ...] = ()
     if finder in ("auto", "drawn"):
         found = find_drawn(pixels)
-    if finder == "faces" or (finder == "auto" and not found and faces.installed()):
+    if finder in ("faces", "people") or (finder == "auto" and not found and faces.installed()):
         found = faces.find_faces(pixels)
+    if finder == "people":
+        from engine.people.outlines import outlined
+
+        found = outlined(pixels, found)
     return found
 
 

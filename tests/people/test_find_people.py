@@ -79,3 +79,16 @@ def test_the_face_of_the_astronaut_is_found_and_no_face_in_other_photographs() -
     assert found.face[1] < 110 / 512 < found.face[3]
     assert found.box[3] == 1
     assert find_people(photograph("coffee"), "faces") == ()
+
+
+@photographs
+def test_the_outline_of_the_astronaut_has_both_shoulders_and_not_the_rocket_behind() -> None:
+    [found] = find_people(photograph("astronaut"), "people")
+    [face] = find_people(photograph("astronaut"), "faces")
+    assert (found.finder, found.face) == ("people", face.face)
+    # In that picture the shoulders reach from 0.08 to 0.7, and the rocket begins at 0.7.
+    assert 0.0 <= found.box[0] < 0.15
+    assert 0.6 < found.box[2] < 0.8
+    assert found.box[3] == 1
+    assert find_people(photograph("astronaut"), "people") == (found,)
+    assert find_people(photograph("coffee"), "people") == ()
