@@ -126,7 +126,7 @@ class RequestConfig:
     voices: str | None = _request_field(
         None, "one recording of several people; replaces --audio and --speakers (see docs/voices.md)", "FILE"
     )
-    people: int = _request_field(2, "number of people in --voices, from left to right (2)", "N", within(1, 8))
+    people: int = _request_field(2, "number of people in --voices, from left to right (2)", "N")
     keep_voices: str | None = _request_field(None, "keep the voices that are made of --script or --voices", "FOLDER")
     prompt: str | None = _request_field(None, "what the video shows", "TEXT")
     prompts: str | None = _request_field(

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
+
+#: This file.
+PROGRAM = Path(__file__)
 
 #: Constants of speak_lib.h: AUDIO_OUTPUT_SYNCHRONOUS, espeakINITIALIZE_DONT_EXIT, espeakRATE, POS_CHARACTER and
 #: espeakCHARS_UTF8.

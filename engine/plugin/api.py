@@ -116,7 +116,7 @@ API = (
     Public("engine.components", "Speech Samples", "speech", "protocol, and float32 samples"),
     Public("engine.config", "SpeechConfig", "speech", "base class of the config: the usual pause"),
     Public("engine.data", "Voice", "speech", "how a person of a script sounds"),
-    Public("engine.machine", "espeak_library", "speech", "a program that speaks with eSpeak NG's library"),
+    Public("engine.machine.espeak_library", "PROGRAM", "speech", "a program that speaks with eSpeak NG's library"),
     Public("engine.components", "Diariser Samples", "diariser", "protocol, and float32 samples"),
     Public("engine.config", "DiariserConfig", "diariser", "base class of the config"),
     Public("engine.data", "Turn", "diariser", "a section in which one person speaks"),

@@ -18,7 +18,7 @@ from engine.components import CancelToken, Samples, Speech
 from engine.config import SpeechConfig, within
 from engine.data import Voice
 from engine.errors import ConfigError, RequestError
-from engine.machine import espeak_library
+from engine.machine.espeak_library import PROGRAM
 from engine.plugin.register import Register
 
 #: Variants of a language's voice, one for each person.
@@ -74,7 +74,7 @@ class Espeak:
         words = str(min(450, max(80, round(self._words * voice.speed))))
         full = f"{language}+{name}"
         if _packaged():
-            code, out = _run([sys.executable, "-I", str(Path(espeak_library.__file__)), full, words], text, cancel)
+            code, out = _run([sys.executable, "-I", str(PROGRAM), full, words], text, cancel)
             head, _, data = out.partition(b"\n")
             rate = int(head) if code == 0 else 0
         else:
