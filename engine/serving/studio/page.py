@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -17,12 +18,11 @@ from engine.client import ClientError
 from engine.errors import EngineError
 from engine.redaction import scrub
 from engine.serving.studio.examples import EXAMPLES
-from engine.serving.studio.form import FILE, MOST_PEOPLE, SILENT, FieldError, Form, Person
+from engine.serving.studio.form import FILE, MOST_PEOPLE, SILENT, FieldError, Form, Person, read_form
 from engine.serving.studio.people import editor_people, equal_boxes, named_boxes, people_of
 from engine.serving.studio.plan_table import plan_html
 from engine.serving.studio.recipe import form_of
 from engine.serving.studio.studio import Studio
-from engine.serving.studio.form import read_form
 
 _PEOPLE = range(1, MOST_PEOPLE + 1)
 #: Fields with a place for an error beside them.
@@ -40,7 +40,17 @@ def build(studio: Studio, read_recipe: Callable[[Path], Mapping[str, Any]]) -> t
     return _Page(studio, read_recipe).blocks, {"theme": _theme(), "css": _read("studio.css"), "head": _HEAD}
 
 
-_HEAD = '<meta name="color-scheme" content="light dark">'
+#: Gradio names some buttons by other words than those that are seen, which voice control needs.
+_HEAD = """<meta name="color-scheme" content="light dark"><script>
+const name = () => {
+  document.querySelectorAll("button.upload-container[aria-label]").forEach((one) => one.removeAttribute("aria-label"));
+  document.querySelectorAll("button.playback[aria-label]").forEach((one) => {
+    const text = one.textContent.trim();
+    if (text && !one.ariaLabel.startsWith(text)) one.ariaLabel = `${text}: ${one.ariaLabel}`;
+  });
+};
+new MutationObserver(name).observe(document, { childList: true, subtree: true, characterData: true });
+</script>"""
 
 
 class _Page:
@@ -290,7 +300,7 @@ class _Page:
         if not form.picture or not form.media().keys() - {"picture"}:
             return f"<p class=note>{_NO_PLAN}</p>"
         if not form.prompt.strip():
-            form = Form(**{**form.__dict__, "prompt": "."})
+            form = replace(form, prompt=".")
         try:
             plan = self._studio.plan(form)
         except FieldError as error:

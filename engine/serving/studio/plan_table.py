@@ -45,11 +45,11 @@ def _cards(estimates: Mapping[str, Any]) -> str:
         return ""
     rows = "".join(
         f"<tr><th scope=row>{escape(card['card'])}</th><td>{duration(card['seconds'])}</td>"
-        f"<td>${card['cost']:.2f}</td></tr>"
+        f"<td>{_price(card['cost'])}</td></tr>"
         for card in cards[:_CARDS]
     )
     best = cards[0]
-    summary = f"On a rented card: from ${best['cost']:.2f} ({escape(best['card'])}, {duration(best['seconds'])})"
+    summary = f"On a rented card: from {_price(best['cost'])} ({escape(best['card'])}, {duration(best['seconds'])})"
     head = "<tr><th scope=col>Card</th><th scope=col>Time</th><th scope=col>Price</th></tr>"
     note = f"<p class=note>Predicted, with loaded weights. {escape(str(estimates.get('prices') or ''))}</p>"
     return f"<details><summary>{summary}</summary><table class=plan>{head}{rows}</table>{note}</details>"
@@ -57,3 +57,7 @@ def _cards(estimates: Mapping[str, Any]) -> str:
 
 def _count(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _price(cost: float) -> str:
+    return f"${cost:.2f}" if cost >= 0.01 else "under $0.01"
