@@ -67,7 +67,6 @@ async function watchLive(id) {
   const bytes = async (name) => new Uint8Array(await (await fetched(name)).arrayBuffer());
   const source = new MediaSource();
   if (blob) URL.revokeObjectURL(blob);
-  video.muted = false;
   video.src = blob = URL.createObjectURL(source);
   await once(source, "sourceopen");
   let buffer = null, known = 0;
@@ -202,6 +201,10 @@ function clear() {
 async function open(id) {
   current = id;
   clear();
+  find(".job").hidden = false;
+  find("#job-state").textContent = "Looking";
+  for (const query of [".detail", ".job > .error"]) find(query).textContent = "";
+  find(".warnings").replaceChildren();
   const url = new URL(location);
   url.searchParams.set("job", id);
   window.history.replaceState(null, "", url);
@@ -268,7 +271,7 @@ find(".settings").addEventListener("click", () => { props.value = { job: started
 function update() {
   if (!element.contains(host)) element.querySelector(".videos").append(host);
   const job = (props.value || {}).job || "";
-  if (job && job !== started) { started = job; open(job); find(".job").focus(); }
+  if (job && job !== started) { started = job; open(job); find(".job").focus(); find(".job").scrollIntoView({ block: "nearest" }); }
 }
 watch("value", update);
 update();

@@ -29,7 +29,7 @@ AXE_JS = os.environ.get("AXE_JS", "")
 PICTURES = os.environ.get("STUDIO_PICTURES", "")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 READY = "document.querySelector('#make') && document.querySelector('.history') && document.querySelector('#boxes li')"
-DONE = "document.querySelector('#job-state').innerText === 'Done'"
+DONE = "document.querySelector('#job-state')?.innerText === 'Done'"
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +79,13 @@ async def set_length(tab: Browser, seconds: str) -> None:
     )
 
 
-async def picture(tab: Browser, name: str, width: int, height: int) -> None:
+async def picture(tab: Browser, name: str, width: int, height: int, top: str) -> None:
     if not PICTURES:
         return
     mobile = width < 600
     await tab.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
     await asyncio.sleep(0.5)
+    await tab.run(f"document.querySelector('{top}').scrollIntoView()")
     taken = await tab.call("Page.captureScreenshot")
     (Path(PICTURES) / f"{name}.png").write_bytes(base64.b64decode(taken["data"]))
 
@@ -118,10 +119,8 @@ async def make(tab: Browser) -> dict[str, Any]:
     video = "document.querySelector('#videos video')"
     await tab.until(f"{video}.buffered.length && {video}.buffered.end(0) > 1")
     told["state"] = await tab.run("document.querySelector('#job-state').innerText")
-    await picture(tab, "studio", 1280, 1100)
-    if PICTURES:
-        await tab.run("document.querySelector('#videos').scrollIntoView()")
-    await picture(tab, "studio-phone", 390, 844)
+    await picture(tab, "studio", 1280, 1000, "#heading")
+    await picture(tab, "studio-phone", 390, 844, "#videos")
     await tab.until(DONE)
     told["detail"] = await tab.run("document.querySelector('#videos .detail').innerText")
     await tab.until(f"{video}.readyState > 1")
