@@ -64,7 +64,7 @@ class LocalBackend:
 
     def __init__(self, service: Service, terms: Terms, *, overrides: Sequence[str]) -> None:
         """`service` reads media of the history and writes videos to a disk; no weights are loaded yet."""
-        self.overrides = tuple(overrides)
+        self.overrides: Sequence[str] = tuple(overrides)
         self._terms = terms
         self._warm_engine = WarmEngine(service)
         self._planner = Handler(self._warm_engine, self._terms)
@@ -174,7 +174,7 @@ class RemoteBackend:
 
     def __init__(self, base_url: str, endpoint_id: str, api_key: str | None) -> None:
         """No call is made yet."""
-        self.endpoint = f"{base_url.rstrip('/')}/{endpoint_id}"
+        self.endpoint: str | None = f"{base_url.rstrip('/')}/{endpoint_id}"
         self._client = Client(endpoint_id, api_key=api_key, base_url=base_url, tries=2)
         self._known: Mapping[str, Any] | None = None
 
@@ -222,4 +222,3 @@ class RemoteBackend:
     def close(self) -> None:
         """See `Backend`. Jobs at the worker continue."""
         self._client.close()
-

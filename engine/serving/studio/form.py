@@ -118,17 +118,17 @@ def read_form(values: Mapping[str, Any], media: Mapping[str, str] | None = None)
         Person(
             name=_text(entry.get("name"))[:40],
             box=read_box(entry.get("box")),
-            voice=voice if (voice := entry.get("voice")) in (SILENT, FILE) or _channel(voice) else FILE,
+            voice=_voice(entry.get("voice")),
             audio=media.get(f"voice{number}"),
         )
         for number, entry in enumerate(entries[:MOST_PEOPLE], 1)
     )
-    numbers = {
+    numbers: dict[str, Any] = {
         name: float(value)
         for name in ("seconds", "fps", "steps", "guidance", "audio_guidance", "seed")
         if isinstance(value := values.get(name), int | float) and not isinstance(value, bool) and math.isfinite(value)
     }
-    texts = {name: _text(values.get(name)) for name in ("prompt", "negative_prompt", "resolution")}
+    texts: dict[str, Any] = {name: _text(values.get(name)) for name in ("prompt", "negative_prompt", "resolution")}
     return Form(
         picture=media.get("picture"),
         people=people or (Person(audio=media.get("voice1")),),
@@ -249,6 +249,10 @@ def _seed(form: Form, drawn: int | None) -> int:
     if not float(form.seed).is_integer() or form.seed >= 2**53:
         raise FieldError("seed", "Seed: give a whole number below 9007199254740992, or leave it empty.")
     return int(form.seed)
+
+
+def _voice(value: Any) -> str:
+    return value if isinstance(value, str) and (value in (SILENT, FILE) or _channel(value)) else FILE
 
 
 def _channel(value: Any) -> int | None:

@@ -71,7 +71,9 @@ class Guard:
 
     def _knows(self, headers: MutableMapping[str, str]) -> bool:
         cookies = [part.strip().partition("=") for part in headers.get("cookie", "").split(";")]
-        return any(name == _COOKIE and hmac.compare_digest(value.encode(), self._cookie.encode()) for name, _, value in cookies)
+        return any(
+            name == _COOKIE and hmac.compare_digest(value.encode(), self._cookie.encode()) for name, _, value in cookies
+        )
 
     async def _ask(self, scope: Scope, headers: MutableMapping[str, str], receive: Receive, send: Send) -> None:
         """Ask for the key, and give a cookie to who knows it."""
@@ -94,7 +96,9 @@ class Guard:
             await _answer(send, 401, _LOGIN.format(error=wrong), kind="text/html")
             return
         cookie = f"{_COOKIE}={self._cookie}; HttpOnly; SameSite=Strict; Path=/".encode()
-        await send({"type": "http.response.start", "status": 303, "headers": [(b"location", b"/"), (b"set-cookie", cookie)]})
+        await send(
+            {"type": "http.response.start", "status": 303, "headers": [(b"location", b"/"), (b"set-cookie", cookie)]}
+        )
         await send({"type": "http.response.body", "body": b""})
 
     def _unhidden(self, scope: Scope) -> Scope:
@@ -130,7 +134,9 @@ class Guard:
         async def written(message: MutableMapping[str, Any]) -> None:
             nonlocal text
             if message["type"] == "http.response.start":
-                kinds = [value.decode("latin-1") for name, value in message["headers"] if name.lower() == b"content-type"]
+                kinds = [
+                    value.decode("latin-1") for name, value in message["headers"] if name.lower() == b"content-type"
+                ]
                 text = any(kind.startswith(_TEXTS) for kind in kinds)
                 headers = [(name, value.replace(self._folder, self._shown)) for name, value in message["headers"]]
                 message = {**message, "headers": [*headers, *_HEADERS]}

@@ -61,6 +61,7 @@ class _Page:
             self._trouble = ""
         except ClientError as error:
             self._known, self._trouble = {}, scrub(str(error))
+        self._resolutions = [str(one) for one in self._known.get("resolutions", ())]
         self._errors: dict[str, gr.HTML] = {}
         with gr.Blocks(title="MultiTalk studio", analytics_enabled=False) as self.blocks:
             self._layout()
@@ -111,28 +112,25 @@ class _Page:
             elem_id="recording", buttons=[],
         )  # fmt: skip
         self._error("recording")
-        self.kinds, self.channels, self.audios, self.groups = [], [], [], []
+        self.kinds: list[Any] = []
+        self.channels: list[Any] = []
+        self.audios: list[Any] = []
+        self.groups: list[Any] = []
+        channels = [("Left channel", "1"), ("Right channel", "2"), ("Channel 3", "3"), ("Channel 4", "4")]
+        speaks = [("Speaks", FILE), ("Silent", SILENT)]
         for number in _PEOPLE:
+            who = f"person {number}"
             with gr.Group(visible=number == 1, elem_classes="person") as group:
-                self.kinds.append(
-                    gr.Radio(
-                        [("Speaks", FILE), ("Silent", SILENT)], value=FILE, label=f"Person {number}",
-                        elem_id=f"kind{number}",
-                    )  # fmt: skip
-                )
-                self.channels.append(
-                    gr.Dropdown(
-                        [("Left channel", "1"), ("Right channel", "2"), ("Channel 3", "3"), ("Channel 4", "4")],
-                        value=str(number), label=f"Channel of person {number}", visible=False,
-                    )  # fmt: skip
-                )
-                self.audios.append(
-                    gr.Audio(
-                        label=f"Voice of person {number}", type="filepath", sources=["upload", "microphone"],
-                        elem_id=f"voice{number}", buttons=[],
-                    )  # fmt: skip
-                )
+                kind = gr.Radio(speaks, value=FILE, label=f"Person {number}", elem_id=f"kind{number}")
+                channel = gr.Dropdown(channels, value=str(number), label=f"Channel of {who}", visible=False)
+                audio = gr.Audio(
+                    label=f"Voice of {who}", type="filepath", sources=["upload", "microphone"],
+                    elem_id=f"voice{number}", buttons=[],
+                )  # fmt: skip
                 self._error(f"voice{number}")
+            self.kinds.append(kind)
+            self.channels.append(channel)
+            self.audios.append(audio)
             self.groups.append(group)
         self.order = gr.Radio(
             [("At the same time", "para"), ("One after the other", "add")], value="para",
@@ -152,7 +150,7 @@ class _Page:
                 label="Length in seconds", info="Empty: as long as the voices", value=None, minimum=0, elem_id="seconds"
             )
             self.resolution = gr.Dropdown(
-                [(f"{known.get('resolution', '')} (default)", ""), *((one, one) for one in known.get("resolutions", ()))],
+                [(f"{known.get('resolution', '')} (default)", ""), *((one, one) for one in self._resolutions)],
                 value="", label="Resolution", elem_id="resolution",
             )  # fmt: skip
         self._error("seconds")
@@ -174,9 +172,7 @@ class _Page:
             for name in ("steps", "guidance", "audio_guidance"):
                 self._error(name)
             with gr.Row():
-                self.fps = gr.Number(
-                    label="Frames per second", info=f"Empty: {rate:g}", value=None, elem_id="fps"
-                )
+                self.fps = gr.Number(label="Frames per second", info=f"Empty: {rate:g}", value=None, elem_id="fps")
                 self.seed = gr.Number(label="Seed", info="Empty: a new one each time", value=None, elem_id="seed")
             for name in ("fps", "seed"):
                 self._error(name)
@@ -251,7 +247,6 @@ class _Page:
     def _filled(self, form: Form) -> list[Any]:
         """Return an update for each output of `form` in `_events`."""
         people = [*form.people, *(Person() for _ in range(MOST_PEOPLE - len(form.people)))]
-        known = self._known.get("resolutions", ())
         return [
             gr.HTML(value=editor_people(form.people), src=_small(form.picture)),
             form.picture,
@@ -265,7 +260,7 @@ class _Page:
             form.negative_prompt,
             form.seconds,
             form.fps,
-            form.resolution if form.resolution in known else "",
+            form.resolution if form.resolution in self._resolutions else "",
             form.steps,
             form.guidance,
             form.audio_guidance,
@@ -275,8 +270,6 @@ class _Page:
 
     def _look(self, picture: str | None, boxes: Any) -> Any:
         """Show a new picture in the box editor; the people stay as many as before."""
-        if not picture:
-            return gr.HTML(src="")
         return gr.HTML(src=_small(picture))
 
     def _arrange(self, boxes: Any, together: bool, *kinds: str) -> list[Any]:

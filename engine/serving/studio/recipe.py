@@ -16,7 +16,8 @@ def form_of(provenance: Mapping[str, Any]) -> tuple[Form, list[str]]:
     request, sampler, guidance = (_mapping(provenance.get(name)) for name in ("request", "sampler", "guidance"))
     frames, fps = request.get("frames"), request.get("fps")
     native = _mapping(provenance.get("model_settings")).get("fps")
-    rate = fps if _number(fps) else native
+    rate = _number(fps) or _number(native)
+    count = _number(frames)
     speakers = request.get("speakers")
     people = [_mapping(one) for one in speakers] if isinstance(speakers, list) else []
     turbo = sampler.get("bundle") == "turbo"
@@ -24,7 +25,7 @@ def form_of(provenance: Mapping[str, Any]) -> tuple[Form, list[str]]:
         {
             "prompt": request.get("prompt"),
             "negative_prompt": request.get("negative_prompt"),
-            "seconds": frames / rate if _number(frames) and _number(rate) and rate > 0 else None,
+            "seconds": count / rate if count and rate else None,
             "fps": fps,
             "seed": request.get("seed"),
             "order": request.get("audio_type"),
@@ -53,5 +54,6 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _number(value: Any) -> float | None:
+    """Return a number above 0, or None."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None

@@ -67,7 +67,7 @@ class Studio:
         # A random seed is drawn here: with -1 an interrupted video could not continue.
         seed = secrets.randbelow(SEEDS)
         # Problems are found before files are copied.
-        self._input(form, lambda path, name: name, seed)
+        self._input(form, lambda _, name: name, seed)
         try:
             entry = self.history.add(form.settings(), form.media(), model=str(self._capability("model", "")))
             kept = read_form(form.settings(), self.history.files(entry))
@@ -134,7 +134,7 @@ class Studio:
         running = not entry.final
         state = status.state if running and status is not None and not status.final else entry.state
         progress = status.output if running and status is not None and isinstance(status.output, Mapping) else {}
-        live = progress.get("live") if isinstance(progress.get("live"), Mapping) else {}
+        live: Mapping[str, Any] = progress.get("live") or {}
         output = entry.output
         shown: dict[str, Any] = {
             "id": name,
@@ -276,9 +276,11 @@ def _detail(progress: Mapping[str, Any]) -> str:
     parts = [] if progress.get("percent") is None else [f"{progress['percent']} %"]
     if progress.get("stage"):
         parts.append(_STAGES.get(str(progress["stage"]), str(progress["stage"])))
-    for name in ("window", "step"):
-        if progress.get(name) and progress.get(f"{name}s"):
-            parts.append(f"{name} {progress[name]} of {progress[f'{name}s']}")
+    parts += [
+        f"{name} {progress[name]} of {progress[f'{name}s']}"
+        for name in ("window", "step")
+        if progress.get(name) and progress.get(f"{name}s")
+    ]
     if progress.get("seconds_left") is not None:
         parts.append(f"about {duration(float(progress['seconds_left']))} left")
     return ", ".join(parts)

@@ -39,7 +39,9 @@ async def fill(tab: Browser, *, seen: Path) -> dict[str, Any]:
     told["bad"] = await tab.run("Array.from(document.querySelectorAll('#figures .error'), (one) => one.innerText)")
     told["why"] = await tab.run("document.querySelector('#figures [title]:not([title=\"\"])').title")
     told["warnings"] = await tab.run("document.getElementById('warnings').innerText")
-    told["link"] = await tab.run("new URLSearchParams(location.search).get('job') === document.getElementById('id').innerText")
+    told["link"] = await tab.run(
+        "new URLSearchParams(location.search).get('job') === document.getElementById('id').innerText"
+    )
     told["curl"] = await tab.run("document.getElementById('curl').textContent")
     told["python"] = await tab.run("document.getElementById('python').textContent")
     # The address leads back to the job.

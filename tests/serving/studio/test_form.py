@@ -174,7 +174,7 @@ def test_boxes_are_people_from_left_to_right_and_equal_parts_are_the_engines_own
 SHOWN = {
     "reference_image": "a picture.png",
     "speakers": [{"audio": "it's.flac", "region": {"box": [0.0, 0.0, 0.5, 1.0]}}, {"silence": True}],
-    "prompt": "She says: true, \"it's\" $HOME `x` \\ done",
+    "prompt": 'She says: true, "it\'s" $HOME `x` \\ done',
     "num_frames": "auto",
     "turbo": True,
     "seed": 7,

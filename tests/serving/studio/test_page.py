@@ -223,7 +223,9 @@ def test_no_answer_has_a_path_of_this_machine(url: str, history: Path, path: str
 
 def test_an_upload_is_answered_without_the_path_and_bounded(url: str, history: Path) -> None:
     picture = (ROOT / "engine" / "examples" / "one.png").read_bytes()
-    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="one.png"\r\n\r\n' + picture + b"\r\n--x--\r\n"
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="one.png"\r\n\r\n' + picture + b"\r\n--x--\r\n"
+    )
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     request = urllib.request.Request(f"{url}/gradio_api/upload", body, headers)
     with urllib.request.urlopen(request, timeout=30) as answer:

@@ -1,4 +1,4 @@
-"""The studio without its page: the embedded engine in this process makes videos of forms, and the history keeps them."""
+"""The studio without its page: the embedded engine makes videos of forms, and the history keeps them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from engine.client import ClientError
 from engine.client.answers import Status
 from engine.errors import ConfigError
 from engine.serving.studio.backend import RemoteBackend
-from engine.serving.studio.form import FieldError, Form
 from engine.serving.studio.examples import EXAMPLES
+from engine.serving.studio.form import FieldError
 from engine.serving.studio.history import RUNNING, History
 from engine.serving.studio.plan_table import plan_html
 from engine.serving.studio.recipe import form_of
@@ -204,7 +204,7 @@ def test_a_studio_that_others_reach_needs_a_password_and_a_worker_an_address(
     assert error.value.field == field
     assert "\n" not in str(error.value)
     assert "secret" not in str(error.value)
-    Ui(UiConfig(host="0.0.0.0", password="x"))  # noqa: S104, S106
+    Ui(UiConfig(host="0.0.0.0", password="x"))
 
 
 def test_a_worker_elsewhere_makes_the_video(tmp_path: Path) -> None:
