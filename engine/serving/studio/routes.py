@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from engine.client import ClientError
 from engine.serving.studio.form import FieldError
 from engine.serving.studio.studio import Studio
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 _TYPES = {"m3u8": "application/vnd.apple.mpegurl", "mp4": "video/mp4", "m4s": "video/iso.segment"}
 #: Fields of an entry in the list of all.

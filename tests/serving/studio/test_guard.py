@@ -28,7 +28,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 
 def ask(
-    guard: App, path: str = "/", *, method: str = "GET", body: bytes = b"", **headers: str
+    guard: App, path: str = "/", *, method: str = "GET", body: bytes = b"", length: int | None = None, **headers: str
 ) -> tuple[int, str, dict[str, str]]:
     sent: list[Any] = []
 
@@ -38,7 +38,7 @@ def ask(
     async def receive() -> Any:
         return {"type": "http.request", "body": body}
 
-    given = {"host": "127.0.0.1:7860"} | headers
+    given = {"host": "127.0.0.1:7860"} | headers | ({} if length is None else {"content-length": str(length)})
     scope = {
         "type": "http",
         "method": method,
@@ -46,7 +46,11 @@ def ask(
         "query_string": b"",
         "headers": [(name.encode(), value.encode()) for name, value in given.items()],
     }
-    asyncio.run(guard(scope, receive, send))
+
+    async def answered() -> None:
+        await guard(scope, receive, send)
+
+    asyncio.run(answered())
     text = b"".join(message.get("body", b"") for message in sent).decode()
     got = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], text, got
@@ -95,9 +99,9 @@ def test_pages_of_other_sites_may_not_call() -> None:
 
 
 def test_bodies_are_bounded_by_what_they_are() -> None:
-    assert ask(guard(), "/gradio_api/upload", method="POST", **{"content-length": "20000"})[0] == 413
-    assert ask(guard(), "/gradio_api/upload", method="POST", **{"content-length": "900"})[0] == 200
-    assert ask(guard(), "/queue/join", method="POST", **{"content-length": str(MOST_JSON + 20_000)})[0] == 413
+    assert ask(guard(), "/gradio_api/upload", method="POST", length=20_000)[0] == 413
+    assert ask(guard(), "/gradio_api/upload", method="POST", length=900)[0] == 200
+    assert ask(guard(), "/queue/join", method="POST", length=MOST_JSON + 20_000)[0] == 413
     # Without a length the body is counted.
     assert ask(guard(), "/gradio_api/upload", method="POST", body=b"x" * 20_000)[1].endswith("gone")
 
