@@ -22,7 +22,7 @@ from engine.machine.profiles import free_on_host
 from engine.planning.estimate import estimate, multiplies
 from engine.planning.gpus import cards as known_cards
 from engine.planning.gpus import installed_cards
-from engine.planning.memory import Load
+from engine.planning.memory import WIDTHS, Load
 from engine.planning.operations import Multiplied
 from engine.planning.parameters import PARTS, Quant, Sizes, published_sizes, read_sizes
 from engine.plugin.manager import Registry
@@ -65,12 +65,13 @@ def _estimate(plan: Plan, config: Config, registry: Registry) -> Estimates:
     sizes, own = _sizes(config, plan.weights)
     cards = installed_cards()
     device = resolve_device(config.device, cuda=bool(cards))
+    dtype = resolve_dtype(config.dtype, device)
     load = make_load(
         config,
         registry,
         device=device,
-        dtype=resolve_dtype(config.dtype, device),
-        loras=lora_bytes(config, plan.weights),
+        dtype=dtype,
+        loras=lora_bytes(config, plan.weights, dtype),
         converted=not own,
         scaled=_is_scaled(config, plan.weights),
     )
@@ -222,8 +223,13 @@ def _is_adapted(config: Config) -> bool:
     return config.lora.mode == "runtime" and bool(bundle.loras or config.lora.extra)
 
 
-def lora_bytes(config: Config, weights: Path | None) -> int:
-    """Return the bytes of LoRAs that are kept separate from the weights, counting only existing files."""
+def lora_bytes(config: Config, weights: Path | None, dtype: str) -> int:
+    """Return the bytes of LoRAs that are kept separate from the weights, counting only existing files.
+
+    `dtype` is the network's.
+    """
     if weights is None or config.lora.mode == "merged":
         return 0
-    return sum((weights / name).stat().st_size for name in lora_files(config) if (weights / name).is_file())
+    files = [path for name in lora_files(config) if (path := weights / name).is_file()]
+    own = type(config.family).lora_bytes
+    return sum(path.stat().st_size if own is None else own(path, WIDTHS[dtype]) for path in files)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -44,12 +44,27 @@ class FamilyConfig(ComponentConfig):
     #: Looks at the header of a LoRA for the family's network: (file, shapes of the network's stored tensors) -> how
     #: they match (`engine.data.LoraFit`); None: as the engine does for Wan's (`engine.loading.lora_names`).
     look_at_lora: ClassVar[Callable[..., Any] | None] = None
+    #: Bytes of a LoRA's file in memory, beside the weights: (file, bytes of a value) -> bytes; None: those of the file.
+    lora_bytes: ClassVar[Callable[..., int] | None] = None
     #: Whether its models take a source video in place of the picture (`engine.family.DubbingModel`).
     dubs: ClassVar[bool] = False
 
-    def sizes(self) -> Any:
+    def sizes(self, blocks: int | None = None) -> Any:
         """Return the sizes of the family's network (`engine.planning.parameters.Sizes`) for plans; needs no torch.
 
-        None: they are read from the weights, or those of `model.architecture`, as for networks of MultiTalk's kind.
+        `blocks`: blocks of the network, for rehearsals; None: all. A result of None: the sizes are read from the
+        weights, or are those of `model.architecture`, as for networks of MultiTalk's kind.
+        """
+        return None
+
+    def published_files(
+        self, *, quant: str, adapter: str, loras: Sequence[str], blocks: int | None = None
+    ) -> Mapping[str, Any] | None:
+        """Return what rehearsals write in place of a model's files, by their paths in its folder.
+
+        A path that ends in ".safetensors" has {tensor: (dtype, shape)}, dtypes as that format names them; one in
+        ".json" has its value, and one in "/" is a tokenizer's folder, with None. `quant`, `adapter`: those of
+        `engine.data.Weights`; `loras`: files of LoRAs; `blocks`: see `sizes`. A result of None: the files are those of
+        MultiTalk's kind, or there are none to rehearse with.
         """
         return None

@@ -113,8 +113,9 @@ class ComponentFiles:
                 empty: nn.Module = checkpoint.build_empty(self.name, self.part, self._network)
             return empty
         try:
-            # Buffers are in no file, so they are computed here.
-            with BUILDING, init_empty_weights(include_buffers=False):
+            # Buffers are in no file, so they are computed here. The text encoder has none: without them its table of
+            # tokens, 4 GB, is not allocated before it is moved to the meta device.
+            with BUILDING, init_empty_weights(include_buffers=self.name == "text_encoder"):
                 return _BUILD[self.name](self.folder, self._network)
         except Exception as error:
             raise unusable_folder(self.folder, error) from error

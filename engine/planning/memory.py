@@ -227,12 +227,13 @@ def _temporaries(sizes: Sizes, load: Load, work: Work) -> dict[str, int]:
     # The previous window's tensors exist until this window replaces them; and the frames that it continues.
     before = persistent + costs.channels * latent if work.windows > 1 else 0
     pixels = 3 * work.height * work.width * 4 * (1 + (work.motion if work.windows > 1 else 0))
+    encoded = (costs.encoded_frames(work.section, work.frames), *size[1:])
     return {
         "text": max(
             activations.text_bytes(configs["text_encoder"], costs.text_len, value=value),
             _expanded_text(sizes, load),
         ),
-        "vae encode": activations.encode_bytes(vae, *size, device=device, tile=load.tile) + before + pixels,
+        "vae encode": activations.encode_bytes(vae, *encoded, device=device, tile=load.tile) + before + pixels,
         "image": costs.image_bytes(value=value) + (0 if load.continuation == "infinitetalk" else before + pixels),
         "denoise": _denoising(costs, load, work, value) + persistent,
         "vae decode": activations.decode_bytes(vae, *size, device=device, tile=load.tile, value=load.decoded)
@@ -301,6 +302,9 @@ def _loading(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> StageMemor
     for name in order:
         if name in through:
             moments.append(StageMemory("load", {**present, name: arriving[name]}, temporaries[name], "cpu"))
+        elif name == "transformer" and load.loras:
+            # The tensors of the LoRAs' files, in up to 32 bits, and those that are attached.
+            moments.append(StageMemory("load", present, BUFFER + load.loras * 5 // 2, "cpu"))
         if name in stays:
             present = {**present, name: weights[name]}
     if _waiting(load, weights) != weights:
@@ -333,13 +337,13 @@ def _resident(sizes: Sizes, load: Load, weights: Mapping[str, int], part: str) -
 def _denoising(costs: Costs, load: Load, work: Work, value: int) -> int:
     """Return the bytes of a forward and of the steps between forwards, without the conditions."""
     forward = costs.forward_bytes(
-        work.section, value=value, adapted=load.adapted, stream=WIDTHS[load.residual_dtype], device=load.device
+        work.section,
+        value=value,
+        adapted=load.adapted,
+        expanded=load.quant != "none" and load.multiplied is None,
+        stream=WIDTHS[load.residual_dtype],
+        device=load.device,
     )
-    if load.quant != "none" and load.multiplied is None:
-        # Quantised weights are expanded one layer at a time, while one of the two wide tensors of the feed-forward
-        # is in memory.
-        wide = costs.tokens(work.section) * costs.inner * value
-        forward += max(0, costs.largest_layer * value - wide)
     frames, rows, columns = work.latents
     # The network's input, the latents and the prediction of each branch.
     latent = (costs.beside + costs.channels * (2 + work.passes)) * frames * rows * columns * 4

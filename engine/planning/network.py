@@ -57,8 +57,13 @@ class Costs(Protocol):
         """Return the operations; see `engine.planning.operations.forward_work`."""
         ...
 
-    def forward_bytes(self, section: Section, *, value: int, adapted: bool, stream: int, device: str) -> int:
-        """Return the peak of temporary tensors, without conditions."""
+    def forward_bytes(
+        self, section: Section, *, value: int, adapted: bool, expanded: bool, stream: int, device: str
+    ) -> int:
+        """Return the peak of temporary tensors, without conditions.
+
+        `adapted`: LoRAs are attached. `expanded`: weights are quantised, and expanded one layer at a time.
+        """
         ...
 
     def conditions_bytes(self, section: Section, *, value: int, passes: int) -> int:
@@ -67,6 +72,10 @@ class Costs(Protocol):
 
     def cache_bytes(self, section: Section, cache: StepCache | None, *, value: int, passes: int) -> int:
         """Return the bytes that are kept from one forward to the next: by a step cache, or by the network itself."""
+        ...
+
+    def encoded_frames(self, section: Section, frames: int) -> int:
+        """Return how many pictures of a window of `frames` the autoencoder encodes."""
         ...
 
     def image_bytes(self, *, value: int) -> int:
@@ -120,8 +129,13 @@ class WanCosts:
             stream=stream,
         )
 
-    def forward_bytes(self, section: Section, *, value: int, adapted: bool, stream: int, device: str) -> int:
+    def forward_bytes(
+        self, section: Section, *, value: int, adapted: bool, expanded: bool, stream: int, device: str
+    ) -> int:
         """See `Costs`."""
+        # A layer is expanded while one of the two wide tensors of the feed-forward is in memory.
+        wide = self.tokens(section) * self.inner * value
+        layer = max(0, self.largest_layer * value - wide) if expanded else 0
         peak = activations.forward_bytes(
             self._config,
             section.latents,
@@ -131,7 +145,7 @@ class WanCosts:
             stream=stream,
             device=device,
         )
-        return peak - self.conditions_bytes(section, value=value, passes=1)
+        return peak + layer - self.conditions_bytes(section, value=value, passes=1)
 
     def conditions_bytes(self, section: Section, *, value: int, passes: int) -> int:
         """See `Costs`."""
@@ -142,6 +156,10 @@ class WanCosts:
     def cache_bytes(self, section: Section, cache: StepCache | None, *, value: int, passes: int) -> int:
         """See `Costs`."""
         return activations.cache_bytes(self._config, section.latents, cache=cache, passes=passes)
+
+    def encoded_frames(self, section: Section, frames: int) -> int:
+        """Return all: the picture, and grey pictures for the others."""
+        return frames
 
     def image_bytes(self, *, value: int) -> int:
         """See `Costs`."""

@@ -72,6 +72,21 @@ def write_published(
         write_sparse(root / name, _lora(wan, layers))
 
 
+def write_described(root: Path, described: Mapping[str, Any]) -> None:
+    """Write below `root` the files that a family describes (`engine.config.FamilyConfig.published_files`)."""
+    from engine.loading.random_weights import write_tokenizer
+
+    for name, what in described.items():
+        path = root / name
+        if what is None:
+            write_tokenizer(path)
+        elif path.suffix == ".safetensors":
+            write_sparse(path, what)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(what), "utf-8")
+
+
 def write_sparse(path: Path, tensors: Mapping[str, Entry]) -> Path:
     """Write a safetensors file with a real header and no data: (dtype, shape) by name; reading it gives zeros."""
     header: dict[str, Any] = {}

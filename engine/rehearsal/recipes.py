@@ -14,6 +14,8 @@ from engine.rehearsal.walk import Scene
 RECIPES = ("card-24gb", "card-24gb-720p", "card-48gb", "card-48gb-720p", "card-80gb", "card-80gb-720p")
 #: Recipes of a model for one speaker, whose modes differ only in the number of steps, of which a rehearsal makes two.
 SINGLE = ("flashtalk-24gb", "flashtalk-48gb", "flashtalk-80gb")
+#: Recipes of a model whose modes have the same settings.
+ONE_MODE = ("longcat-24gb", "longcat-48gb", "longcat-80gb")
 #: Choices that are in no recipe, on a card with 80 GB, with few blocks: overrides and number of speakers.
 OTHERS: tuple[tuple[tuple[str, ...], int], ...] = (
     (("memory=lowest", "quant=int8"), 3),
@@ -46,6 +48,7 @@ def reports(share: int, count: int) -> Iterator[dict[str, Any]]:
         for speakers in (1, 2)
     ]
     runs += [([f"recipe={recipe}", "sampler=standard"], Scene(1)) for recipe in SINGLE]
+    runs += [([f"recipe={recipe}", "sampler=standard"], Scene(speakers)) for recipe in ONE_MODE for speakers in (1, 2)]
     large = find_card("H200 141 GB")
     assert large is not None
     others = [(["model=multitalk", *words], Scene(speakers, blocks=_BLOCKS)) for words, speakers in OTHERS]

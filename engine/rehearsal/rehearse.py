@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engine.errors import ConfigError
 from engine.planning.gpus import Card, cards
+from engine.planning.network import costs_of
 from engine.planning.parameters import Sizes, make_sizes, read_sizes
 from engine.rehearsal.report import Numbers, Report, make_report, reckon
 from engine.rehearsal.walk import Scene, Walk, architecture_of, walk
@@ -29,7 +30,7 @@ def rehearse(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: 
     return reckon(
         make_report(first, sizes_of(first)),
         make_report(second, sizes_of(second)),
-        int(sizes_of(replace(first, scene=whole)).configs["transformer"]["num_layers"]),
+        costs_of(sizes_of(replace(first, scene=whole))).layers,
     )
 
 
@@ -46,7 +47,8 @@ def sizes_of(walk: Walk) -> Sizes:
     model = walk.config.model
     if model.packaged:
         return read_sizes(_packaged(model.folder))
-    return make_sizes(architecture_of(walk.config, walk.scene))
+    own: Sizes | None = walk.config.family.sizes(walk.scene.blocks)
+    return make_sizes(architecture_of(walk.config, walk.scene)) if own is None else own
 
 
 def _packaged(folder: str) -> Path:

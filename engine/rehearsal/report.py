@@ -25,6 +25,8 @@ from engine.text.amounts import gigabytes
 TOLERANCE = 0.03
 #: Bytes that may stay on the device without being a fault: rounding, tables, seeds.
 _CRUMBS = 32 * 10**6
+#: The same for the host, where also pictures and features of voices are tensors for a moment.
+HOST_CRUMBS = 400 * 10**6
 #: Profiles that keep the transformer on the device as a whole while it is used.
 _WHOLE = ("none", "text-offload", "model-offload")
 #: Where the buffers for streamed blocks are created.
@@ -129,7 +131,8 @@ def reckon(fewer: Report, more: Report, blocks: int) -> Report:
         extrapolated = (first or 0) + steps * ((second or 0) - (first or 0))
         return extrapolated if isinstance(second or first, float) else int(extrapolated)
 
-    if len(fewer.stages) != len(more.stages):
+    if len(fewer.stages) != len(more.stages) or not more.stages:
+        # One of them ended early; the report says why.
         return more
     stages = []
     for one, other in zip(fewer.stages, more.stages, strict=True):
@@ -181,6 +184,7 @@ def _settings(walk: Walk, sizes: Sizes) -> Numbers:
         "windows": walk.scene.windows,
         "steps": walk.scene.steps or config.sampler.steps,
         "blocks": costs_of(sizes).layers,
+        "heard": walk.heard,
     }
 
 
@@ -197,12 +201,16 @@ def planned_stages(walk: Walk, sizes: Sizes) -> tuple[dict[str, StageMemory], in
         dtype="bfloat16",
         memory=walk.memory,
         loras=walk.loras,
-        converted=not walk.config.model.packaged,
+        # Files of a family with its own sizes are in the engine's layout.
+        converted=not walk.config.model.packaged and walk.config.family.sizes() is None,
     )
     settled = resolve_memory(sizes, load, free_of(walk.card), walk.scene.host)
     stages = memory.stages(sizes, settled, work)
-    # The audio encoder is real here, and arrays of frames are not tensors.
-    host = max(stage.tensors - stage.weights["audio_encoder"] for stage in stages if stage.stage == "load")
+    # Arrays of frames are not tensors.
+    uncounted = () if walk.heard else ("audio_encoder",)
+    host = max(
+        stage.tensors - sum(stage.weights[name] for name in uncounted) for stage in stages if stage.stage == "load"
+    )
     return {stage.stage: stage for stage in stages if stage.device == "cuda"}, host
 
 
@@ -289,7 +297,8 @@ def _faults(walk: Walk, planned: Mapping[str, StageMemory], waiting: int | None)
         yield from (Fault("waits", name, what) for what in _wait_faults(walk, row))
         yield from (Fault("left", name, what) for what in _residue(walk, row, before, planned.get(row.stage)))
         before = row
-    yield from _plan_faults("memory of the host", max((row.counts.host_peak for row in walk.rows), default=0), waiting)
+    host = max((row.counts.host_peak for row in walk.rows), default=0)
+    yield from _plan_faults("memory of the host", host, waiting, HOST_CRUMBS)
     for stage, peak in _worst([(row.stage, row.counts.peak) for row in walk.rows]).items():
         if stage in planned:
             yield from _plan_faults(stage, peak, planned[stage].tensors)
@@ -307,9 +316,9 @@ def _summary(stage: str, window: int) -> str:
     return f"{stage} of window {window}" if window else stage
 
 
-def _plan_faults(name: str, peak: int, planned: int | None) -> Iterator[Fault]:
+def _plan_faults(name: str, peak: int, planned: int | None, crumbs: int = _CRUMBS) -> Iterator[Fault]:
     off = _off(peak, planned)
-    if off is not None and planned is not None and abs(off) > TOLERANCE and abs(planned - peak) > _CRUMBS:
+    if off is not None and planned is not None and abs(off) > TOLERANCE and abs(planned - peak) > crumbs:
         what = f"the plan says {gigabytes(planned, 2)}, it takes {peak / 1e9:.2f} ({off:+.1%})"
         yield Fault("plan", name, what)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 from engine.assembly.compose import compose
 from engine.assembly.estimates import lora_bytes, lora_files
+from engine.assembly.sampling import sampler_config
 from engine.assembly.settings import largest_window
 from engine.config import Config, DubConfig
 from engine.data import Plan, Progress, Request, Speaker
@@ -25,7 +26,7 @@ from engine.planning.parameters import published_configs
 from engine.plugin.manager import Registry, installed
 from engine.rehearsal.card import pretended
 from engine.rehearsal.counts import Counts, ForwardCounts
-from engine.rehearsal.files import write_published
+from engine.rehearsal.files import write_described, write_published
 from engine.rehearsal.ledger import Ledger
 from engine.rehearsal.reader import HeaderReader, headers_only
 
@@ -57,7 +58,7 @@ class Scene:
 
     speakers: int = 2
     windows: int = 2
-    #: Steps of each window; None: the config's number.
+    #: Steps of each window; None, or a number that the sampler does not take: the config's number.
     steps: int | None = 2
     #: Blocks of the transformer; None: the architecture's number.
     blocks: int | None = None
@@ -92,6 +93,8 @@ class Walk:
     memory: str = ""
     #: Bytes of each component's weights, wherever they are.
     weights: Mapping[str, int] = field(default_factory=dict)
+    #: Whether the audio encoder's weights are among the counted ones. One that reads its files itself is not.
+    heard: bool = False
     #: Peak of pinned bytes, including rounding.
     pinned: int = 0
     races: Mapping[str, int] = field(default_factory=dict)
@@ -109,8 +112,10 @@ def walk(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool
     The weights are files of the published sizes without data, except for a model in the package. Raises ConfigError for
     a config that cannot be rehearsed; errors on the card are in the result.
     """
-    steps = () if scene.steps is None else (f"sampler.steps={scene.steps}",)
     composed = compose(overrides)
+    if scene.steps is not None and not _can_make(scene.steps, composed):
+        scene = replace(scene, steps=None)
+    steps = () if scene.steps is None else (f"sampler.steps={scene.steps}",)
     if composed.compile.name != "none":
         raise ConfigError(
             f"compile={composed.compile.name} generates code for a real card, which a rehearsal does not have",
@@ -133,7 +138,7 @@ def walk(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool
     with scratch("rehearsal-") as folder:
         source = _weights(composed, scene, folder)
         config = compose([*overrides, *_FIXED, *steps, f"sink.folder={folder / 'videos'}", *source])
-        result.loras = lora_bytes(config, folder / config.model.folder)
+        result.loras = lora_bytes(config, folder / config.model.folder, "bfloat16")
         request = request_for(config, scene, folder)
         with (
             pretended(card, expandable=expandable) as ledger,
@@ -147,6 +152,15 @@ def walk(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool
             _run(result, config, request, ledger, installed())
     result.seconds = time.monotonic() - began
     return result
+
+
+def _can_make(steps: int, config: Config) -> bool:
+    """Return whether the sampler works with a number of steps; some distilled models have one number only."""
+    try:
+        installed().samplers.build(replace(sampler_config(config, installed()), steps=steps))
+    except ConfigError:
+        return False
+    return True
 
 
 def _run(result: Walk, config: Config, request: Request, ledger: Ledger, registry: Registry) -> None:
@@ -199,9 +213,13 @@ class _Recorder:
 
     def end(self) -> None:
         """Close the last row, and record the sizes of all weights."""
+        from torch._subclasses.fake_tensor import FakeTensor
+
         self._close()
         if self._model is not None:
             self._walk.weights = {name: _bytes(module, "") for name, module in self._model.modules()}
+            hearing: Any = self._model.audio
+            self._walk.heard = any(isinstance(value, FakeTensor) for value in hearing.model.parameters())
 
     def _open(self, stage: str) -> None:
         self._close()
@@ -250,13 +268,17 @@ def _weights(config: Config, scene: Scene, folder: Path) -> tuple[str, ...]:
                 "the packaged model always runs with all of its blocks", field="--blocks", hint="leave it out"
             )
         return ("source=packaged",)
-    write_published(
-        folder / model.folder,
-        architecture_of(config, scene),
-        quant=config.quant.form,
-        adapter=model.adapter,
-        loras=sorted(lora_files(config)),
+    loras = sorted(lora_files(config))
+    described = config.family.published_files(
+        quant=config.quant.name, adapter=model.adapter, loras=loras, blocks=scene.blocks
     )
+    if described is not None:
+        write_described(folder / model.folder, described)
+    else:
+        architecture = architecture_of(config, scene)
+        write_published(
+            folder / model.folder, architecture, quant=config.quant.form, adapter=model.adapter, loras=loras
+        )
     return "source=volume", f"source.path={folder}", "quant.file=''"
 
 

@@ -19,7 +19,7 @@ from engine.errors import EngineError
 from engine.redaction import scrub
 from engine.serving.studio.examples import EXAMPLES
 from engine.serving.studio.form import FILE, MOST_PEOPLE, SILENT, FieldError, Form, Person, read_form
-from engine.serving.studio.people import editor_people, equal_boxes, named_boxes, people_of
+from engine.serving.studio.people import editor_people, equal_boxes, found_boxes, named_boxes, people_of
 from engine.serving.studio.plan_table import plan_html
 from engine.serving.studio.recipe import form_of
 from engine.serving.studio.studio import Studio
@@ -201,7 +201,9 @@ class _Page:
         values = self._inputs()
         people = [self.boxes, self.together]
         shown = [*self.groups, *self.kinds, *self.channels, *self.audios, self.recording, self.order]
-        self.picture.change(self._look, [self.picture, self.boxes], [self.boxes], **quiet)
+        self.picture.change(lambda picture: gr.HTML(src=_small(picture)), [self.picture], [self.boxes], **quiet)
+        # Only for a picture that the person gives: loaded settings have their own boxes.
+        self.picture.input(self._found, [self.picture], [self.boxes], **quiet)
         gr.on(
             [self.boxes.change, self.together.change, *(kind.change for kind in self.kinds)],
             self._arrange, [*people, *self.kinds], shown, **quiet,
@@ -268,9 +270,11 @@ class _Page:
             form.seed,
         ]
 
-    def _look(self, picture: str | None, boxes: Any) -> Any:
-        """Show a new picture in the box editor; the people stay as many as before."""
-        return gr.HTML(src=_small(picture))
+    def _found(self, picture: str | None) -> Any:
+        """Put a box over each person who is found in a new picture; without any the boxes stay as they are."""
+        drawn = str(self._known.get("model", "")).startswith("tiny")
+        boxes = found_boxes(picture, drawn=drawn) if picture else []
+        return gr.HTML(value=named_boxes(boxes)) if boxes else gr.skip()
 
     def _arrange(self, boxes: Any, together: bool, *kinds: str) -> list[Any]:
         """Show a voice for each person."""

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from engine.errors import EngineError
+from engine.media.picture import read_picture
+from engine.people import find_people
 from engine.serving.studio.form import MOST_PEOPLE, Box, Person, read_box
 
 
 def equal_boxes(count: int) -> list[Box]:
     """Return `count` equal parts of a picture, from left to right, as fractions of it: the engine's own `auto`."""
     return [(round(index / count, 4), 0.0, round((index + 1) / count, 4), 1.0) for index in range(count)]
+
+
+def found_boxes(picture: str, *, drawn: bool) -> list[Box]:
+    """Return a box for each person who is found in a picture, from left to right, at most `MOST_PEOPLE`.
+
+    Drawn people are looked for if `drawn`, else people of photographs, if the extra `people` is installed. A single
+    person is the whole picture, as the engine has it. Empty if nobody is found, or the picture cannot be read.
+    """
+    with suppress(EngineError):
+        people = find_people(read_picture(Path(picture), field="picture"), "drawn" if drawn else "faces")
+        boxes = [box for person in people[:MOST_PEOPLE] if (box := read_box(person.box)) is not None]
+        return equal_boxes(1) if len(boxes) == 1 else boxes
+    return []
 
 
 def named_boxes(boxes: Sequence[Box]) -> list[dict[str, Any]]:

@@ -26,9 +26,8 @@ class LongCatCosts:
     #: Bytes of a value of the transformer in its published files.
     published = 2
 
-    def __init__(self, name: str, *, position: int, hidden_range: int, keeps: bool) -> None:
-        """`name`: "1.0" or "1.5"; the others are those of `LongCatConfig`."""
-        config = sizes.published_config(name)
+    def __init__(self, name: str, config: Mapping[str, Any], *, position: int, hidden_range: int, keeps: bool) -> None:
+        """`name`: "1.0" or "1.5"; `config`: the network's; the others are those of `LongCatConfig`."""
         self._config, self._name, self._keeps = config, name, keeps
         self._position, self._hidden_range = position, hidden_range
         self.layers, self.width = int(config["depth"]), int(config["hidden_size"])
@@ -65,11 +64,17 @@ class LongCatCosts:
             stream=stream,
         )
 
-    def forward_bytes(self, section: Section, *, value: int, adapted: bool, stream: int, device: str) -> int:
-        """See `Costs`. Where windows continue others, the larger of the first one's and theirs."""
+    def forward_bytes(
+        self, section: Section, *, value: int, adapted: bool, expanded: bool, stream: int, device: str
+    ) -> int:
+        """See `Costs`. The first window keeps fewer keys than those that continue others, and has more new frames.
+
+        Where its two together are larger, this is what they take beyond `cache_bytes`.
+        """
         _, rows, columns = section.latents
-        return max(
-            operations.forward_bytes(
+
+        def needed(one: Section) -> int:
+            peak = operations.forward_bytes(
                 self._config,
                 self._layout(one),
                 rows,
@@ -77,11 +82,14 @@ class LongCatCosts:
                 value=value,
                 voices=section.speakers,
                 cached=self._keeps,
+                adapted=adapted,
+                expanded=expanded,
                 stream=stream,
                 device=device,
             )
-            for one in {section, section._replace(motion=0)}
-        )
+            return peak + self._kept_bytes(one, value)
+
+        return max(needed(section), needed(section._replace(motion=0))) - self._kept_bytes(section, value)
 
     def conditions_bytes(self, section: Section, *, value: int, passes: int) -> int:
         """See `Costs`."""
@@ -92,10 +100,11 @@ class LongCatCosts:
 
     def cache_bytes(self, section: Section, cache: Any, *, value: int, passes: int) -> int:
         """Return the bytes of the keys and values of given frames; step caches are refused."""
-        if not self._keeps:
-            return 0
-        _, rows, columns = section.latents
-        return sizes.cache_bytes(self._config, self._layout(section), rows, columns, value=value)
+        return self._kept_bytes(section, value)
+
+    def encoded_frames(self, section: Section, frames: int) -> int:
+        """Return the picture, or those that continue the window before: what is new needs no latents."""
+        return max(1, section.motion)
 
     def image_bytes(self, *, value: int) -> int:
         """Return 0: there is no encoder for pictures but the autoencoder."""
@@ -114,6 +123,12 @@ class LongCatCosts:
         one = heads * _POSITIONS**2 * 2 + _PIECE * int(whisper["num_mel_bins"]) + 4 * _POSITIONS * dim
         return int(speakers * seconds * rate * groups * channels * _EXACT) + (states + one) * _EXACT
 
+    def _kept_bytes(self, section: Section, value: int) -> int:
+        if not self._keeps:
+            return 0
+        _, rows, columns = section.latents
+        return sizes.cache_bytes(self._config, self._layout(section), rows, columns, value=value)
+
     def _layout(self, section: Section) -> FrameLayout:
         frames = section.latents[0]
         if not section.motion:
@@ -122,10 +137,12 @@ class LongCatCosts:
         return FrameLayout(1 + frames, given, True, self._position, self._hidden_range)
 
 
-def longcat_sizes(name: str, *, position: int, hidden_range: int, keeps: bool) -> Sizes:
-    """Return what plans know of version "1.0" or "1.5"."""
+def longcat_sizes(name: str, *, position: int, hidden_range: int, keeps: bool, blocks: int | None = None) -> Sizes:
+    """Return what plans know of version "1.0" or "1.5"; `blocks`: another number of them than the published one."""
     wan = published_sizes("wan-14b")
     config = sizes.published_config(name)
+    if blocks is not None:
+        config["depth"] = blocks
     hearing = wan.counts["audio_encoder"] if name == "1.0" else Count(float32=sizes.whisper_parameters())
     counts: Mapping[str, Any] = {
         **wan.counts,
@@ -133,7 +150,7 @@ def longcat_sizes(name: str, *, position: int, hidden_range: int, keeps: bool) -
         "image_encoder": Count(),
         "audio_encoder": hearing,
     }
-    costs = LongCatCosts(name, position=position, hidden_range=hidden_range, keeps=keeps)
+    costs = LongCatCosts(name, config, position=position, hidden_range=hidden_range, keeps=keeps)
     configs = {"vae": wan.configs["vae"], "text_encoder": wan.configs["text_encoder"], "transformer": config}
     return Sizes(configs, counts, sizes.block_count(config), sizes.root_count(config), costs)
 

@@ -72,6 +72,19 @@ def look_at_lora(path: Path, shapes: Mapping[str, Shape | None]) -> LoraFit:
     return LoraFit(path.name, len(header.shapes), (), text)
 
 
+def attached_bytes(path: Path, value: int) -> int:
+    """Return the bytes of a LoRA's file beside the layers, `value` bytes a number. Raises SourceError.
+
+    The parts of a fused layer become one pair of matrices, whose second one is zero outside of the parts' blocks.
+    """
+    header = read_lora_header(path)
+    total = 0
+    for parts in sort_shapes(header.shapes, path.name).values():
+        rows, columns = parts[DOWN]
+        total += rows * columns + rows * sum(parts[up][0] for up in ups_of(parts))
+    return total * value
+
+
 def check_layer(layer: str, change: Shape, weight: Shape | None) -> None:
     """Raise SourceError unless a change of the shape `change` fits the `weight` of a layer; None: there is none."""
     if weight is None:

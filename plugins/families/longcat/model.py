@@ -198,6 +198,7 @@ class LongCatModel(Model):
             voices=1 if one.speakers is None else 2,
             cached=self.settings.keep_keys,
             batch=len(begun.branches),
+            adapted=True,
             device=self.device,
         )
         return int(needed * (1 + FRAGMENTED))

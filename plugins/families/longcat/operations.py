@@ -100,12 +100,15 @@ def forward_bytes(
     voices: int = 1,
     cached: bool = True,
     batch: int = 1,
+    adapted: bool = False,
+    expanded: bool = False,
     stream: int = _EXACT,
     device: str = "cuda",
 ) -> int:
     """Return the peak of temporary tensors of one forward, without weights, conditions and cache.
 
-    `batch`: passes in one forward. Arguments as `forward_work`.
+    `batch`: passes in one forward. `adapted`: attached LoRAs are switched on. `expanded`: weights are quantised. Other
+    arguments as `forward_work`.
     """
     dim, frame = int(config["hidden_size"]), _frame(config, rows, columns)
     cached = cached and layout.given > 0
@@ -116,7 +119,11 @@ def forward_bytes(
     # Bytes of a number of queries and keys before attention: on a CPU they are exact if two speak.
     precise = _EXACT if voices > 1 and device == "cpu" else value
     # Feed-forward: the block's tokens before and after attention, its input, and two inner tensors.
-    forwarding = 2 * held + thin + 2 * wide
+    # A product with quantised weights is there a second time, times the scales.
+    forwarding = 2 * held + thin + (3 if expanded else 2) * wide
+    # A LoRA beside a layer: the layer's output, the LoRA's, and that times its scale, or the sum. In the feed-forward
+    # one inner tensor is there already; queries, keys and values are one output.
+    adapting = max(2 * held + thin + 4 * wide, held + thin + 3 * 3 * thin) if adapted else 0
     # Self-attention holds the block's tokens, their norm, and queries, keys and values in one tensor.
     common = held + 4 * thin
     # While keys are normed: queries, a copy of the keys, and their norm before it is cast; a CPU also squares a copy.
@@ -135,7 +142,7 @@ def forward_bytes(
     attending = own + thin + keys * value + (2 if several else 1) * thin
     # The norm of frames with different times.
     norming = 2 * held + 2 * exact + thin if layout.given and not cached else 0
-    return max(forwarding, normalising, joining, rotating, attending, norming)
+    return max(forwarding, adapting, normalising, joining, rotating, attending, norming)
 
 
 def _touched(config: Config, every: int, noisy: int, keys: int, value: int, stream: int, *, labelled: bool) -> int:

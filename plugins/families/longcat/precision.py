@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from engine.errors import ConfigError
-from plugins.families.longcat.layers import Modulation
 
 #: Modules that stay in float32: dot-separated parts of their names.
 KEPT_IN_FLOAT32 = (
@@ -43,5 +42,5 @@ def cast_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def is_quantised_linear(module: nn.Module, name: str) -> bool:
-    """Say whether the layer `name` may be kept in 8 bits: the blocks' linear layers that do not compute in float32."""
-    return name.startswith("blocks.") and isinstance(module, nn.Linear) and not isinstance(module, Modulation)
+    """Say whether the layer `name` may be kept in 8 bits: the blocks' linear layers, as in the published int8 file."""
+    return name.startswith("blocks.") and isinstance(module, nn.Linear)

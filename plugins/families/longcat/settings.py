@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,6 +32,12 @@ def _look_at_lora(path: Path, shapes: Mapping[str, tuple[int, ...] | None]) -> L
     return look_at_lora(path, shapes)
 
 
+def _lora_bytes(path: Path, value: int) -> int:
+    from plugins.families.longcat.lora_keys import attached_bytes
+
+    return attached_bytes(path, value)
+
+
 @dataclass
 class LongCatConfig(FamilyConfig):
     """LongCat-Video-Avatar 1.5: one network for one speaker and for two, with Whisper's encoder for voices."""
@@ -52,6 +58,7 @@ class LongCatConfig(FamilyConfig):
     components: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder", "tokenizer", "audio_encoder")
     find_parts: ClassVar[Any] = _find_latest
     look_at_lora: ClassVar[Any] = _look_at_lora
+    lora_bytes: ClassVar[Any] = _lora_bytes
     styles: ClassVar[tuple[str, ...]] = ("longcat",)
     cannot: ClassVar[Mapping[str, str]] = {
         "attention=radial": "it is computed from the grid of the tokens, of which groups of frames see different ones",
@@ -65,13 +72,25 @@ class LongCatConfig(FamilyConfig):
     #: "1.5" or "1.0" (`plugins.families.longcat.versions`).
     version: ClassVar[str] = "1.5"
 
-    def sizes(self) -> Any:
+    def sizes(self, blocks: int | None = None) -> Any:
         """See `FamilyConfig`."""
         from plugins.families.longcat.costs import longcat_sizes
 
         return longcat_sizes(
-            self.version, position=self.reference_position, hidden_range=self.hidden_range, keeps=self.keep_keys
+            self.version,
+            position=self.reference_position,
+            hidden_range=self.hidden_range,
+            keeps=self.keep_keys,
+            blocks=blocks,
         )
+
+    def published_files(
+        self, *, quant: str, adapter: str, loras: Sequence[str], blocks: int | None = None
+    ) -> Mapping[str, Any]:
+        """See `FamilyConfig`."""
+        from plugins.families.longcat.published import published_files
+
+        return published_files(self.version, int8=quant == INT8, network=adapter, loras=loras, blocks=blocks)
 
 
 @dataclass

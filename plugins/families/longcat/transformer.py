@@ -249,7 +249,9 @@ class AvatarTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         check_shape("hidden_states", latents, (1, self.config.in_channels, layout.given, None, None))
         given = FrameLayout(layout.given, layout.given, layout.reference, layout.position, layout.hidden_range)
         rows, columns = self._check_grid((layout.given, latents.shape[3], latents.shape[4]))
-        rotary = self._rotary_table(given, rows, columns, latents.device)
+        # Given frames come first. The window's own table is there already: another one would make the host wait.
+        window = self._rotary_table(layout, rows, columns, latents.device)
+        rotary = Rotary(window.turns[:, : layout.given * rows * columns])
         temb = self._embed_time(torch.zeros(1, device=latents.device), layout.given, 0)
         tokens = self.x_embedder(latents).to(self.stream_dtype).contiguous()
         cache = KeyValueCache(layout)

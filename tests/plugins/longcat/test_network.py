@@ -337,7 +337,7 @@ def test_modulation_is_computed_in_float32_from_weights_of_any_dtype() -> None:
     expected = torch.nn.functional.linear(time, layer.weight.float(), layer.bias.float())
 
     assert torch.equal(layer(time), expected)
-    assert not is_quantised_linear(layer, "blocks.0.adaLN_modulation.1")
+    assert is_quantised_linear(layer, "blocks.0.adaLN_modulation.1")
     assert is_quantised_linear(torch.nn.Linear(8, 4), "blocks.0.attn.qkv")
     assert not is_quantised_linear(torch.nn.Linear(8, 4), "audio_proj.proj1")
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+import engine
 from engine.cli.parser import entrypoint_parser, read_entrypoint
 from engine.plugin.manager import installed
 from engine.serving.jobs.job import parse_job
 from engine.serving.studio.form import MOST_PEOPLE, FieldError, Form, Person, form_field, job_input, read_form
-from engine.serving.studio.people import editor_people, equal_boxes, named_boxes, people_of
+from engine.serving.studio.people import editor_people, equal_boxes, found_boxes, named_boxes, people_of
 from engine.serving.studio.recipe import form_of
 from engine.serving.studio.snippets import snippets
 
@@ -169,6 +170,17 @@ def test_boxes_are_people_from_left_to_right_and_equal_parts_are_the_engines_own
         {"name": "Anna", "box": [0.0, 0.0, 0.5, 1.0]},
         {"name": "Person 2", "box": [0.5, 0.0, 1.0, 1.0]},
     ]
+
+
+def test_the_people_of_a_new_picture_are_found(tmp_path: Path) -> None:
+    examples = Path(engine.__file__).parent / "examples"
+    left, right = found_boxes(str(examples / "two.png"), drawn=True)
+    assert left[2] < 0.6
+    assert right[0] > 0.4
+    assert found_boxes(str(examples / "one.png"), drawn=True) == equal_boxes(1)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    assert found_boxes(str(broken), drawn=True) == []
 
 
 SHOWN = {
