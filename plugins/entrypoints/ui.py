@@ -52,6 +52,7 @@ class UiConfig(JobsConfig):
     max_frames: int = field(
         default=15_000, metadata={"help": "maximum frames of a video (15000)", "word": "N"} | within(1, 90_000)
     )
+    #: Frames of a job that does not set them; the form always does.
     num_frames: int | str = field(default="auto", metadata={"flag": False})
     #: The form shows the model's own steps and scales.
     defaults_of: str = field(default="model", metadata={"flag": False})
