@@ -4,9 +4,9 @@ What takes longer runs only when it is asked for: `nox -s slow` runs the tests t
 measures the embedded model, `nox -s long` its long videos, `nox -s kills` kills downloads and generations, `nox -s
 resume` kills jobs and lets them continue, `nox -s soak` tells what the memory of a worker does over 200 jobs, `nox -s
 show` shows clients, endpoint, worker and store at work together, `nox -s complete` reads checkpoints of full size,
-`nox -s runpod` runs the worker's tests with the next release of RunPod's SDK, `nox -s triton` runs our kernels in
-Triton's interpreter, `nox -s device` measures a card, `nox -s site` builds the site of docs/, and `nox -s blocks` runs
-the command blocks of README and docs.
+`nox -s runpod` runs the worker's tests with the next release of RunPod's SDK, `nox -s studio` runs the studio's tests
+with Gradio, `nox -s triton` runs our kernels in Triton's interpreter, `nox -s device` measures a card, `nox -s site`
+builds the site of docs/, and `nox -s blocks` runs the command blocks of README and docs.
 """
 
 from __future__ import annotations
@@ -292,6 +292,10 @@ SDK = "2.0.0rc2"
 OF_THE_SDK = ("serving/worker", "serving/endpoint", "client", "docker")
 
 
+#: The checks of accessibility for `nox -s studio`.
+AXE = "axe-core@4.14.1"
+
+
 @nox.session(venv_backend="none")
 def runpod(session: nox.Session) -> None:
     """Run the worker's tests with RunPod's SDK 2.0 in an environment of its own; arguments after -- go to pytest.
@@ -310,6 +314,28 @@ def runpod(session: nox.Session) -> None:
         editable = ("--no-deps", "--no-build-isolation", "--editable", str(ROOT))
         session.run(*pip, "--python", str(python), "install", "--quiet", *editable)
         session.run(str(python), "-m", "pytest", "-q", *(session.posargs or tests), env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(venv_backend="none")
+def studio(session: nox.Session) -> None:
+    """Run the tests of the studio with Gradio in an environment of its own; arguments after -- go to pytest.
+
+    axe-core comes from npm, where there is npm. Without Chromium the tests of the page are skipped.
+    """
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    with tempfile.TemporaryDirectory(prefix="multitalk-studio-") as folder:
+        python = Path(folder).resolve() / "venv" / "bin" / "python"
+        session.run(sys.executable, "-m", "venv", "--without-pip", str(python.parent.parent))
+        _share_libraries(python)
+        constraints = ("--constraint", str(ROOT / "constraints.txt"))
+        # Gradio's own packages lie before those of this environment, of which tomlkit is another release.
+        editable = ("--no-build-isolation", "--editable", f"{ROOT}[ui]")
+        session.run(*pip, "--python", str(python), "install", "--quiet", *constraints, *editable)
+        env = {"OMP_NUM_THREADS": "1"}
+        if shutil.which("npm"):
+            session.run("npm", "install", "--silent", "--prefix", folder, AXE, external=True)
+            env["AXE_JS"] = str(Path(folder) / "node_modules" / "axe-core" / "axe.min.js")
+        session.run(str(python), "-m", "pytest", "-q", *(session.posargs or ["tests/serving/studio"]), env=env)
 
 
 def _try_wheel(session: nox.Session, outside: Path) -> None:

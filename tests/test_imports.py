@@ -43,13 +43,13 @@ net: cancel data errors
 planning: components data errors machine
 plugin: components config data errors family
 runtime: components config data errors machine network
-serving: components config data errors files hub machine media redaction runtime text
+serving: client components config data errors files hub machine media people redaction runtime text
 stages: cancel components data errors family files loading media network text
 evaluation: data media
 assembly: cancel components config data errors evaluation family files hub loading machine media network net planning
     plugin runtime stages text
-plugins: cancel components config data errors family files hub imports loading machine media network net people planning
-    plugin redaction runtime serving stages text
+plugins: assembly cancel components config data errors family files hub imports loading machine media network net people
+    planning plugin redaction runtime serving stages text
 config_keys: assembly config plugin redaction
 pipeline: assembly components config data files plugin runtime stages
 bench: assembly client components data errors evaluation files loading machine media network pipeline planning

@@ -298,6 +298,12 @@ API = (
     Public("engine.serving.batch.worker", "EngineWorker", "entrypoint", "a worker of a batch"),
     Public("engine.serving.endpoint.limits", "EndpointLimits", "entrypoint", "limits of an endpoint"),
     Public("engine.serving.endpoint.server", "LocalEndpoint", "entrypoint", "an endpoint on this machine"),
+    Public("engine.serving.hosts", "is_loopback", "entrypoint", "whether other machines can reach an address"),
+    Public("engine.serving.studio.backend", "Backend LocalBackend RemoteBackend", "entrypoint", "engines of a studio"),
+    Public("engine.serving.studio.web", "Serving", "entrypoint", "where a studio listens"),
+    Public("engine.serving.studio.run", "run_studio", "entrypoint", "serves a studio"),
+    Public("engine.stages.write", "read_provenance", "entrypoint", "the recipe in a video"),
+    Public("engine.assembly.escape", "override override_list", "entrypoint", "any text as an override"),
     # --- hooks --------------------------------------------------------------------------------------------------------
     Public("engine.data", "Window Frames", "hook entrypoint", "a window of the plan, and its finished frames"),
     Public("engine", "Access", "address", "what may be opened, with limits of size and time"),

@@ -41,7 +41,7 @@ REPORT = {
 
 async def handler(job: dict[str, Any]) -> Any:
     asked = job["input"]
-    match asked.get("do", "talk" if "reference_image" in asked else "echo"):
+    match asked.get("do", "talk" if "reference_image" in asked else asked.get("action", "echo")):
         case "talk":
             runpod.serverless.progress_update(job, {"percent": 50, "stage": "denoise", "step": 5, "steps": 10})
             if "TALK_GATE" in os.environ:
@@ -57,6 +57,8 @@ async def handler(job: dict[str, Any]) -> Any:
                 "report": REPORT,
                 "warnings": ["this is no video"],
             }
+        case "capabilities":
+            return {"model": "tiny", "resolutions": ["large", "small"], "resolution": "small", "fps": 25.0}
         case "tell":
             runpod.serverless.progress_update(job, {"percent": 50, "stage": "denoise"})
             await gate(asked["gate"])

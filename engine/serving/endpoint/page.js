@@ -12,6 +12,7 @@ let job = null; // id of the job that is shown
 let blob = null; // address of its video
 let watched = null; // playlist of a video that is played while it is made
 let over = true; // whether that job has ended
+let native = 25; // frames per second of the model, which the worker says
 
 async function call(method, path, body) {
   const headers = { "Content-Type": "application/json" };
@@ -42,6 +43,7 @@ async function input() {
     wrong("picture", $("picture").files.length ? "" : "Choose a picture."),
     wrong("voice1", $("voice1").files.length ? "" : "Choose an audio file."),
     wrong("prompt", $("prompt").value.trim() ? "" : "Describe what the video shows."),
+    wrong("seconds", frames() === 0 ? "Give more than 0 seconds." : ""),
   ].find(Boolean);
   if (first) { first.focus(); return null; }
   const asked = { prompt: $("prompt").value, turbo: $("turbo").checked, audio_type: $("audio_type").value };
@@ -49,10 +51,11 @@ async function input() {
   asked.reference_image = await data($("picture").files[0]);
   asked.audio_1 = await data($("voice1").files[0]);
   if ($("voice2").files.length) asked.audio_2 = await data($("voice2").files[0]);
-  for (const id of ["num_frames", "fps", "seed", "sampling_steps", "guidance_scale", "audio_guidance_scale"]) {
+  for (const id of ["fps", "seed", "sampling_steps", "guidance_scale", "audio_guidance_scale"]) {
     if ($(id).value !== "") asked[id] = Number($(id).value);
   }
-  asked.num_frames ??= "auto";
+  asked.num_frames = frames() ?? "auto";
+  if (asked.num_frames !== "auto") asked.fps ??= native;
   for (const id of ["resolution", "negative_prompt"]) {
     if ($(id).value.trim()) asked[id] = $(id).value.trim();
   }
@@ -251,6 +254,9 @@ async function follow(id) {
   job = id;
   clear();
   $("id").textContent = id;
+  const here = new URL(location);
+  here.searchParams.set("job", id);
+  history.replaceState(null, "", here);
   $("work").hidden = $("bar").hidden = false;
   $("work").focus();
   let missed = 0;
@@ -283,18 +289,68 @@ $("job").addEventListener("submit", guarded(async () => {
   const body = JSON.stringify({ input: asked });
   if (new Blob([body]).size > MOST) throw new Error("Picture and voices are larger than 10 MB together; make them smaller.");
   $("send").disabled = true;
-  follow((await call("POST", "/run", body)).id);
+  const { id } = await call("POST", "/run", body);
+  code(asked);
+  follow(id);
 }));
 $("cancel").addEventListener("click", guarded(() => call("POST", `/cancel/${job}`)));
 $("retry").addEventListener("click", guarded(async () => { await call("POST", `/retry/${job}`); follow(job); }));
 
-function length() {
-  const frames = $("num_frames").value, rate = Number($("fps").value || 8), seconds = Number(frames) / rate;
-  $("length").textContent = frames === "" ? "As long as the voices"
-    : Number.isFinite(seconds) && seconds > 0 ? `${seconds.toFixed(1)} s of video at ${rate} frames a second` : "";
+// Number of frames; 0: no length, null: as long as the voices.
+function frames() {
+  if ($("seconds").value === "" && !$("seconds").validity.badInput) return null;
+  return Math.max(0, Math.round(Number($("seconds").value) * Number($("fps").value || native))) || 0;
 }
-for (const id of ["num_frames", "fps"]) $(id).addEventListener("input", length);
+
+function length() {
+  const count = frames();
+  $("length").textContent = count === null ? "As long as the voices"
+    : count ? `${count} frames at ${$("fps").value || native} a second` : "";
+}
+for (const id of ["seconds", "fps"]) $(id).addEventListener("input", length);
 length();
+
+// The code of a job, with the names of the chosen files.
+function code(asked) {
+  const url = location.origin + root, names = {};
+  for (const [field, id] of [["reference_image", "picture"], ["audio_1", "voice1"], ["audio_2", "voice2"]]) {
+    if (field in asked) names[field] = $(id).files[0].name;
+  }
+  const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+  const entries = Object.entries(asked).map(([key, value]) => key in names
+    ? `"${key}": "'"$(base64 < ${shell(names[key])} | tr -d '\\n')"'"` : `"${key}": ${JSON.stringify(value)}`.replaceAll("'", "'\\''"));
+  $("curl").textContent = `printf '%s' '{"input": {\n  ${entries.join(",\n  ")}\n}}' |\n` +
+    `  curl -s ${url}/run -H 'Content-Type: application/json' -H "Authorization: Bearer $MULTITALK_KEY" --data-binary @-`;
+  const python = (value) => value === true ? "True" : value === false ? "False" : JSON.stringify(value);
+  const fields = Object.entries(asked).map(([key, value]) =>
+    `    "${key}": ${key in names ? `file(${JSON.stringify(names[key])})` : python(value)},`);
+  const [base, id] = [url.slice(0, url.lastIndexOf("/")), url.slice(url.lastIndexOf("/") + 1)];
+  $("python").textContent = `import os\n\nfrom engine.client import Client, file\n\njob_input = {\n${fields.join("\n")}\n}\n` +
+    `with Client("${id}", api_key=os.environ.get("MULTITALK_KEY"), base_url="${base}") as client:\n` +
+    '    print(client.submit(job_input).download("talk.mp4").path)';
+  $("code").hidden = false;
+}
+
+// What the worker's model is and has. A worker of another kind has no answer to it.
+async function capabilities() {
+  try {
+    const { id } = await call("POST", "/run", JSON.stringify({ input: { action: "capabilities" } }));
+    let report;
+    do { await pause(1000); report = await call("GET", `/status/${id}`); } while (!FINAL.includes(report.status));
+    const { model, resolutions, resolution, fps } = report.output || {};
+    if (report.status !== "COMPLETED" || typeof model !== "string") return;
+    $("model").textContent = `Model: ${model}` + (model.startsWith("tiny") ? ", a small one that knows drawn people only" : "");
+    if (Number.isFinite(fps)) native = fps;
+    if (Array.isArray(resolutions)) {
+      $("resolution").replaceChildren(...["", ...resolutions].map(
+        (name) => new Option(name || `${resolution} (the worker's)`, name)));
+    }
+    length();
+  } catch { /* the line about the endpoint says what is wrong */ }
+}
+$("here").textContent = location.origin + root;
+capabilities();
+$("key").addEventListener("change", () => { if (!$("model").textContent) capabilities(); });
 
 async function health() {
   try {
@@ -305,3 +361,6 @@ async function health() {
 }
 health();
 setInterval(health, 5000);
+
+const linked = new URLSearchParams(location.search).get("job");
+if (linked && /^[\w-]{1,128}$/.test(linked)) follow(linked);

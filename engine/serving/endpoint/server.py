@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import re
 import secrets
-import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 
@@ -23,6 +21,7 @@ from engine.serving.endpoint.limits import EndpointLimits
 from engine.serving.endpoint.web import APP_STATE, ApiError, AppState, error_response
 from engine.serving.endpoint.webhook import deliver
 from engine.serving.endpoint.worker_processes import WorkerPool
+from engine.serving.hosts import is_address, is_loopback, normalise_host
 
 _LOG = logging.getLogger(__name__)
 _TICK = 0.1
@@ -200,33 +199,6 @@ class LocalEndpoint:
         name = normalise_host(re.sub(r":\d*\Z", "", host))
         if name not in self._allowed and not (self._addresses_allowed and is_address(name)):
             raise ApiError(403, "use 127.0.0.1 or localhost, or start the endpoint with --allowed-host NAME")
-
-
-def normalise_host(host: str) -> str:
-    """Return a host in one spelling: lower case, no brackets, no dot at the end."""
-    name = host.strip().lower().removesuffix(".")
-    return name[1:-1] if name.startswith("[") and name.endswith("]") else name
-
-
-def is_address(host: str) -> bool:
-    """Return whether `host` is an IP address, not a name."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a server that listens on `host` can be reached only from this machine."""
-    name = normalise_host(host)
-    if is_address(name):
-        return ipaddress.ip_address(name).is_loopback
-    try:
-        addresses = {str(info[4][0]) for info in socket.getaddrinfo(name, None)} if name else set()
-    except OSError:
-        return False
-    return bool(addresses) and all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)
 
 
 class _Handler(web.RequestHandler):

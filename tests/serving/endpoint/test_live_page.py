@@ -213,7 +213,7 @@ def test_hls_js_plays_a_job_while_it_runs(server: RunningEndpoint, gates: Path, 
 async def see(tab: Browser) -> dict[str, Any]:
     """Watch a job of the embedded model until its first window plays."""
     await tab.until("document.readyState === 'complete'")
-    for field, value in (("num_frames", 200), ("fps", 25)):
+    for field, value in (("seconds", 8), ("fps", 25)):
         await tab.run(f"document.getElementById('{field}').value = '{value}'")
     await tab.run("document.getElementById('turbo').click()")
     await submit(tab, "A woman speaks.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,23 @@ async def fill(tab: Browser, *, seen: Path) -> dict[str, Any]:
     told["bad"] = await tab.run("Array.from(document.querySelectorAll('#figures .error'), (one) => one.innerText)")
     told["why"] = await tab.run("document.querySelector('#figures [title]:not([title=\"\"])').title")
     told["warnings"] = await tab.run("document.getElementById('warnings').innerText")
+    told["link"] = await tab.run(
+        "new URLSearchParams(location.search).get('job') === document.getElementById('id').innerText"
+    )
+    told["curl"] = await tab.run("document.getElementById('curl').textContent")
+    told["python"] = await tab.run("document.getElementById('python').textContent")
+    # The address leads back to the job.
+    await tab.call("Page.reload")
+    await tab.until("document.getElementById('save') && !document.getElementById('save').hidden")
+    told["again"] = await tab.run(detail)
+    told["model"] = await tab.until(
+        "document.getElementById('model').innerText", "document.getElementById('model').innerText"
+    )
+    names = "Array.from(document.getElementById('resolution').options, (one) => one.text)"
+    told["resolutions"] = await tab.run(names)
+    await tab.run("document.getElementById('seconds').value = '2'")
+    await tab.run("document.getElementById('seconds').dispatchEvent(new Event('input'))")
+    told["frames"] = await tab.run("document.getElementById('length').innerText")
     return told
 
 
@@ -59,4 +77,16 @@ def test_a_person_makes_a_video_with_the_page(tmp_path: Path) -> None:
         ["2", "3.2 – 6.1", "7.5", "0.8", "2"],
     ]
     assert told["bad"] == ["7.5"]
+    assert told["link"]
+    assert told["again"] == told["end"]
+    assert told["model"] == "Model: tiny, a small one that knows drawn people only"
+    assert told["resolutions"] == ["small (the worker's)", "large", "small"]
+    assert told["frames"] == "50 frames at 25 a second"
+    assert "$(base64 < 'one.png' | tr -d '\\n')" in told["curl"]
+    assert f"{server.url('run')} -H" in told["curl"]
+    job = ast.parse(told["python"]).body[2]
+    assert isinstance(job, ast.Assign)
+    asked = eval(compile(ast.Expression(job.value), "job", "eval"), {"file": str})
+    assert (asked["reference_image"], asked["audio_1"], asked["prompt"]) == ("one.png", "one.flac", "A woman speaks.")
+    assert (asked["num_frames"], asked["seed"], asked["turbo"]) == ("auto", 7, False)
     assert told["why"] == "the first window"

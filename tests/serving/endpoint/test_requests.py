@@ -15,7 +15,8 @@ from running_endpoint import RunningEndpoint, running
 from engine.errors import ConfigError
 from engine.serving.endpoint.jobs import JobQueue, QueueFull
 from engine.serving.endpoint.limits import EndpointLimits
-from engine.serving.endpoint.server import LocalEndpoint, is_loopback
+from engine.serving.endpoint.server import LocalEndpoint
+from engine.serving.hosts import is_loopback
 
 HTTP = httpx2.Client(timeout=60, trust_env=False)
 JOB = {"input": {"prompt": "a"}}

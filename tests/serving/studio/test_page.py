@@ -1,0 +1,240 @@
+"""The studio's page in a real browser: a person makes a video, cancels one, comes back, and reads an error."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import CHROMIUM, Browser, opened
+
+pytest.importorskip("gradio", reason="needs Gradio: nox -s studio installs it in an environment of its own")
+ROOT = Path(__file__).parents[3]
+#: A copy of axe.min.js, which is not part of this project: `npm pack axe-core`.
+AXE_JS = os.environ.get("AXE_JS", "")
+#: A folder for the pictures of docs/studio.md.
+PICTURES = os.environ.get("STUDIO_PICTURES", "")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+READY = "document.querySelector('#make') && document.querySelector('.history') && document.querySelector('#boxes li')"
+DONE = "document.querySelector('#job-state')?.innerText === 'Done'"
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("history")
+
+
+@pytest.fixture(scope="module")
+def url(history: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "engine", "ui", "--port", "0", "--history", str(history), "device=cpu"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def get(address: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            return answer.status, answer.read().decode("utf-8", "replace")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode("utf-8", "replace")
+
+
+def leaks(text: str, history: Path) -> list[str]:
+    """Return paths of this machine in a text."""
+    known = {str(ROOT), str(history), str(Path.home()), tempfile.gettempdir() + "/", sys.prefix}
+    return sorted(path for path in known if path not in ("/", "/root", "/root/") and path in text)
+
+
+async def example(tab: Browser, number: int) -> None:
+    await tab.until(READY)
+    await tab.run(f"document.querySelectorAll('#examples button')[{number}].click()")
+    await tab.until(f"document.querySelectorAll('#boxes .box').length === {number + 1}")
+    await tab.until("document.querySelector('#plan table')")
+    await tab.until(f"document.querySelectorAll('[data-testid^=\"waveform-Voice\"]').length >= {number + 1}")
+
+
+async def set_length(tab: Browser, seconds: str) -> None:
+    await tab.run(
+        "{ const field = document.querySelector('#seconds input'); field.focus();"
+        f"field.value = '{seconds}'; field.dispatchEvent(new Event('input', {{bubbles: true}}));"
+        "field.dispatchEvent(new Event('change', {bubbles: true})); field.blur(); }"
+    )
+
+
+async def picture(tab: Browser, name: str, width: int, height: int, top: str) -> None:
+    if not PICTURES:
+        return
+    mobile = width < 600
+    await tab.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
+    await asyncio.sleep(0.5)
+    await tab.run(f"document.querySelector('{top}').scrollIntoView()")
+    taken = await tab.call("Page.captureScreenshot")
+    (Path(PICTURES) / f"{name}.png").write_bytes(base64.b64decode(taken["data"]))
+
+
+async def make(tab: Browser) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    await tab.until(READY)
+    told["heading"] = await tab.run("document.querySelector('#heading').innerText")
+    # Nothing is filled in: the error is at its field.
+    await tab.run("document.querySelector('#make').click()")
+    told["error"] = await tab.until(
+        "document.querySelector('#error-picture .error')", "document.querySelector('#error-picture').innerText"
+    )
+    await example(tab, 1)
+    await tab.until("document.querySelector('#plan').innerText.includes('5.52 s')")
+    await set_length(tab, "4")
+    told["plan"] = await tab.until(
+        "document.querySelector('#plan').innerText.includes('4.00 s')", "document.querySelector('#plan').innerText"
+    )
+    # A box is moved by keys.
+    await tab.run(
+        "{ const box = document.querySelector('#boxes .box'); box.focus(); for (let i = 0; i < 5; i++)"
+        "box.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowLeft', shiftKey: true, bubbles: true})); }"
+    )
+    told["box"] = await tab.run("document.querySelector('#boxes .box').ariaLabel")
+    await asyncio.sleep(1)
+    await tab.run("document.querySelector('video').muted = true; document.querySelector('#make').click()")
+    told["early"] = await tab.until(
+        "!document.querySelector('#videos .early').hidden", "document.querySelector('#videos .early').innerText"
+    )
+    video = "document.querySelector('#videos video')"
+    await tab.until(f"{video}.buffered.length && {video}.buffered.end(0) > 1")
+    told["state"] = await tab.run("document.querySelector('#job-state').innerText")
+    await picture(tab, "studio", 1280, 1000, "#heading")
+    await picture(tab, "studio-phone", 390, 844, "#videos")
+    await tab.until(DONE)
+    told["detail"] = await tab.run("document.querySelector('#videos .detail').innerText")
+    await tab.until(f"{video}.readyState > 1")
+    told["seconds"] = await tab.run(f"{video}.duration")
+    told["link"] = await tab.run("location.search")
+    told["code"] = await tab.run("document.querySelector('#videos .texts').textContent")
+    told["page"] = await tab.run("document.documentElement.outerHTML")
+    return told
+
+
+@needs_browser
+def test_a_person_makes_a_video_of_two_and_comes_back_to_it(url: str, history: Path, tmp_path: Path) -> None:
+    told = asyncio.run(opened(url, tmp_path / "browser", make))
+    assert "tiny" in told["heading"]
+    assert "drawn people only" in told["heading"]
+    assert told["error"].startswith("Add a picture")
+    assert "100 frames at 25 per second" in told["plan"]
+    assert "On a rented card" in told["plan"]
+    assert told["box"].startswith("Person 1: from 0 to 40 %")
+    assert told["state"] == "Running"
+    assert re.fullmatch(r"The first \d\.\d s are ready and play below\.", told["early"])
+    assert told["detail"].startswith("4.00 s, 100 frames, seed 7")
+    assert told["seconds"] == pytest.approx(4.0, abs=0.05)
+    assert "multitalk generate" in told["code"]
+    assert not leaks(told["page"], history)
+    name = told["link"].removeprefix("?job=")
+    entry = json.loads((history / name / "entry.json").read_text("utf-8"))
+    assert entry["job"]["speakers"][0]["region"] == {"box": [0, 0, 0.4, 1]}
+
+    async def again(tab: Browser) -> dict[str, Any]:
+        await tab.until(DONE)
+        before = {
+            "listed": await tab.run("document.querySelectorAll('.history .entry').length"),
+            "video": await tab.until("document.querySelector('#videos video').readyState > 0"),
+        }
+        await tab.run("document.querySelector('#videos .settings').click()")
+        await tab.until("document.querySelectorAll('#boxes .box').length === 2")
+        before["prompt"] = await tab.until(
+            "document.querySelector('#prompt textarea').value", "document.querySelector('#prompt textarea').value"
+        )
+        return before
+
+    told = asyncio.run(opened(f"{url}/?job={name}", tmp_path / "second", again))
+    assert told == {"listed": 1, "video": True, "prompt": "Two people talk."}
+
+
+@needs_browser
+def test_a_person_cancels_a_video(url: str, tmp_path: Path) -> None:
+    async def cancel(tab: Browser) -> dict[str, Any]:
+        await example(tab, 0)
+        await set_length(tab, "20")
+        await asyncio.sleep(1)
+        await tab.run("document.querySelector('#make').click()")
+        await tab.until("document.querySelector('#videos .detail').innerText.includes('%')")
+        await tab.run("document.querySelector('#videos .cancel').click()")
+        state = "document.querySelector('#job-state').innerText"
+        return {"state": await tab.until(f"{state} === 'Cancelled'", state)}
+
+    assert asyncio.run(opened(url, tmp_path / "browser", cancel)) == {"state": "Cancelled"}
+
+
+async def check(tab: Browser, *, scheme: str) -> dict[str, Any]:
+    await tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    await tab.call("Page.reload")
+    await asyncio.sleep(1)
+    await example(tab, 1)
+    await tab.run("document.querySelector('#more button').click()")
+    await asyncio.sleep(1)
+    if AXE_JS:
+        await tab.run(f"{Path(AXE_JS).read_text('utf-8')};true")
+    dark = await tab.run("document.body.classList.contains('dark')")
+    found = await tab.run("axe.run().then((r) => r.violations.map((v) => [v.id, v.nodes[0].html]))") if AXE_JS else []
+    await tab.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
+    await asyncio.sleep(0.5)
+    wide = await tab.run("document.documentElement.scrollWidth <= innerWidth + 1")
+    phone = await tab.run("axe.run().then((r) => r.violations.map((v) => [v.id, v.nodes[0].html]))") if AXE_JS else []
+    return {"dark": dark, "found": found, "fits": wide, "phone": phone}
+
+
+@needs_browser
+@pytest.mark.skipif(not AXE_JS, reason="needs AXE_JS, the path of axe.min.js")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_violation_and_the_page_fits_a_phone(url: str, tmp_path: Path, scheme: str) -> None:
+    told = asyncio.run(opened(url, tmp_path / "browser", partial(check, scheme=scheme)))
+    assert told == {"dark": scheme == "dark", "found": [], "fits": True, "phone": []}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/config", "/studio/jobs", "/gradio_api/info", "/studio/video/..%2f..%2fx", "/gradio_api/file=/etc/passwd",
+     "/studio/jobs/nothing", "/studio/live/0000000000000000/index.m3u8", "/nothing", "/theme.css"],
+)  # fmt: skip
+def test_no_answer_has_a_path_of_this_machine(url: str, history: Path, path: str) -> None:
+    status, text = get(url + path)
+    assert status < 500, text
+    assert not leaks(text, history)
+    assert "root:x" not in text
+    assert "Traceback" not in text
+
+
+def test_an_upload_is_answered_without_the_path_and_bounded(url: str, history: Path) -> None:
+    picture = (ROOT / "engine" / "examples" / "one.png").read_bytes()
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="one.png"\r\n\r\n' + picture + b"\r\n--x--\r\n"
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    request = urllib.request.Request(f"{url}/gradio_api/upload", body, headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        text = answer.read().decode()
+    assert not leaks(text, history)
+    (path,) = json.loads(text)
+    with urllib.request.urlopen(f"{url}/gradio_api/file={path}", timeout=30) as answer:
+        assert answer.read() == picture
+    large = urllib.request.Request(f"{url}/gradio_api/upload", b"x", {**headers, "Content-Length": "200000000"})
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(large, timeout=30)
+    assert error.value.code == 413
