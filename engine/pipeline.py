@@ -97,6 +97,7 @@ class Engine:
             meter.expect(len(plan.windows), plan.steps, *sampling.all_forwards(plan.steps))
             plan = loaded.annotate(plan, request, config, sampling.guidance.branches)
             plan = with_attention(plan, config, self._attention)
+            self._hooks.generation_started(request=request, plan=plan, inputs=inputs)
             options = make_options(config, plan, sampling, self.runtime.device)
             with meter.stage("listen"):
                 prompts = prompts_of(request, config)
@@ -114,7 +115,7 @@ class Engine:
                     self._hooks.step_finished(request=request, progress=meter.step(number))
 
                 retakes = make_retakes(config, inputs, plan, generator, meter, dubbing)
-                looks = retakes, dubbing, make_previews(request, config, meter)
+                looks = retakes, dubbing, make_previews(request, config, meter, self._hooks)
                 given = model, inputs, prepared, options, sampling, generator, config, self._group, meter, step
                 maker = WindowMaker(*given, *looks)
                 windows, carried = keeping.take_over(writer, generator, sampling.tally, retakes)

@@ -224,6 +224,14 @@ class EngineService:
         """Whether the weights in memory were loaded by a service before this one."""
         return self._engine is not None and self._engine.reused
 
+    def __enter__(self) -> EngineService:
+        """Close the service at the end of a `with`."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """See `close`."""
+        self.close()
+
     def _hand_over(self) -> Engine | None:
         with self._lock:
             engine, self._engine = self._engine or self._after, None

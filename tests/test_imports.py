@@ -55,6 +55,7 @@ bench: assembly client components data errors evaluation files loading machine m
     plugin runtime stages
 rehearsal: assembly components config data errors files loading machine network pipeline planning plugin text
 service: assembly cancel components config data errors files imports loading pipeline plugin runtime stages
+talker: assembly components data errors files plugin runtime service stages text
 doctor: assembly components data errors machine network planning plugin service serving text
 sweeps: assembly config data errors evaluation files media plugin redaction runtime service stages text
 cli: assembly bench config config_keys data doctor errors files hub imports media pipeline planning plugin redaction

@@ -10,7 +10,7 @@ from engine.data.access import Credentials
 from engine.data.budget import Budget
 from engine.data.dub import SourceVideo
 from engine.data.timeline import Cue, Loudness
-from engine.data.voices import Cut, Speaker
+from engine.data.voices import Cut, Speaker, address_of
 
 AudioType = Literal["para", "add"]
 Timing = Literal["direct", "native"]
@@ -69,6 +69,11 @@ class Request:
     images: tuple[Cue, ...] = ()
     #: A source video in place of the picture, only for continuation.style=infinitetalk; "": none. See docs/dubbing.md.
     video: str = ""
+
+    def __post_init__(self) -> None:
+        """Take a `Path` as its text. Raises TypeError for what is no address."""
+        for name in ("image", "video"):
+            object.__setattr__(self, name, address_of(name, getattr(self, name)))
 
 
 @dataclass(frozen=True)

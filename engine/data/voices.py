@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,6 +15,22 @@ class Region:
     box: tuple[float, float, float, float] | None = None
     #: Address of a picture with the source picture's shape; bright pixels belong to the speaker.
     mask: str | None = None
+
+    def __post_init__(self) -> None:
+        """Take a `Path` as its text. Raises TypeError for what is no address."""
+        object.__setattr__(self, "mask", address_of("mask", self.mask))
+
+
+def address_of(name: str, value: Any) -> Any:
+    """Return an address as text. Raises TypeError for what is neither text nor a path; None stays."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(
+        f"{name}: a path or an address is needed, this is {type(value).__name__}; engine.Talker takes pictures and "
+        "sounds in memory"
+    )
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,10 @@ class Speaker:
     track: int | None = None
     #: "left", "right" or the channel's number, from 1; None: all of them, mixed.
     channel: str | int | None = None
+
+    def __post_init__(self) -> None:
+        """Take a `Path` as its text. Raises TypeError for what is no address."""
+        object.__setattr__(self, "audio", address_of("audio", self.audio))
 
 
 @dataclass(frozen=True)

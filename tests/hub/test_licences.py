@@ -1,4 +1,4 @@
-"""Which weights a paid service may run: one table, in the manifest, README, `models list` and a worker's answer."""
+"""Which weights a paid service may run: one table, in the manifest, the page, `models list` and a worker's answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.hub.licences import COMMERCIAL, licences, licences_of, may_be_hosted
 from engine.hub.manifest import Manifest, read_manifest
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "which-model.md"
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
 
 
@@ -28,12 +28,12 @@ def page() -> str:
     return "\n".join(lines)
 
 
-def test_the_table_of_the_readme_is_what_the_manifest_says() -> None:
-    text = README.read_text("utf-8")
+def test_the_table_of_the_page_is_what_the_manifest_says() -> None:
+    text = PAGE.read_text("utf-8")
     start, end = "<!-- licences -->\n", "\n<!-- /licences -->"
     written = re.sub(f"{start}.*?{end.strip()}", lambda _: start + page() + end, text, flags=re.DOTALL)
     if os.environ.get("MULTITALK_WRITE_DOCS"):
-        README.write_text(written, "utf-8")
+        PAGE.write_text(written, "utf-8")
         return
     assert text == written, "run: MULTITALK_WRITE_DOCS=1 pytest tests/hub/test_licences.py"
 

@@ -256,7 +256,6 @@ def test_deleting_plugin_files_removes_their_choices_and_breaks_nothing_else(tmp
     ignore = shutil.ignore_patterns("__pycache__")
     for folder in ("engine", "plugins"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignore)
-    shutil.copytree(ROOT / "conf", tmp_path / "engine" / "conf", ignore=ignore)
     before = multitalk_plugins(PYTHONPATH=str(tmp_path))
     removed = {"sampler": "unipc", "guidance": "apg", "cache": "teacache", "quant": "int8"}
     for kind, name in removed.items():
