@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from engine.data import Access, Cue, Delivery, Plan, Progress, Region, Request, Speaker
 from engine.errors import EngineError
 from engine.plugin.spec import hookimpl
+from engine.serving.jobs.script import read_script
 from engine.serving.jobs.speakers import SILENCE, read_speakers
 from engine.serving.jobs.timeline import read_timeline
 
@@ -31,6 +32,7 @@ __all__ = [
     "Talker",
     "TalkingVideo",
     "hookimpl",
+    "read_script",
     "read_speakers",
     "read_timeline",
 ]

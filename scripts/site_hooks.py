@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+#: Marks of the tests: in the middle of a table they would end it.
+_MARK = re.compile(r"^<!-- .* -->\n", re.MULTILINE)
 _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 
 
@@ -22,12 +24,12 @@ def outside(page: str, target: str) -> bool:
 
 
 def within(markdown: str, page: str) -> str:
-    """Return `markdown` with the links that leave docs/ replaced by their text."""
+    """Return `markdown` with the links that leave docs/ replaced by their text, and without marks."""
 
     def replaced(link: re.Match[str]) -> str:
         return link["text"] if outside(page, link["target"]) else link[0]
 
-    return _LINK.sub(replaced, markdown)
+    return _LINK.sub(replaced, _MARK.sub("", markdown))
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:

@@ -38,6 +38,7 @@ client: errors files
 hub: errors files text
 loading: components data errors imports machine network text
 media: cancel components data errors
+people: data errors media
 net: cancel data errors
 planning: components data errors machine
 plugin: components config data errors family
@@ -47,8 +48,8 @@ stages: cancel components data errors family files loading media network text
 evaluation: data media
 assembly: cancel components config data errors evaluation family files hub loading machine media network net planning
     plugin runtime stages text
-plugins: cancel components config data errors family files hub imports loading machine media network net planning plugin
-    redaction runtime serving stages text
+plugins: cancel components config data errors family files hub imports loading machine media network net people planning
+    plugin redaction runtime serving stages text
 config_keys: assembly config plugin redaction
 pipeline: assembly components config data files plugin runtime stages
 bench: assembly client components data errors evaluation files loading machine media network pipeline planning

@@ -12,15 +12,19 @@ if TYPE_CHECKING:
 
     from engine.components import (
         AttentionBackend,
+        Diariser,
         Entrypoint,
         Guidance,
         Launcher,
         ModelSource,
         Quantiser,
         Reader,
+        RegionFinder,
         Sampler,
         Sink,
+        Speech,
         StepCache,
+        VoiceFilter,
     )
     from engine.data import Access, Delivery, Frames, Inputs, Plan, Progress, Request, Window
     from engine.family import Family
@@ -68,6 +72,26 @@ def register_guidance(register: Register[Guidance]) -> None:
 @hookspec
 def register_caches(register: Register[StepCache]) -> None:
     """Offer step caches."""
+
+
+@hookspec
+def register_regions(register: Register[RegionFinder]) -> None:
+    """Offer finders, which decide the regions of speakers that a request leaves to the engine."""
+
+
+@hookspec
+def register_speech(register: Register[Speech]) -> None:
+    """Offer speech: how the lines of a script are spoken (docs/dialogue.md)."""
+
+
+@hookspec
+def register_diarisers(register: Register[Diariser]) -> None:
+    """Offer diarisers: who speaks when in a recording of several people (docs/voices.md)."""
+
+
+@hookspec
+def register_vocals(register: Register[VoiceFilter]) -> None:
+    """Offer voice filters: what the network hears of a voice with music or noise (docs/voices.md)."""
 
 
 @hookspec

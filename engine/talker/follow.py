@@ -35,12 +35,12 @@ class Follower:
 
     def __enter__(self) -> Follower:
         """Follow the generation of the request inside a `with`."""
-        followers()[id(self.request)] = self
+        followers()[str(self.request.filename)] = self
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop following."""
-        followers().pop(id(self.request), None)
+        followers().pop(str(self.request.filename), None)
 
     def start(self, plan: Plan, inputs: Inputs) -> None:
         """Keep the plan, and the sound at the length of the video."""
@@ -63,38 +63,38 @@ class Follower:
 class _Hooks:
     """The plugin; requests that nobody follows are left alone."""
 
-    def __init__(self, following: dict[int, Follower]) -> None:
+    def __init__(self, following: dict[str, Follower]) -> None:
         self._following = following
 
     @hookimpl
     def generation_started(self, request: Request, plan: Plan, inputs: Inputs) -> None:
-        if (follower := self._following.get(id(request))) is not None:
+        if (follower := self._following.get(str(request.filename))) is not None:
             follower.start(plan, inputs)
 
     # After the plugins that change the frames.
     @hookimpl(trylast=True)
     def window_finished(self, request: Request, window: Window, frames: Frames) -> None:
-        if (follower := self._following.get(id(request))) is not None:
+        if (follower := self._following.get(str(request.filename))) is not None:
             follower.add(frames, window)
 
 
 class _StepHooks:
     """Another plugin, because the engine computes more while somebody follows its steps."""
 
-    def __init__(self, following: dict[int, Follower]) -> None:
+    def __init__(self, following: dict[str, Follower]) -> None:
         self._following = following
 
     @hookimpl
     def step_predicted(self, request: Request, step: int, latents: Tensor, predicted: Tensor, time: float) -> None:
-        follower = self._following.get(id(request))
+        follower = self._following.get(str(request.filename))
         if follower is not None and follower.on_step is not None:
             follower.on_step(step, time, latents, predicted)
 
 
 @functools.cache
-def followers() -> dict[int, Follower]:
-    """Return who follows which request, by its identity; the first call registers the plugin."""
-    following: dict[int, Follower] = {}
+def followers() -> dict[str, Follower]:
+    """Return who follows which request, by the name of its file; the first call registers the plugin."""
+    following: dict[str, Follower] = {}
     installed().plugins.register(_Hooks(following), name="talker")
     return following
 

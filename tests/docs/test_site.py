@@ -110,6 +110,10 @@ def test_links_out_of_the_folder_become_text_on_the_site(page: str, target: str,
     assert within(markdown, page) == f"See {kept} and ![a picture]({target})."
 
 
+def test_marks_of_tests_do_not_end_a_table_on_the_site() -> None:
+    assert within("| a |\n|---|\n<!-- stays -->\n| b |\n<!-- /stays -->\n", "weights.md") == "| a |\n|---|\n| b |\n"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="needs the extra docs")
 def test_the_site_builds_without_a_warning_and_asks_nothing_of_other_hosts(tmp_path: Path) -> None:
