@@ -3,9 +3,10 @@
 What takes longer runs only when it is asked for: `nox -s slow` runs the tests that are marked so, `nox -s talk`
 measures the embedded model, `nox -s long` its long videos, `nox -s kills` kills downloads and generations, `nox -s
 resume` kills jobs and lets them continue, `nox -s soak` tells what the memory of a worker does over 200 jobs, `nox -s
-show` shows clients, endpoint, worker and store at work together, `nox -s complete` reads checkpoints of full size,
-`nox -s runpod` runs the worker's tests with the next release of RunPod's SDK, `nox -s studio` runs the studio's tests
-with Gradio, `nox -s triton` runs our kernels in Triton's interpreter, `nox -s device` measures a card, `nox -s site`
+show` shows clients, endpoint, worker and store at work together, `nox -s complete` reads checkpoints of full size, `nox
+-s diffusers` runs diffusers' own tests of models, `nox -s runpod` runs the worker's tests with the next release of
+RunPod's SDK, `nox -s studio` runs the studio's tests with Gradio, `nox -s triton` runs our kernels in Triton's
+interpreter, `nox -s device` measures a card, `nox -s site`
 builds the site of docs/, and `nox -s blocks` runs the command blocks of README and docs.
 """
 
@@ -221,6 +222,22 @@ def triton(session: nox.Session) -> None:
         tests = session.posargs or ["tests/network/test_fused.py", "tests/network/test_eight_bit.py"]
         env = {"PYTHONPATH": folder, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
         session.run(sys.executable, "-m", "pytest", "-q", *tests, env=env)
+
+
+@nox.session(venv_backend="none")
+def diffusers(session: nox.Session) -> None:
+    """Run diffusers' own tests of models on MultiTalk's network, forced to run on a CPU where there is no accelerator.
+
+    `-- CHECKOUT` (or MULTITALK_DIFFUSERS) is a checkout of diffusers at the installed version's tag: its packages come
+    without these tests. Further arguments go to pytest. MULTITALK_MIXINS=wan runs them on diffusers' Wan, to compare.
+    """
+    checkout, *rest = [*session.posargs] or [os.environ.get("MULTITALK_DIFFUSERS", "")]
+    if not (Path(checkout) / "tests" / "models" / "testing_utils").is_dir():
+        session.error("give a checkout of diffusers: git clone https://github.com/huggingface/diffusers")
+    # diffusers marks its tests with names of its own.
+    command = (sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider")
+    env = {"MULTITALK_DIFFUSERS": str(Path(checkout).resolve()), "MULTITALK_MIXINS_FORCE": "1", "OMP_NUM_THREADS": "1"}
+    session.run(*command, "tests/support/diffusers_mixins.py", *rest, env=env)
 
 
 @nox.session(venv_backend="none")

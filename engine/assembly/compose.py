@@ -133,6 +133,11 @@ def translated(words: Sequence[str] = ()) -> Iterator[None]:
         ) from error
     except (ConfigCompositionException, OmegaConfBaseException) as error:
         raise _misfit(error, words) from error
+    except (AssertionError, AttributeError) as error:
+        # OmegaConf's, for a value inside of an optional part that is null.
+        if (problem := _within_null(words)) is None:
+            raise
+        raise problem from error
     except (HydraException, ValueError, OverflowError) as error:
         # Hydra raises plain Python errors for some overrides, such as sampler=null, and for numbers beyond float.
         raise ConfigError(
@@ -191,6 +196,19 @@ def _misfit(error: Exception, words: Sequence[str]) -> ConfigError:
         return ConfigError(f"there is no {wrong!r} in the config", field=wrong.partition("=")[0], hint=hint)
     hint = next((hint for kind, hint in _KINDS.items() if kind in first), "multitalk plugins lists the choices")
     return ConfigError(first, field=str(key), hint=hint)
+
+
+def _within_null(words: Sequence[str]) -> ConfigError | None:
+    """Return the error for the first of `words` that sets a part, or a value of a part, that is null; None for none."""
+    composed = compositions().compose([word for word in words if "." not in word.partition("=")[0]])
+    for key in (word.partition("=")[0].lstrip("+") for word in words if "." in word.partition("=")[0]):
+        parts = key.split(".")
+        for path in (".".join(parts[:depth]) for depth in range(1, len(parts) + 1)):
+            # Not a missing key: that has another error.
+            if OmegaConf.select(composed, path, default="") is None:
+                hint = "choose a preset that has it, or write a preset of your own"
+                return ConfigError(f"{path!r} is null with these presets, and cannot be set", field=key, hint=hint)
+    return None
 
 
 #: Part of OmegaConf's message -> hint.

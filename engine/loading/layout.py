@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -123,6 +123,25 @@ def find_parts(root: Path, weights: Weights) -> tuple[dict[str, ComponentLayout]
         except _Missing as absent:
             missing += [tree.relative(path) if isinstance(path, Path) else path for path in absent.files]
     return parts, tuple(missing)
+
+
+def loose_transformer(files: Sequence[Path]) -> ComponentLayout:
+    """Return the part of a transformer whose weights are `files`, wherever they are; audio weights come last.
+
+    `config` is a transformer's config.json beside the first file, if there is one. Raises SourceError for a damaged
+    file and for one of quanto without its map, and MissingExtra for a GGUF file without the package gguf.
+    """
+    first = files[0]
+    folder = first.parent
+    tree = _Tree(folder, {folder: sorted(path.name for path in folder.iterdir())})
+    tree.tensors = {path: _tensors(path) for path in files if path.suffix in (".safetensors", ".sft")}
+    beside = folder / "config.json"
+    config = beside if beside.is_file() and _is_transformer(_json(beside)) else None
+    if first.suffix == ".gguf":
+        return ComponentLayout("gguf", folder, tuple(files), config)
+    if not any(name.endswith(_PACKED) for name in tree.tensors.get(first, ())):
+        return ComponentLayout("original", folder, tuple(files), config)
+    return replace(_with_map(tree, ComponentLayout("quanto", folder, (first,), config)), files=tuple(files))
 
 
 def missing_weights(root: Path, weights: Weights) -> tuple[str, ...]:

@@ -52,11 +52,20 @@ def set_self_attention_backend(model: nn.Module, name: str) -> None:
     """Switch the self-attention of every block of `model` to diffusers' attention backend `name`.
 
     Only `attn1` is switched, and only of this model: diffusers' own `set_attention_backend` would switch the short
-    text and audio attentions too and change the default of the whole process. Raises as `prepare_attention`.
+    text and audio attentions too and change the default of the whole process. The other attentions stay with torch's
+    own kernel, whatever that default is. Raises as `prepare_attention`.
     """
     backend = prepare_attention(name)
+    pin_attentions(model)
     for attention in _self_attentions(model):
         attention.processor._attention_backend, attention.processor.attend = backend, None
+
+
+def pin_attentions(model: nn.Module) -> None:
+    """Have all attentions of `model` use torch's own kernel, whatever diffusers' default for the process is."""
+    for module in model.modules():
+        if isinstance(module, AttentionModuleMixin):
+            module.processor._attention_backend = NATIVE
 
 
 def set_own_self_attention(model: nn.Module, attend: Attend) -> None:
@@ -64,6 +73,7 @@ def set_own_self_attention(model: nn.Module, attend: Attend) -> None:
 
     It gets queries, keys and values (1, L, heads, D), and the grid of the L tokens, which the model's own call knows.
     """
+    pin_attentions(model)
     attentions = list(_self_attentions(model))
     patch: Any = model.config.patch_size  # type: ignore[union-attr]
 
@@ -98,8 +108,9 @@ def wan_attention(dim: int, heads: int, eps: float, **kwargs: Any) -> WanAttenti
 class SelfAttentionProcessor:
     """Self-attention with 3-D rotary positions; also scores every token by speaker when two or more speak."""
 
-    # Not None: that would use the process-wide default, which another model may have changed.
-    _attention_backend = NATIVE
+    #: None: diffusers' default for the process, which `attention_backend` and DIFFUSERS_ATTN_BACKEND change. The engine
+    #: pins its networks to a kernel (`pin_attentions`), as another model in the process may have changed that default.
+    _attention_backend: AttentionBackendName | None = None
     _parallel_config = None
     #: Computes attention in place of a backend, with the grid of the tokens (`set_own_self_attention`).
     attend: Attend | None = None
@@ -170,7 +181,7 @@ class CrossAttentionProcessor:
     length; here the number of image tokens is an argument.
     """
 
-    _attention_backend = NATIVE
+    _attention_backend: AttentionBackendName | None = None
     _parallel_config = None
 
     def __init__(self, image_tokens: int) -> None:
@@ -202,7 +213,7 @@ class CrossAttentionProcessor:
 class AudioAttentionProcessor:
     """Attention from the tokens of each latent frame to that frame's audio tokens; L-RoPE separates the speakers."""
 
-    _attention_backend = NATIVE
+    _attention_backend: AttentionBackendName | None = None
     _parallel_config = None
 
     def __call__(

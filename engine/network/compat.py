@@ -9,7 +9,7 @@ import functools
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders import PeftAdapterMixin
@@ -34,6 +34,8 @@ from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbed
 from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import WanAttention, WanImageEmbedding
 from diffusers.utils.peft_utils import apply_lora_scale as _apply_lora_scale
+
+T = TypeVar("T", bound=type)
 
 check_attention_backend_requirements = _check_attention_backend_requirements
 fetch_kernel = _maybe_download_kernel_for_backend
@@ -97,6 +99,17 @@ def register_cached_block(block: type) -> None:
     TransformerBlockRegistry.register(
         block, TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None)
     )
+
+
+def known_to_diffusers(model: T) -> T:
+    """Have `diffusers.AutoModel`, and pipelines that were saved with it, find a model's class by its name.
+
+    diffusers looks the class of a config up among its own names only. It must have been imported before.
+    """
+    import diffusers
+
+    setattr(diffusers, model.__name__, model)
+    return model
 
 
 def convert_wan_vae_to_diffusers(weights: dict[str, Any]) -> dict[str, Any]:

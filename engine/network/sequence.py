@@ -75,7 +75,7 @@ class Shard:
         """Remove the padding of `fill_frames`: (1, frames * frame, ...) -> (1, length, ...)."""
         return tokens.narrow(1, self.lead, self.length)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, backend: AttentionBackendName) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, backend: AttentionBackendName | None) -> Tensor:
         """Attend from this process' tokens to all tokens; (1, length, heads, D) each."""
         with together():
             query, key, value = (SeqAllToAllDim.apply(self.group, part, 2, 1) for part in (query, key, value))

@@ -218,6 +218,7 @@ API = (
         "family",
         "the engine's own reader, and the tensors of a file",
     ),
+    Public("engine.loading.single_file", "FromSingleFile", "family", "a network of Wan's kind from its files alone"),
     Public("engine.loading.tensor_names", "strip_prefixes", "family", "tensor names without the prefixes of tools"),
     Public("engine.media.canvas", "choose_bucket", "family", "the size for a picture"),
     Public(
@@ -235,7 +236,7 @@ API = (
     Public(
         "engine.network.compat",
         "AttentionMixin CacheMixin FeedForward PeftAdapterMixin apply_lora_scale dispatch_attention_fn "
-        "register_cached_block",
+        "known_to_diffusers register_cached_block",
         "family",
         "parts of diffusers that are not in its public API",
     ),

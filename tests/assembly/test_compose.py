@@ -121,6 +121,9 @@ def test_long_videos_keep_the_picture_or_the_plan_knows_how_far_the_style_carrie
         ("+sampler.colour=red", "sampler.colour", "+"),
         ("sampler.steps=[1", "override", "key=value"),
         ("resume.keep=maybe", "resume.keep", "give true or false"),
+        ("model.distilled.loras=[]", "model.distilled.loras", "choose a preset that has it"),
+        ("model.distilled={solver:euler}", "model.distilled", "choose a preset that has it"),
+        ("++model.distilled.solver=euler", "model.distilled.solver", "choose a preset that has it"),
         ("guidance.batched=maybe", "guidance.batched", "give true or false"),
     ],
 )

@@ -266,25 +266,69 @@ def test_self_attention_backend_is_switched_on_one_model_only(tiny: Any) -> None
 
     set_self_attention_backend(model, "_native_math")
 
-    def chosen(network: Any) -> set[tuple[bool, str]]:
+    def chosen(network: Any) -> set[tuple[bool, str | None]]:
         return {
-            (isinstance(processor, SelfAttentionProcessor), processor._attention_backend.value)
+            (isinstance(processor, SelfAttentionProcessor), getattr(processor._attention_backend, "value", None))
             for processor in network.attn_processors.values()
         }
 
     assert chosen(model) == {(True, "_native_math"), (False, "native")}
-    assert chosen(other) == chosen(tiny.model()) == {(True, "native"), (False, "native")}
+    assert chosen(other) == chosen(tiny.model()) == {(True, None), (False, None)}
     torch.testing.assert_close(tiny.run(model), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_process_wide_backend_does_not_reach_the_model(tiny: Any) -> None:
+@pytest.fixture
+def math_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The attentions that diffusers' backend "_native_math" computes, one entry each."""
+    from diffusers.models import attention_dispatch
+
+    calls: list[int] = []
+    backends = attention_dispatch._AttentionBackendRegistry._backends
+    name = attention_dispatch.AttentionBackendName("_native_math")
+    kernel = backends[name]
+
+    def counted(**given: Any) -> Any:
+        calls.append(1)
+        return kernel(**given)
+
+    monkeypatch.setitem(backends, name, counted)
+    return calls
+
+
+def test_a_process_wide_backend_does_not_reach_a_model_of_the_engine(tiny: Any, math_calls: list[int]) -> None:
     from diffusers import attention_backend
 
     model = tiny.model()
+    set_self_attention_backend(model, "native")
     expected = tiny.run(model)
 
     with attention_backend("_native_math"):
         assert torch.equal(tiny.run(model), expected)
+    assert not math_calls
+
+
+def test_diffusers_ways_to_choose_a_backend_reach_every_attention(tiny: Any, math_calls: list[int]) -> None:
+    from diffusers import attention_backend
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    # Two blocks of self-attention, text, picture and audio. The scores of speakers stay with torch's own kernel.
+    model, every = tiny.model(), 2 * 4
+    expected = tiny.run(model)
+    default = _AttentionBackendRegistry._active_backend
+
+    with attention_backend("_native_math"):
+        torch.testing.assert_close(tiny.run(model), expected, atol=1e-5, rtol=1e-4)
+    assert len(math_calls) == every
+    try:
+        model.set_attention_backend("_native_math")
+        tiny.run(model)
+        assert len(math_calls) == 2 * every
+    finally:
+        # diffusers changes the process' default as well, and does not reset it.
+        _AttentionBackendRegistry.set_active_backend(default)
+    model.reset_attention_backend()
+    assert torch.equal(tiny.run(model), expected)
+    assert len(math_calls) == 2 * every
 
 
 def test_unknown_backend_lists_the_known(tiny: Any) -> None:

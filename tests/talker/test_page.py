@@ -28,8 +28,8 @@ def test_the_examples_of_the_page_run_one_after_the_other(place: Path, capsys: p
     for block in blocks:
         exec(compile(block, "docs/python.md", "exec"), names)
 
-    assert len(blocks) == 5
-    assert len(re.findall("^```python", page, re.MULTILINE)) == 6
+    assert len(blocks) == 6
+    assert len(re.findall("^```python", page, re.MULTILINE)) == 7
     told = capsys.readouterr().out
     assert "<TalkingVideo 160x96, 24 frames at 25" in told
     assert "audio: samples need their rate" in told

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from engine.errors import RequestError
 from engine.network.audio_projection import AudioProjection
-from engine.network.compat import CacheMixin, PeftAdapterMixin
+from engine.network.compat import CacheMixin, PeftAdapterMixin, known_to_diffusers
 from engine.network.embeddings import Rotary, rotary_grid
 from engine.network.shapes import check_shape
 from engine.network.speakers import Speakers, token_masks
@@ -51,6 +51,7 @@ class AvatarConditions:
     latent_shape: tuple[int, int, int]
 
 
+@known_to_diffusers
 class AvatarTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):  # type: ignore[misc]
     """The network of Avatar 1.0 and 1.5, with the published names of arguments and parameters.
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import _register_namedtuple, register_dataclass
 
 from engine.errors import ConfigError, RequestError
+from engine.loading.single_file import FromSingleFile
 from engine.network import fused
 from engine.network.attention import (
     AudioAttention,
@@ -30,6 +31,7 @@ from engine.network.compat import (
     FeedForward,
     PeftAdapterMixin,
     apply_lora_scale,
+    known_to_diffusers,
     register_cached_block,
 )
 from engine.network.embeddings import Rotary, TimeTextImageEmbedding, rotary_grid
@@ -148,7 +150,15 @@ class MultiTalkTransformerBlock(nn.Module):
 register_cached_block(MultiTalkTransformerBlock)
 
 
-class MultiTalkTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin, AttentionMixin):  # type: ignore[misc]
+@known_to_diffusers
+class MultiTalkTransformer3DModel(
+    ModelMixin,  # type: ignore[misc]
+    ConfigMixin,  # type: ignore[misc]
+    FromSingleFile,
+    PeftAdapterMixin,  # type: ignore[misc]
+    CacheMixin,  # type: ignore[misc]
+    AttentionMixin,  # type: ignore[misc]
+):
     """Like diffusers' WanTransformer3DModel, with the same parts and names, plus audio attention.
 
     The defaults are the 14B model. Audio parameters are `audio_proj.*`, `blocks.N.audio_attn.*` and
