@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from engine.assembly.provenance import (
 from engine.cli.parser import REQUEST, Flag, Parser, add_own_flags, add_request_flags, read_arguments
 from engine.cli.provenance_check import check_form, is_deep, suspicious_values
 from engine.cli.run import launch
+from engine.cli.settings import Settings, settings_for
 from engine.config import Config, EntrypointConfig
 from engine.data import Media, Region, Request, Speaker
 from engine.errors import RequestError, plain
@@ -38,6 +38,7 @@ from engine.service import EngineService
 from engine.serving.jobs.speakers import SILENCE
 from engine.serving.jobs.timeline import parse_timeline, plain_timeline
 from engine.stages.read import hear
+from engine.text.terminal import columns, hanging, tell
 
 _MEDIA = (
     Flag("image", "FILE", "the picture; if there were several by time, each in their order", many=True),
@@ -75,7 +76,8 @@ def show(path: Path, *, as_json: bool) -> int:
     # Keys and values are untrusted text.
     rows = [(plain(key), plain(value)) for key, value in _rows(provenance, "")]
     width = min(_WIDEST, max(len(key) for key, _ in rows))
-    print("\n".join(f"{key:<{width}}  {value}" for key, value in rows))
+    for key, value in rows:
+        print("\n".join(hanging(f"{key:<{width}}  ", value, columns(), style="cyan")))
     return 0
 
 
@@ -137,8 +139,7 @@ def repeat(
     for key in media:
         setattr(values, key, None)
     for argument in rest[1:]:
-        key = argument.lstrip("+~").partition("=")[0]
-        if key not in _WHERE and (key in _FIXED or key.partition(".")[0] in _FIXED):
+        if _is_fixed(argument):
             raise RequestError(
                 f"{argument!r} would change what the provenance says",
                 field="command line",
@@ -149,7 +150,8 @@ def repeat(
         check_form(provenance)
         media = {key: value or [] for key, value in media.items()}
         request = _request(provenance, media["image"], media["audio"], media["mask"], video=media["video"] or "")
-        overrides = [*own.overrides, *provenance_overrides(provenance, request)]
+        overrides = [own.overrides[0], *_settings(own.overrides), *own.overrides[1:]]
+        overrides += provenance_overrides(provenance, request)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise RequestError(
             f"the provenance in {rest[0]!r} is damaged ({type(error).__name__}: {error})",
@@ -158,10 +160,25 @@ def repeat(
         ) from error
     # Before any file that the provenance names is opened.
     for warning in suspicious_values(provenance):
-        print(f"multitalk: warning: {plain(warning)}", file=sys.stderr)
+        tell("warning", plain(warning))
     for warning in differences(provenance, overrides, request):
-        print(f"multitalk: warning: {plain(warning)}", file=sys.stderr)
+        tell("warning", plain(warning))
     return EntrypointConfig.boot(overrides)
+
+
+def _is_fixed(argument: str) -> bool:
+    key = argument.lstrip("+~").partition("=")[0]
+    return key not in _WHERE and (key in _FIXED or key.partition(".")[0] in _FIXED)
+
+
+def _settings(given: Sequence[str]) -> list[str]:
+    """Return those of a person's own settings that do not change what the provenance says; name the others."""
+    entries = settings_for("generate", given).entries
+    if unused := [entry.override for entry in entries if _is_fixed(entry.override)]:
+        tell("warning", plain(f"settings that are not used, since the video has its own: {' '.join(unused)}"))
+    settings = Settings([entry for entry in entries if not _is_fixed(entry.override)])
+    settings.show(given)
+    return settings.overrides
 
 
 def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> list[str]:
