@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
 def read(cache: str) -> Any:
     """Return the lists in the file `cache`; None: there is none yet. Starts a process that renews it, if needed."""
     try:
-        with open(cache, encoding="utf-8") as file:
+        with open(cache, encoding="utf-8") as file:  # noqa: PTH123 - pathlib takes as long as all the rest
             lists = json.load(file)
     except (OSError, ValueError):
         lists = None
@@ -57,7 +57,7 @@ def fresh(lists: Any) -> bool:
 def stamp(path: str | os.PathLike[str]) -> int | None:
     """Return the time at which a file or folder was changed, None if there is none."""
     try:
-        return os.stat(path).st_mtime_ns
+        return os.stat(path).st_mtime_ns  # noqa: PTH116
     except OSError:
         return None
 
@@ -66,7 +66,7 @@ def renew() -> None:
     """Write the lists anew in another process, and do not wait for it."""
     import subprocess
 
-    try:
+    try:  # noqa: SIM105 - contextlib is slow to import
         subprocess.Popen(
             [sys.executable, "-I", "-m", "engine", "completion", "--renew"],
             stdin=subprocess.DEVNULL,
@@ -157,7 +157,7 @@ def of_kind(kind: Any, current: str, prefix: str) -> tuple[list[tuple[str, str]]
     """Return what completes the value of a flag: one of a list, or a directive such as "@files"."""
     if isinstance(kind, list):
         return starting([(f"{prefix}{word}", "") for word in kind], current), ""
-    return [], kind if kind.startswith("@f") or kind.startswith("@d") else ""
+    return [], kind if kind.startswith(("@f", "@d")) else ""
 
 
 def starting(found: Iterable[tuple[str, str]], current: str) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from engine.assembly.composition import compositions
 from engine.assembly.typed_overrides import as_text
 from engine.errors import ConfigError, EngineError, plain
 from engine.plugin.manager import installed
-from engine.plugin.user_files import VARIABLE, Table, read_table, store_recipes, user_recipes
+from engine.plugin.user_files import VARIABLE, Table, read_table, recipe_keys, store_recipes, user_recipes
 from engine.serving.worker.defaults import environment_overrides, environment_recipe
 from engine.text.similar import similar
 from engine.text.terminal import tell
@@ -132,6 +132,12 @@ def settings_for(entrypoint: str, given: Sequence[str] = ()) -> Settings:
         compositions().cached.clear()
         if file is not None:
             entries += _entries(read_table(file), file, entrypoint)
+    chosen = [word.partition("=")[2].strip("'\"") for word in given if word.startswith("recipe=")]
+    if recipe := (chosen[-1] if chosen else environment_recipe()):
+        # A recipe that is chosen for this command is stronger than the file.
+        folder = Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None
+        keys = recipe_keys(recipe, folder, installed().presets.packages) | {"recipe"}
+        entries = [entry for entry in entries if entry.key not in keys]
     if entrypoint != WORKER:
         if recipe := environment_recipe():
             entries.append(Setting(f"recipe={recipe}", RECIPE))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -202,3 +202,28 @@ def _hydra_form(table: Table) -> dict[str, Any]:
             else:
                 node[last] = value
     return {"defaults": [*defaults, "_self_"], **config}
+
+
+def recipe_keys(name: str, folder: Path | None, packages: Iterable[str] = ()) -> set[str]:
+    """Return the keys and groups that a recipe sets, with those of the recipes below it; empty if it is unknown."""
+    own = {recipe.name: recipe.node for recipe in user_recipes(folder)} if folder is not None else {}
+    node = own.get(name)
+    for package in ("engine.conf", *packages):
+        path = files(package) / "recipe" / f"{name}.yaml"
+        if node is None and path.is_file():
+            node = yaml.safe_load(path.read_text("utf-8"))
+    found: set[str] = set()
+    for entry in (node or {}).get("defaults", ()):
+        if isinstance(entry, dict):
+            found |= {str(key).removeprefix("override /") for key in entry}
+        elif entry not in ("_self_", name):
+            found |= recipe_keys(str(entry), folder, packages)
+    return found | set(_leaves({key: value for key, value in (node or {}).items() if key != "defaults"}, ""))
+
+
+def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
