@@ -9,6 +9,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+
+#: Seconds after which another process may renew the lists, if the first one has not.
+MOST_SECONDS = 60
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +47,7 @@ def read(cache: str) -> Any:
     except (OSError, ValueError):
         lists = None
     if lists is None or not fresh(lists):
-        renew()
+        renew(cache)
     return lists
 
 
@@ -62,9 +66,20 @@ def stamp(path: str | os.PathLike[str]) -> int | None:
         return None
 
 
-def renew() -> None:
-    """Write the lists anew in another process, and do not wait for it."""
+def renew(cache: str) -> None:
+    """Write the lists anew in another process, and do not wait for it; one at a time."""
     import subprocess
+
+    mark = f"{cache}.renewing"
+    begun = stamp(mark)
+    if begun is not None and abs(time.time_ns() - begun) < MOST_SECONDS * 10**9:
+        return
+    try:
+        os.makedirs(os.path.dirname(cache), exist_ok=True)  # noqa: PTH103, PTH120
+        with open(mark, "w", encoding="utf-8"):  # noqa: PTH123
+            pass
+    except OSError:
+        return
 
     try:  # noqa: SIM105 - contextlib is slow to import
         subprocess.Popen(

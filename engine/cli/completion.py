@@ -12,7 +12,7 @@ import shlex
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +22,8 @@ from engine.cli import complete_words
 from engine.cli.base import BaseParser
 from engine.cli.parser import Parser
 from engine.errors import ConfigError, EngineError
+
+Run = Callable[[list[str]], None]
 
 #: Variables that the list depends on.
 _VARIABLES = ("MULTITALK_DISABLED_PLUGINS", "MULTITALK_CONFIG_DIR", "XDG_CONFIG_HOME")
@@ -94,8 +96,11 @@ complete -c multitalk -f -a '(__multitalk_complete)'
 _SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 
-def completion(arguments: Sequence[str]) -> int:
-    """Print the script of a shell and say on stderr where it goes. Raises ConfigError."""
+def completion(arguments: Sequence[str], run: Run) -> int:
+    """Print the script of a shell and say on stderr where it goes. Raises ConfigError.
+
+    `run` runs a command whose parser is only looked at.
+    """
     parser = Parser(
         prog="multitalk completion",
         usage=f"multitalk completion {'|'.join(_SCRIPTS)}",
@@ -106,12 +111,12 @@ def completion(arguments: Sequence[str]) -> int:
     values, rest = parser.read(arguments)
     if values.renew:
         parser.none(rest)
-        write()
+        write(run)
         return 0
     shell = parser.one(rest, f"the shell ({', '.join(_SCRIPTS)})")
     if shell not in _SCRIPTS:
         raise ConfigError(f"no completion for {shell!r}", field="command line", hint=", ".join(_SCRIPTS))
-    write()
+    write(run)
     command = [sys.executable, "-I", "-S", str(Path(complete_words.__file__).resolve()), str(cache_file())]
     print(_SCRIPTS[shell].format(command=shlex.join(command)), end="")
     if sys.stdout.isatty():
@@ -127,20 +132,21 @@ def cache_file() -> Path:
     return folder / "multitalk-engine" / f"completion-{name}.json"
 
 
-def write() -> None:
+def write(run: Run) -> None:
     """Write the list. Raises ConfigError if it cannot be written."""
-    path, text = cache_file(), json.dumps(lists())
+    path, text = cache_file(), json.dumps(lists(run))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
             file.write(text)
         Path(file.name).replace(path)
+        Path(f"{path}.renewing").unlink(missing_ok=True)
     except OSError as error:
         what = f"{path.parent} cannot be written: {error.strerror}"
         raise ConfigError(what, field="completion", hint="set XDG_CACHE_HOME") from error
 
 
-def lists() -> dict[str, Any]:
+def lists(run: Run) -> dict[str, Any]:
     """Return everything that can be completed, and what it was made of."""
     from engine.cli.bench import BENCHES
     from engine.cli.catalog import choices
@@ -172,7 +178,7 @@ def lists() -> dict[str, Any]:
         "stamps": [(str(path), complete_words.stamp(path)) for path in dict.fromkeys(_made_of())],
         "commands": commands,
         "below": below,
-        "flags": {" ".join(words): _flags(words) for words in names},
+        "flags": {" ".join(words): _flags(words, run) for words in names},
         "groups": groups,
         "keys": {
             key.name: (
@@ -195,10 +201,8 @@ def _files(key: str) -> str:
     return "@files" if last in ("image", "video", "audio", "file", "speakers", "prompts", "images") else ""
 
 
-def _flags(words: Sequence[str]) -> dict[str, tuple[Any, str]]:
+def _flags(words: Sequence[str], run: Run) -> dict[str, tuple[Any, str]]:
     """Return the flags of a command: the kind of value of each ("" for none), and its help."""
-    from engine.cli.main import run_quietly
-
     found: dict[str, tuple[Any, str]] = {}
 
     def look(parser: BaseParser) -> None:
@@ -221,7 +225,7 @@ def _flags(words: Sequence[str]) -> dict[str, tuple[Any, str]]:
     BaseParser.observer = look
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            run_quietly(list(words))
+            run(list(words))
     finally:
         BaseParser.observer = None
     return found

@@ -278,7 +278,7 @@ def _rehearse(arguments: Sequence[str]) -> int:
 def _completion(arguments: Sequence[str]) -> int:
     from engine.cli.completion import completion
 
-    return completion(arguments)
+    return completion(arguments, run_quietly)
 
 
 def run_quietly(arguments: list[str]) -> None:

@@ -14,6 +14,7 @@ from typing import TextIO
 _STYLES = {"bold": "1", "dim": "2", "red": "1;31", "green": "32", "yellow": "33", "cyan": "36"}
 #: Narrowest width that is wrapped to.
 _LEAST = 40
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
 _HEADING = re.compile(r"^(usage:|[\w ]+:)", re.MULTILINE)
 
 
@@ -108,7 +109,9 @@ def table(rows: Iterable[tuple[str, str]], width: int | None, *, indent: int = 2
 
 
 def cells(text: str) -> int:
-    """Return how many cells of a terminal `text` takes."""
+    """Return how many cells of a terminal `text` takes; colours take none."""
+    if "\x1b" in text:
+        text = _COLOURS.sub("", text)
     if text.isascii():
         return len(text)
     return sum(_cell(character) for character in text)

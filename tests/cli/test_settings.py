@@ -158,6 +158,12 @@ def test_a_first_file_is_written_once_and_changes_nothing(
     path = Path(capsys.readouterr().out.strip())
     assert path == tmp_path / "new" / "config.yaml"
     assert composed(capsys)["config"] == before
-    path.write_text(path.read_text().replace("{}\n#   ", "\n  ").replace("#   ", "  ").replace("# batch", "batch").replace("# endpoint", "endpoint"))
+    path.write_text(
+        path.read_text()
+        .replace("{}\n#   ", "\n  ")
+        .replace("#   ", "  ")
+        .replace("# batch", "batch")
+        .replace("# endpoint", "endpoint")
+    )
     assert composed(capsys)["config"]["video"]["crf"] == 20
     assert "is there already" in told(capsys, "config", "init")
