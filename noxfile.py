@@ -5,7 +5,8 @@ measures the embedded model, `nox -s long` its long videos, `nox -s kills` kills
 resume` kills jobs and lets them continue, `nox -s soak` tells what the memory of a worker does over 200 jobs, `nox -s
 show` shows clients, endpoint, worker and store at work together, `nox -s complete` reads checkpoints of full size,
 `nox -s runpod` runs the worker's tests with the next release of RunPod's SDK, `nox -s triton` runs our kernels in
-Triton's interpreter, and `nox -s device` measures a card.
+Triton's interpreter, `nox -s device` measures a card, `nox -s site` builds the site of docs/, and `nox -s blocks` runs
+the command blocks of README and docs.
 """
 
 from __future__ import annotations
@@ -220,6 +221,23 @@ def triton(session: nox.Session) -> None:
         tests = session.posargs or ["tests/network/test_fused.py", "tests/network/test_eight_bit.py"]
         env = {"PYTHONPATH": folder, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
         session.run(sys.executable, "-m", "pytest", "-q", *tests, env=env)
+
+
+@nox.session(venv_backend="none")
+def site(session: nox.Session) -> None:
+    """Build the site of docs/ into site/, with every warning an error; `-- serve` shows it while pages are written.
+
+    Needs the extra `docs`.
+    """
+    words = session.posargs or ("build", "--strict")
+    # The theme's makers announce their next program on each build.
+    session.run(sys.executable, "-m", "mkdocs", *words, env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session(venv_backend="none")
+def blocks(session: nox.Session) -> None:
+    """Run every block of README and docs that can run, as a reader would; arguments after -- are pages."""
+    session.run(sys.executable, "tests/support/doc_runs.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session(venv_backend="none")

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 from engine.data import Access, Cue, Delivery, Plan, Progress, Region, Request, Speaker
 from engine.errors import EngineError
 from engine.plugin.spec import hookimpl
+from engine.serving.jobs.script import read_script
 from engine.serving.jobs.speakers import SILENCE, read_speakers
 from engine.serving.jobs.timeline import read_timeline
 
 if TYPE_CHECKING:
     from engine.pipeline import Engine
     from engine.service import EngineService
+    from engine.talker import Talker, TalkingVideo
 
 __all__ = [
     "SILENCE",
@@ -27,7 +29,10 @@ __all__ = [
     "Region",
     "Request",
     "Speaker",
+    "Talker",
+    "TalkingVideo",
     "hookimpl",
+    "read_script",
     "read_speakers",
     "read_timeline",
 ]
@@ -43,4 +48,8 @@ def __getattr__(name: str) -> Any:
         from engine.service import EngineService
 
         return EngineService
+    if name in ("Talker", "TalkingVideo"):
+        import engine.talker
+
+        return getattr(engine.talker, name)
     raise AttributeError(f"module 'engine' has no attribute {name!r}")

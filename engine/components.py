@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 from engine.data import Artifact, Delivery, Kept, Plan, Progress, Request, Resumed, Store, Weights
 from engine.data.attention import AttentionChoice, AttentionSite
 from engine.data.cancel import CancelToken as CancelToken  # re-exported
+from engine.data.dialogue import Diariser as Diariser  # re-exported, like the names below
+from engine.data.dialogue import Samples as Samples
+from engine.data.dialogue import Speech as Speech
+from engine.data.dialogue import VoiceFilter as VoiceFilter
 from engine.data.live import LiveFolder as LiveFolder  # re-exported
 from engine.data.stored import Stored as Stored  # re-exported
+from engine.data.voices import RegionFinder as RegionFinder  # re-exported
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,11 +39,9 @@ class ModelSource(Protocol):
 
         Raises SourceError, naming each file, if the folder exists but its weights are incomplete.
         """
-        ...
 
     def looked(self, weights: Weights) -> str:
         """Return a short description of the place that `locate` searches, for the error about missing weights."""
-        ...
 
 
 @runtime_checkable
@@ -50,7 +53,6 @@ class FetchingSource(ModelSource, Protocol):
 
         Called only before weights are read, never for a plan. Raises SourceError if the download fails.
         """
-        ...
 
 
 class Reader(Protocol):
@@ -64,7 +66,6 @@ class Reader(Protocol):
         may be a private mapping of its file instead. In addition a reader may use a buffer of at most one file's size.
         Raises SourceError for a file that is too short.
         """
-        ...
 
 
 class Quantiser(Protocol):
@@ -72,15 +73,12 @@ class Quantiser(Protocol):
 
     def check(self) -> None:
         """Raise MissingExtra if a package is not installed; called before any weights are read."""
-        ...
 
     def cost(self) -> tuple[float, int]:
         """Return the bytes per quantised weight, and the additional bytes per output row, such as its scale."""
-        ...
 
     def apply(self, transformer: Any, chosen: Callable[[Any, str], bool]) -> None:
         """Replace, in place on the CPU, the layers for which `chosen(module, name)` is true, after LoRAs are merged."""
-        ...
 
 
 @runtime_checkable

@@ -18,6 +18,7 @@ from engine.assembly.reports import facts_of, make_retakes
 from engine.assembly.resuming import open_states
 from engine.assembly.runtime import make_runtime
 from engine.assembly.sinks import Making, make_delivery, sink_for_request
+from engine.assembly.voices import read_for_network, voiced
 from engine.assembly.weights import LoadedModel, WeightsHolder
 from engine.assembly.windows import WindowMaker
 from engine.components import CancelToken, ProgressCallback
@@ -28,7 +29,7 @@ from engine.plugin.manager import Registry
 from engine.runtime.parallel import Ranks
 from engine.runtime.progress import Meter
 from engine.stages.behind import WriteBehind
-from engine.stages.read import drawn, read
+from engine.stages.read import drawn
 from engine.stages.windows import resample
 
 
@@ -78,25 +79,26 @@ class Engine:
         sink = sink_for_request(self.sink, request, self._registry, self.access, own=own, cancel=cancel)
         request, sampling = drawn(request), self._group.build_sampling(config)
         generator = torch.Generator().manual_seed(request.seed)
-        meter = Meter(progress, cancel, self.runtime.device)
-        weights = self._weights.finder(weights)
+        meter, weights = Meter(progress, cancel, self.runtime.device), self._weights.finder(weights)
 
         with scratch() as folder:
             with meter.stage("read"):
-                media, plan = plan_request(request, config, self._registry, self.access, weights, folder, cancel=meter)
+                where = config, self._registry, self.access
+                request = voiced(request, *where, folder, cancel=meter)
+                request, media, plan = plan_request(request, *where, weights, folder, cancel=meter)
                 sink.check(request.filename)
                 place = live_folder(sink, request, config)
                 # Says what is missing, or does not go together, before any sound is decoded.
                 self._weights.check(config, weights)
-            meter.warn(plan.warnings)
-            with meter.stage("read"):
-                inputs = read(request, media, plan, cancel=meter)
+                meter.warn(plan.warnings)
+                inputs = read_for_network(request, media, plan, config, self._registry, cancel=meter)
             with meter.stage("load"):
                 loaded = self.load(weights)
                 model = loaded.set_loras(config)
             meter.expect(len(plan.windows), plan.steps, *sampling.all_forwards(plan.steps))
             plan = loaded.annotate(plan, request, config, sampling.guidance.branches)
             plan = with_attention(plan, config, self._attention)
+            self._hooks.generation_started(request=request, plan=plan, inputs=inputs)
             options = make_options(config, plan, sampling, self.runtime.device)
             with meter.stage("listen"):
                 prompts = prompts_of(request, config)
@@ -114,7 +116,7 @@ class Engine:
                     self._hooks.step_finished(request=request, progress=meter.step(number))
 
                 retakes = make_retakes(config, inputs, plan, generator, meter, dubbing)
-                looks = retakes, dubbing, make_previews(request, config, meter)
+                looks = retakes, dubbing, make_previews(request, config, meter, self._hooks)
                 given = model, inputs, prepared, options, sampling, generator, config, self._group, meter, step
                 maker = WindowMaker(*given, *looks)
                 windows, carried = keeping.take_over(writer, generator, sampling.tally, retakes)
@@ -129,9 +131,8 @@ class Engine:
                     artifact = writer.finish(facts_of(report := retakes.report()) | keeping.provenance)
             with meter.stage("keep"):
                 kept = keeping.deliver(lambda: sink.put(artifact))
-        forwards, reused = sampling.tally.made, prepared.reused
         told = report, live.address, live.warnings, keeping.taken, keeping.warnings
-        made = Making(self.memory, forwards, reused, writer.overlapped, *told)
+        made = Making(self.memory, sampling.tally.made, prepared.reused, writer.overlapped, *told)
         delivery = make_delivery(kept, artifact, plan, inputs, meter, made)
         self._hooks.generation_finished(request=request, delivery=delivery)
         return delivery

@@ -24,6 +24,7 @@ from engine.assembly.provenance import versions
 from engine.assembly.sampling import build_sampling
 from engine.assembly.settings import check_parallel
 from engine.assembly.sinks import resume, sink_for_request
+from engine.assembly.voices import voiced
 from engine.cancel import acquire, apart, check
 from engine.components import CancelToken, ProgressCallback
 from engine.config import Config
@@ -101,15 +102,23 @@ class EngineService:
         """See `components.Service`."""
         config, weights = self._config(request), WeightsFinder(self._registry)
         with scratch() as folder:
-            media, plan = self._plan(request, config, weights, folder, cancel)
+            request = voiced(request, config, self._registry, self.access, folder, cancel=cancel)
+            request, media, plan = self._plan(request, config, weights, folder, cancel)
             return apart(lambda: self._complete(plan, request, media, config, weights, cancel), cancel, "plan")
 
     def preview(self, request: Request, path: Path) -> Plan:
         """See `components.Service`."""
-        from engine.stages.preview import draw_preview
+        from engine.assembly.find_regions import TooFewPeople
+        from engine.stages.preview import draw_found, draw_preview
 
         with scratch() as folder:
-            media, plan = self._plan(request, self._config(request), WeightsFinder(self._registry), folder)
+            config = self._config(request)
+            request = voiced(request, config, self._registry, self.access, folder)
+            try:
+                request, media, plan = self._plan(request, config, WeightsFinder(self._registry), folder)
+            except TooFewPeople as error:
+                draw_found(error.media, error.people, path)
+                raise
             draw_preview(media, request, plan, path)
             return plan
 
@@ -224,6 +233,14 @@ class EngineService:
         """Whether the weights in memory were loaded by a service before this one."""
         return self._engine is not None and self._engine.reused
 
+    def __enter__(self) -> EngineService:
+        """Close the service at the end of a `with`."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """See `close`."""
+        self.close()
+
     def _hand_over(self) -> Engine | None:
         with self._lock:
             engine, self._engine = self._engine or self._after, None
@@ -259,7 +276,7 @@ class EngineService:
 
     def _plan(
         self, request: Request, config: Config, weights: WeightsFinder, folder: Path, cancel: CancelToken | None = None
-    ) -> tuple[Media, Plan]:
+    ) -> tuple[Request, Media, Plan]:
         return plan_request(request, config, self._registry, self.access, weights, folder, cancel=cancel)
 
     def _complete(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from configparser import ConfigParser
 from importlib.metadata import distributions, packages_distributions
@@ -75,3 +76,13 @@ def test_the_doctor_names_a_folder_that_hides_one(tmp_path: Path, monkeypatch: p
     assert found.state == "broken"
     assert str(tmp_path / "plugins") in found.what
     assert "PYTHONPATH" in found.hint
+
+
+def test_a_checkout_beside_an_installed_package_finds_its_presets() -> None:
+    # After `pip install .`, Python takes `engine` from the folder it is started in, where no finder maps engine.conf.
+    script = (
+        "import sys; sys.meta_path = [one for one in sys.meta_path if 'editable' not in repr(one)]; "
+        "from importlib.resources import files; print(files('engine.conf') / 'config.yaml')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()).resolve() == ROOT / "conf" / "config.yaml"

@@ -38,6 +38,7 @@ client: errors files
 hub: errors files text
 loading: components data errors imports machine network text
 media: cancel components data errors
+people: data errors media
 net: cancel data errors
 planning: components data errors machine
 plugin: components config data errors family
@@ -47,14 +48,15 @@ stages: cancel components data errors family files loading media network text
 evaluation: data media
 assembly: cancel components config data errors evaluation family files hub loading machine media network net planning
     plugin runtime stages text
-plugins: cancel components config data errors family files hub imports loading machine media network net planning plugin
-    redaction runtime serving stages text
+plugins: cancel components config data errors family files hub imports loading machine media network net people planning
+    plugin redaction runtime serving stages text
 config_keys: assembly config plugin redaction
 pipeline: assembly components config data files plugin runtime stages
 bench: assembly client components data errors evaluation files loading machine media network pipeline planning
     plugin runtime stages
 rehearsal: assembly components config data errors files loading machine network pipeline planning plugin text
 service: assembly cancel components config data errors files imports loading pipeline plugin runtime stages
+talker: assembly components data errors files plugin runtime service stages text
 doctor: assembly components data errors machine network planning plugin service serving text
 sweeps: assembly config data errors evaluation files media plugin redaction runtime service stages text
 cli: assembly bench config config_keys data doctor errors files hub imports media pipeline planning plugin redaction

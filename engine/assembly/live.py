@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from engine.components import LiveSink, Sink
 from engine.config import Config
-from engine.data import Plan, Request
+from engine.data import Plan, Request, Window
 from engine.data.live import LiveFolder
 from engine.errors import RequestError
 from engine.files.live import DiskLiveFolder
@@ -16,6 +17,9 @@ from engine.runtime.progress import Meter
 from engine.stages.previews import Previews
 from engine.stages.publish import Publisher, longest_part
 from engine.stages.write import Writer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def live_folder(sink: Sink, request: Request, config: Config) -> LiveFolder | None:
@@ -44,12 +48,23 @@ def live_folder(sink: Sink, request: Request, config: Config) -> LiveFolder | No
     return sink.live(request.filename)
 
 
-def make_previews(request: Request, config: Config, meter: Meter) -> Previews | None:
-    """Return what makes the previews of a request's windows, for its progress updates; None if there are none."""
+def make_previews(request: Request, config: Config, meter: Meter, hooks: Any) -> Previews | None:
+    """Return what follows the steps of a request's windows, for its progress updates and for plugins; None: nobody.
+
+    `hooks` are the plugins' (`step_predicted`).
+    """
     live, kind = config.live, request.preview or config.live.preview
-    if kind == "none":
+    followed = bool(hooks.step_predicted.get_hookimpls())
+    if kind == "none" and not followed:
         return None
-    return Previews(meter.show, steps=kind == "step", width=live.preview_width, frames=live.preview_frames)
+
+    def tell(window: Window, number: int, latents: Tensor, predicted: Tensor, time: float) -> None:
+        hooks.step_predicted(
+            request=request, window=window, step=number, latents=latents, predicted=predicted, time=time
+        )
+
+    report, follow = None if kind == "none" else meter.show, tell if followed else None
+    return Previews(report, steps=kind == "step", width=live.preview_width, frames=live.preview_frames, follow=follow)
 
 
 def make_publisher(folder: LiveFolder | None, writer: Writer, plan: Plan, config: Config, meter: Meter) -> Publisher:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.assembly.access import request_access
+from engine.assembly.find_regions import find_regions
 from engine.assembly.location import WeightsFinder
 from engine.assembly.settings import make_plan_inputs
 from engine.cancel import apart
@@ -26,13 +27,16 @@ def plan_request(
     folder: Path,
     *,
     cancel: CancelToken | None = None,
-) -> tuple[Media, Plan]:
+) -> tuple[Request, Media, Plan]:
     """Fetch the request's addresses to files in `folder`, or use local files in place, and make the plan.
+
+    The returned request has the boxes of found people (config.regions).
 
     `access` is the engine's own; the request's keys are added to it. Missing weights are noted in the plan. Raises
     RequestError, ConfigError, and Cancelled within a second once `cancel` is set.
     """
     media = fetch_media(request, registry, access, folder, cancel=cancel)
+    request, media = find_regions(request, media, config, registry, cancel=cancel)
     if config.windows == "pauses":
         media = hear(request, media, config.model.fps, cancel=cancel)
     if media.source is not None:
@@ -40,7 +44,8 @@ def plan_request(
         # One second more, because the plan decides the length to a frame.
         seconds, sound = length(request, media, config.model.fps) + 1, dub.sound
         media = watch(media, cuts=dub.cuts, cut_score=dub.cut_score, sound=sound, seconds=seconds, cancel=cancel)
-    return media, apart(lambda: plan_media(request, media, config, registry, weights, cancel=cancel), cancel, "plan")
+    plan = apart(lambda: plan_media(request, media, config, registry, weights, cancel=cancel), cancel, "plan")
+    return request, media, plan
 
 
 def fetch_media(

@@ -85,9 +85,10 @@ def make_provenance(
                 }
                 for speaker, cut in zip(request.speakers, media.cuts, strict=True)
             ],
+            **_dialogue(request),
             **_timeline(request),
         },
-        "inputs": input_hashes(media),
+        "inputs": {**input_hashes(media), **recording_hash(request)},
         "weights": weights,
         "versions": versions(),
         "threads": torch.get_num_threads(),
@@ -98,6 +99,9 @@ def make_provenance(
         "attention": runtime.attention,
         # Left out if nothing is chosen, so that the provenance of other videos does not change.
         **({} if config.windows == "fixed" else {"windows": config.windows}),
+        **({"speech": _plain(config.speech)} if request.script else {}),
+        **({"diariser": _plain(config.diariser)} if request.voices else {}),
+        **({} if config.vocals.name == "none" else {"vocals": _plain(config.vocals)}),
         **({"dub": _plain(config.dub)} if request.video else {}),
         **({} if (kernels := compiled_by(config)) == "none" else {"compile": kernels}),
         **({} if config.residual_dtype == "float32" else {"residual_dtype": config.residual_dtype}),
@@ -114,13 +118,26 @@ def _timeline(request: Request) -> dict[str, Any]:
     return {**({"prompts": prompts} if prompts else {}), **({"images": images} if images else {}), **video}
 
 
+def _dialogue(request: Request) -> dict[str, Any]:
+    if request.script:
+        # As `again` passes it on: a text with a line break is no file.
+        return {"script": request.script.rstrip() + "\n"}
+    return {"people": request.people} if request.voices else {}
+
+
+def recording_hash(request: Request) -> dict[str, str]:
+    """Return the SHA-256 of the recording that the voices come from, if there is one."""
+    recording = None if request.made is None else request.made.recording
+    return {} if recording is None else {"recording": sha256_of(recording)}
+
+
 def _begin(cue: Cue) -> dict[str, Any]:
     return {"from": float(cue.seconds or 0)} if cue.frame is None else {"from_frame": cue.frame}
 
 
 def groups_of(provenance: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the groups of the config that a video's provenance has, or should have."""
-    return (*DECISIVE, *(group for group in (*JUDGING, "dub") if group in provenance))
+    return (*DECISIVE, *(group for group in (*JUDGING, "dub", "speech", "diariser", "vocals") if group in provenance))
 
 
 def compiled_by(config: Config) -> str:

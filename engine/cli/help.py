@@ -10,6 +10,7 @@ from engine.plugin.manager import loaded
 from engine.text.terminal import table
 
 COMMANDS = {
+    "examples": "[FOLDER]: copy the example pictures, voices and job files that the documents use",
     "plan": "show what generate would do: sizes, windows, memory, time and cost on GPUs (generate --dry-run)",
     "plugins": "list every component and preset by group, with its package (--json); new NAME: write one (--kind)",
     "config": "print the composed config and the origin of each value; KEY: explain a key (--json, docs/config.md)",

@@ -287,6 +287,12 @@ def run_quietly(arguments: list[str]) -> None:
         _dispatch(arguments)
 
 
+def _examples(arguments: Sequence[str]) -> int:
+    from engine.cli.examples import examples
+
+    return examples(arguments)
+
+
 def _models(arguments: Sequence[str]) -> int:
     # Imported here only, because the hub's library is slow to import.
     from engine.cli.models import run
@@ -307,4 +313,5 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "rehearse": _rehearse,
     "bench": _bench,
     "models": _models,
+    "examples": _examples,
 }

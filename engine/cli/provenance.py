@@ -20,13 +20,15 @@ from engine.assembly.provenance import (
     groups_of,
     input_hashes,
     norms_by,
+    recording_hash,
     versions,
     weights_hash,
 )
+from engine.assembly.voices import voiced
 from engine.cli.parser import REQUEST, Flag, Parser, add_own_flags, add_request_flags, read_arguments
-from engine.cli.provenance_check import check_form, is_deep, suspicious_values
+from engine.cli.provenance_check import check_form, is_deep, suspicious_values, with_people
 from engine.cli.run import launch
-from engine.cli.settings import Settings, settings_for
+from engine.cli.settings import settings_again
 from engine.config import Config, EntrypointConfig
 from engine.data import Media, Region, Request, Speaker
 from engine.errors import RequestError, plain
@@ -42,7 +44,7 @@ from engine.text.terminal import columns, hanging, tell
 
 _MEDIA = (
     Flag("image", "FILE", "the picture; if there were several by time, each in their order", many=True),
-    *(flag for flag in REQUEST if flag.key in ("video", "audio")),
+    *(flag for flag in REQUEST if flag.key in ("video", "audio", "voices", "keep_voices")),
     Flag("mask", "FILE", "a mask picture, once for each person who had one", many=True),
 )
 #: Groups and keys that the provenance decides; of these, keys that only say where the weights are.
@@ -59,6 +61,9 @@ _FIXED = (
         "windows",
         "vae",
         "dub",
+        "speech",
+        "diariser",
+        "vocals",
     ),
     *("memory.tile", *DECISIVE, *JUDGING),
 )
@@ -150,7 +155,8 @@ def repeat(
         check_form(provenance)
         media = {key: value or [] for key, value in media.items()}
         request = _request(provenance, media["image"], media["audio"], media["mask"], video=media["video"] or "")
-        overrides = [own.overrides[0], *_settings(own.overrides), *own.overrides[1:]]
+        request = with_people(request, provenance, media["voices"] or "", media["keep_voices"] or "")
+        overrides = [own.overrides[0], *settings_again(own.overrides, _is_fixed), *own.overrides[1:]]
         overrides += provenance_overrides(provenance, request)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise RequestError(
@@ -169,16 +175,6 @@ def repeat(
 def _is_fixed(argument: str) -> bool:
     key = argument.lstrip("+~").partition("=")[0]
     return key not in _WHERE and (key in _FIXED or key.partition(".")[0] in _FIXED)
-
-
-def _settings(given: Sequence[str]) -> list[str]:
-    """Return those of a person's own settings that do not change what the provenance says; name the others."""
-    entries = settings_for("generate", given).entries
-    if unused := [entry.override for entry in entries if _is_fixed(entry.override)]:
-        tell("warning", plain(f"settings that are not used, since the video has its own: {' '.join(unused)}"))
-    settings = Settings([entry for entry in entries if not _is_fixed(entry.override)])
-    settings.show(given)
-    return settings.overrides
 
 
 def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> list[str]:
@@ -220,8 +216,27 @@ def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> lis
     for key, cues in (("prompts", request.prompts), ("images", request.images)):
         if cues:
             overrides.append(override(f"request.{key}", json.dumps({key: plain_timeline(cues, key)})))
-    overrides.append(override("request.speakers", json.dumps({"speakers": speakers})))
-    for key in ("image", "video", "prompt", "negative_prompt", "seed", "frames", "fps", "audio_type", "timing", "fit"):
+    if request.script:
+        # Stored with a line break at its end, so it is the text itself and no file.
+        overrides.append(override("request.script", request.script))
+    elif not request.voices:
+        overrides.append(override("request.speakers", json.dumps({"speakers": speakers})))
+    else:
+        overrides.append(f"request.people={request.people}")
+    for key in (
+        "voices",
+        "keep_voices",
+        "image",
+        "video",
+        "prompt",
+        "negative_prompt",
+        "seed",
+        "frames",
+        "fps",
+        "audio_type",
+        "timing",
+        "fit",
+    ):
         # Empty: there is a timeline instead.
         if (value := getattr(request, key)) is not None and (value != "" or key == "negative_prompt"):
             overrides.append(override(f"request.{key}", str(value)))
@@ -238,8 +253,9 @@ def differences(provenance: Mapping[str, Any], overrides: Sequence[str], request
     registry = installed()
     then, lines = provenance["inputs"], []
     with scratch() as folder:
+        request = voiced(request, service.config, registry, service.access, folder)
         media = fetch_media(request, registry, service.access, folder)
-        if (now := input_hashes(media)) == then:
+        if (now := {**input_hashes(media), **recording_hash(request)}) == then:
             lines += _other_windows(provenance, request, media, service.config)
     hashes = zip([then["image"], *then.get("images", ())], [now["image"], *now.get("images", ())], strict=True)
     addresses = [cue.value for cue in request.images] or [request.image or request.video]
@@ -316,7 +332,9 @@ def _request(
     if len(images) != (wanted := 0 if dubbed else max(1, len(pictures))):
         what = f"{len(images)} pictures given, the video has {wanted}"
         raise RequestError(what, field="request.image", hint="give each picture again with --image FILE")
-    if len(voices) != speaking:
+    if not voices and ("script" in recorded or "people" in recorded):
+        recorded = {**recorded, "speakers": ()}
+    elif len(voices) != speaking:
         raise RequestError(
             f"{len(voices)} voices given, the video has {speaking}",
             field="request.audio",

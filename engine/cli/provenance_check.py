@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from engine.assembly.provenance import groups_of
+from engine.data import Request
+from engine.errors import RequestError
 
 #: Largest nesting depth; the engine writes less deep provenance.
 MAX_DEPTH = 16
@@ -17,7 +20,7 @@ MAX_VALUES = 20_000
 
 _OUTSIDE = re.compile(r"^(?:[/\\~]|[A-Za-z]:[/\\]|[A-Za-z][A-Za-z0-9+.-]*://)|(?:^|[/\\])\.\.(?:[/\\]|$)")
 #: Places of free text, which are not file names.
-_TEXTS = ("request.prompt", "request.negative_prompt", "model_settings.negative_prompt")
+_TEXTS = ("request.prompt", "request.script", "request.negative_prompt", "model_settings.negative_prompt")
 #: Place -> the usual range of the value.
 _USUAL: Mapping[str, tuple[float, float]] = {
     "request.frames": (1, 9_000),
@@ -237,3 +240,20 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
             yield place, float(value)
         except OverflowError:
             yield place, math.inf
+
+
+def with_people(request: Request, provenance: Mapping[str, Any], voices: str, keep: str) -> Request:
+    """Return `request` with the script or recording that its voices came from, unless the voices were given."""
+    recorded = provenance["request"]
+    if bool(voices) and "people" not in recorded:
+        raise RequestError("it was not made from one recording", field="request.voices", hint="remove --voices")
+    if request.speakers:
+        if voices:
+            raise RequestError("voices and audio are both given", field="request.voices", hint="give one of them")
+        return request
+    if "script" in recorded:
+        return replace(request, script=str(recorded["script"]), keep_voices=keep)
+    if not voices:
+        hint = "give the recording again with --voices FILE"
+        raise RequestError("no recording", field="request.voices", hint=hint)
+    return replace(request, voices=voices, people=int(recorded["people"]), keep_voices=keep)

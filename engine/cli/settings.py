@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,16 @@ def settings_for(entrypoint: str, given: Sequence[str] = ()) -> Settings:
     settings = Settings(entries)
     _check_recipe([*settings.overrides, *given])
     return settings
+
+
+def settings_again(given: Sequence[str], is_fixed: Callable[[str], bool]) -> list[str]:
+    """Return the settings for making a video again: those that are not fixed by its provenance; name the others."""
+    entries = settings_for("generate", given).entries
+    if unused := [entry.override for entry in entries if is_fixed(entry.override)]:
+        tell("warning", plain(f"settings that are not used, since the video has its own: {' '.join(unused)}"))
+    settings = Settings([entry for entry in entries if not is_fixed(entry.override)])
+    settings.show(given)
+    return settings.overrides
 
 
 def _check_recipe(overrides: Sequence[str]) -> None:

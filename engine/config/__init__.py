@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 from omegaconf import II, MISSING
 
-from engine.config.component import ComponentConfig as ComponentConfig  # re-exported, like the names below
+from engine.config.access import AccessConfig as AccessConfig  # re-exported, like the names below
+from engine.config.component import ComponentConfig as ComponentConfig
 from engine.config.component import FamilyConfig as FamilyConfig
 from engine.config.device import CompileConfig as CompileConfig
 from engine.config.device import MemoryConfig as MemoryConfig
@@ -33,6 +34,8 @@ from engine.config.resume import ResumeConfig as ResumeConfig
 from engine.config.resume import with_states
 from engine.config.video import DubConfig as DubConfig
 from engine.config.video import VideoConfig as VideoConfig
+from engine.config.voices import DiariserConfig as DiariserConfig
+from engine.config.voices import SpeechConfig as SpeechConfig
 from engine.errors import ConfigError
 
 # --- groups of the engine itself --------------------------------------------------------------------------------------
@@ -97,34 +100,6 @@ class ContinuationConfig:
     color_strength: float = field(default=II("model.continuation.color_strength"), metadata=within(0, 1))
 
 
-@dataclass
-class AccessConfig:
-    """What a request's addresses may reach, unless the caller of the engine passes its own Access."""
-
-    #: Allowed schemes of addresses: "path", "data", "http", "https", "s3" and those of plugins.
-    schemes: list[str] = field(default_factory=lambda: ["path", "data"])
-    #: Folders in which paths must be; null: any folder.
-    folders: list[str] | None = None
-    #: Maximum size of one file in bytes.
-    max_bytes: int = field(default=512 * 2**20, metadata=within(1, 2**50))
-    #: Maximum seconds to open one address.
-    timeout: float = field(default=60.0, metadata=within(0.001, 86_400))
-    #: Maximum seconds to open all addresses of a request.
-    total_timeout: float = field(default=300.0, metadata=within(0.001, 86_400))
-    #: Maximum pixels of a picture or mask; the default is 8192 x 8192, the upper bound is Pillow's own limit.
-    max_pixels: int = field(default=2**26, metadata=within(1, 178_956_970))
-    #: Maximum seconds of a voice, after its part of the file is selected.
-    max_seconds: float = field(default=3600.0, metadata=within(0.001, 86_400))
-    #: Hosts that are allowed although they are not on the public internet.
-    private_hosts: list[str] = field(default_factory=list)
-    #: Buckets that s3:// addresses may use with this machine's keys; "": the one in the host name of `endpoint_url`.
-    buckets: list[str] = field(default_factory=lambda: ["${oc.env:S3_BUCKET,''}"])
-    #: Endpoint of their store, if it is not Amazon's.
-    endpoint_url: str | None = "${oc.env:BUCKET_ENDPOINT_URL,null}"
-    #: Their region.
-    region: str | None = "${oc.env:AWS_REGION,null}"
-
-
 def _request_field(default: Any, about: str, word: str, allowed: Mapping[str, Any] | None = None) -> Any:
     return field(default=default, metadata={"help": about, "word": word, **(allowed or {})})
 
@@ -145,6 +120,14 @@ class RequestConfig:
             "FILE#left, FILE#track=2 or FILE#start=3,duration=10,delay=1 takes a part of a file",
         },
     )
+    script: str | None = _request_field(
+        None, "a text file: who says what; replaces --audio and --speakers (see docs/dialogue.md)", "FILE"
+    )
+    voices: str | None = _request_field(
+        None, "one recording of several people; replaces --audio and --speakers (see docs/voices.md)", "FILE"
+    )
+    people: int = _request_field(2, "number of people in --voices, from left to right (2)", "N", within(1, 8))
+    keep_voices: str | None = _request_field(None, "keep the voices that are made of --script or --voices", "FOLDER")
     prompt: str | None = _request_field(None, "what the video shows", "TEXT")
     prompts: str | None = _request_field(
         None, "YAML or JSON: prompts by time; replaces --prompt (see docs/timeline.md)", "FILE"
@@ -310,10 +293,18 @@ class Config:
     guidance: GuidanceConfig = MISSING
     #: Step cache: which steps are computed and which reuse earlier results.
     cache: CacheConfig = MISSING
+    #: How the regions of speakers are decided that the request leaves to the engine.
+    regions: ComponentConfig = MISSING
     #: How a window continues the one before it.
     continuation: ContinuationConfig = field(default_factory=ContinuationConfig)
     #: Where windows meet: "fixed", each is as long as possible; "pauses": in pauses of speech, if one is within reach.
     windows: str = field(default="fixed", metadata=one_of("fixed", "pauses"))
+    #: How the lines of a script are spoken.
+    speech: SpeechConfig = MISSING
+    #: Who speaks when in a recording of several people.
+    diariser: DiariserConfig = MISSING
+    #: What the network hears of a voice with music or noise; the video keeps the original sound.
+    vocals: ComponentConfig = MISSING
     #: How a source video is used.
     dub: DubConfig = field(default_factory=DubConfig)
     #: How windows are judged.
@@ -361,6 +352,7 @@ FIXED = (
     "compile",
     "vae",
     "parallel",
+    "speech",
     "sink",
     "entrypoint",
     "launcher",
@@ -375,7 +367,8 @@ FIXED = (
 )
 
 #: Keys that a request's overrides may set: these and, with a dot, the keys below them.
-OVERRIDABLE = ("resolution", "sampler", "guidance", "cache", "continuation", "windows", "dub", "report", "retake")
+_ONE_VIDEO = "resolution sampler guidance cache regions continuation windows diariser vocals dub report retake"
+OVERRIDABLE = tuple(_ONE_VIDEO.split())
 
 
 def store_schema() -> None:

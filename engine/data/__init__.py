@@ -10,6 +10,10 @@ from engine.data.attention import AttentionChoice as AttentionChoice
 from engine.data.attention import AttentionSite as AttentionSite
 from engine.data.attention import TokenGrid as TokenGrid
 from engine.data.budget import Budget as Budget
+from engine.data.dialogue import Dialogue as Dialogue
+from engine.data.dialogue import Made as Made
+from engine.data.dialogue import Turn as Turn
+from engine.data.dialogue import Voice as Voice
 from engine.data.dub import DubPlan as DubPlan
 from engine.data.dub import Held as Held
 from engine.data.dub import SourceVideo as SourceVideo
@@ -54,6 +58,7 @@ from engine.data.timeline import PlannedCue as PlannedCue
 from engine.data.timeline import Seam as Seam
 from engine.data.timeline import Seams as Seams
 from engine.data.voices import Cut as Cut
+from engine.data.voices import Found as Found
 from engine.data.voices import Link as Link
 from engine.data.voices import Region as Region
 from engine.data.voices import Speaker as Speaker

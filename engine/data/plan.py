@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.data.adapters import LoraUse
+from engine.data.dialogue import Dialogue
 from engine.data.dub import DubPlan
 from engine.data.estimates import Estimates
 from engine.data.request import AudioType, Fit, Timing
@@ -83,7 +84,7 @@ class Seat:
     speaker: int
     #: [x0, y0, x1, y1] in target pixels: the part of the region that the target shows.
     box: tuple[int, int, int, int]
-    #: "auto", "box" or "mask".
+    #: "auto", "found" (a finder decided), "box" or "mask".
     kind: str
     silent: bool
     #: Seconds of the voice, and its begin in seconds.
@@ -160,5 +161,7 @@ class Plan:
     most_forwards: int | None = None
     #: What is done with the source video; None: there is none.
     dub: DubPlan | None = None
+    #: The turns of a script, or those found in a recording of several people.
+    dialogue: Dialogue | None = None
     #: Only `plan` calculates them; they are not a decision. None if the model's sizes are not known.
     estimates: Estimates | None = field(default=None, compare=False)

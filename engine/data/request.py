@@ -8,9 +8,10 @@ from typing import Literal
 
 from engine.data.access import Credentials
 from engine.data.budget import Budget
+from engine.data.dialogue import Made
 from engine.data.dub import SourceVideo
 from engine.data.timeline import Cue, Loudness
-from engine.data.voices import Cut, Speaker
+from engine.data.voices import Cut, Found, Speaker, address_of
 
 AudioType = Literal["para", "add"]
 Timing = Literal["direct", "native"]
@@ -69,6 +70,21 @@ class Request:
     images: tuple[Cue, ...] = ()
     #: A source video in place of the picture, only for continuation.style=infinitetalk; "": none. See docs/dubbing.md.
     video: str = ""
+    #: A script instead of `speakers`: who says what, as text. See docs/dialogue.md.
+    script: str = ""
+    #: One recording of several people instead of `speakers`, as an address; "": none. See docs/voices.md.
+    voices: str = ""
+    #: Number of people in the recording.
+    people: int = 2
+    #: Folder that gets the voices that were made of the script or the recording; "": none. Never from a job.
+    keep_voices: str = ""
+    #: What the engine made of the script or the recording, besides `speakers`.
+    made: Made | None = None
+
+    def __post_init__(self) -> None:
+        """Take a `Path` as its text. Raises TypeError for what is no address."""
+        for name in ("image", "video"):
+            object.__setattr__(self, name, address_of(name, getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -98,3 +114,5 @@ class Media:
     loudness: Loudness | None = None
     #: The source video, if there is one.
     source: SourceVideo | None = None
+    #: People whom the finder saw and who got no voice.
+    silent_people: tuple[Found, ...] = ()

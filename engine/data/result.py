@@ -122,7 +122,7 @@ class Delivered(Kept):
     timings: Mapping[str, float]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Delivery(Delivered):
     """A video that was made and delivered."""
 
@@ -143,6 +143,15 @@ class Delivery(Delivered):
     peaks: Mapping[str, Peak] = field(default_factory=dict)
     #: The judgement of its windows; None: the config asked for none.
     report: Report | None = None
+
+    def __repr__(self) -> str:
+        """Return the video's path, length and seed; not its URL, which may be a secret."""
+        place = "in the answer" if self.address is None else self.address
+        place = "at a URL" if "://" in place else place
+        return (
+            f"<Delivery {place}: {self.frames} frames at {self.fps:g}, {self.seconds:.2f} s, seed {self.seed}, "
+            f"{len(self.warnings)} warnings>"
+        )
 
 
 @dataclass(frozen=True)

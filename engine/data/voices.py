@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -13,6 +15,49 @@ class Region:
     box: tuple[float, float, float, float] | None = None
     #: Address of a picture with the source picture's shape; bright pixels belong to the speaker.
     mask: str | None = None
+    #: Name of the finder that decided `box`; empty: nobody but the request.
+    found: str = ""
+
+    def __post_init__(self) -> None:
+        """Take a `Path` as its text. Raises TypeError for what is no address."""
+        object.__setattr__(self, "mask", address_of("mask", self.mask))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A person whom a finder saw in a picture (engine/people)."""
+
+    #: [x0, y0, x1, y1] of head, shoulders and body; fractions of the upright picture, x to the right, y down.
+    box: tuple[float, float, float, float]
+    #: The same of the face.
+    face: tuple[float, float, float, float]
+    #: How sure the finder is, 0 to 1; comparable only within one finder.
+    score: float
+    #: The finder's name: "faces" or "drawn".
+    finder: str
+
+
+def address_of(name: str, value: Any) -> Any:
+    """Return an address as text. Raises TypeError for what is neither text nor a path; None stays."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(
+        f"{name}: a path or an address is needed, this is {type(value).__name__}; engine.Talker takes pictures and "
+        "sounds in memory"
+    )
+
+
+class RegionFinder(Protocol):
+    """Decides the regions of speakers whose region is automatic; created without torch."""
+
+    def find(self, picture: Any) -> tuple[Found, ...] | None:
+        """Return the people in uint8 RGB (height, width, 3) from left to right, or None for equal parts.
+
+        The same picture must give the same people. Raises MissingExtra if a package is not installed.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,6 +76,10 @@ class Speaker:
     track: int | None = None
     #: "left", "right" or the channel's number, from 1; None: all of them, mixed.
     channel: str | int | None = None
+
+    def __post_init__(self) -> None:
+        """Take a `Path` as its text. Raises TypeError for what is no address."""
+        object.__setattr__(self, "audio", address_of("audio", self.audio))
 
 
 @dataclass(frozen=True)

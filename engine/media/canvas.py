@@ -107,7 +107,7 @@ def region_masks(
     ]
     if len(rows) == 1:
         _require_cells(0, regions[0], rows[0], canvas)
-        if _kind(regions[0]) != "auto":
+        if _kind(regions[0]) not in ("auto", "found"):
             warnings.append("speakers[0]: a region has no effect with one speaker, whose voice moves the whole picture")
         return np.ones((2, *rows[0].shape), np.float32), tuple(warnings)
     for index, (region, row) in enumerate(zip(regions, rows, strict=True)):
@@ -170,6 +170,8 @@ class _Box:
 
 
 def _kind(region: Region) -> str:
+    if region.found:
+        return "found"
     return "mask" if region.mask is not None else "box" if region.box is not None else "auto"
 
 
@@ -263,7 +265,7 @@ def _require_cells(index: int, region: Region, row: npt.NDArray[np.bool_], canva
     if row[::PATCH, ::PATCH].any():
         return
     kind = _kind(region)
-    name = f"request.speakers[{index}].region" + ("" if kind == "auto" else f".{kind}")
+    name = f"request.speakers[{index}].region" + ("" if kind in ("auto", "found") else f".{kind}")
     width, height = canvas.target
     what = "is cut off by the crop" if not row.any() else f"is smaller than a {CELL * PATCH}-pixel token"
     other = "fit=pad, " if canvas.fit == "crop" else ""

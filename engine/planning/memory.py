@@ -302,6 +302,9 @@ def _loading(sizes: Sizes, load: Load, weights: Mapping[str, int]) -> StageMemor
     for name in order:
         if name in through:
             moments.append(StageMemory("load", {**present, name: arriving[name]}, temporaries[name], "cpu"))
+        elif name == "transformer" and load.loras:
+            # The tensors of the LoRAs' files, in up to 32 bits, and those that are attached.
+            moments.append(StageMemory("load", present, BUFFER + load.loras * 5 // 2, "cpu"))
         if name in stays:
             present = {**present, name: weights[name]}
     if _waiting(load, weights) != weights:

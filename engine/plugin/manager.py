@@ -12,15 +12,19 @@ import pluggy
 
 from engine.components import (
     AttentionBackend,
+    Diariser,
     Entrypoint,
     Guidance,
     Launcher,
     ModelSource,
     Quantiser,
     Reader,
+    RegionFinder,
     Sampler,
     Sink,
+    Speech,
     StepCache,
+    VoiceFilter,
 )
 from engine.errors import ConfigError, plain
 from engine.family import Family
@@ -44,6 +48,10 @@ class Registry:
         self.samplers: Register[Sampler] = Register("sampler")
         self.guidance: Register[Guidance] = Register("guidance")
         self.caches: Register[StepCache] = Register("cache")
+        self.regions: Register[RegionFinder] = Register("regions")
+        self.speech: Register[Speech] = Register("speech")
+        self.diarisers: Register[Diariser] = Register("diariser")
+        self.vocals: Register[VoiceFilter] = Register("vocals")
         self.sinks: Register[Sink] = Register("sink")
         self.launchers: Register[Launcher] = Register("launcher")
         self.entrypoints: Register[Entrypoint] = Register("entrypoint")
@@ -57,8 +65,9 @@ class Registry:
     def registers(self) -> tuple[Register[object], ...]:
         """All registers of components."""
         loading = (self.families, self.sources, self.readers, self.quants, self.attention)
-        choices = (self.samplers, self.guidance, self.caches)
-        return (*loading, *choices, self.sinks, self.launchers, self.entrypoints)  # type: ignore[return-value]
+        choices = (self.samplers, self.guidance, self.caches, self.regions)
+        voices = (self.speech, self.diarisers, self.vocals)
+        return (*loading, *choices, *voices, self.sinks, self.launchers, self.entrypoints)  # type: ignore[return-value]
 
     def load(self, points: Iterable[EntryPoint], *, disabled: Iterable[str] = ()) -> None:
         """Import plugins and let them register.
@@ -104,6 +113,10 @@ class Registry:
         hook.register_samplers(register=self.samplers)
         hook.register_guidance(register=self.guidance)
         hook.register_caches(register=self.caches)
+        hook.register_regions(register=self.regions)
+        hook.register_speech(register=self.speech)
+        hook.register_diarisers(register=self.diarisers)
+        hook.register_vocals(register=self.vocals)
         hook.register_sinks(register=self.sinks)
         hook.register_launchers(register=self.launchers)
         hook.register_entrypoints(register=self.entrypoints, launchers=self.launchers)

@@ -8,19 +8,25 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from engine.components import (
         AttentionBackend,
+        Diariser,
         Entrypoint,
         Guidance,
         Launcher,
         ModelSource,
         Quantiser,
         Reader,
+        RegionFinder,
         Sampler,
         Sink,
+        Speech,
         StepCache,
+        VoiceFilter,
     )
-    from engine.data import Access, Delivery, Frames, Progress, Request, Window
+    from engine.data import Access, Delivery, Frames, Inputs, Plan, Progress, Request, Window
     from engine.family import Family
     from engine.plugin.register import Presets, Register
 
@@ -69,6 +75,26 @@ def register_caches(register: Register[StepCache]) -> None:
 
 
 @hookspec
+def register_regions(register: Register[RegionFinder]) -> None:
+    """Offer finders, which decide the regions of speakers that a request leaves to the engine."""
+
+
+@hookspec
+def register_speech(register: Register[Speech]) -> None:
+    """Offer speech: how the lines of a script are spoken (docs/dialogue.md)."""
+
+
+@hookspec
+def register_diarisers(register: Register[Diariser]) -> None:
+    """Offer diarisers: who speaks when in a recording of several people (docs/voices.md)."""
+
+
+@hookspec
+def register_vocals(register: Register[VoiceFilter]) -> None:
+    """Offer voice filters: what the network hears of a voice with music or noise (docs/voices.md)."""
+
+
+@hookspec
 def register_sinks(register: Register[Sink]) -> None:
     """Offer sinks, which store finished videos."""
 
@@ -98,6 +124,26 @@ def open_address(address: str, scheme: str, access: Access, into: Path) -> Path 
     `scheme` is "path" if the address has none. The engine has checked scheme and folders against `access`. The plugin
     must respect its limits of size and time, and stop once `access.cancel` is set (`engine.cancel` has functions that
     wait for it). Create new files in the folder `into`.
+    """
+
+
+@hookspec
+def generation_started(request: Request, plan: Plan, inputs: Inputs) -> None:
+    """Called once for each video, before its first window, with its final plan and its decoded media.
+
+    `inputs` must not be changed. An exception ends the generation.
+    """
+
+
+@hookspec
+def step_predicted(
+    request: Request, window: Window, step: int, latents: Tensor, predicted: Tensor, time: float
+) -> None:
+    """Called in the middle of each denoising step, of step `step` (from 1) of `window`.
+
+    `latents` are those at its start, float32 (channels, T, h, w) on the model's device, at `time`, 0 .. 1000;
+    `predicted` are the latents without noise, as the network sees them now. Neither may be changed. An exception ends
+    the generation.
     """
 
 

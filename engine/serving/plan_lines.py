@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.data import DubPlan, Plan, PlannedCue, Seam, Seams
+from engine.data import Dialogue, DubPlan, Plan, PlannedCue, Seam, Seams
 
 
 def window_lines(plan: Plan) -> list[tuple[str, str]]:
@@ -16,6 +16,22 @@ def window_lines(plan: Plan) -> list[tuple[str, str]]:
         *(("pictures" if index == 0 else "", line) for index, line in enumerate(_cues(plan.images))),
         *(("source" if index == 0 else "", line) for index, line in enumerate(_source(plan.dub))),
     ]
+
+
+def dialogue_lines(dialogue: Dialogue | None) -> list[tuple[str, str]]:
+    """Return (name, text) of each line about the turns of a script or recording; at most six of them."""
+    if dialogue is None:
+        return []
+    lines = [
+        f"{turn.begins:.2f} s to {turn.ends:.2f} s: "
+        f"{dialogue.people[turn.person] if dialogue.people else turn.person + 1}"
+        + (f": {turn.text if len(turn.text) <= 60 else turn.text[:57] + '...'}" if turn.text else "")
+        for turn in dialogue.turns
+    ]
+    shown = lines if len(lines) <= 6 else [*lines[:4], f"... {len(lines) - 5} more ...", lines[-1]]
+    turns = "1 turn" if len(lines) == 1 else f"{len(lines)} turns"
+    first = f"{turns} by {dialogue.by}" if lines else f"by {dialogue.by}"
+    return [("dialogue", first), *(("", line) for line in shown)]
 
 
 def _windows(plan: Plan) -> list[str]:

@@ -65,6 +65,7 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
     canvases = tuple(make_canvas(size, target, request.fit) for size in media.image_sizes)
     # First what prevents the generation, then what is cut from voices: callers who set no length must see that.
     warnings = [f"no video can be generated {inputs.absent}"] if inputs.weights is None else []
+    warnings += () if request.made is None else request.made.dialogue.warnings
     warnings += _length_warnings(spans, frames / fps, fps, request)
     if inputs.untrained:
         warnings.append(f"the weights of {inputs.model!r} are untrained: the video shows noise, not a talking person")
@@ -119,6 +120,7 @@ def plan_walk(request: Request, media: Media, inputs: PlanInputs, *, cancel: Can
         canvases=canvases,
         seams=seams,
         dub=dub,
+        dialogue=None if request.made is None else request.made.dialogue,
         retakes=inputs.retakes,
         most_forwards=_all_forwards(inputs, len(windows)) * (1 + inputs.retakes) if inputs.retakes else None,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from engine.data import Media, Plan, Request
+from engine.data import Canvas, Found, Media, Plan, Request
 from engine.errors import RequestError
 from engine.files.atomic import write
 from engine.media.canvas import apply_canvas, region_masks
@@ -46,6 +47,50 @@ def draw_preview(media: Media, request: Request, plan: Plan, path: Path) -> None
         corner = (left + 4, top + 4)
         draw.rectangle(draw.textbbox(corner, label, font=font), fill=color)
         draw.text(corner, label, font=font, fill="white")
+    for number, person in enumerate(media.silent_people, start=len(plan.seats) + 1):
+        _frame(draw, _on_target(person, plan.canvas, factor), f" person {number} (no voice) ", (150, 150, 150), font)
+    _save(sheet, path)
+
+
+def draw_found(media: Media, people: Sequence[Found], path: Path) -> None:
+    """Write a PNG of the whole picture with the found people framed and numbered. Raises as `draw_preview`."""
+    _check_path(path, media)
+    sheet = Image.fromarray(read_picture(media.image, field="request.image"))
+    factor = max(1, math.ceil(_READABLE / max(sheet.size)))
+    sheet = sheet.resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=max(16, sheet.height // 30))
+    sides = (sheet.width, sheet.height, sheet.width, sheet.height)
+    for number, person in enumerate(people, start=1):
+        left, top, right, bottom = (edge * side for edge, side in zip(person.box, sides, strict=True))
+        color = _COLORS[(number - 1) % len(_COLORS)]
+        _frame(draw, (left, top, right, bottom), f" person {number} ({person.score:.0%}) ", color, font)
+    _save(sheet, path)
+
+
+def _on_target(person: Found, canvas: Canvas, factor: int) -> tuple[float, float, float, float]:
+    sides = (*canvas.scaled, *canvas.scaled)
+    moved = (*canvas.offset, *canvas.offset)
+    most = (*canvas.target, *canvas.target)
+    places = zip(person.box, sides, moved, most, strict=True)
+    left, top, right, bottom = (min(max(edge * side - by, 0), end) * factor for edge, side, by, end in places)
+    return left, top, right, bottom
+
+
+def _frame(
+    draw: ImageDraw.ImageDraw,
+    box: tuple[float, float, float, float],
+    label: str,
+    color: tuple[int, int, int],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    left, top, right, bottom = box
+    draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=color, width=3)
+    corner = (left + 4, top + 4)
+    draw.rectangle(draw.textbbox(corner, label, font=font), fill=color)
+    draw.text(corner, label, font=font, fill="white")
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
     drawn = BytesIO()
     sheet.save(drawn, format="PNG")
     try:

@@ -55,19 +55,30 @@ def fit_colors(latents: Tensor, picture: Tensor) -> LatentColors:
 class Previews:
     """Makes the previews of a request's windows, and of their steps if asked to."""
 
-    def __init__(self, report: Callable[[Preview], None], *, steps: bool, width: int, frames: int) -> None:
-        """`report` gets each preview: `frames` frames (fewer if a window has fewer), each `width` pixels wide."""
+    def __init__(
+        self,
+        report: Callable[[Preview], None] | None,
+        *,
+        steps: bool,
+        width: int,
+        frames: int,
+        follow: Callable[[Window, int, Tensor, Tensor, float], None] | None = None,
+    ) -> None:
+        """`report` gets each preview: `frames` frames (fewer if a window has fewer), each `width` pixels wide.
+
+        None: there are no previews. `follow` gets each step: window, number, latents, latents without noise, time.
+        """
         self._report, self._width, self._frames = report, width, frames
-        self._steps = steps
+        self._steps, self._follow = steps, follow
         self._colors: LatentColors | None = None
-        self._window = 0
+        self._window: Window | None = None
 
     def begin(self, window: Window, shown: tuple[Tensor, Tensor] | None) -> None:
         """Begin a window; `shown`: latents (channels, h, w), and the picture that they show; None: not known.
 
         The picture is float32 (3, H, W) in -1 .. 1. Without it steps are not shown.
         """
-        self._window = window.index + 1
+        self._window = window
         if self._steps and self._colors is None and shown is not None:
             self._colors = fit_colors(*shown)
 
@@ -76,6 +87,8 @@ class Previews:
 
         `time` is the time of the latents, 0 .. 1000. On a CUDA device the host waits for the step.
         """
+        if self._follow is not None and self._window is not None:
+            self._follow(self._window, number, latents, latents - time / 1000 * velocity, time)
         if self._colors is None:
             return
         chosen = torch.tensor(_spread(latents.shape[1], self._frames), device=latents.device)
@@ -84,11 +97,13 @@ class Previews:
 
     def done(self, frames: Frames) -> None:
         """Show a window's finished frames."""
-        if len(frames.pictures):
+        if self._report is not None and len(frames.pictures):
             self._send(frames.pictures[_spread(len(frames.pictures), self._frames)], 0)
 
     def _send(self, pictures: npt.NDArray[np.uint8], step: int) -> None:
-        self._report(Preview(jpeg_strip(pictures, self._width), len(pictures), self._window, step))
+        if self._report is not None and self._window is not None:
+            strip = jpeg_strip(pictures, self._width)
+            self._report(Preview(strip, len(pictures), self._window.index + 1, step))
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -69,6 +69,9 @@ def check_request(request: Request) -> None:
         raise _wrong("fps", f"{request.fps!r} frames per second are not possible", hint)
     if request.filename is not None:
         _check_filename(request.filename)
+    _check_source_of_voices(request)
+    if request.made is None and (request.script or request.voices):
+        return
     if not request.speakers:
         raise _wrong("speakers", "there is no speaker", "give at least one voice")
     for index, speaker in enumerate(request.speakers):
@@ -76,6 +79,25 @@ def check_request(request: Request) -> None:
         _check_cut(f"speakers[{index}]", speaker)
     if not isinstance(frames, int) and all(speaker.audio is None for speaker in request.speakers):
         raise _wrong("frames", "nobody speaks, so no voice gives the video's length", "give the number of frames")
+
+
+def _check_source_of_voices(request: Request) -> None:
+    """Raise RequestError if a script, a recording and speakers are combined."""
+    given = [name for name in ("script", "voices") if getattr(request, name)]
+    if request.speakers and request.made is None:
+        given.append("speakers")
+    if len(given) > 1:
+        raise RequestError(
+            f"{given[0]} and {given[1]} are both given",
+            field=f"request.{given[0]}",
+            hint="give one of them",
+            code="conflict",
+        )
+    if request.script and request.audio_type == "add":
+        hint = "remove it: the script says when each person speaks"
+        raise RequestError("audio_type is add, and there is a script", field="request.audio_type", hint=hint)
+    if not _is_whole(request.people) or not 1 <= request.people <= 8:
+        raise _wrong("people", f"{request.people!r} is not a number of people", "give 1 to 8")
 
 
 def drawn(request: Request) -> Request:
@@ -104,7 +126,7 @@ def fetch(
     is set.
     """
     check_request(request)
-    opened: dict[str, Path] = {}
+    opened: dict[str, Path] = {} if request.made is None else dict(request.made.files)
     remaining = access.total_timeout
 
     def bring(address: str, name: str) -> Path:
@@ -152,7 +174,11 @@ def fetch(
         masks.append(mask)
         voice, cut, delay = None, None, 0.0
         if speaker.audio is not None:
-            address, values, fields = _voice(speaker, f"request.{name}", access)
+            address, values, fields = (
+                (speaker.audio, values_of(speaker), {key: f"request.{name}.{key}" for key in KEYS})
+                if speaker.audio in opened
+                else _voice(speaker, f"request.{name}", access)
+            )
             voice = bring(address, f"{name}.audio")
             key = (voice, *(values[key] for key in KEYS if key != "delay"))
             if key not in inspected:

@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from omegaconf import II
 
-from engine import SILENCE, Delivery, Plan, Progress, Request, Speaker, hookimpl, read_speakers, read_timeline
+from engine import (
+    SILENCE,
+    Delivery,
+    Plan,
+    Progress,
+    Request,
+    Speaker,
+    hookimpl,
+    read_script,
+    read_speakers,
+    read_timeline,
+)
 from engine.components import CancelToken, Entrypoint, ProgressCallback, Service
 from engine.config import EntrypointConfig, RequestConfig
 from engine.errors import Cancelled, RequestError, SinkError, plain, plain_json
@@ -25,7 +36,7 @@ from engine.redaction import redact
 from engine.runtime.bar import bar, elapsed
 from engine.runtime.player import find_player, play
 from engine.serving.estimate_lines import estimate_lines
-from engine.serving.plan_lines import window_lines
+from engine.serving.plan_lines import dialogue_lines, window_lines
 from engine.text.terminal import columns, hanging, is_live, tell
 
 if TYPE_CHECKING:
@@ -132,7 +143,11 @@ def make_request(config: RequestConfig) -> Request:
         prompts=() if config.prompts is None else read_timeline(config.prompts, "prompts"),
         images=() if config.images is None else read_timeline(config.images, "images"),
         video=config.video or "",
-        speakers=_speakers(config),
+        speakers=() if config.script is not None or config.voices is not None else _speakers(config),
+        script="" if config.script is None else read_script(config.script),
+        voices=config.voices or "",
+        people=config.people,
+        keep_voices=config.keep_voices or "",
         negative_prompt=config.negative_prompt,
         seed=config.seed,
         frames=_frames(config.frames),
@@ -163,7 +178,8 @@ def describe(plan: Plan, request: Request) -> str:
         ("weights", str(plan.weights) if plan.weights else "not found"),
         *(("loras" if index == 0 else "", _lora(lora)) for index, lora in enumerate(plan.loras)),
         ("picture", _picture(plan.canvas)),
-        *(("speakers" if index == 0 else "", _seat(seat, request)) for index, seat in enumerate(plan.seats)),
+        *(("speakers" if index == 0 else "", _seat(seat, request, plan)) for index, seat in enumerate(plan.seats)),
+        *dialogue_lines(plan.dialogue),
         ("video", f"{plan.frames} frames at {plan.fps:g} per second, {plan.seconds:.2f} s, seed {plan.seed}"),
         *([_native(plan)] if plan.timing == "native" else []),
         *window_lines(plan),
@@ -315,7 +331,11 @@ def _lora(lora: LoraUse) -> str:
     return f"{lora.file}, scale {lora.scale:g}" + (f": {lora.alpha}" if lora.alpha else "")
 
 
-def _seat(seat: Seat, request: Request) -> str:
+def _seat(seat: Seat, request: Request, plan: Plan) -> str:
+    if plan.dialogue is not None:
+        name = f"{plan.dialogue.people[seat.speaker]}, " if plan.dialogue.people else ""
+        times = "silent" if seat.silent else f"{seat.begins:.2f} s to {seat.begins + seat.seconds:.2f} s"
+        return f"{seat.speaker + 1}: in {list(seat.box)} ({seat.kind}), {name}{times}"
     # A presigned URL is a key, and a data: URL is the file itself, so neither is printed.
     audio = redact(request.speakers[seat.speaker].audio or "")
     voice = "silent" if seat.silent else f"{audio}, {seat.begins:.2f} s to "

@@ -29,6 +29,7 @@ RUNTIME = Runtime("cpu", "float32", "native", "float32", 1, 1, False)
 
 #: Groups and keys that need not come back, with the reason, besides those in FREE.
 NOT_STORED = {
+    "regions": "the request has the boxes of found people",
     "attention": "`again` takes it from the command line, and warns of another one",
     "compile": "`again` takes it from the command line, and warns of another one",
     "parallel": "`again` runs in one process, and warns of a video made by several",

@@ -247,7 +247,18 @@ def test_every_key_is_used(key: Key) -> None:
 
 
 def test_the_page_has_every_component() -> None:
-    for group in ("sink", "source", "sampler", "entrypoint", "launcher", "reader", "attention", "cache", "guidance"):
+    for group in (
+        "sink",
+        "source",
+        "sampler",
+        "entrypoint",
+        "launcher",
+        "reader",
+        "attention",
+        "cache",
+        "guidance",
+        "regions",
+    ):
         for name in choices_of(group):
             # A plugin that is installed here beside ours has no row.
             if provider_of(group, name).partition(".")[0] in ("plugins", "engine"):

@@ -223,7 +223,7 @@ def test_a_disk_that_is_too_small_is_one_clear_line(
 
 def commands() -> list[str]:
     section = README.partition("## A photograph in three commands")[2].partition("\n## ")[0]
-    (block,) = re.findall(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(r"^```bash\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     return [str(line) for line in block.splitlines()]
 
 

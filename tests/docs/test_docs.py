@@ -50,7 +50,7 @@ def test_the_example_takes_twenty_lines() -> None:
 def test_extras_that_are_named_exist() -> None:
     extras = set(setup()["options.extras_require"])
     for path in [*DOCUMENTS, *(ROOT / "plugins").rglob("*.py"), *(ROOT / "engine").rglob("*.py")]:
-        for named in re.findall(r"multitalk-engine\[([\w,]+)\]", path.read_text("utf-8")):
+        for named in re.findall(r"(?:multitalk-engine|'\.)\[([\w,]+)\]", path.read_text("utf-8")):
             assert set(named.split(",")) <= extras, path
     for path in [*(ROOT / "plugins").rglob("*.py"), *(ROOT / "engine").rglob("*.py")]:
         for call in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -90,14 +90,6 @@ def test_each_code_has_a_remedy() -> None:
     table = page.partition("| code |")[2].partition("\n\n")[0]
     firsts = re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE)
     assert sorted(code for first in firsts for code in re.findall(r"`(\w+)`", first)) == documented_codes()
-
-
-def test_codes_that_the_readme_names_exist() -> None:
-    page = (ROOT / "README.md").read_text("utf-8").partition("**When something goes wrong**")[2]
-    firsts = re.findall(r"^\| ([^|]*) \|", page.partition("\n\n**Costs")[0], re.MULTILINE)
-    named = {code for first in firsts for code in re.findall(r"`([a-z]\w+)`", first)}
-    assert named
-    assert named <= set(documented_codes())
 
 
 def test_tested_versions_meet_the_requirements_of_the_package() -> None:

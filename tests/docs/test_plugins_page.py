@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from engine import components, data, family
+from engine.data import dialogue, voices
 from engine.plugin import spec
 from engine.plugin.api import API, EVERY
 from engine.plugin.manager import Registry
@@ -28,7 +29,7 @@ HOOKS = [name for name, value in vars(spec).items() if hasattr(value, "multitalk
 #: All protocols of `engine.components` and `engine.family`, in the order in which they stand there.
 PROTOCOLS: dict[str, type] = {
     name: value
-    for module in (components, family)
+    for module in (components, dialogue, voices, family)
     for name, value in vars(module).items()
     if inspect.isclass(value) and getattr(value, "_is_protocol", False) and value.__module__ == module.__name__
 }

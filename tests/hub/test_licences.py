@@ -1,4 +1,4 @@
-"""Which weights a paid service may run: one table, in the manifest, README, `models list` and a worker's answer."""
+"""Which weights a paid service may run: one table, in the manifest, the page, `models list` and a worker's answer."""
 
 from __future__ import annotations
 
@@ -17,23 +17,26 @@ from engine.hub.licences import COMMERCIAL, licences, licences_of, may_be_hosted
 from engine.hub.manifest import Manifest, read_manifest
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
+#: Pages with the table, and which of its columns they have.
+PAGES = ((ROOT / "docs" / "which-model.md", (0, 1, 2, 3, 4)), (ROOT / "README.md", (0, 2, 3)))
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
 
 
-def page() -> str:
-    rows = table(licences(read_manifest()))
+def rows_of(columns: tuple[int, ...]) -> str:
+    rows = [[row[column] for column in columns] for row in table(licences(read_manifest()))]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines.insert(1, "|---" * len(rows[0]) + "|")
     return "\n".join(lines)
 
 
-def test_the_table_of_the_readme_is_what_the_manifest_says() -> None:
-    text = README.read_text("utf-8")
+@pytest.mark.parametrize(("page", "columns"), PAGES, ids=lambda value: getattr(value, "name", ""))
+def test_the_table_of_a_page_is_what_the_manifest_says(page: Path, columns: tuple[int, ...]) -> None:
+    text = page.read_text("utf-8")
     start, end = "<!-- licences -->\n", "\n<!-- /licences -->"
-    written = re.sub(f"{start}.*?{end.strip()}", lambda _: start + page() + end, text, flags=re.DOTALL)
+    written = re.sub(f"{start}.*?{end.strip()}", lambda _: start + rows_of(columns) + end, text, flags=re.DOTALL)
+    assert start in text
     if os.environ.get("MULTITALK_WRITE_DOCS"):
-        README.write_text(written, "utf-8")
+        page.write_text(written, "utf-8")
         return
     assert text == written, "run: MULTITALK_WRITE_DOCS=1 pytest tests/hub/test_licences.py"
 

@@ -24,7 +24,7 @@ BUNDLED = sorted(
 EXAMPLES = sorted(EXAMPLE.rglob("*.py"))
 DRAFTS = sorted(TEMPLATES.glob("*.py.txt"))
 #: Folders of `plugins` that are not called as their config group in the plural.
-FOLDERS = {"addresses": "address", "caches": "cache"}
+FOLDERS = {"addresses": "address", "caches": "cache", "regions": "regions"}
 
 #: What fills a template.
 FILLED = {"name": "acme", "module": "acme", "Name": "Acme", "kind": "sink"}

@@ -95,7 +95,7 @@ def test_each_bundled_file_has_one_entry_point_and_each_entry_point_a_file() -> 
 def test_entry_points_are_named_after_their_file() -> None:
     for name, value in bundled().items():
         kind, file = value.split(".")[1:]
-        kind = {"addresses": "address", "families": "family"}.get(kind, kind.removesuffix("s"))
+        kind = {"addresses": "address", "families": "family", "vocals": "vocals"}.get(kind, kind.removesuffix("s"))
         assert name == f"multitalk-{kind}-{file.replace('_', '-')}"
 
 
@@ -117,6 +117,10 @@ def test_every_bundled_plugin_is_registered_under_its_file_name() -> None:
         "quants": registry.quants.names(),
         "guidance": registry.guidance.names(),
         "caches": registry.caches.names(),
+        "regions": registry.regions.names(),
+        "speech": registry.speech.names(),
+        "diarisers": registry.diarisers.names(),
+        "vocals": registry.vocals.names(),
         "sinks": registry.sinks.names(),
         "launchers": registry.launchers.names(),
         "entrypoints": registry.entrypoints.names(),
@@ -256,7 +260,6 @@ def test_deleting_plugin_files_removes_their_choices_and_breaks_nothing_else(tmp
     ignore = shutil.ignore_patterns("__pycache__")
     for folder in ("engine", "plugins"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignore)
-    shutil.copytree(ROOT / "conf", tmp_path / "engine" / "conf", ignore=ignore)
     before = multitalk_plugins(PYTHONPATH=str(tmp_path))
     removed = {"sampler": "unipc", "guidance": "apg", "cache": "teacache", "quant": "int8"}
     for kind, name in removed.items():

@@ -171,7 +171,6 @@ def test_without_the_folder_of_a_family_all_else_works(python: str, puppet: list
     copy = tmp_path / "copy"
     for name in ("engine", "plugins"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "weights"))
-    shutil.copytree(ROOT / "conf", copy / "engine" / "conf")
     shutil.rmtree(copy / "plugins" / "families" / "multitalk")
     words = [*WORDS, "--frames", "5", "--json", "--output", str(tmp_path / "talk.mp4"), *puppet]
     done = asked(python, tmp_path, "generate", *words, PYTHONPATH=str(copy))

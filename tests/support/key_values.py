@@ -27,6 +27,8 @@ FREE = {
     "entrypoint": "all make the same video",
     "launcher": "all make the same video",
     "live": "what is published meanwhile is the same",
+    "speech": "the voices are in the name by their hashes",
+    "diariser": "the voices are in the name by their hashes",
     "request": "flags; the request itself is in the name",
     "resume": "where states are kept; windows that are made again are in the name by another way",
     "model.name": "the preset, which the provenance has",

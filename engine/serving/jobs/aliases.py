@@ -25,7 +25,7 @@ _ALIASES: dict[tuple[str, ...], str] = {
     (
         "audio_2",
     ): "audio2 wav2 voice2 speech2 person2 speaker2 audioright rightaudio rightvoice secondaudio secondvoice",
-    ("speakers",): "persons people person characters voices audios speaker",
+    ("speakers",): "persons person characters audios speaker",
     ("prompt",): "text caption description positive positiveprompt inputprompt textprompt",
     ("negative_prompt",): "negative negprompt nprompt uncond negativetext negativetextprompt",
     ("sampling_steps",): (

@@ -159,7 +159,10 @@ def _request(
             for index, entry in enumerate(values.get("reference_images", ()))
         ),
         video=_image(values["reference_video"], "reference_video", folder) if "reference_video" in values else "",
-        speakers=_speakers(values, fields, folder),
+        speakers=() if "script" in values or "voices" in values else _speakers(values, fields, folder),
+        script=values.get("script", ""),
+        voices=as_address(values["voices"], field="voices", folder=folder) if "voices" in values else "",
+        people=int(values["people"]),
         negative_prompt=values.get("negative_prompt"),
         seed=int(values["seed"]),
         frames=None if values["num_frames"] == "auto" else int(values["num_frames"]),

@@ -5,6 +5,7 @@ Parts that are in the layout of diffusers and transformers have the names of tho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from plugins.families.longcat.lora_keys import ALPHA, DATA, DOWN, HYPHEN, PART, 
 #: {tensor: (format, shape)}.
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
+_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1}
+#: Most bytes of a file of several.
+_SHARD = 5 * 10**9
 #: Rank of the published LoRA, in float32.
 _RANK = 128
 #: Its layers in a block, with the parts of each. Which they are is not known: this is one of the sets that have the
@@ -45,7 +49,7 @@ def published_files(
     weights, name = _dense(transformer, "BF16"), "diffusion_pytorch_model"
     if int8:
         weights, name = _in_8_bits(weights, linears), "quantized_model"
-    files: dict[str, Any] = {f"{folder}/config.json": config, f"{folder}/{name}.safetensors": weights}
+    files: dict[str, Any] = {f"{folder}/config.json": config, **dict(_shards(folder, name, weights))}
     for lora in loras:
         files[lora] = _lora(transformer)
     return files | dict(_hearing(version)) | dict(_shared())
@@ -63,6 +67,23 @@ def _network(config: Mapping[str, Any]) -> tuple[nn.Module, set[str]]:
         if isinstance(module, nn.Linear) and name != "final_layer.linear"
     }
     return network, linears
+
+
+def _shards(folder: str, stem: str, tensors: Tensors) -> Iterator[tuple[str, Any]]:
+    """Yield the files of `tensors`, as diffusers and transformers cut them, and their index."""
+    shards: list[Tensors] = [{}]
+    size = 0
+    for name, (dtype, shape) in tensors.items():
+        more = math.prod(shape) * _BYTES[dtype]
+        if shards[-1] and size + more > _SHARD:
+            shards.append({})
+            size = 0
+        shards[-1][name] = (dtype, shape)
+        size += more
+    names = [f"{stem}-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    places = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    yield f"{folder}/{stem}.safetensors.index.json", {"metadata": {}, "weight_map": places}
+    yield from ((f"{folder}/{name}", shard) for name, shard in zip(names, shards, strict=True))
 
 
 def _dense(module: nn.Module, dtype: str, prefix: str = "") -> Tensors:
@@ -131,7 +152,7 @@ def _shared() -> Iterator[tuple[str, Any]]:
     # The table of words is stored once.
     words = {name: entry for name, entry in _dense(text, "F32").items() if name != "encoder.embed_tokens.weight"}
     yield "text_encoder/config.json", config.to_dict()
-    yield "text_encoder/model.safetensors", words
+    yield from _shards("text_encoder", "model", words)
     yield "vae/config.json", {**vae.config, "_class_name": "AutoencoderKLWan"}
     yield "vae/diffusion_pytorch_model.safetensors", _dense(vae, "F32")
     yield "tokenizer/", None

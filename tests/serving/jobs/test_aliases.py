@@ -67,7 +67,7 @@ def refused(job: Any) -> RequestError:
         ("reference_video", "video_url video input_video source_video cond_video driving_video"),
         ("one video", "batch_size num_videos num_outputs"),
         ("region_1", "bbox face_box mask mask_image mask_url"),
-        ("speakers", "persons people"),
+        ("speakers", "persons"),
         ("output", "output_path save_file output_filename"),
         ("disk", "network_volume"),
         ("MP4", "output_format format"),

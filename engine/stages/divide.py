@@ -1,0 +1,124 @@
+"""One recording of several people -> a voice file for each of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from engine.cancel import apart, check
+from engine.data import Request, Speaker
+from engine.data.cancel import CancelToken
+from engine.data.dialogue import Dialogue, Diariser, Made, Samples, Turn
+from engine.errors import RequestError
+from engine.media.audio import VOICE_RATE, decode
+from engine.media.tracks import inspect
+from engine.stages.speak import RATE, write_voice
+
+FIELD = "request.voices"
+#: Seconds over which a voice fades in and out at its turns, and by which each turn is extended to both sides.
+_FADE, _AROUND = 0.02, 0.08
+#: Seconds of overlap from which on there is a warning.
+_TOLD = 0.2
+
+
+def divide(
+    request: Request,
+    path: Path,
+    diariser: Diariser,
+    *,
+    by: str,
+    most: float,
+    into: Path,
+    cancel: CancelToken | None = None,
+) -> Request:
+    """Return `request` with a speaker for each person that `diariser` finds in the recording.
+
+    Each voice is the recording in that person's turns and silence elsewhere, a file in the folder `into`. People are
+    ordered as they first speak. Where several speak at once, each of their voices has the mixed sound, and the
+    dialogue has a warning. Raises RequestError about the recording, and Cancelled.
+    """
+    cut = inspect(path, field=FIELD, max_seconds=most, cancel=cancel).cut
+    sound = apart(lambda: decode(path, VOICE_RATE, "stereo", cut=cut, field=FIELD), cancel, "read")
+    turns = apart(lambda: diariser.find(sound, request.people, cancel=cancel), cancel, "read", grace=0.5)
+    check(cancel, "read")
+    turns = _in_order(turns)
+    found = len({turn.person for turn in turns})
+    if not found:
+        raise RequestError("nobody speaks in the recording", field=FIELD, hint="give a recording with speech")
+    warnings = [] if found == request.people else [_fewer(found, request.people)]
+    if told := overlaps(turns):
+        warnings.append(told)
+    heard = apart(lambda: decode(path, RATE, "mono", cut=cut, field=FIELD), cancel, "read")
+    speakers, files = [], {}
+    for person in range(request.people):
+        own = [turn for turn in turns if turn.person == person]
+        if not own:
+            speakers.append(Speaker(None))
+            continue
+        address = f"voices:{person + 1}"
+        files[address] = write_voice(into / f"voice_{person + 1}.wav", [(0.0, heard * _mask(own, len(heard)))], 0.0)
+        speakers.append(Speaker(address))
+    made = Made(Dialogue(by, (), turns, tuple(warnings)), files, path)
+    return replace(request, speakers=tuple(speakers), made=made)
+
+
+def by_channels(request: Request, path: Path, *, by: str, most: float, cancel: CancelToken | None = None) -> Request:
+    """Return `request` with a speaker for each channel of the recording, from the first one on."""
+    speakers, files = [], {}
+    for person in range(request.people):
+        address = f"voices:{person + 1}"
+        inspect(
+            path, field=FIELD, channel=person + 1, max_seconds=most, fields={"channel": "request.people"}, cancel=cancel
+        )
+        speakers.append(Speaker(address, channel=person + 1))
+        files[address] = path
+    return replace(request, speakers=tuple(speakers), made=Made(Dialogue(by, (), ()), files, path))
+
+
+def overlaps(turns: Sequence[Turn]) -> str:
+    """Return a sentence about the sections in which several people speak at once; "" if they are negligible."""
+    sections = [
+        (max(one.begins, other.begins), min(one.ends, other.ends))
+        for index, one in enumerate(turns)
+        for other in turns[index + 1 :]
+        if one.person != other.person and min(one.ends, other.ends) - max(one.begins, other.begins) > _TOLD
+    ]
+    if not sections:
+        return ""
+    listed = ", ".join(f"{begin:.1f} to {end:.1f} s" for begin, end in sections[:5])
+    more = f" and {len(sections) - 5} more" if len(sections) > 5 else ""
+    return f"voices: several people speak at once at {listed}{more}; there each person gets the mixed sound"
+
+
+def _fewer(found: int, people: int) -> str:
+    those = "1 person speaks" if found == 1 else f"{found} people speak"
+    return f"voices: {those} in the recording, not {people}; the others are silent"
+
+
+def _in_order(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Return the turns by their begin, with the people numbered as they first speak."""
+    ordered = sorted(turns, key=lambda turn: (turn.begins, turn.ends))
+    numbers: dict[int, int] = {}
+    for turn in ordered:
+        numbers.setdefault(turn.person, len(numbers))
+    return tuple(replace(turn, person=numbers[turn.person]) for turn in ordered)
+
+
+def _mask(turns: Sequence[Turn], length: int) -> Samples:
+    """Return 1 in the turns and 0 elsewhere, with fades, at RATE."""
+    mask = np.zeros(length, np.float32)
+    fade = round(_FADE * RATE)
+    for turn in turns:
+        first = max(0, math.floor((turn.begins - _AROUND) * RATE))
+        last = min(length, math.ceil((turn.ends + _AROUND) * RATE))
+        if last - first < 2 * fade:
+            continue
+        part = np.ones(last - first, np.float32)
+        ramp = np.linspace(0, 1, fade, dtype=np.float32)
+        part[:fade], part[-fade:] = ramp, ramp[::-1]
+        np.maximum(mask[first:last], part, out=mask[first:last])
+    return mask

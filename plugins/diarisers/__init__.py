@@ -1,0 +1,1 @@
+"""Diarisers: who speaks when in a recording of several people."""

@@ -1,0 +1,1 @@
+"""Regions: who is where in the picture."""

@@ -1,0 +1,1 @@
+"""Speech: how the lines of a script are spoken."""

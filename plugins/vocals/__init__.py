@@ -1,0 +1,1 @@
+"""Voice filters: what the network hears of a voice with music or noise."""

@@ -1,0 +1,63 @@
+"""One recording becomes a voice for each person: by channels, and by who speaks."""
+
+from __future__ import annotations
+
+import wave
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sounds import tone, write
+
+from engine.data import Request, Turn, Voice
+from engine.errors import RequestError
+from engine.media.audio import decode
+from engine.stages.divide import by_channels, divide, overlaps
+from plugins.diarisers.resemblyzer import Resemblyzer, ResemblyzerConfig
+from plugins.speech.espeak import Espeak, EspeakConfig
+
+
+def test_channels_become_voices_and_a_missing_channel_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "call.wav", "pcm_s16le", np.stack([tone(1, 48_000), tone(1, 48_000, 220)], 1))
+    request = Request("p", "i", (), voices="call.wav")
+    found = by_channels(request, path, by="diariser=channels", most=60)
+    assert [speaker.channel for speaker in found.speakers] == [1, 2]
+    three = Request("p", "i", (), voices="call.wav", people=3)
+    with pytest.raises(RequestError, match=r"request\.people"):
+        by_channels(three, path, by="diariser=channels", most=60)
+
+
+def test_overlapping_turns_are_told_and_short_ones_are_not() -> None:
+    assert "1.0 to 2.0 s" in overlaps([Turn(0, 0, 2), Turn(1, 1, 3)])
+    assert overlaps([Turn(0, 0, 2), Turn(1, 1.9, 3)]) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    find_spec("resemblyzer") is None or find_spec("espeakng_loader") is None, reason="needs [diarise] and [speech]"
+)
+def test_two_people_in_one_recording_are_told_apart(tmp_path: Path) -> None:
+    speech, parts, truth, at = Espeak(EspeakConfig()), [], [], 0.0
+    for person, text in (
+        (0, "Hello Ben, how are you today?"),
+        (1, "I am fine, thank you for asking."),
+        (0, "That is good news, let us go."),
+    ):
+        sound, rate = speech.say(text, Voice(person))
+        truth.append((person, at, at + len(sound) / rate))
+        at += len(sound) / rate
+        parts.append(sound)
+    with wave.open(str(tmp_path / "call.wav"), "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes((np.concatenate(parts) * 32767).astype("<i2").tobytes())
+    diariser = Resemblyzer(ResemblyzerConfig())
+    request = Request("p", "i", (), voices="call.wav")
+    found = divide(request, tmp_path / "call.wav", diariser, by="diariser=resemblyzer", most=60, into=tmp_path)
+    assert found.made is not None
+    voices = [decode(path, 16_000, "mono") for path in found.made.files.values()]
+    # Away from the changes of speakers, a voice is loud in its own turns and silent in the other's.
+    for person, begin, end in truth:
+        middle = slice(round((begin + 0.5) * 16_000), round((end - 0.5) * 16_000))
+        own, other = (float(np.square(voices[index][middle]).mean()) for index in (person, 1 - person))
+        assert own > 100 * other
