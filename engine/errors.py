@@ -79,11 +79,16 @@ class UnknownComponent(ConfigError):
 
     CODE = "unknown_component"
 
-    def __init__(self, group: str, name: str, known: Iterable[str], *, broken: Iterable[str] = ()) -> None:
+    def __init__(
+        self, group: str, name: str, known: Iterable[str], *, broken: Iterable[str] = (), near: Iterable[str] = ()
+    ) -> None:
         self.group, self.name, self.known = group, name, tuple(known)
         failed = f" (plugins that failed to load: {', '.join(broken)})" if (broken := tuple(broken)) else ""
+        meant = f"did you mean {', '.join(near)}? " if (near := tuple(near)) else ""
         super().__init__(
-            f"no {group} named {name!r}", field=group, hint=f"installed: {', '.join(self.known) or 'none'}{failed}"
+            f"no {group} named {name!r}",
+            field=group,
+            hint=f"{meant}installed: {', '.join(self.known) or 'none'}{failed}",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 
 import hypothesis
@@ -13,6 +14,13 @@ from recordings import HOME, Recordings, TinyNetwork
 # The time an example takes is the machine's, not the code's; and a red test must be red again.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
+
+# What is tested is the engine, not the settings, recipes and colours of whoever runs the tests.
+os.environ["MULTITALK_CONFIG"] = ""
+for _name in ("OVERRIDES", "RECIPE", "RECIPES", "CONFIG_DIR", "LOG_FORMAT", "LOG_LEVEL"):
+    os.environ.pop(f"MULTITALK_{_name}", None)
+for _name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "CLICOLOR"):
+    os.environ.pop(_name, None)
 
 #: Test argument -> the files of the golden folder it takes its cases from.
 PATTERNS = {

@@ -173,7 +173,7 @@ def _missing(error: MissingConfigException) -> ConfigError:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     if group:
         names = [option for option in error.options or () if option != "schema"]
-        return UnknownComponent(group, name, names, broken=manager.installed().broken)
+        return UnknownComponent(group, name, names, broken=manager.installed().broken, near=similar(name, names))
     return ConfigError(str(error).partition("\n")[0], field=group)
 
 
@@ -191,7 +191,7 @@ def _misfit(error: Exception, words: Sequence[str]) -> ConfigError:
         )
     if "Could not override" in text or "not in" in first:
         wrong = text.partition("'")[2].partition("'")[0] or str(key)
-        near = _near(wrong.partition("=")[0], _keys(words))
+        near = _near(wrong.partition("=")[0], keys_of(words))
         hint = f"did you mean {' or '.join(near)}?" if near else "multitalk --help lists the groups and keys"
         return ConfigError(f"there is no {wrong!r} in the config", field=wrong.partition("=")[0], hint=hint)
     hint = next((hint for kind, hint in _KINDS.items() if kind in first), "multitalk plugins lists the choices")
@@ -224,14 +224,34 @@ _KINDS = {
 
 
 def _near(key: str, keys: Sequence[str]) -> list[str]:
-    """Return the keys most similar to `key`: siblings of it if any is similar, else from the whole config."""
+    """Return the keys most similar to `key`: siblings of it, else those of other choices of its group, else any."""
     above, _, last = key.lstrip("+~").rpartition(".")
     beside = {name.rpartition(".")[2]: name for name in keys if name.rpartition(".")[0] == above}
-    near = [beside[name] for name in similar(last, beside, most=3)]
-    return near or similar(key, keys, most=3)
+    if near := [beside[name] for name in similar(last, beside, most=3)]:
+        return near
+    if near := _elsewhere(above, last):
+        return near
+    ends: dict[str, list[str]] = {}
+    # Those of the model are the sources of the others.
+    for name in sorted(keys, key=lambda name: name.startswith("model.")):
+        ends.setdefault(name.rpartition(".")[2], []).append(name)
+    near = [name for end in similar(last, ends, most=2, cutoff=0.75) for name in ends[end]]
+    return near[:3] or similar(key, keys, most=1, cutoff=0.8)
 
 
-def _keys(words: Sequence[str]) -> list[str]:
+def _elsewhere(group: str, last: str) -> list[str]:
+    """Return keys like `last` that other components of a group have, each with those components."""
+    own: dict[str, list[str]] = {}
+    for register in manager.installed().registers:
+        if register.group == group:
+            for name in register.names():
+                for field in fields(register.config(name)):
+                    own.setdefault(field.name, []).append(name)
+    near = similar(last, own)
+    return [f"{group}.{name} (with {group}={' or '.join(own[name][:3])})" for name in near]
+
+
+def keys_of(words: Sequence[str]) -> list[str]:
     """Return all keys of the config that the choices among `words` (group=name) compose."""
     keys: list[str] = []
 

@@ -111,7 +111,7 @@ def run_bench(arguments: Sequence[str], benches: Mapping[str, Bench], prog: str)
     name = arguments[0] if arguments else ""
     parser = Parser(
         prog=prog,
-        usage=f"{prog} {name if name in benches else '|'.join(benches)} [flags]",
+        usage=f"{prog} {name if name in benches else 'NAME'} [flags]",
         description=benches[name].about
         if name in benches
         else "\n".join(f"{name}: {bench.about}" for name, bench in benches.items()),

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import packages_distributions
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from pathlib import Path
 
-from engine.errors import EngineError
+from engine.errors import EngineError, plain
 from engine.plugin.manager import Registry, loaded
+from engine.plugin.user_files import VARIABLE, UserRecipe, user_recipes
+from engine.text.terminal import columns, hanging, styled
 
 OURS = "multitalk-engine"
+#: Width from which the table has a column of packages.
+_WIDE = 110
 #: The package of the engine's own presets.
 _CONF = "engine.conf"
 
@@ -36,6 +42,11 @@ def choices(registry: Registry | None = None) -> list[Choice]:
     choices_found = [*_components(registry), *_presets(_CONF, OURS)]
     for package in registry.presets.packages:
         choices_found += _presets(package, _distribution(package))
+    choices_found += (
+        Choice("recipe", recipe.name, "preset", "your own", recipe.about)
+        for recipe in _own_recipes()
+        if recipe.error is None
+    )
     return sorted(choices_found, key=lambda choice: (choice.group, choice.name))
 
 
@@ -67,21 +78,30 @@ def print_catalog(*, as_json: bool) -> int:
     """Print what is installed, as text or as one JSON object."""
     registry = loaded()
     entries, sizes = choices(registry), resolutions()
+    broken = registry.broken | {
+        f"recipe {recipe.name}": plain(str(recipe.error)) for recipe in _own_recipes() if recipe.error is not None
+    }
     if as_json:
-        answer = {"choices": [asdict(choice) for choice in entries], "resolutions": sizes, "broken": registry.broken}
+        answer = {"choices": [asdict(choice) for choice in entries], "resolutions": sizes, "broken": broken}
         print(json.dumps(answer))
         return 0
     width = max(len(choice.name) for choice in entries)
     package = max(len(choice.package) for choice in entries)
+    limit = columns()
     for group in dict.fromkeys(choice.group for choice in entries):
-        print(group)
+        print(styled(group, "bold"))
         for choice in (choice for choice in entries if choice.group == group):
-            print(f"  {choice.name:<{width}}  {choice.kind:<9}  {choice.package:<{package}}  {choice.about}".rstrip())
-    print("resolution")
+            head, about = f"  {choice.name:<{width}}  {choice.kind:<9}  ", choice.about
+            if limit is None or limit >= _WIDE:
+                head += f"{choice.package:<{package}}  "
+            elif choice.package != OURS:
+                about += f" ({choice.package})"
+            print("\n".join(hanging(head, about, limit, style="cyan")))
+    print(styled("resolution", "bold"))
     for model, names in sizes.items():
-        print(f"  {', '.join(names) or 'unreadable'} (model={model})")
-    for name, reason in registry.broken.items():
-        print(f"broken: {name}: {reason}")
+        print("\n".join(hanging("  ", f"{', '.join(names) or 'unreadable'} (model={model})", limit)))
+    for name, reason in broken.items():
+        print("\n".join(hanging("broken: ", f"{name}: {reason}", limit, style="red")))
     return 0
 
 
@@ -94,6 +114,12 @@ def _components(registry: Registry) -> Iterator[Choice]:
             module = config.__module__
             package = next((dist for own, dist in packages if module == own or module.startswith(f"{own}.")), OURS)
             yield Choice(register.group, name, "component", package, _about(config))
+
+
+def _own_recipes() -> list[UserRecipe]:
+    """Return the recipes of the person whose settings the command line has read."""
+    folder = os.environ.get(VARIABLE)
+    return user_recipes(Path(folder)) if folder else []
 
 
 def _about(config: type) -> str:

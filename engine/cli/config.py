@@ -13,6 +13,7 @@ from engine.config_keys.origins import Composed, Origin, key_of, split, trace
 from engine.config_keys.reference import Key, keys
 from engine.errors import ConfigError, plain
 from engine.plugin.manager import installed
+from engine.text.terminal import cells, columns, hanging, styled, wrapped
 
 #: Column of the comments, unless a line is longer.
 _COMMENT = 50
@@ -22,11 +23,15 @@ def config(arguments: Sequence[str]) -> int:
     """Print the config composed from the overrides in `arguments`, or the keys among them. Raises ConfigError."""
     from engine.cli.parser import Parser
 
+    if arguments[:1] == ["init"]:
+        return _init(arguments[1:])
+
     parser = Parser(
         prog="multitalk config",
-        usage="multitalk config [KEY ...] [--json] group=name key=value ...",
+        usage="multitalk config [KEY ...] [--json] group=name key=value ...\n       multitalk config init",
         description="Print the composed config as YAML, with where each value comes from; of a KEY, what it means.\n"
-        "With entrypoint=runpod it is that of a worker, with MULTITALK_OVERRIDES and MULTITALK_RECIPE.",
+        "With entrypoint=NAME it is that of another command than generate, such as batch or runpod (a worker).\n"
+        "`init` writes a first file of settings of your own, with comments, and prints its path.",
     )
     parser.flag("--json", action="store_true", help="print one JSON object")
     values, rest = parser.read(arguments)
@@ -47,12 +52,31 @@ def config(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _init(arguments: Sequence[str]) -> int:
+    from engine.cli.parser import Parser
+    from engine.cli.settings import init
+
+    parser = Parser(
+        prog="multitalk config init",
+        usage="multitalk config init",
+        description="Write ~/.config/multitalk/config.yaml with comments, and print its path.",
+    )
+    _, rest = parser.read(arguments)
+    parser.none(rest)
+    print(init())
+    return 0
+
+
 def _with_origins(arguments: Sequence[str]) -> list[tuple[str, Origin]]:
     """Return the overrides of an engine that is started with `arguments`, each with its origin."""
+    from engine.cli.settings import settings_for
     from engine.serving.worker.defaults import environment_overrides, environment_recipe
 
-    own = [(override, Origin("command line")) for override in arguments]
     named = [override.partition("=")[2] for override in arguments if override.startswith("entrypoint=")]
+    settings = settings_for(named[-1] if named else "generate", arguments)
+    typed = [(override, Origin("command line")) for override in arguments]
+    own = [*((entry.override, Origin(entry.origin)) for entry in settings.entries), *typed]
+    arguments = [*settings.overrides, *arguments]
     if not named or named[-1] not in installed().entrypoints.names():
         return own
     kind = installed().entrypoints.config(named[-1])
@@ -62,10 +86,8 @@ def _with_origins(arguments: Sequence[str]) -> list[tuple[str, Origin]]:
     # The entrypoint's own overrides come first, so that the arguments win.
     added = booted[: len(booted) - len(arguments)]
     if booted[len(added) :] != list(arguments):
-        return [
-            (override, Origin("command line" if override in arguments else "entrypoint", named[-1]))
-            for override in booted
-        ]
+        origins = dict(own)
+        return [(override, origins.get(override, Origin("entrypoint", named[-1]))) for override in booted]
     environment, recipe = environment_overrides(), environment_recipe()
     result = []
     for override in added:
@@ -80,7 +102,7 @@ def _with_origins(arguments: Sequence[str]) -> list[tuple[str, Origin]]:
 
 def _yaml(composed: Composed) -> Iterator[str]:
     for group, (name, by) in composed.choices.items():
-        yield f"# {group}={name}".ljust(_COMMENT) + f"  # {by}"
+        yield from _line(f"# {group}={name}", plain(str(by)))
     above: list[str] = []
     for key, value in composed.values.items():
         *parents, last = split(key)
@@ -90,7 +112,20 @@ def _yaml(composed: Composed) -> Iterator[str]:
                 above = parents[: depth + 1]
         above = parents
         line = f"{'  ' * len(parents)}{_scalar(last)}: {_scalar(value)}"
-        yield f"{line:<{_COMMENT}}  # {plain(str(composed.origins[key]))}"
+        yield from _line(line, plain(str(composed.origins[key])))
+
+
+def _line(line: str, origin: str) -> Iterator[str]:
+    """Yield a line with its origin as a comment; on a terminal without room for both, the comment stands above it."""
+    limit = columns()
+    room = _COMMENT if limit is None else min(_COMMENT, limit // 2)
+    if limit is None or max(cells(line), room) + 4 + cells(origin) <= limit:
+        yield f"{line:<{room}}  {styled(f'# {origin}', 'dim')}"
+        return
+    indent = line[: len(line) - len(line.lstrip(" "))]
+    for text in wrapped(origin, max(20, limit - len(indent) - 2)):
+        yield styled(f"{indent}# {text}", "dim")
+    yield line
 
 
 def _scalar(value: Any) -> str:
@@ -128,12 +163,13 @@ def _print_keys(names: Sequence[str], composed: Composed, *, as_json: bool) -> i
         print(json.dumps(reports))
         return 0
     for report in reports:
-        print(report.pop("key"))
+        print(styled(report.pop("key"), "bold"))
         if "value" in report:
             report["value"] = _scalar(report["value"])
         for name, value in report.items():
             if value:
-                print(f"  {name + ':':<9} {plain(str(value)).replace('`', '')}")
+                text = plain(str(value)).replace("`", "")
+                print("\n".join(hanging(f"  {name + ':':<9} ", text, columns(), style="cyan")))
     return 0
 
 

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from engine.cli.parser import Parser
+from engine.cli.settings import settings_for
+from engine.errors import EngineError, plain
+from engine.text.terminal import columns, hanging, styled
 
+_STYLES = {"ok": "green", "note": "yellow", "broken": "red"}
 _MARKS = {"ok": "ok", "note": "note", "broken": "BROKEN"}
 
 
@@ -24,20 +28,31 @@ def doctor(arguments: Sequence[str]) -> int:
     parser.flag("--json", action="store_true", help="print one JSON object")
     values, rest = parser.read(arguments)
     from engine.doctor.checks import examine
-    from engine.errors import plain
 
-    results = examine(rest)
+    settings = settings_for("generate", rest)
+    settings.show(rest)
+    try:
+        results = examine([*settings.overrides, *rest])
+    except EngineError as error:
+        raise settings.located(error, rest) from error.__cause__
     broken = [result for result in results if result.state == "broken"]
     if values.json:
         fields = [{key: value for key, value in asdict(result).items() if key != "more"} for result in results]
         print(json.dumps({"healthy": not broken, "findings": fields}))
         return 1 if broken else 0
     width = max(len(result.name) for result in results)
+    limit = columns()
     for result in results:
-        print(f"{_MARKS[result.state]:<7}{result.name:<{width}}  {plain(result.what)}")
+        head = f"{_MARKS[result.state]:<7}{result.name:<{width}}  "
+        below = " " * len(head)
+        lines = hanging(head, plain(result.what), limit, style=_STYLES[result.state])
         for line in result.more:
-            print(f"{'':<7}{'':<{width}}  {plain(line)}")
+            lines += hanging(below, plain(line), limit)
         if result.hint and not result.more:
-            print(f"{'':<7}{'':<{width}}  -> {plain(result.hint)}")
-    print(f"\n{len(broken)} broken" if broken else "\nnothing is broken")
+            lines += hanging(f"{below}-> ", plain(result.hint), limit)
+        print("\n".join(lines))
+    if broken:
+        print(styled(f"\n{len(broken)} broken", "red"))
+    else:
+        print("\nnothing is broken")
     return 1 if broken else 0

@@ -7,13 +7,15 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
 from engine.errors import Cancelled, ConfigError, EngineError, plain
 from engine.imports.collection import uncollected
 from engine.runtime.quiet import silence_libraries
+from engine.text.terminal import columns, hanging, tell
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,21 +29,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A path may not be valid text in the terminal's encoding; its bytes are printed unchanged.
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _own_environment():
             silence_libraries()
             status = _dispatch(arguments)
             if sys.stdout is not None:  # None: the caller closed it
                 sys.stdout.flush()
             return status
     except Cancelled as error:
-        print(f"multitalk: {error}", file=sys.stderr)
+        tell("", str(error))
         return 130
     except EngineError as error:
         if not _is_follower():
-            print("multitalk: error: " + "\n".join(map(plain, error.lines())), file=sys.stderr)
+            first, *more = map(plain, error.lines())
+            tell("error", first)
+            for line in more:
+                print(
+                    "\n".join(hanging(" " * 13 if line[:3] == "   " else line[:13], line[13:], columns(sys.stderr))),
+                    file=sys.stderr,
+                )
         return 2
     except KeyboardInterrupt as error:
-        print(f"multitalk: {error if error.args else 'cancelled'}", file=sys.stderr)
+        tell("", str(error) if error.args else "cancelled")
         return 130
     except BrokenPipeError:
         # The reader (head, less) has closed the pipe; nothing more must be flushed into it at exit.
@@ -53,12 +61,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _forget_stdout()
         where = f" for {error.filename}" if error.filename else ""
-        hint = "free space where TMPDIR and the output are"
-        print(f"multitalk: error: disk: {error.strerror}{where}; {hint}", file=sys.stderr)
+        tell("error", f"disk: {error.strerror}{where}; free space where TMPDIR and the output are")
         return 2
     except SystemExit as end:
         # argparse raises it after --help.
         return end.code if isinstance(end.code, int) else 0
+
+
+@contextmanager
+def _own_environment() -> Iterator[None]:
+    """Undo what flags such as --config tell the processes that a command starts."""
+    names = ("MULTITALK_CONFIG", "MULTITALK_LOG_FORMAT", "MULTITALK_RECIPES")
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _is_follower() -> bool:
@@ -76,20 +98,19 @@ def _forget_stdout() -> None:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if not arguments:
-        raise ConfigError("no command", field="command line", hint="try multitalk --help")
-    name, rest = arguments[0], arguments[1:]
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in ("-h", "--help", "help"):
         from engine.cli.help import manual
 
+        if rest and name == "help" and not rest[0].startswith("-"):
+            return _dispatch([rest[0], "--help"])
         print(manual())
         return 0
-    if name == "--version":
+    if name in ("-V", "--version"):
         print(f"multitalk-engine {version('multitalk-engine')}")
         return 0
     if name in _COMMANDS:
         return _COMMANDS[name](rest)
-    from engine.cli.parser import nearest
     from engine.plugin.manager import installed
 
     entrypoints = installed().entrypoints.names()
@@ -100,28 +121,58 @@ def _dispatch(arguments: list[str]) -> int:
         return _entrypoint(
             chosen[-1] if chosen else "generate", [w for w in arguments if not w.startswith("entrypoint=")]
         )
-    kind = "flag" if name.startswith("-") else "command"
-    raise ConfigError(
-        f"unknown {kind} {name!r}",
-        field="command line",
-        hint=nearest(name, ["--help", "--version", *_COMMANDS, *entrypoints], "multitalk"),
-    )
+    return _without_command(arguments, ["--help", "--version", *_COMMANDS, *entrypoints])
+
+
+def _without_command(arguments: list[str], known: list[str]) -> int:
+    """Make a video where the first argument is a file or a flag of generate. Raises ConfigError for any other."""
+    from engine.cli.inputs import is_file_word
+    from engine.cli.parser import entrypoint_parser
+    from engine.cli.suggest import command_hint, flag_hint
+    from engine.plugin.manager import installed
+
+    name = arguments[0]
+    if not name.startswith("-"):
+        if is_file_word(name) and ("://" in name or Path(name).expanduser().is_file()):
+            return _entrypoint("generate", arguments)
+        raise ConfigError(f"unknown command {name!r}", field="command line", hint=command_hint(name, known))
+    parser = entrypoint_parser("generate", installed().entrypoints.config("generate"), "")
+    parser.add_common()
+    flag, _, value = name.partition("=")
+    if flag in parser.known_flags:
+        return _entrypoint("generate", arguments)
+    follows = arguments[1] if len(arguments) > 1 and not arguments[1].startswith("-") else ""
+    hint = flag_hint(flag, value or follows, {*parser.known_flags, *known}, "multitalk")
+    raise ConfigError(f"unknown flag {flag!r}", field="command line", hint=hint)
 
 
 def _entrypoint(name: str, arguments: Sequence[str], *extra: str, prog: str = "", about: str = "") -> int:
     with uncollected():
         from engine.cli.parser import entrypoint_parser, read_entrypoint
-        from engine.config import EntrypointConfig
         from engine.plugin.manager import installed
 
         config = installed().entrypoints.config(name)
         parser = entrypoint_parser(prog or name, config, about or config.__doc__ or "")
         parsed = read_entrypoint(name, parser, arguments)
+        from engine.cli.settings import settings_for
 
-    overrides = [*parsed.overrides, *extra]
+        settings = settings_for(name, parsed.overrides)
+
+    first, *given = [*parsed.overrides, *extra]
+    settings.show(given)
+    overrides = [first, *settings.overrides, *given]
+    try:
+        return _launch(config, overrides, multirun=parsed.multirun)
+    except EngineError as error:
+        raise settings.located(error, given) from error.__cause__
+
+
+def _launch(config: type, overrides: list[str], *, multirun: bool) -> int:
+    from engine.config import EntrypointConfig
+
     if issubclass(config, EntrypointConfig):
         overrides = config.boot(overrides)
-    if parsed.multirun:
+    if multirun:
         from engine.sweeps.sweep import sweep
 
         return sweep(overrides)
@@ -143,6 +194,7 @@ def _plugins(arguments: Sequence[str]) -> int:
         return new_plugin(arguments[1:])
     from engine.cli.catalog import print_catalog
     from engine.cli.parser import Parser
+    from engine.cli.settings import settings_for
 
     parser = Parser(
         prog="multitalk plugins",
@@ -152,6 +204,8 @@ def _plugins(arguments: Sequence[str]) -> int:
     parser.flag("--json", action="store_true", help="print one JSON object")
     values, rest = parser.read(arguments)
     parser.none(rest)
+    # For recipes of a person's own.
+    settings_for("generate")
     return print_catalog(as_json=values.json)
 
 
@@ -199,6 +253,11 @@ def _compare(arguments: Sequence[str]) -> int:
 
 
 def _bench(arguments: Sequence[str]) -> int:
+    # A measurement must not depend on whose machine it is.
+    for name in ("MULTITALK_OVERRIDES", "MULTITALK_RECIPE"):
+        if os.environ.pop(name, ""):
+            tell("warning", f"bench does not use {name}")
+    os.environ["MULTITALK_CONFIG"] = ""
     from engine.cli.bench import bench
 
     return bench(arguments)
@@ -214,6 +273,18 @@ def _rehearse(arguments: Sequence[str]) -> int:
     from engine.cli.rehearse import rehearse
 
     return rehearse(arguments)
+
+
+def _completion(arguments: Sequence[str]) -> int:
+    from engine.cli.completion import completion
+
+    return completion(arguments, run_quietly)
+
+
+def run_quietly(arguments: list[str]) -> None:
+    """Run a command whose parser is only looked at (`BaseParser.observer`)."""
+    with suppress(SystemExit, EngineError), _own_environment():
+        _dispatch(arguments)
 
 
 def _examples(arguments: Sequence[str]) -> int:
@@ -237,6 +308,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "again": _again,
     "retake": _retake,
     "compare": _compare,
+    "completion": _completion,
     "doctor": _doctor,
     "rehearse": _rehearse,
     "bench": _bench,

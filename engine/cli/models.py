@@ -19,6 +19,7 @@ from engine.hub.prune import State, removable, remove, states
 from engine.hub.pull import Options, pull
 from engine.hub.record import records
 from engine.text.amounts import amount
+from engine.text.terminal import columns, hanging, table
 
 ABOUT = {
     "pull": "download a preset, or resume its download; complete files are kept",
@@ -34,9 +35,9 @@ def run(arguments: Sequence[str], prog: str) -> int:
     Raises EngineError.
     """
     if not arguments or arguments[0] not in ABOUT:
-        table = "\n".join(f"  {name:<7} {about}" for name, about in ABOUT.items())
+        commands = "\n".join(table(ABOUT.items(), columns()))
         if arguments and arguments[0] in ("-h", "--help"):
-            print(f"usage: {prog} COMMAND [flags]\n\n{table}\n\n'{prog} COMMAND --help' tells more")
+            print(f"usage: {prog} COMMAND [flags]\n\n{commands}\n\n'{prog} COMMAND --help' tells more")
             return 0
         what = f"no command named {arguments[0]!r}" if arguments else "no command"
         raise ConfigError(what, field="command line", hint=f"{prog} {'|'.join(ABOUT)}")
@@ -71,7 +72,7 @@ def pull_parser(prog: str) -> BaseParser:
     parser.add_argument("--without", action="append", default=[], metavar="PART", help="leave a part out")
     parser.add_argument("--workers", type=int, default=4, metavar="N", help="parallel downloads (4)")
     parser.add_argument("--repair", action="store_true", help="replace files that were changed or block a needed name")
-    parser.add_argument("--quiet", action="store_true", help="only print the folder")
+    parser.add_argument("-q", "--quiet", action="store_true", help="only print the folder")
     return parser
 
 
@@ -166,20 +167,27 @@ def _list(arguments: Sequence[str], prog: str) -> int:
         )
         return 0
     for state in presets:
-        print(_line(state, default=state.preset == manifest.default))
+        first, *more = _lines(state, default=state.preset == manifest.default)
+        _print("", first)
+        for line in more:
+            _print("    ", line)
     print("\nlicences, and whether a paid service may run the weights:")
     for one in rows:
-        print(plain(f"{one.weights}: {one.licence}; paid service: {one.commercial}"))
-        print(plain(f"    {', '.join(f'model={model}' for model in one.models) or 'no preset'}; read in: {one.source}"))
+        named = ", ".join(f"model={model}" for model in one.models) or "no preset"
+        _print("", f"{one.weights}: {one.licence}; paid service: {one.commercial}")
+        _print("    ", f"{named}; read in: {one.source}")
     return 0
 
 
-def _line(state: State, *, default: bool) -> str:
+def _print(head: str, text: str) -> None:
+    print("\n".join(hanging(head, plain(text), columns())))
+
+
+def _lines(state: State, *, default: bool) -> list[str]:
     size = f"{'' if state.exact else 'about '}{amount(state.size)}"
     there = {"complete": size, "partial": f"{amount(state.there)} of {size}", "absent": size}[state.state]
     name = f"{state.preset} (default)" if default else state.preset
-    lines = [f"{name}: {state.state}, {there}", state.about, state.use, f"licences: {', '.join(state.licences)}"]
-    return "\n    ".join(lines)
+    return [f"{name}: {state.state}, {there}", state.about, state.use, f"licences: {', '.join(state.licences)}"]
 
 
 def _prune(arguments: Sequence[str], prog: str) -> int:

@@ -14,6 +14,10 @@ from typing import Any
 
 from engine.assembly.escape import override, override_list
 from engine.cli.base import BaseParser
+from engine.cli.common import COMMON, apply
+from engine.cli.formatting import HelpFormatter, fit_help
+from engine.cli.inputs import is_file_word, split_files
+from engine.cli.suggest import flag_hint
 from engine.config import ComponentConfig, RequestConfig
 from engine.errors import ConfigError
 from engine.serving.jobs.timeline import timeline_text
@@ -35,6 +39,24 @@ class Flag:
     def name(self) -> str:
         """The flag as it is typed."""
         return "--" + self.key.replace("_", "-")
+
+    @property
+    def names(self) -> str:
+        """The short flag, if it has one, and the flag."""
+        return f"{SHORT[self.key]} {self.name}" if self.key in SHORT else self.name
+
+
+#: Short names of flags, by the key or field that they set.
+SHORT = {
+    "image": "-i",
+    "audio": "-a",
+    "prompt": "-p",
+    "negative_prompt": "-n",
+    "frames": "-f",
+    "seed": "-s",
+    "output": "-o",
+    "quiet": "-q",
+}
 
 
 #: One flag for each field of RequestConfig whose metadata has a "word", in the order of the fields.
@@ -74,14 +96,14 @@ class Parser(BaseParser):
     """argparse with errors as one line that suggests the nearest known flag."""
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(
-            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=False, **arguments
-        )
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, add_help=False, **arguments)
         self._flags_with_value: set[str] = set()
         self._timed_flags: set[str] = set()
         self._known_flags: set[str] = {"--help", "-h"}
         #: Config key that is set by an argument which is neither a flag nor an override; "": none.
         self.bare = ""
+        #: Whether files may stand without a flag.
+        self.takes_files = False
         self.add_argument("-h", "--help", action="help", help="show this help")
 
     def flag(self, name: str, group: Any = None, *, timed: bool = False, **arguments: Any) -> None:
@@ -94,15 +116,44 @@ class Parser(BaseParser):
         if arguments.get("action") in (None, "append"):
             self._flags_with_value.update(names)
 
+    @property
+    def known_flags(self) -> frozenset[str]:
+        """All flags, short and long."""
+        return frozenset(self._known_flags)
+
+    def takes_value(self, name: str) -> bool:
+        """Return whether the flag `name` is followed by a value."""
+        return name in self._flags_with_value or name in self._timed_flags
+
+    def format_help(self) -> str:
+        """Return the help at the terminal's width."""
+        self.add_common()
+        return fit_help(super().format_help())
+
+    def add_common(self) -> None:
+        """Add the flags of all commands that the command does not have itself."""
+        group = None
+        for names, arguments in COMMON:
+            if self._known_flags.isdisjoint(names.split()):
+                group = group or self.add_argument_group("all commands")
+                self.flag(names, group, **arguments)
+
     def read(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Return the flags, and all other arguments in order. Raises ConfigError for an unknown flag."""
+        self.add_common()
         values, rest = self.parse_known_args(self._join_values(argv))
-        for argument in rest:
-            if argument.startswith("-") and argument != "--":
-                name = argument.partition("=")[0]
+        end = rest.index("--") if "--" in rest else len(rest)
+        for index, argument in enumerate(rest[:end]):
+            if argument.startswith("-"):
+                name, _, value = argument.partition("=")
+                follows = rest[index + 1] if index + 1 < end else ""
+                value = value or ("" if follows.startswith("-") or "=" in follows else follows)
                 raise ConfigError(
-                    f"unknown flag {name}", field="command line", hint=nearest(name, self._known_flags, self.prog)
+                    f"unknown flag {name}",
+                    field="command line",
+                    hint=flag_hint(name, value, self._known_flags, self.prog),
                 )
+        apply(values)
         return values, [argument for argument in rest if argument != "--"]
 
     def one(self, rest: Sequence[str], what: str) -> str:
@@ -135,7 +186,7 @@ class Parser(BaseParser):
             elif value.partition("=")[0] in self._known_flags:
                 raise ConfigError(f"{argument} needs a value", field="command line", hint=f"see {self.prog} --help")
             else:
-                glued += [f"{argument}={value}"] if argument.startswith("--") else [argument, value]
+                glued.append(f"{argument}={value}")
         return glued
 
 
@@ -156,6 +207,8 @@ def entrypoint_parser(name: str, config: type[ComponentConfig], description: str
         "with -m, commas make a sweep. 'multitalk --help' lists the groups.",
     )
     if "request" in typing.get_type_hints(config):
+        parser.usage = f"multitalk {name} [PICTURE|VIDEO VOICE ...] [flags] group=name key=value ..."
+        parser.takes_files = True
         add_request_flags(parser, (*REQUEST, *TIMED))
     add_own_flags(parser, config)
     parser.flag("-m --multirun", action="store_true", help="run every combination of comma-separated values")
@@ -167,8 +220,10 @@ def add_request_flags(parser: Parser, flags: Sequence[Flag]) -> None:
     group = parser.add_argument_group("the request")
     for flag in flags:
         action = {"action": "append"} if flag.many else {}
-        parser.flag(flag.name, group, timed=flag.timed, dest=flag.key, metavar=flag.metavar, help=flag.help, **action)
-    parser.flag("--output", group, metavar="FILE", help="folder and name of the video (folders: only with sink=disk)")
+        parser.flag(flag.names, group, timed=flag.timed, dest=flag.key, metavar=flag.metavar, help=flag.help, **action)
+    parser.flag(
+        "-o --output", group, metavar="FILE", help="folder and name of the video (folders: only with sink=disk)"
+    )
 
 
 def add_own_flags(parser: Parser, config: type[ComponentConfig]) -> None:
@@ -182,6 +237,8 @@ def add_own_flags(parser: Parser, config: type[ComponentConfig]) -> None:
         if field.name in ("name", "request") or not field.metadata.get("flag", True):
             continue
         name, dest = "--" + field.name.replace("_", "-"), f"entrypoint.{field.name}"
+        if field.name in SHORT:
+            name = f"{SHORT[field.name]} {name}"
         text = field.metadata.get("help", dest)
         if field.metadata.get("bare"):
             parser.bare = dest
@@ -201,6 +258,8 @@ def read_arguments(name: str, parser: Parser, values: argparse.Namespace, rest: 
     """Return the overrides for the flags and other arguments of the sub-command `name`. Raises ConfigError."""
     options: dict[str, Any] = {key: value for key, value in vars(values).items() if value not in (None, False)}
     multirun = bool(options.pop("multirun", False))
+    if parser.takes_files:
+        rest = split_files(rest, options, parser.prog)
     output = options.pop("output", None)
     overrides = [f"entrypoint={name}", *_timelines(options)]
     for flag in REQUEST:
@@ -220,9 +279,7 @@ def read_arguments(name: str, parser: Parser, values: argparse.Namespace, rest: 
         overrides.append(f"{key}=true" if value is True else override(key, value))
     if output is not None:
         overrides += _output(output, rest, multirun)
-    if parser.bare and (
-        bare := next((argument for argument in rest if "=" not in argument and argument[0] != "~"), "")
-    ):
+    if parser.bare and (bare := next((argument for argument in rest if is_file_word(argument)), "")):
         overrides.append(override(parser.bare, bare))
         rest = [argument for argument in rest if argument is not bare]
     return ParsedArguments([*overrides, *plain(rest, parser.prog)], multirun)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from engine.assembly.voices import voiced
 from engine.cli.parser import REQUEST, Flag, Parser, add_own_flags, add_request_flags, read_arguments
 from engine.cli.provenance_check import check_form, is_deep, suspicious_values, with_people
 from engine.cli.run import launch
+from engine.cli.settings import settings_again
 from engine.config import Config, EntrypointConfig
 from engine.data import Media, Region, Request, Speaker
 from engine.errors import RequestError, plain
@@ -40,6 +40,7 @@ from engine.service import EngineService
 from engine.serving.jobs.speakers import SILENCE
 from engine.serving.jobs.timeline import parse_timeline, plain_timeline
 from engine.stages.read import hear
+from engine.text.terminal import columns, hanging, tell
 
 _MEDIA = (
     Flag("image", "FILE", "the picture; if there were several by time, each in their order", many=True),
@@ -80,7 +81,8 @@ def show(path: Path, *, as_json: bool) -> int:
     # Keys and values are untrusted text.
     rows = [(plain(key), plain(value)) for key, value in _rows(provenance, "")]
     width = min(_WIDEST, max(len(key) for key, _ in rows))
-    print("\n".join(f"{key:<{width}}  {value}" for key, value in rows))
+    for key, value in rows:
+        print("\n".join(hanging(f"{key:<{width}}  ", value, columns(), style="cyan")))
     return 0
 
 
@@ -142,8 +144,7 @@ def repeat(
     for key in media:
         setattr(values, key, None)
     for argument in rest[1:]:
-        key = argument.lstrip("+~").partition("=")[0]
-        if key not in _WHERE and (key in _FIXED or key.partition(".")[0] in _FIXED):
+        if _is_fixed(argument):
             raise RequestError(
                 f"{argument!r} would change what the provenance says",
                 field="command line",
@@ -155,7 +156,8 @@ def repeat(
         media = {key: value or [] for key, value in media.items()}
         request = _request(provenance, media["image"], media["audio"], media["mask"], video=media["video"] or "")
         request = with_people(request, provenance, media["voices"] or "", media["keep_voices"] or "")
-        overrides = [*own.overrides, *provenance_overrides(provenance, request)]
+        overrides = [own.overrides[0], *settings_again(own.overrides, _is_fixed), *own.overrides[1:]]
+        overrides += provenance_overrides(provenance, request)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise RequestError(
             f"the provenance in {rest[0]!r} is damaged ({type(error).__name__}: {error})",
@@ -164,10 +166,15 @@ def repeat(
         ) from error
     # Before any file that the provenance names is opened.
     for warning in suspicious_values(provenance):
-        print(f"multitalk: warning: {plain(warning)}", file=sys.stderr)
+        tell("warning", plain(warning))
     for warning in differences(provenance, overrides, request):
-        print(f"multitalk: warning: {plain(warning)}", file=sys.stderr)
+        tell("warning", plain(warning))
     return EntrypointConfig.boot(overrides)
+
+
+def _is_fixed(argument: str) -> bool:
+    key = argument.lstrip("+~").partition("=")[0]
+    return key not in _WHERE and (key in _FIXED or key.partition(".")[0] in _FIXED)
 
 
 def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> list[str]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from engine.cli.parser import Parser
+from engine.cli.settings import settings_for
 from engine.errors import ConfigError
 from engine.planning.gpus import Card, cards, find_card
 
@@ -24,6 +25,9 @@ def rehearse(arguments: Sequence[str]) -> int:
     parser.flag("--blocks", type=int, help="run this many blocks of the network and extrapolate the rest")
     parser.flag("--json", action="store_true", help="print one JSON object")
     values, overrides = parser.read(arguments)
+    settings = settings_for("generate", overrides)
+    settings.show(overrides)
+    overrides = [*settings.overrides, *overrides]
 
     from engine.rehearsal.rehearse import default_card, rehearse, table
     from engine.rehearsal.walk import Scene

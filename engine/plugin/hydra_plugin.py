@@ -10,6 +10,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from engine.config import store_schema
 from engine.plugin.register import Presets, Register
+from engine.plugin.user_files import store_told
 
 if TYPE_CHECKING:
     from hydra.core.config_search_path import ConfigSearchPath
@@ -20,6 +21,7 @@ def store(registers: Iterable[Register[object]], presets: Presets) -> None:
     store_schema()
     for register in registers:
         register.store()
+    store_told()
     _PresetPath.packages = presets.packages
     Plugins.instance().register(_PresetPath)
 

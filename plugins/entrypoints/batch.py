@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from engine.config import ComponentConfig, one_of, within
 from engine.errors import ConfigError, plain
 from engine.plugin.register import Register
 from engine.serving.worker.limits import JobsConfig
+from engine.text.terminal import tell
 
 if TYPE_CHECKING:
     from engine.serving.batch.check import CheckReport
@@ -173,7 +173,7 @@ class Batch:
 
     def _say(self, text: str) -> None:
         if not self.config.quiet:
-            _write(text)
+            tell("", plain(text))
 
 
 def describe_defaults(terms: Terms) -> str:
@@ -190,13 +190,7 @@ def describe_defaults(terms: Terms) -> str:
 
 
 def _warn(text: str) -> None:
-    _write(f"warning: {text}")
-
-
-def _write(text: str) -> None:
-    # In one call, because threads of several workers write.
-    sys.stderr.write(f"multitalk: {plain(text)}\n")
-    sys.stderr.flush()
+    tell("warning", plain(text))
 
 
 @hookimpl

@@ -81,14 +81,19 @@ class Endpoint:
             import aiohttp  # noqa: F401
         except ImportError as error:
             raise MissingExtra("entrypoint=endpoint", "aiohttp", "endpoint") from error
+        from engine.serving.worker.logs import LogContext, formatter
+
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("multitalk: %(message)s"))
+        handler.setFormatter(formatter(LogContext()))
         log = logging.getLogger("engine.serving.endpoint")
         log.addHandler(handler)
+        # With --verbose the root logger has a handler too.
+        log.propagate = False
         try:
             asyncio.run(_serve(self._endpoint(service.overrides)))
         finally:
             log.removeHandler(handler)
+            log.propagate = True
         return 0
 
     def _endpoint(self, overrides: Sequence[str]) -> LocalEndpoint:

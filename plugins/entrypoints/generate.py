@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import signal
 import sys
@@ -33,8 +34,10 @@ from engine.errors import Cancelled, RequestError, SinkError, plain, plain_json
 from engine.plugin.register import Register
 from engine.redaction import redact
 from engine.runtime.bar import bar, elapsed
+from engine.runtime.player import find_player, play
 from engine.serving.estimate_lines import estimate_lines
 from engine.serving.plan_lines import dialogue_lines, window_lines
+from engine.text.terminal import columns, hanging, is_live, tell
 
 if TYPE_CHECKING:
     from engine.data import (
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     )
 
 
+_LOG = logging.getLogger(__name__)
 #: Fields of a speaker that select a part of the file; `delay` is visible in the times.
 _TAKEN = ("start", "duration", "track", "channel")
 
@@ -70,6 +74,7 @@ class GenerateConfig(EntrypointConfig):
         metadata={"help": "keep finished windows until the video is done; the same command continues (resume.folder)"},
     )
     quiet: bool = field(default=False, metadata={"help": "no progress and no summary; warnings are still shown"})
+    open: bool = field(default=False, metadata={"help": "open the video with the system's player when it is done"})
 
 
 class Generate:
@@ -88,24 +93,42 @@ class Generate:
             plan = service.plan(request)
             print(to_json(plan) if config.json else describe(plan, request))
             return 0
+        # Before the work, not after it.
+        player = find_player() if config.open else ""
         warnings = _Warnings()
         try:
             with interruptible() as cancel, progress_display(quiet=config.quiet) as show:
                 delivery = service.generate(request, progress=warnings.of(show), cancel=cancel)
         except Cancelled:
             if config.resume and not config.quiet:
-                print("multitalk: the same command continues after the last finished window", file=sys.stderr)
+                tell("", "the same command continues after the last finished window")
             raise
         warnings.print(delivery.warnings)
+        _log_stages(delivery)
+        if player:
+            _open(player, delivery)
         if delivery.report is not None and (line := delivery.report.line):
-            print(f"multitalk: report: {plain(line)}", file=sys.stderr)
+            tell("", f"report: {plain(line)}")
         if config.json:
             print(to_json(delivery))
             return 0
         if not config.quiet:
-            print(f"multitalk: {_summary(delivery)}", file=sys.stderr)
+            tell("", _summary(delivery))
         print(delivery.address if delivery.address is not None else delivery.content)
         return 0
+
+
+def _open(player: str, delivery: Delivery) -> None:
+    path = Path(delivery.address or "")
+    if not path.is_file():
+        tell("warning", "--open: the video is not a file on this machine (sink=disk is)")
+    elif not play(player, path):
+        tell("warning", plain(f"--open: {player} could not be started"))
+
+
+def _log_stages(delivery: Delivery) -> None:
+    for stage, seconds in delivery.timings.items():
+        _LOG.info("%s: %.2f s", stage, seconds)
 
 
 def make_request(config: RequestConfig) -> Request:
@@ -165,7 +188,12 @@ def describe(plan: Plan, request: Request) -> str:
         *([("attention", plan.attention)] if plan.attention else []),
         *([] if plan.estimates is None else estimate_lines(plan.estimates)),
     ]
-    return "\n".join(f"{name:<10}{plain(text)}" for name, text in lines)
+    limit = columns()
+    return "\n".join(
+        line
+        for name, text in lines
+        for line in hanging(f"{name:<10}", plain(text), limit, style="yellow" if name == "warning" else "cyan")
+    )
 
 
 def to_json(answer: Plan | Delivery) -> str:
@@ -204,7 +232,7 @@ class _Warnings:
         for warning in warnings:
             if warning not in self._printed:
                 self._printed.add(warning)
-                print(f"multitalk: warning: {plain(warning)}", file=sys.stderr, flush=True)
+                tell("warning", plain(warning))
 
     def _print_live(self, progress: Progress) -> None:
         # From now on a player can open it.
@@ -228,13 +256,13 @@ def progress_display(*, quiet: bool) -> Iterator[ProgressCallback | None]:
     if quiet:
         yield None
         return
+    # Not rich's own answer: FORCE_COLOR would draw a bar into a file, and a dumb terminal cannot draw one again.
+    if sys.stderr is None or not is_live(sys.stderr):
+        yield lines(lambda text: tell("", text))
+        return
     from rich.console import Console
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lines(lambda text: print(f"multitalk: {text}", file=sys.stderr, flush=True))
-        return
-    with bar(console, state) as report:
+    with bar(Console(stderr=True), state) as report:
         yield report
 
 
@@ -277,7 +305,7 @@ def _draw(service: Service, request: Request, path: Path, *, quiet: bool) -> Non
             f"cannot write {str(path)!r}: {reason}", field="entrypoint.preview", hint="give a PNG file in a folder"
         ) from error
     if not quiet:
-        print(f"multitalk: preview: {plain(str(path))}", file=sys.stderr)
+        tell("", f"preview: {plain(str(path))}")
 
 
 def _summary(delivery: Delivery) -> str:

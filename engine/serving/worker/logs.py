@@ -7,12 +7,15 @@ import logging
 import os
 import sys
 import time
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
-from engine.errors import ConfigError
+from engine.errors import ConfigError, plain
 from engine.redaction import named_secrets, redact
+from engine.text.terminal import styled
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+#: JSON for machines, text for people; auto: text on a terminal.
+FORMATS = ("auto", "text", "json")
 
 
 class LogContext:
@@ -37,13 +40,18 @@ class LogContext:
         return redact(text, (*self._machine, *self._jobs))
 
 
-def install(level: str, context: LogContext, stream: IO[str] | None = None) -> logging.Handler:
-    """Let all loggers write only to `stream` (default: stderr). Raises ConfigError for an unknown level."""
+def install(
+    level: str, context: LogContext, stream: IO[str] | None = None, *, form: str | None = None
+) -> logging.Handler:
+    """Let all loggers write only to `stream` (default: stderr). Raises ConfigError for an unknown level or form.
+
+    `form`: "json", "text", or "auto": text on a terminal, else JSON; None: MULTITALK_LOG_FORMAT, else auto.
+    """
     name = level.upper()
     if name not in LEVELS:
         raise ConfigError(f"no log level {level!r}", field="entrypoint.log_level", hint=", ".join(LEVELS))
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(_Json(context))
+    handler = logging.StreamHandler(stream) if stream is not None else _Stderr()
+    handler.setFormatter(formatter(context, stream, form))
     handler.addFilter(_Redacted(context))
     root = logging.getLogger()
     # The SDK configures the root logger at import, without a filter.
@@ -53,6 +61,28 @@ def install(level: str, context: LogContext, stream: IO[str] | None = None) -> l
     root.setLevel(name)
     logging.captureWarnings(True)
     return handler
+
+
+def formatter(context: LogContext, stream: IO[str] | None = None, form: str | None = None) -> logging.Formatter:
+    """Return the formatter of `install` for `stream`. Raises ConfigError for an unknown form."""
+    form = form or os.environ.get("MULTITALK_LOG_FORMAT") or "auto"
+    if form not in FORMATS:
+        raise ConfigError(f"no log format {form!r}", field="MULTITALK_LOG_FORMAT", hint=", ".join(FORMATS))
+    out = stream or sys.stderr
+    if form == "auto":
+        form = "text" if out is not None and out.isatty() else "json"
+    return _Json(context) if form == "json" else _Text(context, out)
+
+
+class _Stderr(logging.StreamHandler[Any]):
+    """Writes to the stderr of the moment, so that lines stand above a progress bar, which replaces it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
 
 
 class _Redacted(logging.Filter):
@@ -75,6 +105,26 @@ class _Redacted(logging.Filter):
         if record.stack_info:
             record.stack_info = self._context.redact_text(record.stack_info)
         return True
+
+
+class _Text(logging.Formatter):
+    """For people: time, level, the job if there is one, and the message."""
+
+    _STYLES: ClassVar[dict[str, str]] = {"DEBUG": "dim", "INFO": "green", "WARNING": "yellow", "ERROR": "red"}
+
+    def __init__(self, context: LogContext, stream: Any) -> None:
+        super().__init__()
+        self._context, self._stream = context, stream
+
+    def format(self, record: logging.LogRecord) -> str:
+        style = self._STYLES.get(record.levelname, "red")
+        time_text = styled(time.strftime("%H:%M:%S", time.localtime(record.created)), "dim", self._stream)
+        job = f"[{plain(self._context.job)}] " if self._context.job else ""
+        level = styled(f"{record.levelname:<7}", style, self._stream)
+        lines = [f"{time_text} {level} {job}{plain(record.getMessage())}"]
+        for more in (record.exc_text, record.stack_info):
+            lines += [f"    {plain(line)}" for line in (more or "").splitlines()]
+        return "\n".join(lines)
 
 
 class _Json(logging.Formatter):
