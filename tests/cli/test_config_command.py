@@ -94,7 +94,7 @@ def test_a_worker_s_config_names_the_environment_s_overrides(
     assert found["choices"]["model"]["source"] == "entrypoint"
     # What is for a worker alone is refused elsewhere.
     assert main(["config"]) == 2
-    assert "entrypoint.grace" in capsys.readouterr().err
+    assert "there is no 'sink.limit' in the config" in capsys.readouterr().err
     # Other variables stand in defaults.
     for name in ("MULTITALK_OVERRIDES", "MULTITALK_RECIPE"):
         monkeypatch.delenv(name)
