@@ -84,7 +84,7 @@ def flag_hint(name: str, value: str, known: Iterable[str], command: str) -> str:
 
 def command_hint(name: str, known: Sequence[str], command: str = "multitalk") -> str:
     """Return a hint for an unknown command, which may be the name of a group or key."""
-    near = similar(name, sorted(known))
+    near = [] if name in groups() else similar(name, sorted(known))
     if not near and (found := meaning(name, "")) and not found.startswith("leave"):
         return f"{_worded(found)} It goes behind a command, such as {command} generate {found.partition(' ')[0]}"
     return f"did you mean {near[0]}?" if near else f"see {command} --help"

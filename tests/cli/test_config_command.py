@@ -92,7 +92,12 @@ def test_a_worker_s_config_names_the_environment_s_overrides(
     assert found["origins"]["access.schemes"] == {"source": "entrypoint", "name": "runpod"}
     assert found["choices"]["recipe"]["source"] == "MULTITALK_RECIPE"
     assert found["choices"]["model"]["source"] == "entrypoint"
+    # What is for a worker alone is refused elsewhere.
+    assert main(["config"]) == 2
+    assert "there is no 'sink.limit' in the config" in capsys.readouterr().err
     # Other variables stand in defaults.
+    for name in ("MULTITALK_OVERRIDES", "MULTITALK_RECIPE"):
+        monkeypatch.delenv(name)
     assert not {"MULTITALK_OVERRIDES", "MULTITALK_RECIPE"} & set(re.findall(r"MULTITALK_\w+", printed(capsys)))
 
 
