@@ -24,6 +24,8 @@ from engine.files.states import FORMAT
 LEFT_OUT = (
     "model",
     *("source", "reader", "memory", "access", "sink", "entrypoint", "launcher", "request", "resume", "live"),
+    # The voices that they make are in the provenance by their hashes.
+    *("speech", "diariser"),
     *("device", "dtype", "residual_dtype", "kernels", "attention", "compile", "parallel", "vae"),
 )
 #: Fields of a request that change no bytes, or that reach the name otherwise: media by their hashes, overrides by the

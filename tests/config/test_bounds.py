@@ -36,7 +36,15 @@ CHOICES = (
         "sampler=heun",
     ),
     "model=multitalk",
-    *("sink=s3", "sink=base64", "launcher=ray", "entrypoint=runpod", "entrypoint=batch", "entrypoint=endpoint"),
+    *(
+        "sink=s3",
+        "sink=base64",
+        "launcher=ray",
+        "entrypoint=runpod",
+        "entrypoint=batch",
+        "entrypoint=endpoint",
+        "entrypoint=ui",
+    ),
 )
 
 
