@@ -135,7 +135,11 @@ def test_the_page_makes_what_the_command_line_makes(folder: Path, wanted: bytes,
         )
         await tab.choose("picture", folder / "one.png")
         await tab.choose("voice1", folder / "one.flac")
-        for field, value in {**ASKED, "prompt": PROMPT}.items():
+        await tab.until("document.querySelector('#resolution option[value=small]') !== null")
+        # The page asks for seconds.
+        length = {"seconds": ASKED["num_frames"] / ASKED["fps"]}
+        asked = {name: value for name, value in ASKED.items() if name != "num_frames"}
+        for field, value in {**asked, **length, "prompt": PROMPT}.items():
             await tab.run(f"document.getElementById('{field}').value = {json.dumps(str(value))}")
         await tab.run("document.getElementById('send').click()")
         await tab.until("!document.getElementById('save').hidden || document.getElementById('failure').innerText")

@@ -7,10 +7,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from engine.data import Found as Found  # re-exported
 from engine.errors import RequestError
@@ -59,11 +58,12 @@ def find_drawn(picture: Picture) -> tuple[Found, ...]:
         # The face within a head: without hair, as finders of faces in photographs see it.
         face = (x - 0.7 * radius, y - 0.7 * radius, x + 0.7 * radius, y + radius)
         box = (max(0.0, face[0]), max(0.0, face[1]), min(float(width), face[2]), min(float(height), face[3]))
-        shown.append((box, float(1 / (1 + np.exp(-score)))))
+        shown.append((box, float(1 / (1 + math.exp(-score)))))
     return persons(shown, (height, width), "drawn")
 
 
 def _pixels(picture: Any) -> Picture:
+    import numpy as np
     from PIL import Image
 
     from engine.media.picture import read_picture

@@ -9,7 +9,6 @@ from engine import hookimpl
 from engine.components import CancelToken, Samples, VoiceFilter
 from engine.config import ComponentConfig, within
 from engine.errors import MissingExtra
-from engine.machine.rnnoise import denoise
 from engine.plugin.register import Register
 
 
@@ -35,6 +34,8 @@ class Auto:
 
     def clean(self, voice: Samples, *, cancel: CancelToken | None = None) -> tuple[Samples, str]:
         """Return the voice without noise if there is any."""
+        from engine.machine.rnnoise import denoise
+
         cleaned, level = denoise(voice, cancel=cancel)
         if level < self._level:
             return voice, ""

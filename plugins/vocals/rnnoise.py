@@ -9,7 +9,6 @@ from engine import hookimpl
 from engine.components import CancelToken, Samples, VoiceFilter
 from engine.config import ComponentConfig
 from engine.errors import MissingExtra
-from engine.machine.rnnoise import denoise
 from engine.plugin.register import Register
 
 
@@ -33,6 +32,8 @@ class Rnnoise:
 
     def clean(self, voice: Samples, *, cancel: CancelToken | None = None) -> tuple[Samples, str]:
         """Return the voice without noise."""
+        from engine.machine.rnnoise import denoise
+
         return denoise(voice, cancel=cancel)[0], "the network hears the voice without noise (vocals=rnnoise)"
 
 
