@@ -9,6 +9,9 @@ ROOT = Path(__file__).parent.parent
 
 #: File -> beginning of a warning of its log, and why no answer needs it.
 REASONS: dict[str, dict[str, str]] = {
+    "engine/serving/studio/studio.py": {
+        "an entry of the history": "of no video; the page shows it until the studio ends"
+    },
     "engine/serving/endpoint/worker_api.py": {
         "job %s: a progress update arrived": "the job's state and result are as the worker sent them"
     },

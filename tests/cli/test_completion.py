@@ -127,6 +127,7 @@ def test_a_press_of_tab_takes_a_tenth_of_a_second_and_imports_next_to_nothing(ho
     assert not {"torch", "hydra", "engine", "argparse", "typing", "subprocess"} & imported
 
 
+@pytest.mark.slow
 def test_a_new_recipe_is_offered_after_the_list_has_renewed_itself(home: Path) -> None:
     (home / "config" / "multitalk" / "recipes" / "evening.yaml").write_text("sampler: turbo\n")
     command = re.search(r"(/\S+ -I -S \S+ \S+\.json)", (home / "bash").read_text())
