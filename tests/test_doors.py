@@ -113,6 +113,7 @@ def test_a_job_makes_what_the_command_line_makes(folder: Path, wanted: bytes) ->
     assert told(answer) == wanted
 
 
+@pytest.mark.slow
 def test_a_batch_makes_what_the_command_line_makes(folder: Path, wanted: bytes) -> None:
     job = {"reference_image": "one.png", "audio_1": "one.flac", "prompt": PROMPT, **ASKED}
     (folder / "jobs.jsonl").write_text(json.dumps({"id": "one", "input": job}) + "\n")

@@ -334,6 +334,7 @@ def test_a_full_disk_below_stdout_is_one_line() -> None:
     assert "No space left on device" in told.stderr
 
 
+@pytest.mark.slow
 def test_closed_stdout_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout", None)
     assert main(["plugins"]) == 0

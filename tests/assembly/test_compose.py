@@ -247,6 +247,7 @@ def hydras(words: Sequence[str]) -> DictConfig:
 @example(boot=(), words=["sampler.steps=3", "sampler.steps=2,4"])
 @example(boot=(), words=["request.prompt=${device}", "device=null"])
 @given(boot=st.sampled_from(BOOTS), words=CHOICES)
+@pytest.mark.slow
 def test_what_is_kept_is_what_hydra_composes(boot: tuple[str, ...], words: list[str]) -> None:
     lines = readable([*boot, *words])
     expected = outcome(lambda: hydras(lines))

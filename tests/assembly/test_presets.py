@@ -80,6 +80,7 @@ def test_conf_holds_presets_alone() -> None:
             assert allowed[path.suffix] in (None, path.name), path
 
 
+@pytest.mark.slow
 def test_every_option_of_every_component_composes() -> None:
     # The store is the process': components come from the book, since other tests store theirs as well.
     offered = {register.group: register.names() for register in installed().registers}
@@ -156,6 +157,7 @@ def test_preset_sets_no_key_twice(path: Path) -> None:
     assert len(keys) == len(set(keys))
 
 
+@pytest.mark.slow
 def test_modes_and_guidances_and_caches_combine() -> None:
     caches = ("none", "teacache", "firstblock", "taylorseer", "magcache", "easycache")
     # Each pair of two kinds is there, not each triple.

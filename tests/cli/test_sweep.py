@@ -208,6 +208,7 @@ def test_the_combination_that_is_named_has_all_its_values(capsys: pytest.Capture
     assert "(job 4: request.frames=0, request.seed=1)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_experiment_is_a_sweep_in_which_words_of_the_command_line_win(
     desk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

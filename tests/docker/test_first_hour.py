@@ -93,6 +93,7 @@ def worker(variables: dict[str, str], folder: Path) -> subprocess.CompletedProce
 
 
 @pytest.mark.parametrize("words", [words for words in ADVICE if compose(booted(told(words))).model.packaged])
+@pytest.mark.slow
 def test_try_out_boots_loads_and_makes_a_video_in_the_images_environment(words: str, tmp_path: Path) -> None:
     done = worker(told(words), tmp_path)
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ def unadvised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.service.advise", lambda estimates, *_: estimates)
 
 
+@pytest.mark.slow
 def test_the_page_has_todays_tables() -> None:
     page = (ROOT / "docs" / "speed.md").read_text("utf-8")
     assert page == replaced(page, tables()), "python -m scripts.speed_tables --write"

@@ -122,6 +122,7 @@ def puppet(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["model=puppet", "source=volume", f"source.path={root}", "sampler.steps=2"]
 
 
+@pytest.mark.slow
 def test_its_family_makes_a_video_from_the_command_line_the_worker_and_python(
     python: str, puppet: list[str], tmp_path: Path
 ) -> None:

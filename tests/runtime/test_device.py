@@ -45,6 +45,7 @@ def prepare(*devices: str, **environment: str) -> list[dict[str, str | None]]:
     return found
 
 
+@pytest.mark.slow
 def test_an_engine_on_a_cpu_sets_nothing_and_one_on_cuda_lets_segments_grow_before_cuda_starts() -> None:
     nothing = dict.fromkeys(ALLOCATOR, None)
 

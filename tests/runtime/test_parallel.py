@@ -65,6 +65,7 @@ def report(folder: Path) -> Any:
     return json.loads((folder / "report.json").read_text())
 
 
+@pytest.mark.slow
 def test_divided_forwards_equal_whole_ones(report: Any) -> None:
     assert len(report["forwards"]) == 12
     assert max(report["forwards"].values()) < TOLERANCE

@@ -24,6 +24,7 @@ from engine.serving.batch.results import open_results
 from engine.serving.batch.run import BatchRun
 
 
+@pytest.mark.slow
 def test_actors_do_jobs_and_one_that_dies_loses_its_job_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

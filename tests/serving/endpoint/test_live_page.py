@@ -85,6 +85,7 @@ async def watch(tab: Browser, *, folder: Path) -> dict[str, Any]:
 
 
 @needs_browser
+@pytest.mark.slow
 def test_the_page_plays_the_first_window_while_the_others_are_made(
     server: RunningEndpoint, gates: Path, tmp_path: Path
 ) -> None:

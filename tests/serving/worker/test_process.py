@@ -110,6 +110,7 @@ def test_a_worker_answers_makes_stops_and_leaves_nothing(platform: Platform, tmp
     assert any("job-term" in query.get("job_id", ()) for _, query in platform.pings)
 
 
+@pytest.mark.slow
 def test_an_idle_worker_ends_at_once(platform: Platform, tmp_path: Path) -> None:
     with working(platform, ["model=tiny"], log=tmp_path / "log") as process:
         assert platform.first_poll.wait(PATIENCE)
