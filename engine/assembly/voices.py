@@ -100,10 +100,10 @@ def _divided(
         partial(bring_file, request.voices, "request.voices", opener, within, folder), cancel, "read", grace=0.5
     )
     by = f"diariser={config.diariser.name}"
-    if config.diariser.name == "channels":
-        return by_channels(request, path, by=by, most=access.max_seconds, cancel=cancel)
     diariser = registry.diarisers.build(config.diariser)
     diariser.check()
+    if diariser.by_channel:
+        return by_channels(request, path, by=by, most=access.max_seconds, cancel=cancel)
     return divide(request, path, diariser, by=by, most=access.max_seconds, into=folder, cancel=cancel)
 
 

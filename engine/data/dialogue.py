@@ -85,6 +85,9 @@ class Speech(Protocol):
 class Diariser(Protocol):
     """Who speaks when in a recording of several people."""
 
+    #: Whether each channel of the recording is one person: the channels are used as they are, and `find` is not called.
+    by_channel: bool
+
     def check(self) -> None:
         """Raise MissingExtra if a package is not installed."""
         ...

@@ -22,6 +22,8 @@ class ChannelsConfig(DiariserConfig):
 class Channels:
     """Gives each person one channel of the recording; the engine uses the channels as they are."""
 
+    by_channel = True
+
     def __init__(self, config: ChannelsConfig) -> None:
         pass
 

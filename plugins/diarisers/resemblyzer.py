@@ -28,6 +28,8 @@ class ResemblyzerConfig(DiariserConfig):
 class Resemblyzer:
     """Finds speech, embeds sections of it, and divides them into as many groups as there are people."""
 
+    by_channel = False
+
     def __init__(self, config: ResemblyzerConfig) -> None:
         self._speech = config.speech
         self._margin = config.margin
