@@ -221,8 +221,7 @@ class TalkingStream:
 
     def __next__(self) -> Part:
         """Wait for the next part. Raises what went wrong."""
-        part = None if self._parts is None else self._parts.get()
-        if part is not None:
+        if (part := self._parts.get()) is not None:
             return part
         # Others who ask get the same answer.
         self._parts.put(None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +11,11 @@ import numpy as np
 from engine.assembly.escape import override
 from engine.assembly.typed_overrides import parse
 from engine.components import ProgressCallback
-from engine.data import Plan
+from engine.data import Plan, Request
 from engine.errors import RequestError
 from engine.files.scratch import Scratch
 from engine.service import EngineService
-from engine.stages.read import MAX_SEED, RANDOM
+from engine.stages.read import MAX_SEED
 from engine.talker.call import Call, StepCallback, TalkingStream, named
 from engine.talker.video import OutputType, TalkingVideo
 
@@ -194,7 +193,7 @@ class Talker:
             sampler: "standard", "turbo" or another installed one.
             resolution: one of the model's, such as "480p". The shape is the one nearest to the picture's.
             height, width: instead of `resolution`, a size in pixels that the model has for the shape of this picture.
-            seed: of all noise, 0 .. 2**63 - 1; None: a random one, or 42 with neither `seed` nor `generator`.
+            seed: of all noise, 0 .. 2**63 - 1; -1: a random one, which the video tells; None, and no generator: 42.
             generator: a torch.Generator, from which the seed is drawn.
             regions: for each voice a box (x0, y0, x1, y1), in pixels or in fractions of the picture, or a mask in any
                 form of `image`, or None.
@@ -279,7 +278,5 @@ def _seed(seed: Any, generator: Any) -> int:
         if not isinstance(generator, torch.Generator):
             raise TypeError(f"generator: a torch.Generator is needed, this is {type(generator).__name__}")
         return int(torch.randint(MAX_SEED, (1,), generator=generator, device=generator.device).item())
-    if seed is None:
-        return 42
-    number: int = _number("seed", seed, int)
-    return secrets.randbelow(2**32) if number == RANDOM else number
+    number: int = Request.seed if seed is None else _number("seed", seed, int)
+    return number

@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import init_empty_weights
 from torch import nn
 
+from engine.planning.parameters import published_sizes
 from plugins.families.longcat import sizes
 from plugins.families.longcat.lora_keys import ALPHA, DATA, DOWN, HYPHEN, PART, PREFIX, SCALE, UP
 
@@ -138,15 +139,8 @@ def _shared() -> Iterator[tuple[str, Any]]:
     from transformers import UMT5Config, UMT5EncoderModel
 
     kinds: Any = (UMT5Config, UMT5EncoderModel)
-    config = kinds[0](
-        vocab_size=256384,
-        d_model=4096,
-        d_kv=64,
-        d_ff=10240,
-        num_layers=24,
-        num_heads=64,
-        feed_forward_proj="gated-gelu",
-    )
+    # Wan's own text encoder.
+    config = kinds[0](**published_sizes("wan-14b").configs["text_encoder"])
     with init_empty_weights():
         text, vae = kinds[1](config), AutoencoderKLWan()
     # The table of words is stored once.
