@@ -7,6 +7,7 @@ import re
 import secrets
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -207,13 +208,18 @@ class TalkingStream:
 
     def __init__(self, call: Call, request: Request, progress: ProgressCallback | None) -> None:
         """Start a thread that makes the video."""
-        self._call, self._cancel = call, threading.Event()
-        self._parts: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
-        self._error: BaseException | None = None
-        #: The whole video, once all parts were taken.
-        self.video: TalkingVideo | None = None
-        self._thread = threading.Thread(target=self._make, args=(request, progress), name="talker", daemon=True)
+        self._made = _Made()
+        # The thread does not know this object: once nobody does, its generation is cancelled.
+        self._thread = threading.Thread(
+            target=self._made.make, args=(call, request, progress), name="talker", daemon=True
+        )
         self._thread.start()
+        weakref.finalize(self, self._made.cancel.set)
+
+    @property
+    def video(self) -> TalkingVideo | None:
+        """The whole video, once all parts were taken."""
+        return self._made.video
 
     def __iter__(self) -> Iterator[Part]:
         """Return itself."""
@@ -221,18 +227,18 @@ class TalkingStream:
 
     def __next__(self) -> Part:
         """Wait for the next part. Raises what went wrong."""
-        if (part := self._parts.get()) is not None:
+        if (part := self._made.parts.get()) is not None:
             return part
         # Others who ask get the same answer.
-        self._parts.put(None)
+        self._made.parts.put(None)
         self._thread.join()
-        if self._error is not None:
-            raise self._error
+        if self._made.error is not None:
+            raise self._made.error
         raise StopIteration
 
     def close(self) -> None:
         """Cancel the generation, if it is not finished, and wait until it has ended."""
-        self._cancel.set()
+        self._made.cancel.set()
         self._thread.join()
 
     def __enter__(self) -> TalkingStream:
@@ -243,15 +249,21 @@ class TalkingStream:
         """See `close`."""
         self.close()
 
-    def __del__(self) -> None:
-        """Cancel the generation of a stream that nobody reads any more."""
-        self._cancel.set()
 
-    def _make(self, request: Request, progress: ProgressCallback | None) -> None:
+class _Made:
+    """What the thread of a stream makes."""
+
+    def __init__(self) -> None:
+        self.cancel = threading.Event()
+        self.parts: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
+        self.error: BaseException | None = None
+        self.video: TalkingVideo | None = None
+
+    def make(self, call: Call, request: Request, progress: ProgressCallback | None) -> None:
         try:
-            self.video = self._call.make(request, progress=progress, cancel=self._cancel, on_part=self._parts.put)
+            self.video = call.make(request, progress=progress, cancel=self.cancel, on_part=self.parts.put)
         except BaseException as error:  # noqa: BLE001 - whoever takes the parts gets it
-            self._error = error
+            self.error = error
         finally:
-            self._call.close()
-            self._parts.put(None)
+            call.close()
+            self.parts.put(None)

@@ -143,6 +143,20 @@ def test_a_stream_that_is_closed_ends_the_generation(talker: Talker) -> None:
     assert max((update.window for update in seen), default=0) < 2
 
 
+def test_a_stream_that_nobody_has_any_more_ends_the_generation(talker: Talker) -> None:
+    # `next(talker.stream(...))`, or a loop that is left.
+    seen: list[Progress] = []
+    options: dict[str, Any] = {"num_frames": 300, "num_inference_steps": 1, "overrides": ["continuation.frames=9"]}
+    stream = talker.stream(PICTURE, VOICE, progress=seen.append, **options)
+    windows, thread = next(stream).windows, stream._thread
+
+    del stream
+    gc.collect()
+    thread.join()
+
+    assert max(update.window for update in seen) < windows - 2
+
+
 def test_an_error_of_a_stream_reaches_whoever_reads_it(talker: Talker) -> None:
     stream = talker.stream(PICTURE, EXAMPLES / "nobody.flac")
 
