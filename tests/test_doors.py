@@ -121,6 +121,7 @@ def test_a_batch_makes_what_the_command_line_makes(folder: Path, wanted: bytes) 
     assert (folder / "films" / "one.mp4").read_bytes() == wanted
 
 
+@pytest.mark.slow
 def test_the_client_makes_what_the_command_line_makes(folder: Path, wanted: bytes, house: RunningEndpoint) -> None:
     with Client(house.endpoint.endpoint_id, api_key="any", base_url=house.endpoint.base_url) as client:
         sent = client.submit(talk("one.png", "one.flac", prompt=PROMPT, **ASKED))

@@ -208,6 +208,7 @@ def test_keep_leaves_people_who_say_nothing_as_they_are(service: EngineService, 
     assert np.array_equal(made[:, :, :40], engine_frames(base.video, 17)[:, :, :40])
 
 
+@pytest.mark.slow
 def test_keep_follows_the_source_more_the_longer_the_source_leads(service: EngineService, base: Request) -> None:
     source = engine_frames(base.video, 9).astype(float)
     distance = []
@@ -217,6 +218,7 @@ def test_keep_follows_the_source_more_the_longer_the_source_leads(service: Engin
     assert distance[1] < 0.6 * distance[0]
 
 
+@pytest.mark.slow
 def test_an_interrupted_dub_continues_with_the_same_bytes(
     service: EngineService, videos: Videos, base: Request, tmp_path: Path
 ) -> None:
@@ -243,6 +245,7 @@ def test_an_interrupted_dub_continues_with_the_same_bytes(
     assert resumed.sha256 == whole.sha256
 
 
+@pytest.mark.slow
 def test_a_window_of_a_dub_is_made_again_if_it_is_bad(service: EngineService, base: Request) -> None:
     limits = ("report.still=0", "report.mouth=1", "retake.max=1")
     made, delivery = make(service, replace(base, overrides=("dub.mode=keep", *limits)))
@@ -251,6 +254,7 @@ def test_a_window_of_a_dub_is_made_again_if_it_is_bad(service: EngineService, ba
     assert np.array_equal(made[:, :8], engine_frames(base.video, 17)[:, :8])
 
 
+@pytest.mark.slow
 def test_parts_and_previews_of_a_dub_are_those_of_its_file(
     service: EngineService, videos: Videos, base: Request
 ) -> None:

@@ -98,6 +98,7 @@ def test_frames_are_those_asked_for_and_sound_is_as_long(service: EngineService,
     assert abs(video - sound) <= 1 / 25
 
 
+@pytest.mark.slow
 def test_windows_are_as_long_as_the_models_own(whole_windows: EngineService) -> None:
     delivery = whole_windows.generate(replace(ONE, frames=(frames := 82)))
     assert delivery.plan.windows[0].frames == 81
@@ -182,6 +183,7 @@ def test_other_rates_keep_the_number_of_frames(service: EngineService, fps: floa
     assert abs(video - sound) <= 1 / fps
 
 
+@pytest.mark.slow
 def test_same_request_twice_gives_identical_bytes(service: EngineService) -> None:
     assert digest(service.generate(SEVERAL_WINDOWS)) == digest(service.generate(SEVERAL_WINDOWS))
 
@@ -229,6 +231,10 @@ def test_merged_lora_refuses_the_other_bundle(tmp_path: Path) -> None:
         merged.generate(replace(TWO, overrides=("sampler=standard", "sampler.steps=1")))
 
 
+def slow(*overrides: str) -> Any:
+    return pytest.param(overrides, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -236,11 +242,11 @@ def test_merged_lora_refuses_the_other_bundle(tmp_path: Path) -> None:
         ("guidance=apg", "guidance.text_scale=2"),
         ("cache=teacache", "cache.warmup=1", "sampler.steps=3"),
         ("cache=firstblock",),
-        ("cache=taylorseer", "sampler.steps=6"),
-        ("cache=magcache", "cache.warmup=1", "cache.threshold=1", "sampler.steps=3"),
-        ("cache=easycache", "cache.warmup=2", "cache.threshold=1", "sampler.steps=3"),
+        slow("cache=taylorseer", "sampler.steps=6"),
+        slow("cache=magcache", "cache.warmup=1", "cache.threshold=1", "sampler.steps=3"),
+        slow("cache=easycache", "cache.warmup=2", "cache.threshold=1", "sampler.steps=3"),
         ("guidance.until=0.5",),
-        ("resolution=large",),
+        slow("resolution=large"),
         ("continuation.style=multitalk",),
         ("continuation.color_strength=0",),
     ],
@@ -272,6 +278,7 @@ def test_windows_go_on_from_each_other(service: EngineService, style: str, monke
     assert len(looked) == (1 if style == "infinitetalk" else 3)
 
 
+@pytest.mark.slow
 def test_the_answer_says_where_the_style_will_not_hold_the_face(tmp_path: Path) -> None:
     short = EngineService([f"sink.folder={tmp_path}", "model.continuation.multitalk_seconds=0.4", *FEW])
     long = replace(SEVERAL_WINDOWS, overrides=("continuation.style=multitalk", "sampler.steps=1"))
@@ -283,7 +290,16 @@ def test_the_answer_says_where_the_style_will_not_hold_the_face(tmp_path: Path) 
     assert not [text for text in kept.warnings if "keeps a face" in text]
 
 
-@pytest.mark.parametrize("memory", ["text-offload", "model-offload", "group-offload", "lowest", "auto"])
+@pytest.mark.parametrize(
+    "memory",
+    [
+        pytest.param("text-offload", marks=pytest.mark.slow),
+        pytest.param("model-offload", marks=pytest.mark.slow),
+        "group-offload",
+        "lowest",
+        "auto",
+    ],
+)
 def test_memory_profiles_give_the_same_frames(usual: Delivery, tmp_path: Path, memory: str) -> None:
     other = EngineService([f"sink.folder={tmp_path}", f"memory={memory}", *FEW])
     delivery = other.generate(TWO)
@@ -393,6 +409,7 @@ def note(stages: list[tuple[str, int]], now: Progress) -> None:
     stages.append((now.stage, now.window))
 
 
+@pytest.mark.slow
 def test_windows_written_beside_the_next_one_make_the_same_video(tmp_path: Path) -> None:
     short = (f"sink.folder={tmp_path}", *FEW, "sampler.steps=1")
     stages: list[tuple[str, int]] = []

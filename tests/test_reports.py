@@ -133,6 +133,7 @@ def test_a_spoilt_window_is_made_again_and_the_windows_before_it_stay(
     assert good.report.windows[0] == report.windows[0]
 
 
+@pytest.mark.slow
 def test_the_same_request_makes_the_same_retakes_and_bytes(
     service: EngineService, spoilt: Callable[..., Spoiler]
 ) -> None:
@@ -173,6 +174,7 @@ def test_a_broken_window_is_made_again_only_with_retakes(
     assert report.below == ()
 
 
+@pytest.mark.slow
 def test_retakes_that_are_not_needed_change_no_picture(service: EngineService) -> None:
     pictures = []
     for overrides in ((), ("retake.max=3",), ("report.enabled=false",)):
@@ -196,6 +198,7 @@ def test_windows_that_are_not_judged_cannot_be_made_again(service: EngineService
     assert caught.value.field == "retake.max"
 
 
+@pytest.mark.slow
 def test_the_file_stores_the_limits_that_decided_a_retake(
     service: EngineService, spoilt: Callable[..., Spoiler]
 ) -> None:

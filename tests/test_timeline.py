@@ -86,10 +86,12 @@ def test_a_mood_changes_with_its_window_and_not_before(service: EngineService, s
     assert "prompts[1]: from 0.5 s becomes window 2, 0.52 s, because a window has one prompt" in delivery.warnings
 
 
+@pytest.mark.slow
 def test_a_timeline_of_the_same_text_makes_the_same_video(service: EngineService, sad: npt.NDArray[np.int16]) -> None:
     assert np.array_equal(make(service, timeline(Cue(SAD, 0), Cue(SAD, frame=CUT)))[0], sad)
 
 
+@pytest.mark.slow
 def test_step_caches_work_with_a_timeline(service: EngineService) -> None:
     cached = ("cache=magcache", "cache.warmup=1", "cache.skips=1", "cache.threshold=100")
     alone, one = make(service, replace(BASE, overrides=cached))
@@ -101,6 +103,7 @@ def test_step_caches_work_with_a_timeline(service: EngineService) -> None:
     assert (changed[CUT:] != alone[CUT:]).any()
 
 
+@pytest.mark.slow
 def test_each_text_is_encoded_once_and_known_the_next_time(service: EngineService) -> None:
     model: Any = service.engine.load().model
     encoder = model.text
@@ -151,6 +154,7 @@ def test_a_picture_changes_with_its_window_and_not_before(
     assert delivery.plan.canvases[0].target == delivery.plan.canvas.target
 
 
+@pytest.mark.slow
 def test_a_picture_that_comes_back_is_encoded_again_and_the_same(service: EngineService, dark: str) -> None:
     images = (Cue(ONE, 0), Cue(dark, frame=CUT), Cue(ONE, frame=CUT + 8))
     changed, _ = make(service, replace(BASE, image="", images=images, frames=29))

@@ -45,6 +45,7 @@ def test_preset_composes_alone(path: Path) -> None:
 OF_MODELS = [path for path in PRESETS if path.parent.name in ("recipe", "sampler", "experiment")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", OF_MODELS, ids=lambda path: f"{path.parent.name}={path.stem}")
 def test_preset_composes_with_every_other_model_that_has_its_resolution(path: Path) -> None:
     wanted = yaml.safe_load(path.read_text("utf-8")) or {}

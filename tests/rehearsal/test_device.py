@@ -53,6 +53,7 @@ print("with:", sliced())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has a guard of its own")
 def test_a_torch_without_cuda_has_no_device_guard_until_it_is_given_one() -> None:
     done = subprocess.run([sys.executable, "-c", FAKE], capture_output=True, text=True, check=False, cwd=ROOT)

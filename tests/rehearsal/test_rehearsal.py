@@ -109,6 +109,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, what: Callable[[torch.Tensor], Any
     monkeypatch.setattr(MultiTalkTransformerBlock, "forward", forward)
 
 
+@pytest.mark.slow
 def test_the_packaged_model_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rehearse", *SHORT, "--speakers", "1", "--windows", "1", "--steps", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -139,6 +140,7 @@ def test_reads_copies_and_leavings_in_a_forward_are_faults_of_their_kinds(monkey
     assert {fault.where for fault in report.faults if fault.kind in told} >= {"denoise of window 1"}
 
 
+@pytest.mark.slow
 def test_a_device_mismatch_ends_the_rehearsal_and_says_where(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

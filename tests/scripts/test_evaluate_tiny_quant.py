@@ -80,6 +80,7 @@ def test_every_scheme_of_the_engine_is_measured() -> None:
     assert measured == {*installed().quants.names(), *QUANTISED, *presets} - others
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", CASES)
 def test_scheme_keeps_the_embedded_model_near_its_plain_weights(
     scheme: str, plain: tuple[Tensor, int], tmp_path: Path

@@ -275,6 +275,7 @@ def test_recordings_are_cut_into_pieces_with_their_envelopes(tmp_path: Path) -> 
     assert np.corrcoef(whole, pieces[1].curve.opening(np.arange(40) / 25))[0, 1] > 0.95
 
 
+@pytest.mark.slow
 def test_long_clips_are_resumed_where_an_earlier_run_ended(tmp_path: Path) -> None:
     filmed: list[int] = []
 

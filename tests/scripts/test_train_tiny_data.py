@@ -79,6 +79,7 @@ def test_mouths_stay_in_the_picture_and_faces_in_their_half(size: tuple[int, int
             assert y1.max() < size[1]
 
 
+@pytest.mark.slow
 def test_the_first_picture_of_some_clips_has_shut_mouths() -> None:
     shut = [made for made in shown() if made.shut_first]
     assert 3 <= len(shut) <= 12
@@ -94,6 +95,7 @@ def test_silent_people_have_true_zeros_and_a_shut_mouth() -> None:
         assert made.openings[1 - person].any()
 
 
+@pytest.mark.slow
 def test_one_person_says_nothing_in_training_alone() -> None:
     training, held_out = (
         [make_clip(seed, frames=3, people=1, split=split, speak=synthetic) for seed in range(40)]
@@ -165,6 +167,7 @@ def test_nights_are_dark_and_lively_heads_move_more() -> None:
     assert np.mean(energy["lively"]) > 1.5 * np.mean(energy["calm"])
 
 
+@pytest.mark.slow
 def test_the_detector_agrees_with_the_truth_on_every_skin() -> None:
     result = by_skin(blur=False)
     assert np.mean([r for skin in result.values() for r in skin]) > 0.98

@@ -166,6 +166,7 @@ def test_the_sign_of_a_zero_makes_no_other_encoder(data: Path, tmp_path: Path) -
     prepare(tmp_path / "out", tmp_path / "same", data.parent / "audio_encoder")
 
 
+@pytest.mark.slow
 def test_every_other_clip_of_the_autoencoder_shows_a_certain_skin() -> None:
     clips = vae.ClipPool(5, seed=1, skin=4, speak=synthetic).clips
     assert all(4 in clip.skins for clip in clips[::2])
@@ -316,6 +317,7 @@ def test_a_resumed_training_is_the_one_that_did_not_stop(trained: Path, data: Pa
         assert torch.equal(tensor, resumed[name]), name
 
 
+@pytest.mark.slow
 def test_a_training_that_settles_continues_more_and_weighs_colours_more(
     trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -241,8 +241,22 @@ def test_an_error_in_a_callback_ends_the_loop(transformer: Any, branches: dict[s
     assert len(watch.fed) == 3
 
 
-@pytest.mark.parametrize(("kind", "config"), [(Euler, EulerConfig), (Unipc, UnipcConfig), (Heun, HeunConfig)])
-@pytest.mark.parametrize("guiding", ["cfg", "apg"])
+@pytest.mark.parametrize(
+    ("kind", "config", "guiding"),
+    [
+        (Euler, EulerConfig, "cfg"),
+        (Unipc, UnipcConfig, "apg"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (Euler, EulerConfig, "apg"),
+                (Unipc, UnipcConfig, "cfg"),
+                (Heun, HeunConfig, "cfg"),
+                (Heun, HeunConfig, "apg"),
+            )
+        ),
+    ],
+)
 def test_steps_bring_nothing_to_the_device_and_read_nothing_from_it(kind: Any, config: Any, guiding: str) -> None:
     transformer = build_transformer().to("meta")
     image = torch.zeros(1, SIZES["image_tokens"], SIZES["image_dim"], device="meta")

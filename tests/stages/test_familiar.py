@@ -54,6 +54,7 @@ def test_the_examples_are_known(known: Familiar, name: str) -> None:
     assert known.knows(read(EXAMPLES / name))
 
 
+@pytest.mark.slow
 def test_held_out_drawn_people_are_known_and_by_jpeg_and_size_too(known: Familiar) -> None:
     pictures = list(drawn(45, 930_000_000, "held_out"))
 
@@ -77,6 +78,7 @@ def test_other_pictures_are_strange(known: Familiar, picture: Callable[[], Image
     assert not known.knows(np.asarray(picture().convert("RGB")))
 
 
+@pytest.mark.slow
 def test_a_fit_keeps_its_share_and_comes_back_from_its_file(tmp_path: Path) -> None:
     import json
 

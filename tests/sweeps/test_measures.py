@@ -42,6 +42,7 @@ def planned(service: EngineService, request: Request, windows: tuple[Window, ...
     return replace(plan, windows=windows) if windows else plan
 
 
+@pytest.mark.slow
 def test_mouths_are_found_without_hearing_a_voice(cases: list[Case]) -> None:
     for case in cases:
         shown = read_video(case.rendered)
@@ -77,6 +78,7 @@ def test_seams_are_looked_for_where_windows_meet(cases: list[Case], service: Eng
     assert told["seam_ratio"]["value"] == pytest.approx(differences[24] / np.median(differences), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_face_that_is_lost_in_a_later_window_misses_its_bars(
     cases: list[Case], service: EngineService, tmp_path: Path
 ) -> None:

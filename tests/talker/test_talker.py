@@ -321,6 +321,7 @@ def test_a_preview_is_the_picture_with_the_regions(talker: Talker) -> None:
     assert preview.width >= 160
 
 
+@pytest.mark.slow
 def test_nothing_stays_on_the_disk_when_a_talker_is_closed(tmp_path: Path) -> None:
     code = f"""
 import os, sys

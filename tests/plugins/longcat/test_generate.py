@@ -246,8 +246,8 @@ def test_version_1_0_has_more_steps_in_windows_that_continue(start: Callable[...
         ("guidance.audio_scale=3",),
         ("guidance=cfg", "guidance.text_scale=2", "guidance.audio_scale=3"),
         ("guidance=cfg", "guidance.audio_scale=3", "guidance.until=0.5"),
-        ("guidance.audio_scale=3", "guidance.batched=true"),
-        ("guidance=apg", "guidance.text_scale=2"),
+        pytest.param(("guidance.audio_scale=3", "guidance.batched=true"), marks=pytest.mark.slow),
+        pytest.param(("guidance=apg", "guidance.text_scale=2"), marks=pytest.mark.slow),
     ],
 )
 def test_it_can_be_guided(start: Callable[..., EngineService], plain: Delivery, words: tuple[str, ...]) -> None:
@@ -257,6 +257,7 @@ def test_it_can_be_guided(start: Callable[..., EngineService], plain: Delivery, 
     assert digest(delivery) != digest(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["euler", "heun", "unipc", "renoise"])
 def test_it_runs_with_every_solver(start: Callable[..., EngineService], sampler: str) -> None:
     words = (f"sampler={sampler}", "sampler.steps=2", "guidance.text_scale=1", "guidance.audio_scale=1")

@@ -169,6 +169,7 @@ def estimates(*words: str, frames: int = 120) -> Estimates:
     return plan.estimates
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_family_s_own_network() -> None:
     told = estimates("model=longcat")
     assert told.parameters["transformer"] == 15_852_916_800

@@ -132,6 +132,7 @@ def test_a_voice_moves_the_picture_and_a_seed_gives_the_same_frames(
     assert (other - video).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_int8_and_distillation_are_read_from_their_files(roots: dict[str, Path]) -> None:
     dense = load(roots["1.5"], "1.5", distilled=True).video([voice(200)], frames=13)
     small = load(roots["1.5"], "1.5", int8=True, distilled=True).video([voice(200)], frames=13)
