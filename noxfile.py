@@ -229,15 +229,26 @@ def diffusers(session: nox.Session) -> None:
     """Run diffusers' own tests of models on MultiTalk's network, forced to run on a CPU where there is no accelerator.
 
     `-- CHECKOUT` (or MULTITALK_DIFFUSERS) is a checkout of diffusers at the installed version's tag: its packages come
-    without these tests. Further arguments go to pytest. MULTITALK_MIXINS=wan runs them on diffusers' Wan, to compare.
+    without these tests. Further arguments go to pytest. MULTITALK_MIXINS=wan runs them on diffusers' Wan, and
+    MULTITALK_MIXINS=both on each, prints the counts as JSON, and fails if a test fails on MultiTalk's network only.
     """
     checkout, *rest = [*session.posargs] or [os.environ.get("MULTITALK_DIFFUSERS", "")]
     if not (Path(checkout) / "tests" / "models" / "testing_utils").is_dir():
         session.error("give a checkout of diffusers: git clone https://github.com/huggingface/diffusers")
     # diffusers marks its tests with names of its own.
-    command = (sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider")
+    pytest = (sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider")
+    command = (*pytest, "tests/support/diffusers_mixins.py", *rest)
     env = {"MULTITALK_DIFFUSERS": str(Path(checkout).resolve()), "MULTITALK_MIXINS_FORCE": "1", "OMP_NUM_THREADS": "1"}
-    session.run(*command, "tests/support/diffusers_mixins.py", *rest, env=env)
+    if os.environ.get("MULTITALK_MIXINS") != "both":
+        session.run(*command, env=env)
+        return
+    with tempfile.TemporaryDirectory(prefix="multitalk-mixins-") as folder:
+        for kind in ("ours", "wan"):
+            file = f"--junitxml={folder}/{kind}.xml"
+            session.run(*command, file, env=env | {"MULTITALK_MIXINS": kind}, success_codes=[0, 1])
+        git = ("git", "-C", checkout, "describe", "--always", "--tags")
+        tests = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+        session.run(sys.executable, "tests/support/mixin_counts.py", folder, tests or Path(checkout).name)
 
 
 @nox.session(venv_backend="none")

@@ -57,6 +57,7 @@ class FromSingleFile:
         torch_dtype: torch.dtype | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
+        device_map: Any = None,
         quantization_config: Any = None,
         **unused: Any,
     ) -> Self:
@@ -72,6 +73,7 @@ class FromSingleFile:
             torch_dtype: a floating dtype; the parts that `from_pretrained` keeps in float32 stay so. None: float32.
             dtype: another name of it.
             device: where the network is put. None: the CPU.
+            device_map: another name of it, as diffusers' methods have it: one device, or {"": device}.
             quantization_config: for a GGUF file, diffusers' GGUFQuantizationConfig, whose `compute_dtype` counts.
             unused: diffusers' arguments about the Hub, which have no effect. Others are refused.
 
@@ -84,6 +86,7 @@ class FromSingleFile:
         """
         if others := sorted(unused.keys() - _IGNORED):
             raise ConfigError(f"there is no argument {others[0]!r}", field=_FIELD, hint="leave it out")
+        where = _one_device(device, device_map)
         given = pretrained_model_link_or_path_or_dict
         if isinstance(given, Mapping):
             source: _Files | _Tensors = _Tensors(given)
@@ -109,8 +112,23 @@ class FromSingleFile:
                 what = error.what if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
                 raise SourceError(f"no network can be built: {what}", field="config", hint="give config=") from error
         source.fill(network, chosen or torch.float32)
-        loaded: Self = network.to(device or "cpu").eval()
+        loaded: Self = network.to(where).eval()
         return loaded
+
+
+def _one_device(device: Any, device_map: Any) -> torch.device:
+    field = "device" if device_map is None else "device_map"
+    hint = "give one device, such as cpu, cuda or cuda:1"
+    if device_map is not None and device is not None:
+        raise ConfigError("both are given", field="device, device_map", hint="give one of them")
+    named = device if device_map is None else device_map
+    if isinstance(named, Mapping) and named.keys() == {""}:
+        named = named[""]
+    try:
+        return torch.device("cpu" if named is None else named)
+    except (TypeError, RuntimeError) as error:
+        what = "the network is put on one device" if device_map is not None else f"there is no device {named!r}"
+        raise ConfigError(what, field=field, hint=hint) from error
 
 
 def sizes_of(shapes: Shapes) -> dict[str, Any]:

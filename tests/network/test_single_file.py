@@ -91,6 +91,7 @@ def test_a_dtype_keeps_the_parts_in_float32_that_from_pretrained_keeps(name: str
 def test_a_gguf_file_stays_packed_and_is_unpacked_in_the_dtype_of_diffusers_config(tiny: Any, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     from diffusers import GGUFQuantizationConfig
+    from peft import LoraConfig
 
     from scripts.evaluate_tiny.quantised_folder import write_gguf
 
@@ -110,6 +111,15 @@ def test_a_gguf_file_stays_packed_and_is_unpacked_in_the_dtype_of_diffusers_conf
     assert model.blocks[0].attn1.to_q.compute_dtype == torch.bfloat16
     given, wanted = tiny.run(model), tiny.run(exact)
     assert 0 < (given - wanted).norm() / wanted.norm() < 0.1
+    model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_out.0"], init_lora_weights=False))
+    assert (tiny.run(model) - given).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("device_map", ["meta", torch.device("meta"), {"": "meta"}], ids=["name", "device", "map"])
+def test_a_device_map_of_one_device_is_the_device(device_map: Any, folder: Path) -> None:
+    model = load(folder / "diffusion_pytorch_model.safetensors", device_map=device_map)
+
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
 def test_published_sizes_are_told_by_the_shapes() -> None:
@@ -136,8 +146,15 @@ def test_published_sizes_are_told_by_the_shapes() -> None:
         ({"config": {"attention_head_dim": 11}}, "config", "give config"),
         ({"quantization_config": {"quant_method": "torchao"}}, "quantization_config", "save_pretrained"),
         ({"original_config": "x"}, "from_single_file", "leave it out"),
+        ({"device": "gpu"}, "device", "cuda:1"),
+        ({"device_map": "auto"}, "device_map", "one device"),
+        ({"device_map": {"blocks": "cpu"}}, "device_map", "one device"),
+        ({"device": "cpu", "device_map": "cpu"}, "device, device_map", "one of them"),
     ],
-    ids=["link", "missing", "none", "folder", "no config", "bad config", "other quantiser", "unknown argument"],
+    ids=[
+        *("link", "missing", "none", "folder", "no config", "bad config", "other quantiser", "unknown argument"),
+        *("no device", "split", "map of parts", "two devices"),
+    ],
 )
 def test_what_cannot_be_read_names_the_argument(arguments: Any, field: str, hint: str, folder: Path) -> None:
     given = {"pretrained_model_link_or_path_or_dict": folder / "diffusion_pytorch_model.safetensors"} | arguments

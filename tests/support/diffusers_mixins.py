@@ -2,15 +2,18 @@
 
 They are in diffusers' repository and not in its packages, so the path of a checkout is needed, of the tag that is
 installed. A mixin that its version does not have is left out, and reported. `MULTITALK_MIXINS=wan` tests diffusers'
-Wan in place of ours, to compare; `MULTITALK_MIXINS_FORCE=1` runs tests on the CPU that ask for an accelerator.
+Wan in place of ours, to compare; `MULTITALK_MIXINS_FORCE=1` runs tests on the CPU that ask for an accelerator, and
+offloads there without streams, which a CPU does not have.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import os
 import sys
+import tempfile
 import types
 import warnings
 from pathlib import Path
@@ -18,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import ModelMixin
 from recordings import TinyNetwork
 
 CHECKOUT = Path(os.environ.get("MULTITALK_DIFFUSERS", "."))
@@ -30,8 +34,17 @@ sys.modules["diffusers_tests"] = package
 
 harness = importlib.import_module("diffusers_tests.testing_utils")
 if os.environ.get("MULTITALK_MIXINS_FORCE"):
-    for name in ("require_accelerator", "require_torch_accelerator", "require_torch_accelerator_with_training"):
-        setattr(harness, name, lambda test: test)
+    # Some mixins take them from the package.
+    for module in (harness, importlib.import_module("diffusers.utils.testing_utils")):
+        for name in ("require_accelerator", "require_torch_accelerator", "require_torch_accelerator_with_training"):
+            setattr(module, name, lambda test: test)
+    if harness.torch_device == "cpu":
+        offload = ModelMixin.enable_group_offload
+
+        def without_streams(self: Any, *values: Any, **named: Any) -> None:
+            offload(self, *values, **{**named, "use_stream": False, "record_stream": False})
+
+        ModelMixin.enable_group_offload = without_streams
 mixins = importlib.import_module("diffusers_tests.models.testing_utils")
 
 WAN = os.environ.get("MULTITALK_MIXINS") == "wan"
@@ -48,6 +61,7 @@ NAMES = (
     "PyramidAttentionBroadcastTesterMixin",
     "FirstBlockCacheTesterMixin",
     "FasterCacheTesterMixin",
+    "SeaCacheTesterMixin",
     "MagCacheTesterMixin",
     "TaylorSeerCacheTesterMixin",
     "TorchAoTesterMixin",
@@ -79,6 +93,11 @@ class Ours(Base):  # type: ignore[misc]
     @property
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(0)
+
+    @property
+    def pretrained_model_name_or_path(self) -> str:
+        """A folder with weights, for the mixins that quantise while they load."""
+        return _saved(self)
 
     def get_init_dict(self) -> dict[str, Any]:
         return dict(self.tiny.config)
@@ -112,6 +131,19 @@ class Wan(Ours):
         return {name: one for name, one in inputs.items() if name not in ("audio_windows", "speaker_masks")}
 
 
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()  # removed when the process ends
+
+
+def _saved(config: Ours) -> str:
+    folder = Path(_folder().name) / config.model_class.__name__
+    if not folder.exists():
+        torch.manual_seed(0)
+        config.model_class(**config.get_init_dict()).save_pretrained(folder)
+    return str(folder)
+
+
 def _classes() -> dict[str, type]:
     base, missing, made = Wan if WAN else Ours, [], {}
     for name in NAMES:
@@ -126,6 +158,9 @@ def _classes() -> dict[str, type]:
                 _mixin.test_gradient_checkpointing_is_applied(self, expected_set={self.model_class.__name__})
 
             body["test_gradient_checkpointing_is_applied"] = applied
+        if name == "TorchAoTesterMixin":
+            # diffusers loads a network for torchao in bfloat16, and Wan casts no input.
+            body["torch_dtype"] = torch.bfloat16
         if name == "AttentionTesterMixin" and not WAN and hasattr(mixin, REFUSED):
             body[REFUSED] = _refuses
         made[f"Test{name.removesuffix('TesterMixin')}"] = type(name, (base, mixin), body)

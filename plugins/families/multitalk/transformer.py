@@ -456,7 +456,11 @@ class MultiTalkTransformer3DModel(
 
     def _compute_dtype(self) -> torch.dtype:
         # A layer that is not in float32, and not stored in another dtype by layerwise casting or quantisation.
-        dtype: torch.dtype = self.condition_embedder.text_embedder.linear_1.weight.dtype
+        weight: Tensor = self.condition_embedder.text_embedder.linear_1.weight
+        dtype, device = weight.dtype, weight.device.type
+        if dtype.itemsize == 2 and torch.is_autocast_enabled(device):
+            # Layers then answer in autocast's dtype, and it joins no tensors of two 16-bit dtypes.
+            return torch.get_autocast_dtype(device)
         return dtype
 
     def _check_latents(self, latents: Tensor, timestep: Tensor, batch: int) -> tuple[int, int, int]:
