@@ -101,7 +101,7 @@ def make_provenance(
         **({} if config.windows == "fixed" else {"windows": config.windows}),
         **({"speech": _plain(config.speech)} if request.script else {}),
         **({"diariser": _plain(config.diariser)} if request.voices else {}),
-        **({} if config.vocals.name == "none" else {"vocals": _plain(config.vocals)}),
+        **({"vocals": _plain(config.vocals)} if installed().vocals.build(config.vocals).filters else {}),
         **({"dub": _plain(config.dub)} if request.video else {}),
         **({} if (kernels := compiled_by(config)) == "none" else {"compile": kernels}),
         **({} if config.residual_dtype == "float32" else {"residual_dtype": config.residual_dtype}),

@@ -55,9 +55,9 @@ def read_for_network(
     The sound track keeps the original sound. Raises as `read`, and MissingExtra.
     """
     inputs = read(request, media, plan, cancel=cancel)
-    if config.vocals.name == "none":
-        return inputs
     vocals = registry.vocals.build(config.vocals)
+    if not vocals.filters:
+        return inputs
     vocals.check()
     voices, warnings = [], list(inputs.warnings)
     for index, voice in enumerate(inputs.voices):

@@ -9,13 +9,23 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.data import Found as Found  # re-exported
 from engine.errors import RequestError
 
 if TYPE_CHECKING:
     from engine.people.found import Picture
+
+
+class Named(Protocol):
+    """A component's config."""
+
+    @property
+    def name(self) -> str:
+        """The name that users choose."""
+        ...
+
 
 #: Names for `find_people`.
 FINDERS = ("auto", "faces", "people", "drawn")
@@ -45,6 +55,19 @@ def find_people(picture: Any, finder: str = "auto") -> tuple[Found, ...]:
 
         found = outlined(pixels, found)
     return found
+
+
+class PeopleFinder:
+    """One of `FINDERS` as the component of a plugin: `find_people` by the name in the component's config."""
+
+    looks = True
+
+    def __init__(self, config: Named) -> None:
+        self._name = config.name
+
+    def find(self, picture: Any) -> tuple[Found, ...]:
+        """See `engine.components.RegionFinder`. Raises MissingExtra."""
+        return find_people(picture, self._name)
 
 
 def find_drawn(picture: Picture) -> tuple[Found, ...]:
