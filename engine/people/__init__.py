@@ -77,7 +77,10 @@ def find_drawn(picture: Picture) -> tuple[Found, ...]:
 
     height, width = picture.shape[:2]
     shown = []
-    for score, x, y, radius in drawn.heads(picture):
+    for head in drawn.heads(picture):
+        if not drawn.has_skin(picture, head):
+            continue
+        score, x, y, radius = head
         # The face within a head: without hair, as finders of faces in photographs see it.
         face = (x - 0.7 * radius, y - 0.7 * radius, x + 0.7 * radius, y + radius)
         box = (max(0.0, face[0]), max(0.0, face[1]), min(float(width), face[2]), min(float(height), face[3]))
