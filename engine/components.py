@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from engine.data import Artifact, Delivery, Kept, Plan, Progress, Request, Resumed, Store, Weights
 from engine.data.attention import AttentionChoice, AttentionSite
-from engine.data.cancel import CancelToken as CancelToken  # re-exported
-from engine.data.dialogue import Diariser as Diariser  # re-exported, like the names below
+from engine.data.cancel import CancelToken as CancelToken  # re-exported, like the names below
+from engine.data.dialogue import Diariser as Diariser
 from engine.data.dialogue import Samples as Samples
 from engine.data.dialogue import Speech as Speech
 from engine.data.dialogue import VoiceFilter as VoiceFilter
-from engine.data.live import LiveFolder as LiveFolder  # re-exported
-from engine.data.stored import Stored as Stored  # re-exported
-from engine.data.voices import RegionFinder as RegionFinder  # re-exported
+from engine.data.live import LiveFolder as LiveFolder
+from engine.data.stored import Stored as Stored
+from engine.data.voices import RegionFinder as RegionFinder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,14 @@ class MultiplyingQuantiser(Quantiser, Protocol):
 
     def apply_text(self, text_encoder: Any) -> None:
         """Replace the text encoder's layers, in place on the CPU."""
-        ...
+
+
+@runtime_checkable
+class StoredQuantiser(Quantiser, Protocol):
+    """A quantiser of quantised files."""
+
+    #: Whether the weights pass through memory as their file has them, instead of unquantised.
+    stored: bool
 
 
 class AttentionBackend(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 from engine.assembly.compatibility import quantiser_of
 from engine.assembly.location import weights_of
 from engine.assembly.settings import largest_window
-from engine.components import MultiplyingQuantiser, Quantiser
+from engine.components import MultiplyingQuantiser, Quantiser, StoredQuantiser
 from engine.config import Config, DynamicQuantConfig
 from engine.data import Plan
 from engine.data.estimates import Estimates
@@ -174,10 +174,11 @@ def _files_bytes(weights: Path) -> int:
 def make_load(config: Config, registry: Registry, **others: Any) -> Load:
     """Return how a config loads its weights; `others` adds or replaces fields of Load."""
     quantiser = quantiser_of(config, registry)
+    stored = isinstance(quantiser, StoredQuantiser) and quantiser.stored
     values: dict[str, Any] = {
         "quant": config.quant.name,
         "made": None if quantiser is None else Quant(*quantiser.cost()),
-        "stored": config.quant.form if config.quant.form in QUANTISED or _is_stored(quantiser) else "none",
+        "stored": config.quant.form if config.quant.form in QUANTISED or stored else "none",
         "multiplied": multiplied_by(config, quantiser),
         "text": isinstance(quantiser, MultiplyingQuantiser) and quantiser.text,
         "memory": config.memory.name,
@@ -196,11 +197,6 @@ def make_load(config: Config, registry: Registry, **others: Any) -> Load:
         "residual_dtype": config.residual_dtype,
     }
     return Load(**(values | others))
-
-
-def _is_stored(quantiser: Quantiser | None) -> bool:
-    """Return whether a quantiser takes the weights as their file has them."""
-    return bool(getattr(quantiser, "stored", False))
 
 
 def multiplied_by(config: Config, quantiser: Quantiser | None) -> Multiplied | None:

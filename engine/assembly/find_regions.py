@@ -34,19 +34,21 @@ def find_regions(
 ) -> tuple[Request, Media]:
     """Return the request with a box for each automatic region, and `media` with what is to be told about it.
 
-    Nothing changes for regions=equal, and for a single speaker, whose voice moves the whole picture (except where a
-    source video is kept outside the speaker). Raises TooFewPeople, RequestError, MissingExtra and Cancelled.
+    Nothing changes for a finder that does not look, such as regions=equal, and for a single speaker, whose voice moves
+    the whole picture (except where a source video is kept outside the speaker). Raises TooFewPeople, RequestError,
+    MissingExtra and Cancelled.
     """
     automatic = [
         index for index, one in enumerate(request.speakers) if one.region.box is None and one.region.mask is None
     ]
     alone = len(request.speakers) == 1 and not (request.video and config.dub.mode == "keep")
-    if not automatic or alone or config.regions.name == "equal":
+    finder = registry.regions.build(config.regions)
+    if not automatic or alone or not finder.looks:
         return request, media
 
     def look() -> tuple[tuple[Found, ...] | None, list[Box]]:
         picture = read_picture(media.image, field="request.video" if request.video else "request.image")
-        found = registry.regions.build(config.regions).find(picture)
+        found = finder.find(picture)
         taken = [_taken(one.region, file, media) for one, file in zip(request.speakers, media.masks, strict=True)]
         return found, [box for box in taken if box is not None]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from engine.assembly.access import request_access
@@ -12,10 +14,13 @@ from engine.cancel import apart
 from engine.components import CancelToken
 from engine.config import Config
 from engine.data import Access, Media, Plan, Request
+from engine.errors import RequestError
 from engine.plugin.manager import Registry
+from engine.stages.addresses import bring_file
 from engine.stages.dub import watch
 from engine.stages.plan import plan_walk
 from engine.stages.read import fetch, hear, length
+from engine.stages.soundtrack import FIELD, with_soundtrack
 
 
 def plan_request(
@@ -41,6 +46,9 @@ def plan_request(
         media = hear(request, media, config.model.fps, cancel=cancel)
     if media.source is not None:
         dub = config.dub
+        if request.soundtrack and dub.sound == "under":
+            hint = "remove one of them: the soundtrack is all that is heard"
+            raise RequestError("dub.sound=under, and there is a soundtrack", field=FIELD, hint=hint, code="conflict")
         # One second more, because the plan decides the length to a frame.
         seconds, sound = length(request, media, config.model.fps) + 1, dub.sound
         media = watch(media, cuts=dub.cuts, cut_score=dub.cut_score, sound=sound, seconds=seconds, cancel=cancel)
@@ -52,8 +60,13 @@ def fetch_media(
     request: Request, registry: Registry, access: Access, folder: Path, *, cancel: CancelToken | None = None
 ) -> Media:
     """Fetch the request's addresses to files, and read their headers. Raises RequestError and Cancelled."""
-    opener = registry.plugins.hook.open_address
-    return fetch(request, opener, request_access(access, request), folder, cancel=cancel)
+    opener, within = registry.plugins.hook.open_address, request_access(access, request)
+    media = fetch(request, opener, within, folder, cancel=cancel)
+    if not request.soundtrack:
+        return media
+    bring = partial(bring_file, request.soundtrack, FIELD, opener, replace(within, cancel=cancel), folder)
+    path = apart(bring, cancel, "read", grace=0.5)
+    return with_soundtrack(media, path, most=access.max_seconds, cancel=cancel)
 
 
 def plan_media(

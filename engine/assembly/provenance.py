@@ -101,7 +101,7 @@ def make_provenance(
         **({} if config.windows == "fixed" else {"windows": config.windows}),
         **({"speech": _plain(config.speech)} if request.script else {}),
         **({"diariser": _plain(config.diariser)} if request.voices else {}),
-        **({} if config.vocals.name == "none" else {"vocals": _plain(config.vocals)}),
+        **({"vocals": _plain(config.vocals)} if installed().vocals.build(config.vocals).filters else {}),
         **({"dub": _plain(config.dub)} if request.video else {}),
         **({} if (kernels := compiled_by(config)) == "none" else {"compile": kernels}),
         **({} if config.residual_dtype == "float32" else {"residual_dtype": config.residual_dtype}),
@@ -115,7 +115,8 @@ def _timeline(request: Request) -> dict[str, Any]:
     prompts = [{**_begin(cue), "text": cue.value} for cue in request.prompts]
     images = [_begin(cue) for cue in request.images]
     video = {"video": True} if request.video else {}
-    return {**({"prompts": prompts} if prompts else {}), **({"images": images} if images else {}), **video}
+    heard = {"soundtrack": True} if request.soundtrack else {}
+    return {**({"prompts": prompts} if prompts else {}), **({"images": images} if images else {}), **video, **heard}
 
 
 def _dialogue(request: Request) -> dict[str, Any]:
@@ -157,6 +158,7 @@ def input_hashes(media: Media) -> dict[str, Any]:
         "voices": [sha256_of(path) if path else None for path in media.voices],
         "masks": [sha256_of(path) if path else None for path in media.masks],
         **({"images": [sha256_of(path) for path in media.images]} if media.images else {}),
+        **({} if media.soundtrack is None else {"soundtrack": sha256_of(media.soundtrack[0])}),
     }
 
 

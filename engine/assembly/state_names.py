@@ -36,6 +36,7 @@ LEFT_OUT_OF_REQUEST = (
         "images",
         "video",
         "speakers",
+        "soundtrack",
         "filename",
         "job",
         "store",

@@ -18,6 +18,7 @@ from engine.stages.addresses import bring_file
 from engine.stages.divide import by_channels, divide
 from engine.stages.read import check_request, read
 from engine.stages.script import parse_script
+from engine.stages.soundtrack import play_soundtrack
 from engine.stages.speak import speak
 
 
@@ -52,12 +53,12 @@ def read_for_network(
 ) -> Inputs:
     """Decode the media as `engine.stages.read.read` does, and filter the voices that the network hears.
 
-    The sound track keeps the original sound. Raises as `read`, and MissingExtra.
+    The sound track keeps the original sound, or is the request's own. Raises as `read`, and MissingExtra.
     """
-    inputs = read(request, media, plan, cancel=cancel)
-    if config.vocals.name == "none":
-        return inputs
+    inputs = play_soundtrack(read(request, media, plan, cancel=cancel), media, plan, cancel=cancel)
     vocals = registry.vocals.build(config.vocals)
+    if not vocals.filters:
+        return inputs
     vocals.check()
     voices, warnings = [], list(inputs.warnings)
     for index, voice in enumerate(inputs.voices):

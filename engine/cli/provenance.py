@@ -26,7 +26,7 @@ from engine.assembly.provenance import (
 )
 from engine.assembly.voices import voiced
 from engine.cli.parser import REQUEST, Flag, Parser, add_own_flags, add_request_flags, read_arguments
-from engine.cli.provenance_check import check_form, is_deep, suspicious_values, with_people
+from engine.cli.provenance_check import check_form, is_deep, other_sound, suspicious_values, with_people, with_sound
 from engine.cli.run import launch
 from engine.cli.settings import settings_again
 from engine.config import Config, EntrypointConfig
@@ -44,7 +44,7 @@ from engine.text.terminal import columns, hanging, tell
 
 _MEDIA = (
     Flag("image", "FILE", "the picture; if there were several by time, each in their order", many=True),
-    *(flag for flag in REQUEST if flag.key in ("video", "audio", "voices", "keep_voices")),
+    *(flag for flag in REQUEST if flag.key in ("video", "audio", "voices", "keep_voices", "soundtrack")),
     Flag("mask", "FILE", "a mask picture, once for each person who had one", many=True),
 )
 #: Groups and keys that the provenance decides; of these, keys that only say where the weights are.
@@ -156,6 +156,7 @@ def repeat(
         media = {key: value or [] for key, value in media.items()}
         request = _request(provenance, media["image"], media["audio"], media["mask"], video=media["video"] or "")
         request = with_people(request, provenance, media["voices"] or "", media["keep_voices"] or "")
+        request = with_sound(request, provenance, media["soundtrack"] or "")
         overrides = [own.overrides[0], *settings_again(own.overrides, _is_fixed), *own.overrides[1:]]
         overrides += provenance_overrides(provenance, request)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
@@ -226,6 +227,7 @@ def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> lis
     for key in (
         "voices",
         "keep_voices",
+        "soundtrack",
         "image",
         "video",
         "prompt",
@@ -263,6 +265,7 @@ def differences(provenance: Mapping[str, Any], overrides: Sequence[str], request
         if one != other:
             what = "source video" if request.video else "picture"
             lines.append(f"{redact(address)} is not the {what} that the video was made from")
+    lines += other_sound(then, now, request)
     for key, what in (("voices", "voice"), ("masks", "mask")):
         for index, (one, other) in enumerate(zip(then[key], now[key], strict=True)):
             if one != other:

@@ -12,6 +12,7 @@ from typing import Any
 from engine.assembly.provenance import groups_of
 from engine.data import Request
 from engine.errors import RequestError
+from engine.redaction import redact
 
 #: Largest nesting depth; the engine writes less deep provenance.
 MAX_DEPTH = 16
@@ -74,7 +75,8 @@ def check_form(provenance: Mapping[str, Any]) -> None:
     request = _part(provenance, "request")
     for key, fits in _REQUEST.items():
         _require(request, key, fits, "request.")
-    _require({"video": request.get("video", False)}, "video", lambda value: isinstance(value, bool), "request.")
+    for key in ("video", "soundtrack"):
+        _require({key: request.get(key, False)}, key, lambda value: isinstance(value, bool), "request.")
     speakers = request["speakers"]
     for index, speaker in enumerate(speakers):
         place = f"request.speakers[{index}]."
@@ -257,3 +259,19 @@ def with_people(request: Request, provenance: Mapping[str, Any], voices: str, ke
         hint = "give the recording again with --voices FILE"
         raise RequestError("no recording", field="request.voices", hint=hint)
     return replace(request, voices=voices, people=int(recorded["people"]), keep_voices=keep)
+
+
+def with_sound(request: Request, provenance: Mapping[str, Any], soundtrack: str) -> Request:
+    """Return `request` with the sound that was heard instead of the voices. Raises RequestError unless it had one."""
+    if bool(soundtrack) is bool(provenance["request"].get("soundtrack")):
+        return replace(request, soundtrack=soundtrack)
+    what = "it was made without a soundtrack" if soundtrack else "it was made with a soundtrack"
+    hint = "remove --soundtrack" if soundtrack else "give the soundtrack again with --soundtrack FILE"
+    raise RequestError(what, field="request.soundtrack", hint=hint)
+
+
+def other_sound(then: Mapping[str, Any], now: Mapping[str, Any], request: Request) -> list[str]:
+    """Return a warning if the soundtrack's hash in the inputs of `now` is not that of `then`."""
+    if then.get("soundtrack") == now.get("soundtrack"):
+        return []
+    return [f"{redact(request.soundtrack)} is not the soundtrack that the video was made with"]

@@ -128,6 +128,9 @@ class RequestConfig:
     )
     people: int = _request_field(2, "number of people in --voices, from left to right (2)", "N")
     keep_voices: str | None = _request_field(None, "keep the voices that are made of --script or --voices", "FOLDER")
+    soundtrack: str | None = _request_field(
+        None, "what is heard instead of the voices, which only move the lips (see docs/voices.md)", "FILE"
+    )
     prompt: str | None = _request_field(None, "what the video shows", "TEXT")
     prompts: str | None = _request_field(
         None, "YAML or JSON: prompts by time; replaces --prompt (see docs/timeline.md)", "FILE"

@@ -104,6 +104,9 @@ class Diariser(Protocol):
 class VoiceFilter(Protocol):
     """Takes music and noise from a voice before the network hears it."""
 
+    #: Whether it may change a voice. If not, `check` and `clean` are not called, and videos do not store the choice.
+    filters: bool
+
     def check(self) -> None:
         """Raise MissingExtra if a package is not installed."""
         ...

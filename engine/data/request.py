@@ -78,12 +78,14 @@ class Request:
     people: int = 2
     #: Folder that gets the voices that were made of the script or the recording; "": none. Never from a job.
     keep_voices: str = ""
+    #: Address of the sound that is heard instead of the voices, which the network hears; "": none. See docs/voices.md.
+    soundtrack: str = ""
     #: What the engine made of the script or the recording, besides `speakers`.
     made: Made | None = None
 
     def __post_init__(self) -> None:
         """Take a `Path` as its text. Raises TypeError for what is no address."""
-        for name in ("image", "video"):
+        for name in ("image", "video", "voices", "soundtrack"):
             object.__setattr__(self, name, address_of(name, getattr(self, name)))
 
 
@@ -114,5 +116,7 @@ class Media:
     loudness: Loudness | None = None
     #: The source video, if there is one.
     source: SourceVideo | None = None
+    #: The file that is heard instead of the voices, and its used part.
+    soundtrack: tuple[Path, Cut] | None = None
     #: People whom the finder saw and who got no voice.
     silent_people: tuple[Found, ...] = ()

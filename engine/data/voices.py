@@ -52,6 +52,9 @@ def address_of(name: str, value: Any) -> Any:
 class RegionFinder(Protocol):
     """Decides the regions of speakers whose region is automatic; created without torch."""
 
+    #: Whether it looks at the picture. If not, `find` is not called, and the picture is divided into equal parts.
+    looks: bool
+
     def find(self, picture: Any) -> tuple[Found, ...] | None:
         """Return the people in uint8 RGB (height, width, 3) from left to right, or None for equal parts.
 

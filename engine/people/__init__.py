@@ -9,13 +9,23 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.data import Found as Found  # re-exported
 from engine.errors import RequestError
 
 if TYPE_CHECKING:
     from engine.people.found import Picture
+
+
+class Named(Protocol):
+    """A component's config."""
+
+    @property
+    def name(self) -> str:
+        """The name that users choose."""
+        ...
+
 
 #: Names for `find_people`.
 FINDERS = ("auto", "faces", "people", "drawn")
@@ -47,6 +57,19 @@ def find_people(picture: Any, finder: str = "auto") -> tuple[Found, ...]:
     return found
 
 
+class PeopleFinder:
+    """One of `FINDERS` as the component of a plugin: `find_people` by the name in the component's config."""
+
+    looks = True
+
+    def __init__(self, config: Named) -> None:
+        self._name = config.name
+
+    def find(self, picture: Any) -> tuple[Found, ...]:
+        """See `engine.components.RegionFinder`. Raises MissingExtra."""
+        return find_people(picture, self._name)
+
+
 def find_drawn(picture: Picture) -> tuple[Found, ...]:
     """Return the drawn people in a picture, uint8 RGB (height, width, 3), from left to right."""
     from engine.people import drawn
@@ -54,7 +77,10 @@ def find_drawn(picture: Picture) -> tuple[Found, ...]:
 
     height, width = picture.shape[:2]
     shown = []
-    for score, x, y, radius in drawn.heads(picture):
+    for head in drawn.heads(picture):
+        if not drawn.has_skin(picture, head):
+            continue
+        score, x, y, radius = head
         # The face within a head: without hair, as finders of faces in photographs see it.
         face = (x - 0.7 * radius, y - 0.7 * radius, x + 0.7 * radius, y + radius)
         box = (max(0.0, face[0]), max(0.0, face[1]), min(float(width), face[2]), min(float(height), face[3]))

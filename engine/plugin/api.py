@@ -69,7 +69,12 @@ API = (
     Public("engine.components", "StepCache Agree CacheCost", "cache", "protocol, and types of its methods"),
     Public("engine.config", "CacheConfig", "cache", "base class of the config"),
     Public("engine.components", "RegionFinder", "regions", "protocol"),
-    Public("engine.people", "find_people", "regions", "the finders of the engine"),
+    Public(
+        "engine.people",
+        "find_people PeopleFinder",
+        "regions",
+        "the finders of the engine, and a component for one of them",
+    ),
     Public("engine.data", "Found", "regions", "a person in a picture"),
     Public("engine.components", "Quantiser", "quant family", "protocol"),
     Public("engine.config", "QuantConfig DynamicQuantConfig", "quant family", "base classes of the config"),

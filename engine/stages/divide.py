@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +24,8 @@ FIELD = "request.voices"
 _FADE, _AROUND = 0.02, 0.08
 #: Seconds of overlap from which on there is a warning.
 _TOLD = 0.2
+#: Seconds of pause below which the turns of two people meet: a diariser that misses an overlap divides it between them.
+_MEET = 0.1
 
 
 def divide(
@@ -50,8 +53,7 @@ def divide(
     if not found:
         raise RequestError("nobody speaks in the recording", field=FIELD, hint="give a recording with speech")
     warnings = [] if found == request.people else [_fewer(found, request.people)]
-    if told := overlaps(turns):
-        warnings.append(told)
+    warnings += [told for told in (overlaps(turns), meetings(turns)) if told]
     heard = apart(lambda: decode(path, RATE, "mono", cut=cut, field=FIELD), cancel, "read")
     speakers, files = [], {}
     for person in range(request.people):
@@ -68,12 +70,16 @@ def divide(
 
 def by_channels(request: Request, path: Path, *, by: str, most: float, cancel: CancelToken | None = None) -> Request:
     """Return `request` with a speaker for each channel of the recording, from the first one on."""
-    speakers, files = [], {}
+    speakers, files, people = [], {}, "request.people"
     for person in range(request.people):
         address = f"voices:{person + 1}"
-        inspect(
-            path, field=FIELD, channel=person + 1, max_seconds=most, fields={"channel": "request.people"}, cancel=cancel
-        )
+        try:
+            inspect(path, field=FIELD, channel=person + 1, max_seconds=most, fields={"channel": people}, cancel=cancel)
+        except RequestError as error:
+            if error.field != people:
+                raise
+            hint = f"{by} needs a channel for each person: give fewer people, or choose another diariser"
+            raise RequestError(error.what, field=people, hint=hint, code=error.code) from error
         speakers.append(Speaker(address, channel=person + 1))
         files[address] = path
     return replace(request, speakers=tuple(speakers), made=Made(Dialogue(by, (), ()), files, path))
@@ -92,6 +98,24 @@ def overlaps(turns: Sequence[Turn]) -> str:
     listed = ", ".join(f"{begin:.1f} to {end:.1f} s" for begin, end in sections[:5])
     more = f" and {len(sections) - 5} more" if len(sections) > 5 else ""
     return f"voices: several people speak at once at {listed}{more}; there each person gets the mixed sound"
+
+
+def meetings(turns: Sequence[Turn]) -> str:
+    """Return a sentence about the times at which one person's turn follows another's without a pause; "" if none does.
+
+    `turns` are sorted by `begins`.
+    """
+    times = [
+        other.begins
+        for one, other in itertools.pairwise(turns)
+        if one.person != other.person and abs(other.begins - one.ends) < _MEET
+    ]
+    if not times:
+        return ""
+    listed = ", ".join(f"{time:.1f}" for time in times[:5])
+    more = f" and {len(times) - 5} more times" if len(times) > 5 else ""
+    what = f"voices: turns follow each other without a pause at {listed} s{more}"
+    return f"{what}; if people speak at once there, only one of them gets the sound"
 
 
 def _fewer(found: int, people: int) -> str:

@@ -148,6 +148,7 @@ def make_request(config: RequestConfig) -> Request:
         voices=config.voices or "",
         people=config.people,
         keep_voices=config.keep_voices or "",
+        soundtrack=config.soundtrack or "",
         negative_prompt=config.negative_prompt,
         seed=config.seed,
         frames=_frames(config.frames),

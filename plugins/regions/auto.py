@@ -29,6 +29,8 @@ class AutoConfig(ComponentConfig):
 class AutoFinder:
     """Chooses; without anybody found it leaves the picture to equal parts."""
 
+    looks = True
+
     def __init__(self, config: AutoConfig) -> None:
         self.drawn = config.drawn
 

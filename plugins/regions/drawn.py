@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from engine import hookimpl
 from engine.components import RegionFinder
 from engine.config import ComponentConfig
-from engine.data import Found
-from engine.people import find_people
+from engine.people import PeopleFinder
 from engine.plugin.register import Register
 
 
@@ -20,17 +18,6 @@ class DrawnConfig(ComponentConfig):
     name: str = "drawn"
 
 
-class DrawnPeople:
-    """Finds drawn people."""
-
-    def __init__(self, config: DrawnConfig) -> None:
-        pass
-
-    def find(self, picture: Any) -> tuple[Found, ...]:
-        """See `RegionFinder`."""
-        return find_people(picture, "drawn")
-
-
 @hookimpl
 def register_regions(register: Register[RegionFinder]) -> None:
-    register(DrawnPeople, DrawnConfig)
+    register(PeopleFinder, DrawnConfig)

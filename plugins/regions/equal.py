@@ -22,6 +22,8 @@ class EqualConfig(ComponentConfig):
 class EqualParts:
     """Looks at nothing."""
 
+    looks = False
+
     def __init__(self, config: EqualConfig) -> None:
         pass
 

@@ -1,15 +1,13 @@
-"""People in photographs, by their faces."""
+"""People in photographs, by their faces, which CenterFace finds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from engine import hookimpl
 from engine.components import RegionFinder
 from engine.config import ComponentConfig
-from engine.data import Found
-from engine.people import find_people
+from engine.people import PeopleFinder
 from engine.plugin.register import Register
 
 
@@ -20,17 +18,6 @@ class FacesConfig(ComponentConfig):
     name: str = "faces"
 
 
-class FacesFinder:
-    """Finds faces with CenterFace."""
-
-    def __init__(self, config: FacesConfig) -> None:
-        pass
-
-    def find(self, picture: Any) -> tuple[Found, ...]:
-        """See `RegionFinder`. Raises MissingExtra."""
-        return find_people(picture, "faces")
-
-
 @hookimpl
 def register_regions(register: Register[RegionFinder]) -> None:
-    register(FacesFinder, FacesConfig)
+    register(PeopleFinder, FacesConfig)

@@ -24,6 +24,8 @@ class AutoConfig(ComponentConfig):
 class Auto:
     """Filters voices with noise."""
 
+    filters = True
+
     def __init__(self, config: AutoConfig) -> None:
         self._level = config.level
 

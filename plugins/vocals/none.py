@@ -20,6 +20,8 @@ class NoneConfig(ComponentConfig):
 class NoFilter:
     """Changes nothing."""
 
+    filters = False
+
     def __init__(self, config: NoneConfig) -> None:
         pass
 

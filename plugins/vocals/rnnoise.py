@@ -22,6 +22,8 @@ class RnnoiseConfig(ComponentConfig):
 class Rnnoise:
     """Filters every voice."""
 
+    filters = True
+
     def __init__(self, config: RnnoiseConfig) -> None:
         pass
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import engine
 from engine.errors import RequestError
@@ -38,6 +38,25 @@ def test_nobody_is_found_where_nobody_is() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
     for picture in (np.full((96, 160, 3), 128, np.uint8), noise, photograph("coffee")):
         assert find_people(picture, "drawn") == ()
+
+
+def test_a_logo_and_texts_are_no_drawn_people() -> None:
+    pictures = [photograph("logo"), photograph("page"), photograph("cat"), photograph("rocket")[::2, ::2].copy()]
+    rng = np.random.default_rng(0)
+    for text in ("SALE 50%", "O8@Q", "0 0 0", "Hello\nWorld"):
+        paper, ink = (tuple(int(value) for value in rng.integers(0, 256, 3)) for _ in range(2))
+        image = Image.new("RGB", (320, 240), paper)
+        ImageDraw.Draw(image).text((20, 30), text, font=ImageFont.load_default(size=70), fill=ink)
+        pictures.append(np.asarray(image))
+    assert [find_people(picture, "drawn") for picture in pictures] == [()] * len(pictures)
+
+
+def test_a_face_without_a_colour_of_skin_is_no_drawn_person() -> None:
+    with Image.open(EXAMPLES / "one.png") as image:
+        picture = np.asarray(image.convert("RGB"))
+    assert len(find_people(picture, "drawn")) == 1
+    # Blue for red, as of a robot: its shape alone is not enough.
+    assert find_people(picture[..., ::-1].copy(), "drawn") == ()
 
 
 def test_a_path_a_picture_and_an_array_give_the_same_people() -> None:

@@ -13,7 +13,7 @@ from sounds import tone, write
 from engine.data import Request, Turn, Voice
 from engine.errors import RequestError
 from engine.media.audio import decode
-from engine.stages.divide import by_channels, divide, overlaps
+from engine.stages.divide import by_channels, divide, meetings, overlaps
 from plugins.diarisers.resemblyzer import Resemblyzer, ResemblyzerConfig
 from plugins.speech.espeak import Espeak, EspeakConfig
 
@@ -31,6 +31,16 @@ def test_channels_become_voices_and_a_missing_channel_is_refused(tmp_path: Path)
 def test_overlapping_turns_are_told_and_short_ones_are_not() -> None:
     assert "1.0 to 2.0 s" in overlaps([Turn(0, 0, 2), Turn(1, 1, 3)])
     assert overlaps([Turn(0, 0, 2), Turn(1, 1.9, 3)]) == ""
+
+
+def test_turns_that_meet_are_told_because_an_overlap_may_be_there() -> None:
+    assert meetings([Turn(0, 0, 2), Turn(1, 2.05, 3), Turn(1, 3, 4), Turn(0, 4.3, 5)]) == (
+        "voices: turns follow each other without a pause at 2.0 s; if people speak at once there, only one of them gets"
+        " the sound"
+    )
+    many = [Turn(index % 2, index, index + 1) for index in range(8)]
+    assert "1.0, 2.0, 3.0, 4.0, 5.0 s and 2 more times" in meetings(many)
+    assert meetings([Turn(0, 0, 2), Turn(1, 2.2, 3)]) == ""
 
 
 @pytest.mark.slow

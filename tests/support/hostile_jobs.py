@@ -321,6 +321,44 @@ def _wrapped(content: bytes) -> str:
 
 
 #: Heading -> its cases.
+def _dialogues() -> Iterator[Case]:
+    alone: dict[str, Any] = {"audio_1": None}
+    for script, said in (
+        (7, "a number"),
+        (" \n", "blanks"),
+        ("a: " + "b" * 20_001, "20001 letters and more"),
+        ("Hello there", "a line without a name"),
+        ("anna: Hello.\n(pause 99999)", "a pause of a day"),
+        ("@anna pitch=3\nanna: Hello.", "an unknown key of a person"),
+        ("@anna box=0,0,9\nanna: Hello.", "a box of three numbers"),
+        ("@anna voice=../../etc\nanna: Hello.", "a voice that leads elsewhere"),
+        ("@anna language=xx\nanna: Hello.", "a language that nobody speaks"),
+        ("# nobody", "a comment only"),
+    ):
+        yield Case(f"a script of {said}", {**alone, "script": script})
+    yield Case("a script beside a voice", {"script": "anna: Hello."})
+    call = data(voice(), "audio/wav")
+    yield Case("a recording that is a number", {**alone, "voices": 7})
+    yield Case("a recording that is a path", {**alone, "voices": "call.wav"})
+    by_channel = {"overrides": ["diariser=channels"]}
+    yield Case("a recording that is no sound", {**alone, "voices": data(b"sound" * 20), **by_channel})
+    yield Case("a recording beside a voice", {"voices": call})
+    yield Case("a recording beside a script", {**alone, "voices": call, "script": "anna: Hello."})
+    for people in (0, 9, 1.5, "two", True):
+        yield Case(f"a recording of {people!r} people", {**alone, "voices": call, "people": people})
+    yield Case("two people of one channel", {**alone, "voices": call, **by_channel})
+    yield Case("an unknown diariser", {**alone, "voices": call, "overrides": ["diariser=ears"]})
+    yield Case("an unknown filter of voices", {"overrides": ["vocals=karaoke"]})
+    yield Case("an unknown finder of people", {"overrides": ["regions=noses"]})
+    two = {"audio_2": call, "overrides": ["regions=drawn"]}
+    yield Case("two voices, and nobody in the picture", two)
+    yield Case("a region that is a word", {"region_1": "left"})
+    yield Case("a soundtrack that is a number", {"soundtrack": 7})
+    yield Case("a soundtrack that is a path", {"soundtrack": "music.wav"})
+    yield Case("a soundtrack that is no sound", {"soundtrack": data(b"sound" * 20)})
+    yield Case("a soundtrack that is too long", {"soundtrack": data(voice(61, 8_000))})
+
+
 GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
     "The job itself": lambda: iter(
         [
@@ -362,6 +400,7 @@ GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
         ]
     ),
     "Numbers": _numbers,
+    "Scripts, recordings and people": _dialogues,
     "Prompts and pictures by time": _timelines,
     "Who speaks": lambda: iter(
         [

@@ -152,17 +152,18 @@ def _request(
 ) -> Request:
     return Request(
         prompt=values.get("prompt", ""),
-        image=_image(values["reference_image"], "reference_image", folder) if "reference_image" in values else "",
+        image=_address(values["reference_image"], "reference_image", folder) if "reference_image" in values else "",
         prompts=tuple(_cue(entry, entry["text"]) for entry in values.get("prompts", ())),
         images=tuple(
-            _cue(entry, _image(entry["image"], f"reference_images[{index}].image", folder))
+            _cue(entry, _address(entry["image"], f"reference_images[{index}].image", folder))
             for index, entry in enumerate(values.get("reference_images", ()))
         ),
-        video=_image(values["reference_video"], "reference_video", folder) if "reference_video" in values else "",
+        video=_address(values["reference_video"], "reference_video", folder) if "reference_video" in values else "",
         speakers=() if "script" in values or "voices" in values else _speakers(values, fields, folder),
         script=values.get("script", ""),
-        voices=as_address(values["voices"], field="voices", folder=folder) if "voices" in values else "",
+        voices=_address(values["voices"], "voices", folder) if "voices" in values else "",
         people=int(values["people"]),
+        soundtrack=_address(values["soundtrack"], "soundtrack", folder) if "soundtrack" in values else "",
         negative_prompt=values.get("negative_prompt"),
         seed=int(values["seed"]),
         frames=None if values["num_frames"] == "auto" else int(values["num_frames"]),
@@ -178,7 +179,7 @@ def _request(
     )
 
 
-def _image(address: str, field: str, folder: Path | None) -> str:
+def _address(address: str, field: str, folder: Path | None) -> str:
     return as_address(address, field=field, folder=folder)
 
 

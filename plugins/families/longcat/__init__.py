@@ -120,7 +120,7 @@ class PublishedInt8Config(QuantConfig):
 class PublishedInt8:
     """The weights are quantised in their file: nothing is left to do but to check that."""
 
-    #: The weights pass through memory as their file has them.
+    #: See `engine.components.StoredQuantiser`.
     stored = True
 
     def __init__(self, config: PublishedInt8Config) -> None:
