@@ -8,7 +8,7 @@ from engine.data import Access, Cue, Delivery, Plan, Progress, Region, Request, 
 from engine.errors import EngineError
 from engine.plugin.spec import hookimpl
 from engine.serving.jobs.script import read_script
-from engine.serving.jobs.speakers import SILENCE, read_speakers
+from engine.serving.jobs.speakers import SILENCE, read_boxes, read_speakers
 from engine.serving.jobs.timeline import read_timeline
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ __all__ = [
     "Talker",
     "TalkingVideo",
     "hookimpl",
+    "read_boxes",
     "read_script",
     "read_speakers",
     "read_timeline",

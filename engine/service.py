@@ -24,7 +24,7 @@ from engine.assembly.provenance import versions
 from engine.assembly.sampling import build_sampling
 from engine.assembly.settings import check_parallel
 from engine.assembly.sinks import resume, sink_for_request
-from engine.assembly.voices import voiced
+from engine.assembly.voices import usable_voices, voiced
 from engine.cancel import acquire, apart, check
 from engine.components import CancelToken, ProgressCallback
 from engine.config import Config
@@ -144,6 +144,7 @@ class EngineService:
             "device": config.device,
             "window": config.model.window,
             "fps": config.model.fps,
+            **usable_voices(config, self._registry),
             "versions": versions(),
             **licences_for(config),
         }

@@ -6,13 +6,14 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from engine.assembly.access import request_access
 from engine.cancel import apart, check
-from engine.components import CancelToken
+from engine.components import CancelToken, Diariser, Speech
 from engine.config import Config
 from engine.data import Access, Inputs, Media, Plan, Request
-from engine.errors import RequestError
+from engine.errors import EngineError, RequestError
 from engine.plugin.manager import Registry
 from engine.stages.addresses import bring_file
 from engine.stages.divide import by_channels, divide
@@ -46,6 +47,33 @@ def voiced(
     if request.keep_voices:
         _keep(found, Path(request.keep_voices))
     return found
+
+
+def usable_voices(config: Config, registry: Registry) -> dict[str, Any]:
+    """Return which voices a request may be made of, as `capabilities` has it: what is installed.
+
+    `diarisers` has (name, by_channel) of each diariser that can run here, `diariser` is the one of the config, and
+    `speech` what speaks scripts; None: it is not installed.
+    """
+    found = []
+    for name in registry.diarisers.names():
+        diariser = registry.diarisers.build_default(name)
+        if _runs(diariser):
+            found.append({"name": name, "by_channel": diariser.by_channel})
+    speaks = _runs(registry.speech.build(config.speech))
+    return {
+        "diarisers": found,
+        "diariser": config.diariser.name,
+        "speech": config.speech.name if speaks else None,
+    }
+
+
+def _runs(component: Diariser | Speech) -> bool:
+    try:
+        component.check()
+    except EngineError:
+        return False
+    return True
 
 
 def read_for_network(

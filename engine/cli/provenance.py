@@ -224,6 +224,8 @@ def provenance_overrides(provenance: Mapping[str, Any], request: Request) -> lis
         overrides.append(override("request.speakers", json.dumps({"speakers": speakers})))
     else:
         overrides.append(f"request.people={request.people}")
+        if request.boxes:
+            overrides.append(override("request.boxes", json.dumps(request.boxes)))
     for key in (
         "voices",
         "keep_voices",

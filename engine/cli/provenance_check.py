@@ -258,7 +258,9 @@ def with_people(request: Request, provenance: Mapping[str, Any], voices: str, ke
     if not voices:
         hint = "give the recording again with --voices FILE"
         raise RequestError("no recording", field="request.voices", hint=hint)
-    return replace(request, voices=voices, people=int(recorded["people"]), keep_voices=keep)
+    # Each person has a box, or nobody has one.
+    boxes = tuple(tuple(one["box"]) for one in provenance["request"]["speakers"] if one["box"])
+    return replace(request, voices=voices, people=int(recorded["people"]), boxes=boxes, keep_voices=keep)
 
 
 def with_sound(request: Request, provenance: Mapping[str, Any], soundtrack: str) -> Request:

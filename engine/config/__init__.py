@@ -127,6 +127,9 @@ class RequestConfig:
         None, "one recording of several people; replaces --audio and --speakers (see docs/voices.md)", "FILE"
     )
     people: int = _request_field(2, "number of people in --voices, from left to right (2)", "N")
+    boxes: str | None = _request_field(
+        None, "where the people of --voices are, as they first speak: [[0,0,0.5,1],[0.5,0,1,1]]", "JSON"
+    )
     keep_voices: str | None = _request_field(None, "keep the voices that are made of --script or --voices", "FOLDER")
     soundtrack: str | None = _request_field(
         None, "what is heard instead of the voices, which only move the lips (see docs/voices.md)", "FILE"

@@ -76,6 +76,9 @@ class Request:
     voices: str = ""
     #: Number of people in the recording.
     people: int = 2
+    #: Where the people of the recording are, as `Region.box`, in the order in which they first speak or of the
+    #: channels; (): automatic, from left to right.
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
     #: Folder that gets the voices that were made of the script or the recording; "": none. Never from a job.
     keep_voices: str = ""
     #: Address of the sound that is heard instead of the voices, which the network hears; "": none. See docs/voices.md.

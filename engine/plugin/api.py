@@ -277,7 +277,12 @@ API = (
     Public("engine.config", "EntrypointConfig", "entrypoint", "base class of a config with its own defaults"),
     Public("engine.config", "RequestConfig", "entrypoint", "the flags of a request"),
     Public("engine", "EngineService", "entrypoint", "an engine in a process of its own"),
-    Public("engine", "Speaker SILENCE read_script read_speakers read_timeline", "entrypoint", "parts of a request"),
+    Public(
+        "engine",
+        "Speaker SILENCE read_boxes read_script read_speakers read_timeline",
+        "entrypoint",
+        "parts of a request",
+    ),
     Public("engine", "Request Progress Delivery Plan", "entrypoint hook", "a request and its results"),
     Public(
         "engine.data",

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.cancel import apart, check
-from engine.data import Request, Speaker
+from engine.data import Region, Request, Speaker
 from engine.data.cancel import CancelToken
 from engine.data.dialogue import Dialogue, Diariser, Made, Samples, Turn
 from engine.errors import RequestError
@@ -26,6 +26,27 @@ _FADE, _AROUND = 0.02, 0.08
 _TOLD = 0.2
 #: Seconds of pause below which the turns of two people meet: a diariser that misses an overlap divides it between them.
 _MEET = 0.1
+
+
+def check_people(request: Request) -> None:
+    """Raise RequestError for a wrong number of people, and boxes that are none or not one for each of them."""
+    people = request.people
+    if not isinstance(people, int) or isinstance(people, bool) or not 1 <= people <= 8:
+        raise RequestError(f"{people!r} is not a number of people", field="request.people", hint="give 1 to 8")
+    if not request.boxes:
+        return
+    if not request.voices:
+        hint = "give each speaker a region instead"
+        raise RequestError("there are boxes, and no recording", field="request.boxes", hint=hint, code="conflict")
+    if len(request.boxes) != request.people:
+        count = len(request.boxes)
+        what = f"{count} {'box' if count == 1 else 'boxes'} for {people} {'person' if people == 1 else 'people'}"
+        hint = "give a box for each person, in the order in which they first speak"
+        raise RequestError(what, field="request.boxes", hint=hint)
+    for index, box in enumerate(request.boxes):
+        if len(box) != 4 or not all(math.isfinite(edge) for edge in box) or box[0] >= box[2] or box[1] >= box[3]:
+            hint = "give [x0, y0, x1, y1] with x0 < x1 and y0 < y1, in pixels or fractions of the picture"
+            raise RequestError(f"{list(box)} is not a box", field=f"request.boxes[{index}]", hint=hint)
 
 
 def divide(
@@ -59,11 +80,11 @@ def divide(
     for person in range(request.people):
         own = [turn for turn in turns if turn.person == person]
         if not own:
-            speakers.append(Speaker(None))
+            speakers.append(Speaker(None, _region(request, person)))
             continue
         address = f"voices:{person + 1}"
         files[address] = write_voice(into / f"voice_{person + 1}.wav", [(0.0, heard * _mask(own, len(heard)))], 0.0)
-        speakers.append(Speaker(address))
+        speakers.append(Speaker(address, _region(request, person)))
     made = Made(Dialogue(by, (), turns, tuple(warnings)), files, path)
     return replace(request, speakers=tuple(speakers), made=made)
 
@@ -80,9 +101,13 @@ def by_channels(request: Request, path: Path, *, by: str, most: float, cancel: C
                 raise
             hint = f"{by} needs a channel for each person: give fewer people, or choose another diariser"
             raise RequestError(error.what, field=people, hint=hint, code=error.code) from error
-        speakers.append(Speaker(address, channel=person + 1))
+        speakers.append(Speaker(address, _region(request, person), channel=person + 1))
         files[address] = path
     return replace(request, speakers=tuple(speakers), made=Made(Dialogue(by, (), ()), files, path))
+
+
+def _region(request: Request, person: int) -> Region:
+    return Region(box=request.boxes[person]) if request.boxes else Region()
 
 
 def overlaps(turns: Sequence[Turn]) -> str:

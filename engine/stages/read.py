@@ -25,6 +25,7 @@ from engine.media.picture import look_at, read_picture
 from engine.media.quiet import read_loudness
 from engine.media.tracks import inspect
 from engine.stages.addresses import bring_file, local, scheme_of
+from engine.stages.divide import check_people
 from engine.stages.dub import check_source, open_source, with_source_sound
 from engine.stages.plan import voices_end
 from engine.stages.timeline import IMAGES, PROMPTS, check_cues, image_field
@@ -96,8 +97,7 @@ def _check_source_of_voices(request: Request) -> None:
     if request.script and request.audio_type == "add":
         hint = "remove it: the script says when each person speaks"
         raise RequestError("audio_type is add, and there is a script", field="request.audio_type", hint=hint)
-    if not _is_whole(request.people) or not 1 <= request.people <= 8:
-        raise _wrong("people", f"{request.people!r} is not a number of people", "give 1 to 8")
+    check_people(request)
 
 
 def drawn(request: Request) -> Request:

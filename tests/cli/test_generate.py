@@ -135,6 +135,18 @@ def test_the_video_is_on_stdout_and_the_rest_on_stderr(capsys: pytest.CaptureFix
     assert service.requests == [Request(prompt="two people", image="a.png", speakers=(Speaker("a.wav"), Speaker(None)))]
 
 
+def test_a_recording_has_boxes_for_its_people() -> None:
+    asked = RequestConfig(image="a.png", voices="call.wav", prompt="x", boxes="[[0.5, 0, 1, 1], [0, 0, 0.5, 1]]")
+    assert make_request(asked).boxes == ((0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 0.5, 1.0))
+
+
+@pytest.mark.parametrize(("text", "field"), [("[[0,", ""), ("{}", ""), ("[[0, 0, 1, true]]", "[0][3]"), ("[1]", "[0]")])
+def test_boxes_that_are_none_are_refused_by_name(text: str, field: str) -> None:
+    with pytest.raises(RequestError) as error:
+        make_request(RequestConfig(image="a.png", voices="call.wav", prompt="x", boxes=text))
+    assert error.value.field == f"request.boxes{field}"
+
+
 def test_quiet_leaves_the_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     Generate(GenerateConfig(request=ASKED, quiet=True)).run(FakeService())
     assert capsys.readouterr().err.splitlines() == [f"multitalk: warning: {PLAN.warnings[0]}"]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import wave
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from sounds import tone, write
 
-from engine.data import Request, Turn, Voice
+from engine.data import Request, Speaker, Turn, Voice
+from engine.data.cancel import CancelToken
+from engine.data.dialogue import Diariser, Samples
 from engine.errors import RequestError
 from engine.media.audio import decode
 from engine.stages.divide import by_channels, divide, meetings, overlaps
+from engine.stages.read import check_request
 from plugins.diarisers.resemblyzer import Resemblyzer, ResemblyzerConfig
 from plugins.speech.espeak import Espeak, EspeakConfig
 
@@ -26,6 +31,45 @@ def test_channels_become_voices_and_a_missing_channel_is_refused(tmp_path: Path)
     three = Request("p", "i", (), voices="call.wav", people=3)
     with pytest.raises(RequestError, match=r"request\.people"):
         by_channels(three, path, by="diariser=channels", most=60)
+
+
+BOXES = ((0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 0.5, 1.0))
+
+
+def test_people_of_a_recording_stand_where_their_boxes_are(tmp_path: Path) -> None:
+    class Third:
+        """Who speaks in the first, and who in the last third of a second."""
+
+        def find(self, sound: Samples, people: int, *, cancel: CancelToken | None = None) -> Sequence[Turn]:
+            return [Turn(0, 0.0, 0.3), Turn(1, 0.6, 0.9)]
+
+    path = write(tmp_path / "call.wav", "pcm_s16le", np.stack([tone(1, 48_000), tone(1, 48_000, 220)], 1))
+    request = Request("p", "i", (), voices="call.wav", boxes=BOXES)
+    check_request(request)
+    for found in (
+        by_channels(request, path, by="diariser=channels", most=60),
+        divide(request, path, cast("Diariser", Third()), by="third", most=60, into=tmp_path),
+    ):
+        assert [speaker.region.box for speaker in found.speakers] == [*BOXES]
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "what"),
+    [
+        ({"voices": ""}, "request.boxes", "no recording"),
+        ({"people": 3}, "request.boxes", "2 boxes for 3 people"),
+        ({"boxes": (BOXES[0], (0.5, 0, 0.5, 1))}, "request.boxes[1]", "is not a box"),
+        ({"boxes": (BOXES[0], (0, 0, 1))}, "request.boxes[1]", "is not a box"),
+        ({"people": 9, "boxes": ()}, "request.people", "9"),
+        ({"people": True, "boxes": ()}, "request.people", "True"),
+    ],
+)
+def test_boxes_that_are_none_are_refused(values: dict[str, Any], field: str, what: str) -> None:
+    speakers = () if values.get("voices", "x") else (Speaker("voice.wav"),)
+    given: dict[str, Any] = {"voices": "call.wav", "boxes": BOXES, **values}
+    with pytest.raises(RequestError, match=what) as error:
+        check_request(Request("p", "i", speakers, **given))
+    assert error.value.field == field
 
 
 def test_overlapping_turns_are_told_and_short_ones_are_not() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from engine.serving.jobs.schema import (
     validate,
 )
 from engine.serving.jobs.secrets import SecretStore
-from engine.serving.jobs.speakers import parse_speakers
+from engine.serving.jobs.speakers import Box, parse_boxes, parse_speakers
 
 Action = Literal["generate", "plan", "health", "capabilities", "selftest"]
 
@@ -163,6 +163,7 @@ def _request(
         script=values.get("script", ""),
         voices=_address(values["voices"], "voices", folder) if "voices" in values else "",
         people=int(values["people"]),
+        boxes=_boxes(values.get("boxes", ())),
         soundtrack=_address(values["soundtrack"], "soundtrack", folder) if "soundtrack" in values else "",
         negative_prompt=values.get("negative_prompt"),
         seed=int(values["seed"]),
@@ -216,6 +217,13 @@ def _inline(speaker: Speaker, where: str, address: Callable[[str, str], str]) ->
         audio=None if audio is None else address(audio, f"{where}.audio"),
         region=speaker.region if mask is None else Region(mask=address(mask, f"{where}.region.mask")),
     )
+
+
+def _boxes(boxes: Sequence[Any]) -> tuple[Box, ...]:
+    try:
+        return parse_boxes(boxes)
+    except RequestError as error:
+        raise RequestError(error.what, field=caller_field(error.field), hint=error.hint, code="bad_value") from None
 
 
 def _overrides(values: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[str, ...]:

@@ -294,7 +294,8 @@ def _translate(error: ValidationError) -> Iterator[RequestError]:
                         yield RequestError(
                             f"there is no {other} for it",
                             field=_field_path([*path, name]),
-                            hint=f"give {other} too; a silent person needs an entry in speakers",
+                            hint=f"give {other} too"
+                            + ("; a silent person needs an entry in speakers" if other.startswith("audio") else ""),
                             code="missing_field",
                         )
         case "not" | "const":

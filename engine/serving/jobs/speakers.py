@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from engine.serving.jobs.entries import Form, address_of, entries_of, only, read
 
 #: The word in place of a voice for a silent person.
 SILENCE = "silence"
+
+Box = tuple[float, float, float, float]
 
 _EXAMPLE = "such as speakers: [{audio: anna.wav, region: {box: [0, 0, 0.5, 1]}}, {silence: true}]"
 _FORM = Form("speakers", _EXAMPLE)
@@ -35,6 +38,23 @@ def parse_speakers(entries: Any, *, folder: Path | None = None) -> tuple[Speaker
     """
     found = entries_of(entries, _FORM)
     return tuple(_speaker(entry, f"{_FORM.field}[{index}]", folder) for index, entry in enumerate(found))
+
+
+def read_boxes(source: str) -> tuple[Box, ...]:
+    """Return the boxes of a JSON list of lists of four numbers. Raises RequestError with the box that is wrong."""
+    hint = "such as --boxes [[0,0,0.5,1],[0.5,0,1,1]]"
+    try:
+        boxes = json.loads(source)
+    except (ValueError, RecursionError) as error:
+        raise RequestError("it is not JSON", field="request.boxes", hint=hint) from error
+    if not isinstance(boxes, list):
+        raise RequestError(f"{shown(boxes)} is not a list of boxes", field="request.boxes", hint=hint)
+    return parse_boxes(boxes)
+
+
+def parse_boxes(boxes: Sequence[Any]) -> tuple[Box, ...]:
+    """Return plain values as boxes. Raises RequestError with the box that is wrong."""
+    return tuple(_box(box, f"request.boxes[{index}]") for index, box in enumerate(boxes))
 
 
 def _speaker(entry: Any, where: str, folder: Path | None) -> Speaker:
@@ -68,7 +88,7 @@ def _region(value: Any, where: str, folder: Path | None) -> Region:
     return Region(box=_box(value["box"], f"{where}.box"))
 
 
-def _box(value: Any, where: str) -> tuple[float, float, float, float]:
+def _box(value: Any, where: str) -> Box:
     hint = "[x0, y0, x1, y1] with x0 < x1 and y0 < y1, in pixels or as fractions of the picture"
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 4:
         raise RequestError(f"{shown(value)} is not four numbers", field=where, hint=hint)

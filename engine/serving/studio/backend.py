@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 from engine.client import Client, ClientError, file
 from engine.client.answers import Status
 from engine.components import Service
-from engine.serving.studio.form import FieldError
+from engine.serving.studio.fields import FieldError
 from engine.serving.worker.handler import Handler, Terms
 from engine.serving.worker.warm_engine import WarmEngine
 
@@ -181,7 +182,7 @@ class RemoteBackend:
     def capabilities(self) -> Mapping[str, Any]:
         """See `Backend`. It is asked once."""
         if self._known is None:
-            self._known = dict(self._client.submit({"action": "capabilities"}).wait(PATIENCE))
+            self._known = self._ask({"action": "capabilities"})
         return self._known
 
     def address(self, path: Path, name: str) -> str:
@@ -197,9 +198,23 @@ class RemoteBackend:
     def plan(self, job: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `Backend`."""
         try:
-            return dict(self._client.submit({**job, "action": "plan"}).wait(PATIENCE))
+            return self._ask({**job, "action": "plan"})
         except ClientError as error:
             return {"error": str(error), "error_code": error.code, "field": error.field, "hint": error.hint}
+
+    def _ask(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the answer of a short job. One that takes too long is cancelled: nobody waits for it any more."""
+        asked = self._client.submit(job)
+        try:
+            return dict(asked.wait(PATIENCE))
+        except ClientError as error:
+            if error.code != "timeout":
+                raise
+            with suppress(ClientError):
+                asked.cancel()
+            raise ClientError(
+                "the worker is busy or still starting", code="timeout", hint="it answers when its job is done"
+            ) from error
 
     def submit(self, name: str, job: Mapping[str, Any], *, retake: tuple[int, int | None] | None = None) -> str:
         """See `Backend`. Raises ClientError for a retake, which a job of an endpoint cannot ask for."""

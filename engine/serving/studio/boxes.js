@@ -1,8 +1,10 @@
 // The people of a picture as boxes: dragged, drawn, named; by mouse, touch and keyboard. props.value: [{name, box}],
 // fractions of the picture; props.src: the picture.
-const MOST = 4, STEP = 0.02, LEAST = 0.04;
+const MOST = 8, STEP = 0.02, LEAST = 0.04;
 const host = document.createElement("div");
 host.className = "box-editor";
+host.setAttribute("role", "group");
+host.setAttribute("aria-labelledby", "people-label");
 host.innerHTML = `<p class="label" id="people-label">People in the picture</p>
 <p class="note" id="people-help">Drag a box over each person, from left to right. Keys: arrows move a box, Shift and
 arrows change its size, Delete removes it.</p>
@@ -11,7 +13,7 @@ arrows change its size, Delete removes it.</p>
 <button type="button" class="add">Add a person</button>`;
 const find = (query) => host.querySelector(query);
 const stage = find(".stage"), image = find("img"), names = find(".names"), add = find(".add");
-const COLOURS = ["#0b57d0", "#b3261e", "#146c2e", "#7b3fa0"];
+const COLOURS = ["#0b57d0", "#b3261e", "#146c2e", "#7b3fa0", "#8a4b00", "#00626e", "#a0005f", "#4a4a55"];
 let people = [];
 
 const clamp = (value, least, most) => Math.min(most, Math.max(least, value));
@@ -130,7 +132,7 @@ function draw() {
 
 add.addEventListener("click", () => {
   const parts = isEqual();
-  const number = [1, 2, 3, 4].find((one) => !people.some(({ name }) => name === `Person ${one}`)) || people.length + 1;
+  const number = Array.from({ length: MOST }, (_, i) => i + 1).find((one) => !people.some(({ name }) => name === `Person ${one}`));
   people.push({ name: `Person ${number}`, box: [0.3, 0.1, 0.7, 0.9] });
   if (parts) equal(people.length).forEach((box, index) => { people[index].box = box; });
   draw();

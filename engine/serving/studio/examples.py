@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from engine.serving.studio.form import Form, Person
+from engine.serving.studio.fields import Person
+from engine.serving.studio.form import Form
 
 
 @dataclass(frozen=True)

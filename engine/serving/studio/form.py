@@ -9,14 +9,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: People that the form has places for.
-MOST_PEOPLE = 4
+from engine.serving.studio.dialogue import placed_script
+from engine.serving.studio.fields import (
+    CHANNELS,
+    FILE,
+    FILES,
+    FOUND,
+    MOST_PEOPLE,
+    MOST_SCRIPT,
+    SCRIPT,
+    SILENT,
+    SOURCES,
+    FieldError,
+    Person,
+    equal_boxes,
+    read_box,
+)
+
 #: Seeds that the studio draws; every JSON parser reads them exactly.
 SEEDS = 2**32
-SILENT, FILE = "silent", "file"
-
-Box = tuple[float, float, float, float]
-
 #: Field of a job -> field of the form.
 _FIELDS = {
     "reference_image": "picture",
@@ -31,6 +42,12 @@ _FIELDS = {
     "seed": "seed",
     "audio_type": "order",
     "turbo": "turbo",
+    "script": "script",
+    "voices": "recording",
+    "boxes": "people",
+    "people": "people",
+    "diariser": "recording",
+    "speech": "script",
 }
 #: Number of the form -> field of a job, its name for people, and its range.
 _NUMBERS = {
@@ -41,36 +58,20 @@ _NUMBERS = {
 }
 
 
-class FieldError(Exception):
-    """A problem of one field of the form, as a sentence for the person who filled it in."""
-
-    def __init__(self, field: str, text: str) -> None:
-        """`field` is a field of `Form`, with `voice1` to `voice4` for those of people; "" for none."""
-        super().__init__(text)
-        self.field, self.text = field, text
-
-
-@dataclass(frozen=True)
-class Person:
-    """One person in the picture."""
-
-    name: str = ""
-    #: x0, y0, x1, y1 as fractions of the picture; None: an equal part of it, from left to right.
-    box: Box | None = None
-    #: "file": `audio`; "silent"; or a channel of the recording as a number from 1, as text.
-    voice: str = FILE
-    audio: str | None = None
-
-
 @dataclass(frozen=True)
 class Form:
     """The values of the form. Media are paths on this machine; None and "" are what the person left empty."""
 
     picture: str | None = None
     people: tuple[Person, ...] = (Person(),)
-    #: One recording of all people, in which each has a channel; None: each person has a file.
+    #: One recording of all people, for CHANNELS and FOUND.
     recording: str | None = None
-    together: bool = False
+    #: One of SOURCES.
+    voices: str = FILES
+    #: Who says what (docs/dialogue.md), for SCRIPT.
+    script: str = ""
+    #: Who finds the speakers of FOUND; "": the worker's own choice.
+    diariser: str = ""
     order: str = "para"
     prompt: str = ""
     negative_prompt: str = ""
@@ -90,7 +91,9 @@ class Form:
     def media(self) -> dict[str, str]:
         """Return field -> path of all media of the form that the job uses."""
         media = {"picture": self.picture} if self.picture else {}
-        if self.together:
+        if self.voices == SCRIPT:
+            return media
+        if self.voices in (CHANNELS, FOUND):
             return media | ({"recording": self.recording} if self.recording else {})
         voices = {f"voice{number}": one.audio for number, one in enumerate(self.people, 1) if one.voice == FILE}
         return media | {name: path for name, path in voices.items() if path}
@@ -123,6 +126,8 @@ def read_form(values: Mapping[str, Any], media: Mapping[str, str] | None = None)
         )
         for number, entry in enumerate(entries[:MOST_PEOPLE], 1)
     )
+    # Histories of earlier studios have `together`.
+    source = values.get("voices", CHANNELS if values.get("together") is True else FILES)
     numbers: dict[str, Any] = {
         name: float(value)
         for name in ("seconds", "fps", "steps", "guidance", "audio_guidance", "seed")
@@ -133,23 +138,15 @@ def read_form(values: Mapping[str, Any], media: Mapping[str, str] | None = None)
         picture=media.get("picture"),
         people=people or (Person(audio=media.get("voice1")),),
         recording=media.get("recording"),
-        together=values.get("together") is True,
+        voices=source if source in SOURCES else FILES,
+        script=_text(values.get("script"), MOST_SCRIPT),
+        diariser=chosen if re.fullmatch(r"[\w-]{0,100}", chosen := _text(values.get("diariser"), 101)) else "",
         order="add" if values.get("order") == "add" else "para",
         turbo=values.get("turbo") is True,
         overrides=tuple(one for one in values.get("overrides") or () if isinstance(one, str))[:32],
         **texts,
         **numbers,
     )
-
-
-def read_box(value: Any) -> Box | None:
-    """Return four fractions that make a box inside the picture, or None for anything else."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 4:
-        return None
-    if not all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in value):
-        return None
-    x0, y0, x1, y1 = (round(min(1.0, max(0.0, float(one))), 4) for one in value)
-    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
 def job_input(
@@ -162,23 +159,15 @@ def job_input(
     """
     if not form.picture:
         raise FieldError("picture", "Add a picture: drop a file, paste one, or use the camera.")
-    voices = _voices(form)
+    who = _who(form, address)
     if not form.prompt.strip():
         raise FieldError("prompt", "Describe what the video shows, such as: A woman speaks.")
     job: dict[str, Any] = {
         "reference_image": address(Path(form.picture), "picture"),
-        "speakers": [],
+        **who,
         "prompt": form.prompt.strip(),
     }
-    known: dict[str, str] = {}
-    for person, (path, name, channel) in zip(form.people, voices, strict=True):
-        speaker: dict[str, Any] = {"silence": True}
-        if path is not None:
-            if path not in known:
-                known[path] = address(Path(path), name)
-            speaker = {"audio": known[path]} | ({} if channel is None else {"channel": channel})
-        job["speakers"].append(speaker | ({} if person.box is None else {"region": {"box": list(person.box)}}))
-    if form.order == "add":
+    if form.order == "add" and form.voices == FILES and len(form.people) > 1:
         job["audio_type"] = "add"
     if form.negative_prompt.strip():
         job["negative_prompt"] = form.negative_prompt.strip()
@@ -195,7 +184,9 @@ def job_input(
     if "sampling_steps" in job and not isinstance(job["sampling_steps"], int):
         raise FieldError("steps", "Steps: give a whole number from 2 to 100.")
     job |= _length(form, native_fps) | {"seed": _seed(form, seed)}
-    return job | ({"overrides": list(form.overrides)} if form.overrides else {})
+    finder = [f"diariser={form.diariser}"] if form.voices == FOUND and form.diariser else []
+    overrides = [*finder, *form.overrides]
+    return job | ({"overrides": overrides} if overrides else {})
 
 
 def form_field(name: str, form: Form) -> str:
@@ -204,24 +195,64 @@ def form_field(name: str, form: Form) -> str:
         index = int(match[1]) + 1 if match[1] else int(match[2] or match[3])
         if "region" in name:
             return "people"
-        if form.together:
+        if form.voices in (CHANNELS, FOUND):
             return "recording"
+        if form.voices == SCRIPT:
+            return "script"
         return f"voice{index}" if index <= MOST_PEOPLE else "people"
     return "people" if name.startswith("speakers") else _FIELDS.get(name.partition(".")[0].partition("[")[0], "")
+
+
+def _who(form: Form, address: Callable[[Path, str], str]) -> dict[str, Any]:
+    """Return the fields of the job that say who speaks, and where. Raises FieldError."""
+    if form.voices == SCRIPT:
+        return {"script": placed_script(form.script, form.people)}
+    if form.voices == FOUND:
+        if not form.people:
+            raise FieldError("people", "Add a person who speaks.")
+        if not form.recording:
+            raise FieldError("recording", "Add the recording in which the people speak.")
+        return {
+            "voices": address(Path(form.recording), "recording"),
+            "people": len(form.people),
+            **_places(form.people),
+        }
+    speakers, known = [], {}
+    for person, (path, name, channel) in zip(form.people, _voices(form), strict=True):
+        speaker: dict[str, Any] = {"silence": True}
+        if path is not None:
+            if path not in known:
+                known[path] = address(Path(path), name)
+            speaker = {"audio": known[path]} | ({} if channel is None else {"channel": channel})
+        speakers.append(speaker | ({} if person.box is None else {"region": {"box": list(person.box)}}))
+    return {"speakers": speakers}
+
+
+def _places(people: Sequence[Person]) -> dict[str, Any]:
+    """Return the boxes of found speakers in the order in which they first speak. Raises FieldError."""
+    order = [_channel(person.voice) or number for number, person in enumerate(people, 1)]
+    if sorted(order) != list(range(1, len(people) + 1)):
+        raise FieldError("people", "Two people cannot be the same speaker: choose who speaks first, second and so on.")
+    if order == sorted(order) and all(person.box is None for person in people):
+        return {}
+    parts = equal_boxes(len(people))
+    boxes = {number: one.box or part for number, one, part in zip(order, people, parts, strict=True)}
+    return {"boxes": [list(boxes[number]) for number in sorted(order)]}
 
 
 def _voices(form: Form) -> list[tuple[str | None, str, int | None]]:
     """Return for each person the path of the voice, the field of the form, and the channel. Raises FieldError."""
     if not form.people:
         raise FieldError("people", "Add a person who speaks.")
-    if form.together and not form.recording:
+    together = form.voices == CHANNELS
+    if together and not form.recording:
         raise FieldError("recording", "Add the recording in which each person has a channel.")
     voices: list[tuple[str | None, str, int | None]] = []
     for number, person in enumerate(form.people, 1):
         name = f"voice{number}"
         if person.voice == SILENT:
             voices.append((None, name, None))
-        elif form.together:
+        elif together:
             voices.append((form.recording, "recording", _channel(person.voice) or number))
         elif person.audio:
             voices.append((person.audio, name, None))
@@ -259,5 +290,5 @@ def _channel(value: Any) -> int | None:
     return int(value) if isinstance(value, str) and re.fullmatch(r"[1-9][0-9]?", value) else None
 
 
-def _text(value: Any) -> str:
-    return value[:10_000] if isinstance(value, str) else ""
+def _text(value: Any, most: int = 10_000) -> str:
+    return value[:most] if isinstance(value, str) else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,12 +11,7 @@ from typing import Any
 from engine.errors import EngineError
 from engine.media.picture import read_picture
 from engine.people import find_people
-from engine.serving.studio.form import MOST_PEOPLE, Box, Person, read_box
-
-
-def equal_boxes(count: int) -> list[Box]:
-    """Return `count` equal parts of a picture, from left to right, as fractions of it: the engine's own `auto`."""
-    return [(round(index / count, 4), 0.0, round((index + 1) / count, 4), 1.0) for index in range(count)]
+from engine.serving.studio.fields import MOST_PEOPLE, Box, Person, equal_boxes, read_box
 
 
 def found_boxes(picture: str, *, drawn: bool) -> list[Box]:
@@ -50,6 +46,23 @@ def people_of(entries: Any) -> list[tuple[str, Box | None]]:
     found.sort(key=lambda one: one[1][0] + one[1][2])
     equal = [box for _, box in found] == equal_boxes(len(found)) if found else False
     return [(name, None if equal else box) for name, box in found]
+
+
+def with_names(entries: Any, names: Sequence[str]) -> list[dict[str, Any]] | None:
+    """Return the entries of the box editor with the names of a script's people; None: they stay as they are.
+
+    Boxes that have names of their own stay, and equal parts become as many as there are people.
+    """
+    people = people_of(entries)
+    if len(people) != len(names) and all(box is None for _, box in people) and 1 <= len(names) <= MOST_PEOPLE:
+        return editor_people([Person(name) for name in names])
+    if len(people) != len(names):
+        return None
+    given = [
+        Person(new if re.fullmatch(r"Person \d|", old) else old, box)
+        for (old, box), new in zip(people, names, strict=True)
+    ]
+    return None if [one.name for one in given] == [name for name, _ in people] else editor_people(given)
 
 
 def editor_people(people: Sequence[Person]) -> list[dict[str, Any]]:

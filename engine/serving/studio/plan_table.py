@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -10,6 +10,8 @@ from engine.serving.studio.studio import duration
 
 #: Rows of the table of cards.
 _CARDS = 6
+#: Turns of a dialogue that are listed.
+_TURNS = 20
 
 
 def plan_html(plan: Mapping[str, Any], rate: float | None) -> str:
@@ -29,7 +31,27 @@ def plan_html(plan: Mapping[str, Any], rate: float | None) -> str:
     lines = "".join(f"<tr><th scope=row>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows)
     warnings = "".join(f"<li>{escape(str(warning))}</li>" for warning in plan.get("warnings") or ())
     told = f"<ul class=warnings>{warnings}</ul>" if warnings else ""
-    return f"<table class=plan>{lines}</table>{told}{_cards(estimates)}"
+    return f"<table class=plan>{lines}</table>{told}{_dialogue(plan.get('dialogue'))}{_cards(estimates)}"
+
+
+def _dialogue(dialogue: Mapping[str, Any] | None) -> str:
+    """Return who speaks when, if a script or a recording says it."""
+    turns = (dialogue or {}).get("turns") or ()
+    if dialogue is None or not turns:
+        return ""
+    names = dialogue.get("people") or ()
+    rows = "".join(
+        f"<tr><td>{turn['begins']:.1f} to {turn['ends']:.1f} s</td>"
+        f"<th scope=row>{escape(_name(names, turn['person']))}</th><td>{escape(str(turn.get('text') or ''))}</td></tr>"
+        for turn in turns[:_TURNS]
+    )
+    more = f"<p class=note>and {len(turns) - _TURNS} more</p>" if len(turns) > _TURNS else ""
+    summary = f"Who speaks when: {_count(len(turns), 'turn')}, {escape(str(dialogue.get('by') or ''))}"
+    return f"<details><summary>{summary}</summary><table class=plan>{rows}</table>{more}</details>"
+
+
+def _name(names: Sequence[str], person: int) -> str:
+    return str(names[person]) if person < len(names) else f"speaker {person + 1}"
 
 
 def _picture(plan: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from engine.client import ClientError
-from engine.serving.studio.form import FieldError
+from engine.serving.studio.fields import FieldError
 from engine.serving.studio.studio import Studio
 
 if TYPE_CHECKING:

@@ -70,14 +70,7 @@ def _python(job: Mapping[str, Any], base: str, name: str) -> str:
 
 
 def _command(job: Mapping[str, Any], overrides: Sequence[str]) -> str:
-    words = ["multitalk", "generate", "--image", str(job["reference_image"])]
-    speakers = job["speakers"]
-    plain = all(set(one) <= {"audio", "silence"} for one in speakers)
-    if plain:
-        for one in speakers:
-            words += ["--audio", one.get("audio", "silence")]
-    else:
-        words += ["--speakers", json.dumps({"speakers": speakers}, ensure_ascii=False)]
+    words = ["multitalk", "generate", "--image", str(job["reference_image"]), *_voices(job)]
     words += ["--prompt", str(job["prompt"])]
     for name, flag in _FLAGS.items():
         if name in job:
@@ -89,11 +82,32 @@ def _command(job: Mapping[str, Any], overrides: Sequence[str]) -> str:
     return shlex.join([*words, *job.get("overrides", ())])
 
 
+def _voices(job: Mapping[str, Any]) -> list[str]:
+    """Return the words about who speaks."""
+    if "script" in job:
+        # With a line break it is the text itself, and no file.
+        return ["--script", str(job["script"]).rstrip() + "\n"]
+    if "voices" in job:
+        words = ["--voices", str(job["voices"]), "--people", str(job["people"])]
+        return [*words, *(["--boxes", json.dumps(job["boxes"])] if "boxes" in job else [])]
+    speakers = job["speakers"]
+    if all(set(one) <= {"audio", "silence"} for one in speakers):
+        return [word for one in speakers for word in ("--audio", str(one.get("audio", "silence")))]
+    return ["--speakers", json.dumps({"speakers": speakers}, ensure_ascii=False)]
+
+
 def _files(job: Mapping[str, Any]) -> list[str]:
-    voices = [one["audio"] for one in job["speakers"] if "audio" in one]
-    return list(dict.fromkeys([str(job["reference_image"]), *voices]))
+    voices = [one["audio"] for one in job.get("speakers", ()) if "audio" in one]
+    recording = [str(job["voices"])] if "voices" in job else []
+    return list(dict.fromkeys([str(job["reference_image"]), *recording, *voices]))
 
 
 def _replaced(job: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    speakers = [{**one, "audio": names[one["audio"]]} if "audio" in one else dict(one) for one in job["speakers"]]
-    return {**job, "reference_image": names[str(job["reference_image"])], "speakers": speakers}
+    replaced = {**job, "reference_image": names[str(job["reference_image"])]}
+    if "voices" in job:
+        replaced["voices"] = names[str(job["voices"])]
+    if "speakers" in job:
+        replaced["speakers"] = [
+            {**one, "audio": names[one["audio"]]} if "audio" in one else dict(one) for one in job["speakers"]
+        ]
+    return replaced

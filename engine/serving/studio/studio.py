@@ -18,7 +18,8 @@ from engine.client.answers import Status
 from engine.errors import EngineError
 from engine.redaction import scrub
 from engine.serving.studio.backend import Backend
-from engine.serving.studio.form import SEEDS, FieldError, Form, form_field, job_input, read_form
+from engine.serving.studio.fields import FieldError
+from engine.serving.studio.form import SEEDS, Form, form_field, job_input, read_form
 from engine.serving.studio.history import RUNNING, Entry, History
 from engine.serving.studio.snippets import snippets
 

@@ -172,6 +172,8 @@ function show(entry) {
 }
 
 function finish(entry) {
+  // The form tells the error at its field, if it is still the one of this job.
+  if (entry.field && entry.id === started) { props.value = { job: started, load: "", failed: entry.id }; trigger("submit"); }
   over = true;
   const save = find(".save");
   save.hidden = !entry.video;

@@ -232,6 +232,35 @@ def test_wrong_speaker_is_named(speakers: list[Any], field: str, code: str) -> N
     assert (caught.value.field, caught.value.code) == (field, code)
 
 
+RECORDED: dict[str, Any] = {"reference_image": "a.png", "prompt": "x", "voices": "call.wav"}
+
+
+def test_people_of_a_recording_have_boxes() -> None:
+    job = parse_job({"input": {**RECORDED, "boxes": [[0.5, 0, 1, 1], [0, 0, 0.5, 1]]}})
+    assert job.request is not None
+    assert job.request.boxes == ((0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 0.5, 1.0))
+    assert job.request.speakers == ()
+    assert caller_field("request.boxes[1]", job.fields) == "boxes[1]"
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "code"),
+    [
+        ({"boxes": []}, "boxes", "out_of_range"),
+        ({"boxes": [[0, 0, 1]]}, "boxes[0]", "out_of_range"),
+        ({"boxes": [[0, 0, 1, "1"]]}, "boxes[0][3]", "wrong_type"),
+        ({"boxes": [[0, 0, 1, 1], [1, 0, 0.5, 1]]}, "boxes[1]", "bad_value"),
+        ({"boxes": {}}, "boxes", "wrong_type"),
+        ({"boxes": [[0, 0, 1, 1]], "voices": None, "audio_1": "a.wav"}, "boxes", "missing_field"),
+        ({"boxes": [[0, 0, 1, 1]], "voices": None, "script": "a: b"}, "boxes", "missing_field"),
+    ],
+)
+def test_wrong_boxes_are_named(values: dict[str, Any], field: str, code: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_job({"input": {**RECORDED, **values}})
+    assert (caught.value.field, caught.value.code) == (field, code)
+
+
 def test_wrong_region_of_a_numbered_voice_is_named_as_the_job_spells_it() -> None:
     error = refused(audio_2="b.wav", region_2={"box": [0.5, 0, 0.5, 1]})
     assert (error.field, error.code) == ("region_2.box", "bad_value")

@@ -15,10 +15,21 @@ import engine
 from engine.cli.parser import entrypoint_parser, read_entrypoint
 from engine.plugin.manager import installed
 from engine.serving.jobs.job import parse_job
-from engine.serving.studio.form import MOST_PEOPLE, FieldError, Form, Person, form_field, job_input, read_form
-from engine.serving.studio.people import editor_people, equal_boxes, found_boxes, named_boxes, people_of
+from engine.serving.studio.dialogue import names_of
+from engine.serving.studio.fields import (
+    CHANNELS,
+    FOUND,
+    MOST_PEOPLE,
+    SCRIPT,
+    FieldError,
+    Person,
+    equal_boxes,
+)
+from engine.serving.studio.form import Form, form_field, job_input, read_form
+from engine.serving.studio.people import editor_people, found_boxes, named_boxes, people_of, with_names
 from engine.serving.studio.recipe import form_of
 from engine.serving.studio.snippets import snippets
+from engine.stages.script import parse_script
 
 ONE = Form("picture.png", (Person(audio="voice.flac"),), prompt="A woman speaks.")
 
@@ -50,8 +61,9 @@ def test_every_value_of_the_form_reaches_the_job() -> None:
         Person("Bert", (0.5, 0.1, 1.0, 0.9), voice="silent"),
     )
     form = Form(
-        "two.png", people, None, False, "add", " Two people talk. ", "blur", 2.0, 12.5, "480p", 8.0, 3.5, 2.0, True, 5.0
-    )
+        "two.png", people, order="add", prompt=" Two people talk. ", negative_prompt="blur", seconds=2.0, fps=12.5,
+        resolution="480p", steps=8.0, guidance=3.5, audio_guidance=2.0, turbo=True, seed=5.0,
+    )  # fmt: skip
     assert job(form) == {
         "reference_image": "two.png",
         "speakers": [
@@ -74,13 +86,73 @@ def test_every_value_of_the_form_reaches_the_job() -> None:
 
 def test_people_of_one_recording_have_its_channels() -> None:
     people = (Person(voice="2"), Person(voice="silent"), Person(voice="file"))
-    form = Form("p.png", people, "call.wav", True, prompt="Three people.")
+    form = Form("p.png", people, "call.wav", CHANNELS, prompt="Three people.")
     assert job(form)["speakers"] == [
         {"audio": "call.wav", "channel": 2},
         {"silence": True},
         {"audio": "call.wav", "channel": 3},
     ]
     assert form.media() == {"picture": "p.png", "recording": "call.wav"}
+
+
+LEFT, RIGHT = (0.0, 0.0, 0.4, 1.0), (0.6, 0.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("people", "boxes"),
+    [
+        ((Person(voice="1"), Person(voice="2")), None),
+        ((Person(), Person(voice="silent")), None),
+        ((Person(voice="2"), Person(voice="1")), [[0.5, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 1.0]]),
+        ((Person("", LEFT, "2"), Person("", RIGHT, "1")), [[*RIGHT], [*LEFT]]),
+    ],
+)
+def test_found_speakers_of_a_recording_have_their_boxes_as_they_first_speak(
+    people: tuple[Person, ...], boxes: list[list[float]] | None
+) -> None:
+    form = Form("p.png", people, "call.wav", FOUND, diariser="resemblyzer", prompt="Two people.")
+    made = job(form)
+    assert (made["voices"], made["people"], made.get("boxes")) == ("call.wav", 2, boxes)
+    assert made["overrides"] == ["diariser=resemblyzer"]
+    assert "speakers" not in made
+    assert form.media() == {"picture": "p.png", "recording": "call.wav"}
+
+
+SAID = "Anna: Hello.\n(pause 0.5)\nben: Well: yes.\n  and no\nAnna: Good."
+
+
+def test_a_script_has_the_boxes_of_its_people() -> None:
+    assert names_of(SAID) == ["Anna", "ben"]
+    assert names_of("# me: no\n@ben voice=f3\n@Ann Lee\nben: x") == ["ben", "Ann Lee"]
+    assert job(Form("p.png", (), voices=SCRIPT, script=SAID, prompt="x"))["script"] == SAID
+    # By name, else from left to right; places in the script stay.
+    people = (Person("Ben", LEFT), Person("Person 2", RIGHT))
+    made = job(Form("p.png", people, voices=SCRIPT, script=SAID, prompt="x", order="add"))
+    assert made["script"] == f"@Anna box=0.6,0,1,1\n@ben box=0,0,0.4,1\n{SAID}"
+    assert "audio_type" not in made
+    assert "speakers" not in made
+    declared = "@Anna voice=f3\n@Ben box=0,0,0.5,1\nAnna: Hello."
+    made = job(Form("p.png", (Person("", LEFT), Person("", RIGHT)), voices=SCRIPT, script=declared, prompt="x"))
+    assert made["script"] == "@Anna voice=f3 box=0,0,0.4,1\n@Ben box=0,0,0.5,1\nAnna: Hello."
+    script = parse_script(made["script"])
+    assert [one.region.box for one in script.people] == [LEFT, (0.0, 0.0, 0.5, 1.0)]
+
+
+def test_boxes_get_the_names_of_a_scripts_people() -> None:
+    assert with_names(named_boxes(equal_boxes(1)), ["Anna", "Ben"]) == [
+        {"name": "Anna", "box": [0.0, 0.0, 0.5, 1.0]},
+        {"name": "Ben", "box": [0.5, 0.0, 1.0, 1.0]},
+    ]
+    drawn = [{"name": "Person 1", "box": [*LEFT]}, {"name": "Me", "box": [*RIGHT]}]
+    assert [one["name"] for one in with_names(drawn, ["Anna", "Ben"]) or ()] == ["Anna", "Me"]
+    assert with_names(drawn, ["Anna", "Ben", "Cem"]) is None
+    assert with_names(drawn, []) is None
+    assert with_names([{"name": "Anna", "box": [0, 0, 1, 1]}], ["Anna"]) is None
+
+
+def test_as_many_people_as_a_job_may_have() -> None:
+    people = tuple(Person(audio=f"{number}.wav") for number in range(MOST_PEOPLE))
+    assert len(job(Form("p.png", people, prompt="x"))["speakers"]) == MOST_PEOPLE == 8
 
 
 @pytest.mark.parametrize(
@@ -91,7 +163,13 @@ def test_people_of_one_recording_have_its_channels() -> None:
         ({"people": (Person(),)}, "voice1"),
         ({"people": (Person(audio="a.wav"), Person())}, "voice2"),
         ({"people": (Person(voice="silent"),)}, "voice1"),
-        ({"together": True}, "recording"),
+        ({"voices": CHANNELS}, "recording"),
+        ({"voices": FOUND}, "recording"),
+        ({"voices": FOUND, "recording": "c.wav", "people": ()}, "people"),
+        ({"voices": FOUND, "recording": "c.wav", "people": (Person(voice="1"), Person(voice="1"))}, "people"),
+        ({"voices": SCRIPT, "script": " "}, "script"),
+        ({"voices": SCRIPT, "script": "a: b" * 5000}, "script"),
+        ({"voices": SCRIPT, "script": "Anna: Hi.\nBen: Hi.", "people": (Person("", (0, 0, 0.5, 1)),)}, "people"),
         ({"prompt": "  "}, "prompt"),
         ({"seconds": 0.0}, "seconds"),
         ({"seconds": float("nan")}, "seconds"),
@@ -120,9 +198,13 @@ def test_a_problem_is_told_at_its_field(changes: dict[str, Any], field: str) -> 
         ("reference_image", "picture"),
         ("speakers[1].audio", "voice2"),
         ("speakers[0].region.box", "people"),
-        ("speakers[7].audio", "people"),
+        ("speakers[7].audio", "voice8"),
+        ("speakers[8].audio", "people"),
         ("audio_2", "voice2"),
         ("num_frames", "seconds"),
+        ("script", "script"),
+        ("voices", "recording"),
+        ("boxes[1]", "people"),
         ("sampling_steps", "steps"),
         ("sampler.steps", ""),
         ("", ""),
@@ -133,7 +215,7 @@ def test_a_field_of_the_job_is_a_field_of_the_form(name: str, field: str) -> Non
 
 
 def test_an_error_of_a_voice_in_a_recording_is_one_of_the_recording() -> None:
-    assert form_field("speakers[1].channel", Form(together=True)) == "recording"
+    assert form_field("speakers[1].channel", Form(voices=CHANNELS)) == "recording"
 
 
 def test_settings_survive_a_file_and_a_hostile_one_is_harmless() -> None:
@@ -142,6 +224,10 @@ def test_settings_survive_a_file_and_a_hostile_one_is_harmless() -> None:
     stored = json.loads(json.dumps(form.settings()))
     assert "p.png" not in json.dumps(stored)
     assert read_form(stored, form.media()) == form
+    spoken = Form("p.png", people, voices=SCRIPT, script="A: b.", diariser="resemblyzer")
+    assert read_form(json.loads(json.dumps(spoken.settings())), spoken.media() | {"voice1": "a.wav"}) == spoken
+    assert read_form({"together": True}).voices == CHANNELS
+    assert read_form({"voices": "x", "diariser": "x sampler=y", "script": 3}) == Form()
     hostile = {
         "people": [{"name": 3, "box": ["a", 1, 2, 3], "voice": "../etc"}, "x"] * 20,
         "prompt": {"a": 1},
@@ -183,7 +269,7 @@ def test_the_people_of_a_new_picture_are_found(tmp_path: Path) -> None:
     assert found_boxes(str(broken), drawn=True) == []
 
 
-SHOWN = {
+SHOWN: dict[str, Any] = {
     "reference_image": "a picture.png",
     "speakers": [{"audio": "it's.flac", "region": {"box": [0.0, 0.0, 0.5, 1.0]}}, {"silence": True}],
     "prompt": 'She says: true, "it\'s" $HOME `x` \\ done',
@@ -216,9 +302,21 @@ def test_the_code_for_python_is_the_job() -> None:
     assert "http://127.0.0.1:8000/v2" in code
 
 
-@pytest.mark.parametrize("plain", [True, False])
-def test_the_command_line_is_one_that_generate_takes(*, plain: bool) -> None:
-    shown: dict[str, Any] = SHOWN | ({"speakers": [{"audio": "a.flac"}, {"silence": True}]} if plain else {})
+PLAIN = {"speakers": [{"audio": "a.flac"}, {"silence": True}]}
+RECORDED = {"voices": "call it.flac", "people": 2, "boxes": [[0.5, 0, 1, 1], [0, 0, 0.5, 1]]}
+
+
+@pytest.mark.parametrize(
+    ("who", "key"),
+    [
+        (PLAIN, "audio"),
+        ({"speakers": SHOWN["speakers"]}, "speakers"),
+        ({"script": "Anna: it's $1."}, "script"),
+        (RECORDED, "boxes"),
+    ],
+)
+def test_the_command_line_is_one_that_generate_takes(who: dict[str, Any], key: str) -> None:
+    shown = {name: value for name, value in SHOWN.items() if name != "speakers"} | who
     words = shlex.split(snippets(shown, ("model=tiny",), None)["Command line"])
     assert words[:2] == ["multitalk", "generate"]
     config = installed().entrypoints.config("generate")
@@ -226,11 +324,11 @@ def test_the_command_line_is_one_that_generate_takes(*, plain: bool) -> None:
     assert "sampler=turbo" in parsed.overrides
     assert "model=tiny" in parsed.overrides
     assert any(one.startswith("request.prompt=") for one in parsed.overrides)
-    assert any(one.startswith("request.audio=" if plain else "request.speakers=") for one in parsed.overrides)
+    assert any(one.startswith(f"request.{key}=") for one in parsed.overrides)
 
 
 def test_the_recipe_of_a_video_fills_the_form() -> None:
-    provenance = {
+    provenance: dict[str, Any] = {
         "model": "tiny",
         "model_settings": {"fps": 25.0},
         "resolution": "small",
@@ -251,4 +349,15 @@ def test_the_recipe_of_a_video_fills_the_form() -> None:
     assert (form.steps, form.guidance, form.audio_guidance, form.resolution) == (5.0, 1.0, 2.0, "small")
     assert [(one.box, one.voice) for one in form.people] == [((0.0, 0.0, 0.4, 1.0), "file"), (None, "silent")]
     assert any("mask" in one for one in told)
+    request = {**provenance["request"], "people": 2, "speakers": [{"box": [*RIGHT]}, {"box": [*LEFT]}]}
+    found, told = form_of({**provenance, "request": request, "diariser": {"name": "resemblyzer"}})
+    assert (found.voices, found.diariser) == (FOUND, "resemblyzer")
+    assert [(one.box, one.voice) for one in found.people] == [(LEFT, "2"), (RIGHT, "1")]
+    assert "recording" in told[0]
+    speakers = [{"box": None, "channel": 2}, {"silence": True}]
+    channels, _ = form_of({"request": {"speakers": speakers}})
+    assert (channels.voices, [one.voice for one in channels.people]) == (CHANNELS, ["2", "silent"])
+    spoken, told = form_of({"request": {**request, "script": SAID}})
+    assert (spoken.voices, spoken.script) == (SCRIPT, SAID)
+    assert told[0].startswith("Add the picture:")
     assert form_of({"request": "x", "sampler": [1]})[0] == Form()

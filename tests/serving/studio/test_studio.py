@@ -17,7 +17,7 @@ from engine.client.answers import Status
 from engine.errors import ConfigError
 from engine.serving.studio.backend import RemoteBackend
 from engine.serving.studio.examples import EXAMPLES
-from engine.serving.studio.form import FieldError
+from engine.serving.studio.fields import FieldError
 from engine.serving.studio.history import RUNNING, History
 from engine.serving.studio.plan_table import plan_html
 from engine.serving.studio.recipe import form_of
