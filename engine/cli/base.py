@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
 from engine.errors import ConfigError
+from engine.text.similar import similar
 
 
 class BaseParser(argparse.ArgumentParser):
@@ -24,4 +25,10 @@ class BaseParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError in place of printing usage."""
-        raise ConfigError(message.removeprefix("argument "), field="command line", hint=f"see {self.prog} --help")
+        hint = f"see {self.prog} --help"
+        if message.startswith("unrecognized arguments: "):
+            word = message.partition(": ")[2].split()[0].partition("=")[0]
+            message = f"unknown flag {word}" if word.startswith("-") else f"unexpected {word!r}"
+            near = similar(word, sorted(self._option_string_actions))
+            hint = f"did you mean {near[0]}?" if near else hint
+        raise ConfigError(message.removeprefix("argument "), field="command line", hint=hint)

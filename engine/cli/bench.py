@@ -119,7 +119,7 @@ def run_bench(arguments: Sequence[str], benches: Mapping[str, Bench], prog: str)
     if name not in benches:
         if name.startswith("-"):
             parser.read(arguments)
-        hint = nearest(name, tuple(benches), parser.prog) if name else f"{prog} {' or '.join(benches)}"
+        hint = nearest(name, tuple(benches), parser.prog) if name else f"{prog} NAME: {', '.join(benches)}"
         raise ConfigError(f"no bench named {name!r}" if name else "no bench named", field="command line", hint=hint)
     run = benches[name].load()
 

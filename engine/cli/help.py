@@ -41,8 +41,9 @@ examples:
   multitalk generate anna.jpg anna.wav -p "..." \\
       -m sampler=standard,turbo request.seed=1,2
 
-Arguments with '=' are overrides of the config, in Hydra's syntax: group=name selects one of the names below,
-key=value sets one value (sampler.steps=20, guidance.text_scale=3, sink.folder=films).
+Arguments with '=' are overrides of the config, in Hydra's syntax:
+  group=name  selects one of the names below (sampler=turbo)
+  key=value   sets one value (sampler.steps=20, sink.folder=films)
 'multitalk COMMAND --help' explains a command. Errors are one line with exit status 2.
 """
 

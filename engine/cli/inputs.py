@@ -84,6 +84,9 @@ def kind_of(word: str, command: str) -> str:
         return _look(path) or _unknown(repr(str(path)))
     if path.is_dir():
         raise ConfigError(f"{word!r} is a folder", field="command line", hint="give a picture, a video or voices")
+    if path.suffix.lower() in _KIND_OF:
+        where = f"{str(path.parent)!r} is not a folder" if not path.parent.is_dir() else "check the name"
+        raise ConfigError(f"there is no file {word!r}", field="command line", hint=where)
     hint = f"put texts with spaces in quotes; see {command} --help"
     if re.search(r"\s", word):
         hint = f'for what the video shows: --prompt "..."; {hint}'
@@ -103,6 +106,10 @@ def _look(path: Path) -> str:
         raise ConfigError(
             f"{str(path)!r} cannot be read: {error.strerror}", field="command line", hint="check the file's permissions"
         ) from error
+    if not head:
+        raise ConfigError(
+            f"{str(path)!r} is empty (0 bytes)", field="command line", hint="check that it was written completely"
+        )
     if head.startswith(
         (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cJXL", b"\xff\x0a")
     ):

@@ -17,7 +17,7 @@ from engine.hub.offers import ROOT, models_path
 from engine.hub.progress import say
 from engine.hub.prune import State, removable, remove, states
 from engine.hub.pull import Options, pull
-from engine.hub.record import records
+from engine.hub.record import COMPLETE, Record, records
 from engine.text.amounts import amount
 from engine.text.terminal import columns, hanging, table
 
@@ -37,7 +37,7 @@ def run(arguments: Sequence[str], prog: str) -> int:
     if not arguments or arguments[0] not in ABOUT:
         commands = "\n".join(table(ABOUT.items(), columns()))
         if arguments and arguments[0] in ("-h", "--help"):
-            print(f"usage: {prog} COMMAND [flags]\n\n{commands}\n\n'{prog} COMMAND --help' tells more")
+            print(f"usage: {prog} COMMAND [flags]\n\n{commands}\n\n'{prog} COMMAND --help' explains one")
             return 0
         what = f"no command named {arguments[0]!r}" if arguments else "no command"
         raise ConfigError(what, field="command line", hint=f"{prog} {'|'.join(ABOUT)}")
@@ -110,7 +110,9 @@ def _verify(arguments: Sequence[str], prog: str) -> int:
     folders = dict.fromkeys([*(options.model_path / preset.folder for preset in presets), *(r.folder for r in pulled)])
     if not folders:
         raise ConfigError(
-            f"nothing was downloaded to {options.model_path}", field="--model-path", hint=f"{prog} --help"
+            f"nothing was downloaded to {options.model_path}",
+            field="--model-path",
+            hint=f"name the folder that pull was given, or: {prog.removesuffix('verify')}pull",
         )
     findings_by_folder: dict[str, list[Finding]] = {}
     for folder in folders:
@@ -118,6 +120,9 @@ def _verify(arguments: Sequence[str], prog: str) -> int:
         findings_by_folder[str(folder)] = verify(
             mine, folder, quick=options.quick, say=(lambda _: None) if options.json else _say
         )
+        if not findings_by_folder[str(folder)] and not Record(folder).complete:
+            # Interrupted, or a problem was found before: presets with one are not marked complete.
+            findings_by_folder[str(folder)] = [Finding(COMPLETE, "missing", "no preset in this folder is complete")]
     wrong = sum(finding.kind != "foreign" for findings in findings_by_folder.values() for finding in findings)
     if options.json:
         print(
@@ -128,14 +133,11 @@ def _verify(arguments: Sequence[str], prog: str) -> int:
     else:
         for folder, findings in findings_by_folder.items():
             for finding in findings:
-                print(plain(f"{finding.kind:<10} {folder}/{finding.file}: {finding.detail}"))
-        print(
-            f"{wrong} wrong"
-            if wrong
-            else f"all is well in {len(findings_by_folder)} folder{'s' * (len(findings_by_folder) != 1)}"
-        )
+                _print(f"{finding.kind:<10} ", f"{folder}/{finding.file}: {finding.detail}")
+        many = f"{len(findings_by_folder)} folder{'s' * (len(findings_by_folder) != 1)}"
+        _print("", f"{wrong} wrong" if wrong else f"all is well in {many}: {', '.join(names)}")
         if wrong:
-            print("get them again with: multitalk models pull --repair --preset NAME")
+            _print("", "get them again with: multitalk models pull --repair --preset NAME")
     return 1 if wrong else 0
 
 
@@ -180,7 +182,7 @@ def _list(arguments: Sequence[str], prog: str) -> int:
 
 
 def _print(head: str, text: str) -> None:
-    print("\n".join(hanging(head, plain(text), columns())))
+    print("\n".join(hanging(plain(head), plain(text), columns())))
 
 
 def _lines(state: State, *, default: bool) -> list[str]:
@@ -201,7 +203,7 @@ def _prune(arguments: Sequence[str], prog: str) -> int:
     manifest = read_manifest(options.manifest)
     items = removable(manifest, options.model_path, options.keep, foreign=options.foreign)
     for item in items:
-        print(plain(f"{item.why:<10} {amount(item.size):>9}  {item.path}"))
+        _print(f"{item.why:<10} {amount(item.size):>9}  ", str(item.path))
     if not items:
         print("nothing to remove")
         return 0

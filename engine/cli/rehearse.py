@@ -9,6 +9,7 @@ from engine.cli.parser import Parser
 from engine.cli.settings import settings_for
 from engine.errors import ConfigError
 from engine.planning.gpus import Card, cards, find_card
+from engine.text.terminal import columns
 
 
 def rehearse(arguments: Sequence[str]) -> int:
@@ -37,7 +38,7 @@ def rehearse(arguments: Sequence[str]) -> int:
             raise ConfigError(f"{value} is too few", field=flag, hint=f"give {least} or more")
     card = _card(values.card) if values.card else default_card(overrides)
     report = rehearse(overrides, card, Scene(values.speakers, values.windows, values.steps or None, values.blocks))
-    print(json.dumps(report.as_json()) if values.json else "\n".join(table(report)))
+    print(json.dumps(report.as_json()) if values.json else "\n".join(table(report, columns())))
     return 1 if report.faults else 0
 
 

@@ -13,10 +13,11 @@ from engine.planning.network import costs_of
 from engine.planning.parameters import Sizes, make_sizes, read_sizes
 from engine.rehearsal.report import Numbers, Report, make_report, reckon
 from engine.rehearsal.walk import Scene, Walk, architecture_of, walk
+from engine.text.terminal import hanging
 
 
 def rehearse(overrides: Sequence[str], card: Card, scene: Scene, *, expandable: bool = True) -> Report:
-    """Run a generation with `overrides` on a pretended `card`; see docs/rehearsal.md.
+    """Run a generation with `overrides` on a simulated `card`; see docs/rehearsal.md.
 
     `expandable`: torch's allocator uses expandable segments, as in the engine. With `scene.blocks` the rehearsal runs
     with that many blocks of the transformer, again with one more, and extrapolates the numbers for all blocks.
@@ -61,39 +62,49 @@ def _packaged(folder: str) -> Path:
 # --- for people -------------------------------------------------------------------------------------------------------
 
 
-def table(report: Report) -> Iterator[str]:
-    """Yield the lines of a report for people."""
+#: Columns of the table after the stage's name.
+_HEADS = ("peak GB", "plan", "left", "host", "up GB", "blocking", "down", "waits", "launches", "TFLOP", "GB r/w")
+_NAME, _CELL = 16, 9
+
+
+def table(report: Report, width: int | None = None) -> Iterator[str]:
+    """Yield the lines of a report for people; columns that do not fit into `width` follow below the others."""
+    for line in _about(report):
+        yield from hanging("", line, width)
+    yield ""
+    rows = [("stage", _HEADS), *(_row(stage) for stage in report.stages)]
+    many = len(_HEADS) if width is None else max(1, (width - _NAME) // _CELL)
+    for start in range(0, len(_HEADS), many):
+        for name, cells in rows:
+            yield f"{name:<{_NAME}}" + "".join(f"{cell:>{_CELL}}" for cell in cells[start : start + many])
+        yield ""
+    for line in (*_forwards(report), *_verdict(report)):
+        yield from hanging("", line, width)
+
+
+def _about(report: Report) -> Iterator[str]:
     chosen = report.settings
     size = "" if chosen["size"] is None else f", {chosen['size'][0]} x {chosen['size'][1]}"
-    yield f"rehearsal of {chosen['model']} on a pretended {report.card}{size}, {chosen['frames']} frames a window"
+    yield f"rehearsal of {chosen['model']} on a simulated {report.card}{size}, {chosen['frames']} frames a window"
     yield (
         f"quant {chosen['quant']}, memory {chosen['profile']}, {chosen['sampler']}, guidance {chosen['guidance']}, "
         f"cache {chosen['cache']}, continuation {chosen['continuation']}"
     )
-    speakers, windows = chosen["speakers"], chosen["windows"]
-    yield f"{speakers} speakers, {windows} windows of {chosen['steps']} steps, {chosen['blocks']} blocks"
+    numbers = (
+        _many(chosen["speakers"], "speaker"),
+        f"{_many(chosen['windows'], 'window')} of {_many(chosen['steps'], 'step')}",
+        _many(chosen["blocks"], "block"),
+    )
+    yield ", ".join(numbers)
     if report.reckoned:
         yield report.reckoned
-    yield ""
-    heads = (
-        "stage",
-        "peak GB",
-        "plan",
-        "left",
-        "host",
-        "up GB",
-        "blocking",
-        "down",
-        "waits",
-        "launches",
-        "TFLOP",
-        "GB r/w",
-    )
-    yield f"{heads[0]:<16}" + "".join(f"{head:>9}" for head in heads[1:])
-    for stage in report.stages:
-        yield _line(stage)
-    yield ""
-    yield from _forwards(report)
+
+
+def _many(number: int | None, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _verdict(report: Report) -> Iterator[str]:
     reserved = f", {report.held / 1e9:.2f} with what the allocator holds" if report.held else ""
     verdict = "fits" if report.fits else "does not work"
     yield (
@@ -105,12 +116,11 @@ def table(report: Report) -> Iterator[str]:
     yield f"took {report.seconds:.0f} s"
 
 
-def _line(stage: Numbers) -> str:
+def _row(stage: Numbers) -> tuple[str, tuple[str, ...]]:
     name = f"{stage['stage']} {stage['window']}" if stage["window"] else stage["stage"]
-    plan = "" if stage["off"] is None else f"{stage['off']:+.1%}"
-    cells = (
+    return name, (
         f"{stage['peak'] / 1e9:.2f}",
-        plan,
+        "" if stage["off"] is None else f"{stage['off']:+.1%}",
         f"{stage['after'] / 1e9:.2f}",
         f"{stage['host_peak'] / 1e9:.2f}",
         f"{stage['up']['bytes'] / 1e9:.2f}",
@@ -121,16 +131,16 @@ def _line(stage: Numbers) -> str:
         f"{stage['flops'] / 1e12:.1f}",
         f"{stage['moved'] / 1e9:.0f}",
     )
-    return f"{name:<16}" + "".join(f"{cell:>9}" for cell in cells)
 
 
 def _forwards(report: Report) -> Iterator[str]:
     for stage in report.stages:
         forward = stage["forward"]
         if forward is not None:
+            copies = "" if forward["copies"] is None else f"{forward['copies']:.0f} copies, "
             yield (
                 f"a forward of window {stage['window']}: {forward['launches']:.0f} launches, "
                 f"{forward['flops'] / 1e12:.1f} TFLOP, {forward['moved'] / 1e9:.0f} GB read and written, "
-                f"{forward['copies']:.0f} copies, {forward['up'] / 1e9:.2f} GB up, {forward['waits']:.0f} waits, "
+                f"{copies}{forward['up'] / 1e9:.2f} GB up, {forward['waits']:.0f} waits, "
                 f"{forward['linear_8_bits'] / max(forward['linear'], 1):.1%} of linear operations in 8 bits"
             )

@@ -123,7 +123,9 @@ def reckon(fewer: Report, more: Report, blocks: int) -> Report:
     def number(first: Any, second: Any) -> Any:
         if isinstance(first, dict) or isinstance(second, dict):
             one, other = first or {}, second or {}
-            return {key: number(one.get(key), other.get(key)) for key in {**one, **other}}
+            numbers = {key: number(one.get(key), other.get(key)) for key in {**one, **other}}
+            # Blocks are copied in pieces of several tensors, so the number of copies does not grow with each block.
+            return numbers | {"copies": None} if "copies" in numbers else numbers
         if isinstance(second, (bool, str)) or isinstance(first, str):
             return second
         if first is None and second is None:

@@ -40,10 +40,14 @@ def bring_file(address: str, field: str, open_address: Callable[..., Path | None
         if scheme == "path" and (error := _no_path(address, field)) is not None:
             raise error
         what = "paths of this machine" if scheme == "path" else f"addresses of the scheme {scheme!r}"
+        hint = f"allowed: {', '.join(access.schemes) or 'none'}"
+        if "path" in access.schemes and scheme in ("http", "https", "s3"):
+            # Who may name paths of this machine also sets its config.
+            hint += f"; to allow it: access.schemes=[{','.join((*access.schemes, scheme))}]"
         raise RequestError(
             f"{what} are not allowed here",
             field=field,
-            hint=f"allowed: {', '.join(access.schemes) or 'none'}",
+            hint=hint,
             code="scheme_refused",
         )
     if scheme == "path":

@@ -71,10 +71,12 @@ def hanging(head: str, text: str, width: int | None, *, style: str = "", stream:
     if indent > width // 2 or (indent > 4 and indent + max(map(cells, text.split()), default=0) > width):
         # No room beside the head.
         indent = min(indent, 4)
-        lines = [shown.rstrip()]
+        lines = [shown.rstrip()] if head.strip() else []
+        shown = shown if head.strip() else " " * indent
     else:
         lines = []
-    for line in wrapped(text, width - indent):
+    # Columns of a table that no longer fit beside each other need no padding.
+    for line in wrapped(re.sub(r" {3,}", "  ", text), width - indent):
         lines.append(f"{' ' * indent if lines else shown}{line}")
     return lines
 

@@ -8,6 +8,8 @@ import logging
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +79,9 @@ def test_files_are_told_apart_by_what_they_are_and_flags_may_be_short(
         (["https://films.example/take?key=1"], "it cannot be told whether 'https://films.example/take' is"),
         ([str(EXAMPLES)], "is a folder"),
         (["a woman speaks"], '--prompt "..."'),
-        (["nowhere.png"], "there is no such file"),
+        (["nowhere.png"], "there is no file 'nowhere.png'; check the name"),
+        (["nowhere/one.png"], "'nowhere' is not a folder"),
+        (["nowhere"], "there is no such file"),
     ],
 )
 def test_what_cannot_be_told_is_said(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,10 +141,36 @@ def test_every_output_fits_the_terminal(
             assert cells(line) <= width or longest > width - 40 or line.lstrip().startswith(("/", "magcache: [")), line
 
 
+def test_an_empty_file_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "voice.flac").touch()
+    # In a process of its own: PyAV prints the traceback of what it drops past Python's stderr.
+    words = [sys.executable, "-m", "engine", "generate", ONE, str(tmp_path / "voice.flac"), "-p", "x"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"multitalk: error: command line: '{tmp_path}/voice.flac' is empty (0 bytes); "
+        "check that it was written completely\n"
+    )
+
+
+def test_an_address_of_the_internet_is_refused_with_what_allows_it(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "plan", "https://films.example/one.png", VOICE, "-p", "x")
+    assert "access.schemes=[path,data,https]" in said
+
+
+def test_models_knows_its_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unknown flag --repairs; did you mean --repair?" in refused(capsys, "models", "pull", "--repairs")
+    assert "unexpected 'all'" in refused(capsys, "models", "list", "all")
+    assert "multitalk models pull" in refused(capsys, "models", "verify", "--model-path", str(tmp_path))
+
+
 def test_a_wide_terminal_is_used_and_a_pipe_is_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "word " * 60
     assert len(hanging("name  ", text, None)) == 1
     assert len(hanging("name  ", text, 160)) < len(hanging("name  ", text, 80))
+    # Padding between columns is for lines that fit; below a column there is no empty line.
+    assert hanging("", f"one{' ' * 20}two", 20) == ["one  two"]
+    assert hanging(" " * 10, "/a/path/as/long/as/this/one", 30)[0].startswith("    /a/path")
     assert all(cells(line) <= 40 for line in table([("数据", "数据 " * 30)], 40))
     assert columns(io.StringIO()) is None
     monkeypatch.setenv("COLUMNS", "132")

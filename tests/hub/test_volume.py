@@ -184,7 +184,7 @@ def test_folders_that_prune_empties_go_too(manifest: Manifest, tmp_path: Path) -
 
 
 def test_the_command_line_goes_the_whole_way(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["models", "pull", *words]) == 0
     told = capsys.readouterr()
@@ -200,8 +200,13 @@ def test_the_command_line_goes_the_whole_way(
     assert main(["models", "verify", "--json", "--quick", *words]) == 1
     found = json.loads(capsys.readouterr().out)["folders"]
     assert [(one["file"], one["kind"]) for one in found[str(tmp_path / "models" / "m")]] == [("vae.pth", "missing")]
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["models", "verify", "--quick", *words]) == 1
     assert main(["models", "prune", "--keep", "m_int8", *words]) == 2
-    assert "--yes" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "--yes" in shown.err
+    # A path stays whole.
+    assert not [line for line in shown.out.splitlines() if len(line) > 60 and not line.lstrip().startswith("/")]
     assert (tmp_path / "models" / "m" / "dense.safetensors").exists()
     assert main(["models", "prune", "--keep", "m_int8", "--yes", *words]) == 0
     assert not (tmp_path / "models" / "m" / "dense.safetensors").exists()
