@@ -5,13 +5,14 @@ measures the embedded model, `nox -s long` its long videos, `nox -s kills` kills
 resume` kills jobs and lets them continue, `nox -s soak` tells what the memory of a worker does over 200 jobs, `nox -s
 show` shows clients, endpoint, worker and store at work together, `nox -s complete` reads checkpoints of full size, `nox
 -s diffusers` runs diffusers' own tests of models, `nox -s runpod` runs the worker's tests with the next release of
-RunPod's SDK, `nox -s studio` runs the studio's tests with Gradio, `nox -s triton` runs our kernels in Triton's
-interpreter, `nox -s device` measures a card, `nox -s site`
-builds the site of docs/, and `nox -s blocks` runs the command blocks of README and docs.
+RunPod's SDK, `nox -s studio` runs the studio's tests with Gradio, `nox -s extras` those of found people and voices,
+`nox -s triton` runs our kernels in Triton's interpreter, `nox -s device` measures a card, `nox -s site` builds the site
+of docs/, and `nox -s blocks` runs the command blocks of README and docs.
 """
 
 from __future__ import annotations
 
+import configparser
 import itertools
 import json
 import os
@@ -320,6 +321,8 @@ SDK = "2.0.0rc2"
 OF_THE_SDK = ("serving/worker", "serving/endpoint", "client", "docker")
 
 
+#: A compiled stand-in for webrtcvad, which Resemblyzer needs and which has no wheels, for `nox -s extras`.
+WEBRTCVAD = "webrtcvad-wheels>=2.0.14"
 #: The checks of accessibility for `nox -s studio`.
 AXE = "axe-core@4.14.1"
 
@@ -364,6 +367,46 @@ def studio(session: nox.Session) -> None:
             session.run("npm", "install", "--silent", "--prefix", folder, AXE, external=True)
             env["AXE_JS"] = str(Path(folder) / "node_modules" / "axe-core" / "axe.min.js")
         session.run(str(python), "-m", "pytest", "-q", *(session.posargs or ["tests/serving/studio"]), env=env)
+
+
+#: What `nox -s extras` runs: finders of people, who speaks when, and filters, all of it, also what is slow.
+OF_THE_EXTRAS = (
+    "tests/people",
+    "tests/assembly/test_find_regions.py",
+    "tests/stages/test_divide.py",
+    "tests/plugins/test_vocals.py",
+    "tests/cli/test_provenance_voices.py",
+)
+
+
+@nox.session(venv_backend="none")
+def extras(session: nox.Session) -> None:
+    """Run the tests that need [people], [diarise] and [vocals] in an environment of its own; after -- come tests.
+
+    They are skipped elsewhere: OpenCV and numba are not installed by [dev].
+    """
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    with tempfile.TemporaryDirectory(prefix="multitalk-extras-") as folder:
+        python = Path(folder).resolve() / "venv" / "bin" / "python"
+        session.run(sys.executable, "-m", "venv", "--without-pip", str(python.parent.parent))
+        _share_libraries(python)
+        install = (*pip, "--python", str(python), "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"))
+        needs = [*_needs("people"), *_needs("diarise"), *_needs("vocals")]
+        compiled = [need for need in needs if need.startswith("resemblyzer")]
+        session.run(*install, "--no-deps", *compiled)
+        session.run(*install, WEBRTCVAD, *(need for need in needs if need not in compiled))
+        editable = ("--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+        session.run(*install, *editable)
+        tests = session.posargs or OF_THE_EXTRAS
+        every = ("-m", "slow or not slow")
+        session.run(str(python), "-m", "pytest", "-q", *every, *tests, env={"OMP_NUM_THREADS": "1"})
+
+
+def _needs(extra: str) -> list[str]:
+    """Return the requirements of an extra in setup.cfg."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", "utf-8")
+    return [line.replace(" ", "") for line in setup["options.extras_require"][extra].splitlines() if line]
 
 
 def _try_wheel(session: nox.Session, outside: Path) -> None:

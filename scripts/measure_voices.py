@@ -1,8 +1,9 @@
-"""Measure who speaks when, and lips: `python -m scripts.measure_voices who|voices|vocals [--keep FOLDER]`. Prints JSON.
+"""Measure who speaks when, and lips: `python -m scripts.measure_voices WHAT [--keep FOLDER]`. Prints JSON.
 
 `who`: recordings of several people, made of eSpeak NG's voices, and the diariser's errors. `voices`: a video from such
 a recording: whether each mouth moves in its own turns. `vocals`: lips of a voice with noise and with music, with and
-without a filter. Needs the extras speech, diarise and vocals.
+without a filter. `filter`: how much of noise and music RNNoise removes, as SI-SDR. Needs the extras speech, diarise and
+vocals.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from engine.evaluation.frames import read_video
 from engine.evaluation.metrics import times
 from engine.evaluation.mouths import correlation, find_mouths, mouth_openings
 from engine.evaluation.voices import CURVE_RATE, LEVEL, levelled, mouth_of
+from engine.machine.rnnoise import denoise
 from engine.stages.speak import trimmed
 from plugins.diarisers.resemblyzer import Resemblyzer, ResemblyzerConfig
 from plugins.speech.espeak import Espeak, EspeakConfig
@@ -57,13 +59,13 @@ WHO = (
 def main() -> None:
     """Measure one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("who", "voices", "vocals"))
+    parser.add_argument("what", choices=("who", "voices", "vocals", "filter"))
     parser.add_argument("--keep", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         kept = arguments.keep or Path(folder)
         kept.mkdir(parents=True, exist_ok=True)
-        report = {"who": who, "voices": voices, "vocals": vocals}[arguments.what](kept)
+        report = {"who": who, "voices": voices, "vocals": vocals, "filter": filtered}[arguments.what](kept)
     print(json.dumps(report, indent=1))
 
 
@@ -113,6 +115,23 @@ def vocals(folder: Path) -> Any:
             plan, frames, _ = film(request, folder)
             rows.setdefault(name, {})[choice] = follow(plan, frames, clean[None])[0]["own"]
     return rows
+
+
+def filtered(folder: Path) -> Any:
+    """Return the SI-SDR in dB of each mixture before and after RNNoise, against the clean voice."""
+    clean = sentence(EXAMPLES_TEXT)
+    rows: dict[str, tuple[float | None, float]] = {"no noise": (None, si_sdr(clean, denoise(clean).voice))}
+    for name, sound in (("white", white(len(clean))), ("pink", pink(len(clean))), ("music", music(len(clean)))):
+        for level in (0, 10):
+            before = mixed(clean, sound, -level)
+            rows[f"{name} {level} dB"] = (si_sdr(clean, before), si_sdr(clean, denoise(before).voice))
+    return rows
+
+
+def si_sdr(clean: Floats, other: Floats) -> float:
+    """Return the scale-invariant signal-to-distortion ratio in dB (Le Roux and others, 2019)."""
+    target = clean * (other @ clean / (clean @ clean))
+    return round(10 * float(np.log10(np.square(target).sum() / np.square(other - target).sum())), 1)
 
 
 #: What the voice of `vocals` says: eight seconds with pauses.
@@ -170,6 +189,13 @@ def _spoken(turns: Sequence[Turn], people: int, steps: int) -> npt.NDArray[np.bo
 def white(length: int) -> Floats:
     """Return white noise."""
     return np.random.default_rng(0).standard_normal(length).astype(np.float32)
+
+
+def pink(length: int) -> Floats:
+    """Return noise whose power falls by 3 dB an octave."""
+    spectrum = np.fft.rfft(np.random.default_rng(2).standard_normal(length))
+    sound: Floats = np.fft.irfft(spectrum / np.sqrt(np.maximum(np.arange(len(spectrum)), 1)), length).astype(np.float32)
+    return sound
 
 
 def music(length: int) -> Floats:

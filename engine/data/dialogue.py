@@ -114,6 +114,6 @@ class VoiceFilter(Protocol):
     def clean(self, voice: Samples, *, cancel: CancelToken | None = None) -> tuple[Samples, str]:
         """Return the voice alone, float32 mono at 16 kHz and of the same length, and a sentence about what changed.
 
-        The sentence is "" if the voice is unchanged. Raises Cancelled.
+        The sentence is "" if there is nothing to say about the voice. Raises Cancelled.
         """
         ...

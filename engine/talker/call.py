@@ -121,7 +121,7 @@ class Call:
             raise TypeError("image: a picture is needed, or video=")
         if audio is None and fields["frames"] == "auto":
             raise TypeError("audio: a voice is needed, or num_frames= if nobody speaks")
-        regions, video = fields.pop("regions"), fields.pop("video")
+        regions, video, soundtrack = (fields.pop(name) for name in ("regions", "video", "soundtrack"))
         values, voices = Files(self.folder.path), voices_of(audio)
         if options.get("height") is not None:
             self.size = options["width"], options["height"]
@@ -139,6 +139,7 @@ class Call:
             prompt=prompt,
             image="" if image is None else values.picture(image, "image"),
             video="" if video is None else str(video),
+            soundtrack="" if soundtrack is None else values.sound(soundtrack, "soundtrack"),
             speakers=tuple(speakers),
             filename=f"{secrets.token_hex(8)}.mp4",
             **fields,

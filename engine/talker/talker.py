@@ -176,6 +176,7 @@ class Talker:
         generator: Any = None,
         regions: Any = None,
         video: Any = None,
+        soundtrack: Any = None,
         audio_type: str = "para",
         timing: str = "direct",
         fit: str = "crop",
@@ -198,6 +199,7 @@ class Talker:
             regions: for each voice a box (x0, y0, x1, y1), in pixels or in fractions of the picture, or a mask in any
                 form of `image`, or None.
             video: a source video in place of the picture (docs/dubbing.md).
+            soundtrack: what is heard instead of the voices, in any form of `audio` but silence (docs/voices.md).
             audio_type: "para": all voices start at once; "add": one after the other.
             timing: "direct" or "native"; fit: "crop" or "pad".
             overrides: config of this video only, as on the command line.
@@ -222,6 +224,7 @@ class Talker:
             "seed": _seed(seed, generator),
             "regions": regions,
             "video": video,
+            "soundtrack": soundtrack,
             "audio_type": audio_type,
             "timing": timing,
             "fit": fit,

@@ -46,16 +46,18 @@ class Files:
         place = self._region(region, where)
         if isinstance(value, Speaker):
             return value if region is None else Speaker(**{**vars(value), "region": place})
-        if value is None:
-            return Speaker(None, place)
+        return Speaker(None if value is None else self.sound(value, name), place)
+
+    def sound(self, value: Any, name: str) -> str:
+        """Return the address of a sound. Raises as `picture`."""
         if (address := _address(value)) is not None:
-            return Speaker(address, place)
+            return address
         samples, rate = _samples(value, name)
         path = self._new("wav")
         from scipy.io import wavfile
 
         wavfile.write(path, rate, samples)
-        return Speaker(str(path), place)
+        return str(path)
 
     def _region(self, value: Any, name: str) -> Region:
         if value is None or isinstance(value, Region):

@@ -1,4 +1,4 @@
-"""A filter only for voices with noise: the level of what RNNoise would remove decides."""
+"""A filter only for voices with noise: level and spectrum of the pauses decide."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from engine.config import ComponentConfig, within
 from engine.errors import MissingExtra
 from engine.plugin.register import Register
 
+#: Flatness of the pauses from which on their sound is noise (`engine.machine.rnnoise.Denoised`).
+_NOISE = 0.45
+
 
 @dataclass
 class AutoConfig(ComponentConfig):
-    """RNNoise where there is loud noise in the pauses of a voice, else nothing; needs the extra [vocals]."""
+    """RNNoise if there is loud noise, but no music, in the pauses of a voice; needs the extra [vocals]."""
 
     name: str = "auto"
     #: Level of the sound in the pauses, in dB relative to the voice, from which on it is filtered.
@@ -35,14 +38,19 @@ class Auto:
             raise MissingExtra("vocals=auto", "pyrnnoise", "vocals")
 
     def clean(self, voice: Samples, *, cancel: CancelToken | None = None) -> tuple[Samples, str]:
-        """Return the voice without noise if there is any."""
+        """Return the voice without noise if there is any; with music, which would make it worse, as it is."""
         from engine.machine.rnnoise import denoise
 
-        cleaned, level = denoise(voice, cancel=cancel)
-        if level < self._level:
+        cleaned = denoise(voice, cancel=cancel)
+        if cleaned.level < self._level:
             return voice, ""
-        told = f"there is sound at {level:.0f} dB between the words, so the network hears the voice without it"
-        return cleaned, f"{told} (vocals=auto)"
+        what = f"there is sound at {cleaned.level:.0f} dB between the words"
+        if cleaned.flatness < _NOISE:
+            return voice, (
+                f"{what} with tones, such as music or other people, which vocals=auto does not remove; for better lips "
+                "give a voice that was separated from it, and the original as the soundtrack"
+            )
+        return cleaned.voice, f"{what}, so the network hears the voice without it (vocals=auto)"
 
 
 @hookimpl

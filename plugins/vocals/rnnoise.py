@@ -36,7 +36,7 @@ class Rnnoise:
         """Return the voice without noise."""
         from engine.machine.rnnoise import denoise
 
-        return denoise(voice, cancel=cancel)[0], "the network hears the voice without noise (vocals=rnnoise)"
+        return denoise(voice, cancel=cancel).voice, "the network hears the voice without noise (vocals=rnnoise)"
 
 
 @hookimpl

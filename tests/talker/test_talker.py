@@ -57,6 +57,15 @@ def test_sound_is_as_long_as_the_video(made: TalkingVideo) -> None:
     assert np.abs(made.audio).max() > 0.01
 
 
+def test_a_soundtrack_is_heard_and_the_frames_are_those_of_the_voice(talker: Talker) -> None:
+    heard = (np.sin(np.arange(48_000) / 20) * 0.3).astype(np.float32)
+    plain = talker(PICTURE, VOICE, **SHORT)
+    video = talker(PICTURE, VOICE, soundtrack=(heard, 48_000), **SHORT)
+    assert np.array_equal(video.frames, plain.frames)
+    # Kept with 32 bits, at the rate of the video's sound.
+    assert np.abs(video.audio[:, 0] - heard[: len(video.audio)]).max() < 1e-3
+
+
 def test_the_same_values_in_every_form_give_the_same_frames(talker: Talker, tmp_path: Path) -> None:
     pixels = np.asarray(picture())
     rate, samples = 16_000, np.sin(np.arange(8000) / 20).astype(np.float32) * 0.3
@@ -254,6 +263,8 @@ WRONG: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
     ({"audio": [VOICE, VOICE], "regions": [None]}, RequestError, "regions: 1 regions for 2 voices"),
     ({"regions": (1, 2, 3)}, RequestError, "regions: 3 regions for 1 voices"),
     ({"regions": [(5, 5, 1, 1)]}, RequestError, r"^regions\[0\]: "),
+    ({"soundtrack": 7}, TypeError, "soundtrack: .*int"),
+    ({"soundtrack": "nowhere.wav"}, RequestError, "^soundtrack: 'nowhere.wav' does not exist"),
     ({"prompt": 3}, TypeError, "prompt: a text"),
     ({"prompt": " "}, RequestError, "^prompt: the prompt is empty"),
     ({"num_inference_steps": "4"}, TypeError, "num_inference_steps: a whole number"),
