@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import weakref
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.nn import Parameter
 from engine import Access, EngineService, Request
 from engine.components import Service
 from engine.errors import ConfigError, RequestError, SourceError
+from plugins.speech.espeak import Espeak
 
 
 def test_engine_service_is_a_service() -> None:
@@ -38,6 +40,22 @@ def test_plan_preview_check_and_capabilities_do_not_import_torch(tmp_path: Path)
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (tmp_path / "who.png").stat().st_size > 0
+
+
+def test_capabilities_list_only_voices_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = EngineService(["diariser=channels"]).capabilities()
+    assert {"name": "channels", "by_channel": True} in known["diarisers"]
+    assert known["diariser"] == "channels"
+    packages = [find_spec(name) for name in ("resemblyzer", "silero_vad", "onnxruntime")]
+    assert ({"name": "resemblyzer", "by_channel": False} in known["diarisers"]) is all(packages)
+
+    def missing(_: Espeak) -> None:
+        raise ConfigError("not installed")
+
+    monkeypatch.setattr(Espeak, "check", lambda _: None)
+    assert EngineService().capabilities()["speech"] == "espeak"
+    monkeypatch.setattr(Espeak, "check", missing)
+    assert EngineService().capabilities()["speech"] is None
 
 
 def test_plan_and_delivery_agree(tmp_path: Path) -> None:

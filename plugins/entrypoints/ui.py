@@ -37,7 +37,7 @@ class UiConfig(JobsConfig):
     )
     worker: str | None = field(
         default=None,
-        metadata={"help": "URL of an endpoint that makes the videos, as http://HOST:8000/v2/local", "word": "URL"},
+        metadata={"help": "URL of an endpoint that makes the videos, as http://HOST:8000", "word": "URL"},
     )
     api_key: str | None = field(
         default="${oc.env:RUNPOD_API_KEY,null}", metadata={"help": "API key for --worker", "word": "KEY"} | SECRET
@@ -116,14 +116,20 @@ class Ui:
 
 
 def _endpoint(url: str) -> tuple[str, str]:
-    """Return base URL and id of an endpoint's URL. Raises ConfigError."""
-    parts = urlsplit(url.rstrip("/"))
-    base, _, name = url.rstrip("/").rpartition("/")
-    if parts.scheme not in ("http", "https") or not parts.hostname or not parts.path.strip("/") or parts.username:
+    """Return base URL and id of an endpoint's URL, which may be the address that `multitalk endpoint` prints.
+
+    Raises ConfigError.
+    """
+    url = url.rstrip("/")
+    parts = urlsplit(url)
+    if not parts.path:
+        url += "/v2/local"
+    base, _, name = url.rpartition("/")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
         raise ConfigError(
             "no URL of an endpoint",
             field="entrypoint.worker",
-            hint="give one such as http://127.0.0.1:8000/v2/local or https://api.runpod.ai/v2/ID",
+            hint="give one such as http://127.0.0.1:8000 or https://api.runpod.ai/v2/ID",
         )
     return base, name
 

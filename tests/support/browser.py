@@ -52,13 +52,15 @@ class Browser:
         await self.call("DOM.setFileInputFiles", files=[str(path)], objectId=node["result"]["objectId"])
 
 
-async def opened(page: str, folder: Path, use: Callable[[Browser], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+async def opened(
+    page: str, folder: Path, use: Callable[[Browser], Awaitable[dict[str, Any]]], *flags: str
+) -> dict[str, Any]:
     """Return what `use` learns in a tab at the address `page`; `folder` is for the browser's own files."""
     import aiohttp
 
     words = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", f"--user-data-dir={folder}"]
     browser = await asyncio.create_subprocess_exec(
-        str(CHROMIUM), *words, "about:blank", stderr=subprocess.PIPE, start_new_session=True
+        str(CHROMIUM), *words, *flags, "about:blank", stderr=subprocess.PIPE, start_new_session=True
     )
     try:
         assert browser.stderr is not None
@@ -75,6 +77,8 @@ async def opened(page: str, folder: Path, use: Callable[[Browser], Awaitable[dic
             tab = pages[0]
             async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
                 used = Browser(socket)
+                # Without a window a page has no focus, and so no events of it.
+                await used.call("Emulation.setFocusEmulationEnabled", enabled=True)
                 await used.call("Page.navigate", url=page)
                 return await use(used)
     finally:

@@ -71,8 +71,6 @@ async def set_length(tab: Browser, seconds: str) -> None:
 
 async def type_in(tab: Browser, selector: str, text: str) -> None:
     """Write a text into a field, as a person does who then goes on to the next."""
-    # Without a window a page has no focus, and so no events of it.
-    await tab.call("Emulation.setFocusEmulationEnabled", enabled=True)
     field = f"document.querySelector({json.dumps(selector)})"
     await tab.run(
         f"{{ const field = {field}; field.focus(); field.value = {json.dumps(text)};"

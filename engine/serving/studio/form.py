@@ -150,12 +150,18 @@ def read_form(values: Mapping[str, Any], media: Mapping[str, str] | None = None)
 
 
 def job_input(
-    form: Form, address: Callable[[Path, str], str], *, native_fps: float = 25.0, seed: int | None = None
+    form: Form,
+    address: Callable[[Path, str], str],
+    *,
+    native_fps: float = 25.0,
+    most_frames: int | None = None,
+    seed: int | None = None,
 ) -> dict[str, Any]:
     """Return the input of the form's job (docs/api.md). Raises FieldError for the first field that is wrong.
 
     `address` turns a local file, of the field that is its second argument, into an address for the worker. `seed` is
-    used if the form has none. `native_fps` is the model's own rate, which turns seconds into frames.
+    used if the form has none. `native_fps` is the model's own rate, which turns seconds into frames, of which the
+    worker allows `most_frames`.
     """
     if not form.picture:
         raise FieldError("picture", "Add a picture: drop a file, paste one, or use the camera.")
@@ -183,7 +189,7 @@ def job_input(
             job[target] = int(value) if float(value).is_integer() else value
     if "sampling_steps" in job and not isinstance(job["sampling_steps"], int):
         raise FieldError("steps", "Steps: give a whole number from 2 to 100.")
-    job |= _length(form, native_fps) | {"seed": _seed(form, seed)}
+    job |= _length(form, native_fps, most_frames) | {"seed": _seed(form, seed)}
     finder = [f"diariser={form.diariser}"] if form.voices == FOUND and form.diariser else []
     overrides = [*finder, *form.overrides]
     return job | ({"overrides": overrides} if overrides else {})
@@ -264,13 +270,17 @@ def _voices(form: Form) -> list[tuple[str | None, str, int | None]]:
     return voices
 
 
-def _length(form: Form, native_fps: float) -> dict[str, Any]:
+def _length(form: Form, native_fps: float, most: int | None) -> dict[str, Any]:
     if form.seconds is None:
         return {"num_frames": "auto"}
     fps = form.fps or native_fps
     frames = round(form.seconds * fps) if math.isfinite(form.seconds) else 0
     if frames < 1:
         raise FieldError("seconds", "Length: give more than 0 seconds, or leave it empty.")
+    if most is not None and frames > most:
+        raise FieldError(
+            "seconds", f"Length: at most {math.floor(100 * most / fps) / 100:g} s, {most} frames, are allowed here."
+        )
     return {"num_frames": frames, "fps": int(fps) if float(fps).is_integer() else fps}
 
 

@@ -155,6 +155,7 @@ class Studio:
             "thumb": self.history.path(name, "thumb.jpg").is_file(),
             "report": output.get("report"),
             "retakes": self.backend.retakes and entry.state == "COMPLETED" and not entry.of,
+            "elsewhere": self.backend.endpoint is not None,
             "of": entry.of,
             "window": entry.window,
         }
@@ -186,7 +187,9 @@ class Studio:
         return answer.content if answer.is_success else None
 
     def _input(self, form: Form, address: Callable[[Path, str], str], seed: int | None) -> dict[str, Any]:
-        return job_input(form, address, native_fps=float(self._capability("fps", 25.0)), seed=seed)
+        most = self._capability("limits", {}).get("frames")
+        rate = float(self._capability("fps", 25.0))
+        return job_input(form, address, native_fps=rate, most_frames=most, seed=seed)
 
     def _capability(self, name: str, default: Any) -> Any:
         try:

@@ -14,7 +14,7 @@ host.innerHTML = `<section class="job" aria-labelledby="job-state" hidden tabind
   <p class="early note" hidden></p>
   <video controls playsinline hidden aria-label="The video"></video>
   <ul class="warnings"></ul>
-  <details class="report" hidden><summary></summary><div class="wide" tabindex="0" role="region" aria-label="Report of the windows"><table></table></div></details>
+  <details class="report" hidden><summary></summary><p class="note again" hidden>To make a window again, the engine must run in the studio's own process: a worker elsewhere takes no such job.</p><div class="wide" tabindex="0" role="region" aria-label="Report of the windows"><table></table></div></details>
   <details class="code" hidden><summary>Code of this job</summary><div class="texts"></div></details>
 </section>
 <section class="history" aria-labelledby="history-title"><h2 id="history-title">Your videos</h2>
@@ -104,10 +104,11 @@ function row(cells) {
   return made;
 }
 
-function judge(report, id, retakes) {
+function judge(report, id, retakes, elsewhere) {
   const box = find(".report");
   box.hidden = !report;
   if (!report) return;
+  box.querySelector(".again").hidden = !elsewhere;
   const names = Object.keys(report.limits).filter((name) => report.windows.some((one) => (one.figures[name] ?? null) !== null));
   const bad = report.below.length;
   box.querySelector("summary").textContent = bad
@@ -187,7 +188,7 @@ function finish(entry) {
     video.hidden = false;
     if (playing) video.play().catch(() => {});
   }
-  judge(entry.report, entry.id, entry.retakes);
+  judge(entry.report, entry.id, entry.retakes, entry.elsewhere);
   code(entry.code);
 }
 

@@ -6,6 +6,7 @@ import ast
 import json
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ def test_an_empty_form_is_as_long_as_its_voices_and_has_the_drawn_seed() -> None
         "num_frames": "auto",
         "seed": 7,
     }
+
+
+def test_a_length_that_a_worker_does_not_allow_is_told_in_seconds() -> None:
+    assert job(replace(ONE, seconds=8.04), most_frames=201)["num_frames"] == 201
+    with pytest.raises(FieldError, match=r"at most 8\.04 s, 201 frames") as error:
+        job_input(replace(ONE, seconds=8.08), address, most_frames=201)
+    assert error.value.field == "seconds"
 
 
 def test_every_value_of_the_form_reaches_the_job() -> None:

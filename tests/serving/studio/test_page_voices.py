@@ -70,7 +70,9 @@ async def spoken(tab: Browser) -> dict[str, Any]:
     focused = await tab.until("document.activeElement.matches('#script textarea')")
     await type_in(tab, "#script textarea", SAID)
     await tab.until(f'JSON.stringify({NAMES}) === \'["Anna","Ben"]\'')
-    cast = await tab.run("document.querySelector('#cast p').innerText")
+    cast = await tab.until(
+        "document.querySelector('#cast p')?.innerText.includes('Ben')", "document.querySelector('#cast p').innerText"
+    )
     plan = await tab.until(
         "document.querySelector('#plan')?.innerText.includes('2 turns')",
         "document.querySelector('#plan').textContent",

@@ -193,7 +193,8 @@ def test_a_broken_entry_is_left_out(studio: Studio) -> None:
         ({"password": ""}, "entrypoint.password"),
         ({"worker": "ftp://x/v2/local"}, "entrypoint.worker"),
         ({"worker": "http://name:secret@host/v2/local"}, "entrypoint.worker"),
-        ({"worker": "http://host"}, "entrypoint.worker"),
+        ({"worker": "http:///v2/local"}, "entrypoint.worker"),
+        ({"worker": "http://host/v2/local?key=x"}, "entrypoint.worker"),
     ],
 )
 def test_a_studio_that_others_reach_needs_a_password_and_a_worker_an_address(
@@ -205,6 +206,14 @@ def test_a_studio_that_others_reach_needs_a_password_and_a_worker_an_address(
     assert "\n" not in str(error.value)
     assert "secret" not in str(error.value)
     Ui(UiConfig(host="0.0.0.0", password="x"))
+
+
+@pytest.mark.parametrize("url", ["http://host:8000", "http://host:8000/", "http://host:8000/v2/local/"])
+def test_the_address_that_an_endpoint_prints_is_one_of_a_worker(url: str) -> None:
+    server = _Server(UiConfig(worker=url, password=None))
+    with server.backend(Path()) as backend:
+        assert backend.endpoint == "http://host:8000/v2/local"
+        backend.close()
 
 
 def test_a_worker_elsewhere_makes_the_video(tmp_path: Path) -> None:
