@@ -143,31 +143,8 @@ function progress(output) {
   }
 }
 
-const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
-const once = (target, name) => new Promise((resolve) => target.addEventListener(name, resolve, { once: true }));
-
-// "avc1.640028,mp4a.40.2": profile, compatibility and level are the bytes behind the version in the box avcC.
-function codecs(init) {
-  const at = init.findIndex((_, i) => init[i] === 0x61 && init[i + 1] === 0x76 && init[i + 2] === 0x63 && init[i + 3] === 0x43);
-  const hex = [...init.slice(at + 5, at + 8)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  return `avc1.${hex},mp4a.40.2`;
-}
-
-async function append(buffer, content) {
-  for (;;) {
-    const done = once(buffer, "updateend");
-    try { buffer.appendBuffer(content); await done; return; } catch (error) {
-      if (error.name !== "QuotaExceededError") throw error;
-    }
-    // Full: remove what was played already.
-    const played = $("video").currentTime - 5;
-    if (played > 0) { buffer.remove(0, played); await done; }
-    await pause(1000);
-  }
-}
-
-// Plays a video while it is made: appends the parts of its playlist as they appear.
-async function watch(playlist) {
+// Plays a video while it is made.
+function watch(playlist) {
   if (watched === playlist) return;
   watched = playlist;
   over = false;
@@ -175,40 +152,11 @@ async function watch(playlist) {
   const url = new URL(playlist, location);
   // Only this endpoint's own. It may know itself by another host name than this page does.
   if (!url.pathname.startsWith("/live/")) return;
-  const address = new URL(url.pathname, location), video = $("video");
-  video.hidden = false;
-  if (!window.MediaSource) { video.src = address; return; } // iPhones play HLS themselves
-  const fetched = async (name) => {
-    const response = await fetch(new URL(name, address));
-    if (!response.ok) throw new Error(`the endpoint answered ${response.status}`);
-    return response;
-  };
-  const bytes = async (name) => new Uint8Array(await (await fetched(name)).arrayBuffer());
-  const source = new MediaSource();
   if (blob) URL.revokeObjectURL(blob);
-  video.src = blob = URL.createObjectURL(source);
-  await once(source, "sourceopen");
-  let buffer = null, known = 0;
-  while (watched === playlist) {
-    const last = over; // afterwards nothing more can come
-    try {
-      const text = await (await fetched(address)).text();
-      if (buffer === null) {
-        const init = await bytes(/#EXT-X-MAP:URI="([^"]+)"/.exec(text)[1]);
-        buffer = source.addSourceBuffer(`video/mp4; codecs="${codecs(init)}"`);
-        await append(buffer, init);
-      }
-      const parts = text.split("\n").filter((line) => line && !line.startsWith("#"));
-      for (; known < parts.length && watched === playlist; known++) {
-        await append(buffer, await bytes(parts[known]));
-        if (known === 0) video.play().catch(() => {}); // a browser may ask for a click first
-      }
-      if (watched === playlist && (last || text.includes("#EXT-X-ENDLIST"))) { source.endOfStream(); return; }
-    } catch (error) {
-      if (last) return;
-    }
-    await pause(500);
-  }
+  blob = null;
+  playLive($("video"), new URL(url.pathname, location), {
+    wanted: () => watched === playlist, ended: () => over, opened: (address) => { blob = address; },
+  });
 }
 
 async function finish(report) {

@@ -15,9 +15,9 @@ from PIL import Image, ImageOps
 from engine.serving.studio.studio import Studio
 
 
-def read(name: str) -> str:
-    """Return a text file of this package."""
-    return files("engine.serving.studio").joinpath(name).read_text("utf-8")
+def read(name: str, package: str = "engine.serving.studio") -> str:
+    """Return a text file of a package."""
+    return files(package).joinpath(name).read_text("utf-8")
 
 
 #: What the head of the page has.

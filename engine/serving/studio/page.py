@@ -62,7 +62,7 @@ class _Page:
                 self.videos = gr.HTML(
                     value={"job": "", "load": ""},
                     html_template="<div class='videos'></div>",
-                    js_on_load=read("videos.js"),
+                    js_on_load=read("player.js", "engine.serving") + read("videos.js"),
                     elem_id="videos",
                 )
 

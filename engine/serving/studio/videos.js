@@ -20,8 +20,7 @@ host.innerHTML = `<section class="job" aria-labelledby="job-state" hidden tabind
 <section class="history" aria-labelledby="history-title"><h2 id="history-title">Your videos</h2>
   <p class="empty note">Nothing yet: add a picture and a voice, or click an example.</p><ul></ul></section>`;
 const find = (query) => host.querySelector(query);
-const video = find("video"), pause = (time) => new Promise((resolve) => setTimeout(resolve, time));
-const once = (target, name) => new Promise((resolve) => target.addEventListener(name, resolve, { once: true }));
+const video = find("video");
 let current = "", watched = "", over = true, blob = null, started = "";
 
 async function ask(path, method = "GET") {
@@ -38,58 +37,19 @@ function make(name, text = "", attributes = {}) {
   return made;
 }
 
-// "avc1.640028,mp4a.40.2": profile, compatibility and level are the bytes behind the version in the box avcC.
-function codecs(init) {
-  const at = init.findIndex((_, i) => init[i] === 0x61 && init[i + 1] === 0x76 && init[i + 2] === 0x63 && init[i + 3] === 0x43);
-  const hex = [...init.slice(at + 5, at + 8)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  return `avc1.${hex},mp4a.40.2`;
-}
-
-async function append(buffer, content) {
-  const done = once(buffer, "updateend");
-  buffer.appendBuffer(content);
-  await done;
-}
-
-// Plays a video while it is made: appends the parts of its playlist as they appear.
-async function watchLive(id) {
+// Plays a video while it is made.
+function watchLive(id) {
   if (watched === id) return;
   watched = id;
   over = false;
-  const base = `/studio/live/${id}/`;
-  video.hidden = false;
-  if (!window.MediaSource) { video.src = `${base}index.m3u8`; return; } // iPhones play HLS themselves
-  const fetched = async (name) => {
-    const response = await fetch(base + name);
-    if (!response.ok) throw new Error(`the studio answered ${response.status}`);
-    return response;
-  };
-  const bytes = async (name) => new Uint8Array(await (await fetched(name)).arrayBuffer());
-  const source = new MediaSource();
   if (blob) URL.revokeObjectURL(blob);
-  video.src = blob = URL.createObjectURL(source);
-  await once(source, "sourceopen");
-  let buffer = null, known = 0;
-  while (watched === id) {
-    const last = over;
-    try {
-      const text = await (await fetched("index.m3u8")).text();
-      if (buffer === null) {
-        const init = await bytes(/#EXT-X-MAP:URI="([^"]+)"/.exec(text)[1].split("/").pop());
-        buffer = source.addSourceBuffer(`video/mp4; codecs="${codecs(init)}"`);
-        await append(buffer, init);
-      }
-      const parts = text.split("\n").filter((line) => line && !line.startsWith("#"));
-      for (; known < parts.length && watched === id; known++) {
-        await append(buffer, await bytes(parts[known].split("/").pop()));
-        if (known === 0) video.play().catch(() => {}); // a browser may ask for a click first
-      }
-      if (watched === id && (last || text.includes("#EXT-X-ENDLIST"))) { source.endOfStream(); return; }
-    } catch (error) {
-      if (last) return;
-    }
-    await pause(500);
-  }
+  blob = null;
+  const base = new URL(`/studio/live/${id}/`, location);
+  playLive(video, new URL("index.m3u8", base), {
+    wanted: () => watched === id, ended: () => over, opened: (address) => { blob = address; },
+    // An engine elsewhere has the parts at other addresses.
+    place: (name) => new URL(name.split("/").pop(), base),
+  });
 }
 
 function bound(limit) {

@@ -150,7 +150,12 @@ def test_a_name_that_only_points_here_is_refused(server: RunningEndpoint) -> Non
 
 
 def test_the_page_loads_nothing_from_elsewhere(server: RunningEndpoint) -> None:
-    for path, kind in (("", "text/html"), ("page.css", "text/css"), ("page.js", "text/javascript")):
+    for path, kind in (
+        ("", "text/html"),
+        ("page.css", "text/css"),
+        ("page.js", "text/javascript"),
+        ("player.js", "text/javascript"),
+    ):
         response = HTTP.get(f"{server.endpoint.url}/{path}")
         assert response.headers["Content-Type"] == f"{kind}; charset=utf-8"
         assert "default-src 'none'" in response.headers["Content-Security-Policy"]
