@@ -2,8 +2,9 @@
 
 They are in diffusers' repository and not in its packages, so the path of a checkout is needed, of the tag that is
 installed. A mixin that its version does not have is left out, and reported. `MULTITALK_MIXINS=wan` tests diffusers'
-Wan in place of ours, to compare; `MULTITALK_MIXINS_FORCE=1` runs tests on the CPU that ask for an accelerator, and
-offloads there without streams, which a CPU does not have.
+Wan in place of ours, to compare. `MULTITALK_MIXINS_FORCE=1` runs tests on the CPU that ask for an accelerator, and
+offloads there without streams, which a CPU does not have. `MULTITALK_MIXINS_BACKEND=aot_eager` compiles with that
+backend in place of inductor, whose C++ takes most of the time: graphs, guards and recompilations are the same.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ if os.environ.get("MULTITALK_MIXINS_FORCE"):
             offload(self, *values, **{**named, "use_stream": False, "record_stream": False})
 
         ModelMixin.enable_group_offload = without_streams
+if backend := os.environ.get("MULTITALK_MIXINS_BACKEND"):
+    torch.compile = functools.partial(torch.compile, backend=backend)
 mixins = importlib.import_module("diffusers_tests.models.testing_utils")
 
 WAN = os.environ.get("MULTITALK_MIXINS") == "wan"
