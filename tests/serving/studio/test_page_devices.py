@@ -35,7 +35,9 @@ async def take(tab: Browser) -> dict[str, Any]:
     await tab.until(READY)
     await press(tab, "picture", "capture from camera")
     await press(tab, "picture", "access webcam")
-    await asyncio.sleep(1)
+    await tab.until("document.querySelector('#picture video')?.videoWidth")
+    # Its first pictures are black.
+    await asyncio.sleep(2)
     await press(tab, "picture", "capture photo")
     await tab.until("document.querySelector('#boxes .stage:not([hidden]) img')?.naturalWidth")
     await press(tab, "voice1", "record audio")

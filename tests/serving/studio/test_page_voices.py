@@ -195,7 +195,9 @@ def test_what_is_not_installed_is_not_offered(url: str, tmp_path: Path) -> None:
     async def read(tab: Browser) -> dict[str, Any]:
         await tab.until(READY)
         return {
-            "offered": await tab.run("document.querySelector('#source').innerText"),
+            "offered": await tab.until(
+                "document.querySelector('#source input')", "document.querySelector('#source').innerText"
+            ),
             "note": await tab.until(
                 "document.querySelector('#voices-note code')", "document.querySelector('#voices-note').innerText"
             ),
