@@ -174,7 +174,8 @@ class TalkingVideo:
             return f"<p>{len(content) / 1e6:.0f} MB are too many to embed: use <code>video.save(path)</code></p>"
         width, _ = self.plan.canvas.target
         text = base64.b64encode(content).decode()
-        return f'<video controls loop width="{max(width, 320)}" src="data:video/mp4;base64,{text}"></video>'
+        # Browsers let it play with sound where somebody has pressed a key or button of the page, as to run a cell.
+        return f'<video controls autoplay width="{max(width, 320)}" src="data:video/mp4;base64,{text}"></video>'
 
     def _kept(self) -> npt.NDArray[np.uint8]:
         if self._pictures is None:

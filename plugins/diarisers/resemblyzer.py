@@ -38,7 +38,8 @@ class Resemblyzer:
         """Raise MissingExtra if a package is not installed."""
         for module, package in (("silero_vad", "silero-vad"), ("onnxruntime", "onnxruntime"), ("resemblyzer", "")):
             if find_spec(module) is None:
-                raise MissingExtra("diariser=resemblyzer", package or module, "diarise")
+                why = "diariser=channels needs none, for a recording with a person on each channel"
+                raise MissingExtra("diariser=resemblyzer", package or module, "diarise", why=why)
 
     def find(self, sound: Samples, people: int, *, cancel: CancelToken | None = None) -> Sequence[Turn]:
         """Return who speaks when; a recording with one person needs no comparison."""

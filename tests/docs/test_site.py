@@ -19,7 +19,7 @@ from engine.cli.commands_page import document
 from engine.cli.help import COMMANDS
 from engine.cli.main import main
 from engine.plugin.manager import installed
-from scripts.site_hooks import outside, within
+from scripts.site_hooks import outside, titles, within
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -108,6 +108,16 @@ def test_links_out_of_the_folder_become_text_on_the_site(page: str, target: str,
     markdown = f"See [the page]({target}) and ![a picture]({target})."
     kept = "the page" if leaves else f"[the page]({target})"
     assert within(markdown, page) == f"See {kept} and ![a picture]({target})."
+
+
+def test_links_named_by_a_file_get_the_title_of_the_page_on_the_site() -> None:
+    title_of = titles(SITE["nav"])
+    assert title_of["plan.md"] == "Plans, time and cost"
+    text = "See [plan.md](plan.md#recipes), [docs/plan.md](plan.md) and [recipes](plan.md)."
+    title = "“Plans, time and cost”"
+    expected = f"See [{title}](plan.md#recipes), [{title}](plan.md) and [recipes](plan.md)."
+    assert within(text, "cli.md", title_of) == expected
+    assert within("[cli.md](../cli.md)", "decisions/001-time.md", title_of) == "[“Command line”](../cli.md)"
 
 
 def test_marks_of_tests_do_not_end_a_table_on_the_site() -> None:

@@ -315,7 +315,7 @@ def test_a_video_is_saved_shown_and_removed_with_its_object(talker: Talker, tmp_
 
     assert video.save(tmp_path / "talk.mp4").read_bytes() == path.read_bytes()
     assert "160x96, 5 frames at 25" in repr(video)
-    assert "<video controls" in video._repr_html_()
+    assert "<video controls autoplay" in video._repr_html_()
     assert video.report is not None
     assert any("voice is cut" in warning for warning in video.warnings)
     with pytest.raises(RequestError, match="path: the video cannot be saved"):
