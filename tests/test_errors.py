@@ -200,7 +200,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str], list[str]]] = {
     "preview over the picture": ({}, ["--preview", "@/ok.png"], ["preview", "ok.png", "overwritten"]),
     "preview that is no PNG": ({}, ["--preview", "@/full.mp4"], ["preview", "full.mp4", ".png"]),
     "unknown flag": ({}, ["--promt", "x"], ["--promt", "did you mean --prompt"]),
-    "a word too much": ({}, ["picture.png"], ["'picture.png'", "key=value"]),
+    "a word too much": ({}, ["picture.png"], ["there is no file 'picture.png'", "check the name"]),
     "unknown entrypoint": ({}, ["entrypoint=server"], ["entrypoint"]),
 }
 

@@ -125,7 +125,7 @@ def test_output_for_another_sink_is_a_name_alone() -> None:
         (["--frame=3"], "did you mean --frames"),
         (["--image"], "--image"),
         (["--image", "--audio", "b.wav"], "--image needs a value"),
-        (["picture.png"], "'picture.png' is neither a flag nor group=name"),
+        (["picture.png"], "there is no file 'picture.png'"),
         (["-m", "--seed", "1,2"], "request.seed=1,2"),
         (["--output", "folder/"], "names no file"),
         (["--json=yes"], "--json"),
