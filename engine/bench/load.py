@@ -164,11 +164,14 @@ def resident(file: Path) -> float:
 # --- what is timed ----------------------------------------------------------------------------------------------------
 
 
+def _files(root: Path, dtype: str) -> ComponentFiles:
+    part = part_in(root / "transformer", "transformer")
+    return ComponentFiles(part, "transformer", DTYPES[dtype], network=network())
+
+
 def load_ours(root: Path, dtype: str, reader: Reader) -> nn.Module:
     """Load the transformer as the engine does."""
-    return ComponentFiles(
-        part_in(root / "transformer", "transformer"), "transformer", DTYPES[dtype], network=network()
-    ).read(reader, "cpu")
+    return _files(root, dtype).read(reader, "cpu")
 
 
 def load_theirs(root: Path, dtype: str) -> nn.Module:
@@ -203,7 +206,7 @@ def read_fresh(part: ComponentFiles) -> dict[str, torch.Tensor]:
 
 def _round(root: Path, dtype: str, reader: Reader) -> dict[str, tuple[float, float]]:
     files = sorted((root / "transformer").glob("*.safetensors"))
-    part = ComponentFiles(part_in(root / "transformer", "transformer"), "transformer", DTYPES[dtype])
+    part = _files(root, dtype)
     ways: dict[str, Callable[[], object]] = {
         "plain_cold": lambda: read_plain(files),
         "ours_cold": lambda: load_ours(root, dtype, reader),
@@ -258,7 +261,7 @@ def _memory(root: Path, dtype: str, reader: str, largest: int) -> dict[str, floa
 
 def _child(root: Path, dtype: str, reader: str) -> dict[str, int]:
     chosen_reader = installed().readers.build_default(reader)
-    part = ComponentFiles(part_in(root / "transformer", "transformer"), "transformer", DTYPES[dtype])
+    part = _files(root, dtype)
     before = forget_peak() * 1024
     model = part.read(chosen_reader, "cpu")
     tensors = [*model.parameters(), *model.buffers()]
